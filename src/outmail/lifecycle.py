@@ -1,0 +1,206 @@
+"""The life of one recipient: six states, and the only functions that go from one to another.
+
+Rules of this file
+  1. Every change of state anywhere in outmail is one of the named functions below; a store's WHERE clauses are
+     checked against `ARROWS`, its CHECK constraint against `STATES`, the drawing in the docs is printed from it.
+  2. An event that is not listed for the present state raises `Illegal` and changes nothing.
+
+Theory of operation
+  A recipient waits (QUEUED), is taken by one engine (SENDING), and comes back by the next hop's word (DELIVERED,
+  FAILED) or to wait again. Two things are remembered across all of it. ``uncertain`` is a fact about the past: once
+  a final dot went out and no answer was recorded, the next hop may have the mail, and no later event can make that
+  untrue; the mark is set once and never cleared. ``losses`` counts engines that died while holding the recipient:
+  a first loss makes it a suspect, which is leased alone; the third loss holds it as poison, so that a message which
+  kills engines takes no bystander with it. Any settle clears the suspicion.
+  While SENDING nobody but the engine may move the recipient: an operator's hold or cancel becomes a ``wish``, and
+  every arrow from SENDING back to QUEUED honours it.
+
+Does not: know time, SQL or SMTP. When something is due, and why, is decided by `policy.retry` and passed in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+QUEUED: Final = "queued"
+SENDING: Final = "sending"
+HELD: Final = "held"
+FAILED: Final = "failed"
+CANCELLED: Final = "cancelled"
+DELIVERED: Final = "delivered"
+
+State = Literal["queued", "sending", "held", "failed", "cancelled", "delivered"]
+Wish = Literal["hold", "cancel"]
+
+STATES: tuple[State, ...] = (QUEUED, SENDING, HELD, FAILED, CANCELLED, DELIVERED)
+FINAL: frozenset[State] = frozenset((FAILED, CANCELLED, DELIVERED))
+
+#: event → from → the states it may lead to. An arrow SENDING → SENDING is a wish.
+ARROWS: dict[str, dict[State, tuple[State, ...]]] = {
+    "lease": {QUEUED: (SENDING,)},
+    "delivered": {SENDING: (DELIVERED,)},
+    "refused": {SENDING: (FAILED,)},
+    "deferred": {SENDING: (QUEUED, HELD, CANCELLED)},
+    "unknown": {SENDING: (QUEUED, HELD, CANCELLED)},
+    "returned": {SENDING: (QUEUED, HELD, CANCELLED)},
+    "lost": {SENDING: (QUEUED, HELD, CANCELLED)},
+    "confirm": {QUEUED: (DELIVERED,), SENDING: (DELIVERED,), HELD: (DELIVERED,)},
+    "expired": {QUEUED: (FAILED,), HELD: (FAILED,), SENDING: (FAILED,)},
+    "due": {QUEUED: (QUEUED,)},
+    "suppress": {QUEUED: (FAILED,)},
+    "hold": {QUEUED: (HELD,), SENDING: (SENDING,)},
+    "release": {HELD: (QUEUED,), SENDING: (SENDING,)},
+    "cancel": {QUEUED: (CANCELLED,), HELD: (CANCELLED,), SENDING: (SENDING,)},
+    "quarantine": {QUEUED: (HELD,), SENDING: (HELD,)},
+    "requeue": {FAILED: (QUEUED,), CANCELLED: (QUEUED,)},
+}
+
+#: Arrows whose record is the attempt, not an event row.
+SILENT: frozenset[str] = frozenset(("lease", "returned"))
+
+#: The third engine that dies holding a recipient is the last one.
+POISON_LOSSES = 3
+
+
+class Illegal(Exception):
+    """This event is not possible in this state; nothing was changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a recipient stands: the part of its row that the lifecycle owns."""
+
+    state: State = QUEUED
+    reason: str = ""
+    uncertain: bool = False
+    losses: int = 0
+    wish: Wish | None = None
+
+
+def _step(now: Standing, event: str, to: State, reason: str, **changes: object) -> Standing:
+    if to not in ARROWS[event].get(now.state, ()):
+        raise Illegal(f"{event}: not possible from {now.state} to {to}")
+    return replace(now, state=to, reason=reason, **changes)  # type: ignore[arg-type]
+
+
+def _back(now: Standing, event: str, reason: str, **changes: object) -> Standing:
+    """From SENDING back to waiting, honouring a wish."""
+    if now.wish == "cancel":
+        return _step(now, event, CANCELLED, "cancelled by operator", wish=None, **changes)
+    if now.wish == "hold":
+        return _step(now, event, HELD, "operator", wish=None, **changes)
+    return _step(now, event, QUEUED, reason, wish=None, **changes)
+
+
+def lease(now: Standing) -> Standing:
+    """An engine took it."""
+    return _step(now, "lease", SENDING, now.reason)
+
+
+def delivered(now: Standing) -> Standing:
+    """The next hop answered 2xx."""
+    return _step(now, "delivered", DELIVERED, "", losses=0, wish=None)
+
+
+def refused(now: Standing, reason: str) -> Standing:
+    """The next hop answered 5xx."""
+    return _step(now, "refused", FAILED, reason, losses=0, wish=None)
+
+
+def deferred(now: Standing, reason: str) -> Standing:
+    """4xx, or trouble with the connection."""
+    return _back(now, "deferred", reason, losses=0)
+
+
+def unknown(now: Standing, reason: str, *, hold: bool) -> Standing:
+    """The final dot was sent and no reply came."""
+    if hold and now.wish != "cancel":
+        return _step(now, "unknown", HELD, "uncertain", uncertain=True, losses=0, wish=None)
+    return _back(now, "unknown", reason, uncertain=True, losses=0)
+
+
+def returned(now: Standing) -> Standing:
+    """Handed back untried."""
+    return _back(now, "returned", now.reason)
+
+
+def lost(now: Standing, *, dot: bool, rebooted: bool, hold: bool) -> Standing:
+    """The lease's owner is gone. ``dot``: it had noted a final dot. ``rebooted``: the machine died, not the engine."""
+    losses = now.losses + (0 if rebooted else 1)
+    marked = now.uncertain or dot
+    if losses >= POISON_LOSSES and now.wish != "cancel":
+        return _step(now, "lost", HELD, "poison", uncertain=marked, losses=losses, wish=None)
+    if dot and hold and now.wish != "cancel":
+        return _step(now, "lost", HELD, "uncertain", uncertain=True, losses=losses, wish=None)
+    return _back(now, "lost", "engine lost", uncertain=marked, losses=losses)
+
+
+def confirm(now: Standing) -> Standing:
+    """Evidence that an uncertain delivery happened."""
+    if not now.uncertain:
+        raise Illegal("confirm: only a recipient marked uncertain can be confirmed")
+    return _step(now, "confirm", DELIVERED, "confirmed", wish=None, losses=0)
+
+
+def expired(now: Standing, reason: str) -> Standing:
+    """Age or attempts are used up."""
+    return _step(now, "expired", FAILED, reason, wish=None)
+
+
+def due(now: Standing) -> Standing:
+    """Try now."""
+    return _step(now, "due", QUEUED, now.reason)
+
+
+def suppress(now: Standing, reason: str) -> Standing:
+    """Not to be contacted at all."""
+    return _step(now, "suppress", FAILED, reason)
+
+
+def hold(now: Standing) -> Standing:
+    """An operator stops it."""
+    if now.state == SENDING:
+        return _step(now, "hold", SENDING, now.reason, wish="hold")
+    return _step(now, "hold", HELD, "operator")
+
+
+def release(now: Standing) -> Standing:
+    """An operator lets it go on; poison and corruption are forgiven once."""
+    if now.state == SENDING:
+        if now.wish != "hold":
+            raise Illegal("release: nothing to release")
+        return _step(now, "release", SENDING, now.reason, wish=None)
+    return _step(now, "release", QUEUED, "", losses=0)
+
+
+def cancel(now: Standing) -> Standing:
+    """An operator ends it."""
+    if now.state == SENDING:
+        return _step(now, "cancel", SENDING, now.reason, wish="cancel")
+    return _step(now, "cancel", CANCELLED, "cancelled by operator")
+
+
+def quarantine(now: Standing, reason: str = "corrupt") -> Standing:
+    """The content is unreadable or its hash is wrong."""
+    return _step(now, "quarantine", HELD, reason, wish=None)
+
+
+def requeue(now: Standing) -> Standing:
+    """An operator's second chance: age and attempts restart."""
+    return _step(now, "requeue", QUEUED, "", losses=0)
+
+
+def sources(event: str) -> tuple[State, ...]:
+    """The states from which ``event`` is possible: what a store's WHERE clause must name."""
+    return tuple(ARROWS[event])
+
+
+def diagram() -> str:
+    """The table as a Mermaid state diagram; the docs hold its output, and a test compares them."""
+    lines = ["stateDiagram-v2", "    [*] --> queued : accepted"]
+    for event, arrows in ARROWS.items():
+        for origin, targets in arrows.items():
+            lines += [f"    {origin} --> {target} : {event}" for target in targets]
+    lines += [f"    {state} --> [*]" for state in STATES if state in FINAL]
+    return "\n".join(lines)

@@ -1,0 +1,157 @@
+"""A new message from what a program has: texts, files, addresses → complete bytes.
+
+Promises: 7-bit, lines of at most 998 octets, CRLF; headers by `headers`, bodies by the standard library with 7-bit
+transfer encodings; the finished *bytes* are checked: the header block splits back into exactly the fields written.
+Bcc is never written. Fails: `ValueError` (`headers.HeaderError`, `splice.ContentError`) with a sentence.
+Does not: read files, know the time, or choose recipients.
+"""
+
+from __future__ import annotations
+
+import mimetypes
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from outmail.mime import headers, splice
+from outmail.smtp.syntax import Mailbox, printable, valid_key
+
+Person = tuple[str, Mailbox]
+
+#: Fields that `Parts` has its own place for, or that only the transport may write.
+_OURS = frozenset(
+    "from to cc bcc reply-to subject date message-id mime-version content-type content-transfer-encoding content-id "
+    "content-disposition received return-path resent-bcc".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """One file: name as the reader sees it, content, MIME type (guessed from the name when empty)."""
+
+    name: str
+    content: bytes
+    type: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a message is made of. ``inline`` maps Content-IDs (``cid:logo``) to files of the HTML part."""
+
+    sender: Person
+    to: Sequence[Person] = ()
+    cc: Sequence[Person] = ()
+    reply_to: Sequence[Person] = ()
+    subject: str = ""
+    text: str | None = None
+    html: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    attachments: Sequence[Attachment] = ()
+    inline: Mapping[str, Attachment] = field(default_factory=dict)
+    date_ms: int = 0
+    message_id: str = ""
+
+
+def compose(parts: Parts) -> bytes:
+    """The finished message."""
+    block = _head(parts)
+    mime_head, body = _body(parts)
+    content = b"".join(block) + mime_head + b"\r\n" + body
+    content = splice.normalised(content)
+    _verify(content, block)
+    return content
+
+
+def _head(parts: Parts) -> list[bytes]:
+    block = [
+        headers.unstructured("Date", headers.date(parts.date_ms)),
+        headers.addresses("From", [parts.sender]),
+    ]
+    for name, people in (("Reply-To", parts.reply_to), ("To", parts.to), ("Cc", parts.cc)):
+        if people:
+            block.append(headers.addresses(name, people))
+    if not parts.to and not parts.cc:
+        block.append(headers.unstructured("To", "undisclosed-recipients:;"))
+    block.append(headers.unstructured("Message-ID", parts.message_id))
+    block.append(headers.unstructured("Subject", parts.subject))
+    for name, value in parts.headers.items():
+        if name.lower() in _OURS:
+            raise headers.HeaderError(f"the header {name} has its own argument or is written by outmail")
+        block.append(headers.unstructured(name, value))
+    return block
+
+
+def _body(parts: Parts) -> tuple[bytes, bytes]:
+    """(MIME header fields, body), both with CRLF."""
+    if parts.html is None and not parts.attachments and not parts.inline and _plain(parts.text or ""):
+        text = re.sub(r"\r\n?|\n", "\r\n", parts.text or "")
+        return b'MIME-Version: 1.0\r\nContent-Type: text/plain; charset="us-ascii"\r\n', text.encode("ascii")
+    flat = _mime(parts).as_bytes()
+    end = splice.head_end(flat)
+    return flat[:end], flat[end + 2 :]
+
+
+def _plain(text: str) -> bool:
+    """True for text that needs no transfer encoding at all."""
+    return text.isascii() and "\0" not in text and len(max(re.split(r"\r\n?|\n", text), key=len)) <= headers.LINE
+
+
+def _mime(parts: Parts) -> Any:
+    from email.message import EmailMessage
+    from email.policy import SMTP
+
+    message: Any = EmailMessage(policy=SMTP.clone(cte_type="7bit"))
+    if parts.html is None:
+        message.set_content(parts.text or "")
+    else:
+        if parts.text is not None:
+            message.set_content(parts.text)
+            message.add_alternative(parts.html, subtype="html")
+            html = message.get_payload()[1]
+        else:
+            message.set_content(parts.html, subtype="html")
+            html = message
+        for cid, file in parts.inline.items():
+            maintype, subtype = _type(file)
+            html.add_related(file.content, maintype, subtype, cid=f"<{_cid(cid)}>", filename=_filename(file.name), disposition="inline")
+    if parts.inline and parts.html is None:
+        raise headers.HeaderError("inline files need an HTML part that shows them")
+    for file in parts.attachments:
+        maintype, subtype = _type(file)
+        if maintype in ("message", "multipart"):
+            maintype, subtype = "application", "octet-stream"  # composite types may not be encoded (RFC 2046 §5.2.1)
+        message.add_attachment(file.content, maintype, subtype, filename=_filename(file.name))
+    return message
+
+
+def _type(file: Attachment) -> tuple[str, str]:
+    kind = file.type or mimetypes.guess_type(file.name)[0] or "application/octet-stream"
+    match = re.fullmatch(r"([A-Za-z0-9!#$&^_.+-]+)/([A-Za-z0-9!#$&^_.+-]+)", kind)
+    if not match:
+        raise headers.HeaderError(f"{printable(kind)} is not a MIME type such as application/pdf")
+    return match[1].lower(), match[2].lower()
+
+
+def _filename(name: str) -> str:
+    if not valid_key(name):
+        raise headers.HeaderError(f"the file name {printable(name)} contains a control character")
+    return name.replace("\\", "/").rpartition("/")[2] or "file"
+
+
+def _cid(cid: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.+\-]+(@[A-Za-z0-9_.\-]+)?", cid):
+        raise headers.HeaderError(f"{printable(cid)} cannot be a content id: use letters, digits, . _ -")
+    return cid
+
+
+def _verify(content: bytes, block: list[bytes]) -> None:
+    """The bytes decide, not the library's version."""
+    if not content.isascii():
+        # Only UTF-8 local parts in address fields are left; they go out by SMTPUTF8.
+        content[: splice.head_end(content)].decode("utf-8")
+    if max(map(len, content.split(b"\r\n"))) > headers.HARD_LINE:
+        raise splice.ContentError("a line of the composed message is longer than 998 octets", "bad-content")
+    written = [field for _, field in splice.fields(content)]
+    if written[: len(block)] != block or any(not field.lower().startswith((b"content-", b"mime-version:")) for field in written[len(block) :]):
+        raise splice.ContentError("the composed header does not read back as it was written", "bad-content")

@@ -1,0 +1,98 @@
+"""Foreign messages as bytes: normalise once, look at header fields, cut or prepend whole ones.
+
+Promises: apart from line ends (`normalised`) no byte changes that a function was not asked to change; fields are found
+by their bytes, so a message that no parser likes passes unharmed.
+Fails: `ContentError`, a ValueError with a stable ``code``. Does not: decode bodies, or write a header (`headers` does).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_FIRST = re.compile(rb"[!-9;-~]+[ \t]*:")
+_FIELD = re.compile(rb"(?im)^([!-9;-~]+)[ \t]*:[^\r\n]*\r\n(?:[ \t][^\r\n]*\r\n)*")
+_WANTED = re.compile(rb"(?im)^(message-id|date|subject)[ \t]*:[ \t]*([^\r\n]*(?:\r\n[ \t][^\r\n]*)*)\r\n")
+_BARE_CR = re.compile(rb"\r(?!\n)")
+
+
+class ContentError(ValueError):
+    """This content cannot be a message."""
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def normalised(content: bytes) -> bytes:
+    """CRLF line ends and a last CRLF. NUL and bare CR are errors; lone LF becomes CRLF. Normal content comes back as it is."""
+    if b"\0" in content:
+        raise ContentError("the message contains a NUL byte, which no mail server may pass on", "bad-content")
+    crlf = content.count(b"\r\n")
+    if content.count(b"\r") != crlf:
+        line = content.count(b"\n", 0, _BARE_CR.search(content).start()) + 1  # type: ignore[union-attr]
+        raise ContentError(f"the message contains a carriage return without line feed in line {line}", "bad-content")
+    if content.count(b"\n") != crlf:
+        content = re.sub(rb"(?<!\r)\n", b"\r\n", content)
+    return content if content.endswith(b"\r\n") else content + b"\r\n"
+
+
+def head_end(content: bytes) -> int:
+    """The offset behind the header block's last CRLF, which is also where the empty line or the end is."""
+    if content.startswith(b"\r\n"):
+        return 0
+    end = content.find(b"\r\n\r\n")
+    return len(content) if end < 0 else end + 2
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What acceptance needs to know of a header block. Empty strings for what is missing."""
+
+    message_id: str
+    subject: str
+    dated: bool
+    has_message_id: bool
+    eight_bit: bool
+
+
+def look(content: bytes) -> Head:
+    """Read Message-ID, Subject and Date; raises `ContentError` when the first line is no header field."""
+    if not _FIRST.match(content):
+        first = content[:60].split(b"\r")[0].decode("utf-8", "replace")
+        raise ContentError(f"the message does not begin with a header field but with {first!r}", "bad-content")
+    head = content[: head_end(content)]
+    found = {match[1].lower(): match[2] for match in reversed(list(_WANTED.finditer(head)))}
+    message_id = found.get(b"message-id", b"").strip().decode("utf-8", "replace")
+    return Head(message_id, _readable(found.get(b"subject", b"")), b"date" in found, bool(message_id), not head.isascii())
+
+
+def _readable(raw: bytes) -> str:
+    text = re.sub(r"\r\n([ \t])", r"\1", raw.decode("utf-8", "replace")).strip()
+    if "=?" in text:
+        from email.errors import HeaderParseError
+        from email.header import decode_header, make_header
+
+        try:
+            text = str(make_header(decode_header(text)))
+        except (HeaderParseError, LookupError, UnicodeError, ValueError):
+            pass  # shown as it stands: this text is for people, the bytes are kept
+    return re.sub(r"[\x00-\x1f\x7f]+", " ", text)[:500]
+
+
+def fields(content: bytes) -> list[tuple[str, bytes]]:
+    """The header fields in order as (lower-case name, whole bytes)."""
+    return [(m[1].decode("ascii").lower(), m[0]) for m in _FIELD.finditer(content[: head_end(content)])]
+
+
+def cut(content: bytes, *names: str) -> bytes:
+    """Remove whole fields by name."""
+    end = head_end(content)
+    gone = {name.lower().encode() for name in names}
+    head = _FIELD.sub(lambda m: b"" if m[1].lower() in gone else m[0], content[:end])
+    return head + content[end:]
+
+
+def eight_bit(content: bytes) -> bool:
+    """True when the message needs 8BITMIME."""
+    return not content.isascii()

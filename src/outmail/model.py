@@ -1,0 +1,362 @@
+"""The nouns: what is stored, what is tried, what is learned, what is told.
+
+Promises: plain immutable values without behaviour beyond turning themselves into the JSON of the interface;
+``None`` stands only where the docs say so. Times are milliseconds UTC (`outmail.clock`), spans milliseconds.
+Does not: any I/O, and imports nothing of outmail but the clock's formats and the lifecycle's words.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+from outmail.clock import as_datetime, rfc3339
+from outmail.lifecycle import FINAL, State
+
+PRIORITIES = ("high", "normal", "low")
+#: Needs of a message that a next hop must meet (`Message.needs`).
+NEEDS_8BIT = 1
+NEEDS_UTF8 = 2
+
+_ALPHABET = "0123456789abcdefghijklmnopqrstuv"
+
+
+def _base32hex(number: int) -> str:
+    return "".join([_ALPHABET[(number >> shift) & 31] for shift in range(125, -1, -5)])
+
+
+def new_id(now: int) -> str:
+    """26 characters of base32hex: 48 bits of time, 80 bits of chance; sorts by time."""
+    return _base32hex((now << 82) | (int.from_bytes(os.urandom(11), "big") & ((1 << 82) - 1)))
+
+
+def keyed_id(key: str, namespace: str = "") -> str:
+    """The id of a message with an idempotency key: the same on every host, so the primary key is the idempotency."""
+    digest = hashlib.sha256(b"outmail key\0" + namespace.encode() + b"\0" + key.encode()).digest()
+    return _base32hex(int.from_bytes(digest[:17], "big") >> 6)
+
+
+def is_id(text: str) -> bool:
+    """True for a message id, or a recipient's (``<id>/<n>``)."""
+    head, slash, n = text.partition("/")
+    return len(head) == 26 and not head.strip(_ALPHABET) and (not slash or n.isdecimal())
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a server said. ``code`` is 0 when nobody said anything and ``text`` is our own words."""
+
+    code: int
+    text: str
+    enhanced: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"code": self.code or None, "enhanced": self.enhanced or None, "text": self.text}
+
+    def __str__(self) -> str:
+        return " ".join(part for part in (str(self.code or ""), self.enhanced, self.text) if part)
+
+
+Kind = Literal["delivered", "deferred", "refused", "unknown"]
+Scope = Literal["recipient", "message", "destination"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What an attempt learned for a recipient. A failure to deliver is this value, never an exception.
+
+    ``stage`` is the step of the dialogue: connect, banner, ehlo, tls, auth, mail, rcpt, data, dot, local.
+    ``fault`` is True when the connection or handshake itself failed, which is what opens a circuit breaker.
+    """
+
+    kind: Kind
+    scope: Scope
+    stage: str
+    reply: Reply
+    fault: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Dsn:
+    """What the sender asks of delivery status notifications (RFC 3461).
+
+    ``notify``: "never", or words of "success,failure,delay"; ``ret``: "full" or "hdrs"; ``envid``: any printable text.
+    """
+
+    notify: str = ""
+    ret: str = ""
+    envid: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipient:
+    """One address of one message as it is accepted. ``destination`` is the route's name."""
+
+    address: str
+    destination: str
+    suppressed: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A complete message as acceptance hands it to a store: immutable bytes plus envelope."""
+
+    id: str
+    content: bytes
+    sender: str
+    recipients: tuple[Recipient, ...]
+    message_id: str
+    subject: str
+    sha256: bytes
+    needs: int
+    accepted_at: int
+    due: int
+    expires_at: int
+    priority: int = 1
+    key: str | None = None
+    tag: str | None = None
+    dsn: Dsn | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The caller's proof of acceptance.
+
+    ``durable`` is True when the commit reached the disk; ``duplicate`` when the key was known and nothing was added.
+    """
+
+    id: str
+    message_id: str
+    accepted_at: datetime
+    durable: bool = True
+    duplicate: bool = False
+
+
+@dataclass(slots=True)
+class Leased:
+    """One recipient in an engine's hands. ``outcome`` and ``attempted`` are filled by the transport."""
+
+    n: int
+    address: str
+    attempts: int
+    uncertain: bool
+    losses: int
+    outcome: Outcome | None = None
+
+
+@dataclass(slots=True)
+class Delivery:
+    """Recipients of one message that go to one destination in one transaction."""
+
+    seq: int
+    id: str
+    lease: int
+    destination: str
+    sender: str
+    content: bytes
+    sha256: bytes
+    needs: int
+    message_id: str
+    accepted_at: int
+    expires_at: int
+    recipients: list[Leased]
+    started: float = 0.0
+    host: str = ""
+    dsn: Dsn | None = None
+    transcript: list[tuple[int, str, bytes]] = field(default_factory=list)
+
+    def all(self, outcome: Outcome) -> None:
+        """The same outcome for every recipient that has none yet."""
+        for recipient in self.recipients:
+            if recipient.outcome is None:
+                recipient.outcome = outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What policy makes of an outcome: the arrow to take, when it is due again, and why."""
+
+    event: str
+    due: int = 0
+    reason: str = ""
+    charged: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A delivery with its verdicts, as an engine hands it to `store.settle`. ``verdicts`` go by recipient."""
+
+    delivery: Delivery
+    verdicts: tuple[tuple[Leased, Verdict], ...]
+    at: int
+    duration_ms: int
+    keep_transcript: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RecipientStatus:
+    """Where one recipient stands."""
+
+    n: int
+    address: str
+    state: State
+    uncertain: bool
+    reason: str
+    attempts: int
+    next_try_at: int | None
+    route: str
+    reply: Reply | None
+
+    @property
+    def final(self) -> bool:
+        return self.state in FINAL
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "n": self.n,
+            "address": self.address,
+            "state": self.state,
+            "uncertain": self.uncertain,
+            "reason": self.reason,
+            "attempts": self.attempts,
+            "next_try_at": rfc3339(self.next_try_at),
+            "route": self.route,
+            "reply": self.reply.as_dict() if self.reply else None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A message and where each of its recipients stands; ``status`` is derived, never stored."""
+
+    id: str
+    message_id: str
+    sender: str
+    subject: str
+    size: int
+    sha256: str
+    key: str | None
+    tag: str | None
+    priority: str
+    accepted_at: int
+    expires_at: int
+    recipients: tuple[RecipientStatus, ...]
+
+    @property
+    def status(self) -> str:
+        """The recipients' state if all agree, else ``mixed``."""
+        states = {recipient.state for recipient in self.recipients}
+        return states.pop() if len(states) == 1 else "mixed"
+
+    @property
+    def settled(self) -> bool:
+        """True when every recipient is final or held: nothing more will happen by itself."""
+        return all(r.final or r.state == "held" for r in self.recipients)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "v": 1,
+            "id": self.id,
+            "message_id": self.message_id,
+            "sender": self.sender,
+            "subject": self.subject,
+            "size": self.size,
+            "sha256": self.sha256,
+            "key": self.key,
+            "tag": self.tag,
+            "priority": self.priority,
+            "accepted_at": rfc3339(self.accepted_at),
+            "expires_at": rfc3339(self.expires_at),
+            "status": self.status,
+            "recipients": [recipient.as_dict() for recipient in self.recipients],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try of one or more recipients of a message, with the dialogue as far as it was kept."""
+
+    at: int
+    recipients: tuple[int, ...]
+    route: str
+    host: str
+    duration_ms: int
+    outcome: str
+    reply: Reply
+    transcript: tuple[Mapping[str, Any], ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "v": 1,
+            "at": rfc3339(self.at),
+            "recipients": list(self.recipients),
+            "route": self.route,
+            "host": self.host,
+            "duration_ms": self.duration_ms,
+            "outcome": self.outcome,
+            "reply": self.reply.as_dict(),
+            "transcript": [dict(line) for line in self.transcript],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A fact, written in the same transaction as the change it tells."""
+
+    cursor: int
+    at: int
+    event: str
+    id: str
+    n: int | None
+    address: str | None
+    state: State
+    uncertain: bool
+    reason: str
+    attempts: int
+    reply: Reply | None
+
+    @property
+    def when(self) -> datetime:
+        return as_datetime(self.at)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "v": 1,
+            "cursor": self.cursor,
+            "at": rfc3339(self.at),
+            "event": self.event,
+            "id": self.id,
+            "n": self.n,
+            "address": self.address,
+            "state": self.state,
+            "uncertain": self.uncertain,
+            "reason": self.reason,
+            "attempts": self.attempts,
+            "reply": self.reply.as_dict() if self.reply else None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One word of a filter: ``field:value``, perhaps negated."""
+
+    field: str
+    value: Any
+    negated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which recipients an operation means. The terms are and-ed; no term selects everything."""
+
+    terms: tuple[Term, ...] = ()
+    #: (message id, recipient number or None) pairs, or-ed; empty = any.
+    ids: tuple[tuple[str, int | None], ...] = ()
+
+    @property
+    def empty(self) -> bool:
+        return not self.terms and not self.ids

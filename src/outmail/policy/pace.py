@@ -1,0 +1,108 @@
+"""How hard a next hop may be pressed: sessions at once, messages a second, and a circuit breaker.
+
+Promises: pure arithmetic on numbers passed in (``now`` is monotonic seconds). Concurrency starts small and grows by one
+for every round of successes (the idea of Postfix's SCHEDULER_README); it is halved by trouble with the *connection* only,
+never by a refused recipient. After `TRIP` such faults in a row the breaker opens: nothing is tried until a pause is
+over, then one session probes; a success closes it, a fault doubles the pause up to five minutes.
+Does not: count by destination (a route's fallback relays each have their own pace), sleep, or open anything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+INITIAL = 5
+TRIP = 3
+FIRST_PAUSE = 1.0
+LONGEST_PAUSE = 300.0
+
+
+@dataclass(slots=True)
+class Pace:
+    """The pace of one next hop. ``rate`` is messages per second, 0 for no limit."""
+
+    ceiling: int = 20
+    rate: float = 0.0
+    limit: float = INITIAL
+    faults: int = 0
+    open_until: float = 0.0
+    pause: float = 0.0
+    probing: bool = False
+    tokens: float = 1.0
+    filled: float = 0.0
+    trouble: str = ""
+
+    def __post_init__(self) -> None:
+        self.limit = float(min(self.limit, self.ceiling))
+
+    @property
+    def tripped(self) -> bool:
+        return self.pause > 0
+
+    def may_open(self, sessions: int, now: float) -> bool:
+        """True when one more session may be opened beside ``sessions`` open ones."""
+        if self.tripped:
+            return not self.probing and now >= self.open_until
+        return sessions < int(self.limit)
+
+    def has_room(self, now: float) -> bool:
+        """True when leasing mail for this hop makes sense."""
+        return not self.tripped or (not self.probing and now >= self.open_until)
+
+    def opening(self) -> None:
+        """A session is being opened; under an open breaker it is the probe."""
+        if self.tripped:
+            self.probing = True
+
+    def success(self) -> None:
+        """A dialogue went well as a dialogue, whatever was said in it."""
+        self.faults = 0
+        self.pause = self.open_until = 0.0
+        self.probing = False
+        self.trouble = ""
+        if self.limit < self.ceiling:
+            self.limit = min(self.ceiling, self.limit + 1 / self.limit)
+
+    def fault(self, now: float, trouble: str, *, fatal: bool = False) -> bool:
+        """Connecting or shaking hands failed. ``fatal`` (wrong password, bad certificate) trips at once.
+
+        Returns True when this fault opened the breaker: the moment to say so, once.
+        """
+        self.faults += 1
+        self.trouble = trouble
+        self.limit = max(1.0, self.limit / 2)
+        was_open = self.tripped
+        if was_open or fatal or self.faults >= TRIP:
+            self.pause = min(LONGEST_PAUSE, max(FIRST_PAUSE, self.pause * 2))
+            self.open_until = now + self.pause
+            self.probing = False
+        return self.tripped and not was_open
+
+    def take(self, now: float) -> float:
+        """Take one message's worth of the rate limit; returns the seconds to wait first (0 = go)."""
+        if not self.rate:
+            return 0.0
+        burst = max(1.0, self.rate)
+        if self.filled:
+            self.tokens = min(burst, self.tokens + (now - self.filled) * self.rate)
+        self.filled = now
+        self.tokens -= 1.0
+        return max(0.0, -self.tokens / self.rate)
+
+
+def shares(n: int, waiting: tuple[int, int, int], turn: int) -> tuple[int, int, int]:
+    """How many of (high, normal, low) a lease of ``n`` takes when so many wait of each.
+
+    High goes first at any age, but n/8 stays for normal and n/16 for low where they wait; below 16 those seats
+    rotate with ``turn``, so that even leases of one starve nobody.
+    """
+    high, normal, low = waiting
+    seats = (n // 8, n // 16)
+    if n < 16:
+        slot = turn % 16
+        seats = (1 if slot % 8 == 7 and n else 0, 1 if slot == 14 and n else 0)
+    kept_normal = min(normal, seats[0])
+    kept_low = min(low, seats[1], n - kept_normal)
+    took_high = min(high, n - kept_normal - kept_low)
+    took_normal = min(normal, n - took_high - kept_low)
+    return took_high, took_normal, min(low, n - took_high - took_normal)

@@ -1,0 +1,101 @@
+"""What to make of an outcome: the arrow, the next try, the reason.
+
+Promises: pure; the same arguments give the same verdict. A schedule is data (``1m, 5m*2, 1h*3``): each step is the
+wait before the next attempt, ``*n`` repeats it, a closing ``…`` (or ``...``) repeats the last step until the message
+expires; without it attempts are used up after the last step. Waits vary by ±20 % so that what failed together does
+not come back together (the remedy of chasquid's queue and of RFC 5321 §4.5.4.1's retry pacing).
+Fails: `Schedule.parse` raises ValueError with a sentence.
+Does not: change a state (that is `lifecycle`) or know SMTP beyond the first digit, which the outcome's kind carries.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from outmail.clock import DAY, MINUTE, human_span, parse_span
+from outmail.model import Outcome, Verdict
+
+#: Doubling from one minute to four hours, for five days: some forty attempts.
+DEFAULT_SCHEDULE = "1m, 2m, 4m, 8m, 15m, 30m, 1h, 2h, 4h…"
+_STEP = re.compile(r"([0-9a-z. ]+?)(?:\*(\d+))?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Waits in milliseconds; ``endless`` repeats the last one."""
+
+    steps: tuple[int, ...]
+    endless: bool
+
+    @classmethod
+    def parse(cls, text: str) -> Schedule:
+        body = text.strip()
+        endless = body.endswith(("…", "..."))
+        body = body.removesuffix("…").removesuffix("...").rstrip(" ,")
+        steps: list[int] = []
+        for part in body.split(","):
+            match = _STEP.fullmatch(part.strip())
+            if not match:
+                raise ValueError(f"{part.strip()!r} in the retry schedule is not a step: write such as 5m or 5m*2")
+            wait, times = parse_span(match[1]), int(match[2] or 1)
+            if wait <= 0 or not 0 < times <= 1000:
+                raise ValueError(f"{part.strip()!r} in the retry schedule must be a positive time, at most 1000 times")
+            steps += [wait] * times
+        return cls(tuple(steps), endless)
+
+    def wait(self, attempts: int, chance: float) -> int | None:
+        """The wait after ``attempts`` attempts, or None when they are used up. ``chance`` is in [0, 1)."""
+        if attempts > len(self.steps) and not self.endless:
+            return None
+        step = self.steps[min(attempts, len(self.steps)) - 1]
+        return int(step * (0.8 + 0.4 * chance))
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """The settings of ``[retry]``."""
+
+    schedule: Schedule = Schedule.parse(DEFAULT_SCHEDULE)  # noqa: RUF009  (immutable)
+    expire: int = 5 * DAY
+    soft_bounce: bool = False
+    on_uncertain: Literal["retry", "hold"] = "retry"
+
+    @property
+    def longest(self) -> int:
+        """No retry may wait longer than this: what a clock that jumped left behind is due at once."""
+        return int(max(self.schedule.steps) * 1.2) + MINUTE
+
+
+DELIVERED = Verdict("delivered")
+
+
+def verdict(outcome: Outcome, *, attempts: int, now: int, expires_at: int, retry: Retry, chance: float) -> Verdict:
+    """``attempts`` counts this one. The reason of a failure is the server's own word where there is one."""
+    if outcome.kind == "delivered":
+        return DELIVERED
+    reason = str(outcome.reply)
+    if outcome.kind == "refused" and not retry.soft_bounce:
+        return Verdict("refused", reason=reason)
+    if outcome.kind == "unknown" and retry.on_uncertain == "hold":
+        return Verdict("unknown", now, reason)
+    wait = retry.schedule.wait(attempts, chance)
+    if wait is None and outcome.kind != "unknown":
+        return Verdict("expired", reason=f"attempts used up ({attempts}); last: {reason}")
+    if now >= expires_at and outcome.kind != "unknown":
+        return Verdict("expired", reason=f"too old; last: {reason}")
+    event = "unknown" if outcome.kind == "unknown" else "deferred"
+    return Verdict(event, now + (wait or retry.schedule.steps[-1]), reason)
+
+
+def lost_due(losses: int, now: int) -> int:
+    """A first loss is due at once, the first one as a suspect a minute later."""
+    return now + (MINUTE if losses > 1 else 0)
+
+
+def in_words(retry: Retry) -> str:
+    """The plan for people: what happens to a message that nobody takes."""
+    steps = [human_span(step) for step in retry.schedule.steps]
+    tail = f"every {steps[-1]} until {human_span(retry.expire)} old" if retry.schedule.endless else "then given up"
+    return f"after {', '.join(steps)}, {tail}"

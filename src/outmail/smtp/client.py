@@ -1,0 +1,507 @@
+"""The client's side of an SMTP or LMTP session, as a generator without I/O.
+
+How it is driven: ``dialogue()`` yields requests and is resumed with their answers: `Read` (send what `outgoing` holds,
+then feed at least one more portion of bytes to `feed`), `StartTls`, `Take` (the next delivery or None), `Dot` (may the
+final dot be sent?), `Done` (every recipient of the delivery has its outcome). I/O trouble is thrown in as `Broken`.
+
+Promises
+  - With PIPELINING, MAIL, RCPT and DATA go out in one flight, and the envelope of the next message rides behind the
+    final dot of this one (RFC 2920 §3.1): one round trip a message. Two cursors: what was sent, what was answered.
+  - Every recipient gets exactly one outcome, by the first digit of its own reply; unexpected codes are no error.
+  - No final dot without a permission (`Dot`): after it, a lost reply is the outcome *unknown*; before it, *deferred*.
+  - 421 anywhere, a malformed reply, or any `Broken` ends the session; nothing is ever sent on it again.
+  - Nothing, not even credentials, is sent in clear when TLS is required; bytes that came before the handshake abort it.
+  - The transcript is kept with the delivery, secrets masked; message content is noted by its size only.
+Fails: `SessionFailed` carries the outcome that ended the session; deliveries in hand were `Done` before.
+Does not: connect, keep time, verify certificates (the shell does), or retry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from outmail.model import NEEDS_8BIT, NEEDS_UTF8, Delivery, Leased, Outcome, Reply
+from outmail.smtp import auth
+from outmail.smtp.reply import ProtocolError, ReplyReader
+
+MAX_RECIPIENTS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the dialogue needs to know of the relay. ``may_clear`` allows AUTH without TLS (loopback, or told so)."""
+
+    hostname: str = "localhost"
+    lmtp: bool = False
+    encrypted: bool = False
+    starttls: bool = False
+    user: str = ""
+    password: str = field(default="", repr=False)
+    may_clear: bool = False
+    pipelining: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Send what is outgoing, then feed more bytes. ``stage`` names the step for time-outs and people."""
+
+    stage: str
+
+
+@dataclass(frozen=True, slots=True)
+class StartTls:
+    """Shake hands now; resume when the line is encrypted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """Give the next delivery, or None. ``wait``: there is nothing else to do, so it may take a while."""
+
+    wait: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Dot:
+    """May the final dot be sent for these recipients? True only when that is on record."""
+
+    delivery: Delivery
+    recipients: list[Leased]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Every recipient of this delivery has its outcome."""
+
+    delivery: Delivery
+
+
+Request = Read | StartTls | Take | Dot | Done
+Flow = Generator[Request, Any, Any]
+
+
+class Broken(Exception):
+    """Thrown into the dialogue: the connection is gone or too slow. The text is for people."""
+
+
+class SessionFailed(Exception):
+    """The session cannot go on. ``outcome`` says why, with scope ``destination``."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(str(outcome.reply))
+        self.outcome = outcome
+
+
+class _Closing(Exception):
+    """The server said 421."""
+
+    def __init__(self, reply: Reply) -> None:
+        self.reply = reply
+
+
+@dataclass(slots=True)
+class _Transaction:
+    delivery: Delivery
+    recipients: list[Leased]
+    last: bool
+    accepted: list[Leased] = field(default_factory=list)
+    dotted: bool = False
+    done: bool = False
+
+
+_WAIT, _NOWAIT = Take(True), Take(False)
+_READS = {stage: Read(stage) for stage in ("banner", "ehlo", "tls", "auth", "mail", "rcpt", "data", "dot", "rset", "quit")}
+
+
+def by_digit(reply: Reply, scope: str, stage: str) -> Outcome:
+    """The outcome a reply means: 2xx delivered, 5xx refused, anything else deferred."""
+    first = reply.code // 100
+    kind = "delivered" if first == 2 else "refused" if first == 5 else "deferred"
+    return Outcome(kind, scope, stage, reply)  # type: ignore[arg-type]
+
+
+def stuffed(content: bytes) -> bytes:
+    """Dot-stuffing (RFC 5321 §4.5.2) of CRLF-normal content; the same object when there is nothing to stuff."""
+    if b"\r\n." in content:
+        content = content.replace(b"\r\n.", b"\r\n..")
+    return b"." + content if content.startswith(b".") else content
+
+
+def xtext(value: str) -> str:
+    """RFC 3461 §4: printable ASCII but ``+`` and ``=`` as it is, the rest as +HH."""
+    return "".join(c if "!" <= c <= "~" and c not in "+=" else "".join(f"+{b:02X}" for b in c.encode()) for c in value)
+
+
+class Client:
+    """One session. ``now`` (milliseconds since it began) is set by whoever drives it, for the transcript."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.now = 0
+        self.stage = "banner"
+        self.extensions: dict[str, str] = {}
+        self.encrypted = settings.encrypted
+        self.pipelining = False
+        self.greeting: list[tuple[int, str, bytes]] = []
+        self.transactions = 0
+        self._reader = ReplyReader()
+        self._out: list[bytes] = []
+        self._script = self.greeting
+        self._dirty = False
+        self._backlog: Iterator[_Transaction] = iter(())
+
+    # -- the seam to the shell --------------------------------------------------------------------------------------
+
+    def feed(self, data: bytes) -> None:
+        """Bytes from the server. Raises `ProtocolError`; throw that into the dialogue as `Broken`."""
+        self._reader.feed(data)
+
+    def outgoing(self) -> list[bytes]:
+        """Bytes for the server since the last call, in order."""
+        out, self._out = self._out, []
+        return out
+
+    def dialogue(self) -> Flow:
+        """The whole session: greeting, deliveries until `Take` gives None, QUIT."""
+        try:
+            yield from self._greet()
+        except _Closing as closing:
+            raise SessionFailed(self._fault(closing.reply)) from None
+        except Broken as broken:
+            raise SessionFailed(self._fault(Reply(0, str(broken)))) from None
+        yield from self._deliveries()
+        yield from self._quit()
+
+    # -- greeting ---------------------------------------------------------------------------------------------------
+
+    def _greet(self) -> Flow:
+        reply = yield from self._read("banner")
+        self._require(reply, "banner")
+        yield from self._ehlo()
+        if self.settings.starttls and not self.encrypted:
+            yield from self._starttls()
+        if self.settings.user:
+            yield from self._auth()
+        self.pipelining = self.settings.pipelining and "PIPELINING" in self.extensions
+
+    def _ehlo(self) -> Flow:
+        verb = "LHLO" if self.settings.lmtp else "EHLO"
+        reply, lines = yield from self._ask(f"{verb} {self.settings.hostname}", "ehlo")
+        if reply.code // 100 == 5 and not self.settings.lmtp and not self.settings.starttls and not self.settings.user:
+            reply, lines = yield from self._ask(f"HELO {self.settings.hostname}", "ehlo")
+            lines = lines[:1]
+        self._require(reply, "ehlo")
+        self.extensions = _extensions(lines[1:])
+
+    def _starttls(self) -> Flow:
+        if "STARTTLS" not in self.extensions:
+            raise SessionFailed(self._fatal("tls", "the relay does not offer STARTTLS, and TLS is required: nothing was sent"))
+        reply, _ = yield from self._ask("STARTTLS", "tls")
+        self._require(reply, "tls")
+        if self._reader.buffered:
+            raise SessionFailed(self._fatal("tls", "bytes arrived before the TLS handshake: somebody is in the line"))
+        yield StartTls()
+        self.encrypted = True
+        self._note("C", b"(TLS)")
+        yield from self._ehlo()
+
+    def _auth(self) -> Flow:
+        safe = self.encrypted or self.settings.may_clear
+        if not safe:
+            raise SessionFailed(self._fatal("auth", "no credentials are sent without TLS: use smtps://, or allow it explicitly"))
+        offered = frozenset(self.extensions.get("AUTH", "").upper().split())
+        mechanism = auth.choose(offered, safe=self.encrypted)
+        if mechanism is None:
+            raise SessionFailed(self._fatal("auth", f"no common way to authenticate; the relay offers {' '.join(sorted(offered)) or 'none'}"))
+        first = auth.initial(mechanism, self.settings.user, self.settings.password)
+        reply, lines = yield from self._ask(f"AUTH {mechanism}", "auth", secret=first, spaced=True)
+        step = 0
+        while reply.code == 334 and step < 4:
+            try:
+                response = auth.answer(mechanism, step, lines[0][4:].decode("ascii", "replace"), self.settings.user, self.settings.password)
+            except ValueError as problem:
+                raise SessionFailed(self._fatal("auth", str(problem))) from None
+            reply, lines = yield from self._ask("", "auth", secret=response)
+            step += 1
+        if reply.code // 100 != 2:
+            raise SessionFailed(Outcome("deferred", "destination", "auth", reply, fault=True))
+
+    # -- deliveries -------------------------------------------------------------------------------------------------
+
+    def _deliveries(self) -> Flow:
+        previous: _Transaction | None = None
+        while True:
+            current = yield from self._next(wait=previous is None)
+            if previous is not None and (current is None or not self.pipelining):
+                yield from self._guarded(self._final(previous), previous, current)
+                previous = None
+                if current is None:
+                    continue
+            if current is None:
+                return
+            yield from self._guarded(self._envelope(current, previous), previous, current)
+            previous = None
+            if current.accepted:
+                yield from self._content(current)
+                previous = current
+            elif current.last:
+                yield Done(current.delivery)
+
+    def _next(self, wait: bool) -> Flow:
+        """The next transaction: a slice of the delivery in hand, or of a new one that passes the gate."""
+        while True:
+            piece = next(self._backlog, None)
+            if piece is not None:
+                return piece
+            delivery = yield _WAIT if wait else _NOWAIT
+            if delivery is None:
+                return None
+            delivery.transcript = []
+            self._gate(delivery)
+            open_ = [r for r in delivery.recipients if r.outcome is None]
+            if not open_:
+                yield Done(delivery)
+                continue
+            self._backlog = _slices(delivery, open_, self._max_recipients())
+
+    def _guarded(self, flow: Flow, previous: _Transaction | None, current: _Transaction | None) -> Flow:
+        """Run a part of the dialogue; if the session ends in it, everybody in hand gets an outcome first."""
+        try:
+            return (yield from flow)
+        except _Closing as closing:
+            reply = closing.reply
+        except Broken as broken:
+            reply = Reply(0, str(broken))
+        outcome = Outcome("deferred", "destination", self.stage, reply)
+        if previous is not None and not previous.done:
+            yield from self._abandon(previous, reply, outcome)
+        if current is not None and (previous is None or current.delivery is not previous.delivery):
+            yield from self._abandon(current, reply, outcome)
+        raise SessionFailed(outcome)
+
+    def _abandon(self, transaction: _Transaction, reply: Reply, outcome: Outcome) -> Flow:
+        if transaction.dotted:
+            unknown = Outcome("unknown", "message", "dot", reply)
+            for recipient in transaction.accepted:
+                recipient.outcome = recipient.outcome or unknown
+        transaction.delivery.transcript.append((self.now, "S", f"({reply})".encode()))
+        transaction.delivery.all(outcome)
+        yield Done(transaction.delivery)
+
+    def _envelope(self, current: _Transaction, previous: _Transaction | None) -> Flow:
+        """Send MAIL, RCPT and DATA; read the answers. Fills ``accepted`` when the content may follow."""
+        self.transactions += 1
+        script = current.delivery.transcript
+        commands = self._commands(current)
+        reset = self._dirty
+        self._dirty = True
+        if self.pipelining:
+            if reset:
+                self._send("RSET", script)
+            for command in commands:
+                self._send(command, script)
+            self._send("DATA", script)
+            if previous is not None:
+                yield from self._final(previous)
+        self._script = script
+        if reset:
+            if not self.pipelining:
+                self._send("RSET", script)
+            yield from self._read("rset")
+        if not self.pipelining:
+            self._send(commands[0], script)
+        mail = yield from self._read("mail")
+        if mail.code // 100 != 2:
+            outcome = by_digit(mail, "message", "mail")
+            for recipient in current.recipients:
+                recipient.outcome = outcome
+            if not self.pipelining:
+                return
+        for i, recipient in enumerate(current.recipients, 1):
+            if not self.pipelining:
+                self._send(commands[i], script)
+            reply = yield from self._read("rcpt")
+            if reply.code // 100 == 2:
+                current.accepted.append(recipient)
+            elif recipient.outcome is None:
+                recipient.outcome = by_digit(reply, "recipient", "rcpt")
+        if mail.code // 100 != 2:
+            current.accepted.clear()
+        if not self.pipelining:
+            if not current.accepted:
+                return
+            self._send("DATA", script)
+        yield from self._data(current, mail)
+
+    def _data(self, current: _Transaction, mail: Reply) -> Flow:
+        reply = yield from self._read("data")
+        if reply.code // 100 == 3:
+            if not current.accepted:
+                # RFC 2920 §3.1: DATA was accepted although no recipient was: end it with an empty message.
+                self._send(".", current.delivery.transcript)
+                yield from self._read("data")
+            return
+        outcome = by_digit(reply, "message", "data")
+        if outcome.kind == "delivered":
+            outcome = Outcome("deferred", "message", "data", reply)
+        for recipient in current.accepted:
+            recipient.outcome = outcome
+        current.accepted.clear()
+
+    def _content(self, current: _Transaction) -> Flow:
+        """Content and final dot, after the dot is on record."""
+        if not (yield Dot(current.delivery, current.accepted)):
+            outcome = Outcome("deferred", "destination", "dot", Reply(0, "the final dot could not be put on record, so it was not sent"))
+            current.delivery.all(outcome)
+            yield Done(current.delivery)
+            raise SessionFailed(outcome)
+        current.dotted = True
+        self._dirty = False
+        content = current.delivery.content
+        self._out.append(stuffed(content))
+        self._out.append(b".\r\n")
+        current.delivery.transcript.append((self.now, "C", b"(%d bytes of content and the final dot)" % len(content)))
+
+    def _final(self, transaction: _Transaction) -> Flow:
+        """The answer to the final dot: one, or with LMTP one for each accepted recipient (RFC 2033 §4.2)."""
+        self._script = transaction.delivery.transcript
+        try:
+            reply = yield from self._read("dot")
+            outcome = by_digit(reply, "message", "dot")
+            for i, recipient in enumerate(transaction.accepted):
+                if self.settings.lmtp and i:
+                    reply = yield from self._read("dot")
+                    outcome = by_digit(reply, "recipient", "dot")
+                recipient.outcome = outcome
+        except _Closing as closing:  # 421 is an answer too: the message was not taken
+            for recipient in transaction.accepted:
+                recipient.outcome = recipient.outcome or by_digit(closing.reply, "message", "dot")
+            raise
+        if transaction.last:
+            transaction.done = True
+            yield Done(transaction.delivery)
+
+    def _quit(self) -> Flow:
+        self._script = self.greeting
+        self._send("QUIT", self.greeting)
+        try:
+            yield from self._read("quit")
+        except (Broken, _Closing):
+            pass  # everything was answered before; how the server says goodbye changes nothing
+
+    # -- small parts ------------------------------------------------------------------------------------------------
+
+    def _commands(self, current: _Transaction) -> list[str]:
+        """MAIL and RCPT with the parameters the server offers and the message needs."""
+        delivery, offered = current.delivery, self.extensions
+        words = [f"MAIL FROM:<{delivery.sender}>"]
+        if "SIZE" in offered:
+            words.append(f"SIZE={len(delivery.content)}")
+        if delivery.needs & NEEDS_8BIT and "8BITMIME" in offered:
+            words.append("BODY=8BITMIME")
+        if "SMTPUTF8" in offered and (delivery.needs & NEEDS_UTF8 or not all(r.address.isascii() for r in current.recipients)):
+            words.append("SMTPUTF8")
+        dsn = delivery.dsn if "DSN" in offered else None
+        if dsn and dsn.ret:
+            words.append(f"RET={dsn.ret.upper()}")
+        if dsn and dsn.envid:
+            words.append(f"ENVID={xtext(dsn.envid)}")
+        notify = dsn.notify if dsn else ""
+        return [" ".join(words), *(_rcpt(r.address, notify) for r in current.recipients)]
+
+    def _gate(self, delivery: Delivery) -> None:
+        """What this server cannot take is refused here, with the code it would have used."""
+        offered = self.extensions
+        limit = offered.get("SIZE", "")
+        refusal = None
+        if limit.isdecimal() and 0 < int(limit) < len(delivery.content):
+            refusal = Reply(552, f"the message has {len(delivery.content)} bytes, the relay takes {limit}", "5.3.4")
+        elif delivery.needs & NEEDS_8BIT and "8BITMIME" not in offered:
+            refusal = Reply(554, "the message is 8-bit and the relay takes 7-bit mail only", "5.6.3")
+        elif delivery.needs & NEEDS_UTF8 and "SMTPUTF8" not in offered:
+            refusal = Reply(550, "the sender needs SMTPUTF8, which the relay does not offer", "5.6.7")
+        if refusal is not None:
+            delivery.all(Outcome("refused", "message", "mail", refusal))
+        elif "SMTPUTF8" not in offered:
+            for recipient in delivery.recipients:
+                if not recipient.address.isascii():
+                    reply = Reply(550, "the address needs SMTPUTF8, which the relay does not offer", "5.6.7")
+                    recipient.outcome = Outcome("refused", "recipient", "rcpt", reply)
+
+    def _max_recipients(self) -> int:
+        for word in self.extensions.get("LIMITS", "").upper().split():
+            name, _, value = word.partition("=")
+            if name == "RCPTMAX" and value.isdecimal() and int(value) > 0:
+                return min(MAX_RECIPIENTS, int(value))
+        return MAX_RECIPIENTS
+
+    def _ask(self, command: str, stage: str, *, secret: bytes | None = None, spaced: bool = False) -> Flow:
+        if secret is None:
+            self._send(command, self._script)
+        else:
+            self._out.append(command.encode() + (b" " if spaced else b"") + secret + b"\r\n")
+            self._note("C", (command + " ****").strip().encode())
+        return (yield from self._read_lines(stage))
+
+    def _send(self, command: str, script: list[tuple[int, str, bytes]]) -> None:
+        line = command.encode()
+        self._out.append(line + b"\r\n")
+        script.append((self.now, "C", line))
+
+    def _read(self, stage: str) -> Flow:
+        got = self._reader.pop()
+        while got is None:
+            self.stage = stage
+            yield _READS[stage]
+            got = self._reader.pop()
+        reply, lines = got
+        self._script.append((self.now, "S", lines[0] if len(lines) == 1 else b"\n".join(lines)))
+        if reply.code == 421:
+            self.stage = stage
+            raise _Closing(reply)
+        return reply
+
+    def _read_lines(self, stage: str) -> Flow:
+        reply = yield from self._read(stage)
+        return reply, self._script[-1][2].split(b"\n")
+
+    def _require(self, reply: Reply, stage: str) -> None:
+        if reply.code // 100 != 2:
+            raise SessionFailed(Outcome("deferred", "destination", stage, reply, fault=True))
+
+    def _fault(self, reply: Reply) -> Outcome:
+        return Outcome("deferred", "destination", self.stage, reply, fault=True)
+
+    def _fatal(self, stage: str, text: str) -> Outcome:
+        return Outcome("deferred", "destination", stage, Reply(0, text), fault=True)
+
+    def _note(self, direction: str, line: bytes) -> None:
+        self._script.append((self.now, direction, line))
+
+
+def _extensions(lines: list[bytes]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for line in lines:
+        word, _, rest = line[4:].decode("ascii", "replace").partition(" ")
+        if word.upper().startswith("AUTH="):  # an old spelling, still seen
+            word, rest = "AUTH", word[5:] + " " + rest
+        name = word.upper()
+        found[name] = f"{found[name]} {rest}".strip() if name == "AUTH" and name in found else rest.strip()
+    return found
+
+
+def _rcpt(address: str, notify: str) -> str:
+    command = f"RCPT TO:<{address}>"
+    if not notify:
+        return command
+    command += f" NOTIFY={notify.upper()}"
+    return f"{command} ORCPT=rfc822;{xtext(address)}" if address.isascii() else command
+
+
+def _slices(delivery: Delivery, recipients: list[Leased], size: int) -> Iterator[_Transaction]:
+    for start in range(0, len(recipients), size):
+        yield _Transaction(delivery, recipients[start : start + size], start + size >= len(recipients))
+
+
+__all__ = ["Broken", "Client", "Done", "Dot", "ProtocolError", "Read", "SessionFailed", "Settings", "StartTls", "Take", "stuffed"]

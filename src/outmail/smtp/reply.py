@@ -1,0 +1,76 @@
+"""Replies of a server (RFC 5321 §4.2): bytes in any portions → `Reply` values.
+
+Promises: bounded (a line of 2 KB, a reply of 64 lines, else `ProtocolError`); only the first digit of a code carries
+meaning, so an unexpected but well-formed code is never an error; text is kept printable and bounded.
+Does not: wait, or know which command a reply answers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+
+from outmail.model import Reply
+
+MAX_LINE = 2048
+MAX_LINES = 64
+MAX_TEXT = 500
+
+_ENHANCED = re.compile(r"([245]\.\d{1,3}\.\d{1,3})(?:\s+|$)", re.ASCII)
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f]+")
+
+
+class ProtocolError(Exception):
+    """The peer does not speak SMTP."""
+
+
+class ReplyReader:
+    """Feed it bytes, take whole replies with their raw lines."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._lines: list[bytes] = []
+        self._ready: deque[tuple[Reply, list[bytes]]] = deque()
+
+    def feed(self, data: bytes) -> None:
+        """Take in bytes; raises `ProtocolError` when they cannot be SMTP."""
+        lines = (self._rest + data).split(b"\n") if self._rest else data.split(b"\n")
+        self._rest = lines.pop()
+        if len(self._rest) > MAX_LINE:
+            raise ProtocolError("a reply line is too long")
+        for line in lines:
+            self._line(line.rstrip(b"\r"))
+
+    def pop(self) -> tuple[Reply, list[bytes]] | None:
+        """The next whole reply and its lines, or None."""
+        return self._ready.popleft() if self._ready else None
+
+    @property
+    def buffered(self) -> bool:
+        """True when anything at all was received and not taken: fatal before a TLS handshake."""
+        return bool(self._rest or self._lines or self._ready)
+
+    def _line(self, line: bytes) -> None:
+        code, mark = line[:3], line[3:4]
+        if len(line) > MAX_LINE or not code.isdigit() or not b"200" <= code < b"600" or mark not in (b" ", b"-", b""):
+            raise ProtocolError(f"not an SMTP reply: {line[:80].decode('ascii', 'replace')!r}")
+        if self._lines and self._lines[0][:3] != code:
+            raise ProtocolError("the lines of one reply carry different codes")
+        self._lines.append(line)
+        if len(self._lines) > MAX_LINES:
+            raise ProtocolError("a reply has too many lines")
+        if mark != b"-":
+            lines, self._lines = self._lines, []
+            self._ready.append((_reply(lines), lines))
+
+
+def _reply(lines: list[bytes]) -> Reply:
+    code = int(lines[0][:3])
+    texts = [line[4:].decode("utf-8", "replace") for line in lines]
+    enhanced = ""
+    match = _ENHANCED.match(texts[0])
+    if match and match[1][0] == str(code)[0]:
+        enhanced = match[1]
+        texts = [text[len(match[0]) :] if text.startswith(enhanced) else text for text in texts]
+    text = _UNSAFE.sub(" ", " ".join(part.strip() for part in texts)).strip()
+    return Reply(code, text[:MAX_TEXT], enhanced)

@@ -1,0 +1,122 @@
+"""Addresses of the envelope: a strict parser for RFC 5321 §4.1.2 mailboxes, with RFC 6531's UTF-8.
+
+Promises: what passes cannot end a command or smuggle another one in: control characters, bare spaces, brackets and
+everything `parseaddr` is lenient about (CVE-2023-27043) are refused with a sentence. Domains come back as A-labels
+(IDNA 2008); only a local part outside ASCII needs SMTPUTF8.
+Fails: `AddressError`, a ValueError. Does not: accept comments, routes (``@a,@b:``) or folding; know which exist.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+_ATEXT = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\-]"
+_COMMON = re.compile(rf"({_ATEXT}+(?:\.{_ATEXT}+)*)@([A-Za-z0-9](?:[A-Za-z0-9\-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9\-]*[A-Za-z0-9])?)*)")
+_DOT_STRING = re.compile(rf"(?:{_ATEXT}|[^\x00-\x7f])+(?:\.(?:{_ATEXT}|[^\x00-\x7f])+)*")
+_QUOTED = re.compile(r'"(?:[ !#-\[\]-~]|[^\x00-\x7f]|\\[ -~])*"')
+_LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_\-]{0,61}[A-Za-z0-9_])?")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]")
+
+MAX_LOCAL = 64
+MAX_DOMAIN = 255
+MAX_PATH = 254
+
+
+class AddressError(ValueError):
+    """This text is not an address."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mailbox:
+    """A parsed address: ``local`` as written, ``domain`` in A-labels (or an address literal)."""
+
+    local: str
+    domain: str
+
+    @property
+    def needs_utf8(self) -> bool:
+        return not self.local.isascii()
+
+    def __str__(self) -> str:
+        return f"{self.local}@{self.domain}"
+
+
+@lru_cache(4096)
+def parse_mailbox(text: str) -> Mailbox:
+    """``local@domain`` → Mailbox. The result is cached, because programs write to the same people."""
+    if _CONTROL.search(text):
+        raise AddressError(f"{printable(text)} contains a control character")
+    common = _COMMON.fullmatch(text)
+    if common and len(common[1]) <= MAX_LOCAL and len(text) <= MAX_PATH and len(max(common[2].split("."), key=len)) < 64:
+        return Mailbox(common[1], _domain(common[2], text) if "xn--" in text.lower() else common[2])
+    local, domain = _split(text)
+    if len(local.encode()) > MAX_LOCAL:
+        raise AddressError(f"{printable(text)}: the part before the @ is longer than {MAX_LOCAL} octets")
+    mailbox = Mailbox(local, _domain(domain, text))
+    if len(str(mailbox).encode()) > MAX_PATH:
+        raise AddressError(f"{printable(text)} is longer than {MAX_PATH} octets")
+    return mailbox
+
+
+def printable(text: str) -> str:
+    """Any text, safe in one line of an error or a log."""
+    return repr(text if len(text) <= 120 else text[:117] + "…")
+
+
+def _split(text: str) -> tuple[str, str]:
+    if text.startswith('"'):
+        quoted = _QUOTED.match(text)
+        if not quoted or text[quoted.end() : quoted.end() + 1] != "@":
+            raise AddressError(f"{printable(text)}: the quoted part before the @ is malformed")
+        return quoted[0], text[quoted.end() + 1 :]
+    local, at, domain = text.rpartition("@")
+    if not at:
+        raise AddressError(f"{printable(text)} has no @: write name@domain")
+    if not _DOT_STRING.fullmatch(local):
+        raise AddressError(f"{printable(text)}: the part before the @ is malformed")
+    return local, domain
+
+
+def _domain(domain: str, text: str) -> str:
+    if domain.startswith("["):
+        return _literal(domain, text)
+    plain = domain.removesuffix(".")
+    if not plain.isascii() or "xn--" in plain.lower():
+        plain = _alabels(plain, text)
+    if not plain or len(plain) > MAX_DOMAIN or not all(_LABEL.fullmatch(label) for label in plain.split(".")):
+        raise AddressError(f"{printable(text)}: the domain is malformed")
+    return plain
+
+
+def _alabels(domain: str, text: str) -> str:
+    import idna
+
+    try:
+        return idna.encode(domain, uts46=True).decode("ascii")
+    except (idna.IDNAError, UnicodeError) as problem:
+        raise AddressError(f"{printable(text)}: the domain is not valid IDNA ({problem})") from None
+
+
+def _literal(domain: str, text: str) -> str:
+    inner = domain[1:-1]
+    try:
+        if not domain.endswith("]"):
+            raise ValueError
+        if inner.lower().startswith("ipv6:"):
+            return f"[IPv6:{ipaddress.IPv6Address(inner[5:])}]"
+        return f"[{ipaddress.IPv4Address(inner)}]"
+    except ValueError:
+        raise AddressError(f"{printable(text)}: the address literal is malformed") from None
+
+
+def needs_utf8(address: str) -> bool:
+    """True when the envelope address cannot be written in ASCII."""
+    return not address.isascii()
+
+
+def valid_key(text: str) -> bool:
+    """True for text without control characters: what may stand in a header, a tag or a key."""
+    return _CONTROL.search(text) is None

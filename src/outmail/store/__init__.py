@@ -1,0 +1,87 @@
+"""The seam between the road and what keeps it: which verbs a store has, and what each promises.
+
+Each writing verb is one promise, written as a generator that yields SQL and returns its result (`verbs`). A verb never
+begins or commits: `Store.commit` does, one savepoint per verb when there are several, so that one caller's bad row
+spoils only its own. Whatever `commit` returned without raising is on disk.
+Fails: `Trouble` (kind busy, full, readonly, forbidden, io, corrupt, schema, other) for what is wrong with the store itself.
+Does not: know transports, policy beyond fair shares, or when anything should happen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from outmail.model import Delivery, Leased
+
+
+@dataclass(frozen=True, slots=True)
+class Many:
+    """One statement for many rows of parameters; the answer is all rows it returned, in order."""
+
+    sql: str
+    rows: Sequence[Sequence[Any]]
+
+
+R = TypeVar("R")
+#: A verb: yields (sql, parameters) or Many, is sent the rows, returns its result.
+Verb = Generator[tuple[str, Sequence[Any]] | Many, list[Any], R]
+
+
+class Trouble(Exception):
+    """The store itself cannot do this now. ``kind`` decides what happens next; ``errno`` is the system's where known."""
+
+    def __init__(self, kind: str, text: str, errno: int | None = None) -> None:
+        super().__init__(text)
+        self.kind = kind
+        self.errno = errno
+
+    @property
+    def passing(self) -> bool:
+        """True when the same call may succeed later without anybody changing the program."""
+        return self.kind in ("busy", "full", "readonly", "forbidden", "io", "other")
+
+
+class Lock(Protocol):
+    """An engine's claim to be alive (`Store.register`): its leases stand while this object is held."""
+
+    id: int
+
+    def close(self) -> None: ...
+
+
+class Store(Protocol):
+    """What the road needs of a store. ``verbs`` is the dialect's module of verbs."""
+
+    url: str
+    verbs: Any
+
+    def commit(self, verbs: Sequence[Verb[Any]], wait: float = 30.0) -> list[Any]:
+        """Run the verbs in one transaction that reaches the disk. A verb's own exception stands in its place."""
+
+    def run(self, verb: Verb[R], wait: float = 30.0) -> R:
+        """One verb, sharing its commit with other threads that ask at the same moment."""
+
+    def read(self, verb: Verb[R]) -> R:
+        """A verb that writes nothing, from one consistent snapshot."""
+
+    def register(self, now: int) -> Lock:
+        """Become an engine: get an id under which to lease."""
+
+    def dots(self, owner: Any, notes: Iterable[tuple[Delivery, Sequence[Leased]]]) -> None:
+        """Put final dots on record before they are sent; survives a process kill. Raises OSError: then no dot."""
+
+    def settled(self, owner: Any, deliveries: Iterable[Delivery]) -> None:
+        """These leases are over: their dots need no record any more."""
+
+    def reclaim(self, now: int, *, hold: bool) -> list[dict[str, Any]]:
+        """Take the work of dead engines back into the queue; returns what was found, an engine each."""
+
+    def changed(self) -> bool:
+        """True when anybody has committed since the last call: time to ask `next_due` again."""
+
+    def close(self) -> None: ...
+
+
+__all__ = ["Lock", "Many", "Store", "Trouble", "Verb"]

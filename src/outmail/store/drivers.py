@@ -1,0 +1,160 @@
+"""The two SQLite libraries behind one seam of four calls, and the rule that a process uses one of them per file.
+
+Why a rule: apsw and the standard library's sqlite3 each bring their own SQLite. POSIX drops all of a process's locks
+on a file when *any* descriptor of it is closed, so two libraries on one file in one process lose committed writes.
+Promises: `claim` refuses the second library with a sentence; errors of both become `Trouble`.
+Does not: begin or commit anything; `sqlite.SqliteStore` does.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from outmail.errors import ConfigError
+from outmail.store import Many, Trouble, Verb
+
+Library = str  # "apsw" or "stdlib"
+
+_claims: dict[tuple[int, int], tuple[Library, int]] = {}
+_guard = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_claims.clear)
+
+
+def claim(path: str, library: Library) -> tuple[int, int]:
+    """Note that this process opens the file by ``library``. Raises ConfigError when the other one has it open."""
+    found = os.stat(path)
+    key = (found.st_dev, found.st_ino)
+    with _guard:
+        holder, count = _claims.get(key, (library, 0))
+        if holder != library:
+            raise ConfigError(
+                f"{path} is already open in this process through {_name(holder)}; {_name(library)} on the same file would lose commits",
+                hint=f"open it everywhere by one library: sqlite+{holder}:{path}",
+            )
+        _claims[key] = (library, count + 1)
+    return key
+
+
+def release(key: tuple[int, int]) -> None:
+    """Take one claim back."""
+    with _guard:
+        holder, count = _claims.get(key, ("", 0))
+        if count <= 1:
+            _claims.pop(key, None)
+        else:
+            _claims[key] = (holder, count - 1)
+
+
+def _name(library: Library) -> str:
+    return "the sqlite3 module" if library == "stdlib" else "apsw"
+
+
+class Driver(Protocol):
+    """One connection."""
+
+    def execute(self, sql: str, params: Sequence[Any] = ()) -> list[Any]: ...
+    def many(self, sql: str, rows: Sequence[Sequence[Any]]) -> list[Any]: ...
+    def in_transaction(self) -> bool: ...
+    def close(self) -> None: ...
+
+
+def drive(driver: Driver, verb: Verb[Any]) -> Any:
+    """Run a verb to its end on a connection that is already in the right transaction."""
+    try:
+        request = next(verb)
+        while True:
+            rows = driver.many(request.sql, request.rows) if isinstance(request, Many) else driver.execute(*request)
+            request = verb.send(rows)
+    except StopIteration as stop:
+        return stop.value
+    finally:
+        verb.close()
+
+
+class Apsw:
+    """A connection by apsw, whose bundled SQLite is free of the WAL-reset bug."""
+
+    def __init__(self, path: str) -> None:
+        import apsw
+
+        self._apsw = apsw
+        try:
+            self._db = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE, statementcachesize=200)
+        except apsw.Error as problem:
+            raise self._trouble(problem) from None
+
+    def execute(self, sql: str, params: Sequence[Any] = ()) -> list[Any]:
+        try:
+            return self._db.execute(sql, params).fetchall()
+        except self._apsw.Error as problem:
+            raise self._trouble(problem) from None
+
+    def many(self, sql: str, rows: Sequence[Sequence[Any]]) -> list[Any]:
+        try:
+            return self._db.executemany(sql, rows).fetchall()
+        except self._apsw.Error as problem:
+            raise self._trouble(problem) from None
+
+    def in_transaction(self) -> bool:
+        return self._db.in_transaction
+
+    def close(self) -> None:
+        self._db.close()
+
+    def _trouble(self, problem: Exception) -> Trouble:
+        return trouble(getattr(problem, "extendedresult", 0) or getattr(problem, "result", 1), str(problem))
+
+
+class Stdlib:
+    """A connection by the standard library's sqlite3."""
+
+    def __init__(self, path: str) -> None:
+        import sqlite3
+
+        self._sqlite3 = sqlite3
+        try:
+            self._db = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False, cached_statements=200)
+        except sqlite3.Error as problem:
+            raise self._trouble(problem) from None
+
+    def execute(self, sql: str, params: Sequence[Any] = ()) -> list[Any]:
+        try:
+            return self._db.execute(sql, params).fetchall()
+        except self._sqlite3.Error as problem:
+            raise self._trouble(problem) from None
+
+    def many(self, sql: str, rows: Sequence[Sequence[Any]]) -> list[Any]:
+        try:
+            if sql.lstrip()[:6].upper() != "SELECT" and "RETURNING" not in sql:
+                self._db.executemany(sql, rows)
+                return []
+            return [found for row in rows for found in self._db.execute(sql, row).fetchall()]
+        except self._sqlite3.Error as problem:
+            raise self._trouble(problem) from None
+
+    def in_transaction(self) -> bool:
+        return self._db.in_transaction
+
+    def close(self) -> None:
+        self._db.close()
+
+    def _trouble(self, problem: Exception) -> Trouble:
+        return trouble(getattr(problem, "sqlite_errorcode", 1), str(problem))
+
+
+_KINDS = {5: "busy", 6: "busy", 8: "readonly", 10: "io", 11: "corrupt", 13: "full", 14: "forbidden", 23: "forbidden", 26: "corrupt"}
+_ERRNO = {"readonly": errno.EROFS, "full": errno.ENOSPC, "forbidden": errno.EACCES, "io": errno.EIO}
+
+
+def trouble(code: int, text: str) -> Trouble:
+    """A result code of SQLite (primary or extended) → Trouble."""
+    kind = _KINDS.get(code & 0xFF, "other")
+    return Trouble(kind, text, _ERRNO.get(kind))
+
+
+DRIVERS: dict[Library, type[Apsw] | type[Stdlib]] = {"apsw": Apsw, "stdlib": Stdlib}

@@ -1,0 +1,162 @@
+"""An engine's file beside the store: proof that it lives, and its record of final dots.
+
+``<store>.engine.<uuid>``: the engine holds ``flock`` on it as long as it lives, whatever its pid becomes; the kernel
+lets go when it dies. The content is the dot record: 16 bytes (message, recipient, lease) per final dot about to be
+sent, written by one ``write`` before the dots of a turn. It needs no fsync: it must survive a killed process, and after
+a power cut (another boot id) all leases of the engine count as noted anyway.
+Promises: the file appears under its name only when locked; only who holds the lock unlinks it; a forked child closes
+its copy of the descriptor, so that the lock dies with the engine.
+Fails: `OSError` from `note`: then no dot may be sent. Does not: exist where ``fcntl`` does not (an engine needs it).
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import weakref
+from collections.abc import Iterable, Iterator
+from glob import escape, glob
+
+from outmail.errors import ConfigError
+
+_NOTE = struct.Struct("<QII")
+#: Where compaction starts: live notes are written again at the front once all of them lie behind it.
+_FRONT = 512 * 1024
+
+Note = tuple[int, int, int]
+_open: weakref.WeakSet[OwnerFile] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for owner in list(_open):
+        owner.abandon()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def boot_id() -> str:
+    """What tells one boot of the machine from the next; "" where the system does not say."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+class OwnerFile:
+    """The file of a living engine."""
+
+    def __init__(self, store_path: str, uuid: str) -> None:
+        self.path = f"{store_path}.engine.{uuid}"
+        temporary = f"{store_path}.engine-new.{uuid}"
+        self._fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        _lock(self._fd)
+        os.rename(temporary, self.path)
+        self._offset = 0
+        self._live: dict[Note, int] = {}
+        _open.add(self)
+
+    def note(self, notes: Iterable[Note]) -> None:
+        """Record final dots that are about to be sent."""
+        fresh = list(notes)
+        data = b"".join([_NOTE.pack(*note) for note in fresh])
+        if self._fd < 0 or os.pwrite(self._fd, data, self._offset) != len(data):
+            raise OSError("the record of final dots could not be written whole")
+        for i, note in enumerate(fresh):
+            self._live[note] = self._offset + i * _NOTE.size
+        self._offset += len(data)
+
+    def forget(self, notes: Iterable[Note]) -> None:
+        """These were settled."""
+        for note in notes:
+            self._live.pop(note, None)
+        if self._offset > 2 * _FRONT:
+            self._compact()
+
+    def _compact(self) -> None:
+        """Begin the file anew. While the live notes lie behind the front, both copies exist until the cut."""
+        data = b"".join([_NOTE.pack(*note) for note in self._live])
+        if len(data) > _FRONT or min(self._live.values(), default=_FRONT) < _FRONT:
+            return
+        if os.pwrite(self._fd, data, 0) == len(data):
+            os.ftruncate(self._fd, len(data))
+            self._live = {note: i * _NOTE.size for i, note in enumerate(self._live)}
+            self._offset = len(data)
+
+    def close(self) -> None:
+        """Say goodbye: only when nothing is leased any more."""
+        if self._fd >= 0:
+            os.unlink(self.path)
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Let go of the descriptor and leave the file to whoever reclaims it."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        _open.discard(self)
+
+
+class DeadFile:
+    """The file of a dead engine, locked by us until its work is taken back."""
+
+    def __init__(self, path: str, fd: int) -> None:
+        self.path = path
+        self.uuid = path.rpartition(".")[2]
+        self._fd = fd
+
+    def notes(self) -> set[Note]:
+        """What it had on record; a torn last note counts as none, because its dot was not sent."""
+        data = os.pread(self._fd, os.fstat(self._fd).st_size, 0)
+        return set(_NOTE.iter_unpack(data[: len(data) - len(data) % _NOTE.size]))
+
+    def remove(self) -> None:
+        os.unlink(self.path)
+        self.close()
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def dead_files(store_path: str) -> Iterator[DeadFile]:
+    """The files nobody holds a lock on. The caller closes or removes each."""
+    for path in sorted(glob(escape(store_path) + ".engine.*") + glob(escape(store_path) + ".engine-new.*")):
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        if not _try_lock(fd) or not _same_file(path, fd):
+            os.close(fd)
+        elif ".engine-new." in path:
+            os.unlink(path)
+            os.close(fd)
+        else:
+            yield DeadFile(path, fd)
+
+
+def _same_file(path: str, fd: int) -> bool:
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return False
+    return (found.st_dev, found.st_ino) == (os.fstat(fd).st_dev, os.fstat(fd).st_ino)
+
+
+def _lock(fd: int) -> None:
+    try:
+        import fcntl
+    except ImportError:
+        raise ConfigError("an engine needs file locks (fcntl), which this system does not have; use deliver='never' here") from None
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _try_lock(fd: int) -> bool:
+    import fcntl
+
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,694 @@
+"""The verbs of the SQLite store: every change of the queue, each a promise kept inside one transaction.
+
+Each function is a generator that yields SQL and returns its result; `drivers.drive` runs it. State changes carry the
+present state in their WHERE clause, so an illegal arrow changes zero rows; `lifecycle.sources` is where those words
+come from. Every arrow but ``lease`` and ``returned`` writes its event beside the change.
+Does not: begin, commit, wait, look at a clock (``now`` is passed in), or touch the file of an engine (`owner`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from outmail import lifecycle
+from outmail.lifecycle import Standing
+from outmail.model import (
+    PRIORITIES,
+    Attempt,
+    Delivery,
+    Dsn,
+    Event,
+    Filter,
+    Leased,
+    Message,
+    RecipientStatus,
+    Reply,
+    Settled,
+    Status,
+    Verdict,
+)
+from outmail.policy import pace
+from outmail.policy.retry import lost_due
+from outmail.store import Many, Verb
+from outmail.store.filters import where
+
+CHUNK = 256 * 1024
+SMALL = 1024 * 1024
+MAX_BATCH = 100
+
+#: What `add` says of each message: (id, message_id, accepted_at, duplicate).
+Added = tuple[str, str, int, bool]
+
+
+def _in(event: str) -> str:
+    return ", ".join(f"'{state}'" for state in lifecycle.sources(event) if state != lifecycle.SENDING)
+
+
+# -- accepting ----------------------------------------------------------------------------------------------------------
+
+_MESSAGE = (
+    "INSERT INTO message (seq, id, sender, message_id, subject, size, sha256, needs, priority, accepted_at, expires_at, key, tag, dsn, upload)"
+    " VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
+)
+_BODY = "INSERT INTO body (seq, content) VALUES (?,?)"
+_RECIPIENT = (
+    "INSERT INTO recipient (message, n, address, destination, priority, state, due, expires_at, not_before, reason, finished_at)"
+    " VALUES (?,?,?,?,?,?,?,?,?,?,?)"
+)
+_EVENT = "INSERT INTO event (cursor, at, event, message, n, state, uncertain, reason, attempts, attempt) VALUES (?,?,?,?,?,?,?,?,?,?)"
+
+
+def add(messages: Sequence[Message], uploads: Mapping[str, str] | None = None, supersede: str | None = None) -> Verb[list[Added]]:
+    """Store messages whole; all or none. A known key adds nothing and answers with the first receipt.
+
+    ``uploads`` names the chunks of messages whose content was written before. ``supersede`` cancels the waiting
+    recipients of another message in the same transaction.
+    """
+    result: list[Added] = []
+    seq = yield from _next("message", "seq")
+    cursor = yield from _next("event", "cursor")
+    rows: list[tuple[Any, ...]] = []
+    bodies, recipients, events = [], [], []
+    fresh: dict[str, Added] = {}
+    for message in messages:
+        known = fresh.get(message.id) if message.key else None
+        if message.key and not known:
+            found = yield "SELECT id, message_id, accepted_at FROM message WHERE id = ?", (message.id,)
+            known = (*found[0], True) if found else None
+        if known:
+            result.append((*known[:3], True))
+            continue
+        upload = uploads.get(message.id) if uploads else None
+        dsn = json.dumps(asdict(message.dsn)) if message.dsn else None
+        rows.append((
+            seq, message.id, message.sender, message.message_id, message.subject, len(message.content), message.sha256, message.needs,
+            message.priority, message.accepted_at, message.expires_at, message.key, message.tag, dsn, upload,
+        ))  # fmt: skip
+        if upload is None:
+            bodies.append((seq, message.content))
+        events.append((cursor, message.accepted_at, "accepted", seq, None, "queued", 0, "", 0, None))
+        cursor += 1
+        not_before = message.due if message.due > message.accepted_at else 0
+        for n, recipient in enumerate(message.recipients, 1):
+            if recipient.suppressed:
+                recipients.append((seq, n, recipient.address, recipient.destination, message.priority, "failed", None,
+                                   message.expires_at, 0, recipient.suppressed, message.accepted_at))  # fmt: skip
+                events.append((cursor, message.accepted_at, "suppress", seq, n, "failed", 0, recipient.suppressed, 0, None))
+                cursor += 1
+            else:
+                recipients.append((seq, n, recipient.address, recipient.destination, message.priority, "queued", message.due,
+                                   message.expires_at, not_before, "", None))  # fmt: skip
+        added = (message.id, message.message_id, message.accepted_at, False)
+        result.append(added)
+        if message.key:
+            fresh[message.id] = added
+        seq += 1
+    if rows:
+        yield Many(_MESSAGE, rows)
+        yield Many(_BODY, bodies)
+        yield Many(_RECIPIENT, recipients)
+        yield Many(_EVENT, events)
+    if supersede is not None and messages:
+        yield from change(Filter(ids=((supersede, None),)), "cancel", messages[0].accepted_at)
+    return result
+
+
+def add_chunks(upload: str, first: int, pieces: Sequence[bytes], now: int) -> Verb[None]:
+    """Part of a long content, ahead of its message."""
+    yield Many("INSERT INTO chunk (upload, n, added_at, content) VALUES (?,?,?,?)", [(upload, first + i, now, p) for i, p in enumerate(pieces)])
+
+
+def _next(table: str, column: str) -> Verb[int]:
+    """The next number of a table whose newest row is never purged."""
+    rows = yield f"SELECT max({column}) FROM {table}", ()
+    return (rows[0][0] or 0) + 1
+
+
+# -- leasing ------------------------------------------------------------------------------------------------------------
+
+_READY = (
+    "SELECT message, n FROM recipient WHERE state = 'queued' AND losses = 0 AND destination = ? AND priority = ? AND due <= ?"
+    " ORDER BY due, message, n LIMIT ?"
+)
+_LEASE = (
+    "UPDATE recipient SET state = 'sending', owner = ?, lease = ?, leased_at = ? WHERE message = ? AND n = ? AND state = 'queued'"
+    " RETURNING message, n, address, destination, attempts, uncertain, losses, expires_at"
+)
+_TO_SEND = (
+    "SELECT m.seq, m.id, m.sender, m.sha256, m.needs, m.message_id, m.accepted_at, m.dsn, m.upload, b.content"
+    " FROM message m LEFT JOIN body b ON b.seq = m.seq WHERE m.seq = ?"
+)
+
+
+def lease(owner: int, number: int, room: Mapping[str, int], now: int, *, turn: int = 0, budget: int = 1 << 62, suspects: bool = True) -> Verb[list[Delivery]]:
+    """Take up to ``room[destination]`` due recipients of each destination, by priority shares, older first.
+
+    ``budget`` bounds the bytes of content; at least one message is always taken. With ``suspects`` one suspect message
+    comes along, alone. A destination without room is not looked at.
+    """
+    picked: list[tuple[int, int]] = []
+    for destination, n in room.items():
+        waiting = []
+        for priority in range(3):
+            waiting.append((yield _READY, (destination, priority, now, n)))
+        counts = pace.shares(n, (len(waiting[0]), len(waiting[1]), len(waiting[2])), turn)
+        for rows, count in zip(waiting, counts):
+            picked += rows[:count]
+    picked = yield from _within(picked, budget)
+    if suspects:
+        picked += yield from _suspect(room, now)
+    if not picked:
+        return []
+    rows = yield Many(_LEASE, [(owner, number, now, message, n) for message, n in picked])
+    return (yield from _deliveries(rows, number))
+
+
+def _within(picked: list[tuple[int, int]], budget: int) -> Verb[list[tuple[int, int]]]:
+    seqs = list(dict.fromkeys(message for message, _ in picked))
+    sizes = yield Many("SELECT seq, size FROM message WHERE seq = ?", [(seq,) for seq in seqs])
+    taken, used = set(), 0
+    for seq, size in sizes:
+        if used + size > budget and taken:
+            break
+        used += size
+        taken.add(seq)
+    return picked if len(taken) == len(seqs) else [pair for pair in picked if pair[0] in taken]
+
+
+def _suspect(room: Mapping[str, int], now: int) -> Verb[list[tuple[int, int]]]:
+    rows = yield "SELECT message, n, destination FROM recipient WHERE state = 'queued' AND losses > 0 AND due <= ? ORDER BY due LIMIT 100", (now,)
+    mine = [(message, n, destination) for message, n, destination in rows if room.get(destination)]
+    return [(message, n) for message, n, destination in mine if (message, destination) == (mine[0][0], mine[0][2])]
+
+
+def _deliveries(rows: list[Any], number: int) -> Verb[list[Delivery]]:
+    """Leased rows → one delivery per message and destination, at most 100 recipients each, with the content."""
+    groups: dict[tuple[int, str], list[Leased]] = {}
+    expiry: dict[tuple[int, str], int] = {}
+    for message, n, address, destination, attempts, uncertain, losses, expires_at in rows:
+        groups.setdefault((message, destination), []).append(Leased(n, address, attempts, bool(uncertain), losses))
+        expiry[message, destination] = expires_at
+    found = yield Many(_TO_SEND, [(seq,) for seq in dict.fromkeys(message for message, _ in groups)])
+    messages = {row[0]: row for row in found}
+    deliveries = []
+    for (seq, destination), recipients in groups.items():
+        _, id, sender, sha256, needs, message_id, accepted_at, dsn, upload, content = messages[seq]
+        if upload is not None:
+            content = yield from _chunks(upload)
+        for start in range(0, len(recipients), MAX_BATCH):
+            deliveries.append(
+                Delivery(
+                    seq, id, number, destination, sender, content if content is not None else b"", sha256, needs, message_id, accepted_at,
+                    expiry[seq, destination], recipients[start : start + MAX_BATCH], dsn=Dsn(**json.loads(dsn)) if dsn else None,
+                )
+            )  # fmt: skip
+    return deliveries
+
+
+def _chunks(upload: str) -> Verb[bytes]:
+    rows = yield "SELECT content FROM chunk WHERE upload = ? ORDER BY n", (upload,)
+    return b"".join([row[0] for row in rows])
+
+
+def next_due(now: int) -> Verb[dict[str, int]]:
+    """When each destination has something to do; a loose index scan, so a million waiting rows cost a few seeks."""
+    due: dict[str, int] = {}
+    rows = yield "SELECT min(destination) FROM recipient WHERE state = 'queued' AND losses = 0", ()
+    while rows[0][0] is not None:
+        destination = rows[0][0]
+        found = yield Many(
+            "SELECT due FROM recipient WHERE state = 'queued' AND losses = 0 AND destination = ? AND priority = ? ORDER BY due LIMIT 1",
+            [(destination, priority) for priority in range(3)],
+        )
+        due[destination] = min(row[0] for row in found)
+        rows = yield "SELECT min(destination) FROM recipient WHERE state = 'queued' AND losses = 0 AND destination > ?", (destination,)
+    suspects = yield "SELECT destination, due FROM recipient WHERE state = 'queued' AND losses > 0 ORDER BY due LIMIT 1000", ()
+    for destination, moment in suspects:
+        due[destination] = min(moment, due.get(destination, moment))
+    return due
+
+
+# -- settling -----------------------------------------------------------------------------------------------------------
+
+_DELIVERED = (
+    "UPDATE recipient SET state = 'delivered', reason = '', due = NULL, attempts = attempts + 1, losses = 0, wish = NULL, owner = NULL,"
+    " lease = NULL, attempt = ?, finished_at = ? WHERE message = ? AND n = ? AND state = 'sending' AND owner = ? AND lease = ?"
+    " RETURNING message, n, state, uncertain, reason, attempts"
+)
+_BACK = (
+    "CASE WHEN :to = 'queued' AND wish = 'cancel' THEN 'cancelled' WHEN :to = 'queued' AND wish = 'hold' THEN 'held' ELSE :to END"
+)
+_SETTLE = f"""
+UPDATE recipient SET state = {_BACK},
+    reason = CASE WHEN :to = 'queued' AND wish = 'cancel' THEN 'cancelled by operator'
+                  WHEN :to = 'queued' AND wish = 'hold' THEN 'operator' ELSE :reason END,
+    due = CASE WHEN {_BACK} = 'queued' THEN :due END,
+    finished_at = CASE WHEN {_BACK} IN ('failed', 'cancelled', 'delivered') THEN :at END,
+    attempts = attempts + :charged, uncertain = max(uncertain, :uncertain), losses = CASE WHEN :settled THEN 0 ELSE losses END,
+    attempt = coalesce(:attempt, attempt), wish = NULL, owner = NULL, lease = NULL
+WHERE message = :message AND n = :n AND state = 'sending' AND owner = :owner AND lease = :lease
+RETURNING message, n, state, uncertain, reason, attempts
+""".strip()
+for _i, _name in enumerate(("to", "reason", "due", "at", "charged", "uncertain", "settled", "attempt", "message", "n", "owner", "lease"), 1):
+    import re as _re
+
+    _SETTLE = _re.sub(rf":{_name}\b", f"?{_i}", _SETTLE)
+_CONFIRM = (
+    "UPDATE recipient SET state = 'delivered', reason = 'confirmed', due = NULL, owner = NULL, lease = NULL, wish = NULL, losses = 0,"
+    " attempt = ?, finished_at = ? WHERE message = ? AND n = ? AND uncertain = 1 AND state IN ('queued', 'sending', 'held')"
+    " RETURNING message, n, state, uncertain, reason, attempts"
+)
+_ATTEMPT = (
+    "INSERT INTO attempt (id, message, at, route, host, duration_ms, outcome, code, enhanced, text, recipients, transcript)"
+    " VALUES (?,?,?,?,?,?,?,?,?,?,?,?)"
+)
+_TARGET = {"delivered": "delivered", "refused": "failed", "deferred": "queued", "unknown": "queued", "expired": "failed", "quarantine": "held"}
+
+
+def settle(owner: int, settled: Sequence[Settled], *, hold_unknown: bool = False) -> Verb[int]:
+    """Write what attempts learned: attempt, state and event together. Returns how many recipients changed.
+
+    A row that is no longer ours changes nothing, except that a late *delivered* confirms an uncertain recipient,
+    whoever holds it.
+    """
+    attempt = yield from _next("attempt", "id")
+    cursor = yield from _next("event", "cursor")
+    attempts: list[tuple[Any, ...]] = []
+    plain: list[tuple[Any, ...]] = []
+    other: list[tuple[Any, ...]] = []
+    context: dict[tuple[int, int], tuple[str, int, int]] = {}
+    for item in settled:
+        delivery = item.delivery
+        for (event, _), group in _alike(item.verdicts).items():
+            outcome = group[0][0].outcome
+            assert outcome is not None
+            attempts.append((
+                attempt, delivery.seq, item.at, delivery.destination, delivery.host, item.duration_ms, outcome.kind, outcome.reply.code,
+                outcome.reply.enhanced, outcome.reply.text, json.dumps([r.n for r, _ in group]), _transcript(item, event),
+            ))  # fmt: skip
+            for leased, verdict in group:
+                context[delivery.seq, leased.n] = (event, item.at, attempt)
+                if event == "delivered":
+                    plain.append((attempt, item.at, delivery.seq, leased.n, owner, delivery.lease))
+                else:
+                    to = "held" if event == "unknown" and hold_unknown else _TARGET[event]
+                    reason = "uncertain" if event == "unknown" and hold_unknown else verdict.reason
+                    other.append((
+                        to, reason, verdict.due, item.at, int(verdict.charged), int(event == "unknown"), 1, attempt, delivery.seq, leased.n,
+                        owner, delivery.lease,
+                    ))  # fmt: skip
+            attempt += 1
+    yield Many(_ATTEMPT, attempts)
+    changed = (yield Many(_DELIVERED, plain)) if plain else []
+    if other:
+        changed += yield Many(_SETTLE, other)
+    if len(changed) < len(context):
+        changed += yield from _late(plain, changed, context)
+    events = []
+    for message, n, state, uncertain, reason, count in changed:
+        event, at, number = context[message, n]
+        events.append((cursor, at, event, message, n, state, uncertain, reason, count, number))
+        cursor += 1
+    yield Many(_EVENT, events)
+    return len(events)
+
+
+def _alike(verdicts: Iterable[tuple[Leased, Verdict]]) -> dict[tuple[str, Any], list[tuple[Leased, Verdict]]]:
+    groups: dict[tuple[str, Any], list[tuple[Leased, Verdict]]] = {}
+    for leased, verdict in verdicts:
+        groups.setdefault((verdict.event, leased.outcome), []).append((leased, verdict))
+    return groups
+
+
+def _transcript(item: Settled, event: str) -> str | None:
+    if not item.keep_transcript and event == "delivered":
+        return None
+    lines = [{"ms": ms, "dir": way, "line": line.decode("utf-8", "replace")} for ms, way, line in item.delivery.transcript[-400:]]
+    return json.dumps(lines)[:64000] if len(lines) < 100 else json.dumps(lines[:50] + [{"ms": 0, "dir": "S", "line": "(…)"}] + lines[-50:])
+
+
+def _late(plain: list[Any], changed: list[Any], context: dict[tuple[int, int], tuple[str, int, int]]) -> Verb[list[Any]]:
+    mine = {(row[0], row[1]) for row in changed}
+    late = [(attempt, at, message, n) for attempt, at, message, n, _, _ in plain if (message, n) not in mine]
+    for _, at, message, n in late:
+        context[message, n] = ("confirm", at, context[message, n][2])
+    return (yield Many(_CONFIRM, late)) if late else []
+
+
+def give_back(owner: int, deliveries: Iterable[Delivery], now: int, why: str = "") -> Verb[int]:
+    """Return untried recipients; no attempt is counted. With ``why`` the record is an attempt that says so."""
+    count = 0
+    for delivery in deliveries:
+        rows = yield Many(
+            _SETTLE,
+            [("queued", why, now, now, 0, 0, 0, None, delivery.seq, r.n, owner, delivery.lease) for r in delivery.recipients],
+        )
+        count += len(rows)
+        attempt = yield from _next("attempt", "id")
+        numbers = json.dumps([r.n for r in delivery.recipients])
+        yield _ATTEMPT, (attempt, delivery.seq, now, delivery.destination, delivery.host, 0, "returned", 0, "", why, numbers, None)
+    return count
+
+
+def quarantine(owner: int, delivery: Delivery, now: int, reason: str) -> Verb[int]:
+    """Hold what cannot be read, with an event."""
+    cursor = yield from _next("event", "cursor")
+    rows = yield Many(
+        _SETTLE, [("held", f"corrupt: {reason}", None, now, 0, 0, 1, None, delivery.seq, r.n, owner, delivery.lease) for r in delivery.recipients]
+    )
+    yield Many(_EVENT, _events(cursor, now, "quarantine", rows))
+    return len(rows)
+
+
+def _events(cursor: int, at: int, event: str, rows: Iterable[Any]) -> list[tuple[Any, ...]]:
+    return [
+        (cursor + i, at, event, message, n, state, uncertain, reason, attempts, None)
+        for i, (message, n, state, uncertain, reason, attempts) in enumerate(rows)
+    ]
+
+
+# -- owners -------------------------------------------------------------------------------------------------------------
+
+
+def register(uuid: str, pid: int, host: str, boot: str, now: int) -> Verb[int]:
+    """A new engine's number."""
+    rows = yield "INSERT INTO owner (uuid, pid, host, boot, started_at) VALUES (?,?,?,?,?) RETURNING id", (uuid, pid, host, boot, now)
+    return int(rows[0][0])
+
+
+def owners() -> Verb[list[tuple[int, str, int, str, int, int, int | None]]]:
+    """Known engines as (id, uuid, pid, boot, started_at, leased recipients, oldest lease)."""
+    rows = yield (
+        "SELECT o.id, o.uuid, o.pid, o.boot, o.started_at, count(r.message), min(r.leased_at) FROM owner o"
+        " LEFT JOIN recipient r ON r.owner = o.id AND r.state = 'sending' GROUP BY o.id ORDER BY o.id",
+        (),
+    )
+    return rows
+
+
+def forget_owner(owner: int) -> Verb[None]:
+    """An engine left in order."""
+    yield "DELETE FROM owner WHERE id = ? AND NOT EXISTS (SELECT 1 FROM recipient WHERE owner = ? AND state = 'sending')", (owner, owner)
+
+
+def reclaim(owner: int, noted: set[tuple[int, int, int]] | None, now: int, *, rebooted: bool, hold: bool) -> Verb[dict[str, int]]:
+    """Take back all leases of a dead engine. ``noted``: its dot record, None = every lease counts as noted."""
+    rows = yield (
+        "SELECT message, n, lease, losses, uncertain, wish, expires_at FROM recipient WHERE state = 'sending' AND owner = ?",
+        (owner,),
+    )
+    cursor = yield from _next("event", "cursor")
+    updates, events, uncertain = [], [], 0
+    for message, n, number, losses, mark, wish, expires_at in rows:
+        dot = noted is None or (message, n, number) in noted
+        before = Standing("sending", "", bool(mark), losses, wish)
+        after = lifecycle.lost(before, dot=dot, rebooted=rebooted, hold=hold)
+        event = "lost"
+        if after.state == "queued" and now >= expires_at and not dot:
+            after, event = lifecycle.expired(before, "too old; its engine was lost"), "expired"
+        finished = now if after.state in lifecycle.FINAL else None
+        due = lost_due(after.losses, now) if after.state == "queued" else None
+        uncertain += after.uncertain and not before.uncertain
+        updates.append((after.state, after.reason, due, after.uncertain, max(after.losses, 1) if after.state == "queued" else after.losses,
+                        int(dot), finished, message, n, owner, number))  # fmt: skip
+        events.append((cursor, now, event, message, n, after.state, int(after.uncertain), after.reason, 0, None))
+        cursor += 1
+    yield Many(
+        "UPDATE recipient SET state = ?, reason = ?, due = ?, uncertain = ?, losses = ?, attempts = attempts + ?, finished_at = ?, wish = NULL,"
+        " owner = NULL, lease = NULL WHERE message = ? AND n = ? AND state = 'sending' AND owner = ? AND lease = ?",
+        updates,
+    )
+    yield Many(_EVENT, events)
+    yield "DELETE FROM owner WHERE id = ?", (owner,)
+    return {"owner": owner, "leases": len(rows), "uncertain": uncertain}
+
+
+# -- operators ----------------------------------------------------------------------------------------------------------
+
+PAGE = 2000
+
+_CHANGES: dict[str, str] = {
+    "hold": "state = 'held', reason = 'operator', due = NULL",
+    "release": "state = 'queued', reason = '', due = max(:now, not_before), losses = 0",
+    "cancel": "state = 'cancelled', reason = 'cancelled by operator', due = NULL, finished_at = :now",
+    "due": "due = :now, not_before = 0",
+    "suppress": "state = 'failed', reason = :reason, due = NULL, finished_at = :now",
+    "expired": "state = 'failed', reason = :reason, due = NULL, finished_at = :now",
+    "confirm": "state = 'delivered', reason = 'confirmed', due = NULL, finished_at = :now, losses = 0, wish = NULL, owner = NULL, lease = NULL",
+    "requeue": "state = 'queued', reason = '', due = :now, losses = 0, attempts = 0, finished_at = NULL, expires_at = :now"
+    " + (SELECT m.expires_at - m.accepted_at FROM message m WHERE m.seq = recipient.message)",
+}
+_WISHES = {
+    "hold": ("wish = 'hold'", "wish IS NULL"),
+    "cancel": ("wish = 'cancel'", "wish IS NOT 'cancel'"),
+    "release": ("wish = NULL", "wish = 'hold'"),
+}
+_CONTENT_LEFT = (
+    " AND (EXISTS (SELECT 1 FROM body b WHERE b.seq = recipient.message)"
+    " OR EXISTS (SELECT 1 FROM message m JOIN chunk c ON c.upload = m.upload WHERE m.seq = recipient.message))"
+)
+
+
+def change(selection: Filter, event: str, now: int, reason: str = "", after: tuple[int, int] = (0, 0)) -> Verb[tuple[int, tuple[int, int] | None]]:
+    """One page of an operator's change; returns (recipients changed, where the next page begins or None)."""
+    condition, params = where(selection, now)
+    page = yield (
+        f"SELECT r.message, r.n FROM message m JOIN recipient r ON r.message = m.seq LEFT JOIN attempt a ON a.id = r.attempt"
+        f" WHERE (r.message, r.n) > (?, ?) AND {condition} ORDER BY r.message, r.n LIMIT {PAGE}",
+        (*after, *params),
+    )
+    count = yield from _apply(event, page, now, reason)
+    return count, (page[-1][0], page[-1][1]) if len(page) == PAGE else None
+
+
+def _apply(event: str, rows: Sequence[tuple[int, int]], now: int, reason: str) -> Verb[int]:
+    origin = f"state IN ({_in(event)})" + (_CONTENT_LEFT if event == "requeue" else "")
+    if event == "confirm":
+        origin = f"state IN ({_in(event)}, 'sending') AND uncertain = 1"
+    returning = "RETURNING message, n, state, uncertain, reason, attempts"
+    # Named in _CHANGES for the reader; numbered here for executemany, which takes sequences.
+    sets = _CHANGES[event].replace(":now", "?1").replace(":reason", "?2")
+    changed = yield Many(
+        f"UPDATE recipient SET {sets} WHERE message = ?3 AND n = ?4 AND {origin} {returning}", [(now, reason, m, n) for m, n in rows]
+    )
+    if event in _WISHES:
+        wish, unless = _WISHES[event]
+        changed += yield Many(f"UPDATE recipient SET {wish} WHERE message = ? AND n = ? AND state = 'sending' AND {unless} {returning}", rows)
+    cursor = yield from _next("event", "cursor")
+    yield Many(_EVENT, _events(cursor, now, event, changed))
+    return len(changed)
+
+
+# -- looking ------------------------------------------------------------------------------------------------------------
+
+_STATUS = (
+    "SELECT seq, id, message_id, sender, subject, size, sha256, key, tag, priority, accepted_at, expires_at FROM message WHERE seq = ?"
+)
+_STANDING = (
+    "SELECT r.message, r.n, r.address, r.state, r.uncertain, r.reason, r.attempts, r.due, r.destination, a.code, a.enhanced, a.text"
+    " FROM recipient r LEFT JOIN attempt a ON a.id = r.attempt WHERE r.message = ? ORDER BY r.n"
+)
+
+
+def seq_of(id: str) -> Verb[int | None]:
+    """The store's number of a message, or None."""
+    rows = yield "SELECT seq FROM message WHERE id = ?", (id,)
+    return rows[0][0] if rows else None
+
+
+def find(selection: Filter, now: int, after: int = 0, limit: int = 500) -> Verb[tuple[list[Status], int | None]]:
+    """A page of messages that have a matching recipient, oldest first; and where the next page begins, or None."""
+    condition, params = where(selection, now)
+    rows = yield (
+        f"SELECT DISTINCT m.seq FROM message m JOIN recipient r ON r.message = m.seq LEFT JOIN attempt a ON a.id = r.attempt"
+        f" WHERE m.seq > ? AND {condition} ORDER BY m.seq LIMIT ?",
+        (after, *params, limit),
+    )
+    seqs = [row[0] for row in rows]
+    return (yield from statuses(seqs)), seqs[-1] if len(seqs) == limit else None
+
+
+def statuses(seqs: Sequence[int]) -> Verb[list[Status]]:
+    """Messages with their recipients, by the store's numbers."""
+    keys = [(seq,) for seq in seqs]
+    messages = yield Many(_STATUS, keys)
+    standings = yield Many(_STANDING, keys)
+    people: dict[int, list[RecipientStatus]] = {}
+    for seq, n, address, state, uncertain, reason, attempts, due, route, code, enhanced, text in standings:
+        reply = Reply(code, text, enhanced) if code is not None else None
+        due = due if state == lifecycle.QUEUED else None
+        people.setdefault(seq, []).append(RecipientStatus(n, address, state, bool(uncertain), reason, attempts, due, route, reply))
+    return [
+        Status(id, message_id, sender, subject, size, sha256.hex(), key, tag, PRIORITIES[priority], accepted, expires, tuple(people.get(seq, ())))
+        for seq, id, message_id, sender, subject, size, sha256, key, tag, priority, accepted, expires in messages
+    ]
+
+
+def content(seq: int) -> Verb[bytes | None]:
+    """The bytes of a message; None when retention has taken them."""
+    rows = yield "SELECT m.upload, b.content FROM message m LEFT JOIN body b ON b.seq = m.seq WHERE m.seq = ?", (seq,)
+    if not rows:
+        return None
+    upload, body = rows[0]
+    if upload is None:
+        return body  # type: ignore[no-any-return]
+    return (yield from _chunks(upload)) or None
+
+
+def attempts(seq: int) -> Verb[list[Attempt]]:
+    """Every try of a message, oldest first."""
+    rows = yield (
+        "SELECT at, recipients, route, host, duration_ms, outcome, code, enhanced, text, transcript FROM attempt WHERE message = ? ORDER BY id",
+        (seq,),
+    )
+    return [
+        Attempt(at, tuple(json.loads(who)), route, host, ms, outcome, Reply(code, text, enhanced), _lines(transcript, code, enhanced, text))
+        for at, who, route, host, ms, outcome, code, enhanced, text, transcript in rows
+    ]
+
+
+def _lines(transcript: str | None, code: int, enhanced: str, text: str) -> tuple[Mapping[str, Any], ...]:
+    if transcript is None:
+        return ({"ms": 0, "dir": "S", "line": str(Reply(code, text, enhanced))},) if code else ()
+    return tuple(json.loads(transcript))
+
+
+def events_after(cursor: int, limit: int = 1000) -> Verb[list[Event]]:
+    """Facts in the order of commit, behind a cursor."""
+    rows = yield (
+        "SELECT e.cursor, e.at, e.event, m.id, e.n, r.address, e.state, e.uncertain, e.reason, e.attempts, a.code, a.enhanced, a.text"
+        " FROM event e JOIN message m ON m.seq = e.message LEFT JOIN recipient r ON r.message = e.message AND r.n = e.n"
+        " LEFT JOIN attempt a ON a.id = e.attempt WHERE e.cursor > ? ORDER BY e.cursor LIMIT ?",
+        (cursor, limit),
+    )
+    return [
+        Event(c, at, event, id, n, address, state, bool(mark), reason, tries, Reply(code, text, enhanced) if code is not None else None)
+        for c, at, event, id, n, address, state, mark, reason, tries, code, enhanced, text in rows
+    ]
+
+
+def last_cursor() -> Verb[int]:
+    """The newest event's cursor."""
+    rows = yield "SELECT max(cursor) FROM event", ()
+    return rows[0][0] or 0
+
+
+def stats(now: int) -> Verb[dict[str, Any]]:
+    """The queue in numbers: live recipients by route and state, with the oldest; everything by state."""
+    routes = yield (
+        "SELECT r.destination, r.state, r.attempts > 0, count(*), min(m.accepted_at), sum(r.due <= ?), sum(r.uncertain)"
+        " FROM recipient r JOIN message m ON m.seq = r.message WHERE r.state IN ('queued', 'sending', 'held') GROUP BY 1, 2, 3 ORDER BY 1, 2, 3",
+        (now,),
+    )
+    totals = yield "SELECT state, count(*) FROM recipient GROUP BY state", ()
+    return {
+        "routes": [
+            {"route": route, "state": "deferred" if tried and state == "queued" else state, "recipients": count,
+             "oldest_at": oldest, "due": ready or 0, "uncertain": uncertain}
+            for route, state, tried, count, oldest, ready, uncertain in routes
+        ],
+        "states": dict(totals),
+    }  # fmt: skip
+
+
+# -- upkeep -------------------------------------------------------------------------------------------------------------
+
+
+def expire(now: int, limit: int = PAGE) -> Verb[int]:
+    """Fail what waited too long; returns how many, at most ``limit``."""
+    rows = yield "SELECT message, n FROM recipient WHERE state IN ('queued', 'held') AND expires_at <= ? LIMIT ?", (now, limit)
+    return (yield from _apply("expired", rows, now, "too old")) if rows else 0
+
+
+def clamp(now: int, longest: int) -> Verb[int]:
+    """Nothing waits longer than the longest retry step, whatever a clock that jumped left behind."""
+    rows = yield (
+        "UPDATE recipient SET due = max(not_before, ?) WHERE state = 'queued' AND expires_at > ? AND due > ? AND due > not_before RETURNING n",
+        (now, now, now + longest),
+    )
+    return len(rows)
+
+
+def purge(now: int, *, bodies: int, records: int, transcripts: int, after: int = 0, limit: int = 500) -> Verb[tuple[int, int | None]]:
+    """One page of retention: (messages looked at … removed something, where the next page begins or None).
+
+    Ages are spans in ms since the last recipient was final. The newest message, event and attempt stay, so that their
+    numbers are never used again.
+    """
+    rows = yield (
+        "SELECT m.seq, m.upload, max(coalesce(r.finished_at, 1 << 62)), EXISTS (SELECT 1 FROM body b WHERE b.seq = m.seq)"
+        " FROM message m JOIN recipient r ON r.message = m.seq WHERE m.seq > ? AND m.accepted_at <= ? GROUP BY m.seq ORDER BY m.seq LIMIT ?",
+        (after, now - min(bodies, records, transcripts), limit),
+    )
+    old_bodies = [(seq,) for seq, _, done, has in rows if has and done <= now - bodies]
+    uploads = [(upload,) for _, upload, done, _ in rows if upload and done <= now - bodies]
+    old_records = [(seq,) for seq, _, done, _ in rows if done <= now - records]
+    yield Many("DELETE FROM body WHERE seq = ?", old_bodies)
+    yield Many("DELETE FROM chunk WHERE upload = ?", uploads)
+    yield Many("UPDATE attempt SET transcript = NULL WHERE message = ? AND transcript IS NOT NULL AND at <= ?",
+               [(seq, now - transcripts) for seq, _, done, _ in rows if done <= now - transcripts])  # fmt: skip
+    yield from _forget(old_records)
+    return len(old_bodies) + len(uploads) + len(old_records), rows[-1][0] if len(rows) == limit else None
+
+
+def _forget(old: list[tuple[int]]) -> Verb[None]:
+    """Remove whole records; but never the newest of a numbered table."""
+    if not old:
+        return
+    newest = yield "SELECT (SELECT max(seq) FROM message), (SELECT message FROM event ORDER BY cursor DESC LIMIT 1), (SELECT message FROM attempt ORDER BY id DESC LIMIT 1)", ()
+    gone = [row for row in old if row[0] not in newest[0]]
+    yield Many("DELETE FROM attempt WHERE message = ?", gone)
+    yield Many("DELETE FROM recipient WHERE message = ?", gone)
+    yield Many("DELETE FROM body WHERE seq = ?", gone)
+    yield Many("DELETE FROM chunk WHERE upload = (SELECT upload FROM message WHERE seq = ?)", gone)
+    yield Many("DELETE FROM message WHERE seq = ?", gone)
+    yield "DELETE FROM event WHERE cursor < (SELECT max(cursor) FROM event) AND message < ? AND NOT EXISTS (SELECT 1 FROM message m WHERE m.seq = event.message)", (gone[-1][0] + 1 if gone else 0,)
+
+
+def purge_uploads(before: int) -> Verb[int]:
+    """Chunks whose message never came: their writer died between the pieces and the message."""
+    rows = yield (
+        "DELETE FROM chunk WHERE added_at < ? AND NOT EXISTS (SELECT 1 FROM message m WHERE m.upload = chunk.upload) RETURNING n",
+        (before,),
+    )
+    return len(rows)
+
+
+# -- notes --------------------------------------------------------------------------------------------------------------
+
+
+def note_get(kind: str, key: str) -> Verb[tuple[Any, int] | None]:
+    """A small document and its version."""
+    rows = yield "SELECT value, version FROM note WHERE kind = ? AND key = ?", (kind, key)
+    return (json.loads(rows[0][0]), rows[0][1]) if rows else None
+
+
+def note_list(kind: str) -> Verb[dict[str, Any]]:
+    """All documents of a kind."""
+    rows = yield "SELECT key, value FROM note WHERE kind = ? ORDER BY key", (kind,)
+    return {key: json.loads(value) for key, value in rows}
+
+
+def note_put(kind: str, key: str, value: Any, version: int | None = None) -> Verb[bool]:
+    """Write a document; with ``version`` only if it is still that one (0: only if it is new). False = somebody was faster."""
+    text = json.dumps(value)
+    if version is None:
+        yield (
+            "INSERT INTO note (kind, key, value, version) VALUES (?,?,?,1) ON CONFLICT (kind, key)"
+            " DO UPDATE SET value = excluded.value, version = version + 1",
+            (kind, key, text),
+        )
+        return True
+    if version == 0:
+        sql = "INSERT INTO note (kind, key, value, version) VALUES (?,?,?,1) ON CONFLICT DO NOTHING RETURNING version"
+        return bool((yield sql, (kind, key, text)))
+    sql = "UPDATE note SET value = ?, version = version + 1 WHERE kind = ? AND key = ? AND version = ? RETURNING version"
+    return bool((yield sql, (text, kind, key, version)))
+
+
+def note_drop(kind: str, key: str) -> Verb[None]:
+    """Remove a document."""
+    yield "DELETE FROM note WHERE kind = ? AND key = ?", (kind, key)
