@@ -136,9 +136,9 @@ class Receipt:
     duplicate: bool = False
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Leased:
-    """One recipient in an engine's hands. ``outcome`` and ``attempted`` are filled by the transport."""
+    """One recipient in an engine's hands. ``outcome`` is filled in by the transport."""
 
     n: int
     address: str
@@ -148,7 +148,7 @@ class Leased:
     outcome: Outcome | None = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Delivery:
     """Recipients of one message that go to one destination in one transaction."""
 

@@ -72,6 +72,8 @@ class Pace:
         self.trouble = trouble
         self.limit = max(1.0, self.limit / 2)
         was_open = self.tripped
+        if was_open and not self.probing:
+            return False  # a session that began before the breaker opened: nothing new
         if was_open or fatal or self.faults >= TRIP:
             self.pause = min(LONGEST_PAUSE, max(FIRST_PAUSE, self.pause * 2))
             self.open_until = now + self.pause

@@ -133,6 +133,7 @@ _READY = (
     "SELECT message, n FROM recipient WHERE state = 'queued' AND losses = 0 AND destination = ? AND priority = ? AND due <= ?"
     " ORDER BY due, message, n LIMIT ?"
 )
+_ONLY = "SELECT n, destination FROM recipient WHERE message = ? AND state = 'queued' AND due <= ? ORDER BY n"
 _LEASE = (
     "UPDATE recipient SET state = 'sending', owner = ?, lease = ?, leased_at = ? WHERE message = ? AND n = ? AND state = 'queued'"
     " RETURNING message, n, address, destination, attempts, uncertain, losses, expires_at"
@@ -143,13 +144,16 @@ _TO_SEND = (
 )
 
 
-def lease(owner: int, number: int, room: Mapping[str, int], now: int, *, turn: int = 0, budget: int = 1 << 62, suspects: bool = True) -> Verb[list[Delivery]]:
+def lease(owner: int, number: int, room: Mapping[str, int], now: int, *, turn: int = 0, budget: int = 1 << 62, suspects: bool = True, only: int | None = None) -> Verb[list[Delivery]]:
     """Take up to ``room[destination]`` due recipients of each destination, by priority shares, older first.
 
     ``budget`` bounds the bytes of content; at least one message is always taken. With ``suspects`` one suspect message
     comes along, alone. A destination without room is not looked at.
     """
     picked: list[tuple[int, int]] = []
+    if only is not None:
+        rows = yield _ONLY, (only, now)
+        picked, room, suspects = [(only, n) for n, destination in rows if destination in room], {}, False
     for destination, n in room.items():
         waiting = []
         for priority in range(3):
@@ -238,24 +242,19 @@ _DELIVERED = (
     " lease = NULL, attempt = ?, finished_at = ? WHERE message = ? AND n = ? AND state = 'sending' AND owner = ? AND lease = ?"
     " RETURNING message, n, state, uncertain, reason, attempts"
 )
-_BACK = (
-    "CASE WHEN :to = 'queued' AND wish = 'cancel' THEN 'cancelled' WHEN :to = 'queued' AND wish = 'hold' THEN 'held' ELSE :to END"
-)
+_BACK = "CASE WHEN ?1 = 'queued' AND wish = 'cancel' THEN 'cancelled' WHEN ?1 = 'queued' AND wish = 'hold' THEN 'held' ELSE ?1 END"
+#: Parameters: 1 to, 2 reason, 3 due, 4 at, 5 charged, 6 uncertain, 7 settled, 8 attempt, 9 message, 10 n, 11 owner, 12 lease.
 _SETTLE = f"""
 UPDATE recipient SET state = {_BACK},
-    reason = CASE WHEN :to = 'queued' AND wish = 'cancel' THEN 'cancelled by operator'
-                  WHEN :to = 'queued' AND wish = 'hold' THEN 'operator' ELSE :reason END,
-    due = CASE WHEN {_BACK} = 'queued' THEN :due END,
-    finished_at = CASE WHEN {_BACK} IN ('failed', 'cancelled', 'delivered') THEN :at END,
-    attempts = attempts + :charged, uncertain = max(uncertain, :uncertain), losses = CASE WHEN :settled THEN 0 ELSE losses END,
-    attempt = coalesce(:attempt, attempt), wish = NULL, owner = NULL, lease = NULL
-WHERE message = :message AND n = :n AND state = 'sending' AND owner = :owner AND lease = :lease
+    reason = CASE WHEN ?1 = 'queued' AND wish = 'cancel' THEN 'cancelled by operator'
+                  WHEN ?1 = 'queued' AND wish = 'hold' THEN 'operator' ELSE ?2 END,
+    due = CASE WHEN {_BACK} = 'queued' THEN ?3 END,
+    finished_at = CASE WHEN {_BACK} IN ('failed', 'cancelled', 'delivered') THEN ?4 END,
+    attempts = attempts + ?5, uncertain = max(uncertain, ?6), losses = CASE WHEN ?7 THEN 0 ELSE losses END,
+    attempt = coalesce(?8, attempt), wish = NULL, owner = NULL, lease = NULL
+WHERE message = ?9 AND n = ?10 AND state = 'sending' AND owner = ?11 AND lease = ?12
 RETURNING message, n, state, uncertain, reason, attempts
 """.strip()
-for _i, _name in enumerate(("to", "reason", "due", "at", "charged", "uncertain", "settled", "attempt", "message", "n", "owner", "lease"), 1):
-    import re as _re
-
-    _SETTLE = _re.sub(rf":{_name}\b", f"?{_i}", _SETTLE)
 _CONFIRM = (
     "UPDATE recipient SET state = 'delivered', reason = 'confirmed', due = NULL, owner = NULL, lease = NULL, wish = NULL, losses = 0,"
     " attempt = ?, finished_at = ? WHERE message = ? AND n = ? AND uncertain = 1 AND state IN ('queued', 'sending', 'held')"

@@ -1,0 +1,43 @@
+"""outmail: outgoing mail for programs.
+
+>>> import outmail
+>>> with outmail.Outbox("mail.db", relay="smtp://localhost:25") as box:  # doctest: +SKIP
+...     box.send("you@example.org", "Hello", "It works.", sender="me@example.org")
+
+Everything public is here; importing it costs next to nothing, because each name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from outmail.errors import ConfigError, Error, NotFound, NotStored, Refused
+    from outmail.model import Attempt, Dsn, Event, Receipt, RecipientStatus, Reply, Status
+    from outmail.outbox import AsyncOutbox, Outbox
+
+_HOMES = {
+    "errors": ("ConfigError", "Error", "NotFound", "NotStored", "Refused"),
+    "model": ("Attempt", "Dsn", "Event", "Receipt", "RecipientStatus", "Reply", "Status"),
+    "outbox": ("AsyncOutbox", "Outbox"),
+}
+_WHERE = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = ["AsyncOutbox", "Attempt", "ConfigError", "Dsn", "Error", "Event", "NotFound", "NotStored", "Outbox", "Receipt",
+           "RecipientStatus", "Refused", "Reply", "Status", "__version__"]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'outmail' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"outmail.{_WHERE[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,193 @@
+"""The one door: whatever comes in, by whichever intake, is checked, completed and stored here.
+
+Promises: "accepted" is said only after the commit; whatever is refused is refused before anything is stored, with a
+code and a sentence; the bytes are normalised once (`mime.splice`) and only Date and Message-ID are prepended, where
+missing; Date and Message-ID are given once, so every retry carries the same ones.
+Fails: `Refused` for the message, `NotStored` for the store. Does not: compose (`mime.compose`), deliver, or read files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from outmail.clock import Clock, as_datetime
+from outmail.errors import NotStored, Refused
+from outmail.mime import headers, splice
+from outmail.model import NEEDS_8BIT, NEEDS_UTF8, PRIORITIES, Dsn, Message, Receipt, Recipient, keyed_id, new_id
+from outmail.policy.route import Routes, allowed
+from outmail.smtp.syntax import AddressError, parse_mailbox, printable, valid_key
+from outmail.store import Store, Trouble
+
+#: Content longer than this is stored in pieces, ahead of its message and outside the group commit.
+LONG = 1024 * 1024
+PIECE = 256 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What acceptance is bound to: limits, routes, safety."""
+
+    routes: Routes
+    message_size: int = 50_000_000
+    recipients: int = 10_000
+    only_to: tuple[str, ...] = ()
+    redirect_to: str = ""
+    expire: int = 5 * 86_400_000
+    hostname: str = "localhost"
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A complete message on its way in. ``route`` forces a route's name; ``due`` and ``expires_at`` are instants."""
+
+    content: bytes
+    sender: str
+    recipients: Sequence[str]
+    key: str | None = None
+    due: int | None = None
+    expires_at: int | None = None
+    priority: str = "normal"
+    tag: str | None = None
+    route: str | None = None
+    dsn: Dsn | None = None
+    id: str | None = None
+
+
+@dataclass(slots=True)
+class Door:
+    """Acceptance into one store. ``wake`` is called after each commit; ``fail`` is the failpoint hook."""
+
+    store: Store
+    terms: Terms
+    clock: Clock = field(default_factory=Clock)
+    wake: Callable[[], None] = lambda: None
+    fail: Callable[[str], None] = lambda point: None
+
+    def accept(self, drafts: Iterable[Draft]) -> list[Receipt]:
+        """Store all or none. `Refused.index` names the bad one."""
+        messages = []
+        for index, draft in enumerate(drafts):
+            try:
+                messages.append(self.complete(draft))
+            except Refused as refusal:
+                refusal.index = index
+                raise
+        if not messages:
+            return []
+        return self.keep(messages)
+
+    def complete(self, draft: Draft) -> Message:
+        """Check a draft and make it a message; raises `Refused`."""
+        now = self.clock.now()
+        terms = self.terms
+        if len(draft.content) > terms.message_size:
+            raise Refused(f"the message has {len(draft.content)} bytes; the limit is {terms.message_size} ([limits] message_size)", code="too-large")
+        try:
+            content = splice.normalised(draft.content)
+            head = splice.look(content)
+        except splice.ContentError as problem:
+            raise Refused(str(problem), code=problem.code) from None
+        if draft.priority not in PRIORITIES:
+            raise Refused(f"priority {draft.priority!r} does not exist: it is high, normal or low", code="bad-argument")
+        for name, value in (("key", draft.key), ("tag", draft.tag)):
+            if value is not None and not (isinstance(value, str) and 0 < len(value) <= 255 and valid_key(value)):
+                raise Refused(f"{name} must be text of 1 to 255 characters without control characters, not {printable(str(value))}", code="bad-argument")
+        sender = _address(draft.sender) if draft.sender else ""
+        id = draft.id or (keyed_id(draft.key) if draft.key else new_id(now))
+        message_id = head.message_id or f"<{id}@{sender.rpartition('@')[2] or terms.hostname}>"
+        content = _completed(content, head, message_id, now)
+        recipients, content = self._recipients(draft, sender, content)
+        expires_at = draft.expires_at if draft.expires_at is not None else max(now, draft.due or 0) + terms.expire
+        if expires_at <= max(now, draft.due or 0):
+            raise Refused("the message would expire before its first attempt", code="bad-argument")
+        needs = (NEEDS_8BIT if not content.isascii() else 0) | (NEEDS_UTF8 if not sender.isascii() else 0)
+        return Message(
+            id, content, sender, recipients, message_id, head.subject, hashlib.sha256(content).digest(), needs, now, draft.due or now, expires_at,
+            PRIORITIES.index(draft.priority), draft.key, draft.tag, draft.dsn,
+        )  # fmt: skip
+
+    def keep(self, messages: Sequence[Message]) -> list[Receipt]:
+        """Commit; returns only when the messages are on disk."""
+        try:
+            uploads = {message.id: self._upload(message) for message in messages if len(message.content) > LONG}
+            added = self.store.run(self._add(messages, uploads))
+        except Trouble as problem:
+            raise not_stored(problem) from None
+        self.fail("C2")
+        self.wake()
+        return [Receipt(id, message_id, as_datetime(at), True, duplicate) for id, message_id, at, duplicate in added]
+
+    def _add(self, messages: Sequence[Message], uploads: dict[str, str]) -> Any:
+        result = yield from self.store.verbs.add(messages, uploads)
+        self.fail("C1")
+        return result
+
+    def _upload(self, message: Message) -> str:
+        """Write a long content piece by piece, so that nobody else waits long for the write lock."""
+        upload = os.urandom(12).hex()
+        for start in range(0, len(message.content), 4 * PIECE):
+            part = message.content[start : start + 4 * PIECE]
+            pieces = [part[i : i + PIECE] for i in range(0, len(part), PIECE)]
+            self.store.run(self.store.verbs.add_chunks(upload, start // PIECE, pieces, message.accepted_at))
+        return upload
+
+    def _recipients(self, draft: Draft, sender: str, content: bytes) -> tuple[tuple[Recipient, ...], bytes]:
+        """Parsed, without doubles, routed, and bound by ``[safety]``."""
+        terms = self.terms
+        unique: dict[tuple[str, str], str] = {}
+        for text in draft.recipients:
+            local, _, domain = _address(text).rpartition("@")
+            unique.setdefault((local, domain.lower()), f"{local}@{domain}")
+        if not unique:
+            raise Refused("the message has no recipient", code="no-recipient")
+        if len(unique) > terms.recipients:
+            raise Refused(f"the message has {len(unique)} recipients; the limit is {terms.recipients} ([limits] recipients)", code="too-many-recipients")
+        if terms.redirect_to:
+            field = headers.unstructured("X-Outmail-Redirected", ", ".join(unique.values())[:900])
+            target = _address(terms.redirect_to)
+            return (Recipient(target, self._route(draft, sender, target)),), field + content
+        people = []
+        for address in unique.values():
+            suppressed = "" if allowed(terms.only_to, address) else "safety"
+            people.append(Recipient(address, self._route(draft, sender, address), suppressed))
+        return tuple(people), content
+
+    def _route(self, draft: Draft, sender: str, address: str) -> str:
+        return draft.route or self.terms.routes.choose(sender, address, draft.tag)
+
+
+def _completed(content: bytes, head: splice.Head, message_id: str, now: int) -> bytes:
+    extra = b""
+    if not head.dated:
+        extra += headers.unstructured("Date", headers.date(now))
+    if not head.has_message_id:
+        extra += headers.unstructured("Message-ID", message_id)
+    return extra + content if extra else content
+
+
+def _address(text: str) -> str:
+    if not isinstance(text, str):
+        raise Refused(f"an address must be text, not {type(text).__name__}", code="bad-address")
+    try:
+        mailbox = parse_mailbox(text)
+    except AddressError as problem:
+        raise Refused(str(problem), code="bad-address") from None
+    return f"{mailbox.local}@{mailbox.domain}"
+
+
+_HINTS = {
+    "busy": "another program holds its write lock; try again",
+    "full": "the disk is full; free space and try again",
+    "readonly": "the file or file system is read-only",
+    "forbidden": "check that the folder exists and that you may write there",
+    "corrupt": "the file is damaged or no outmail store: run `outmail store check`",
+}
+
+
+def not_stored(problem: Trouble) -> NotStored:
+    """The store's trouble as the caller's exception."""
+    return NotStored(f"the message was not stored: {problem}", hint=_HINTS.get(problem.kind, ""), errno=problem.errno, code=f"store-{problem.kind}")

@@ -1,0 +1,289 @@
+"""Configuration: TOML, environment, defaults → one immutable `Config`.
+
+Promises: the first file found wins (``--config``, ``$OUTMAIL_CONFIG``, ``./outmail.toml``, the user's, the system's);
+unknown keys are errors that suggest the nearest known one; every error names the file and the key. Passwords are read
+when an engine needs them, from a file, a command or ``$OUTMAIL_PASSWORD``, and are never printed.
+Fails: `ConfigError`. Does not: open stores or connect.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import socket
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from outmail.clock import parse_span
+from outmail.errors import ConfigError
+from outmail.policy.retry import Retry, Schedule
+from outmail.policy.route import RELAY_SETTINGS, Relay, Routes, Rule, parse_relay
+from outmail.selection import parse_size
+from outmail.smtp.syntax import AddressError, parse_mailbox
+
+DEFAULT_RELAY = "smtp://localhost:25"
+
+_TOP: dict[str, tuple[type, ...]] = {
+    "store": (str,), "from": (str,), "to": (str, list), "relay": (str, dict), "relays": (dict,), "route": (list,), "outbox": (list,),
+    "retry": (dict,), "listen": (dict,), "limits": (dict,), "safety": (dict,), "retention": (dict,), "transcripts": (str,), "loop": (str,),
+    "hostname": (str,), "loopback": (dict,),
+}  # fmt: skip
+_TABLES: dict[str, dict[str, tuple[type, ...]]] = {
+    "retry": {"schedule": (str,), "expire": (str,), "soft_bounce": (bool,), "on_uncertain": (str,)},
+    "listen": {"smtp": (list,), "lmtp": (list,), "submission": (list,)},
+    "limits": {"message_size": (str, int), "recipients": (int,)},
+    "safety": {"only_to": (list,), "redirect_to": (str,)},
+    "retention": {"bodies": (str,), "records": (str,), "transcripts": (str,)},
+    "loopback": {"message_id": (str,)},
+}  # fmt: skip
+_RELAY_KEYS = {"url": str, "password": str, "password_file": str, "password_command": (str, list), **RELAY_SETTINGS}
+_ROUTE_KEYS = {"from": (str, list), "to": (str, list), "tag": (str, list), "relays": (list,)}
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything a configuration can say, checked."""
+
+    store: str
+    routes: Routes
+    sender: str = ""
+    to: tuple[str, ...] = ()
+    retry: Retry = field(default_factory=Retry)
+    message_size: int = 50_000_000
+    recipients: int = 10_000
+    only_to: tuple[str, ...] = ()
+    redirect_to: str = ""
+    retention: Mapping[str, int] = field(default_factory=lambda: {"bodies": 7 * 86_400_000, "records": 90 * 86_400_000, "transcripts": 30 * 86_400_000})
+    transcripts: str = "failures"
+    loop: str = "asyncio"
+    hostname: str = ""
+    source: str = "defaults"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For people and `outmail config --json`; no secrets."""
+        return {
+            "source": self.source, "store": self.store, "from": self.sender or None, "to": list(self.to),
+            "relays": {name: relay.url for name, relay in self.routes.relays.items()},
+            "routes": [{"from": list(r.sender), "to": list(r.recipient), "tag": list(r.tag), "relays": list(r.relays)} for r in self.routes.rules],
+            "retry": {"expire_ms": self.retry.expire, "steps_ms": list(self.retry.schedule.steps), "endless": self.retry.schedule.endless,
+                      "soft_bounce": self.retry.soft_bounce, "on_uncertain": self.retry.on_uncertain},
+            "limits": {"message_size": self.message_size, "recipients": self.recipients},
+            "safety": {"only_to": list(self.only_to), "redirect_to": self.redirect_to or None},
+            "retention_ms": dict(self.retention), "transcripts": self.transcripts, "hostname": self.hostname,
+        }  # fmt: skip
+
+
+def default_store(env: Mapping[str, str]) -> str:
+    """``/var/lib/outmail/queue.db`` for root, else below the user's data folder."""
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        return "/var/lib/outmail/queue.db"
+    data = env.get("XDG_DATA_HOME") or os.path.join(env.get("HOME") or os.path.expanduser("~"), ".local", "share")
+    return os.path.join(data, "outmail", "queue.db")
+
+
+def load(path: str | None = None, env: Mapping[str, str] | None = None) -> Config:
+    """Find and read the configuration; with nothing found the defaults hold."""
+    env = os.environ if env is None else env
+    named = path or env.get("OUTMAIL_CONFIG")
+    if named:
+        return from_toml(_read(named), named, env)
+    user = env.get("XDG_CONFIG_HOME") or os.path.join(env.get("HOME") or os.path.expanduser("~"), ".config")
+    for candidate in ("outmail.toml", os.path.join(user, "outmail", "config.toml"), "/etc/outmail/config.toml"):
+        if os.path.exists(candidate):
+            return from_toml(_read(candidate), candidate, env)
+    return from_toml("", "defaults", env)
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text("utf-8")
+    except OSError as problem:
+        raise ConfigError(f"{path}: {problem.strerror}", hint="name an existing, readable file") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8 text") from None
+
+
+def from_toml(text: str, source: str, env: Mapping[str, str]) -> Config:
+    """The checked configuration of a TOML text and the ``OUTMAIL_*`` variables that override it."""
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as problem:
+        raise ConfigError(f"{source}: {problem}") from None
+    try:
+        return _build(data, source, env)
+    except ValueError as problem:
+        raise ConfigError(f"{source}: {problem}") from None
+
+
+def _build(data: dict[str, Any], source: str, env: Mapping[str, str]) -> Config:
+    _check(data, _TOP, "")
+    for table, keys in _TABLES.items():
+        _check(data.get(table, {}), keys, f"[{table}] ")
+    if data.get("listen") and any(data["listen"].values()):
+        raise ValueError("[listen]: receiving mail by SMTP is not part of this version yet; leave the lists empty")
+    if data.get("outbox"):
+        raise ValueError("[[outbox]]: emptying applications' databases is not part of this version yet")
+    if data.get("loopback"):
+        raise ValueError("[loopback] is not part of this version yet")
+    relays = _relays(data, env)
+    retention, limits, safety = data.get("retention", {}), data.get("limits", {}), data.get("safety", {})
+    to = env["OUTMAIL_TO"].split(",") if env.get("OUTMAIL_TO") else data.get("to", [])
+    config = Config(
+        store=env.get("OUTMAIL_STORE") or data.get("store") or default_store(env),
+        routes=Routes(relays, _rules(data.get("route", []), relays)),
+        sender=_mailbox("from", env.get("OUTMAIL_FROM") or data.get("from", "")),
+        to=tuple(_mailbox("to", item) for item in ([to] if isinstance(to, str) else to)),
+        retry=_retry(data.get("retry", {})),
+        only_to=tuple(_texts("[safety] only_to", safety.get("only_to", []))),
+        redirect_to=_mailbox("[safety] redirect_to", safety.get("redirect_to", "")),
+        transcripts=_one_of("transcripts", data.get("transcripts", "failures"), ("failures", "all", "none")),
+        loop=_one_of("loop", data.get("loop", "asyncio"), ("asyncio", "uvloop")),
+        hostname=data.get("hostname") or socket.gethostname() or "localhost",
+        source=source,
+    )
+    if "message_size" in limits:
+        size = limits["message_size"]
+        config = replace(config, message_size=size if isinstance(size, int) else parse_size(size))
+    if "recipients" in limits:
+        config = replace(config, recipients=limits["recipients"])
+    if min(config.message_size, config.recipients) <= 0:
+        raise ValueError("[limits] must be greater than zero")
+    ages = {**config.retention, **{key: _age(f"[retention] {key}", value) for key, value in retention.items()}}
+    return replace(config, retention=ages)
+
+
+def _check(table: Mapping[str, Any], known: Mapping[str, Any], where: str) -> None:
+    for key, value in table.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            raise ValueError(f"{where}unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(sorted(known))}"))
+        wanted = known[key] if isinstance(known[key], tuple) else (known[key],)
+        if float in wanted and isinstance(value, int) and not isinstance(value, bool):
+            continue
+        if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
+            names = " or ".join({str: "text", int: "a whole number", float: "a number", bool: "true or false", list: "a list", dict: "a table"}[t] for t in wanted)
+            raise ValueError(f"{where}{key} must be {names}, not {value!r}")
+
+
+def _relays(data: dict[str, Any], env: Mapping[str, str]) -> dict[str, Relay]:
+    tables: dict[str, Any] = {"default": data.get("relay", DEFAULT_RELAY), **data.get("relays", {})}
+    relays = {}
+    for name, table in tables.items():
+        table = {"url": table} if isinstance(table, str) else table
+        where = "[relay] " if name == "default" else f"[relays.{name}] "
+        if not isinstance(table, dict):
+            raise ValueError(f"{where}must be a table with a url")
+        _check(table, _RELAY_KEYS, where)
+        if "," in name or ":" in name:
+            raise ValueError(f"{where}a relay's name may not contain a comma or colon")
+        if "url" not in table:
+            raise ValueError(f"{where}url is missing")
+        settings = {key: value for key, value in table.items() if key in RELAY_SETTINGS}
+        try:
+            relay = parse_relay(table["url"], name, **settings)
+        except ValueError as problem:
+            raise ValueError(f"{where}{problem}") from None
+        relays[name] = replace(relay, password=_password(table, relay, where, env))
+    if env.get("OUTMAIL_RELAY"):
+        relays["default"] = relay_in_code(env["OUTMAIL_RELAY"], env, name="default")
+    return relays
+
+
+def _password(table: Mapping[str, Any], relay: Relay, where: str, env: Mapping[str, str]) -> str:
+    if "password" in table:
+        return str(table["password"])
+    if "password_file" in table:
+        try:
+            return Path(table["password_file"]).read_text("utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as problem:
+            raise ValueError(f"{where}password_file {table['password_file']}: {getattr(problem, 'strerror', None) or problem}") from None
+    if "password_command" in table:
+        return _command(table["password_command"], where)
+    return relay.password or (env.get("OUTMAIL_PASSWORD", "") if relay.user else "")
+
+
+def _command(command: str | list[str], where: str) -> str:
+    import shlex
+    import subprocess
+
+    words = shlex.split(command) if isinstance(command, str) else command
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=True, stdin=subprocess.DEVNULL)
+    except (OSError, subprocess.SubprocessError) as problem:
+        raise ValueError(f"{where}password_command failed: {problem}") from None
+    return done.stdout.rstrip("\r\n")
+
+
+def relay_in_code(url: str, env: Mapping[str, str] | None = None, name: str = "") -> Relay:
+    """A relay given in code or on the command line; ``$OUTMAIL_PASSWORD`` serves where the URL has a user and no password."""
+    try:
+        relay = parse_relay(url, name)
+    except ValueError as problem:
+        raise ConfigError(str(problem)) from None
+    if relay.user and not relay.password:
+        relay = replace(relay, password=(os.environ if env is None else env).get("OUTMAIL_PASSWORD", ""))
+    return relay
+
+
+def _rules(tables: list[Any], relays: Mapping[str, Relay]) -> tuple[Rule, ...]:
+    rules = []
+    for i, table in enumerate(tables, 1):
+        where = f"[[route]] {i}: "
+        if not isinstance(table, dict):
+            raise ValueError(f"{where}must be a table")
+        _check(table, _ROUTE_KEYS, where)
+        names = _texts(f"{where}relays", table.get("relays", []))
+        for name in names:
+            if name not in relays:
+                near = difflib.get_close_matches(name, relays, 1)
+                raise ValueError(f"{where}no relay is named {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        if not names:
+            raise ValueError(f"{where}relays is empty")
+        globs = [tuple(_texts(f"{where}{key}", table.get(key, "*"))) for key in ("from", "to", "tag")]
+        rules.append(Rule(globs[0], globs[1], globs[2], tuple(names)))
+    return tuple(rules)
+
+
+def _retry(table: Mapping[str, Any]) -> Retry:
+    retry = Retry()
+    if "schedule" in table:
+        retry = replace(retry, schedule=Schedule.parse(table["schedule"]))
+    if "expire" in table:
+        retry = replace(retry, expire=_age("[retry] expire", table["expire"]))
+    policy = table.get("on_uncertain", "retry")
+    if policy == "verify":
+        raise ValueError('[retry] on_uncertain = "verify" needs loopback, which is not part of this version yet; use "retry" or "hold"')
+    _one_of("[retry] on_uncertain", policy, ("retry", "hold"))
+    return replace(retry, soft_bounce=table.get("soft_bounce", False), on_uncertain=policy)
+
+
+def _age(where: str, text: str) -> int:
+    try:
+        return parse_span(text)
+    except ValueError as problem:
+        raise ValueError(f"{where}: {problem}") from None
+
+
+def _one_of(where: str, value: str, known: tuple[str, ...]) -> str:
+    if value not in known:
+        raise ValueError(f"{where} = {value!r}: known are {', '.join(known)}")
+    return value
+
+
+def _texts(where: str, value: Any) -> list[str]:
+    items = [value] if isinstance(value, str) else value
+    if not all(isinstance(item, str) and item for item in items):
+        raise ValueError(f"{where} must be a list of text")
+    return list(items)
+
+
+def _mailbox(where: str, text: str) -> str:
+    if not text:
+        return ""
+    try:
+        return str(parse_mailbox(text.strip()))
+    except AddressError as problem:
+        raise ValueError(f"{where}: {problem}") from None

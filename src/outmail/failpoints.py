@@ -1,0 +1,37 @@
+"""Failpoints for tests: ``OUTMAIL_FAIL=POINT:ACTION[:N]`` dies at the N-th passage of C1…C5 of the crash table.
+
+ACTION is ``kill`` (SIGKILL to itself) or ``exit`` (``os._exit(70)``). Without the variable a passage costs one call.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+_point, _action, _left = "", "", 0
+
+
+def arm(text: str) -> None:
+    """Read the variable's text; a malformed one raises ValueError."""
+    global _point, _action, _left
+    point, _, rest = text.partition(":")
+    action, _, n = rest.partition(":")
+    if point not in ("C1", "C2", "C3", "C4", "C5") or action not in ("kill", "exit"):
+        raise ValueError(f"OUTMAIL_FAIL={text!r}: write POINT:ACTION[:N] with C1…C5 and kill or exit")
+    _point, _action, _left = point, action, int(n or 1)
+
+
+def hit(point: str) -> None:
+    """Pass a point of the road."""
+    global _left
+    if point != _point:
+        return
+    _left -= 1
+    if _left == 0:
+        if _action == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        os._exit(70)
+
+
+if os.environ.get("OUTMAIL_FAIL"):
+    arm(os.environ["OUTMAIL_FAIL"])

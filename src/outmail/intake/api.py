@@ -1,0 +1,139 @@
+"""The library's way in: Python values → complete messages.
+
+Promises: everything is checked before anything is stored; what cannot be meant raises `Refused` with a sentence that
+names the argument. Bcc recipients are in the envelope only. Does not: store (`accept` does), or touch the network.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
+from email.message import EmailMessage
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from outmail import clock
+from outmail.accept import Draft
+from outmail.errors import ConfigError, Refused
+from outmail.mime.compose import Attachment, Parts, Person, compose
+from outmail.model import Dsn, keyed_id, new_id
+from outmail.smtp.syntax import AddressError, parse_mailbox, printable
+
+Address = str | tuple[str, str]
+Addresses = Address | Iterable[Address]
+When = str | datetime | timedelta
+File = str | os.PathLike[str] | tuple[str, bytes] | tuple[str, bytes, str]
+
+
+def people(value: Addresses, where: str) -> list[Person]:
+    """``str``, ``(name, address)`` or an iterable of them → (display name, mailbox) pairs."""
+    if isinstance(value, str):
+        return [_person(value, where)]
+    if isinstance(value, tuple) and len(value) == 2 and all(isinstance(v, str) for v in value) and "@" not in value[0]:
+        return [(value[0], _mailbox(value[1], where))]
+    if not isinstance(value, Iterable) or isinstance(value, (bytes, Mapping)):
+        raise Refused(f"{where} must be an address, a (name, address) pair, or several of them, not {value!r}", code="bad-address")
+    found: list[Person] = []
+    for item in value:
+        if not isinstance(item, (str, tuple)):
+            raise Refused(f"{where} holds {item!r}, which is neither an address nor a (name, address) pair", code="bad-address")
+        found += people(item, where)
+    return found
+
+
+def _person(text: str, where: str) -> Person:
+    head, bracket, tail = text.strip().rpartition("<")
+    if bracket and tail.endswith(">"):
+        name = head.strip()
+        if len(name) > 1 and name[0] == name[-1] == '"':
+            name = name[1:-1].replace('\\"', '"').replace("\\\\", "\\")
+        return name, _mailbox(tail[:-1], where)
+    return "", _mailbox(text, where)
+
+
+def _mailbox(text: str, where: str) -> Any:
+    try:
+        return parse_mailbox(text.strip(" "))
+    except AddressError as problem:
+        raise Refused(f"{where}: {problem}", code="bad-address") from None
+
+
+def attachment(value: File) -> Attachment:
+    """A path, or (name, bytes[, type])."""
+    if isinstance(value, tuple):
+        if not 2 <= len(value) <= 3 or not isinstance(value[0], str) or not isinstance(value[1], (bytes, bytearray, memoryview)):
+            raise Refused("an attachment is a path, or (name, bytes) or (name, bytes, type)", code="bad-attachment")
+        return Attachment(value[0], bytes(value[1]), value[2] if len(value) == 3 else "")
+    path = Path(value)
+    try:
+        return Attachment(path.name, path.read_bytes())
+    except OSError as problem:
+        raise Refused(f"the attachment {printable(str(path))} cannot be read: {problem.strerror}", code="bad-attachment") from None
+
+
+def timing(now: int, at: When | None, expires: When | None) -> tuple[int | None, int | None]:
+    """``at=`` and ``expires=`` → instants."""
+    try:
+        due = clock.instant(at, now) if at is not None else None
+        end = clock.instant(expires, now) if expires is not None else None
+    except ValueError as problem:
+        raise Refused(str(problem), code="bad-argument") from None
+    return due, end
+
+
+def composed(
+    now: int, hostname: str, *, to: Addresses = (), subject: str = "", text: str | None = None, html: str | None = None,
+    cc: Addresses = (), bcc: Addresses = (), sender: Address | None = None, reply_to: Addresses = (), headers: Mapping[str, str] | None = None,
+    attachments: Iterable[File] = (), inline: Mapping[str, File] | None = None, key: str | None = None, at: When | None = None,
+    expires: When | None = None, priority: str = "normal", tag: str | None = None, route: str | None = None,
+) -> Draft:  # fmt: skip
+    """The arguments of ``send`` → a draft."""
+    if not sender:
+        raise ConfigError("no sender: give sender=, or set `from` in the configuration or $OUTMAIL_FROM")
+    for name, value in (("subject", subject), ("text", text), ("html", html)):
+        if value is not None and not isinstance(value, str):
+            raise Refused(f"{name} must be text, not {type(value).__name__}", code="bad-argument")
+    author = people(sender, "sender")
+    if len(author) != 1:
+        raise Refused("sender must be one address", code="bad-address")
+    groups = {where: people(value, where) for where, value in (("to", to), ("cc", cc), ("bcc", bcc), ("reply_to", reply_to))}
+    due, end = timing(now, at, expires)
+    if isinstance(attachments, (str, os.PathLike)):
+        attachments = [attachments]
+    if key is not None and not isinstance(key, str):
+        raise Refused(f"key must be text, not {type(key).__name__}", code="bad-argument")
+    id = keyed_id(key) if key else new_id(now)
+    parts = Parts(
+        author[0], groups["to"], groups["cc"], groups["reply_to"], subject, text, html, dict(headers or {}), [attachment(a) for a in attachments],
+        {cid: attachment(file) for cid, file in (inline or {}).items()}, now, f"<{id}@{author[0][1].domain.strip('[]') or hostname}>",
+    )  # fmt: skip
+    try:
+        content = compose(parts)
+    except ValueError as problem:
+        raise Refused(str(problem), code=getattr(problem, "code", "bad-header")) from None
+    envelope = [str(mailbox) for where in ("to", "cc", "bcc") for _, mailbox in groups[where]]
+    return Draft(content, str(author[0][1]), envelope, key, due, end, priority, tag, route, id=id)
+
+
+def complete(
+    now: int, content: bytes | EmailMessage | BinaryIO, *, sender: str | None, recipients: str | Iterable[str], key: str | None = None,
+    at: When | None = None, expires: When | None = None, priority: str = "normal", tag: str | None = None, route: str | None = None,
+    dsn: Dsn | None = None,
+) -> Draft:  # fmt: skip
+    """The arguments of ``submit`` → a draft. The bytes are kept as they are but for line ends."""
+    if isinstance(content, EmailMessage):
+        from email.policy import SMTP
+
+        content = content.as_bytes(policy=SMTP)
+    elif not isinstance(content, (bytes, bytearray, memoryview)):
+        if not hasattr(content, "read"):
+            raise Refused(f"content must be bytes, an EmailMessage or a binary file, not {type(content).__name__}", code="bad-content")
+        content = content.read()
+    if not isinstance(content, (bytes, bytearray, memoryview)):
+        raise Refused("the file was opened as text; open it in binary mode", code="bad-content")
+    if at is not None or expires is not None:
+        due, end = timing(now, at, expires)
+    else:
+        due = end = None
+    return Draft(bytes(content), sender or "", [recipients] if isinstance(recipients, str) else list(recipients), key, due, end, priority, tag, route, dsn)

@@ -1,0 +1,555 @@
+"""The library's face: `Outbox` and `AsyncOutbox`; and the wiring, the only place that names concrete classes.
+
+Promises: sending is a local durable write: no network in the calling thread; thread-safe; usable after a fork; with an
+engine in the program (``deliver``), whatever was accepted is delivered within the program's life or within
+``exit_wait`` of its end, and what is left is told in one line on stderr with the command that sends it.
+Fails: `Refused`, `NotStored`, `ConfigError`, `NotFound`; never because a relay is down.
+Does not: start anything after the program's exit has begun.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import os
+import queue
+import sys
+import threading
+import time
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from typing import Any, Literal
+
+from outmail import failpoints, selection
+from outmail.accept import Door, Draft, Terms, not_stored
+from outmail.clock import Clock
+from outmail.config import Config, load, relay_in_code
+from outmail.errors import ConfigError, NotFound, Refused
+from outmail.intake import api
+from outmail.model import Attempt, Event, Filter, Receipt, Status, is_id
+from outmail.policy.route import Relay, Routes
+from outmail.store import Store, Trouble
+
+log = logging.getLogger("outmail")
+
+
+def open_store(url: str) -> Store:
+    """``mail.db``, ``sqlite:rel/path``, ``sqlite:///abs/path``, ``sqlite+stdlib:…`` → an open store."""
+    from outmail.store.sqlite import SqliteStore
+
+    path, library = store_path(url)
+    if url == load_default_store():
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    return SqliteStore(path, library)
+
+
+def load_default_store() -> str:
+    from outmail.config import default_store
+
+    return default_store(os.environ)
+
+
+def store_path(url: str) -> tuple[str, str]:
+    """(path, library) of a SQLite store; other kinds are a ConfigError until they exist."""
+    scheme, colon, rest = url.partition(":")
+    if not colon or "/" in scheme or scheme not in ("sqlite", "sqlite+apsw", "sqlite+stdlib", "postgresql", "postgres", "maildir"):
+        if colon and rest.startswith("//"):
+            raise ConfigError(f"{url!r} is not a store: give a path, or a URL sqlite:…")
+        return url, "apsw"
+    if not scheme.startswith("sqlite"):
+        raise ConfigError(f"stores of the kind {scheme}: are not part of this version yet; use a path or sqlite:…")
+    path = "/" + rest.lstrip("/") if rest.startswith("//") else rest
+    return path, "stdlib" if scheme.endswith("stdlib") else "apsw"
+
+
+def transports(config: Config) -> Callable[[Relay], Any]:
+    """A factory of transports that share one resolver."""
+    from outmail.transport.local import LocalTransport
+    from outmail.transport.resolver import Resolver
+    from outmail.transport.smtp import SmtpTransport
+
+    resolver = Resolver()
+
+    def make(relay: Relay) -> Any:
+        if relay.scheme in ("smtp", "lmtp"):
+            return SmtpTransport(relay, resolver, config.hostname or "localhost")
+        return LocalTransport(relay)
+
+    return make
+
+
+def build_engine(store: Store, config: Config, routes: Routes, clock: Clock, only: str | None = None) -> Any:
+    """An engine with everything it needs."""
+    from outmail.engine import Engine, Settings
+    from outmail.ops import delivery_log
+
+    settings = Settings(
+        retry=config.retry, only_to=config.only_to, transcripts=config.transcripts, retention=dict(config.retention),
+        observe=delivery_log.observe, fail=failpoints.hit, only=only,
+    )  # fmt: skip
+    return Engine(store, routes, transports(config), settings, clock)
+
+
+class _EngineThread:
+    """An engine in a daemon thread of the program."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine
+        self.failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="outmail-engine", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self.engine.run())
+        except BaseException as problem:
+            self.failure = problem
+            log.exception("the engine ended by a bug of outmail; mail stays queued")
+
+    def drain(self, seconds: float) -> None:
+        """Wait until there is nothing left that can be tried now."""
+        deadline = time.monotonic() + seconds
+        while self._thread.is_alive() and time.monotonic() < deadline and not self.engine.quiet():
+            time.sleep(0.005)
+
+    def end(self) -> None:
+        self.engine.stop()
+        self._thread.join(timeout=2.0)
+
+
+class Outbox:
+    """A door to a queue, and where a relay was given in code, an engine that empties it.
+
+    ``store``: path or URL (default: the configuration's); ``relay``: a configured name or a URL, the route of what this
+    Outbox sends; ``config``: a path or a `Config`; ``deliver``: "auto" (an engine in this program when a relay was given),
+    "thread" or "never"; ``exit_wait``: seconds to deliver at the end.
+    """
+
+    def __init__(
+        self, store: str | os.PathLike[str] | None = None, *, relay: str | None = None, config: str | Config | None = None,
+        deliver: Literal["auto", "thread", "never"] = "auto", exit_wait: float = 5.0, clock: Clock | None = None,
+    ) -> None:  # fmt: skip
+        if deliver not in ("auto", "thread", "never"):
+            raise ConfigError(f"deliver={deliver!r}: it is 'auto', 'thread' or 'never'")
+        self._config = config if isinstance(config, Config) else load(config)
+        self._clock = clock or Clock()
+        self._exit_wait = exit_wait
+        self._route, self._routes = _route(relay, self._config)
+        self._threaded = deliver == "thread" or (deliver == "auto" and relay is not None)
+        try:
+            self._store = open_store(os.fspath(store) if store is not None else self._config.store)
+        except Trouble as problem:
+            raise not_stored(problem) from None
+        self._door = Door(self._store, _terms(self._config, self._routes), self._clock, self._wake, failpoints.hit)
+        self._engine: _EngineThread | None = None
+        self._pid = os.getpid()
+        self._closed = False
+        self._listeners: list[tuple[str, Callable[[Event], Any]]] = []
+        self._watcher: threading.Thread | None = None
+        if self._threaded:
+            self._start()
+        _at_exit(self)
+
+    # -- sending ----------------------------------------------------------------------------------------------------
+
+    def send(self, to: api.Addresses = (), subject: str = "", text: str | None = None, html: str | None = None, **words: Any) -> Receipt:
+        """Compose and store one message. See INTERFACE in the docs for all words: cc, bcc, sender, reply_to, headers,
+        attachments, inline, key, at, expires, priority, tag, relay.
+
+        Returns when the message is on disk. Raises `Refused`, `NotStored`, `ConfigError`.
+        """
+        return self._accept([self._composed({"to": to, "subject": subject, "text": text, "html": html, **words})])[0]
+
+    def send_many(self, items: Iterable[dict[str, Any]]) -> list[Receipt]:
+        """Many messages in one transaction, all or none; `Refused.index` names the first bad one."""
+        return self._accept(_indexed(items, self._composed))
+
+    def submit(self, content: Any, *, sender: str | None, recipients: str | Iterable[str], **words: Any) -> Receipt:
+        """Store a complete message (bytes, EmailMessage or binary file) for an explicit envelope, bytes unchanged."""
+        return self._accept([self._complete({"content": content, "sender": sender, "recipients": recipients, **words})])[0]
+
+    def submit_many(self, items: Iterable[dict[str, Any]]) -> list[Receipt]:
+        """Many complete messages in one transaction, all or none."""
+        return self._accept(_indexed(items, self._complete))
+
+    def _composed(self, words: dict[str, Any]) -> Draft:
+        words = self._named(words)
+        words.setdefault("sender", None)
+        words["sender"] = words["sender"] or self._config.sender or None
+        return _call(api.composed, "send", self._clock.now(), self._config.hostname, **words)
+
+    def _complete(self, words: dict[str, Any]) -> Draft:
+        return _call(api.complete, "submit", self._clock.now(), **self._named(words))
+
+    def _named(self, words: dict[str, Any]) -> dict[str, Any]:
+        words = dict(words)
+        if words.pop("using", None) is not None:
+            raise ConfigError("using= (one transaction with your own database) is not part of this version yet")
+        relay = words.pop("relay", None)
+        words["route"] = _route(relay, self._config)[0] if relay is not None else self._route
+        return words
+
+    def _accept(self, drafts: list[Draft]) -> list[Receipt]:
+        self._check_alive()
+        return self._door.accept(drafts)
+
+    # -- asking -----------------------------------------------------------------------------------------------------
+
+    def status(self, id: str) -> Status:
+        """Where a message stands; raises `NotFound`."""
+        return self._read(self._store.verbs.statuses([self._seq(id)]))[0]  # type: ignore[no-any-return]
+
+    def find(self, filter: str = "", **words: str) -> Iterator[Status]:
+        """Messages with a matching recipient, oldest first. ``find(state="queued", to="*@x.org")`` is the same as text."""
+        text = " ".join([filter, *(f"{key}:{_shell(value)}" for key, value in words.items())])
+        selected = selection.parse(text, self._clock.now())
+        after: int | None = 0
+        while after is not None:
+            page, after = self._read(self._store.verbs.find(selected, self._clock.now(), after))
+            yield from page
+
+    def content(self, id: str) -> bytes:
+        """The bytes of the next DATA before dot-stuffing; raises `NotFound` also when retention has taken them."""
+        content = self._read(self._store.verbs.content(self._seq(id)))
+        if content is None:
+            raise NotFound(f"the content of {id} is gone: retention keeps that of finished mail for a limited time")
+        return content  # type: ignore[no-any-return]
+
+    def attempts(self, id: str) -> list[Attempt]:
+        """Every try, oldest first, with its transcript as far as kept."""
+        return self._read(self._store.verbs.attempts(self._seq(id)))  # type: ignore[no-any-return]
+
+    def wait(self, id: str, timeout: float) -> Status:
+        """The status once every recipient is final or held, or the present one when ``timeout`` seconds are over."""
+        deadline = time.monotonic() + timeout
+        while not (status := self.status(id)).settled and time.monotonic() < deadline:
+            time.sleep(min(0.02, max(0.0, deadline - time.monotonic())))
+        return status
+
+    def events(self, after: int = 0) -> Iterator[Event]:
+        """Facts in the order of commit, behind the cursor ``after``, up to now."""
+        while page := self._read(self._store.verbs.events_after(after)):
+            yield from page
+            after = page[-1].cursor
+
+    def on(self, event: str) -> Callable[[Callable[[Event], Any]], Callable[[Event], Any]]:
+        """A decorator: call the function for each such event from now on, in a thread of its own. "*" means all."""
+        from outmail.lifecycle import ARROWS
+
+        if event not in (*ARROWS, "accepted", "*"):
+            raise ConfigError(f"no event is named {event!r}; they are accepted, {', '.join(ARROWS)}")
+
+        def register(listener: Callable[[Event], Any]) -> Callable[[Event], Any]:
+            self._listeners.append((event, listener))
+            if self._watcher is None:
+                cursor = self._read(self._store.verbs.last_cursor())
+                self._watcher = threading.Thread(target=_watch, args=(weakref.ref(self), cursor), name="outmail-events", daemon=True)
+                self._watcher.start()
+            return listener
+
+        return register
+
+    # -- changing ---------------------------------------------------------------------------------------------------
+
+    def cancel(self, what: str) -> int:
+        """End waiting recipients; returns how many changed, wishes for those being sent included."""
+        return self.change(what, "cancel")
+
+    def hold(self, what: str) -> int:
+        """Stop recipients until `release`."""
+        return self.change(what, "hold")
+
+    def release(self, what: str) -> int:
+        """Let held recipients go on."""
+        return self.change(what, "release")
+
+    def retry(self, what: str) -> int:
+        """Make queued recipients due now."""
+        return self.change(what, "due")
+
+    def requeue(self, what: str) -> int:
+        """Failed or cancelled recipients begin anew; those whose content is gone stay as they are."""
+        return self.change(what, "requeue")
+
+    def change(self, what: str | Filter, event: str) -> int:
+        """One arrow of the lifecycle for an id or a filter. The empty filter raises `Refused`."""
+        now = self._clock.now()
+        if isinstance(what, str):
+            if not what.strip():
+                raise Refused("an empty selection would mean everything; give an id or a filter", code="bad-filter")
+            if is_id(what):
+                self._seq(what)
+            what = selection.select(what, now)
+        count, after = 0, (0, 0)
+        while after is not None:
+            changed, after = self._write(self._store.verbs.change(what, event, now, after=after))
+            count += changed
+        self._wake()
+        return count
+
+    # -- life -------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Deliver what can be delivered within ``exit_wait``, tell what is left, close."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._engine is not None and self._pid == os.getpid():
+            self._engine.drain(self._exit_wait)
+            self._engine.end()
+            self._tell_rest()
+        self._store.close()
+
+    def __enter__(self) -> Outbox:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _start(self) -> None:
+        self._engine = _EngineThread(build_engine(self._store, self._config, self._routes, self._clock))
+        self._pid = os.getpid()
+
+    def _check_alive(self) -> None:
+        if self._closed:
+            raise ConfigError("this Outbox is closed")
+        if self._threaded and self._pid != os.getpid():
+            self._start()  # we are a forked child: the engine's thread stayed behind
+
+    def _wake(self) -> None:
+        if self._engine is not None and self._pid == os.getpid():
+            self._engine.engine.wake()
+
+    def _tell_rest(self) -> None:
+        """One line on stderr about what could not be delivered in this program's life."""
+        try:
+            left = [r for status in self.find("state:queued") for r in status.recipients if r.state == "queued" and self._routes.resolve(r.route)]
+        except Exception:
+            log.exception("outmail could not look what is left in the queue")
+            return
+        if left:
+            reasons = sorted({r.reason for r in left if r.reason})[:2]
+            why = f" ({'; '.join(reasons)})" if reasons else ""
+            command = f"outmail run --once --store {self._store.url}"
+            print(f"outmail: {len(left)} recipients still queued{why}; they go out with the next run, or by: {command}", file=sys.stderr)
+
+    def _seq(self, id: str) -> int:
+        head, _, n = str(id).partition("/")
+        seq = self._read(self._store.verbs.seq_of(head))
+        if seq is None or (n and not any(str(r.n) == n for r in self._read(self._store.verbs.statuses([seq]))[0].recipients)):
+            raise NotFound(f"no message {id} is in {self._store.url}")
+        return int(seq)
+
+    def _read(self, verb: Any) -> Any:
+        try:
+            return self._store.read(verb)
+        except Trouble as problem:
+            raise not_stored(problem) from None
+
+    def _write(self, verb: Any) -> Any:
+        try:
+            return self._store.run(verb)
+        except Trouble as problem:
+            raise not_stored(problem) from None
+
+
+def _terms(config: Config, routes: Routes) -> Terms:
+    return Terms(
+        routes, config.message_size, config.recipients, config.only_to, config.redirect_to, config.retry.expire, config.hostname or "localhost"
+    )
+
+
+def _route(relay: str | None, config: Config) -> tuple[str | None, Routes]:
+    """(forced route name or None, routes) for ``relay=``: a configured name, or a URL named by itself."""
+    routes = config.routes
+    if relay is None:
+        return None, routes
+    if not isinstance(relay, str):
+        raise ConfigError(f"relay must be a configured name or a URL, not {relay!r}")
+    if relay in routes.relays:
+        return relay, routes
+    if ":" not in relay:
+        raise ConfigError(f"no relay is named {relay!r}; known are {', '.join(routes.relays)}", hint="or give a URL such as smtp://localhost:25")
+    made = relay_in_code(relay)
+    return made.name, routes.with_relays([made])
+
+
+def _call(function: Any, name: str, *args: Any, **words: Any) -> Any:
+    try:
+        return function(*args, **words)
+    except TypeError as problem:
+        if "unexpected keyword" in str(problem) or "missing" in str(problem):
+            raise TypeError(str(problem).replace(function.__name__, name)) from None
+        raise
+
+
+def _indexed(items: Iterable[dict[str, Any]], make: Callable[[dict[str, Any]], Draft]) -> list[Draft]:
+    drafts = []
+    for index, item in enumerate(items):
+        try:
+            drafts.append(make(item))
+        except Refused as refusal:
+            refusal.index = index
+            raise
+    return drafts
+
+
+def _shell(value: object) -> str:
+    import shlex
+
+    return shlex.quote(str(value))
+
+
+def _watch(box: weakref.ref[Outbox], cursor: int) -> None:
+    """The listeners' thread: ends with its Outbox."""
+    while (outbox := box()) is not None and not outbox._closed:
+        try:
+            for event in list(outbox.events(cursor)):
+                cursor = event.cursor
+                for name, listener in list(outbox._listeners):
+                    if name in (event.event, "*"):
+                        _tell(listener, event)
+        except Exception:
+            if outbox._closed:
+                return
+            log.exception("outmail could not read events; trying again")
+        del outbox
+        time.sleep(0.05)
+
+
+def _tell(listener: Callable[[Event], Any], event: Event) -> None:
+    try:
+        listener(event)
+    except Exception:
+        log.exception("a listener for outmail's events raised")
+
+
+_boxes: weakref.WeakSet[Outbox] = weakref.WeakSet()
+
+
+def _at_exit(box: Outbox) -> None:
+    if not _boxes:
+        atexit.unregister(_close_all)
+        atexit.register(_close_all)
+    _boxes.add(box)
+
+
+def _close_all() -> None:
+    for box in list(_boxes):
+        try:
+            box.close()
+        except Exception:
+            log.exception("closing an Outbox at exit failed; its mail stays queued")
+
+
+class _Workers:
+    """A few plain threads of our own for blocking calls; the loop's default executor is never used."""
+
+    def __init__(self, count: int = 4) -> None:
+        self._calls: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._count = count
+        for i in range(count):
+            threading.Thread(target=self._serve, name=f"outmail-writer-{i}", daemon=True).start()
+
+    async def call(self, function: Callable[..., Any], *args: Any, **words: Any) -> Any:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+        self._calls.put((loop, future, function, args, words))
+        return await future
+
+    def close(self) -> None:
+        for _ in range(self._count):
+            self._calls.put(None)
+
+    def _serve(self) -> None:
+        while (call := self._calls.get()) is not None:
+            loop, future, function, args, words = call
+            try:
+                result, problem = function(*args, **words), None
+            except BaseException as caught:
+                result, problem = None, caught
+            try:
+                loop.call_soon_threadsafe(_resolve, future, result, problem)
+            except RuntimeError:
+                pass  # the loop is closed; the call was made all the same
+
+
+def _resolve(future: asyncio.Future[Any], result: Any, problem: BaseException | None) -> None:
+    if future.done():
+        return
+    if problem is not None:
+        future.set_exception(problem)
+    else:
+        future.set_result(result)
+
+
+class AsyncOutbox:
+    """`Outbox` with every call awaited; concurrent sends share commits."""
+
+    def __init__(self, *args: Any, **words: Any) -> None:
+        self._box = Outbox(*args, **words)
+        self._workers = _Workers()
+
+    async def send(self, *args: Any, **words: Any) -> Receipt:
+        return await self._workers.call(self._box.send, *args, **words)  # type: ignore[no-any-return]
+
+    async def send_many(self, items: Iterable[dict[str, Any]]) -> list[Receipt]:
+        return await self._workers.call(self._box.send_many, items)  # type: ignore[no-any-return]
+
+    async def submit(self, content: Any, **words: Any) -> Receipt:
+        return await self._workers.call(self._box.submit, content, **words)  # type: ignore[no-any-return]
+
+    async def submit_many(self, items: Iterable[dict[str, Any]]) -> list[Receipt]:
+        return await self._workers.call(self._box.submit_many, items)  # type: ignore[no-any-return]
+
+    async def status(self, id: str) -> Status:
+        return await self._workers.call(self._box.status, id)  # type: ignore[no-any-return]
+
+    async def find(self, filter: str = "", **words: str) -> AsyncIterator[Status]:
+        for status in await self._workers.call(lambda: list(self._box.find(filter, **words))):
+            yield status
+
+    async def content(self, id: str) -> bytes:
+        return await self._workers.call(self._box.content, id)  # type: ignore[no-any-return]
+
+    async def attempts(self, id: str) -> list[Attempt]:
+        return await self._workers.call(self._box.attempts, id)  # type: ignore[no-any-return]
+
+    async def wait(self, id: str, timeout: float) -> Status:
+        deadline = time.monotonic() + timeout
+        while not (status := await self.status(id)).settled and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        return status
+
+    async def events(self, after: int = 0) -> AsyncIterator[Event]:
+        for event in await self._workers.call(lambda: list(self._box.events(after))):
+            yield event
+
+    def on(self, event: str) -> Callable[[Callable[[Event], Any]], Callable[[Event], Any]]:
+        return self._box.on(event)
+
+    async def cancel(self, what: str) -> int:
+        return await self._workers.call(self._box.cancel, what)  # type: ignore[no-any-return]
+
+    async def hold(self, what: str) -> int:
+        return await self._workers.call(self._box.hold, what)  # type: ignore[no-any-return]
+
+    async def release(self, what: str) -> int:
+        return await self._workers.call(self._box.release, what)  # type: ignore[no-any-return]
+
+    async def retry(self, what: str) -> int:
+        return await self._workers.call(self._box.retry, what)  # type: ignore[no-any-return]
+
+    async def requeue(self, what: str) -> int:
+        return await self._workers.call(self._box.requeue, what)  # type: ignore[no-any-return]
+
+    async def close(self) -> None:
+        await self._workers.call(self._box.close)
+        self._workers.close()
+
+    async def __aenter__(self) -> AsyncOutbox:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()

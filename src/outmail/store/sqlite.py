@@ -1,0 +1,339 @@
+"""The SQLite store: one file, write-ahead log, a disk flush per commit, and group commit.
+
+Promises: ``synchronous=FULL``: what `commit` returned is on disk; ``BEGIN IMMEDIATE`` for whatever writes, with our own
+patient retries, so that no caller sees "database is locked"; threads that ask at the same moment share one commit
+(the first one commits for all); a forked child opens its own connections and leaves the parent's alone.
+Fails: `Trouble`; after it nothing of the transaction is stored. A file of a later schema is refused, never touched.
+Does not: work on network file systems, or know what the verbs mean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from typing import Any, TypeVar
+
+from outmail.model import Delivery, Leased
+from outmail.store import Trouble, Verb, drivers, verbs
+from outmail.store.owner import OwnerFile, boot_id, dead_files
+
+SCHEMA = 1
+R = TypeVar("R")
+_PRAGMAS = ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL", "PRAGMA fullfsync = ON", "PRAGMA busy_timeout = 0",
+            "PRAGMA cache_size = -32000", "PRAGMA temp_store = MEMORY")  # fmt: skip
+
+
+class Owner:
+    """An engine's registration: its number in the store and its locked file."""
+
+    def __init__(self, store: SqliteStore, id: int, file: OwnerFile) -> None:
+        self.id = id
+        self.file = file
+        self._store = store
+
+    def close(self) -> None:
+        """Leave in order; leases that are still out are found by the next engine."""
+        with contextlib.suppress(Trouble):
+            self._store.run(verbs.forget_owner(self.id), wait=2.0)
+        self.file.close()
+
+
+class _Ask:
+    """One thread's verb, waiting for whoever commits next."""
+
+    __slots__ = ("answer", "done", "verb")
+
+    def __init__(self, verb: Verb[Any]) -> None:
+        self.verb = verb
+        self.answer: Any = None
+        self.done = False
+
+
+class SqliteStore:
+    """A queue in one SQLite file. Thread-safe and fork-aware."""
+
+    verbs = verbs
+
+    def __init__(self, path: str, library: str = "apsw") -> None:
+        self.path = os.path.abspath(path)
+        self.library = library
+        self.url = f"sqlite:{self.path}"
+        self._write_lock = threading.Lock()
+        self._read_lock = threading.Lock()
+        self._asks: list[_Ask] = []
+        self._pid = 0
+        self._leaked: list[Any] = []
+        self._open()
+
+    # -- opening ----------------------------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        _create(self.path)
+        self._claim = drivers.claim(self.path, self.library)
+        driver = drivers.DRIVERS[self.library]
+        try:
+            self._writer = _patient(lambda: _prepared(driver(self.path)))
+            self._reader = _patient(lambda: _prepared(driver(self.path)))
+            self._upgrade()
+        except BaseException:
+            drivers.release(self._claim)
+            raise
+        self._version = -1
+        self._pid = os.getpid()
+
+    def _check_fork(self) -> None:
+        if self._pid != os.getpid():
+            self._leaked += [self._writer, self._reader]  # closing them here would harm the parent
+            self._write_lock, self._read_lock, self._asks = threading.Lock(), threading.Lock(), []
+            self._open()
+
+    def _upgrade(self) -> None:
+        """Bring the file to this version's schema; each step is one transaction, guarded by the write lock."""
+        found = self._writer.execute("PRAGMA user_version")[0][0]
+        if found == SCHEMA:
+            return
+        if found > SCHEMA:
+            raise Trouble("schema", f"{self.path} has schema {found}, made by a later outmail; this one knows up to {SCHEMA}: upgrade outmail")
+        if found == 0:
+            self._writer.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        _patient(lambda: self._writer.execute("BEGIN IMMEDIATE"))
+        try:
+            for step in range(self._writer.execute("PRAGMA user_version")[0][0] + 1, SCHEMA + 1):
+                for statement in _statements(f"sqlite-{step}.sql"):
+                    self._writer.execute(statement)
+                self._writer.execute(f"PRAGMA user_version = {step}")
+            self._writer.execute("COMMIT")
+        except BaseException:
+            self._rollback()
+            raise
+
+    def close(self) -> None:
+        """Close the connections. Calls that are under way finish first."""
+        if self._pid != os.getpid():
+            return
+        with self._write_lock, self._read_lock:
+            if self._pid:
+                self._pid = -1
+                self._reader.close()
+                self._writer.close()
+                drivers.release(self._claim)
+
+    # -- writing ----------------------------------------------------------------------------------------------------
+
+    def run(self, verb: Verb[R], wait: float = 30.0) -> R:
+        """One verb, on disk when this returns. Threads that come while another commits are committed together next."""
+        self._check_fork()
+        ask = _Ask(verb)
+        self._asks.append(ask)
+        if not self._write_lock.acquire(timeout=wait):
+            with contextlib.suppress(ValueError):
+                self._asks.remove(ask)
+                raise Trouble("busy", f"{self.path} was busy for {wait:.0f} s")
+            self._write_lock.acquire()  # somebody took it up: the answer is near
+        try:
+            if not ask.done:
+                asks, self._asks = self._asks, []
+                self._answer(asks, wait)
+        finally:
+            self._write_lock.release()
+        if isinstance(ask.answer, BaseException):
+            raise ask.answer
+        return ask.answer  # type: ignore[no-any-return]
+
+    def _answer(self, asks: list[_Ask], wait: float) -> None:
+        try:
+            answers: Sequence[Any] = self._transaction([ask.verb for ask in asks], wait)
+        except BaseException as problem:
+            answers = [problem] * len(asks)
+        for ask, answer in zip(asks, answers):
+            ask.answer, ask.done = answer, True
+
+    def commit(self, verbs: Sequence[Verb[Any]], wait: float = 30.0) -> list[Any]:
+        """Several verbs in one transaction; with ``wait`` 0 it raises Trouble("busy") rather than wait at all."""
+        self._check_fork()
+        if not self._write_lock.acquire(timeout=wait):
+            raise Trouble("busy", f"{self.path} is busy")
+        try:
+            return self._transaction(verbs, wait)
+        finally:
+            self._write_lock.release()
+
+    def _transaction(self, verbs: Sequence[Verb[Any]], wait: float) -> list[Any]:
+        if self._pid < 0:
+            raise Trouble("closed", f"{self.path} is closed")
+        _patient(lambda: self._writer.execute("BEGIN IMMEDIATE"), wait)
+        try:
+            if len(verbs) == 1:
+                answers = [drivers.drive(self._writer, verbs[0])]
+            else:
+                answers = [self._guarded(verb) for verb in verbs]
+            self._writer.execute("COMMIT")
+            return answers
+        except BaseException:
+            self._rollback()
+            raise
+
+    def _guarded(self, verb: Verb[Any]) -> Any:
+        """One verb among several: its failure undoes its own changes only, unless the store itself is in trouble."""
+        self._writer.execute("SAVEPOINT verb")
+        try:
+            answer = drivers.drive(self._writer, verb)
+        except Exception as problem:
+            if (isinstance(problem, Trouble) and problem.kind != "other") or not self._writer.in_transaction():
+                raise
+            self._writer.execute("ROLLBACK TO verb")
+            answer = problem
+        self._writer.execute("RELEASE verb")
+        return answer
+
+    def _rollback(self) -> None:
+        if self._writer.in_transaction():
+            self._writer.execute("ROLLBACK")
+
+    # -- reading ----------------------------------------------------------------------------------------------------
+
+    def read(self, verb: Verb[R]) -> R:
+        """A verb that writes nothing, from one snapshot."""
+        self._check_fork()
+        with self._read_lock:
+            if self._pid < 0:
+                raise Trouble("closed", f"{self.path} is closed")
+            _patient(lambda: self._reader.execute("BEGIN"))
+            try:
+                return drivers.drive(self._reader, verb)  # type: ignore[no-any-return]
+            finally:
+                self._reader.execute("COMMIT")
+
+    def changed(self) -> bool:
+        """True when another connection has committed since the last call; costs microseconds."""
+        self._check_fork()
+        with self._read_lock:
+            version = self._reader.execute("PRAGMA data_version")[0][0]
+        before, self._version = self._version, version
+        return bool(version != before)
+
+    # -- engines ----------------------------------------------------------------------------------------------------
+
+    def register(self, now: int) -> Owner:
+        """Become an engine of this store."""
+        name = uuid.uuid4().hex
+        file = OwnerFile(self.path, name)
+        try:
+            number = self.run(verbs.register(name, os.getpid(), socket.gethostname(), boot_id(), now))
+        except BaseException:
+            file.close()
+            raise
+        return Owner(self, number, file)
+
+    def dots(self, owner: Owner, notes: Iterable[tuple[Delivery, Sequence[Leased]]]) -> None:
+        """Put final dots on record: one write."""
+        owner.file.note([(delivery.seq, r.n, delivery.lease) for delivery, recipients in notes for r in recipients])
+
+    def settled(self, owner: Owner, deliveries: Iterable[Delivery]) -> None:
+        owner.file.forget([(delivery.seq, r.n, delivery.lease) for delivery in deliveries for r in delivery.recipients])
+
+    def reclaim(self, now: int, *, hold: bool) -> list[dict[str, Any]]:
+        """Take back the work of engines whose file nobody holds, or that have none."""
+        known = {row[1]: row for row in self.read(verbs.owners())}
+        if not known:
+            return []
+        found = []
+        boot = boot_id()
+        for dead in dead_files(self.path):
+            row = known.get(dead.uuid)
+            if row is None:
+                dead.remove()
+                continue
+            try:
+                rebooted = row[3] != boot
+                found.append(self.run(verbs.reclaim(row[0], None if rebooted else dead.notes(), now, rebooted=rebooted, hold=hold)))
+            except BaseException:
+                dead.close()
+                raise
+            dead.remove()
+        for name, row in known.items():
+            if not os.path.exists(f"{self.path}.engine.{name}"):
+                verb = verbs.reclaim(row[0], None, now, rebooted=row[3] != boot, hold=hold)
+                found.append(self.run(verb))
+        return [item for item in found if item["leases"]]
+
+    # -- upkeep -----------------------------------------------------------------------------------------------------
+
+    def give_space_back(self) -> None:
+        """Return free pages to the file system, a bounded number at a time."""
+        with self._write_lock:
+            if self._writer.execute("PRAGMA freelist_count")[0][0] > 256:
+                _patient(lambda: self._writer.execute("PRAGMA incremental_vacuum(2000)"), 0.5)
+
+    def check(self) -> list[str]:
+        """What is wrong with the file, in sentences; an empty list is good news."""
+        with self._read_lock:
+            rows = [row[0] for row in self._reader.execute("PRAGMA quick_check(20)")]
+        problems = [f"SQLite: {row}" for row in rows if row != "ok"]
+        for sql, text in _CHECKS:
+            with self._read_lock:
+                count = self._reader.execute(sql)[0][0]
+            if count:
+                problems.append(f"{count} {text}")
+        return problems
+
+    def backup(self, target: str) -> None:
+        """A consistent copy of the live queue, compacted, in a new file."""
+        with self._read_lock:
+            self._reader.execute("VACUUM INTO ?", (target,))
+
+
+_CHECKS = (
+    ("SELECT count(*) FROM recipient r WHERE NOT EXISTS (SELECT 1 FROM message m WHERE m.seq = r.message)", "recipients without a message"),
+    (
+        "SELECT count(*) FROM message m WHERE EXISTS (SELECT 1 FROM recipient r WHERE r.message = m.seq AND r.state IN ('queued', 'sending'))"
+        " AND m.upload IS NULL AND NOT EXISTS (SELECT 1 FROM body b WHERE b.seq = m.seq)",
+        "waiting messages without content",
+    ),
+    ("SELECT count(*) FROM message m WHERE NOT EXISTS (SELECT 1 FROM recipient r WHERE r.message = m.seq)", "messages without recipients"),
+)
+
+
+def _create(path: str) -> None:
+    """Make the file private before SQLite sees it; a missing folder is said, not made."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    except FileNotFoundError:
+        raise Trouble("forbidden", f"the folder of {path} does not exist: create it, or choose another store", 2) from None
+    except OSError as problem:
+        raise Trouble("forbidden", f"{path} cannot be opened for writing: {problem.strerror}", problem.errno) from None
+
+
+def _prepared(connection: drivers.Driver) -> drivers.Driver:
+    for pragma in _PRAGMAS:
+        connection.execute(pragma)
+    return connection
+
+
+def _statements(name: str) -> list[str]:
+    text = (resources.files("outmail.store") / "sql" / name).read_text("utf-8")
+    lines = [line for line in text.splitlines() if not line.startswith("--")]
+    return [part.strip() for part in "\n".join(lines).split(";") if part.strip()]
+
+
+def _patient(action: Any, wait: float = 30.0) -> Any:
+    """Run it; while somebody else holds the lock try again, in short uneven pauses, for ``wait`` seconds."""
+    deadline = None
+    while True:
+        try:
+            return action()
+        except Trouble as problem:
+            if problem.kind != "busy" or not wait:
+                raise
+            now = time.monotonic()
+            deadline = deadline or now + wait
+            if now >= deadline:
+                raise Trouble("busy", f"another program has held the write lock of the store for {wait:.0f} s") from None
+            time.sleep(random.uniform(0.0002, 0.003))

@@ -1,0 +1,32 @@
+"""TLS contexts: verified by default, an own CA, a pinned fingerprint, or on explicit demand no verification."""
+
+from __future__ import annotations
+
+import hashlib
+import ssl
+from typing import Any
+
+from outmail.policy.route import Relay
+
+
+class Untrusted(Exception):
+    """The relay's certificate is not the pinned one."""
+
+
+def context(relay: Relay) -> ssl.SSLContext:
+    """A client context for the relay; raises OSError or ssl.SSLError when its CA file cannot be used."""
+    made = ssl.create_default_context(cafile=relay.ca or None)
+    made.minimum_version = ssl.TLSVersion.TLSv1_2
+    if relay.fingerprint or not relay.verify:
+        made.check_hostname = False
+        made.verify_mode = ssl.CERT_NONE
+    return made
+
+
+def check_pin(relay: Relay, ssl_object: Any) -> None:
+    """With a pin, the certificate itself must be the one; raises `Untrusted`."""
+    if not relay.fingerprint:
+        return
+    seen = hashlib.sha256(ssl_object.getpeercert(binary_form=True) or b"").hexdigest()
+    if seen != relay.fingerprint:
+        raise Untrusted(f"the certificate's SHA-256 is {seen}, not the pinned one")
