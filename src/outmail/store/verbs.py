@@ -647,6 +647,12 @@ def _forget(old: list[tuple[int]]) -> Verb[None]:
     yield "DELETE FROM event WHERE cursor < (SELECT max(cursor) FROM event) AND message < ? AND NOT EXISTS (SELECT 1 FROM message m WHERE m.seq = event.message)", (gone[-1][0] + 1 if gone else 0,)
 
 
+def forget_messages(seqs: Sequence[int]) -> Verb[int]:
+    """Forget these finished messages now."""
+    yield from _forget([(seq,) for seq in sorted(seqs)])
+    return len(seqs)
+
+
 def purge_uploads(before: int) -> Verb[int]:
     """Chunks whose message never came: their writer died between the pieces and the message."""
     rows = yield (

@@ -1,0 +1,46 @@
+# make demo: the main job · make test: all tests · make check: format, lint, types, architecture, tests
+# make bench: ratios against peers in one run · make soak: the long campaigns. Each sets up what it needs.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+SOAK_KILLS ?= 500
+
+.PHONY: help demo test check lint types bench soak clean setup
+
+help:
+	@sed -n '1,2s/^# //p' Makefile
+
+$(READY): pyproject.toml requirements-dev.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "outmail needs Python 3.11 or later; say which: make PYTHON=python3.12" >&2; exit 69; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "Python's venv module is missing; install it (Debian: apt install python3-venv)" >&2; exit 69; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+setup: $(READY)
+
+demo: $(READY)
+	$(BIN)/outmail demo
+
+test: $(READY)
+	$(BIN)/python -m pytest -q
+
+lint: $(READY)
+	$(BIN)/ruff check src tests bench examples
+
+types: $(READY)
+	$(BIN)/mypy
+
+check: lint types test
+
+bench: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "mailqueue-runner>=1.0"
+	$(BIN)/python bench/run.py
+
+soak: $(READY)
+	$(BIN)/python tests/campaigns/kills.py --kills $(SOAK_KILLS)
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

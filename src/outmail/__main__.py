@@ -1,0 +1,7 @@
+"""``python -m outmail`` is the command ``outmail``."""
+
+import sys
+
+from outmail.cli import main
+
+sys.exit(main())

@@ -1,0 +1,474 @@
+"""What each command does: arguments in, `Outbox` calls, words out."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import getpass
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from outmail import selection
+from outmail.cli import EX_DATAERR, EX_NOINPUT, EX_SOFTWARE, EX_TEMPFAIL, EX_UNAVAILABLE, EX_USAGE
+from outmail.cli.explanations import CODES
+from outmail.clock import Clock, human_span, rfc3339
+from outmail.config import Config, load, relay_in_code
+from outmail.errors import ConfigError, NotFound, Refused
+from outmail.model import Filter, Status, is_id
+from outmail.outbox import Outbox, _route, build_engine
+
+
+def _config(arguments: argparse.Namespace, *, replace_default: bool = True) -> Config:
+    """The configuration; ``--relay`` replaces the relay `default` for this process (but for `send`)."""
+    config = load(arguments.config)
+    if arguments.store:
+        config = replace(config, store=arguments.store)
+    if arguments.relay and replace_default:
+        routes = config.routes
+        known = routes.relays.get(arguments.relay) or relay_in_code(arguments.relay, name="default")
+        config = replace(config, routes=routes.with_relays([replace(known, name="default")]))
+    return config
+
+
+def _box(arguments: argparse.Namespace) -> Outbox:
+    return Outbox(config=_config(arguments), deliver="never")
+
+
+def _sender(config: Config, given: str | None) -> str:
+    """``-f``, else the configured ``from``, else user@host."""
+    if given or config.sender:
+        return given or config.sender
+    host = socket.gethostname() or "localhost"
+    return f"{getpass.getuser()}@{host}"
+
+
+# -- send ---------------------------------------------------------------------------------------------------------------
+
+
+def send(arguments: argparse.Namespace) -> int:
+    """Store one message; with --wait deliver it here."""
+    config = _config(arguments, replace_default=False)
+    box = Outbox(config=config, relay=arguments.relay, deliver="never")
+    body = sys.stdin.buffer.read()
+    common = {"key": arguments.key, "at": arguments.at, "expires": arguments.expires, "priority": arguments.priority, "tag": arguments.tag}
+    sender = _sender(config, arguments.sender)
+    if arguments.raw:
+        receipt = box.submit(body, sender=sender, recipients=[*arguments.recipients, *arguments.cc, *arguments.bcc], **common)
+    else:
+        receipt = box.send(
+            arguments.recipients, arguments.subject, _text(body), _html(arguments.html), cc=arguments.cc, bcc=arguments.bcc, sender=sender,
+            headers=_headers(arguments.header), attachments=arguments.attach, **common,
+        )  # fmt: skip
+    print(json.dumps({"id": receipt.id, "message_id": receipt.message_id, "duplicate": receipt.duplicate}) if arguments.json else receipt.id, flush=True)
+    if arguments.wait is None:
+        _warn_idle(box)
+        return 0
+    return _deliver_here(box, config, arguments.relay, receipt.id, arguments.wait)
+
+
+def _text(body: bytes) -> str:
+    try:
+        return body.decode("utf-8")
+    except UnicodeDecodeError:
+        return body.decode("latin-1")
+
+
+def _html(path: str | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return Path(path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise Refused(f"the HTML file {path} cannot be read: {getattr(problem, 'strerror', None) or problem}", code="bad-attachment") from None
+
+
+def _headers(lines: list[str]) -> dict[str, str]:
+    headers = {}
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if not colon:
+            raise Refused(f"-H {line!r}: write 'Name: value'", code="bad-header")
+        headers[name.strip()] = value.strip()
+    return headers
+
+
+def _deliver_here(box: Outbox, config: Config, relay: str | None, id: str, seconds: float) -> int:
+    engine = build_engine(box._store, config, _route(relay, config)[1], Clock())
+    deadline = time.monotonic() + seconds
+
+    async def work() -> Status:
+        running = asyncio.ensure_future(engine.run())
+        while not (status := box.status(id)).settled and time.monotonic() < deadline and not running.done():
+            await asyncio.sleep(0.02)
+        engine.stop()
+        await running
+        return box.status(id) if not status.settled else status
+
+    status = asyncio.run(work())
+    states = {r.state for r in status.recipients}
+    for recipient in status.recipients:
+        if recipient.state != "delivered":
+            print(f"outmail: {recipient.address}: {_in_words(recipient)}", file=sys.stderr)
+    return 0 if states == {"delivered"} else EX_UNAVAILABLE if "failed" in states else EX_TEMPFAIL
+
+
+def _warn_idle(box: Outbox) -> None:
+    """Say when mail waits and nobody has worked on this store for a minute."""
+    found = box._read(box._store.verbs.note_get("engine", "last"))
+    now = Clock().now()
+    due = box._read(box._store.verbs.next_due(now))
+    if any(moment <= now - 60_000 for moment in due.values()) and (not found or now - found[0]["at"] > 60_000):
+        since = f"for {human_span(now - found[0]['at'])}" if found else "yet"
+        print(f"outmail: mail is due and no engine has run {since}: start `outmail run`, or `outmail run --once` from cron", file=sys.stderr)
+
+
+# -- run ----------------------------------------------------------------------------------------------------------------
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The engine, as a service or once."""
+    config = _config(arguments)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    box = Outbox(config=config, deliver="never")
+    if arguments.only:
+        head = arguments.only.partition("/")[0]
+        if not is_id(arguments.only):
+            raise NotFound(f"{arguments.only!r} is not a message id")
+        box.change(arguments.only, "due")
+        arguments.only = head
+    once = arguments.once or bool(arguments.only)
+    engine = build_engine(box._store, config, config.routes, Clock(), arguments.only)
+    before = _due_now(box) if arguments.strict else 0
+
+    async def work() -> None:
+        loop = asyncio.get_running_loop()
+        for name in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(name, engine.stop)
+        await engine.run(once=once)
+
+    if config.loop == "uvloop":
+        _uvloop().run(work())
+    else:
+        asyncio.run(work())
+    box.close()
+    counts = engine.counts
+    if not arguments.strict:
+        return 0
+    if counts["quarantined"]:
+        return EX_SOFTWARE
+    if counts["refused"] or counts["expired"]:
+        return EX_UNAVAILABLE
+    return EX_TEMPFAIL if before > counts["delivered"] else 0
+
+
+def _due_now(box: Outbox) -> int:
+    now = rfc3339(Clock().now()) or ""
+    return sum(1 for s in box.find("state:queued") for r in s.recipients if r.state == "queued" and (rfc3339(r.next_try_at) or "") <= now)
+
+
+def _uvloop() -> Any:
+    try:
+        import uvloop
+    except ImportError:
+        raise ConfigError('loop = "uvloop" needs the package: pip install "outmail[speed]"') from None
+    return uvloop
+
+
+# -- queue --------------------------------------------------------------------------------------------------------------
+
+_EVENTS = {"hold": "hold", "release": "release", "retry": "due", "requeue": "requeue", "cancel": "cancel"}
+
+
+def queue(arguments: argparse.Namespace) -> int:
+    """List, count, change."""
+    box = _box(arguments)
+    if arguments.verb == "list":
+        return _list(box, arguments)
+    if arguments.verb == "stats":
+        return _stats(box, arguments)
+    if not arguments.selection:
+        print(f"outmail: queue {arguments.verb} needs a selection: ids, a filter, - for ids on stdin, or ALL", file=sys.stderr)
+        return EX_USAGE
+    selected = _selections(arguments.selection, Clock().now())
+    if arguments.dry_run:
+        count = sum(1 for one in selected for s in _matching(box, one) for _ in s.recipients)
+        print(f"{count} recipients of matching messages; nothing was changed", file=sys.stderr)
+        return 0
+    if arguments.verb == "purge":
+        count = sum(_purge(box, one) for one in selected)
+        print(f"{count} messages forgotten", file=sys.stderr)
+        return 0
+    count = sum(box.change(one, _EVENTS[arguments.verb]) for one in selected)
+    print(f"{count} recipients changed", file=sys.stderr)
+    if not count and arguments.verb == "requeue":
+        print("outmail: only failed or cancelled recipients whose content is still kept can be queued again", file=sys.stderr)
+    return 0
+
+
+def _selections(words: list[str], now: int) -> list[Filter]:
+    """Ids and filter words of a command line → filters: ids are or-ed, the other words make one filter."""
+    if words == ["ALL"]:
+        return [Filter()]
+    if words == ["-"]:
+        words = sys.stdin.read().split()
+    ids = tuple(pair for word in words if is_id(word) for pair in selection.select(word, now).ids)
+    rest = [word for word in words if not is_id(word)]
+    terms = tuple(term for word in rest for term in selection.parse(_quoted(word), now).terms)
+    return [Filter(terms, ids)]
+
+
+def _quoted(word: str) -> str:
+    import shlex
+
+    return shlex.quote(word)
+
+
+def _matching(box: Outbox, selected: Filter) -> Iterator[Status]:
+    after: int | None = 0
+    while after is not None:
+        page, after = box._read(box._store.verbs.find(selected, Clock().now(), after))
+        yield from page
+
+
+def _purge(box: Outbox, selected: Filter) -> int:
+    seqs = [box._seq(s.id) for s in _matching(box, selected) if all(r.final for r in s.recipients)]
+    return int(box._write(box._store.verbs.forget_messages(seqs)))
+
+
+def _list(box: Outbox, arguments: argparse.Namespace) -> int:
+    words = arguments.selection
+    everything = words == ["ALL"]
+    selected = _selections(words, Clock().now())[0] if words else Filter()
+    found = 0
+    for status in _matching(box, selected):
+        if not words and not everything and all(r.final for r in status.recipients):
+            continue
+        found += 1
+        if arguments.ids:
+            print(status.id)
+        elif arguments.json or arguments.jsonl:
+            print(json.dumps(status.as_dict(), ensure_ascii=False))
+        else:
+            _print_message(status)
+    if not (arguments.ids or arguments.json or arguments.jsonl):
+        print(f"{found} messages" + ("" if words else " not finished"), file=sys.stderr)
+        _tell_owners(box)
+        _warn_idle(box)
+    return 0
+
+
+def _print_message(status: Status) -> None:
+    age = human_span(Clock().now() - status.accepted_at)
+    print(f"{status.id}  {age:>6}  {status.size:>9}  {status.sender or '<>'}  {status.subject[:50]}")
+    for r in status.recipients:
+        print(f"    {r.address}: {_in_words(r)}")
+
+
+def _in_words(r: Any) -> str:
+    state = "deferred" if r.state == "queued" and r.attempts else r.state
+    parts = [state + (" (uncertain: it may have arrived)" if r.uncertain else "")]
+    if r.reason:
+        parts.append(r.reason)
+    if r.state == "queued" and r.next_try_at and r.attempts:
+        parts.append(f"next try {rfc3339(r.next_try_at)}")
+    if r.attempts:
+        parts.append(f"{r.attempts} attempts")
+    return "; ".join(parts)
+
+
+def _tell_owners(box: Outbox) -> None:
+    now = Clock().now()
+    for id, _, pid, _, _, leases, oldest in box._read(box._store.verbs.owners()):
+        if leases and now - oldest > 15 * 60_000:
+            print(f"outmail: engine {id} (pid {pid}) has held {leases} recipients for up to {human_span(now - oldest)}", file=sys.stderr)
+    for hop, note in box._read(box._store.verbs.note_list("hop")).items():
+        print(f"outmail: {hop} is paused since {rfc3339(note['since'])}: {note['trouble']}", file=sys.stderr)
+
+
+def _stats(box: Outbox, arguments: argparse.Namespace) -> int:
+    stats = box._read(box._store.verbs.stats(Clock().now()))
+    if arguments.json or arguments.jsonl:
+        print(json.dumps(stats))
+        return 0
+    for row in stats["routes"]:
+        age = human_span(Clock().now() - row["oldest_at"])
+        print(f"{row['route']:<40} {row['state']:<9} {row['recipients']:>9}  oldest {age}" + (f"  uncertain {row['uncertain']}" if row["uncertain"] else ""))
+    print("  ".join(f"{state} {count}" for state, count in sorted(stats["states"].items())) or "the queue is empty")
+    return 0
+
+
+# -- looking ------------------------------------------------------------------------------------------------------------
+
+
+def show(arguments: argparse.Namespace) -> int:
+    """One message."""
+    box = _box(arguments)
+    if arguments.raw:
+        sys.stdout.buffer.write(box.content(arguments.id))
+        sys.stdout.buffer.flush()
+        return 0
+    status = box.status(arguments.id)
+    if arguments.json:
+        print(json.dumps(status.as_dict(), ensure_ascii=False))
+        return 0
+    print(f"id         {status.id}\nmessage-id {status.message_id}\nfrom       {status.sender or '<>'}\nsubject    {status.subject}")
+    print(f"size       {status.size} bytes, sha256 {status.sha256}\naccepted   {rfc3339(status.accepted_at)}, expires {rfc3339(status.expires_at)}")
+    for name in ("key", "tag"):
+        if getattr(status, name):
+            print(f"{name:<10} {getattr(status, name)}")
+    for r in status.recipients:
+        print(f"  {r.n}. {r.address} via {r.route}: {_in_words(r)}")
+    return 0
+
+
+def log(arguments: argparse.Namespace) -> int:
+    """Every attempt."""
+    for attempt in _box(arguments).attempts(arguments.id):
+        if arguments.jsonl:
+            print(json.dumps(attempt.as_dict(), ensure_ascii=False))
+            continue
+        print(f"{rfc3339(attempt.at)} {attempt.outcome} recipients {','.join(map(str, attempt.recipients))} via {attempt.host or attempt.route}"
+              f" in {attempt.duration_ms} ms: {attempt.reply}")  # fmt: skip
+        for line in attempt.transcript:
+            print(f"  {line['ms']:>6} {line['dir']}: " + line["line"].replace("\n", "\n            "))
+    return 0
+
+
+def events(arguments: argparse.Namespace) -> int:
+    """What happened."""
+    box = _box(arguments)
+    after = arguments.after
+    while True:
+        for event in box.events(after):
+            after = event.cursor
+            if arguments.jsonl:
+                print(json.dumps(event.as_dict(), ensure_ascii=False), flush=True)
+            else:
+                who = f"{event.id}/{event.n} {event.address}" if event.n else event.id
+                print(f"{event.cursor} {rfc3339(event.at)} {event.event} {who}" + (f" {event.reason}" if event.reason else ""), flush=True)
+        if not arguments.follow:
+            return 0
+        time.sleep(0.2)
+
+
+def why(arguments: argparse.Namespace) -> int:
+    """The story in sentences."""
+    box = _box(arguments)
+    if is_id(arguments.what):
+        stories = [box.status(arguments.what)]
+    else:
+        stories = list(box.find(to=arguments.what))
+    if not stories:
+        raise NotFound(f"no message to {arguments.what} is in the queue's records")
+    for status in stories:
+        print(f"{status.id} “{status.subject}” from {status.sender or '<>'}, accepted {rfc3339(status.accepted_at)}")
+        for r in status.recipients:
+            print(f"  {r.address}: {_in_words(r)}")
+        for attempt in box.attempts(status.id):
+            print(f"    {rfc3339(attempt.at)} {attempt.host or attempt.route}: {attempt.outcome}; {attempt.reply}")
+    _tell_owners(box)
+    return 0
+
+
+def explain(arguments: argparse.Namespace) -> int:
+    """What a code means."""
+    text = CODES.get(arguments.code)
+    if text is None:
+        print(f"outmail: no code {arguments.code!r}; known are {', '.join(sorted(CODES))}", file=sys.stderr)
+        return EX_NOINPUT
+    print(text)
+    return 0
+
+
+def test(arguments: argparse.Namespace) -> int:
+    """A test message with its dialogue; stored only for the time it takes."""
+    import tempfile
+
+    config = _config(arguments)
+    sender = _sender(config, arguments.sender)
+    with tempfile.TemporaryDirectory(prefix="outmail-test-") as folder:
+        box = Outbox(os.path.join(folder, "test.db"), config=replace(config, only_to=(), redirect_to=""), deliver="never")
+        receipt = box.send(arguments.to, "outmail test", "This is a test message of outmail: this relay takes mail.\n", sender=sender)
+        engine = build_engine(box._store, config, config.routes, Clock())
+        asyncio.run(engine.run(once=True))
+        for attempt in box.attempts(receipt.id):
+            print(f"via {attempt.host or attempt.route}", file=sys.stderr)
+            for line in attempt.transcript:
+                print(f"{line['ms']:>6} {line['dir']}: {line['line']}", file=sys.stderr)
+        status = box.status(receipt.id)
+        box.close()
+    recipient = status.recipients[0]
+    if recipient.state == "delivered":
+        print(f"{recipient.address}: accepted by the relay: {recipient.reply}")
+        return 0
+    print(f"{recipient.address}: {recipient.state}: {recipient.reason or 'not tried: no relay is known for this address'}", file=sys.stderr)
+    print(_advice(recipient.reason), file=sys.stderr)
+    return EX_UNAVAILABLE if recipient.state == "failed" else EX_TEMPFAIL
+
+
+def _advice(reason: str) -> str:
+    for mark, advice in _ADVICE:
+        if mark in reason:
+            return advice
+    return "The relay's own words above say why."
+
+
+_ADVICE = (
+    ("certificate", "The relay's certificate is not trusted: give its CA as `ca`, or pin it with `fingerprint`, in the relay's table."),
+    ("STARTTLS", "The relay offers no encryption: use smtps:// if it has that, or smtp+plain:// if the line is safe."),
+    ("refused", "Nobody listens there: check host and port, and that the server runs."),
+    ("no connection", "No answer: a firewall, or your provider blocks this port; 587 and 465 are rarely blocked."),
+    ("Name or service", "The host name is unknown: check its spelling and the machine's DNS."),
+    ("535", "The relay does not accept user name or password."),
+    ("451", "The relay asks to try again later (often greylisting): the queue would do so."),
+)
+
+
+# -- upkeep -------------------------------------------------------------------------------------------------------------
+
+
+def store(arguments: argparse.Namespace) -> int:
+    """upgrade, check, backup, ddl."""
+    if arguments.verb == "ddl":
+        from importlib import resources
+
+        if arguments.dialect != "sqlite":
+            raise ConfigError("the PostgreSQL store is not part of this version yet")
+        print((resources.files("outmail.store") / "sql" / "sqlite-1.sql").read_text("utf-8"), end="")
+        return 0
+    if arguments.verb == "backup" and not arguments.file:
+        print("outmail: store backup needs a FILE", file=sys.stderr)
+        return EX_USAGE
+    box = _box(arguments)  # opening upgrades
+    if arguments.verb == "backup":
+        if os.path.exists(arguments.file):
+            raise Refused(f"{arguments.file} exists; a backup goes into a new file", code="exists")
+        box._store.backup(arguments.file)  # type: ignore[attr-defined]
+    elif arguments.verb == "check":
+        problems = box._store.check()  # type: ignore[attr-defined]
+        for problem in problems:
+            print(problem)
+        print(f"{box._store.url}: {'no problem found' if not problems else f'{len(problems)} problems'}", file=sys.stderr)
+        return EX_DATAERR if problems else 0
+    return 0
+
+
+def config(arguments: argparse.Namespace) -> int:
+    """The configuration in force; passwords are never shown."""
+    found = _config(arguments).as_dict()
+    if arguments.json:
+        print(json.dumps(found))
+    else:
+        for key, value in found.items():
+            print(f"{key:<12} {value if isinstance(value, str) else json.dumps(value)}")
+    return 0
+
