@@ -37,6 +37,7 @@ WINDOW_BYTES = 64 * 1024 * 1024
 POLL = 0.1
 SETTLE_BATCH = 200
 SETTLE_DELAY = 0.002
+MAX_RECIPIENTS = 100
 UPKEEP = 30.0
 RECLAIM = 2.0
 
@@ -119,14 +120,14 @@ class Hop:
             self.engine.tell_hop(self, None)
         self.pace.success()
 
-    def failed(self, outcome: Outcome) -> None:
+    def failed(self, outcome: Outcome, transcript: Sequence[tuple[int, str, bytes]] = ()) -> None:
         if not outcome.fault:
             return
         fatal = outcome.stage in ("tls", "auth")
         if self.pace.fault(self.engine.loop.time(), str(outcome.reply), fatal=fatal):
             log.warning("%s is paused: %s (%s); next probe in %.0f s", self.relay.name, outcome.reply, outcome.stage, self.pace.pause)
             self.engine.tell_hop(self, str(outcome.reply))
-        self.engine.hop_failed(self, outcome)
+        self.engine.hop_failed(self, outcome, transcript)
 
     # sessions ------------------------------------------------------------------------------------------------------
 
@@ -329,6 +330,8 @@ class Engine:
         if free < WINDOW // 2 or not open_:
             return {}
         share = max(1, free // len(open_))
+        if share > 2 * MAX_RECIPIENTS:
+            share -= share % MAX_RECIPIENTS  # whole transactions of messages with very many recipients
         return {name: share for name in open_}
 
     def _hop(self, destination: str) -> Hop | None:
@@ -417,11 +420,12 @@ class Engine:
         now, retry = self.clock.now(), self.settings.retry
         verdicts: list[tuple[Leased, Verdict]] = []
         failed = False
+        chance = random.random()  # one for all: those who failed together come back together
         for recipient in delivery.recipients:
             outcome = recipient.outcome
             assert outcome is not None
             decision = verdict(
-                outcome, attempts=recipient.attempts + 1, now=now, expires_at=delivery.expires_at, retry=retry, chance=random.random()
+                outcome, attempts=recipient.attempts + 1, now=now, expires_at=delivery.expires_at, retry=retry, chance=chance
             )
             failed = failed or decision.event != "delivered"
             kind = "expired" if decision.event == "expired" else outcome.kind
@@ -434,11 +438,12 @@ class Engine:
         self._release(delivery)
         self._flush_soon()
 
-    def hop_failed(self, hop: Hop, outcome: Outcome) -> None:
+    def hop_failed(self, hop: Hop, outcome: Outcome, transcript: Sequence[tuple[int, str, bytes]] = ()) -> None:
         """A session could not be had: one delivery learns why, the others wait for the breaker."""
         if hop.queue:
             delivery = hop.queue.popleft()
-            delivery.host = delivery.host or hop.relay.host
+            delivery.host = hop.relay.host or hop.relay.scheme
+            delivery.transcript = list(transcript)
             delivery.all(outcome)
             self.finished(delivery)
         if hop.pace.tripped:

@@ -101,8 +101,8 @@ def composed(
     due, end = timing(now, at, expires)
     if isinstance(attachments, (str, os.PathLike)):
         attachments = [attachments]
-    if key is not None and not isinstance(key, str):
-        raise Refused(f"key must be text, not {type(key).__name__}", code="bad-argument")
+    if key is not None and not (isinstance(key, str) and key):
+        raise Refused(f"key must be text and not empty, not {key!r}", code="bad-argument")
     id = keyed_id(key) if key else new_id(now)
     parts = Parts(
         author[0], groups["to"], groups["cc"], groups["reply_to"], subject, text, html, dict(headers or {}), [attachment(a) for a in attachments],

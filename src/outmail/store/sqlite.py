@@ -26,7 +26,8 @@ from outmail.store.owner import OwnerFile, boot_id, dead_files
 
 SCHEMA = 1
 R = TypeVar("R")
-_PRAGMAS = ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL", "PRAGMA fullfsync = ON", "PRAGMA busy_timeout = 0",
+#: auto_vacuum first: it can only be chosen before the file has its first page.
+_PRAGMAS = ("PRAGMA auto_vacuum = INCREMENTAL", "PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL", "PRAGMA fullfsync = ON", "PRAGMA busy_timeout = 0",
             "PRAGMA cache_size = -32000", "PRAGMA temp_store = MEMORY")  # fmt: skip
 
 
@@ -101,8 +102,6 @@ class SqliteStore:
             return
         if found > SCHEMA:
             raise Trouble("schema", f"{self.path} has schema {found}, made by a later outmail; this one knows up to {SCHEMA}: upgrade outmail")
-        if found == 0:
-            self._writer.execute("PRAGMA auto_vacuum = INCREMENTAL")
         _patient(lambda: self._writer.execute("BEGIN IMMEDIATE"))
         try:
             for step in range(self._writer.execute("PRAGMA user_version")[0][0] + 1, SCHEMA + 1):

@@ -31,8 +31,8 @@ class Feed(Protocol):
     def healthy(self) -> None:
         """The session is established."""
 
-    def failed(self, outcome: Outcome) -> None:
-        """The session ended; ``outcome.fault`` when connecting or shaking hands was the trouble."""
+    def failed(self, outcome: Outcome, transcript: Sequence[tuple[int, str, bytes]] = ()) -> None:
+        """The session ended; ``outcome.fault`` when connecting or shaking hands was the trouble, told by ``transcript``."""
 
 
 class Transport(Protocol):

@@ -126,7 +126,7 @@ class SmtpTransport:
         try:
             await self._converse(dialogue, wire, feed, host, began)
         except protocol.SessionFailed as failure:
-            feed.failed(failure.outcome)
+            feed.failed(failure.outcome, dialogue.greeting)
         finally:
             wire.transport.close()
 

@@ -1,0 +1,62 @@
+"""Shared fixtures. Everything binds to free ports of the loopback address and lives in temporary folders."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from outmail.config import from_toml
+from outmail.outbox import Outbox
+from outmail.testing import Sink
+
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in list(os.environ):
+        if name.startswith("OUTMAIL_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg-config"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "xdg-data"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+@pytest.fixture
+def sink() -> Iterator[Sink]:
+    with Sink() as running:
+        yield running
+
+
+@pytest.fixture
+def make_box(tmp_path: Path) -> Iterator[Callable[..., Outbox]]:
+    """make_box(relay=…, toml=…) → an Outbox on tmp_path/q.db."""
+    boxes: list[Outbox] = []
+
+    def make(relay: str | None = None, toml: str = "", store: str | None = None, **words: Any) -> Outbox:
+        config = from_toml('from = "me@outmail.test"\n' + toml, "test", {})
+        box = Outbox(store or tmp_path / "q.db", config=config, relay=relay, **{"exit_wait": 0.2, **words})
+        boxes.append(box)
+        return box
+
+    yield make
+    for box in boxes:
+        box.close()
+
+
+@pytest.fixture
+def outmail(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[bytes]]:
+    """Run the command in tmp_path."""
+
+    def run(*arguments: str, stdin: bytes = b"", timeout: float = 60, **env: str) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            [sys.executable, "-m", "outmail", *arguments], input=stdin, capture_output=True, cwd=tmp_path, timeout=timeout,
+            env={**os.environ, **env}, check=False,
+        )  # fmt: skip
+
+    return run

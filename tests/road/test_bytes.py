@@ -1,0 +1,148 @@
+"""Behaviours 20, 36–41, 43: the bytes delivered are the bytes accepted; secrets stay secret; lines stay safe."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from outmail.errors import Refused
+from outmail.model import Dsn
+from outmail.outbox import Outbox
+from outmail.testing import Sink
+
+MakeBox = Callable[..., Outbox]
+COMPLETE = (
+    b"DKIM-Signature: v=1;  a=x;\r\n\tb=abc\r\nX:a\r\nSubject:  odd   spacing  \r\nDate: Thu, 01 Jan 1970 00:00:00 +0000\r\n"
+    b"Message-ID: <own@x.test>\r\nBcc: kept@x.test\r\n\r\n.\r\n..\r\n.x\r\nFrom me\r\n" + b"y" * 3000 + b"\r\n\xff\xfe 8-bit\r\n"
+)
+
+
+def test_a_complete_message_goes_out_bit_for_bit(sink: Sink, make_box: MakeBox) -> None:
+    box = make_box(sink.url)
+    id = box.submit(COMPLETE, sender="me@x.test", recipients=["a@x.test"]).id
+    box.wait(id, 10)
+    assert sink.messages[0].content == COMPLETE == box.content(id)
+    status = box.status(id)
+    assert (status.size, status.sha256, status.message_id) == (len(COMPLETE), hashlib.sha256(COMPLETE).hexdigest(), "<own@x.test>")
+    assert "BODY=8BITMIME" in sink.messages[0].mail_parameters
+
+
+def test_missing_fields_are_prepended_and_nothing_else_changes(sink: Sink, make_box: MakeBox) -> None:
+    box = make_box(sink.url)
+    id = box.submit(b"Subject: x\n\nbody without end", sender=None, recipients=["a@x.test"]).id
+    box.wait(id, 10)
+    content = sink.messages[0].content
+    assert content.startswith(b"Date: ") and content.endswith(b"Subject: x\r\n\r\nbody without end\r\n") and sink.messages[0].sender == ""
+
+
+def test_bcc_reaches_the_envelope_only(sink: Sink, make_box: MakeBox) -> None:
+    box = make_box(sink.url)
+    box.wait(box.send("a@x.test", "s", "t", cc="c@x.test", bcc=["b@x.test"]).id, 10)
+    assert sink.messages[0].recipients == ("a@x.test", "c@x.test", "b@x.test") and b"b@x.test" not in sink.messages[0].content
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [(b"", "bad-content"), (b"no header\r\n", "bad-content"), (b"\r\nbody", "bad-content"), (b"A: b\r\n\r\nx\ry", "bad-content"), (b"A: b\n\n\0", "bad-content")],
+)  # fmt: skip
+def test_what_is_no_message_is_refused_before_anything_is_stored(make_box: MakeBox, content: bytes, code: str) -> None:
+    box = make_box(deliver="never")
+    with pytest.raises(Refused) as caught:
+        box.submit(content, sender="me@x.test", recipients=["a@x.test"])
+    assert caught.value.code == code and not list(box.find())
+
+
+def test_limits_are_refused_before_anything_is_stored(make_box: MakeBox) -> None:
+    box = make_box(deliver="never", toml='[limits]\nmessage_size = "1kB"\nrecipients = 2\n')
+    for words, code in (({"content": b"A: b\r\n\r\n" + b"x" * 2000, "recipients": ["a@x.test"]}, "too-large"),
+                        ({"content": b"A: b\r\n\r\n", "recipients": [f"{i}@x.test" for i in range(3)]}, "too-many-recipients"),
+                        ({"content": b"A: b\r\n\r\n", "recipients": []}, "no-recipient"),
+                        ({"content": b"A: b\r\n\r\n", "recipients": ["a@x.test\r\nDATA"]}, "bad-address")):  # fmt: skip
+        with pytest.raises(Refused) as caught:
+            box.submit(sender="me@x.test", **words)
+        assert caught.value.code == code
+    assert not list(box.find())
+
+
+def test_send_many_is_all_or_none_and_names_the_bad_one(make_box: MakeBox) -> None:
+    box = make_box(deliver="never")
+    good = {"to": "a@x.test", "subject": "s", "text": "t"}
+    with pytest.raises(Refused) as caught:
+        box.send_many([good, good, {**good, "to": "broken"}])
+    assert caught.value.index == 2 and not list(box.find())
+    assert len(box.send_many([good, good])) == 2
+
+
+def test_non_ascii_addresses_need_smtputf8_and_domains_do_not(make_box: MakeBox, tmp_path: Path) -> None:
+    with Sink(extensions=("PIPELINING", "8BITMIME")) as plain, Sink() as utf8:
+        box = make_box(plain.url)
+        id = box.send(["jürgen@x.test", "a@faß.de"], "s", "t").id
+        box.wait(id, 10)
+        first, second = box.status(id).recipients
+        assert first.state == "failed" and first.reply and first.reply.enhanced == "5.6.7"
+        assert (second.state, second.address) == ("delivered", "a@xn--fa-hia.de")
+        other = make_box(utf8.url, store=str(tmp_path / "u.db"))
+        id = other.send("jürgen@x.test", "s", "t").id
+        assert other.wait(id, 10).status == "delivered" and "SMTPUTF8" in utf8.messages[0].mail_parameters
+
+
+def test_8bit_mail_to_a_7bit_relay_fails_with_5_6_3(make_box: MakeBox) -> None:
+    with Sink(extensions=()) as sink:
+        box = make_box(sink.url)
+        id = box.submit(COMPLETE, sender="me@x.test", recipients=["a@x.test"]).id
+        reply = box.wait(id, 10).recipients[0].reply
+        assert reply and reply.enhanced == "5.6.3" and not sink.messages
+        ours = box.send("a@x.test", "grüße", "grüße").id
+        assert box.wait(ours, 10).status == "delivered"
+
+
+def test_a_relay_without_pipelining_and_one_with_a_size_limit(make_box: MakeBox) -> None:
+    with Sink("RCPT bad@*: 550 no", extensions=("SIZE 2000", "8BITMIME")) as sink:
+        box = make_box(sink.url)
+        ids = [box.send([f"a{i}@x.test", "bad@x.test"], "s", "t").id for i in range(3)]
+        big = box.send("a@x.test", "s", "x\n" * 2000).id
+        assert {box.wait(id, 10).recipients[0].state for id in ids} == {"delivered"}
+        assert box.wait(big, 10).status == "failed" and box.status(big).recipients[0].reply.enhanced == "5.3.4"  # type: ignore[union-attr]
+
+
+def test_dsn_parameters_reach_the_relay(sink: Sink, make_box: MakeBox) -> None:
+    box = make_box(sink.url)
+    id = box.submit(b"A: b\r\n\r\n", sender="me@x.test", recipients=["a+b@x.test"], dsn=Dsn("success,failure", "hdrs", "env=1")).id
+    box.wait(id, 10)
+    assert "RET=HDRS ENVID=env+3D1" in sink.messages[0].mail_parameters
+    assert sink.messages[0].rcpt_parameters == ("NOTIFY=SUCCESS,FAILURE ORCPT=rfc822;a+2Bb@x.test",)
+
+
+def test_lmtp_answers_per_recipient(make_box: MakeBox) -> None:
+    with Sink("DOT full@*: 452 4.2.2 mailbox full", lmtp=True) as sink:
+        box = make_box(sink.url)
+        id = box.send(["a@x.test", "full@x.test", "c@x.test"], "s", "t").id
+        box.wait(id, 1)
+        assert [r.state for r in box.status(id).recipients] == ["delivered", "queued", "delivered"]
+
+
+@pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN", "CRAM-MD5"])
+def test_credentials_work_and_never_show(make_box: MakeBox, mechanism: str, tmp_path: Path) -> None:
+    from base64 import b64encode
+
+    with Sink("DOT: 554 no", users={"me": "geheim"}, auth=mechanism) as sink:
+        box = make_box(sink.url.replace("//", "//me:geheim@"), 'transcripts = "all"\n')
+        id = box.send("a@x.test", "s", "t").id
+        box.wait(id, 10)
+        assert sink.commands and box.status(id).status == "failed"
+        everything = str([a.as_dict() for a in box.attempts(id)]) + str(box.status(id).as_dict()) + (tmp_path / "q.db-wal").read_bytes().decode("latin-1")
+        for secret in ("geheim", b64encode(b"geheim").decode(), b64encode(b"\0me\0geheim").decode()):
+            assert secret not in everything
+
+
+def test_a_large_message_and_ten_thousand_recipients(sink: Sink, make_box: MakeBox) -> None:
+    box = make_box(sink.url)
+    content = b"Subject: big\r\n\r\n" + (b"x" * 76 + b"\r\n") * 60_000
+    big = box.submit(content, sender="me@x.test", recipients=["a@x.test"]).id
+    many = box.submit(b"Subject: many\r\n\r\n", sender="me@x.test", recipients=[f"u{i}@x.test" for i in range(10_000)]).id
+    assert box.wait(big, 30).status == "delivered" and box.wait(many, 60).status == "delivered"
+    assert sum(len(m.recipients) for m in sink.messages) == 10_001 and len(sink.messages) <= 110
+    assert max(sink.messages, key=lambda m: len(m.content)).content.endswith(content)

@@ -1,0 +1,167 @@
+"""Behaviour 81 and DESIGN §4: the engine inside a program, and what happens at its exit, on every Python found."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from outmail.errors import ConfigError, NotFound, NotStored, Refused
+from outmail.outbox import AsyncOutbox, Outbox
+from outmail.testing import Sink
+
+MakeBox = Callable[..., Outbox]
+LAST_LINE = """
+import asyncio.base_events, sys
+def never(*a, **k): raise AssertionError("the default executor was used")
+asyncio.base_events.BaseEventLoop.run_in_executor = never
+import outmail
+box = outmail.Outbox(sys.argv[1], relay=f"smtp://localhost:{sys.argv[2]}", exit_wait=float(sys.argv[3]))
+box.send("a@x.test", "the last line", "of a script", sender="me@x.test")
+"""
+
+
+def _pythons() -> list[str]:
+    found = [sys.executable]
+    for minor in (12, 13):
+        candidates = [shutil.which(f"python3.{minor}") or ""]
+        candidates += map(str, sorted((Path.home() / ".pyenv" / "versions").glob(f"3.{minor}.*/bin/python3")))
+        found += [c for c in candidates if c and os.access(c, os.X_OK)][-1:]
+    return found
+
+
+@pytest.mark.parametrize("python", _pythons(), ids=lambda path: Path(path).parent.parent.name if "pyenv" in path else Path(path).name)
+def test_the_last_line_of_a_script_sends_its_mail(sink: Sink, tmp_path: Path, python: str) -> None:
+    # sqlite+stdlib, because another Python need not have apsw installed; localhost, because names need the resolver.
+    source, here = str(Path(__file__).parents[2] / "src"), python == sys.executable
+    store = str(tmp_path / "q.db") if here else f"sqlite+stdlib:{tmp_path}/q.db"
+    done = subprocess.run([python, "-c", LAST_LINE, store, str(sink.port), "5"], env={**os.environ, "PYTHONPATH": source, "HOME": str(tmp_path)},
+                          capture_output=True, timeout=60, check=False)  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert len(sink.messages) == 1
+
+
+def test_what_is_left_is_told_with_the_command_that_sends_it(sink: Sink, tmp_path: Path, outmail: Callable[..., "subprocess.CompletedProcess[bytes]"]) -> None:
+    sink.script("RCPT: 451 4.7.1 greylisted x1")
+    done = subprocess.run([sys.executable, "-c", LAST_LINE, str(tmp_path / "q.db"), str(sink.port), "0.5"], capture_output=True, timeout=60, check=False)
+    words = done.stderr.decode()
+    assert "1 recipients still queued (451 4.7.1 greylisted)" in words and words.count("\n") == 1
+    command = words.strip().rpartition("by: ")[2].split()
+    outmail("queue", "retry", "ALL", "--store", str(tmp_path / "q.db"))
+    assert outmail(*command[1:]).returncode == 0 and len(sink.messages) == 1
+
+
+def test_a_dead_relay_costs_the_program_nothing(make_box: MakeBox) -> None:
+    box = make_box("smtp://127.0.0.1:1")
+    id = box.send("a@x.test", "s", "t").id
+    box.wait(id, 0.5)
+    assert box.status(id).status == "queued" and "refused" in box.status(id).recipients[0].reason.lower()
+
+
+def test_deliver_says_who_runs_the_engine(sink: Sink, make_box: MakeBox) -> None:
+    for words, running in (({"relay": sink.url}, True), ({}, False), ({"deliver": "thread"}, True), ({"relay": sink.url, "deliver": "never"}, False)):
+        assert (make_box(**words)._engine is not None) is running  # type: ignore[arg-type]
+    with pytest.raises(ConfigError):
+        make_box(deliver="perhaps")
+
+
+def test_another_programs_url_is_left_alone(sink: Sink, make_box: MakeBox, outmail: Callable[..., "subprocess.CompletedProcess[bytes]"]) -> None:
+    box = make_box(sink.url.replace("//", "//somebody@"), deliver="never")
+    id = box.send("a@x.test", "s", "t").id
+    assert outmail("run", "--once", "--store", "q.db").returncode == 0
+    assert box.status(id).status == "queued" and box.status(id).recipients[0].attempts == 0
+
+
+def test_a_forked_child_sends_too(sink: Sink, make_box: MakeBox) -> None:
+    box = make_box(sink.url)
+    box.send("parent@x.test", "s", "t")
+    sink.wait_for(1)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            id = box.send("child@x.test", "s", "t").id
+            os._exit(0 if box.wait(id, 10).status == "delivered" else 1)
+        except BaseException:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert {m.recipients[0] for m in sink.wait_for(2)} == {"parent@x.test", "child@x.test"}
+
+
+def test_async_has_the_same_names(sink: Sink, tmp_path: Path) -> None:
+    async def story() -> None:
+        async with AsyncOutbox(tmp_path / "q.db", relay=sink.url) as box:
+            receipts = await asyncio.gather(*(box.send(f"u{i}@x.test", "s", "t", sender="me@x.test") for i in range(20)))
+            assert (await box.wait(receipts[-1].id, 10)).status == "delivered"
+            assert len([s async for s in box.find()]) == 20 and (await box.attempts(receipts[-1].id))[0].outcome == "delivered"
+            assert await box.cancel("state:queued") >= 0 and b"Subject: s" in await box.content(receipts[0].id)
+
+    asyncio.run(story())
+    public = {name for name in dir(Outbox) if not name.startswith("_")} - {"change"}
+    assert public <= set(dir(AsyncOutbox))
+
+
+def test_listeners_hear_events(sink: Sink, make_box: MakeBox) -> None:
+    import threading
+
+    box, heard = make_box(sink.url), threading.Event()
+
+    @box.on("delivered")
+    def _(event: object) -> None:
+        heard.set()
+
+    box.send("a@x.test", "s", "t")
+    assert heard.wait(10)
+    with pytest.raises(ConfigError):
+        box.on("eaten")
+
+
+def test_errors_are_values_of_five_classes(make_box: MakeBox, tmp_path: Path) -> None:
+    box = make_box(deliver="never")
+    for call in (lambda: box.status("0" * 26), lambda: box.content("0" * 26), lambda: box.cancel("0" * 26)):
+        with pytest.raises(NotFound):
+            call()
+    for bad in ("", "  ", "colour:red"):
+        with pytest.raises(Refused):
+            box.cancel(bad)
+    with pytest.raises(NotStored) as caught:
+        make_box(store=str(tmp_path / "none" / "q.db"))
+    assert "folder" in str(caught.value)
+    with pytest.raises(ConfigError, match="no sender"):
+        Outbox(tmp_path / "s.db", deliver="never").send("a@x.test")
+    with pytest.raises(TypeError, match="send"):
+        box.send("a@x.test", colour="red")
+    for words in ({"to": 5}, {"to": [b"a@x.test"]}, {"to": "a@x.test", "text": b"x"}, {"to": "a@x.test", "attachments": ["/nowhere"]},
+                  {"to": "a@x.test", "priority": "top"}, {"to": "a@x.test", "at": "soon"}, {"to": "a@x.test", "key": ""}, {"to": "a@x.test", "tag": "a\nb"},
+                  {"to": "a@x.test", "headers": {"A\n": "b"}}, {"to": "a@x.test", "expires": "0s"}):  # fmt: skip
+        with pytest.raises(Refused):
+            box.send(**words)
+    assert not list(box.find())
+
+
+def test_pytest_fixtures_are_public(outbox: Outbox, mail_sink: Sink) -> None:
+    outbox.send("a@x.test", "s", "t")
+    assert len(list(outbox.find())) == 1 and mail_sink.port
+
+
+def test_producers_need_no_posix(tmp_path: Path) -> None:
+    code = f"""
+import sys
+for name in ("fcntl", "pwd", "grp", "resource"): sys.modules[name] = None
+import outmail, outmail.testing
+box = outmail.Outbox({str(tmp_path / 'q.db')!r}, deliver="never")
+box.submit(b"A: b\\r\\n\\r\\n", sender="me@x.test", recipients=["a@x.test"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_costs_little() -> None:
+    code = "import sys; before = set(sys.modules); import outmail; print(len(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=True)
+    assert int(done.stdout) <= 3

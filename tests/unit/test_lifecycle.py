@@ -1,0 +1,88 @@
+"""Walks over the table: an illegal event raises and changes nothing, the mark is never cleared."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from outmail import lifecycle as life
+
+EVENTS = {
+    "lease": lambda s, f: life.lease(s),
+    "delivered": lambda s, f: life.delivered(s),
+    "refused": lambda s, f: life.refused(s, "550"),
+    "deferred": lambda s, f: life.deferred(s, "451"),
+    "unknown": lambda s, f: life.unknown(s, "lost", hold=f),
+    "returned": lambda s, f: life.returned(s),
+    "lost": lambda s, f: life.lost(s, dot=f, rebooted=False, hold=False),
+    "confirm": lambda s, f: life.confirm(s),
+    "expired": lambda s, f: life.expired(s, "old"),
+    "due": lambda s, f: life.due(s),
+    "suppress": lambda s, f: life.suppress(s, "safety"),
+    "hold": lambda s, f: life.hold(s),
+    "release": lambda s, f: life.release(s),
+    "cancel": lambda s, f: life.cancel(s),
+    "quarantine": lambda s, f: life.quarantine(s),
+    "requeue": lambda s, f: life.requeue(s),
+}
+
+
+def test_every_arrow_has_its_function() -> None:
+    assert set(EVENTS) == set(life.ARROWS)
+
+
+@given(st.lists(st.tuples(st.sampled_from(sorted(EVENTS)), st.booleans()), max_size=40))
+def test_walks(steps: list[tuple[str, bool]]) -> None:
+    now = life.Standing()
+    for event, flag in steps:
+        allowed = life.ARROWS[event].get(now.state, ())
+        try:
+            after = EVENTS[event](now, flag)
+        except life.Illegal:
+            assert not allowed or event in ("confirm", "release")
+            continue
+        assert after.state in allowed
+        assert after.uncertain or not now.uncertain
+        assert after.wish is None or after.state == life.SENDING
+        if event == "confirm":
+            assert now.uncertain
+        now = after
+
+
+def test_three_engines_die_then_it_is_poison() -> None:
+    now = life.Standing()
+    for losses in (1, 2):
+        now = life.lost(life.lease(now), dot=False, rebooted=False, hold=False)
+        assert (now.state, now.losses) == ("queued", losses)
+    now = life.lost(life.lease(now), dot=False, rebooted=False, hold=False)
+    assert (now.state, now.reason) == ("held", "poison")
+
+
+def test_a_reboot_is_nobodys_fault() -> None:
+    now = life.Standing()
+    for _ in range(5):
+        now = life.lost(life.lease(now), dot=True, rebooted=True, hold=False)
+    assert now.state == "queued" and now.uncertain
+
+
+def test_a_wish_is_honoured_on_the_way_back() -> None:
+    sending = life.lease(life.Standing())
+    assert life.deferred(life.hold(sending), "451").state == "held"
+    assert life.lost(life.cancel(sending), dot=False, rebooted=False, hold=False).state == "cancelled"
+    assert life.delivered(life.cancel(sending)).state == "delivered"
+
+
+def test_confirm_needs_the_mark() -> None:
+    with pytest.raises(life.Illegal):
+        life.confirm(life.Standing())
+
+
+def test_the_docs_show_the_table() -> None:
+    docs = Path(__file__).parents[2] / "docs" / "flow.md"
+    assert life.diagram() in docs.read_text()
+
+
+def test_the_sql_knows_the_same_states() -> None:
+    sql = (Path(life.__file__).parent / "store" / "sql" / "sqlite-1.sql").read_text()
+    assert "CHECK (state IN (" + ", ".join(f"'{state}'" for state in life.STATES) + "))" in sql
