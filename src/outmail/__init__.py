@@ -9,11 +9,13 @@ Everything public is here; importing it costs next to nothing, because each name
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+TYPE_CHECKING = False  # as in typing, without the price of importing it
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from outmail.errors import ConfigError, Error, NotFound, NotStored, Refused
     from outmail.model import Attempt, Dsn, Event, Receipt, RecipientStatus, Reply, Status
     from outmail.outbox import AsyncOutbox, Outbox

@@ -130,14 +130,17 @@ _FILTER_HELP = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The entry point; returns the exit status."""
-    arguments = parser().parse_args(argv)
+    top = parser()
+    arguments, rest = top.parse_known_args(argv)
+    if rest:
+        _place(top, arguments, rest)
     if arguments.version:
         from outmail import __version__
 
         print(f"outmail {__version__}")
         return 0
     if not arguments.command:
-        parser().print_help(sys.stderr)
+        top.print_help(sys.stderr)
         return EX_USAGE
     try:
         if arguments.run == "demo":
@@ -154,6 +157,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+
+
+def _place(top: argparse.ArgumentParser, arguments: argparse.Namespace, rest: list[str]) -> None:
+    """Operands behind options, and negated filter words (-to:x), which argparse takes for options."""
+    words = [word for word in rest if not word.startswith("-") or ":" in word or word == "-"]
+    if words == rest and arguments.command == "queue":
+        arguments.selection += rest
+    elif words == rest and arguments.command == "store" and len(rest) == 1 and arguments.file is None:
+        arguments.file = rest[0]
+    else:
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
 
 
 def _told(problem: Error, as_json: bool) -> int:

@@ -393,7 +393,7 @@ def test(arguments: argparse.Namespace) -> int:
     """A test message with its dialogue; stored only for the time it takes."""
     import tempfile
 
-    config = _config(arguments)
+    config = replace(_config(arguments), transcripts="all")
     sender = _sender(config, arguments.sender)
     with tempfile.TemporaryDirectory(prefix="outmail-test-") as folder:
         box = Outbox(os.path.join(folder, "test.db"), config=replace(config, only_to=(), redirect_to=""), deliver="never")

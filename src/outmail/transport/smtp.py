@@ -9,6 +9,7 @@ Fails: as outcomes through the feed. Does not: choose relays, retry, or decide a
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
 from collections.abc import Sequence
@@ -140,7 +141,7 @@ class SmtpTransport:
         except TimeoutError:
             raise _Unreachable("connect", f"{relay.url}: no connection within {min(relay.timeout, CONNECT_TIMEOUT):.0f} s") from None
         except OSError as problem:
-            raise _Unreachable("connect", f"{relay.url}: {problem.strerror or problem}") from None
+            raise _Unreachable("connect", f"{relay.url}: {_os_words(problem)}") from None
         wire = _Wire()
         loop = asyncio.get_running_loop()
         try:
@@ -285,6 +286,12 @@ class _Unreachable(Exception):
     def __init__(self, stage: str, text: str) -> None:
         super().__init__(text)
         self.stage = stage
+
+
+def _os_words(problem: OSError) -> str:
+    if isinstance(problem, socket.gaierror) or not problem.errno:
+        return f"{problem.strerror or problem}"
+    return os.strerror(problem.errno)
 
 
 def _tls_words(problem: Exception) -> str:

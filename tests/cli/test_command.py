@@ -1,0 +1,189 @@
+"""The command as scripts call it: ids on stdout, words on stderr, sysexits."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from outmail.testing import Sink
+
+Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
+S = ("--store", "q.db")
+
+
+def send(outmail: Run, *arguments: str, body: bytes = b"hello\n") -> str:
+    done = outmail("send", *S, "-f", "me@x.test", *arguments, stdin=body)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.decode().strip()
+
+
+def test_send_prints_the_id_and_nothing_else(outmail: Run) -> None:
+    done = outmail("send", *S, "-f", "me@x.test", "-s", "grüße", "a@x.test", stdin="tschüß\n".encode())
+    assert (done.returncode, done.stderr, len(done.stdout)) == (0, b"", 27)
+
+
+def test_all_words_of_send(outmail: Run, tmp_path: Path, sink: Sink) -> None:
+    (tmp_path / "file.bin").write_bytes(b"\0\1")
+    (tmp_path / "page.html").write_text("<b>x</b>")
+    id = send(outmail, "-s", "S", "--cc", "c@x.test", "--bcc", "b@x.test", "-a", "file.bin", "--html", "page.html", "-H", "X-A: b", "--key", "k",
+              "--expires", "1d", "--priority", "high", "--tag", "t", "--relay", sink.url, "--wait", "10", "a@x.test")  # fmt: skip
+    content = sink.messages[0].content
+    assert b"X-A: b\r\n" in content and b"file.bin" in content and b"text/html" in content and b"b@x.test" not in content
+    shown = json.loads(outmail("show", *S, id, "--json").stdout)
+    assert (shown["key"], shown["tag"], shown["priority"], shown["status"]) == ("k", "t", "high", "delivered")
+    assert send(outmail, "--key", "k", "a@x.test") == id
+
+
+@pytest.mark.parametrize(("script", "code"), [("", 0), ("RCPT: 550 no", 69), ("RCPT: 451 later", 75)])
+def test_wait_says_how_it_went(outmail: Run, sink: Sink, script: str, code: int) -> None:
+    sink.script(script)
+    done = outmail("send", *S, "-f", "me@x.test", "--relay", sink.url, "--wait", "1.5", "a@x.test", stdin=b"x")
+    assert done.returncode == code, done.stderr
+
+
+def test_raw_keeps_the_bytes(outmail: Run) -> None:
+    content = b"From: x@y.test\r\nDate: Thu, 01 Jan 1970 00:00:00 +0000\r\nMessage-ID: <a@b>\r\n\r\n.\r\nbody\r\n"
+    id = send(outmail, "--raw", "a@x.test", body=content)
+    assert outmail("show", *S, id, "--raw").stdout == content
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(("send", *S, "-f", "me@x.test", "broken"), 65), (("send", *S), 64), (("frobnicate",), 64), ((), 64), (("show", *S, "0" * 26), 66),
+     (("send", "--store", "none/q.db", "-f", "me@x.test", "a@x.test"), 75), (("send", "--config", "none.toml", "a@x.test"), 78),
+     (("queue", "cancel", *S), 64), (("queue", "list", *S, "colour:red"), 65), (("run", *S, "--only", "0" * 26), 66), (("store", "backup", *S), 64),
+     (("send", *S, "-f", "me@x.test", "-H", "nocolon", "a@x.test"), 65), (("send", *S, "-f", "me@x.test", "--at", "soon", "a@x.test"), 65),
+     (("explain", "bad-address"), 0), (("explain", "nonsense"), 66), (("demo", "--messages", "3"), 64), (("send", *S, "--relay", "what", "a@x.test"), 78),
+     (("send", "--store", "postgresql://x", "a@x.test"), 78)],
+)  # fmt: skip
+def test_exit_codes_and_one_sentence(outmail: Run, arguments: tuple[str, ...], code: int) -> None:
+    done = outmail(*arguments)
+    assert done.returncode == code, done.stderr
+    assert b"Traceback" not in done.stderr and (code == 0 or done.stderr)
+
+
+def test_errors_as_json(outmail: Run) -> None:
+    done = outmail("send", *S, "-f", "me@x.test", "--json", "broken")
+    assert json.loads(done.stderr)["error"]["code"] == "bad-address"
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_no_permission_is_77(outmail: Run, tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    assert outmail("send", "--store", "locked/q.db", "-f", "me@x.test", "a@x.test").returncode == 77
+
+
+def test_once_strict_and_only(outmail: Run, sink: Sink) -> None:
+    sink.script("RCPT bad@*: 550 no\nRCPT slow@*: 451 later")
+    good, slow = send(outmail, "a@x.test"), send(outmail, "slow@x.test")
+    assert outmail("run", *S, "--relay", sink.url, "--only", good).returncode == 0
+    assert [m.recipients for m in sink.messages] == [("a@x.test",)]
+    assert outmail("run", *S, "--relay", sink.url, "--once", "--strict").returncode == 75
+    assert outmail("run", *S, "--relay", sink.url, "--once", "--strict").returncode == 0
+    send(outmail, "bad@x.test")
+    assert outmail("run", *S, "--relay", sink.url, "--once", "--strict").returncode == 69
+    assert json.loads(outmail("show", *S, slow, "--json").stdout)["recipients"][0]["attempts"] == 1
+    log = outmail("run", *S, "--relay", sink.url, "--only", slow).stderr.decode()
+    assert "status=deferred" in log and "to=slow@x.test" in log and "attempts=2" in log and "code=451" in log
+
+
+def test_once_with_the_server_down_ends_and_says_why(outmail: Run) -> None:
+    ids = [send(outmail, "a@x.test") for _ in range(4)]
+    done = outmail("run", *S, "--relay", "smtp://127.0.0.1:1", "--once", timeout=30)
+    assert done.returncode == 0 and b"refused" in done.stderr
+    assert {json.loads(outmail("show", *S, id, "--json").stdout)["status"] for id in ids} == {"queued"}
+    assert b"Connection refused" in outmail("queue", "list", *S).stdout
+
+
+def test_queue_verbs(outmail: Run) -> None:
+    first, second = send(outmail, "-s", "one", "a@x.test"), send(outmail, "-s", "two", "b@x.test")
+    assert outmail("queue", "list", *S, "--ids", "to:b@x.test").stdout.decode().split() == [second]
+    assert outmail("queue", "cancel", *S, "--dry-run", "ALL").returncode == 0
+    assert b"1 recipients changed" in outmail("queue", "hold", *S, first).stderr
+    assert outmail("queue", "list", *S, "--ids", "state:held").stdout.decode().split() == [first]
+    assert b"1 rec" in outmail("queue", "release", *S, "state:held").stderr
+    assert b"2 rec" in outmail("queue", "cancel", *S, "-", stdin=f"{first} {second}".encode()).stderr
+    assert b"2 rec" in outmail("queue", "requeue", *S, "state:cancelled").stderr
+    assert b"1 rec" in outmail("queue", "retry", *S, first).stderr
+    stats = json.loads(outmail("queue", "stats", *S, "--json").stdout)
+    assert stats["states"] == {"queued": 2}
+    outmail("queue", "cancel", *S, "ALL")
+    assert b"messages forgotten" in outmail("queue", "purge", *S, "ALL").stderr
+    assert [json.loads(line)["v"] for line in outmail("queue", "list", *S, "ALL", "--jsonl").stdout.splitlines()] == [1]
+
+
+def test_show_log_events_why(outmail: Run, sink: Sink) -> None:
+    sink.script("RCPT: 550 5.1.1 nobody here")
+    id = send(outmail, "-s", "story", "a@x.test")
+    outmail("run", *S, "--relay", sink.url, "--once")
+    assert "nobody here" in outmail("show", *S, id).stdout.decode()
+    attempt = json.loads(outmail("log", *S, id, "--jsonl").stdout)
+    assert set(attempt) == {"v", "at", "recipients", "route", "host", "duration_ms", "outcome", "reply", "transcript"}
+    assert {"ms", "dir", "line"} == set(attempt["transcript"][0]) and "RCPT TO" in outmail("log", *S, id).stdout.decode()
+    events = [json.loads(line) for line in outmail("events", *S, "--jsonl").stdout.splitlines()]
+    assert [e["event"] for e in events] == ["accepted", "refused"]
+    assert set(events[1]) == {"v", "cursor", "at", "event", "id", "n", "address", "state", "uncertain", "reason", "attempts", "reply"}
+    assert outmail("events", *S, "--after", str(events[0]["cursor"])).stdout.count(b"\n") == 1
+    for what in (id, "a@x.test"):
+        assert "nobody here" in outmail("why", *S, what).stdout.decode()
+
+
+def test_test_shows_the_dialogue_and_advises(outmail: Run, sink: Sink) -> None:
+    done = outmail("test", "--to", "a@x.test", "-f", "me@x.test", "--relay", sink.url)
+    assert done.returncode == 0 and b"MAIL FROM" in done.stderr and b"accepted by the relay" in done.stdout
+    done = outmail("test", "--to", "a@x.test", "-f", "me@x.test", "--relay", "smtp://127.0.0.1:1")
+    assert done.returncode == 75 and b"Nobody listens there" in done.stderr
+
+
+def test_store_and_config(outmail: Run, tmp_path: Path) -> None:
+    send(outmail, "a@x.test")
+    assert outmail("store", "check", *S).returncode == 0
+    assert outmail("store", "backup", *S, "copy.db").returncode == 0 and outmail("store", "check", "--store", "copy.db").returncode == 0
+    assert outmail("store", "backup", *S, "copy.db").returncode == 65
+    assert b"CREATE TABLE recipient" in outmail("store", "ddl").stdout
+    shown = json.loads(outmail("config", "--json", "--relay", "smtp://u:geheim@h.example").stdout)
+    assert shown["relays"]["default"] == "smtp://u@h.example:587" and "geheim" not in json.dumps(shown)
+
+
+@pytest.mark.parametrize(
+    ("toml", "words"),
+    [("colour = 1", "unknown key 'colour'"), ("stor = 'x'", "did you mean 'store'"), ("store = 5", "must be text"), ("[retry]\nschedule = 'soon'", "not a span"),
+     ("[retry]\non_uncertain = 'verify'", "needs loopback"), ("[relay]\nurl = 'http://x'", "not a relay"), ("[relay]\nurl = 'null:'\nurll = 1", "did you mean 'url'"),
+     ("[relay]\nurl = 'smtp://x'\npassword_file = '/none'", "No such file"), ("[[route]]\nrelays = ['defualt']", "did you mean 'default'"), ("x = ", "Invalid value"),
+     ("from = 'nobody'", "has no @"), ("[limits]\nmessage_size = '50 potatoes'", "not a size"), ("[limits]\nrecipients = true", "whole number"),
+     ("[retention]\nbodies = '7'", "span of time"), ("[relay]\nurl = 'smtp://x'\nfingerprint = 'ab'", "SHA-256")],
+)  # fmt: skip
+def test_wrong_configuration_is_one_line_and_78(outmail: Run, tmp_path: Path, toml: str, words: str) -> None:
+    (tmp_path / "c.toml").write_text(toml)
+    done = outmail("config", "--config", "c.toml")
+    assert done.returncode == 78 and words in done.stderr.decode() and done.stderr.count(b"\n") == 1, done.stderr
+
+
+def test_an_empty_configuration_and_the_environment(outmail: Run, tmp_path: Path) -> None:
+    (tmp_path / "outmail.toml").write_text("")
+    shown = json.loads(outmail("config", "--json", OUTMAIL_STORE="env.db", OUTMAIL_RELAY="null:", OUTMAIL_FROM="e@x.test", OUTMAIL_TO="t@x.test").stdout)
+    assert (shown["source"], shown["store"], shown["relays"]["default"], shown["from"], shown["to"]) == ("outmail.toml", "env.db", "null:", "e@x.test", ["t@x.test"])
+
+
+def test_every_command_has_help(outmail: Run) -> None:
+    for command in ("demo", "send", "run", "queue", "show", "log", "events", "why", "explain", "test", "store", "config"):
+        done = outmail(command, "--help")
+        assert done.returncode == 0 and b"usage: outmail" in done.stdout
+
+
+def test_mail_nobody_sends_is_said(outmail: Run, tmp_path: Path) -> None:
+    from outmail.testing import FakeClock
+
+    from outmail.config import from_toml
+    from outmail.outbox import Outbox
+
+    import time
+
+    with Outbox(tmp_path / "q.db", config=from_toml("", "t", {}), deliver="never", clock=FakeClock(int(time.time() * 1000) - 120_000)) as box:
+        box.send("a@x.test", "s", "t", sender="me@x.test")
+    assert b"no engine has run" in outmail("send", *S, "-f", "me@x.test", "a@x.test", stdin=b"x").stderr
