@@ -1,0 +1,294 @@
+"""make bench: outmail against a bare loop, the naive way and a peer, on this machine, in one run; writes docs/benchmarks.md.
+
+Ratios are the claim; the absolute numbers belong to the machine. Sections: accepting (one commit each, 1,000 at once),
+draining a waiting queue into a sink in another process, a large queue, import time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import apsw
+
+import outmail
+from outmail.clock import Clock
+from outmail.config import from_toml
+from outmail.outbox import Outbox, build_engine
+
+CONTENT = b"From: me@x.test\r\nTo: you@x.test\r\nDate: Thu, 01 Jan 1970 00:00:00 +0000\r\nMessage-ID: <bench@x.test>\r\nSubject: bench\r\n\r\n" + (b"x" * 70 + b"\r\n") * 55
+CONFIG = from_toml('from = "me@x.test"', "bench", {})
+
+
+def timed(action: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began
+
+
+def item(i: int) -> dict[str, object]:
+    return {"content": CONTENT, "sender": "me@x.test", "recipients": [f"user{i}@example.test"]}
+
+
+# -- accepting ----------------------------------------------------------------------------------------------------------
+
+
+def rows_of_one(path: str) -> list[tuple[str, tuple[object, ...]]]:
+    """The rows that one submit writes, read back from a store, for the bare loop to write again."""
+    box = Outbox(path, config=CONFIG, deliver="never")
+    box.submit(**item(0))  # type: ignore[arg-type]
+    box.close()
+    db = apsw.Connection(path)
+    rows = []
+    for table in ("message", "body", "recipient", "event"):
+        (row,) = db.execute(f"SELECT * FROM {table}").fetchall()
+        rows.append((f"INSERT INTO {table} VALUES ({','.join('?' * len(row))})", row))
+    db.close()
+    return rows
+
+
+def bare(path: str, rows: list[tuple[str, tuple[object, ...]]], count: int, batch: int) -> float:
+    """A bare apsw loop that inserts the same rows with the same schema and FULL."""
+    Outbox(path, config=CONFIG, deliver="never").close()
+    db = apsw.Connection(path)
+    db.execute("PRAGMA synchronous = FULL")
+    made = []
+    for i in range(1, count + 1):
+        one = []
+        for sql, row in rows:
+            values = list(row)
+            if "message" in sql.split()[2]:
+                values[0], values[1] = i, f"{i:026d}"
+            elif "event" in sql:
+                values[0], values[3] = i, i
+            else:
+                values[0] = i
+            one.append((sql, tuple(values)))
+        made.append(one)
+
+    def loop() -> None:
+        for start in range(0, count, batch):
+            db.execute("BEGIN IMMEDIATE")
+            for one in made[start : start + batch]:
+                for sql, values in one:
+                    db.execute(sql, values)
+            db.execute("COMMIT")
+
+    seconds = timed(loop)
+    db.close()
+    return seconds
+
+
+def append_loop(path: str, count: int) -> float:
+    def loop() -> None:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        for _ in range(count):
+            os.write(fd, CONTENT)
+            os.fdatasync(fd)
+        os.close(fd)
+
+    return timed(loop)
+
+
+def accepting(folder: Path, count: int, rounds: int) -> list[str]:
+    rows = rows_of_one(str(folder / "one.db"))
+    singles, batches, rates = [], [], []
+    for r in range(rounds):
+        box = Outbox(folder / f"s{r}.db", config=CONFIG, deliver="never")
+        ours = timed(lambda box=box: [box.submit(**item(i)) for i in range(count)])  # type: ignore[misc]
+        theirs = bare(str(folder / f"b{r}.db"), rows, count, 1)
+        many = timed(lambda box=box: [box.submit_many([item(k) for k in range(1000)]) for _ in range(10)])  # type: ignore[misc]
+        many_bare = bare(str(folder / f"m{r}.db"), rows, 10_000, 1000)
+        box.close()
+        append = append_loop(str(folder / f"a{r}"), count)
+        singles.append(theirs / ours)
+        batches.append(many_bare / many)
+        rates.append((count / ours, count / theirs, 10_000 / many, 10_000 / many_bare, count / append))
+    mid = [statistics.median(column) for column in zip(*rates)]
+    return [
+        "| accepting, 4 KB, FULL | messages/s | bare apsw loop, same rows | ratio | wanted |", "|---|---|---|---|---|",
+        f"| `submit`, one commit each | {mid[0]:,.0f} | {mid[1]:,.0f} | {statistics.median(singles):.2f} | ≥ 0.5 |",
+        f"| `submit_many(1,000)` | {mid[2]:,.0f} | {mid[3]:,.0f} | {statistics.median(batches):.2f} | ≥ 0.4 |",
+        f"| append + fdatasync, for comparison | | {mid[4]:,.0f} | | |",
+    ]  # fmt: skip
+
+
+# -- draining -----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def sink_process() -> Iterator[int]:
+    """smtp-sink (Debian's postfix package) where there is one, else our own sink; in a process of its own."""
+    import socket
+
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    program = shutil.which("smtp-sink") or ("/usr/sbin/smtp-sink" if os.path.exists("/usr/sbin/smtp-sink") else None)
+    if program:
+        user = ["-u", "nobody"] if os.geteuid() == 0 else []
+        command = [program, *user, f"127.0.0.1:{port}", "1000"]
+    else:
+        command = [sys.executable, "-c", f"from outmail.testing import Sink; import time; Sink(port={port}, keep=False).start(); time.sleep(3600)"]
+    process = subprocess.Popen(command)
+    try:
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            time.sleep(0.05)
+        yield port
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def fill(box: Outbox, count: int) -> None:
+    for start in range(0, count, 1000):
+        box.submit_many([item(start + i) for i in range(min(1000, count - start))])
+
+
+def drain(path: Path, port: int, count: int) -> float:
+    """The engine as `outmail run --once` runs it; features on."""
+    config = from_toml(f'relay = "smtp://127.0.0.1:{port}"', "bench", {})
+    box = Outbox(path, config=config, deliver="never")
+    fill(box, count)
+    engine = build_engine(box._store, config, config.routes, Clock())
+    seconds = timed(lambda: asyncio.run(engine.run(once=True)))
+    assert engine.counts["delivered"] == count, engine.counts
+    box.close()
+    return seconds
+
+
+def naive(path: Path, port: int, count: int) -> float:
+    """The naive way: a table, aiosmtplib on 20 connections, one commit per mail."""
+    import aiosmtplib
+
+    db = apsw.Connection(str(path))
+    db.execute("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; CREATE TABLE mail (id INTEGER PRIMARY KEY, rcpt TEXT, content BLOB, sent INTEGER)")
+    with db:
+        db.executemany("INSERT INTO mail VALUES (?,?,?,0)", [(i, f"user{i}@example.test", CONTENT) for i in range(count)])
+
+    async def work() -> None:
+        waiting = iter(db.execute("SELECT id, rcpt, content FROM mail WHERE sent = 0").fetchall())
+
+        async def one() -> None:
+            client = aiosmtplib.SMTP(hostname="127.0.0.1", port=port, use_tls=False, start_tls=False)
+            await client.connect()
+            for id, rcpt, content in waiting:
+                await client.sendmail("me@x.test", [rcpt], content)
+                db.execute("UPDATE mail SET sent = 1 WHERE id = ?", (id,))
+            await client.quit()
+
+        await asyncio.gather(*(one() for _ in range(20)))
+
+    seconds = timed(lambda: asyncio.run(work()))
+    db.close()
+    return seconds
+
+
+def draining(folder: Path, count: int, rounds: int) -> list[str]:
+    ratios, ours, theirs = [], [], []
+    small = max(1000, count // 10)
+    for r in range(rounds):
+        with sink_process() as port:
+            mine = count / drain(folder / f"d{r}.db", port, count)
+            other = small / naive(folder / f"n{r}.db", port, small)
+        ours.append(mine)
+        theirs.append(other)
+        ratios.append(mine / other)
+    return [
+        "", f"| draining {count:,} waiting messages | messages/s | naive (aiosmtplib × 20, commit per mail) | ratio | wanted |", "|---|---|---|---|---|",
+        f"| one engine, sink in another process | {statistics.median(ours):,.0f} | {statistics.median(theirs):,.0f} | {statistics.median(ratios):.1f} | ≥ 4, aim 6 |",
+    ]  # fmt: skip
+
+
+def peer(folder: Path, count: int = 300) -> list[str]:
+    """mailqueue-runner: enqueue into its maildir, drain by its queue runner."""
+    try:
+        from schwarz.mailqueue import MaildirBackend, MessageHandler
+    except ImportError:
+        return ["", "mailqueue-runner is not installed; its row is missing."]
+    queue = folder / "mq"
+    handler = MessageHandler([MaildirBackend(str(queue))])
+    enqueue = count / timed(lambda: [handler.send_message(CONTENT, sender="me@x.test", recipient=f"u{i}@example.test") for i in range(count)])
+    with sink_process() as port:
+        settings = folder / "mq.ini"
+        settings.write_text(f"[mqrunner]\nsmtp_hostname = 127.0.0.1\nsmtp_port = {port}\n")
+        program = Path(sys.executable).with_name("mq-run")
+        seconds = timed(lambda: subprocess.run([str(program), "-C", str(settings), str(queue)], capture_output=True, check=False, timeout=300))
+    left = len(list((queue / "new").iterdir()))
+    return ["", f"mailqueue-runner in the same run: {enqueue:,.0f} enqueues/s, {(count - left) / seconds:,.0f} drained/s (of {count} waiting)."]
+
+
+def waiting(folder: Path, count: int) -> list[str]:
+    """BEHAVIOURS 73 in the size given: start-up, memory and rate with many waiting for a dead relay."""
+    path = folder / "w.db"
+    config = from_toml("", "bench", {})
+    box = Outbox(path, config=config, relay="smtp://127.0.0.1:1", deliver="never")
+    fill(box, count)
+    box.close()
+    opening = timed(lambda: Outbox(path, config=config, deliver="never").close())
+    with sink_process() as port:
+        box = Outbox(path, config=config, relay=f"smtp://127.0.0.1:{port}", deliver="never")
+        few = 20_000
+        fill(box, few)
+        code = (
+            "import asyncio,resource,sys,time\nfrom outmail.outbox import *\nfrom outmail.config import from_toml\n"
+            "box=Outbox(sys.argv[1],config=from_toml('','b',{}),deliver='never')\n"
+            "e=build_engine(box._store,box._config,box._config.routes,Clock())\nbegan=time.perf_counter()\n"
+            "asyncio.run(e.run(once=True))\nprint(e.counts['delivered']/(time.perf_counter()-began), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss//1024)"
+        )
+        done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False, timeout=900)
+        busy, memory = map(float, done.stdout.split())
+        box.close()
+        empty = few / drain(folder / "e.db", port, few)
+    return [
+        "", f"With {count:,} messages waiting for a dead relay: opening {opening * 1000:.0f} ms; another relay's mail drains at {busy / empty:.2f} of the rate of an"
+        f" otherwise empty queue; memory of the engine {memory:.0f} MB.",
+    ]  # fmt: skip
+
+
+def importing() -> list[str]:
+    def best(code: str) -> float:
+        return min(timed(lambda: subprocess.run([sys.executable, "-c", code], check=True)) for _ in range(15)) * 1000
+
+    base, ours = best("pass"), best("import outmail")
+    full = best("from outmail import Outbox")
+    return ["", f"`import outmail` adds {ours - base:.0f} ms to bare Python ({base:.0f} ms); `from outmail import Outbox` {full - base:.0f} ms."]
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("--quick", action="store_true")
+    options = arguments.parse_args()
+    count, rounds, drained, large = (2000, 3, 20_000, 50_000) if options.quick else (5000, 5, 100_000, 1_000_000)
+    lines = [
+        "# Benchmarks", "", "Made by `make bench` (`bench/run.py`); ratios are of one run on one machine, medians of several rounds.", "",
+        f"outmail {outmail.__version__}, Python {platform.python_version()}, SQLite {apsw.sqlite_lib_version()}, {os.cpu_count()} cores, {platform.machine()},"
+        f" {time.strftime('%Y-%m-%d')}{', --quick' if options.quick else ''}.", "",
+    ]  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="outmail-bench-", dir=os.environ.get("BENCH_DIR")) as temporary:
+        folder = Path(temporary)
+        for section in (lambda: accepting(folder, count, rounds), lambda: draining(folder, drained, min(3, rounds)), lambda: peer(folder),
+                        lambda: waiting(folder, large), importing):  # fmt: skip
+            fresh = section()
+            print("\n".join(fresh), flush=True)
+            lines += fresh
+    Path(__file__).parents[1].joinpath("docs", "benchmarks.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
