@@ -177,7 +177,8 @@ def naive(path: Path, port: int, count: int) -> float:
     import aiosmtplib
 
     db = apsw.Connection(str(path))
-    db.execute("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; CREATE TABLE mail (id INTEGER PRIMARY KEY, rcpt TEXT, content BLOB, sent INTEGER)")
+    for sql in ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL", "CREATE TABLE mail (id INTEGER PRIMARY KEY, rcpt TEXT, content BLOB, sent INTEGER)"):
+        db.execute(sql).fetchall()
     with db:
         db.executemany("INSERT INTO mail VALUES (?,?,?,0)", [(i, f"user{i}@example.test", CONTENT) for i in range(count)])
 

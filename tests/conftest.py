@@ -16,7 +16,6 @@ from outmail.outbox import Outbox
 from outmail.testing import Sink
 
 
-
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in list(os.environ):

@@ -36,7 +36,7 @@ WINDOW = 2000
 WINDOW_BYTES = 64 * 1024 * 1024
 POLL = 0.1
 SETTLE_BATCH = 200
-SETTLE_DELAY = 0.002
+SETTLE_DELAY = 0.01
 MAX_RECIPIENTS = 100
 UPKEEP = 30.0
 RECLAIM = 2.0
@@ -190,6 +190,7 @@ class Engine:
         self._returns: list[tuple[Delivery, str]] = []
         self._dots: list[tuple[Delivery, Sequence[Leased], asyncio.Future[bool]]] = []
         self._flushing = False
+        self._timer: asyncio.TimerHandle | None = None
         self._awake: asyncio.Event = None  # type: ignore[assignment]
         self._hungry = True
         self._next: dict[str, int] = {}
@@ -216,8 +217,7 @@ class Engine:
             if self.settings.only:
                 self._only = self.store.read(self.store.verbs.seq_of(self.settings.only))
             while not self.stopping:
-                self._maintain()
-                self._work()
+                self._look()
                 if once and self._exhausted():
                     break
                 self._awake.clear()
@@ -228,6 +228,15 @@ class Engine:
                     pass
         finally:
             await self._leave()
+
+    def _look(self) -> None:
+        """One look at store and queue. A bug of ours delays mail and is loud; it does not end the engine."""
+        try:
+            self._maintain()
+            self._work()
+        except Exception:
+            log.exception("a bug of outmail; mail stays queued, the engine goes on")
+            self._reclaim_at = self._upkeep_at = self.loop.time() + 5.0
 
     def stop(self) -> None:
         """Finish what is in flight, return the rest, end."""
@@ -332,7 +341,7 @@ class Engine:
         share = max(1, free // len(open_))
         if share > 2 * MAX_RECIPIENTS:
             share -= share % MAX_RECIPIENTS  # whole transactions of messages with very many recipients
-        return {name: share for name in open_}
+        return dict.fromkeys(open_, share)
 
     def _hop(self, destination: str) -> Hop | None:
         """The next hop a destination's mail takes now: the first of its relays that may be pressed."""
@@ -436,6 +445,8 @@ class Engine:
         duration = int((self.loop.time() - delivery.started) * 1000) if delivery.started else 0
         self._learned.append(Settled(delivery, tuple(verdicts), now, duration, keep))
         self._release(delivery)
+        if len(self._learned) == SETTLE_BATCH:
+            self.loop.call_soon(self._flush)
         self._flush_soon()
 
     def hop_failed(self, hop: Hop, outcome: Outcome, transcript: Sequence[tuple[int, str, bytes]] = ()) -> None:
@@ -470,10 +481,13 @@ class Engine:
     def _flush_soon(self) -> None:
         if not self._flushing:
             self._flushing = True
-            self.loop.call_later(SETTLE_DELAY, self._flush)
+            self._timer = self.loop.call_later(SETTLE_DELAY, self._flush)
 
     def _flush(self) -> None:
         """One transaction for all that was learned, and for the next lease."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self._flushing = False
         learned, self._learned = self._learned, []
         returns, self._returns = self._returns, []
@@ -501,6 +515,9 @@ class Engine:
             if problem.kind != "busy":
                 self._complain(problem)
             self.loop.call_later(0.005 if problem.kind == "busy" else 1.0, self.wake)
+            return
+        except Exception:
+            log.exception("outcomes could not be written by a bug of outmail; their recipients are taken back when this engine ends")
             return
         self._committed(learned, returns, answers[-1] if room else None, room)
         for answer in answers:

@@ -177,10 +177,10 @@ class Outbox:
         words = self._named(words)
         words.setdefault("sender", None)
         words["sender"] = words["sender"] or self._config.sender or None
-        return _call(api.composed, "send", self._clock.now(), self._config.hostname, **words)
+        return _call(api.composed, "send", self._clock.now(), self._config.hostname, **words)  # type: ignore[no-any-return]
 
     def _complete(self, words: dict[str, Any]) -> Draft:
-        return _call(api.complete, "submit", self._clock.now(), **self._named(words))
+        return _call(api.complete, "submit", self._clock.now(), **self._named(words))  # type: ignore[no-any-return]
 
     def _named(self, words: dict[str, Any]) -> dict[str, Any]:
         words = dict(words)

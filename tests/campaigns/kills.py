@@ -62,7 +62,7 @@ def campaign(folder: Path, sink: Sink, kills: int, count: int, chance: random.Ra
     box.release("state:held")
     engine = _engine(store, settings, folder)
     deadline = time.monotonic() + 60 + count / 200
-    while time.monotonic() < deadline and next(iter(box.find("state:queued")), None) or next(iter(box.find("state:sending")), None):
+    while (time.monotonic() < deadline and next(iter(box.find("state:queued")), None)) or next(iter(box.find("state:sending")), None):
         if time.monotonic() > deadline:
             break
         time.sleep(0.1)
@@ -85,7 +85,7 @@ def _message(i: int) -> dict[str, object]:
     return {"to": to, "subject": f"s{i}", "text": f".{i}\n" * (i % 50), "sender": "me@x.test"}
 
 
-def _engine(store: Path, settings: Path, folder: Path) -> "subprocess.Popen[bytes]":
+def _engine(store: Path, settings: Path, folder: Path) -> subprocess.Popen[bytes]:
     with open(folder / "engine.log", "ab") as log:
         return subprocess.Popen([sys.executable, "-m", "outmail", "run", "--config", str(settings), "--store", str(store)], stderr=log, env=dict(os.environ))
 

@@ -177,12 +177,11 @@ def test_every_command_has_help(outmail: Run) -> None:
 
 
 def test_mail_nobody_sends_is_said(outmail: Run, tmp_path: Path) -> None:
-    from outmail.testing import FakeClock
+    import time
 
     from outmail.config import from_toml
     from outmail.outbox import Outbox
-
-    import time
+    from outmail.testing import FakeClock
 
     with Outbox(tmp_path / "q.db", config=from_toml("", "t", {}), deliver="never", clock=FakeClock(int(time.time() * 1000) - 120_000)) as box:
         box.send("a@x.test", "s", "t", sender="me@x.test")

@@ -25,7 +25,7 @@ print(box.send("a@x.test", "s", "t", sender="me@x.test", key="order-1").id, flus
 """
 
 
-def produce(tmp_path: Path, fail: str) -> "subprocess.CompletedProcess[bytes]":
+def produce(tmp_path: Path, fail: str) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
         [sys.executable, "-c", PRODUCE, str(tmp_path / "q.db")], env={**os.environ, "OUTMAIL_FAIL": fail} if fail else dict(os.environ),
         capture_output=True, timeout=60, check=False,

@@ -47,7 +47,7 @@ def test_the_last_line_of_a_script_sends_its_mail(sink: Sink, tmp_path: Path, py
     assert len(sink.messages) == 1
 
 
-def test_what_is_left_is_told_with_the_command_that_sends_it(sink: Sink, tmp_path: Path, outmail: Callable[..., "subprocess.CompletedProcess[bytes]"]) -> None:
+def test_what_is_left_is_told_with_the_command_that_sends_it(sink: Sink, tmp_path: Path, outmail: Callable[..., subprocess.CompletedProcess[bytes]]) -> None:
     sink.script("RCPT: 451 4.7.1 greylisted x1")
     done = subprocess.run([sys.executable, "-c", LAST_LINE, str(tmp_path / "q.db"), str(sink.port), "0.5"], capture_output=True, timeout=60, check=False)
     words = done.stderr.decode()
@@ -71,7 +71,7 @@ def test_deliver_says_who_runs_the_engine(sink: Sink, make_box: MakeBox) -> None
         make_box(deliver="perhaps")
 
 
-def test_another_programs_url_is_left_alone(sink: Sink, make_box: MakeBox, outmail: Callable[..., "subprocess.CompletedProcess[bytes]"]) -> None:
+def test_another_programs_url_is_left_alone(sink: Sink, make_box: MakeBox, outmail: Callable[..., subprocess.CompletedProcess[bytes]]) -> None:
     box = make_box(sink.url.replace("//", "//somebody@"), deliver="never")
     id = box.send("a@x.test", "s", "t").id
     assert outmail("run", "--once", "--store", "q.db").returncode == 0

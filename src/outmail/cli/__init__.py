@@ -25,8 +25,8 @@ class _Parser(argparse.ArgumentParser):
         self.exit(EX_USAGE, f"{self.prog}: {message}\n")
 
 
-def _common() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
+def _common() -> _Parser:
+    common = _Parser(add_help=False)
     common.add_argument("--config", metavar="FILE", help="configuration file (default: the first found, see docs)")
     common.add_argument("--store", metavar="S", help="the queue: a path or a URL")
     common.add_argument("--relay", metavar="R", help="a configured relay or a URL")

@@ -177,7 +177,7 @@ def _due_now(box: Outbox) -> int:
 
 def _uvloop() -> Any:
     try:
-        import uvloop
+        import uvloop  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
         raise ConfigError('loop = "uvloop" needs the package: pip install "outmail[speed]"') from None
     return uvloop

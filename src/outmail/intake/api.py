@@ -30,8 +30,10 @@ def people(value: Addresses, where: str) -> list[Person]:
     """``str``, ``(name, address)`` or an iterable of them → (display name, mailbox) pairs."""
     if isinstance(value, str):
         return [_person(value, where)]
-    if isinstance(value, tuple) and len(value) == 2 and all(isinstance(v, str) for v in value) and "@" not in value[0]:
-        return [(value[0], _mailbox(value[1], where))]
+    if isinstance(value, tuple) and len(value) == 2:
+        name, address = value
+        if isinstance(name, str) and isinstance(address, str) and "@" not in name:
+            return [(name, _mailbox(address, where))]
     if not isinstance(value, Iterable) or isinstance(value, (bytes, Mapping)):
         raise Refused(f"{where} must be an address, a (name, address) pair, or several of them, not {value!r}", code="bad-address")
     found: list[Person] = []

@@ -21,8 +21,7 @@ Person = tuple[str, Mailbox]
 
 #: Fields that `Parts` has its own place for, or that only the transport may write.
 _OURS = frozenset(
-    "from to cc bcc reply-to subject date message-id mime-version content-type content-transfer-encoding content-id "
-    "content-disposition received return-path resent-bcc".split()
+    ["from", "to", "cc", "bcc", "reply-to", "subject", "date", "message-id", "mime-version", "content-type", "content-transfer-encoding", "content-id", "content-disposition", "received", "return-path", "resent-bcc"]
 )
 
 

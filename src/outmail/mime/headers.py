@@ -28,9 +28,7 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 
 #: Fields whose tokens mean something: outside ASCII they are refused, never encoded.
 STRUCTURED = frozenset(
-    "message-id in-reply-to references list-id list-unsubscribe list-unsubscribe-post list-post list-help list-archive "
-    "list-subscribe list-owner auto-submitted date return-path received mime-version content-type content-id "
-    "content-transfer-encoding content-disposition dkim-signature authentication-results feedback-id precedence".split()
+    ["message-id", "in-reply-to", "references", "list-id", "list-unsubscribe", "list-unsubscribe-post", "list-post", "list-help", "list-archive", "list-subscribe", "list-owner", "auto-submitted", "date", "return-path", "received", "mime-version", "content-type", "content-id", "content-transfer-encoding", "content-disposition", "dkim-signature", "authentication-results", "feedback-id", "precedence"]
 )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
+from functools import lru_cache
 
 from outmail.model import Reply
 
@@ -61,10 +62,12 @@ class ReplyReader:
             raise ProtocolError("a reply has too many lines")
         if mark != b"-":
             lines, self._lines = self._lines, []
-            self._ready.append((_reply(lines), lines))
+            self._ready.append((_reply(*lines), lines))
 
 
-def _reply(lines: list[bytes]) -> Reply:
+@lru_cache(512)
+def _reply(*lines: bytes) -> Reply:
+    """Servers repeat themselves, so the same lines are read once."""
     code = int(lines[0][:3])
     texts = [line[4:].decode("utf-8", "replace") for line in lines]
     enhanced = ""

@@ -55,7 +55,9 @@ class Store(Protocol):
     """What the road needs of a store. ``verbs`` is the dialect's module of verbs."""
 
     url: str
-    verbs: Any
+
+    @property
+    def verbs(self) -> Any: ...
 
     def commit(self, verbs: Sequence[Verb[Any]], wait: float = 30.0) -> list[Any]:
         """Run the verbs in one transaction that reaches the disk. A verb's own exception stands in its place."""

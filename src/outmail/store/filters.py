@@ -21,7 +21,8 @@ _WITHIN = {"to": ("r.address",), "from": ("m.sender",), "subject": ("m.subject",
 
 def where(selection: Filter, now: int) -> tuple[str, list[Any]]:
     """The condition, never empty, and its parameters."""
-    parts, params = ["1"], []
+    parts: list[str] = ["1"]
+    params: list[Any] = []
     if selection.ids:
         each = []
         for id, n in selection.ids:

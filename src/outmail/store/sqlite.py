@@ -27,7 +27,7 @@ from outmail.store.owner import OwnerFile, boot_id, dead_files
 SCHEMA = 1
 R = TypeVar("R")
 #: auto_vacuum first: it can only be chosen before the file has its first page.
-_PRAGMAS = ("PRAGMA auto_vacuum = INCREMENTAL", "PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL", "PRAGMA fullfsync = ON", "PRAGMA busy_timeout = 0",
+_PRAGMAS = ("PRAGMA auto_vacuum = INCREMENTAL", "PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL", "PRAGMA fullfsync = ON", "PRAGMA busy_timeout = 0", "PRAGMA wal_autocheckpoint = 2000",
             "PRAGMA cache_size = -32000", "PRAGMA temp_store = MEMORY")  # fmt: skip
 
 
@@ -60,7 +60,7 @@ class _Ask:
 class SqliteStore:
     """A queue in one SQLite file. Thread-safe and fork-aware."""
 
-    verbs = verbs
+    verbs: Any = verbs
 
     def __init__(self, path: str, library: str = "apsw") -> None:
         self.path = os.path.abspath(path)

@@ -38,6 +38,8 @@ from outmail.store.filters import where
 CHUNK = 256 * 1024
 SMALL = 1024 * 1024
 MAX_BATCH = 100
+#: Lines kept of either end of a long dialogue.
+TRANSCRIPT = 50
 
 #: What `add` says of each message: (id, message_id, accepted_at, duplicate).
 Added = tuple[str, str, int, bool]
@@ -71,7 +73,9 @@ def add(messages: Sequence[Message], uploads: Mapping[str, str] | None = None, s
     seq = yield from _next("message", "seq")
     cursor = yield from _next("event", "cursor")
     rows: list[tuple[Any, ...]] = []
-    bodies, recipients, events = [], [], []
+    bodies: list[tuple[Any, ...]] = []
+    recipients: list[tuple[Any, ...]] = []
+    events: list[tuple[Any, ...]] = []
     fresh: dict[str, Added] = {}
     for message in messages:
         known = fresh.get(message.id) if message.key else None
@@ -173,7 +177,8 @@ def lease(owner: int, number: int, room: Mapping[str, int], now: int, *, turn: i
 def _within(picked: list[tuple[int, int]], budget: int) -> Verb[list[tuple[int, int]]]:
     seqs = list(dict.fromkeys(message for message, _ in picked))
     sizes = yield Many("SELECT seq, size FROM message WHERE seq = ?", [(seq,) for seq in seqs])
-    taken, used = set(), 0
+    taken: set[int] = set()
+    used = 0
     for seq, size in sizes:
         if used + size > budget and taken:
             break
@@ -325,8 +330,10 @@ def _alike(verdicts: Iterable[tuple[Leased, Verdict]]) -> dict[tuple[str, Any], 
 def _transcript(item: Settled, event: str) -> str | None:
     if not item.keep_transcript and event == "delivered":
         return None
-    lines = [{"ms": ms, "dir": way, "line": line.decode("utf-8", "replace")} for ms, way, line in item.delivery.transcript[-400:]]
-    return json.dumps(lines)[:64000] if len(lines) < 100 else json.dumps(lines[:50] + [{"ms": 0, "dir": "S", "line": "(…)"}] + lines[-50:])
+    lines = [{"ms": ms, "dir": way, "line": line.decode("utf-8", "replace")[:1000]} for ms, way, line in item.delivery.transcript]
+    if len(lines) > 2 * TRANSCRIPT:
+        lines[TRANSCRIPT:-TRANSCRIPT] = [{"ms": lines[TRANSCRIPT]["ms"], "dir": "S", "line": "(…)"}]
+    return json.dumps(lines)
 
 
 def _late(plain: list[Any], changed: list[Any], context: dict[tuple[int, int], tuple[str, int, int]]) -> Verb[list[Any]]:
