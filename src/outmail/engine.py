@@ -444,9 +444,9 @@ class Engine:
         keep = mode == "all" or (failed and mode != "none")
         duration = int((self.loop.time() - delivery.started) * 1000) if delivery.started else 0
         self._learned.append(Settled(delivery, tuple(verdicts), now, duration, keep))
+        if len(self._learned) == SETTLE_BATCH or self._suspect is delivery:
+            self.loop.call_soon(self._flush)  # a suspect is alone: the next one waits for it
         self._release(delivery)
-        if len(self._learned) == SETTLE_BATCH:
-            self.loop.call_soon(self._flush)
         self._flush_soon()
 
     def hop_failed(self, hop: Hop, outcome: Outcome, transcript: Sequence[tuple[int, str, bytes]] = ()) -> None:

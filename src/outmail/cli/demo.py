@@ -108,7 +108,7 @@ def _finish(store: str, settings: str, folder: str, box: Outbox, ids: list[str])
     deadline = time.monotonic() + 90
     try:
         while time.monotonic() < deadline and engine.poll() is None:
-            if next(iter(box.find("-state:delivered -state:failed -state:cancelled")), None) is None:
+            if next(iter(box.find("-state:delivered -state:failed")), None) is None:
                 return True
             time.sleep(0.1)
         return False
