@@ -62,9 +62,7 @@ def campaign(folder: Path, sink: Sink, kills: int, count: int, chance: random.Ra
     box.release("state:held")
     engine = _engine(store, settings, folder)
     deadline = time.monotonic() + 60 + count / 200
-    while (time.monotonic() < deadline and next(iter(box.find("state:queued")), None)) or next(iter(box.find("state:sending")), None):
-        if time.monotonic() > deadline:
-            break
+    while time.monotonic() < deadline and next(iter(box.find("-state:delivered -state:failed")), None):
         time.sleep(0.1)
         box.release("state:held")
     engine.send_signal(signal.SIGTERM)

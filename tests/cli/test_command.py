@@ -78,6 +78,16 @@ def test_no_permission_is_77(outmail: Run, tmp_path: Path) -> None:
     assert outmail("send", "--store", "locked/q.db", "-f", "me@x.test", "a@x.test").returncode == 77
 
 
+def test_forbidden_is_77_and_passing_trouble_75() -> None:
+    import errno
+
+    from outmail.cli import _told
+    from outmail.errors import NotStored
+
+    codes = {errno.EACCES: 77, errno.EPERM: 77, errno.EROFS: 77, errno.ENOSPC: 75, None: 75}
+    assert {number: _told(NotStored("x", errno=number), False) for number in codes} == codes
+
+
 def test_once_strict_and_only(outmail: Run, sink: Sink) -> None:
     sink.script("RCPT bad@*: 550 no\nRCPT slow@*: 451 later")
     good, slow = send(outmail, "a@x.test"), send(outmail, "slow@x.test")
