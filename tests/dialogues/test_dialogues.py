@@ -1,0 +1,101 @@
+"""Dialogues as text files: what the client says, what the server answers, what each recipient gets.
+
+``C:`` a line of ours, ``S:`` a line of theirs, ``S: <closed>`` the connection is gone, ``= address kind code`` an outcome,
+``! stage`` the session ended there. ``> sender -> rcpt …`` queues a message before the session begins. Each file runs with
+the server's bytes whole, and again byte by byte.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from outmail.model import Delivery, Leased
+from outmail.smtp.client import Broken, Client, Done, Dot, ProtocolError, Read, SessionFailed, Settings, Take
+
+FILES = sorted(Path(__file__).parent.glob("*.txt"))
+CONTENT = b"Subject: x\r\n\r\n.dot\r\n"
+
+
+def delivery(line: str) -> Delivery:
+    sender, _, recipients = line.partition(" -> ")
+    people = [Leased(n, address, 0, False, 0) for n, address in enumerate(recipients.split(), 1)]
+    return Delivery(1, "id", 1, "default", sender.strip("<>"), CONTENT, b"", 0, "<m@x>", 0, 0, people)
+
+
+class Script:
+    def __init__(self, text: str) -> None:
+        lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+        self.settings = Settings(hostname="client.test", lmtp="lmtp" in text.splitlines()[0], user="", pipelining="lock-step" not in text.splitlines()[0])
+        self.queue = [delivery(line[2:]) for line in lines if line.startswith("> ")]
+        self.talk = [line for line in lines if line.startswith(("C: ", "S: "))]
+        self.outcomes = [tuple(line[2:].split()) for line in lines if line.startswith("= ")]
+        self.end = next((line[2:] for line in lines if line.startswith("! ")), "")
+
+    def expect(self, said: bytes) -> None:
+        """Everything said must be the next C: lines."""
+        got = said.replace(b"Subject: x\r\n\r\n..dot\r\n.\r\n", b"(content)\r\n").decode().split("\r\n")[:-1]
+        want = []
+        while self.talk and self.talk[0].startswith("C: "):
+            want.append(self.talk.pop(0)[3:])
+        assert got == want
+
+    def answer(self) -> bytes | None:
+        """The next S: lines; None when the connection is gone."""
+        lines = []
+        while self.talk and self.talk[0].startswith("S: "):
+            lines.append(self.talk.pop(0)[3:])
+        assert lines, "the client waits for more than the dialogue has"
+        return None if lines == ["<closed>"] else "".join(line + "\r\n" for line in lines).encode()
+
+
+@pytest.mark.parametrize("step", [0, 1], ids=["whole", "byte-by-byte"])
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_dialogue(path: Path, step: int) -> None:
+    script = Script(path.read_text())
+    client = Client(script.settings)
+    ended = run(client, script, step)
+    got = [(r.address, r.outcome.kind, str(r.outcome.reply.code)) for d in script.done for r in d.recipients if r.outcome]  # type: ignore[attr-defined]
+    assert got == script.outcomes
+    assert ended == script.end and not script.talk
+
+
+def run(client: Client, script: Script, step: int) -> str:
+    flow, answer, trouble = client.dialogue(), None, None
+    script.done = []  # type: ignore[attr-defined]
+    buffered = b""
+    while True:
+        try:
+            request = flow.throw(trouble) if trouble else flow.send(answer)
+        except StopIteration:
+            return ""
+        except SessionFailed as failure:
+            return failure.outcome.stage
+        answer = trouble = None
+        if isinstance(request, Read):
+            said = b"".join(client.outgoing())
+            if said:
+                assert not buffered, "the client spoke before it had heard everything"
+            if not buffered:
+                script.expect(said)
+                got = script.answer()
+                if got is None:
+                    trouble = Broken("closed")
+                    continue
+                buffered = got
+            portion, buffered = (buffered[:1], buffered[1:]) if step else (buffered, b"")
+            try:
+                client.feed(portion)
+            except ProtocolError as problem:
+                trouble = Broken(str(problem))
+        elif isinstance(request, Take):
+            answer = script.queue.pop(0) if script.queue else None
+        elif isinstance(request, Dot):
+            answer = True
+        elif isinstance(request, Done):
+            script.done.append(request.delivery)  # type: ignore[attr-defined]
+
+
+def test_there_are_dialogues() -> None:
+    assert len(FILES) >= 8
