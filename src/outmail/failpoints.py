@@ -8,16 +8,18 @@ from __future__ import annotations
 import os
 import signal
 
+from outmail.errors import ConfigError
+
 _point, _action, _left = "", "", 0
 
 
 def arm(text: str) -> None:
-    """Read the variable's text; a malformed one raises ValueError."""
+    """Read the variable's text; a malformed one raises ConfigError."""
     global _point, _action, _left
     point, _, rest = text.partition(":")
     action, _, n = rest.partition(":")
     if point not in ("C1", "C2", "C3", "C4", "C5") or action not in ("kill", "exit"):
-        raise ValueError(f"OUTMAIL_FAIL={text!r}: write POINT:ACTION[:N] with C1…C5 and kill or exit")
+        raise ConfigError(f"OUTMAIL_FAIL={text!r}: write POINT:ACTION[:N] with C1…C5 and kill or exit")
     _point, _action, _left = point, action, int(n or 1)
 
 
