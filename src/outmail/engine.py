@@ -71,19 +71,26 @@ class Hop:
     # Feed ----------------------------------------------------------------------------------------------------------
 
     def take_now(self) -> Delivery | None:
-        if self.relay.rate and self.queue and self.pace.take(self.engine.loop.time()) > 0:
-            self.pace.tokens += 1.0  # not taken after all; `take` waits for it
+        """Without waiting; a rate limit means waiting."""
+        if self.relay.rate or not self.queue or self.engine.stopping:
             return None
-        return self._claim(self.queue.popleft()) if self.queue and not self.engine.stopping else None
+        return self._claim(self.queue.popleft())
 
     async def take(self) -> Delivery | None:
-        if self.relay.rate and self.queue:
-            await asyncio.sleep(self.pace.take(self.engine.loop.time()))
-            return self._claim(self.queue.popleft()) if self.queue and not self.engine.stopping else None
-        if self.queue and not self.engine.stopping:
-            return self._claim(self.queue.popleft())
+        delivery = await self._next()
+        if delivery is not None and self.relay.rate:
+            try:
+                await asyncio.sleep(self.pace.take(self.engine.loop.time()))
+            except asyncio.CancelledError:
+                self._unclaim(delivery)
+                raise
+        return delivery
+
+    async def _next(self) -> Delivery | None:
         if self.engine.stopping:
             return None
+        if self.queue:
+            return self._claim(self.queue.popleft())
         future: asyncio.Future[Delivery | None] = self.engine.loop.create_future()
         self.waiting.append(future)
         try:
@@ -91,15 +98,18 @@ class Hop:
                 return await future
         except (TimeoutError, asyncio.CancelledError) as end:
             if future.done() and not future.cancelled() and (delivery := future.result()) is not None:
-                self.flying.discard(delivery)  # it was given in the same moment: somebody else takes it
-                self.queue.appendleft(delivery)
-                self.engine.loop.call_soon(self.serve)
+                self._unclaim(delivery)  # it was given in the same moment: somebody else takes it
             if isinstance(end, TimeoutError):
                 return None
             raise
         finally:
             if future in self.waiting:
                 self.waiting.remove(future)
+
+    def _unclaim(self, delivery: Delivery) -> None:
+        self.flying.discard(delivery)
+        self.queue.appendleft(delivery)
+        self.engine.loop.call_soon(self.serve)
 
     def _claim(self, delivery: Delivery) -> Delivery:
         self.flying.add(delivery)
@@ -136,7 +146,7 @@ class Hop:
 
     def serve(self) -> None:
         """Wake idle sessions and open new ones as the pace allows."""
-        while self.queue and self.waiting and not self.relay.rate:
+        while self.queue and self.waiting:
             future = self.waiting.popleft()
             if not future.done():
                 future.set_result(self._claim(self.queue.popleft()))
@@ -290,8 +300,11 @@ class Engine:
             await asyncio.wait(tasks, timeout=60)
         for task in tasks:
             task.cancel()
+        await asyncio.sleep(0)
         for hop in self._hops.values():
             self.abandon_flying(hop)
+            while hop.queue:
+                self._give_back(hop.queue.popleft(), "")
         for _ in range(200):
             self._flush()
             if not self._learned and not self._returns:

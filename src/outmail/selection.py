@@ -16,7 +16,7 @@ from outmail.lifecycle import STATES
 from outmail.model import Filter, Term, is_id
 
 _FIELDS = ("state", "to", "from", "subject", "tag", "key", "code", "route", "before", "after", "larger", "is", "was")
-_FLAGS = {"is": ("uncertain", "deferred"), "was": ("uncertain",)}
+_FLAGS = {"is": ("live", "uncertain", "deferred"), "was": ("uncertain",)}
 _SIZES = {"": 1, "k": 1000, "kb": 1000, "m": 1000**2, "mb": 1000**2, "g": 1000**3, "gb": 1000**3}
 
 

@@ -186,6 +186,14 @@ def test_fallback_relays_and_routes_by_pattern(make_box: MakeBox, sink: Sink) ->
     assert settle(box, id, 15) == {"a@b.test": "delivered"} and box.status(id).recipients[0].route == "default,backup"
 
 
+def test_a_rate_limit_delays_and_loses_nothing(make_box: MakeBox, sink: Sink) -> None:
+    box = make_box(toml=f'[relay]\nurl = "{sink.url}"\nrate = 40\nconcurrency = 2\n', deliver="thread")
+    for _ in range(2):  # the second round finds sessions that wait
+        ids = [send(box, f"u{i}@x.test") for i in range(45)]
+        assert {state for id in ids for state in settle(box, id).values()} == {"delivered"}
+    assert len(sink.messages) == 90
+
+
 def test_safety_suppresses_and_redirects(make_box: MakeBox, sink: Sink, tmp_path: Any) -> None:
     box = make_box(sink.url, '[safety]\nonly_to = ["*@ok.test"]\n')
     id = send(box, "a@ok.test", "b@evil.test")

@@ -122,7 +122,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 _FILTER_HELP = (
-    "Filter words are and-ed, - negates: state: to: from: subject: tag: key: code: route: before: after: larger: is:uncertain"
+    "Filter words are and-ed, - negates: state: to: from: subject: tag: key: code: route: before: after: larger: is:live is:uncertain"
     " was:uncertain is:deferred. ALL means everything; - reads ids from stdin. retry = due now; requeue = failed or cancelled again;"
     " purge = forget finished ones."
 )

@@ -23,7 +23,7 @@ from outmail.cli.explanations import CODES
 from outmail.clock import Clock, human_span, rfc3339
 from outmail.config import Config, load, relay_in_code
 from outmail.errors import ConfigError, NotFound, Refused
-from outmail.model import Filter, Status, is_id
+from outmail.model import Filter, Status, Term, is_id
 from outmail.outbox import Outbox, _route, build_engine
 
 
@@ -246,12 +246,9 @@ def _purge(box: Outbox, selected: Filter) -> int:
 
 def _list(box: Outbox, arguments: argparse.Namespace) -> int:
     words = arguments.selection
-    everything = words == ["ALL"]
-    selected = _selections(words, Clock().now())[0] if words else Filter()
+    selected = _selections(words, Clock().now())[0] if words else Filter((Term("is", "live"),))
     found = 0
     for status in _matching(box, selected):
-        if not words and not everything and all(r.final for r in status.recipients):
-            continue
         found += 1
         if arguments.ids:
             print(status.id)

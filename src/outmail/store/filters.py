@@ -10,6 +10,7 @@ _LIVE = (
     "m.seq IN (SELECT message FROM recipient WHERE state IN ('queued', 'held') UNION SELECT message FROM recipient WHERE state = 'sending')"
 )
 _FLAGS = {
+    ("is", "live"): "r.state IN ('queued', 'sending', 'held')",
     ("is", "uncertain"): "r.uncertain = 1 AND r.state IN ('queued', 'sending', 'held')",
     ("is", "deferred"): "r.state = 'queued' AND r.attempts > 0",
     ("was", "uncertain"): "r.uncertain = 1",
