@@ -37,6 +37,9 @@ class _Wire(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self._paused: asyncio.Future[None] | None = None
         self.on_idle: Any = None
+        self.deadline = 0.0
+        self.waits_for = ""
+        self._tick: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
@@ -54,9 +57,20 @@ class _Wire(asyncio.Protocol):
             self._paused.set_result(None)
         self._wake()
 
-    def expire(self, words: str) -> None:
-        """The step took too long. A plain timer, because asyncio.timeout costs more than the rest of the step."""
-        self.lost = self.lost or words
+    def watch(self, tick: float) -> None:
+        """Look every ``tick`` seconds whether the step's deadline has passed: one timer a session, not one a step."""
+        loop = asyncio.get_running_loop()
+        if self.deadline and loop.time() >= self.deadline:
+            self._expire()
+        elif self.lost is None:
+            self._tick = loop.call_later(tick, self.watch, tick)
+
+    def unwatch(self) -> None:
+        if self._tick is not None:
+            self._tick.cancel()
+
+    def _expire(self) -> None:
+        self.lost = self.lost or f"no answer in time ({self.waits_for})"
         self._chunks.clear()
         if self._paused and not self._paused.done():
             self._paused.set_result(None)
@@ -137,6 +151,7 @@ class SmtpTransport:
         except protocol.SessionFailed as failure:
             feed.failed(failure.outcome, dialogue.greeting)
         finally:
+            wire.unwatch()
             wire.transport.close()
 
     # -- connecting -------------------------------------------------------------------------------------------------
@@ -210,8 +225,8 @@ class SmtpTransport:
         answer: Any = None
         trouble: protocol.Broken | None = None
         ready = False
+        wire.watch(min(5.0, max(0.02, self.relay.timeout / 10)))
         while True:
-            dialogue.now = int((loop.time() - began) * 1000)
             try:
                 request = flow.throw(trouble) if trouble else flow.send(answer)
             except StopIteration:
@@ -219,6 +234,7 @@ class SmtpTransport:
             answer = trouble = None
             if isinstance(request, protocol.Read):
                 trouble = await self._read(dialogue, wire, request.stage)
+                dialogue.now = int((loop.time() - began) * 1000)
             elif isinstance(request, protocol.Dot):
                 answer = await feed.dot(request.delivery, request.recipients)
             elif isinstance(request, protocol.Done):
@@ -227,7 +243,9 @@ class SmtpTransport:
                 if not ready:
                     ready = True
                     feed.healthy()
-                answer = await self._take(dialogue, wire, feed, request.wait, began)
+                if dialogue.transactions >= REUSE_MESSAGES or loop.time() - began > REUSE_SECONDS:
+                    continue
+                answer = await self._take(wire, feed) if request.wait else feed.take_now()
                 if answer is not None:
                     answer.host, answer.started = host, loop.time()
                 elif wire.disturbed and request.wait:
@@ -235,11 +253,8 @@ class SmtpTransport:
             else:
                 await self._starttls(wire)
 
-    async def _take(self, dialogue: protocol.Client, wire: _Wire, feed: Feed, wait: bool, began: float) -> Delivery | None:
-        if dialogue.transactions >= REUSE_MESSAGES or asyncio.get_running_loop().time() - began > REUSE_SECONDS:
-            return None
-        if not wait:
-            return feed.take_now()
+    async def _take(self, wire: _Wire, feed: Feed) -> Delivery | None:
+        """Wait for a delivery, but not on a line the relay has closed meanwhile."""
         if wire.disturbed:
             return None
         got = feed.take_now()
@@ -260,7 +275,7 @@ class SmtpTransport:
         limit = 5.0 if stage == "quit" else self.relay.timeout
         if stage == "dot":
             limit = max(limit, self.relay.dot_timeout)
-        timer = asyncio.get_running_loop().call_later(limit, wire.expire, f"no answer within {limit:g} s ({stage})")
+        wire.deadline, wire.waits_for = asyncio.get_running_loop().time() + limit, stage
         try:
             outgoing = dialogue.outgoing()
             if outgoing:
@@ -272,7 +287,7 @@ class SmtpTransport:
         except protocol.Broken as problem:
             trouble = problem
         finally:
-            timer.cancel()
+            wire.deadline = 0.0
         wire.transport.abort()
         return trouble
 
