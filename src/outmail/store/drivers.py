@@ -21,8 +21,17 @@ Library = str  # "apsw" or "stdlib"
 
 _claims: dict[tuple[int, int], tuple[Library, int]] = {}
 _guard = threading.Lock()
+
+
+def _after_fork() -> None:
+    """A child has no connection of ours, and nobody who could release a lock held at the moment of the fork."""
+    global _guard
+    _guard = threading.Lock()
+    _claims.clear()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_claims.clear)
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def claim(path: str, library: Library) -> tuple[int, int]:
