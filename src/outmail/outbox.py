@@ -332,7 +332,7 @@ class Outbox:
             reasons = sorted({r.reason for r in left if r.reason})[:2]
             why = f" ({'; '.join(reasons)})" if reasons else ""
             command = f"outmail run --once --store {self._store.url}"
-            print(f"outmail: {len(left)} recipients still queued{why}; they go out with the next run, or by: {command}", file=sys.stderr)
+            print(f"outmail: {len(left)} recipient{'s' if len(left) > 1 else ''} still queued{why}; to go out with the next run, or by: {command}", file=sys.stderr)
 
     def _seq(self, id: str) -> int:
         head, _, n = str(id).partition("/")

@@ -51,7 +51,7 @@ def test_what_is_left_is_told_with_the_command_that_sends_it(sink: Sink, tmp_pat
     sink.script("RCPT: 451 4.7.1 greylisted x1")
     done = subprocess.run([sys.executable, "-c", LAST_LINE, str(tmp_path / "q.db"), str(sink.port), "0.5"], capture_output=True, timeout=60, check=False)
     words = done.stderr.decode()
-    assert "1 recipients still queued (451 4.7.1 greylisted)" in words and words.count("\n") == 1
+    assert "1 recipient still queued (451 4.7.1 greylisted)" in words and words.count("\n") == 1
     command = words.strip().rpartition("by: ")[2].split()
     outmail("queue", "retry", "ALL", "--store", str(tmp_path / "q.db"))
     assert outmail(*command[1:]).returncode == 0 and len(sink.messages) == 1

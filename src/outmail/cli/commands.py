@@ -201,14 +201,14 @@ def queue(arguments: argparse.Namespace) -> int:
     selected = _selections(arguments.selection, Clock().now())
     if arguments.dry_run:
         count = sum(1 for one in selected for s in _matching(box, one) for _ in s.recipients)
-        print(f"{count} recipients of matching messages; nothing was changed", file=sys.stderr)
+        print(f"{_count(count, 'recipient')} of matching messages; nothing was changed", file=sys.stderr)
         return 0
     if arguments.verb == "purge":
         count = sum(_purge(box, one) for one in selected)
-        print(f"{count} messages forgotten", file=sys.stderr)
+        print(f"{_count(count, 'message')} forgotten", file=sys.stderr)
         return 0
     count = sum(box.change(one, _EVENTS[arguments.verb]) for one in selected)
-    print(f"{count} recipients changed", file=sys.stderr)
+    print(f"{_count(count, 'recipient')} changed", file=sys.stderr)
     if not count and arguments.verb == "requeue":
         print("outmail: only failed or cancelled recipients whose content is still kept can be queued again", file=sys.stderr)
     return 0
@@ -257,7 +257,7 @@ def _list(box: Outbox, arguments: argparse.Namespace) -> int:
         else:
             _print_message(status)
     if not (arguments.ids or arguments.json or arguments.jsonl):
-        print(f"{found} messages" + ("" if words else " not finished"), file=sys.stderr)
+        print(_count(found, "message") + ("" if words else " not finished"), file=sys.stderr)
         _tell_owners(box)
         _warn_idle(box)
     return 0
@@ -278,8 +278,12 @@ def _in_words(r: Any) -> str:
     if r.state == "queued" and r.next_try_at and r.attempts:
         parts.append(f"next try {rfc3339(r.next_try_at)}")
     if r.attempts:
-        parts.append(f"{r.attempts} attempts")
+        parts.append(_count(r.attempts, "attempt"))
     return "; ".join(parts)
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" + ("" if n == 1 else "s")
 
 
 def _tell_owners(box: Outbox) -> None:

@@ -147,7 +147,8 @@ def _verdict(box: Outbox, ids: list[str], sink: Sink, ended: bool) -> int:
                 wrong.append(r.address)
             if r.state != "delivered" or r.uncertain or r.attempts > 1:
                 note = ", uncertain" if r.uncertain else ""
-                _say(f"   {r.address:<32} {r.state}{note}, {r.attempts} attempts, {copies} copies{': ' + r.reason if r.reason else ''}")
+                why = f": {r.reason}" if r.reason else ""
+                _say(f"   {r.address:<32} {r.state}{note}, attempts {r.attempts}, copies {copies}{why}")
     doubled = sum(1 for copies in got.values() if copies > 1)
     _say(f"   and the rest delivered at the first attempt. In all: {', '.join(f'{n} {state}' for state, n in sorted(states.items()))}")
     checks = {
