@@ -40,6 +40,8 @@ SETTLE_DELAY = 0.01
 MAX_RECIPIENTS = 100
 UPKEEP = 30.0
 RECLAIM = 2.0
+#: How long `stop` lets dialogues in flight go on.
+PATIENCE = 60.0
 
 
 @dataclass(slots=True)
@@ -297,7 +299,7 @@ class Engine:
                 self._give_back(hop.queue.popleft(), "")
         tasks = [task for hop in self._hops.values() for task in hop.tasks]
         if tasks:
-            await asyncio.wait(tasks, timeout=60)
+            await asyncio.wait(tasks, timeout=PATIENCE)
         for task in tasks:
             task.cancel()
         await asyncio.sleep(0)
@@ -430,7 +432,9 @@ class Engine:
         except (OSError, Trouble) as problem:
             log.error("final dots cannot be put on record (%s); nothing is sent", problem)
             granted = False
-        for _, _, future in dots:
+        for _, recipients, future in dots:
+            for recipient in recipients:
+                recipient.dotted = granted
             if not future.done():
                 future.set_result(granted)
 
@@ -475,9 +479,17 @@ class Engine:
                 self._give_back(hop.queue.popleft(), "")
 
     def abandon_flying(self, hop: Hop) -> None:
-        """Deliveries that broken sessions still had in hand go back."""
+        """Deliveries that ended sessions still had in hand: uncertain where a dot is on record, else untried."""
         while hop.flying:
-            self._give_back(hop.flying.pop(), "")
+            delivery = hop.flying.pop()
+            if not any(r.dotted or r.outcome for r in delivery.recipients):
+                self._give_back(delivery, "")
+                continue
+            reply = Reply(0, "the session was ended before the answer")
+            for recipient in delivery.recipients:
+                kind = "unknown" if recipient.dotted else "deferred"
+                recipient.outcome = recipient.outcome or Outcome(kind, "message", "dot", reply)  # type: ignore[arg-type]
+            self.finished(delivery)
 
     def _give_back(self, delivery: Delivery, why: str, *, counted: bool = True) -> None:
         if counted:

@@ -138,7 +138,7 @@ class Receipt:
 
 @dataclass(slots=True, eq=False)
 class Leased:
-    """One recipient in an engine's hands. ``outcome`` is filled in by the transport."""
+    """One recipient in an engine's hands. ``outcome`` is filled in by the transport, ``dotted`` when its dot is on record."""
 
     n: int
     address: str
@@ -146,6 +146,7 @@ class Leased:
     uncertain: bool
     losses: int
     outcome: Outcome | None = None
+    dotted: bool = False
 
 
 @dataclass(slots=True, eq=False)

@@ -143,6 +143,32 @@ def test_sigterm_finishes_the_dialogue_and_returns_the_rest(sink: Sink, make_box
     assert not any(box.status(id).recipients[0].uncertain for id in ids)
 
 
+def test_a_dot_without_an_answer_at_shutdown_is_uncertain(sink: Sink, make_box: MakeBox, monkeypatch: pytest.MonkeyPatch) -> None:
+    import asyncio
+
+    from outmail import engine as module
+    from outmail.clock import Clock
+    from outmail.outbox import build_engine
+
+    monkeypatch.setattr(module, "PATIENCE", 0.2)
+    sink.script("DOT: hang")
+    box = make_box(deliver="never", toml=f'relay = "{sink.url}"\n')
+    id = box.send("a@x.test", "s", "t").id
+    engine = build_engine(box._store, box._config, box._routes, Clock())
+
+    async def story() -> None:
+        running = asyncio.ensure_future(engine.run())
+        deadline = time.monotonic() + 10
+        while not any(r.dotted for hop in engine._hops.values() for d in hop.flying for r in d.recipients) and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+        engine.stop()
+        await running
+
+    asyncio.run(story())
+    recipient = box.status(id).recipients[0]
+    assert recipient.state == "queued" and recipient.uncertain
+
+
 def test_a_small_kill_campaign() -> None:
     script = Path(__file__).parents[1] / "campaigns" / "kills.py"
     done = subprocess.run([sys.executable, str(script), "--kills", "6", "--messages", "400", "--seed", "1"], capture_output=True, timeout=110, check=False)
