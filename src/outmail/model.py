@@ -357,7 +357,3 @@ class Filter:
     terms: tuple[Term, ...] = ()
     #: (message id, recipient number or None) pairs, or-ed; empty = any.
     ids: tuple[tuple[str, int | None], ...] = ()
-
-    @property
-    def empty(self) -> bool:
-        return not self.terms and not self.ids

@@ -14,6 +14,7 @@ import atexit
 import logging
 import os
 import queue
+import shlex
 import sys
 import threading
 import time
@@ -24,7 +25,7 @@ from typing import Any, Literal
 from outmail import failpoints, selection
 from outmail.accept import Door, Draft, Terms, not_stored
 from outmail.clock import Clock
-from outmail.config import Config, load, relay_in_code
+from outmail.config import Config, default_store, load, relay_in_code
 from outmail.errors import ConfigError, NotFound, Refused
 from outmail.intake import api
 from outmail.model import Attempt, Event, Filter, Receipt, Status, is_id
@@ -39,15 +40,9 @@ def open_store(url: str) -> Store:
     from outmail.store.sqlite import SqliteStore
 
     path, library = store_path(url)
-    if url == load_default_store():
+    if url == default_store(os.environ):
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     return SqliteStore(path, library)
-
-
-def load_default_store() -> str:
-    from outmail.config import default_store
-
-    return default_store(os.environ)
 
 
 def store_path(url: str) -> tuple[str, str]:
@@ -202,7 +197,7 @@ class Outbox:
 
     def find(self, filter: str = "", **words: str) -> Iterator[Status]:
         """Messages with a matching recipient, oldest first. ``find(state="queued", to="*@x.org")`` is the same as text."""
-        text = " ".join([filter, *(f"{key}:{_shell(value)}" for key, value in words.items())])
+        text = " ".join([filter, *(f"{key}:{shlex.quote(str(value))}" for key, value in words.items())])
         selected = selection.parse(text, self._clock.now())
         after: int | None = 0
         while after is not None:
@@ -393,12 +388,6 @@ def _indexed(items: Iterable[dict[str, Any]], make: Callable[[dict[str, Any]], D
             refusal.index = index
             raise
     return drafts
-
-
-def _shell(value: object) -> str:
-    import shlex
-
-    return shlex.quote(str(value))
 
 
 def _watch(box: weakref.ref[Outbox], cursor: int) -> None:

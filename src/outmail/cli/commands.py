@@ -8,6 +8,7 @@ import getpass
 import json
 import logging
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -222,14 +223,8 @@ def _selections(words: list[str], now: int) -> list[Filter]:
         words = sys.stdin.read().split()
     ids = tuple(pair for word in words if is_id(word) for pair in selection.select(word, now).ids)
     rest = [word for word in words if not is_id(word)]
-    terms = tuple(term for word in rest for term in selection.parse(_quoted(word), now).terms)
+    terms = tuple(term for word in rest for term in selection.parse(shlex.quote(word), now).terms)
     return [Filter(terms, ids)]
-
-
-def _quoted(word: str) -> str:
-    import shlex
-
-    return shlex.quote(word)
 
 
 def _matching(box: Outbox, selected: Filter) -> Iterator[Status]:

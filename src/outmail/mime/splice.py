@@ -53,7 +53,6 @@ class Head:
     subject: str
     dated: bool
     has_message_id: bool
-    eight_bit: bool
 
 
 def look(content: bytes) -> Head:
@@ -64,7 +63,7 @@ def look(content: bytes) -> Head:
     head = content[: head_end(content)]
     found = {match[1].lower(): match[2] for match in reversed(list(_WANTED.finditer(head)))}
     message_id = found.get(b"message-id", b"").strip().decode("utf-8", "replace")
-    return Head(message_id, _readable(found.get(b"subject", b"")), b"date" in found, bool(message_id), not head.isascii())
+    return Head(message_id, _readable(found.get(b"subject", b"")), b"date" in found, bool(message_id))
 
 
 def _readable(raw: bytes) -> str:
@@ -92,7 +91,3 @@ def cut(content: bytes, *names: str) -> bytes:
     head = _FIELD.sub(lambda m: b"" if m[1].lower() in gone else m[0], content[:end])
     return head + content[end:]
 
-
-def eight_bit(content: bytes) -> bool:
-    """True when the message needs 8BITMIME."""
-    return not content.isascii()

@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from outmail.clock import DAY, MINUTE, human_span, parse_span
+from outmail.clock import DAY, MINUTE, parse_span
 from outmail.model import Outcome, Verdict
 
 #: Doubling from one minute to four hours, for five days: some forty attempts.
@@ -93,9 +93,3 @@ def lost_due(losses: int, now: int) -> int:
     """A first loss is due at once, the first one as a suspect a minute later."""
     return now + (MINUTE if losses > 1 else 0)
 
-
-def in_words(retry: Retry) -> str:
-    """The plan for people: what happens to a message that nobody takes."""
-    steps = [human_span(step) for step in retry.schedule.steps]
-    tail = f"every {steps[-1]} until {human_span(retry.expire)} old" if retry.schedule.endless else "then given up"
-    return f"after {', '.join(steps)}, {tail}"

@@ -36,10 +36,6 @@ class Mailbox:
     local: str
     domain: str
 
-    @property
-    def needs_utf8(self) -> bool:
-        return not self.local.isascii()
-
     def __str__(self) -> str:
         return f"{self.local}@{self.domain}"
 
@@ -110,11 +106,6 @@ def _literal(domain: str, text: str) -> str:
         return f"[{ipaddress.IPv4Address(inner)}]"
     except ValueError:
         raise AddressError(f"{printable(text)}: the address literal is malformed") from None
-
-
-def needs_utf8(address: str) -> bool:
-    """True when the envelope address cannot be written in ASCII."""
-    return not address.isascii()
 
 
 def valid_key(text: str) -> bool:

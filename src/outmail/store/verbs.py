@@ -35,8 +35,6 @@ from outmail.policy.retry import lost_due
 from outmail.store import Many, Verb
 from outmail.store.filters import where
 
-CHUNK = 256 * 1024
-SMALL = 1024 * 1024
 MAX_BATCH = 100
 #: Lines kept of either end of a long dialogue.
 TRANSCRIPT = 50
