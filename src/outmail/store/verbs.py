@@ -345,15 +345,16 @@ def _late(plain: list[Any], changed: list[Any], context: dict[tuple[int, int], t
 def give_back(owner: int, deliveries: Iterable[Delivery], now: int, why: str = "") -> Verb[int]:
     """Return untried recipients; no attempt is counted. With ``why`` the record is an attempt that says so."""
     count = 0
+    attempt = yield from _next("attempt", "id")
     for delivery in deliveries:
         rows = yield Many(
             _SETTLE,
             [("queued", why, now, now, 0, 0, 0, None, delivery.seq, r.n, owner, delivery.lease) for r in delivery.recipients],
         )
         count += len(rows)
-        attempt = yield from _next("attempt", "id")
         numbers = json.dumps([r.n for r in delivery.recipients])
         yield _ATTEMPT, (attempt, delivery.seq, now, delivery.destination, delivery.host, 0, "returned", 0, "", why, numbers, None)
+        attempt += 1
     return count
 
 
