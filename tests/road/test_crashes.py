@@ -159,7 +159,7 @@ def test_a_dot_without_an_answer_at_shutdown_is_uncertain(sink: Sink, make_box: 
     async def story() -> None:
         running = asyncio.ensure_future(engine.run())
         deadline = time.monotonic() + 10
-        while not any(r.dotted for hop in engine._hops.values() for d in hop.flying for r in d.recipients) and time.monotonic() < deadline:
+        while not any(r.dotted for hop in engine._hops.values() for seat in hop.seats for d in seat.flying for r in d.recipients) and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
         engine.stop()
         await running

@@ -8,7 +8,7 @@ LAYERS = [
     ("model", "lifecycle", "errors", "clock"),
     ("policy", "smtp", "mime", "selection"),
     ("store", "transport", "failpoints"),
-    ("accept", "engine"),
+    ("accept", "commits", "hop", "engine"),
     ("intake", "ops"),
     ("config", "outbox"),
     ("cli", "__main__"),

@@ -62,7 +62,7 @@ class Take:
     wait: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Dot:
     """May the final dot be sent for these recipients? True only when that is on record."""
 
@@ -70,7 +70,7 @@ class Dot:
     recipients: list[Leased]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Done:
     """Every recipient of this delivery has its outcome."""
 

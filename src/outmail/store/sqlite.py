@@ -40,10 +40,15 @@ class Owner:
         self._store = store
 
     def close(self) -> None:
-        """Leave in order; leases that are still out are found by the next engine."""
-        with contextlib.suppress(Trouble):
-            self._store.run(verbs.forget_owner(self.id), wait=2.0)
-        self.file.close()
+        """Leave in order. With leases still out the file stays, and its dot record with it, for whoever takes them back."""
+        try:
+            left = self._store.run(verbs.forget_owner(self.id), wait=2.0)
+        except Trouble:
+            left = False
+        if left:
+            self.file.close()
+        else:
+            self.file.abandon()
 
 
 class _Ask:
@@ -63,12 +68,13 @@ class SqliteStore:
     verbs: Any = verbs
 
     def __init__(self, path: str, library: str = "apsw") -> None:
-        self.path = os.path.abspath(path)
+        self.path = os.path.realpath(path)  # one file, one name: engines find each other's files beside it
         self.library = library
         self.url = f"sqlite:{self.path}"
         self._write_lock = threading.Lock()
         self._read_lock = threading.Lock()
         self._asks: list[_Ask] = []
+        self.commit_seconds = 0.0
         self._pid = 0
         self._leaked: list[Any] = []
         self._open()
@@ -167,13 +173,17 @@ class SqliteStore:
     def _transaction(self, verbs: Sequence[Verb[Any]], wait: float) -> list[Any]:
         if self._pid < 0:
             raise Trouble("closed", f"{self.path} is closed")
+        began = time.perf_counter()
         _patient(lambda: self._writer.execute("BEGIN IMMEDIATE"), wait)
+        waited = time.perf_counter() - began
         try:
             if len(verbs) == 1:
                 answers = [drivers.drive(self._writer, verbs[0])]
             else:
                 answers = [self._guarded(verb) for verb in verbs]
+            began = time.perf_counter()
             self._writer.execute("COMMIT")
+            self.commit_seconds = waited + time.perf_counter() - began
             return answers
         except BaseException:
             self._rollback()

@@ -1,14 +1,17 @@
 """The seam between the engine and the ways to hand mail over.
 
-A transport runs *sessions*: it pulls deliveries from a `Feed` until there are none, asks the feed before each final
+A transport runs *sessions*: each pulls deliveries from its `Feed` until there are none, asks the feed before each final
 dot, and reports each delivery when every recipient has its outcome. A failure to deliver is an outcome, never an
 exception; an exception out of a session is our own bug, and the engine takes the mail back.
+Answers come as calls (``then``), because a session that is a protocol object needs no task to wait in; `Awaited` is the
+same feed for sessions written as coroutines.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from outmail.model import Delivery, Leased, Outcome
 
@@ -19,11 +22,14 @@ class Feed(Protocol):
     def take_now(self) -> Delivery | None:
         """The next delivery if one waits."""
 
-    async def take(self) -> Delivery | None:
-        """The next delivery; None when the session should end."""
+    def ask(self, then: Callable[[Delivery | None], None]) -> None:
+        """The next delivery later, by a call; None when the session should end."""
 
-    async def dot(self, delivery: Delivery, recipients: Sequence[Leased]) -> bool:
-        """True when the final dot is on record and may be sent."""
+    def leave(self) -> None:
+        """Take the last `ask` back."""
+
+    def dot(self, delivery: Delivery, recipients: Sequence[Leased], then: Callable[[bool], None]) -> None:
+        """Asks for a final dot: True when it is on record and may be sent."""
 
     def done(self, delivery: Delivery) -> None:
         """Every recipient of the delivery has its outcome."""
@@ -35,6 +41,31 @@ class Feed(Protocol):
         """The session ended; ``outcome.fault`` when connecting or shaking hands was the trouble, told by ``transcript``."""
 
 
+class Awaited:
+    """A feed whose answers can be awaited."""
+
+    def __init__(self, feed: Feed) -> None:
+        self._feed = feed
+
+    async def take(self) -> Delivery | None:
+        delivery = self._feed.take_now()
+        if delivery is None:
+            future: asyncio.Future[Delivery | None] = asyncio.get_running_loop().create_future()
+            self._feed.ask(lambda answer: _resolve(future, answer))
+            delivery = await future
+        return delivery
+
+    async def dot(self, delivery: Delivery, recipients: Sequence[Leased]) -> bool:
+        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._feed.dot(delivery, recipients, lambda answer: _resolve(future, answer))
+        return await future
+
+
+def _resolve(future: asyncio.Future[Any], answer: Any) -> None:
+    if not future.done():
+        future.set_result(answer)
+
+
 class Transport(Protocol):
     """A way to one next hop."""
 
@@ -42,4 +73,4 @@ class Transport(Protocol):
         """Connect, work until the feed gives None, disconnect."""
 
 
-__all__ = ["Feed", "Transport"]
+__all__ = ["Awaited", "Feed", "Transport"]

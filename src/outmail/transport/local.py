@@ -17,7 +17,7 @@ from pathlib import Path
 
 from outmail.model import Delivery, Outcome, Reply
 from outmail.policy.route import Relay
-from outmail.transport import Feed
+from outmail.transport import Awaited, Feed
 
 _LATER = {69: "service unavailable", 70: "internal error", 71: "system error", 72: "system file missing", 73: "cannot create output",
           74: "input/output error", 75: "temporary failure", 77: "permission denied", 78: "configuration error"}  # fmt: skip
@@ -34,24 +34,25 @@ class LocalTransport:
     async def session(self, feed: Feed) -> None:
         """Deliver until the feed has no more."""
         feed.healthy()
-        while (delivery := await feed.take()) is not None:
+        awaited = Awaited(feed)
+        while (delivery := await awaited.take()) is not None:
             delivery.host, delivery.started = self.relay.scheme, asyncio.get_running_loop().time()
-            await self._deliver(delivery, feed)
+            await self._deliver(delivery, awaited)
             feed.done(delivery)
 
-    async def _null(self, delivery: Delivery, feed: Feed) -> None:
+    async def _null(self, delivery: Delivery, feed: Awaited) -> None:
         if await _dot(delivery, feed):
             delivery.all(_said("delivered", Reply(250, "taken by null:", "2.0.0")))
 
-    async def _maildir(self, delivery: Delivery, feed: Feed) -> None:
+    async def _maildir(self, delivery: Delivery, feed: Awaited) -> None:
         root = Path(self.relay.path)
         await self._write(delivery, feed, root / "tmp", root / "new", _maildir_name(delivery))
 
-    async def _file(self, delivery: Delivery, feed: Feed) -> None:
+    async def _file(self, delivery: Delivery, feed: Awaited) -> None:
         folder = Path(self.relay.path)
         await self._write(delivery, feed, folder, folder, f"{delivery.id}-{delivery.recipients[0].n}.eml", hidden=True)
 
-    async def _write(self, delivery: Delivery, feed: Feed, tmp: Path, target: Path, name: str, hidden: bool = False) -> None:
+    async def _write(self, delivery: Delivery, feed: Awaited, tmp: Path, target: Path, name: str, hidden: bool = False) -> None:
         temporary = tmp / ("." + name if hidden else name)
         try:
             for folder in {tmp, target, target.parent / "cur" if not hidden else target}:
@@ -68,7 +69,7 @@ class LocalTransport:
             delivery.all(Outcome("deferred", "destination", "local", Reply(0, f"{target}: {problem.strerror or problem}")))
         delivery.all(_said("delivered", Reply(250, f"written as {name}", "2.0.0")))
 
-    async def _pipe(self, delivery: Delivery, feed: Feed) -> None:
+    async def _pipe(self, delivery: Delivery, feed: Awaited) -> None:
         arguments = [self.relay.path, "-i", "-f", delivery.sender or "<>", "--", *(r.address for r in delivery.recipients)]
         try:
             process = await asyncio.create_subprocess_exec(
@@ -112,7 +113,7 @@ def _by_status(status: int, words: str) -> Outcome:
     return Outcome(kind, "message", "local", Reply(550 if kind == "refused" else 450, " ".join(text.split())[:500]))  # type: ignore[arg-type]
 
 
-async def _dot(delivery: Delivery, feed: Feed) -> bool:
+async def _dot(delivery: Delivery, feed: Awaited) -> bool:
     if await feed.dot(delivery, delivery.recipients):
         return True
     delivery.all(Outcome("deferred", "destination", "dot", Reply(0, "the hand-over could not be put on record, so it did not happen")))

@@ -12,7 +12,7 @@ import asyncio
 import os
 import socket
 import ssl
-from collections.abc import Sequence
+from collections import deque
 from typing import Any
 
 from outmail.model import Delivery, Outcome, Reply
@@ -25,107 +25,232 @@ REUSE_SECONDS = 300.0
 REUSE_MESSAGES = 1000
 CONNECT_TIMEOUT = 30.0
 _PIECE = 256 * 1024
+_BUFFER = 16 * 1024
+_READING, _IDLE, _BUSY, _OVER = range(4)
 
 
-class _Wire(asyncio.Protocol):
-    """Bytes between the socket and the dialogue."""
+class _Session(asyncio.BufferedProtocol):
+    """One connection: bytes in, the dialogue on, bytes out; without a task or a future per step.
 
-    def __init__(self) -> None:
+    ``ended`` resolves to the failure that ended the session, or None.
+    """
+
+    def __init__(self, relay: Relay, hostname: str, feed: Feed, host: str) -> None:
+        self.relay = relay
+        self.host = host
+        self.dialogue = protocol.Client(_settings(relay, hostname))
         self.transport: Any = None
-        self.lost: str | None = None
-        self._chunks: list[bytes] = []
-        self._waiter: asyncio.Future[None] | None = None
-        self._paused: asyncio.Future[None] | None = None
-        self.on_idle: Any = None
-        self.deadline = 0.0
-        self.waits_for = ""
+        self._feed = feed
+        self._loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[protocol.SessionFailed | None] = self._loop.create_future()
+        self._flow = self.dialogue.dialogue()
+        self._began = self._loop.time()
+        self._buffer = memoryview(bytearray(_BUFFER))
+        self._state = _BUSY
+        self._established = False
+        self._lost: str | None = None
+        self._unasked = False
+        self._unsent: deque[bytes | memoryview] = deque()
+        self._paused = False
+        self._stage = "banner"
+        self._limit = self._deadline = 0.0
         self._tick: asyncio.TimerHandle | None = None
+        self._shaking: asyncio.Task[None] | None = None
+
+    # -- what the loop calls ----------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
 
-    def data_received(self, data: bytes) -> None:
-        self._chunks.append(data)
-        self._wake()
+    def begin(self) -> None:
+        """The line stands: start talking."""
+        self._watch(min(5.0, max(0.02, self.relay.timeout / 10)))
+        self._on()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self._state == _OVER:
+            return
+        try:
+            self.dialogue.feed(bytes(self._buffer[:nbytes]))
+        except protocol.ProtocolError as problem:
+            self._break(str(problem))
+            return
+        if self._state == _READING:
+            self._on()
+        elif self._state == _IDLE:  # said unasked: goodbye
+            self._unasked = True
+            self._feed.leave()
+            self._on()
 
     def eof_received(self) -> bool:
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.lost = f"connection lost: {exc}" if exc else "connection closed by the relay"
-        if self._paused and not self._paused.done():
-            self._paused.set_result(None)
-        self._wake()
-
-    def watch(self, tick: float) -> None:
-        """Look every ``tick`` seconds whether the step's deadline has passed: one timer a session, not one a step."""
-        loop = asyncio.get_running_loop()
-        if self.deadline and loop.time() >= self.deadline:
-            self._expire()
-        elif self.lost is None:
-            self._tick = loop.call_later(tick, self.watch, tick)
-
-    def unwatch(self) -> None:
-        if self._tick is not None:
-            self._tick.cancel()
-
-    def _expire(self) -> None:
-        self.lost = self.lost or f"no answer in time ({self.waits_for})"
-        self._chunks.clear()
-        if self._paused and not self._paused.done():
-            self._paused.set_result(None)
-        self._wake()
+        self._break(f"connection lost: {exc}" if exc else "connection closed by the relay")
 
     def pause_writing(self) -> None:
-        self._paused = asyncio.get_running_loop().create_future()
+        self._paused = True
 
     def resume_writing(self) -> None:
-        if self._paused and not self._paused.done():
-            self._paused.set_result(None)
-        self._paused = None
+        self._paused = False
+        if self._deadline:
+            self._deadline = self._loop.time() + self._limit
+        self._push()
 
-    def _wake(self) -> None:
-        if self._waiter and not self._waiter.done():
-            self._waiter.set_result(None)
-        if self.on_idle:
-            self.on_idle()
+    # -- the dialogue -----------------------------------------------------------------------------------------------
 
-    @property
-    def disturbed(self) -> bool:
-        """True when the relay closed or said something while nothing was asked."""
-        return bool(self._chunks) or self.lost is not None
+    def _on(self, answer: Any = None, trouble: protocol.Broken | None = None) -> None:
+        """Drive the dialogue until it has to wait for something."""
+        self._deadline = 0.0
+        self.dialogue.now = int((self._loop.time() - self._began) * 1000)
+        try:
+            self._drive(answer, trouble)
+        except StopIteration:
+            self._end()
+        except protocol.SessionFailed as failure:
+            self._end(failure)
+        except Exception as bug:
+            self._end(bug=bug)
 
-    async def read(self) -> bytes:
-        """At least one byte, or `Broken`."""
-        if not self._chunks:
-            if self.lost is not None:
-                raise protocol.Broken(self.lost)
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-        data = b"".join(self._chunks)
-        self._chunks.clear()
-        if not data:
-            raise protocol.Broken(self.lost or "connection lost")
-        return data
+    def _drive(self, answer: Any, trouble: protocol.Broken | None) -> None:
+        flow, feed = self._flow, self._feed
+        while True:
+            request = flow.throw(trouble) if trouble is not None else flow.send(answer)
+            answer = trouble = None
+            if isinstance(request, protocol.Read):
+                if self._lost is not None:
+                    trouble = protocol.Broken(self._lost)
+                    continue
+                self._state = _READING
+                self._expect(request.stage)
+                self._send(self.dialogue.outgoing())
+                return
+            if isinstance(request, protocol.Done):
+                feed.done(request.delivery)
+            elif isinstance(request, protocol.Dot):
+                self._state = _BUSY
+                feed.dot(request.delivery, request.recipients, self._granted)
+                return
+            elif isinstance(request, protocol.Take):
+                answer = self._take()
+                if answer is None and request.wait and self._usable():
+                    self._state = _IDLE
+                    feed.ask(self._given)
+                    return
+                if answer is None and request.wait and self._lost is not None:
+                    raise StopIteration
+            else:
+                self._state = _BUSY
+                self.transport.pause_reading()
+                self._shaking = self._loop.create_task(self._shake_hands())
+                return
 
-    async def write(self, pieces: Sequence[bytes]) -> None:
+    def _usable(self) -> bool:
+        worn = self.dialogue.transactions >= REUSE_MESSAGES or self._loop.time() - self._began > REUSE_SECONDS
+        return not worn and self._lost is None and not self._unasked
+
+    def _take(self) -> Delivery | None:
+        if not self._established:
+            self._established = True
+            self._feed.healthy()
+        delivery = self._feed.take_now() if self._usable() else None
+        if delivery is not None:
+            delivery.host, delivery.started = self.host, self._loop.time()
+        return delivery
+
+    def _given(self, delivery: Delivery | None) -> None:
+        if delivery is None:
+            self._unasked = True  # the feed has no more: say goodbye
+        else:
+            delivery.host, delivery.started = self.host, self._loop.time()
+        self._on(delivery)
+
+    def _granted(self, granted: bool) -> None:
+        if self._state != _OVER:
+            self._on(granted)
+
+    def _break(self, why: str) -> None:
+        """The line is of no more use: the dialogue hears of it at once, or when it next wants to read."""
+        if self._state == _OVER or self._lost is not None:
+            return
+        self._lost = why
+        self._unsent.clear()
+        self.transport.abort()
+        if self._state == _READING:
+            self._on(trouble=protocol.Broken(why))
+        elif self._state == _IDLE:
+            self._feed.leave()
+            self._end()
+
+    def _end(self, failure: protocol.SessionFailed | None = None, bug: Exception | None = None) -> None:
+        self._state = _OVER
+        if self._tick is not None:
+            self._tick.cancel()
+        self._flow.close()
+        if self.ended.done():
+            return
+        if bug is not None:
+            self.ended.set_exception(bug)
+        else:
+            self.ended.set_result(failure)
+
+    def close(self) -> None:
+        """Hang up, whatever is under way."""
+        self._end()
+        if self._shaking is not None:
+            self._shaking.cancel()
+        self.transport.close()
+
+    # -- time -------------------------------------------------------------------------------------------------------
+
+    def _expect(self, stage: str) -> None:
+        self._stage = stage
+        self._limit = 5.0 if stage == "quit" else self.relay.timeout
+        if stage == "dot":
+            self._limit = max(self._limit, self.relay.dot_timeout)
+        self._deadline = self._loop.time() + self._limit
+
+    def _watch(self, tick: float) -> None:
+        """Look every ``tick`` seconds whether the step's deadline has passed: one timer a session, not one a step."""
+        if self._deadline and self._loop.time() >= self._deadline:
+            self._break(f"no answer in time ({self._stage})")
+        if self._state != _OVER:
+            self._tick = self._loop.call_later(tick, self._watch, tick)
+
+    # -- writing ----------------------------------------------------------------------------------------------------
+
+    def _send(self, pieces: list[bytes]) -> None:
         """Hand bytes to the kernel, a long content piece by piece so that memory stays flat."""
-        small: list[bytes] = []
+        if not pieces:
+            return
+        if not self._unsent and sum(map(len, pieces)) <= _PIECE:
+            self.transport.write(b"".join(pieces))
+            return
         for piece in pieces:
-            if len(piece) <= _PIECE:
-                small.append(piece)
-                continue
-            self.transport.write(b"".join(small))
-            small = []
             view = memoryview(piece)
-            for start in range(0, len(piece), _PIECE):
-                self.transport.write(view[start : start + _PIECE])
-                if self._paused:
-                    await self._paused
-        if small:
-            self.transport.write(b"".join(small))
-        if self._paused:
-            await self._paused
+            self._unsent.extend(view[start : start + _PIECE] for start in range(0, len(piece), _PIECE))
+        self._push()
+
+    def _push(self) -> None:
+        while self._unsent and not self._paused:
+            self.transport.write(self._unsent.popleft())
+
+    # -- TLS --------------------------------------------------------------------------------------------------------
+
+    async def _shake_hands(self) -> None:
+        try:
+            async with asyncio.timeout(self.relay.timeout):
+                self.transport = await self._loop.start_tls(self.transport, self, tls.context(self.relay), server_hostname=self.relay.host)
+                tls.check_pin(self.relay, self.transport.get_extra_info("ssl_object"))
+        except (OSError, tls.Untrusted) as problem:
+            self._end(protocol.SessionFailed(Outcome("deferred", "destination", "tls", Reply(0, f"{self.relay.url}: {_tls_words(problem)}"), fault=True)))
+        except Exception as bug:
+            self._end(bug=bug)
+        else:
+            self._on()
 
 
 class SmtpTransport:
@@ -138,25 +263,20 @@ class SmtpTransport:
 
     async def session(self, feed: Feed) -> None:
         """One connection's life."""
-        loop = asyncio.get_running_loop()
-        began = loop.time()
         try:
-            wire, host = await self._connect()
+            session = await self._connect(feed)
         except _Unreachable as problem:
             feed.failed(Outcome("deferred", "destination", problem.stage, Reply(0, str(problem)), fault=True))
             return
-        dialogue = protocol.Client(self._settings())
         try:
-            await self._converse(dialogue, wire, feed, host, began)
-        except protocol.SessionFailed as failure:
-            feed.failed(failure.outcome, dialogue.greeting)
+            session.begin()
+            failure = await session.ended
         finally:
-            wire.unwatch()
-            wire.transport.close()
+            session.close()
+        if failure is not None:
+            feed.failed(failure.outcome, session.dialogue.greeting)
 
-    # -- connecting -------------------------------------------------------------------------------------------------
-
-    async def _connect(self) -> tuple[_Wire, str]:
+    async def _connect(self, feed: Feed) -> _Session:
         relay = self.relay
         try:
             async with asyncio.timeout(min(relay.timeout, CONNECT_TIMEOUT)):
@@ -165,20 +285,20 @@ class SmtpTransport:
             raise _Unreachable("connect", f"{relay.url}: no connection within {min(relay.timeout, CONNECT_TIMEOUT):.0f} s") from None
         except OSError as problem:
             raise _Unreachable("connect", f"{relay.url}: {_os_words(problem)}") from None
-        wire = _Wire()
+        session = _Session(relay, self._hostname, feed, host)
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(relay.timeout):
                 if relay.tls == "implicit":
                     made = tls.context(relay)
-                    await loop.create_connection(lambda: wire, sock=sock, ssl=made, server_hostname=relay.host)
-                    tls.check_pin(relay, wire.transport.get_extra_info("ssl_object"))
+                    await loop.create_connection(lambda: session, sock=sock, ssl=made, server_hostname=relay.host)
+                    tls.check_pin(relay, session.transport.get_extra_info("ssl_object"))
                 else:
-                    await loop.create_connection(lambda: wire, sock=sock)
+                    await loop.create_connection(lambda: session, sock=sock)
         except (OSError, tls.Untrusted, TimeoutError) as problem:
             sock.close()
             raise _Unreachable("tls", f"{relay.url}: {_tls_words(problem)}") from None
-        return wire, host
+        return session
 
     async def _socket(self) -> tuple[socket.socket, str]:
         loop = asyncio.get_running_loop()
@@ -204,105 +324,18 @@ class SmtpTransport:
             return sock, self.relay.host or self.relay.path
         raise trouble
 
-    def _settings(self) -> protocol.Settings:
-        relay = self.relay
-        return protocol.Settings(
-            hostname=self._hostname,
-            lmtp=relay.scheme == "lmtp",
-            encrypted=relay.tls == "implicit",
-            starttls=relay.starttls,
-            user=relay.user,
-            password=relay.password,
-            may_clear=relay.loopback or relay.insecure_auth,
-            pipelining=relay.pipelining,
-        )
 
-    # -- conversing -------------------------------------------------------------------------------------------------
-
-    async def _converse(self, dialogue: protocol.Client, wire: _Wire, feed: Feed, host: str, began: float) -> None:
-        loop = asyncio.get_running_loop()
-        flow = dialogue.dialogue()
-        answer: Any = None
-        trouble: protocol.Broken | None = None
-        ready = False
-        wire.watch(min(5.0, max(0.02, self.relay.timeout / 10)))
-        while True:
-            try:
-                request = flow.throw(trouble) if trouble else flow.send(answer)
-            except StopIteration:
-                return
-            answer = trouble = None
-            if isinstance(request, protocol.Read):
-                trouble = await self._read(dialogue, wire, request.stage)
-                dialogue.now = int((loop.time() - began) * 1000)
-            elif isinstance(request, protocol.Dot):
-                answer = await feed.dot(request.delivery, request.recipients)
-            elif isinstance(request, protocol.Done):
-                feed.done(request.delivery)
-            elif isinstance(request, protocol.Take):
-                if not ready:
-                    ready = True
-                    feed.healthy()
-                if dialogue.transactions >= REUSE_MESSAGES or loop.time() - began > REUSE_SECONDS:
-                    continue
-                answer = await self._take(wire, feed) if request.wait else feed.take_now()
-                if answer is not None:
-                    answer.host, answer.started = host, loop.time()
-                elif wire.disturbed and request.wait:
-                    return
-            else:
-                await self._starttls(wire)
-
-    async def _take(self, wire: _Wire, feed: Feed) -> Delivery | None:
-        """Wait for a delivery, but not on a line the relay has closed meanwhile."""
-        if wire.disturbed:
-            return None
-        got = feed.take_now()
-        if got is None:
-            taking = asyncio.ensure_future(feed.take())
-            wire.on_idle = taking.cancel
-            try:
-                got = await taking
-            except asyncio.CancelledError:
-                if not wire.disturbed:
-                    raise
-            finally:
-                wire.on_idle = None
-        return got
-
-    async def _read(self, dialogue: protocol.Client, wire: _Wire, stage: str) -> protocol.Broken | None:
-        """Send, receive, feed. Trouble is returned, to be thrown into the dialogue, which then ends the session."""
-        limit = 5.0 if stage == "quit" else self.relay.timeout
-        if stage == "dot":
-            limit = max(limit, self.relay.dot_timeout)
-        wire.deadline, wire.waits_for = asyncio.get_running_loop().time() + limit, stage
-        try:
-            outgoing = dialogue.outgoing()
-            if outgoing:
-                await wire.write(outgoing)
-            dialogue.feed(await wire.read())
-            return None
-        except protocol.ProtocolError as problem:
-            trouble = protocol.Broken(str(problem))
-        except protocol.Broken as problem:
-            trouble = problem
-        finally:
-            wire.deadline = 0.0
-        wire.transport.abort()
-        return trouble
-
-    async def _starttls(self, wire: _Wire) -> None:
-        loop = asyncio.get_running_loop()
-        plain = wire.transport
-        try:
-            async with asyncio.timeout(self.relay.timeout):
-                encrypted = await loop.start_tls(plain, wire, tls.context(self.relay), server_hostname=self.relay.host)
-                wire.transport = encrypted
-                tls.check_pin(self.relay, wire.transport.get_extra_info("ssl_object"))
-        except (OSError, tls.Untrusted) as problem:
-            raise protocol.SessionFailed(
-                Outcome("deferred", "destination", "tls", Reply(0, f"{self.relay.url}: {_tls_words(problem)}"), fault=True)
-            ) from None
+def _settings(relay: Relay, hostname: str) -> protocol.Settings:
+    return protocol.Settings(
+        hostname=hostname,
+        lmtp=relay.scheme == "lmtp",
+        encrypted=relay.tls == "implicit",
+        starttls=relay.starttls,
+        user=relay.user,
+        password=relay.password,
+        may_clear=relay.loopback or relay.insecure_auth,
+        pipelining=relay.pipelining,
+    )
 
 
 class _Unreachable(Exception):
