@@ -5,6 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 SOAK_KILLS ?= 500
+SOAK_ROWS  ?= 10000000
 
 .PHONY: help demo test check lint types bench soak clean setup
 
@@ -41,6 +42,8 @@ bench: $(READY)
 
 soak: $(READY)
 	$(BIN)/python tests/campaigns/kills.py --kills $(SOAK_KILLS)
+	$(BIN)/python tests/campaigns/producers.py
+	$(BIN)/python tests/campaigns/finished.py --rows $(SOAK_ROWS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

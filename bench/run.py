@@ -242,24 +242,39 @@ def waiting(folder: Path, count: int) -> list[str]:
     fill(box, count)
     box.close()
     opening = timed(lambda: Outbox(path, config=config, deliver="never").close())
+    ratios, memories = [], []
     with sink_process() as port:
-        box = Outbox(path, config=config, relay=f"smtp://127.0.0.1:{port}", deliver="never")
-        few = 20_000
-        fill(box, few)
-        code = (
-            "import asyncio,resource,sys,time\nfrom outmail.outbox import *\nfrom outmail.config import from_toml\n"
-            "box=Outbox(sys.argv[1],config=from_toml('','b',{}),deliver='never')\n"
-            "e=build_engine(box._store,box._config,box._config.routes,Clock())\nbegan=time.perf_counter()\n"
-            "asyncio.run(e.run(once=True))\nprint(e.counts['delivered']/(time.perf_counter()-began), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss//1024)"
-        )
-        done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False, timeout=900)
-        busy, memory = map(float, done.stdout.split())
-        box.close()
-        empty = few / drain(folder / "e.db", port, few)
+        for i in range(3):
+            busy, memory = drained_apart(path, port)
+            empty, _ = drained_apart(folder / f"e{i}.db", port)
+            ratios.append(busy / empty)
+            memories.append(memory)
     return [
-        "", f"With {count:,} messages waiting for a dead relay: opening {opening * 1000:.0f} ms; another relay's mail drains at {busy / empty:.2f} of the rate of an"
-        f" otherwise empty queue; memory of the engine {memory:.0f} MB.",
+        "", f"With {count:,} messages waiting for a dead relay: opening {opening * 1000:.0f} ms; another relay's mail drains at {statistics.median(ratios):.2f} of the rate"
+        f" of an otherwise empty queue (≥ 0.8 wanted); memory of the engine {max(memories):.0f} MB (< 200 wanted).",
     ]  # fmt: skip
+
+
+DRAIN_APART = """
+import asyncio, resource, sys, time
+from outmail.outbox import *
+from outmail.config import from_toml
+box = Outbox(sys.argv[1], config=from_toml("", "bench", {}), deliver="never")
+engine = build_engine(box._store, box._config, box._config.routes, Clock())
+began = time.perf_counter()
+asyncio.run(engine.run(once=True))
+print(engine.counts["delivered"] / (time.perf_counter() - began), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def drained_apart(path: Path, port: int, count: int = 20_000) -> tuple[float, float]:
+    """(messages/s, memory in MB) of a process of its own that drains mail for a healthy relay from this store."""
+    box = Outbox(path, config=CONFIG, relay=f"smtp://127.0.0.1:{port}", deliver="never")
+    fill(box, count)
+    box.close()
+    done = subprocess.run([sys.executable, "-c", DRAIN_APART, str(path)], capture_output=True, text=True, check=True, timeout=900)
+    rate, memory = map(float, done.stdout.split())
+    return rate, memory
 
 
 def importing() -> list[str]:

@@ -61,6 +61,14 @@ class Config:
     loop: str = "asyncio"
     hostname: str = ""
     source: str = "defaults"
+    #: Relay name → the part of its table that says where the password is.
+    secrets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
+
+    def with_passwords(self, routes: Routes) -> Routes:
+        """The same routes with the passwords that files and commands hold, read now: only an engine needs them."""
+        filled = [replace(relay, password=_password(self.secrets[name], name)) for name, relay in routes.relays.items()
+                  if name in self.secrets and relay.user and not relay.password]  # fmt: skip
+        return routes.with_relays(filled)
 
     def as_dict(self) -> dict[str, Any]:
         """For people and `outmail config --json`; no secrets."""
@@ -134,6 +142,7 @@ def _build(data: dict[str, Any], source: str, env: Mapping[str, str]) -> Config:
     config = Config(
         store=env.get("OUTMAIL_STORE") or data.get("store") or default_store(env),
         routes=Routes(relays, _rules(data.get("route", []), relays)),
+        secrets=_secrets(data, env),
         sender=_mailbox("from", env.get("OUTMAIL_FROM") or data.get("from", "")),
         to=tuple(_mailbox("to", item) for item in ([to] if isinstance(to, str) else to)),
         retry=_retry(data.get("retry", {})),
@@ -186,23 +195,31 @@ def _relays(data: dict[str, Any], env: Mapping[str, str]) -> dict[str, Relay]:
             relay = parse_relay(table["url"], name, **settings)
         except ValueError as problem:
             raise ValueError(f"{where}{problem}") from None
-        relays[name] = replace(relay, password=_password(table, relay, where, env))
+        relays[name] = replace(relay, password=str(table.get("password", relay.password)))
     if env.get("OUTMAIL_RELAY"):
         relays["default"] = relay_in_code(env["OUTMAIL_RELAY"], env, name="default")
     return relays
 
 
-def _password(table: Mapping[str, Any], relay: Relay, where: str, env: Mapping[str, str]) -> str:
-    if "password" in table:
-        return str(table["password"])
-    if "password_file" in table:
+def _secrets(data: dict[str, Any], env: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    tables: dict[str, Any] = {"default": data.get("relay", DEFAULT_RELAY), **data.get("relays", {})}
+    secrets = {}
+    for name, table in tables.items():
+        found = {key: table[key] for key in ("password_file", "password_command") if key in table} if isinstance(table, dict) else {}
+        secrets[name] = found or {"password": env.get("OUTMAIL_PASSWORD", "")}
+    return {name: found for name, found in secrets.items() if any(found.values())}
+
+
+def _password(source: Mapping[str, Any], name: str) -> str:
+    where = "[relay] " if name == "default" else f"[relays.{name}] "
+    if "password_file" in source:
         try:
-            return Path(table["password_file"]).read_text("utf-8").rstrip("\r\n")
+            return Path(source["password_file"]).read_text("utf-8").rstrip("\r\n")
         except (OSError, UnicodeDecodeError) as problem:
-            raise ValueError(f"{where}password_file {table['password_file']}: {getattr(problem, 'strerror', None) or problem}") from None
-    if "password_command" in table:
-        return _command(table["password_command"], where)
-    return relay.password or (env.get("OUTMAIL_PASSWORD", "") if relay.user else "")
+            raise ConfigError(f"{where}password_file {source['password_file']}: {getattr(problem, 'strerror', None) or problem}") from None
+    if "password_command" in source:
+        return _command(source["password_command"], where)
+    return str(source["password"])
 
 
 def _command(command: str | list[str], where: str) -> str:
@@ -213,7 +230,7 @@ def _command(command: str | list[str], where: str) -> str:
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=True, stdin=subprocess.DEVNULL)
     except (OSError, subprocess.SubprocessError) as problem:
-        raise ValueError(f"{where}password_command failed: {problem}") from None
+        raise ConfigError(f"{where}password_command failed: {problem}") from None
     return done.stdout.rstrip("\r\n")
 
 

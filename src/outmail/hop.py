@@ -27,7 +27,7 @@ log = logging.getLogger("outmail.engine")
 
 #: Recipients a hop may have leased: at first, and at most.
 ALLOWANCE = 100
-MOST = 2000
+MOST = 1000
 
 
 class Hop:

@@ -19,7 +19,8 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, Literal
 
 from outmail import failpoints, selection
@@ -28,11 +29,13 @@ from outmail.clock import Clock
 from outmail.config import Config, default_store, load, relay_in_code
 from outmail.errors import ConfigError, NotFound, Refused
 from outmail.intake import api
-from outmail.model import Attempt, Event, Filter, Receipt, Status, is_id
+from outmail.model import Attempt, Dsn, Event, Filter, Receipt, Status, is_id
 from outmail.policy.route import Relay, Routes
 from outmail.store import Store, Trouble
 
 log = logging.getLogger("outmail")
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 def open_store(url: str) -> Store:
@@ -75,7 +78,7 @@ def transports(config: Config) -> Callable[[Relay], Any]:
 
 
 def build_engine(store: Store, config: Config, routes: Routes, clock: Clock, only: str | None = None) -> Any:
-    """An engine with everything it needs."""
+    """An engine with everything it needs; here, and not before, the relays' passwords are read."""
     from outmail.engine import Engine, Settings
     from outmail.ops import delivery_log
 
@@ -83,7 +86,7 @@ def build_engine(store: Store, config: Config, routes: Routes, clock: Clock, onl
         retry=config.retry, only_to=config.only_to, transcripts=config.transcripts, retention=dict(config.retention),
         observe=delivery_log.observe, fail=failpoints.hit, only=only,
     )  # fmt: skip
-    return Engine(store, routes, transports(config), settings, clock)
+    return Engine(store, config.with_passwords(routes), transports(config), settings, clock)
 
 
 class _EngineThread:
@@ -148,21 +151,43 @@ class Outbox:
 
     # -- sending ----------------------------------------------------------------------------------------------------
 
-    def send(self, to: api.Addresses = (), subject: str = "", text: str | None = None, html: str | None = None, **words: Any) -> Receipt:
-        """Compose and store one message. See INTERFACE in the docs for all words: cc, bcc, sender, reply_to, headers,
-        attachments, inline, key, at, expires, priority, tag, relay.
+    def send(
+        self, to: api.Addresses = (), subject: str = "", text: str | None = None, html: str | None = None, *, cc: api.Addresses = (),
+        bcc: api.Addresses = (), sender: api.Address | None = None, reply_to: api.Addresses = (), headers: Mapping[str, str] = _NOTHING,
+        attachments: Iterable[api.File] = (), inline: Mapping[str, api.File] = _NOTHING, key: str | None = None, at: api.When | None = None,
+        expires: api.When | None = None, priority: str = "normal", tag: str | None = None, relay: str | None = None, using: Any = None,
+    ) -> Receipt:  # fmt: skip
+        """Compose and store one message.
 
-        Returns when the message is on disk. Raises `Refused`, `NotStored`, `ConfigError`.
+        Addresses are text, ``(name, address)`` or several of them; attachments a path or ``(name, bytes[, type])``;
+        ``at`` (not before) and ``expires`` are aware datetimes, timedeltas or "2h"/"5d"; with ``key`` the same key stores one
+        message only. Returns when the message is on disk. Raises `Refused`, `NotStored`, `ConfigError`.
         """
-        return self._accept([self._composed({"to": to, "subject": subject, "text": text, "html": html, **words})])[0]
+        words = {
+            "to": to, "subject": subject, "text": text, "html": html, "cc": cc, "bcc": bcc, "sender": sender, "reply_to": reply_to,
+            "headers": headers, "attachments": attachments, "inline": inline, "key": key, "at": at, "expires": expires, "priority": priority,
+            "tag": tag, "relay": relay, "using": using,
+        }  # fmt: skip
+        return self._accept([self._composed(words)])[0]
 
     def send_many(self, items: Iterable[dict[str, Any]]) -> list[Receipt]:
         """Many messages in one transaction, all or none; `Refused.index` names the first bad one."""
         return self._accept(_indexed(items, self._composed))
 
-    def submit(self, content: Any, *, sender: str | None, recipients: str | Iterable[str], **words: Any) -> Receipt:
-        """Store a complete message (bytes, EmailMessage or binary file) for an explicit envelope, bytes unchanged."""
-        return self._accept([self._complete({"content": content, "sender": sender, "recipients": recipients, **words})])[0]
+    def submit(
+        self, content: api.Content, *, sender: str | None, recipients: str | Iterable[str], key: str | None = None, at: api.When | None = None,
+        expires: api.When | None = None, priority: str = "normal", tag: str | None = None, relay: str | None = None, using: Any = None,
+        dsn: Dsn | None = None,
+    ) -> Receipt:  # fmt: skip
+        """Store a complete message (bytes, a message of the email package, or a binary file) for an explicit envelope, bytes unchanged.
+
+        ``sender`` None is the null sender of bounces. Raises as `send` does.
+        """
+        words = {
+            "content": content, "sender": sender, "recipients": recipients, "key": key, "at": at, "expires": expires, "priority": priority,
+            "tag": tag, "relay": relay, "using": using, "dsn": dsn,
+        }  # fmt: skip
+        return self._accept([self._complete(words)])[0]
 
     def submit_many(self, items: Iterable[dict[str, Any]]) -> list[Receipt]:
         """Many complete messages in one transaction, all or none."""

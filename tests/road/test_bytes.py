@@ -146,3 +146,25 @@ def test_a_large_message_and_ten_thousand_recipients(sink: Sink, make_box: MakeB
     assert box.wait(big, 30).status == "delivered" and box.wait(many, 60).status == "delivered"
     assert sum(len(m.recipients) for m in sink.messages) == 10_001 and len(sink.messages) <= 110
     assert max(sink.messages, key=lambda m: len(m.content)).content.endswith(content)
+
+
+def test_a_message_of_the_email_package_keeps_long_fields_and_smuggles_none(make_box: MakeBox) -> None:
+    import email
+    import email.policy
+    from email.message import EmailMessage, Message
+
+    box = make_box(deliver="never")
+    source = b"From: a@x.test\r\nReferences: " + b" ".join(b"<%040d@long.example>" % i for i in range(8)) + b"\r\nSubject: s\r\n\r\nb\r\n"
+    parsed = email.message_from_bytes(source, policy=email.policy.default)
+    kept = box.content(box.submit(parsed, sender="a@x.test", recipients="b@x.test").id)
+    assert kept.endswith(source)
+    old = Message()
+    old["From"] = "a@x.test"
+    old["Subject"] = "x\r\nBcc: evil@x.test"
+    old.set_payload("t")
+    with pytest.raises(Refused, match=r"line break|cannot write"):
+        box.submit(old, sender="a@x.test", recipients="b@x.test")
+    new = EmailMessage()
+    new["Subject"] = "fine"
+    new.set_content("grüße")
+    assert box.submit(new, sender="a@x.test", recipients="b@x.test").durable

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
-from email.message import EmailMessage
+from email.errors import MessageError
+from email.message import EmailMessage, Message
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,6 +24,7 @@ from outmail.smtp.syntax import AddressError, parse_mailbox, printable
 Address = str | tuple[str, str]
 Addresses = Address | Iterable[Address]
 When = str | datetime | timedelta
+Content = bytes | bytearray | memoryview | EmailMessage | Message | BinaryIO
 File = str | os.PathLike[str] | tuple[str, bytes] | tuple[str, bytes, str]
 
 
@@ -118,16 +120,30 @@ def composed(
     return Draft(content, str(author[0][1]), envelope, key, due, end, priority, tag, route, id=id)
 
 
+def _flattened(message: Message) -> bytes:
+    """A message of the email package as bytes. Parsed fields are not folded anew, and none may appear or vanish (header injection)."""
+    policy = message.policy.clone(linesep="\r\n")
+    if hasattr(policy, "refold_source"):
+        policy = policy.clone(refold_source="none")  # type: ignore[call-arg]
+    try:
+        content = message.as_bytes(policy=policy)
+    except (MessageError, ValueError, LookupError) as problem:
+        raise Refused(f"the email package cannot write this message: {problem}", code="bad-content") from None
+    head = content.partition(b"\r\n\r\n")[0]
+    names = [line.partition(b":")[0].decode("latin-1").lower() for line in head.split(b"\r\n") if line and line[:1] not in b" \t"]
+    if names != [name.lower() for name in message]:
+        raise Refused("a header value of the message carries a line break and would become fields of its own", code="bad-header")
+    return content
+
+
 def complete(
-    now: int, content: bytes | EmailMessage | BinaryIO, *, sender: str | None, recipients: str | Iterable[str], key: str | None = None,
+    now: int, content: Content, *, sender: str | None, recipients: str | Iterable[str], key: str | None = None,
     at: When | None = None, expires: When | None = None, priority: str = "normal", tag: str | None = None, route: str | None = None,
     dsn: Dsn | None = None,
 ) -> Draft:  # fmt: skip
     """The arguments of ``submit`` → a draft. The bytes are kept as they are but for line ends."""
-    if isinstance(content, EmailMessage):
-        from email.policy import SMTP
-
-        content = content.as_bytes(policy=SMTP)
+    if isinstance(content, Message):
+        content = _flattened(content)
     elif not isinstance(content, (bytes, bytearray, memoryview)):
         if not hasattr(content, "read"):
             raise Refused(f"content must be bytes, an EmailMessage or a binary file, not {type(content).__name__}", code="bad-content")

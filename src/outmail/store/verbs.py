@@ -227,18 +227,25 @@ def _chunks(upload: str) -> Verb[bytes]:
     return b"".join([row[0] for row in rows])
 
 
-def next_due(now: int) -> Verb[dict[str, int]]:
-    """When each destination has something to do; a loose index scan, so a million waiting rows cost a few seeks."""
-    due: dict[str, int] = {}
+def _destinations() -> Verb[list[str]]:
+    """The destinations that have queued mail: a loose index scan, one seek each, however much waits."""
+    found: list[str] = []
     rows = yield "SELECT min(destination) FROM recipient WHERE state = 'queued' AND losses = 0", ()
     while rows[0][0] is not None:
-        destination = rows[0][0]
+        found.append(rows[0][0])
+        rows = yield "SELECT min(destination) FROM recipient WHERE state = 'queued' AND losses = 0 AND destination > ?", (found[-1],)
+    return found
+
+
+def next_due(now: int) -> Verb[dict[str, int]]:
+    """When each destination has something to do; a million waiting rows cost a few seeks."""
+    due: dict[str, int] = {}
+    for destination in (yield from _destinations()):
         found = yield Many(
             "SELECT due FROM recipient WHERE state = 'queued' AND losses = 0 AND destination = ? AND priority = ? ORDER BY due LIMIT 1",
             [(destination, priority) for priority in range(3)],
         )
         due[destination] = min(row[0] for row in found)
-        rows = yield "SELECT min(destination) FROM recipient WHERE state = 'queued' AND losses = 0 AND destination > ?", (destination,)
     suspects = yield "SELECT destination, due FROM recipient WHERE state = 'queued' AND losses > 0 ORDER BY due LIMIT 1000", ()
     for destination, moment in suspects:
         due[destination] = min(moment, due.get(destination, moment))
@@ -620,24 +627,30 @@ def expire(now: int, limit: int = PAGE) -> Verb[int]:
 
 def clamp(now: int, longest: int) -> Verb[int]:
     """Nothing waits longer than the longest retry step, whatever a clock that jumped left behind."""
-    rows = yield (
-        "UPDATE recipient SET due = max(not_before, ?) WHERE state = 'queued' AND expires_at > ? AND due > ? AND due > not_before RETURNING n",
-        (now, now, now + longest),
-    )
-    return len(rows)
+    early = "due = max(not_before, ?) WHERE state = 'queued' AND expires_at > ? AND due > ? AND due > not_before"
+    count = 0
+    for destination in (yield from _destinations()):
+        keys = [(now, now, now + longest, destination, priority) for priority in range(3)]
+        count += len((yield Many(f"UPDATE recipient SET {early} AND losses = 0 AND destination = ? AND priority = ? RETURNING n", keys)))
+    count += len((yield f"UPDATE recipient SET {early} AND losses > 0 RETURNING n", (now, now, now + longest)))
+    return count
 
 
 def purge(now: int, *, bodies: int, records: int, transcripts: int, after: int = 0, limit: int = 500) -> Verb[tuple[int, int | None]]:
-    """One page of retention: (messages looked at … removed something, where the next page begins or None).
+    """One page of retention: (how much it removed, where the next page begins or None).
 
     Ages are spans in ms since the last recipient was final. The newest message, event and attempt stay, so that their
     numbers are never used again.
     """
     rows = yield (
-        "SELECT m.seq, m.upload, max(coalesce(r.finished_at, 1 << 62)), EXISTS (SELECT 1 FROM body b WHERE b.seq = m.seq)"
-        " FROM message m JOIN recipient r ON r.message = m.seq WHERE m.seq > ? AND m.accepted_at <= ? GROUP BY m.seq ORDER BY m.seq LIMIT ?",
-        (after, now - min(bodies, records, transcripts), limit),
+        "SELECT m.seq, m.upload, max(coalesce(r.finished_at, 1 << 62)), EXISTS (SELECT 1 FROM body b WHERE b.seq = m.seq), m.accepted_at"
+        " FROM (SELECT seq, upload, accepted_at FROM message WHERE seq > ? ORDER BY seq LIMIT ?) m JOIN recipient r ON r.message = m.seq"
+        " GROUP BY m.seq ORDER BY m.seq",
+        (after, limit),
     )
+    if all(row[4] > now - min(bodies, records, transcripts) for row in rows):
+        return 0, None  # what follows is younger still
+    rows = [row[:4] for row in rows]
     old_bodies = [(seq,) for seq, _, done, has in rows if has and done <= now - bodies]
     uploads = [(upload,) for _, upload, done, _ in rows if upload and done <= now - bodies]
     old_records = [(seq,) for seq, _, done, _ in rows if done <= now - records]

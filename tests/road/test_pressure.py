@@ -1,0 +1,160 @@
+"""The engine under pressure: foreign locks, slow relays, settles that fail."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+
+from outmail import Outbox
+from outmail.clock import Clock
+from outmail.commits import Committer
+from outmail.outbox import build_engine
+from outmail.store import Trouble, verbs
+from outmail.store.sqlite import SqliteStore
+from outmail.testing import Sink
+
+MakeBox = Callable[..., Outbox]
+
+
+def engine_of(box: Outbox) -> Any:
+    return build_engine(box._store, box._config, box._routes, Clock())
+
+
+async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        await asyncio.sleep(0.005)
+    assert condition()
+
+
+def test_a_foreign_write_lock_does_not_stop_the_loop(tmp_path: Path) -> None:
+    store = SqliteStore(str(tmp_path / "q.db"))
+    foreign = apsw.Connection(str(tmp_path / "q.db"))
+
+    async def scene() -> None:
+        commits = Committer(store, asyncio.get_running_loop())
+        answers: list[Any] = []
+        foreign.execute("BEGIN IMMEDIATE")
+        commits.ask(verbs.note_put("test", "a", 1), answers.append)
+        commits.flush()  # returns although nobody can write
+        commits.ask(verbs.note_put("test", "b", 2), answers.append)
+        commits.flush()
+        for _ in range(20):
+            await asyncio.sleep(0.001)
+        assert answers == [] and not commits.idle
+        foreign.execute("COMMIT")
+        await until(lambda: commits.idle)
+        assert answers == [True, True]
+        commits.close()
+
+    asyncio.run(scene())
+    assert store.read(verbs.note_list("test")) == {"a": 1, "b": 2}
+    store.close()
+
+
+def test_slow_commits_go_to_the_writer_and_come_back(tmp_path: Path) -> None:
+    store = SqliteStore(str(tmp_path / "q.db"))
+
+    async def scene() -> None:
+        commits = Committer(store, asyncio.get_running_loop())
+        inside: list[bool] = []
+        commit = store.commit
+
+        def watched(asks: Any, wait: float = 30.0) -> Any:
+            inside.append(wait == 0)
+            answer = commit(asks, wait)
+            store.commit_seconds = seconds
+            return answer
+
+        store.commit = watched  # type: ignore[method-assign]
+        for seconds in (0.005, 0.0001):  # noqa: B007
+            for i in range(60):
+                commits.ask(verbs.note_put("test", "a", i), lambda answer: None)
+                commits.flush()
+                await until(lambda: commits.idle)
+        assert inside[0] and not inside[55] and inside[-1]
+        commits.close()
+
+    asyncio.run(scene())
+    store.close()
+
+
+def test_a_verb_that_fails_spoils_only_itself(tmp_path: Path) -> None:
+    store = SqliteStore(str(tmp_path / "q.db"))
+
+    def bad() -> Any:
+        yield "INSERT INTO nowhere VALUES (1)", ()
+
+    async def scene() -> None:
+        commits = Committer(store, asyncio.get_running_loop())
+        answers: list[Any] = []
+        for verb in (verbs.note_put("test", "a", 1), bad(), verbs.note_put("test", "b", 2)):
+            commits.ask(verb, answers.append)
+        commits.flush()
+        assert answers[0] is True and isinstance(answers[1], Trouble) and answers[2] is True
+        commits.close()
+
+    asyncio.run(scene())
+    assert store.read(verbs.note_list("test")) == {"a": 1, "b": 2}
+    store.close()
+
+
+def test_a_slow_relay_does_not_starve_a_healthy_one(make_box: MakeBox) -> None:
+    with Sink("MAIL: hang") as tarpit, Sink() as healthy:
+        box = make_box(toml=f'[relays.slow]\nurl = "{tarpit.url}"\n[relays.good]\nurl = "{healthy.url}"', deliver="never")
+        box.send_many([{"to": f"s{i}@x.test", "subject": "s", "text": "t", "relay": "slow"} for i in range(3000)])
+        engine = engine_of(box)
+
+        async def scene() -> None:
+            running = asyncio.ensure_future(engine.run())
+            await until(lambda: bool(engine._hops) and any(hop.seats for hop in engine._hops.values()))
+            box.send_many([{"to": f"g{i}@x.test", "subject": "s", "text": "t", "relay": "good"} for i in range(300)])
+            await until(lambda: healthy.count == 300)
+            assert engine._hops["slow"].out <= 100
+            tarpit.close()
+            engine.stop()
+            await running
+
+        asyncio.run(scene())
+
+
+def test_one_outcome_that_cannot_be_written_does_not_hold_up_the_others(make_box: MakeBox, sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
+    box = make_box(relay=sink.url, deliver="never")
+    receipts = box.send_many([{"to": f"s{i}@x.test", "subject": "s", "text": "t"} for i in range(20)])
+    settle = verbs.settle
+
+    def failing(owner: int, settled: Any, **words: Any) -> Any:
+        if any(item.delivery.id == receipts[7].id for item in settled):
+            raise ValueError("a bug")
+        return (yield from settle(owner, settled, **words))
+
+    monkeypatch.setattr(verbs, "settle", failing)
+    engine = engine_of(box)
+    asyncio.run(asyncio.wait_for(engine.run(once=True), 30))
+    states = [box.status(receipt.id).status for receipt in receipts]
+    assert states.count("delivered") == 19 and states[7] == "sending"
+    assert [name for name in os.listdir(Path(box._store.path).parent) if ".engine." in name], "its file stays, with the record of its dot"  # type: ignore[attr-defined]
+    monkeypatch.undo()
+    asyncio.run(asyncio.wait_for(engine_of(box).run(once=True), 30))
+    (recipient,) = box.status(receipts[7].id).recipients
+    assert recipient.uncertain and recipient.state == "delivered"
+
+
+def test_a_store_reached_by_a_symlink_is_the_same_store(make_box: MakeBox, tmp_path: Path) -> None:
+    os.symlink(tmp_path / "q.db", tmp_path / "link.db")
+    make_box()
+    assert SqliteStore(str(tmp_path / "link.db")).path == SqliteStore(str(tmp_path / "q.db")).path
+
+
+def test_producers_and_an_engine_share_one_file(tmp_path: Path) -> None:
+    from tests.campaigns.producers import campaign
+
+    result = campaign(tmp_path, 1.5, producers=4)
+    assert result["errors"] == [] and result["submitted"] == result["delivered"] != 0
