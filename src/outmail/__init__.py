@@ -19,16 +19,20 @@ if TYPE_CHECKING:
     from outmail.errors import ConfigError, Error, NotFound, NotStored, Refused
     from outmail.model import Attempt, Dsn, Event, Receipt, RecipientStatus, Reply, Status
     from outmail.outbox import AsyncOutbox, Outbox
+    from outmail.reports.decorator import notify
+    from outmail.reports.jobs import Job, job, track
 
 _HOMES = {
     "errors": ("ConfigError", "Error", "NotFound", "NotStored", "Refused"),
     "model": ("Attempt", "Dsn", "Event", "Receipt", "RecipientStatus", "Reply", "Status"),
     "outbox": ("AsyncOutbox", "Outbox"),
+    "reports.jobs": ("Job", "job", "track"),
+    "reports.decorator": ("notify",),
 }
 _WHERE = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = ["AsyncOutbox", "Attempt", "ConfigError", "Dsn", "Error", "Event", "NotFound", "NotStored", "Outbox", "Receipt",
-           "RecipientStatus", "Refused", "Reply", "Status", "__version__"]  # fmt: skip
+__all__ = ["AsyncOutbox", "Attempt", "ConfigError", "Dsn", "Error", "Event", "Job", "NotFound", "NotStored", "Outbox", "Receipt",
+           "RecipientStatus", "Refused", "Reply", "Status", "__version__", "job", "notify", "track"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
@@ -36,6 +40,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'outmail' has no attribute {name!r}")
     from importlib import import_module
 
+    if _WHERE[name].startswith("reports."):
+        import_module("outmail.outbox")  # registers the door that reports use when they are given none
     value = getattr(import_module(f"outmail.{_WHERE[name]}"), name)
     globals()[name] = value
     return value

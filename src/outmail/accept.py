@@ -20,8 +20,10 @@ from outmail.mime import headers, splice
 from outmail.model import NEEDS_8BIT, NEEDS_UTF8, PRIORITIES, Dsn, Message, Receipt, Recipient, keyed_id, new_id
 from outmail.policy.route import Routes, allowed
 from outmail.smtp.syntax import AddressError, parse_mailbox, printable, valid_key
-from outmail.store import Store, Trouble
+from outmail.store import Store, Trouble, Verb
 
+#: A condition that is part of the transaction.
+When = Callable[[], Verb[bool]]
 #: Content longer than this is stored in pieces, ahead of its message and outside the group commit.
 LONG = 1024 * 1024
 PIECE = 256 * 1024
@@ -67,8 +69,12 @@ class Door:
     wake: Callable[[], None] = lambda: None
     fail: Callable[[str], None] = lambda point: None
 
-    def accept(self, drafts: Iterable[Draft]) -> list[Receipt]:
-        """Store all or none. `Refused.index` names the bad one."""
+    def accept(self, drafts: Iterable[Draft], *, supersede: str | None = None, when: When | None = None) -> list[Receipt]:
+        """Store all or none. `Refused.index` names the bad one.
+
+        In the same transaction: ``when`` is asked first, and where it says False nothing is stored and the answer is
+        empty; what still waits of the message ``supersede`` is cancelled.
+        """
         messages = []
         for index, draft in enumerate(drafts):
             try:
@@ -76,9 +82,9 @@ class Door:
             except Refused as refusal:
                 refusal.index = index
                 raise
-        if not messages:
+        if not messages and when is None:
             return []
-        return self.keep(messages)
+        return self.keep(messages, supersede, when)
 
     def complete(self, draft: Draft) -> Message:
         """Check a draft and make it a message; raises `Refused`."""
@@ -110,19 +116,21 @@ class Door:
             PRIORITIES.index(draft.priority), draft.key, draft.tag, draft.dsn,
         )  # fmt: skip
 
-    def keep(self, messages: Sequence[Message]) -> list[Receipt]:
+    def keep(self, messages: Sequence[Message], supersede: str | None = None, when: When | None = None) -> list[Receipt]:
         """Commit; returns only when the messages are on disk."""
         try:
             uploads = {message.id: self._upload(message) for message in messages if len(message.content) > LONG}
-            added = self.store.run(self._add(messages, uploads))
+            added = self.store.run(self._add(messages, uploads, supersede, when))
         except Trouble as problem:
             raise not_stored(problem) from None
         self.fail("C2")
         self.wake()
         return [Receipt(id, message_id, as_datetime(at), True, duplicate) for id, message_id, at, duplicate in added]
 
-    def _add(self, messages: Sequence[Message], uploads: dict[str, str]) -> Any:
-        result = yield from self.store.verbs.add(messages, uploads)
+    def _add(self, messages: Sequence[Message], uploads: dict[str, str], supersede: str | None, when: When | None) -> Any:
+        if when is not None and not (yield from when()):
+            return []
+        result = (yield from self.store.verbs.add(messages, uploads, supersede)) if messages else []
         self.fail("C1")
         return result
 

@@ -29,7 +29,7 @@ DEFAULT_RELAY = "smtp://localhost:25"
 _TOP: dict[str, tuple[type, ...]] = {
     "store": (str,), "from": (str,), "to": (str, list), "relay": (str, dict), "relays": (dict,), "route": (list,), "outbox": (list,),
     "retry": (dict,), "listen": (dict,), "limits": (dict,), "safety": (dict,), "retention": (dict,), "transcripts": (str,), "loop": (str,),
-    "hostname": (str,), "loopback": (dict,),
+    "hostname": (str,), "loopback": (dict,), "reports": (dict,),
 }  # fmt: skip
 _TABLES: dict[str, dict[str, tuple[type, ...]]] = {
     "retry": {"schedule": (str,), "expire": (str,), "soft_bounce": (bool,), "on_uncertain": (str,)},
@@ -38,6 +38,7 @@ _TABLES: dict[str, dict[str, tuple[type, ...]]] = {
     "safety": {"only_to": (list,), "redirect_to": (str,)},
     "retention": {"bodies": (str,), "records": (str,), "transcripts": (str,)},
     "loopback": {"message_id": (str,)},
+    "reports": {"templates": (str,)},
 }  # fmt: skip
 _RELAY_KEYS = {"url": str, "password": str, "password_file": str, "password_command": (str, list), **RELAY_SETTINGS}
 _ROUTE_KEYS = {"from": (str, list), "to": (str, list), "tag": (str, list), "relays": (list,)}
@@ -60,6 +61,7 @@ class Config:
     transcripts: str = "failures"
     loop: str = "asyncio"
     hostname: str = ""
+    templates: str = ""
     source: str = "defaults"
     #: Relay name → the part of its table that says where the password is.
     secrets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
@@ -81,6 +83,7 @@ class Config:
             "limits": {"message_size": self.message_size, "recipients": self.recipients},
             "safety": {"only_to": list(self.only_to), "redirect_to": self.redirect_to or None},
             "retention_ms": dict(self.retention), "transcripts": self.transcripts, "hostname": self.hostname,
+            "reports": {"templates": self.templates or None},
         }  # fmt: skip
 
 
@@ -150,6 +153,7 @@ def _build(data: dict[str, Any], source: str, env: Mapping[str, str]) -> Config:
         redirect_to=_mailbox("[safety] redirect_to", safety.get("redirect_to", "")),
         transcripts=_one_of("transcripts", data.get("transcripts", "failures"), ("failures", "all", "none")),
         loop=_one_of("loop", data.get("loop", "asyncio"), ("asyncio", "uvloop")),
+        templates=data.get("reports", {}).get("templates", ""),
         hostname=data.get("hostname") or socket.gethostname() or "localhost",
         source=source,
     )

@@ -15,6 +15,7 @@ import logging
 import os
 import queue
 import shlex
+import socket
 import sys
 import threading
 import time
@@ -24,13 +25,14 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from outmail import failpoints, selection
-from outmail.accept import Door, Draft, Terms, not_stored
+from outmail.accept import Door, Draft, Terms, When, not_stored
 from outmail.clock import Clock
 from outmail.config import Config, default_store, load, relay_in_code
 from outmail.errors import ConfigError, NotFound, Refused
 from outmail.intake import api
-from outmail.model import Attempt, Dsn, Event, Filter, Receipt, Status, is_id
+from outmail.model import Attempt, Dsn, Event, Filter, Receipt, Status, is_id, keyed_id
 from outmail.policy.route import Relay, Routes
+from outmail.reports import door as reports_door
 from outmail.store import Store, Trouble
 
 log = logging.getLogger("outmail")
@@ -87,6 +89,17 @@ def build_engine(store: Store, config: Config, routes: Routes, clock: Clock, onl
         observe=delivery_log.observe, fail=failpoints.hit, only=only,
     )  # fmt: skip
     return Engine(store, config.with_passwords(routes), transports(config), settings, clock)
+
+
+def local_sender(hostname: str = "") -> str:
+    """user@host, for whoever names no sender."""
+    import getpass
+
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):
+        user = "outmail"
+    return f"{user}@{hostname or socket.gethostname() or 'localhost'}"
 
 
 class _EngineThread:
@@ -213,6 +226,45 @@ class Outbox:
     def _accept(self, drafts: list[Draft]) -> list[Receipt]:
         self._check_alive()
         return self._door.accept(drafts)
+
+    # -- for reports (`reports.door.ReportDoor`) ----------------------------------------------------------------------
+
+    @property
+    def store(self) -> Store:
+        return self._store
+
+    @property
+    def clock(self) -> Clock:
+        return self._clock
+
+    @property
+    def report_to(self) -> tuple[str, ...]:
+        return self._config.to
+
+    @property
+    def report_templates(self) -> str:
+        return self._config.templates
+
+    @property
+    def spool(self) -> str:
+        return self._store.spool
+
+    def message_id(self, key: str) -> str:
+        return f"<{keyed_id(key)}@{self._report_sender().rpartition('@')[2]}>"
+
+    def _report_sender(self) -> str:
+        return self._config.sender or local_sender(self._config.hostname)
+
+    def report(self, words: dict[str, Any] | None, *, supersede: str | None = None, when: When | None = None) -> Receipt | None:
+        """`send` for reports; see `reports.door`."""
+        self._check_alive()
+        drafts = []
+        if words is not None:
+            words = dict(words)
+            words["sender"] = (words.pop("author", ""), self._report_sender())
+            drafts = [self._composed(words)]
+        receipts = self._door.accept(drafts, supersede=supersede, when=when)
+        return receipts[0] if receipts else None
 
     # -- asking -----------------------------------------------------------------------------------------------------
 
@@ -450,6 +502,10 @@ def _at_exit(box: Outbox) -> None:
 
 
 def _close_all() -> None:
+    try:
+        reports_door.closing()
+    except Exception:
+        log.exception("the last reports could not be made")
     for box in list(_boxes):
         try:
             box.close()
@@ -567,3 +623,33 @@ class AsyncOutbox:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+# -- the default Outbox of reports --------------------------------------------------------------------------------------
+
+_default: Outbox | None = None
+_default_guard = threading.Lock()
+#: A service that gave its last sign of life longer ago than this is no longer relied on.
+_SERVICE_MS = 90_000
+
+
+def default_outbox() -> Outbox:
+    """What reports use that were given none: the configured store, and an engine here unless a service serves its route."""
+    global _default
+    with _default_guard:
+        if _default is None or _default._closed:
+            _default = with_engine_if_needed(load())
+        return _default
+
+
+def with_engine_if_needed(config: Config, **words: Any) -> Outbox:
+    """An Outbox that delivers by itself, unless a live service has published the route ``default``."""
+    box = Outbox(config=config, deliver="never", **words)
+    found = box._read(box._store.verbs.note_get("engine", "last"))
+    if not found or box._clock.now() - found[0]["at"] > _SERVICE_MS or "default" not in found[0]["routes"]:
+        box._threaded = True
+        box._start()
+    return box
+
+
+reports_door.register(default_outbox)

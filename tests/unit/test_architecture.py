@@ -9,9 +9,9 @@ LAYERS = [
     ("policy", "smtp", "mime", "selection"),
     ("store", "transport", "failpoints"),
     ("accept", "commits", "hop", "engine"),
-    ("intake", "ops"),
+    ("intake", "reports", "ops"),
     ("config", "outbox"),
-    ("cli", "__main__"),
+    ("cli", "compat", "__main__"),
 ]
 RANK = {name: i for i, names in enumerate(LAYERS) for name in names}
 PURE = ("policy", "smtp", "mime")

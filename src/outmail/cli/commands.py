@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import getpass
 import json
 import logging
 import os
 import shlex
 import signal
-import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -25,7 +23,7 @@ from outmail.clock import Clock, human_span, rfc3339
 from outmail.config import Config, load, relay_in_code
 from outmail.errors import ConfigError, NotFound, Refused
 from outmail.model import Filter, Status, Term, is_id
-from outmail.outbox import Outbox, _route, build_engine
+from outmail.outbox import Outbox, _route, build_engine, local_sender
 
 
 def _config(arguments: argparse.Namespace, *, replace_default: bool = True) -> Config:
@@ -46,10 +44,7 @@ def _box(arguments: argparse.Namespace) -> Outbox:
 
 def _sender(config: Config, given: str | None) -> str:
     """``-f``, else the configured ``from``, else user@host."""
-    if given or config.sender:
-        return given or config.sender
-    host = socket.gethostname() or "localhost"
-    return f"{getpass.getuser()}@{host}"
+    return given or config.sender or local_sender(config.hostname)
 
 
 # -- send ---------------------------------------------------------------------------------------------------------------

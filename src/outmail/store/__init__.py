@@ -55,6 +55,8 @@ class Store(Protocol):
     """What the road needs of a store. ``verbs`` is the dialect's module of verbs."""
 
     url: str
+    #: A folder beside the store for what is written before it is stored; it may not exist yet.
+    spool: str
     #: How long the last transaction waited for the write lock and the disk.
     commit_seconds: float
 

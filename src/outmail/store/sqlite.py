@@ -71,6 +71,7 @@ class SqliteStore:
         self.path = os.path.realpath(path)  # one file, one name: engines find each other's files beside it
         self.library = library
         self.url = f"sqlite:{self.path}"
+        self.spool = f"{self.path}.spool"
         self._write_lock = threading.Lock()
         self._read_lock = threading.Lock()
         self._asks: list[_Ask] = []

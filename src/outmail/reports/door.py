@@ -1,0 +1,70 @@
+"""What reports need of an Outbox, and the one place where those that were given none find it.
+
+`outbox.py` registers a factory; it is asked on first use, never at import. Does not: know concrete classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from outmail.clock import Clock
+from outmail.model import Receipt
+from outmail.store import Store, Verb
+
+
+class ReportDoor(Protocol):
+    """An Outbox as reports see it."""
+
+    @property
+    def store(self) -> Store: ...
+    @property
+    def clock(self) -> Clock: ...
+    @property
+    def report_to(self) -> tuple[str, ...]: ...
+    @property
+    def report_templates(self) -> str: ...
+    @property
+    def spool(self) -> str:
+        """The folder for what is written before it is stored; it may not exist yet."""
+
+    def message_id(self, key: str) -> str:
+        """The Message-ID that a report with this idempotency key has or will have."""
+
+    def report(self, words: dict[str, Any] | None, *, supersede: str | None = None, when: Callable[[], Verb[bool]] | None = None) -> Receipt | None:
+        """`send`; in the same transaction a waiting message is replaced and ``when`` is asked: False stores nothing.
+
+        Without ``words`` only ``when`` is written; the answer is None then, and also when it said False.
+        """
+
+
+_closers: list[Callable[[], None]] = []
+
+
+def at_close(function: Callable[[], None]) -> None:
+    """``function`` is called before the program's Outboxes are closed at exit: the last chance to report."""
+    _closers.append(function)
+
+
+def closing() -> None:
+    """Called by the wiring before it closes Outboxes at exit."""
+    for function in _closers:
+        function()
+
+
+_factory: Callable[[], ReportDoor] | None = None
+
+
+def register(factory: Callable[[], ReportDoor]) -> None:
+    """Called by the wiring."""
+    global _factory
+    _factory = factory
+
+
+def door(given: ReportDoor | None) -> ReportDoor:
+    """The Outbox given, or the program's default one."""
+    if given is not None:
+        return given
+    if _factory is None:
+        raise RuntimeError("no Outbox was given and outmail.outbox was not imported")
+    return _factory()

@@ -1,0 +1,244 @@
+"""A report as a value, and as text and HTML that read well in both, light and dark.
+
+Promises: the text part is complete by itself and at most 78 columns wide; HTML is one column, its CSS inline, no remote
+content; everything that came from outside is escaped, freed of control characters and bounded. The same facts are in both.
+Templates can be replaced: a folder with ``report.txt`` and ``report.html`` (or ``failed.txt`` …, by state), which
+`string.Template` fills with $subject, $state, $headline, $facts, $sections and $footer.
+Does not: send, thread, or decide anything.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import textwrap
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from string import Template
+from typing import Literal
+
+WIDTH = 78
+SUBJECT = 60
+#: Characters of one section, and of the whole text part.
+SECTION_LIMIT = 20_000
+BODY_LIMIT = 100_000
+
+State = Literal["started", "progress", "finished", "failed", "stopped", "stalled", "dead", "late", "recovered", "reminder", "digest"]
+_TONE = {
+    "started": "info", "progress": "info", "finished": "good", "recovered": "good", "failed": "bad", "dead": "bad", "reminder": "bad", "late": "warn",
+    "stalled": "warn", "stopped": "warn", "digest": "warn",
+}  # fmt: skip
+_COLOUR = {"info": "#2563a8", "good": "#1f7a3d", "bad": "#b3261e", "warn": "#8a5a00"}
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]|\x1b\[[0-9;]*[A-Za-z]")
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A titled part: lines of text kept as they are (``pre``), flowing text, or a table whose first row is its head."""
+
+    title: str
+    pre: str = ""
+    text: str = ""
+    table: Sequence[Sequence[str]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a mail says. ``headline`` is one sentence with the state; ``footer`` says why the reader got it."""
+
+    state: State
+    subject: str
+    headline: str
+    facts: Sequence[tuple[str, str]] = ()
+    sections: Sequence[Section] = ()
+    footer: Sequence[str] = field(default=())
+
+
+def clean(text: str) -> str:
+    """Without terminal sequences and control characters; tabs and line ends stay."""
+    return _CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n")).expandtabs(8)
+
+
+def local_time(ms: int) -> str:
+    """An instant for people at this machine, with its zone."""
+    return time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(ms / 1000))
+
+
+def one_line(text: str, limit: int = SUBJECT) -> str:
+    """For a subject: one line, at most ``limit`` characters, cut at the end with an ellipsis."""
+    text = " ".join(clean(text).split())
+    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
+
+
+def bounded(text: str, limit: int = SECTION_LIMIT) -> str:
+    """The end of a long text, and how much was left out before it."""
+    text = clean(text).strip("\n")
+    if len(text) <= limit:
+        return text
+    return f"(… {len(text) - limit:,} characters left out)\n" + text[-limit:]
+
+
+# -- text ---------------------------------------------------------------------------------------------------------------
+
+_TEXT = Template("$headline\n\n$facts$sections$footer")
+
+
+def as_text(report: Report, templates: str = "") -> str:
+    """The text part."""
+    facts = _text_facts(report.facts)
+    sections = "".join(_text_section(section) for section in report.sections)
+    footer = "-- \n" + "\n".join(_wrapped(line) for line in report.footer) + "\n" if report.footer else ""
+    made = _template(templates, report.state, "txt", _TEXT).safe_substitute(
+        subject=report.subject, state=report.state, headline=_wrapped(report.headline), facts=facts, sections=sections, footer=footer
+    )
+    return made if len(made) <= BODY_LIMIT else made[:BODY_LIMIT] + "\n(… cut here)\n"
+
+
+def _text_facts(facts: Sequence[tuple[str, str]]) -> str:
+    if not facts:
+        return ""
+    width = max(len(label) for label, _ in facts) + 2
+    lines = []
+    for label, value in facts:
+        lines += textwrap.wrap(
+            clean(value) or "-", WIDTH, initial_indent=f"  {label:<{width}}", subsequent_indent=" " * (width + 2), break_on_hyphens=False
+        )
+    return "\n".join(lines) + "\n\n"
+
+
+def _text_section(section: Section) -> str:
+    parts = [section.title, "-" * len(section.title)]
+    if section.text:
+        parts.append(_wrapped(clean(section.text)))
+    if section.table:
+        parts.append(_text_table(section.table))
+    if section.pre:
+        parts.append("\n".join(_kept(line) for line in bounded(section.pre).split("\n")))
+    return "\n".join(parts) + "\n\n"
+
+
+def _text_table(rows: Sequence[Sequence[str]]) -> str:
+    cells = [[clean(cell) for cell in row] for row in rows]
+    columns = len(cells[0])
+    widths = [min(40, max(len(row[i]) for row in cells)) for i in range(columns)]
+    wide = widths.index(max(widths))
+    widths[wide] = max(min(10, widths[wide]), min(widths[wide], WIDTH - sum(widths) + widths[wide] - 2 * (columns - 1)))
+    lines = []
+    for row in cells:
+        shown = [cell if len(cell) <= width else cell[: width - 1] + "…" for cell, width in zip(row, widths)]
+        lines.append("  ".join(cell.rjust(width) if _numeric(cell) else cell.ljust(width) for cell, width in zip(shown, widths)).rstrip())
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
+
+
+def _numeric(cell: str) -> bool:
+    return bool(re.fullmatch(r"[+-]?[\d,.]+ ?%?", cell))
+
+
+def _wrapped(text: str) -> str:
+    return "\n".join(textwrap.fill(line, WIDTH, break_on_hyphens=False) for line in text.split("\n"))
+
+
+def _kept(line: str) -> str:
+    """A line of output: broken only where it would not fit."""
+    if len(line) <= WIDTH:
+        return line
+    return "\n    ".join([line[:WIDTH], *(line[i : i + WIDTH - 4] for i in range(WIDTH, len(line), WIDTH - 4))])
+
+
+# -- HTML ---------------------------------------------------------------------------------------------------------------
+
+_FONT = "font-family:-apple-system,'Segoe UI',Roboto,Helvetica,Arial,sans-serif"
+_MONO = "font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;font-size:12px;line-height:1.45"
+_HTML = Template(
+    """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<meta name="color-scheme" content="light dark"><meta name="supported-color-schemes" content="light dark"><title>$subject</title>
+<style>@media (prefers-color-scheme: dark) {
+body, .page { background:#15181c !important; color:#e3e6ea !important }
+.card { background:#1e2227 !important; border-color:#343a42 !important }
+.label, .foot, .th { color:#a3acb8 !important }
+.rule { border-color:#343a42 !important }
+.pre { background:#14171a !important; color:#e3e6ea !important; border-color:#343a42 !important }
+.info { color:#7db7f0 !important } .good { color:#76c893 !important } .bad { color:#ff8a80 !important } .warn { color:#e8b04a !important }
+}</style></head>
+<body style="margin:0;padding:0;background:#f2f4f6;color:#1b1f24;$font">
+<div style="display:none;max-height:0;overflow:hidden">$preheader</div>
+<table role="presentation" class="page" width="100%" cellpadding="0" cellspacing="0" style="background:#f2f4f6"><tr><td align="center" style="padding:20px 12px">
+<table role="presentation" class="card" cellpadding="0" cellspacing="0" style="width:100%;max-width:680px;background:#ffffff;border:1px solid #d9dee4;border-radius:6px">
+<tr><td style="padding:20px 24px 4px;$font">
+<div class="$tone" style="font-size:12px;font-weight:700;letter-spacing:.06em;text-transform:uppercase;color:$colour">$state</div>
+<div style="font-size:18px;line-height:1.35;font-weight:600;padding-top:6px">$headline</div></td></tr>
+<tr><td style="padding:8px 24px 20px;$font;font-size:14px;line-height:1.5">$facts$sections</td></tr></table>
+<div class="foot" style="max-width:680px;padding:12px 24px;font-size:12px;line-height:1.5;color:#5c6570;text-align:left;$font">$footer</div>
+</td></tr></table></body></html>
+"""
+)
+
+
+def as_html(report: Report, templates: str = "") -> str:
+    """The HTML part."""
+    tone = _TONE.get(report.state, "info")
+    return _template(templates, report.state, "html", _HTML).safe_substitute(
+        subject=html.escape(report.subject), state=html.escape(report.state), headline=html.escape(clean(report.headline)),
+        preheader=html.escape(clean(report.headline)), facts=_html_facts(report.facts), sections="".join(map(_html_section, report.sections)),
+        footer="<br>".join(html.escape(clean(line)) for line in report.footer), tone=tone, colour=_COLOUR[tone], font=_FONT,
+    )  # fmt: skip
+
+
+def _html_facts(facts: Sequence[tuple[str, str]]) -> str:
+    rows = [
+        f'<tr><td class="label" style="padding:3px 16px 3px 0;color:#5c6570;white-space:nowrap;vertical-align:top">{html.escape(label)}</td>'
+        f'<td style="padding:3px 0;word-break:break-word">{html.escape(clean(value))}</td></tr>'
+        for label, value in facts
+    ]
+    return f'<table role="presentation" cellpadding="0" cellspacing="0" style="font-size:14px;line-height:1.45">{"".join(rows)}</table>' if rows else ""
+
+
+def _html_section(section: Section) -> str:
+    parts = [f'<div class="rule" style="margin-top:18px;padding-top:14px;border-top:1px solid #e3e7eb;font-weight:600">{html.escape(section.title)}</div>']
+    if section.text:
+        parts.append(f'<div style="padding-top:6px">{html.escape(clean(section.text)).replace(chr(10), "<br>")}</div>')
+    if section.table:
+        parts.append(_html_table(section.table))
+    if section.pre:
+        body = html.escape(bounded(section.pre))
+        parts.append(
+            f'<pre class="pre" style="margin:8px 0 0;padding:10px 12px;background:#f6f8fa;border:1px solid #e3e7eb;border-radius:4px;white-space:pre-wrap;'
+            f'word-break:break-word;{_MONO}">{body}</pre>'
+        )
+    return "".join(parts)
+
+
+def _html_table(rows: Sequence[Sequence[str]]) -> str:
+    def row(cells: Sequence[str], head: bool) -> str:
+        shown = []
+        for cell in cells:
+            align = "right" if _numeric(cell) and not head else "left"
+            style = f"padding:4px 14px 4px 0;text-align:{align};vertical-align:top;border-bottom:1px solid #e3e7eb"
+            tag, kind = ("th", ' class="th rule"') if head else ("td", ' class="rule"')
+            weight = ";font-weight:600;color:#5c6570" if head else ""
+            shown.append(f'<{tag}{kind} style="{style}{weight}">{html.escape(clean(cell))}</{tag}>')
+        return f"<tr>{''.join(shown)}</tr>"
+
+    body = row(rows[0], True) + "".join(row(cells, False) for cells in rows[1:])
+    return f'<table cellpadding="0" cellspacing="0" style="width:100%;margin-top:6px;border-collapse:collapse;font-size:13px;line-height:1.4">{body}</table>'
+
+
+# -- templates ----------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(64)
+def _template(folder: str, state: str, kind: str, built_in: Template) -> Template:
+    """The user's template for this state, else for all, else ours. One that cannot be read is passed over: a report matters more."""
+    if folder:
+        for name in (state, "report"):
+            path = Path(folder) / f"{name}.{kind}"
+            try:
+                return Template(path.read_text("utf-8"))
+            except (OSError, UnicodeDecodeError):
+                continue
+    return built_in

@@ -1,0 +1,182 @@
+"""From a report to the queue: threading, headers, and a worker thread, so that the reporting program never waits.
+
+Promises: `Poster.later` returns at once; a report that waits is replaced by a newer one in the same slot; whatever goes wrong
+becomes one line on stderr (each text once), never an exception in the program; `drain` waits a bounded time.
+Does not: exist before the first report, start at exit, or survive a fork (a child does not report its parent's job).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from outmail.model import Receipt
+from outmail.reports.door import ReportDoor
+from outmail.reports.mail import Report, as_html, as_text, one_line
+from outmail.reports.redact import redacted_report
+from outmail.store import Verb
+
+
+def host() -> str:
+    """The machine's short name, for subjects."""
+    return socket.gethostname().partition(".")[0] or "localhost"
+
+
+def slug(text: str) -> str:
+    """A job's name where only letters, digits and dashes may stand."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:50] or "job"
+
+
+def root_id(kind: str, name: str, run: str) -> str:
+    """The phantom Message-ID that all mails of one run refer to."""
+    return f"<{kind}.{slug(name)}.{slug(run)}@{slug(host())}.outmail.invalid>"
+
+
+def headers(kind: str, name: str, state: str, run: str, thread: tuple[str, ...]) -> dict[str, str]:
+    """What filters, vacation programs and mail readers' threads go by."""
+    found = {
+        "Auto-Submitted": "auto-generated",
+        "X-Auto-Response-Suppress": "All",
+        "List-Id": f"<{slug(name)}.{slug(host())}.{kind}.outmail.localhost>",
+        "X-Outmail-Job": one_line(name, 200),
+        "X-Outmail-Run": run,
+        "X-Outmail-State": state,
+        "X-Outmail-Host": host(),
+    }
+    if thread:
+        found["In-Reply-To"] = thread[-1]
+        found["References"] = " ".join(dict.fromkeys(thread))
+    if state in ("failed", "dead"):
+        found["Importance"] = "high"
+    return found
+
+
+def words(report: Report, *, to: tuple[str, ...], kind: str, name: str, run: str, thread: tuple[str, ...] = (), templates: str = "", **more: Any) -> dict[str, Any]:
+    """A report → the arguments of `send`."""
+    report = redacted_report(report)
+    return {
+        "to": list(to), "subject": one_line(report.subject), "text": as_text(report, templates), "html": as_html(report, templates),
+        "headers": headers(kind, name, report.state, run, thread), "tag": f"report:{kind}", **more,
+    }  # fmt: skip
+
+
+_told: set[str] = set()
+
+
+def tell(text: str) -> None:
+    """One line on stderr, once."""
+    if text in _told:
+        return
+    _told.add(text)
+    try:
+        print(f"outmail: {text}", file=sys.stderr, flush=True)
+    except (OSError, ValueError, AttributeError):
+        pass  # no stderr left: there is nobody to tell
+
+
+class Poster:
+    """The process's thread for reports: posts what is put, and ticks once a second for whoever asked."""
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Condition()
+        self._jobs: dict[str, Callable[[], Any]] = {}
+        self._busy = False
+        self._ticks: list[Callable[[], None]] = []
+        self._thread: threading.Thread | None = None
+        self._number = 0
+
+    def later(self, function: Callable[[], Any], slot: str = "") -> None:
+        """Run it soon in the thread; a waiting one of the same slot is dropped."""
+        with self._lock:
+            self._number += 1
+            self._jobs.pop(slot, None)
+            self._jobs[slot or f"#{self._number}"] = function
+            self._start()
+            self._lock.notify_all()
+
+    def tick(self, function: Callable[[], None]) -> None:
+        """Call it every second until `untick`."""
+        with self._lock:
+            self._ticks.append(function)
+            self._start()
+            self._lock.notify_all()
+
+    def untick(self, function: Callable[[], None]) -> None:
+        with self._lock:
+            if function in self._ticks:
+                self._ticks.remove(function)
+
+    def drain(self, seconds: float) -> bool:
+        """Wait until everything put was posted; False when time was up."""
+        deadline = time.monotonic() + seconds
+        with self._lock:
+            while self._jobs or self._busy:
+                left = deadline - time.monotonic()
+                if left <= 0 or self._thread is None or not self._thread.is_alive() or threading.current_thread() is self._thread:
+                    return False
+                self._lock.wait(min(left, 0.5))
+        return True
+
+    def _start(self) -> None:
+        if self._thread is None or not self._thread.is_alive():
+            try:
+                self._thread = threading.Thread(target=self._run, name="outmail-reports", daemon=True)
+                self._thread.start()
+            except RuntimeError:
+                self._thread = None  # the interpreter is ending: `drain` says so, and the caller posts by itself
+
+    def _run(self) -> None:
+        ticked = time.monotonic()
+        while True:
+            with self._lock:
+                if not self._jobs:
+                    self._lock.wait(max(0.01, ticked + 1.0 - time.monotonic()) if self._ticks else 3600)
+                function = self._jobs.pop(next(iter(self._jobs))) if self._jobs else None
+                self._busy = function is not None
+                due = list(self._ticks) if time.monotonic() >= ticked + 1.0 else []
+            if due:
+                ticked = time.monotonic()
+            for call in [function, *due]:
+                if call is not None:
+                    guarded(call)
+            with self._lock:
+                self._busy = False
+                self._lock.notify_all()
+
+
+def guarded(function: Callable[[], Any], what: str = "a report was not stored") -> Any:
+    """Call it; trouble becomes a line on stderr."""
+    try:
+        return function()
+    except Exception as problem:
+        hint = getattr(problem, "hint", "")
+        tell(f"{what}: {problem or type(problem).__name__}" + (f" ({hint})" if hint else ""))
+        return None
+
+
+_poster: Poster | None = None
+_guard = threading.Lock()
+
+
+def poster() -> Poster:
+    """The process's poster; a forked child gets its own."""
+    global _poster, _guard
+    if _poster is None or _poster._pid != os.getpid():
+        if _poster is not None:
+            _guard = threading.Lock()  # the parent's may have been held when it forked
+        with _guard:
+            if _poster is None or _poster._pid != os.getpid():
+                _poster = Poster()
+    return _poster
+
+
+def post(door: ReportDoor, words: dict[str, Any] | None, *, supersede: str | None = None, when: Callable[[], Verb[bool]] | None = None) -> Receipt | None:
+    """Store a report now, in this thread."""
+    return door.report(words, supersede=supersede, when=when)

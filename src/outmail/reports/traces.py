@@ -1,0 +1,37 @@
+"""A traceback for people: own frames marked, foreign ones indented, no local variables.
+
+Does not: redact (that is done to the whole report) or hold on to frames.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+import traceback
+
+_FOREIGN = tuple({os.path.realpath(path) for path in (*sysconfig.get_paths().values(), sys.prefix, sys.base_prefix) if path})
+
+
+def is_own(filename: str) -> bool:
+    """True for code that is neither the standard library nor installed."""
+    if filename.startswith("<"):
+        return False
+    path = os.path.realpath(filename)
+    return "site-packages" not in path and not path.startswith(_FOREIGN) and f"{os.sep}outmail{os.sep}reports{os.sep}" not in path
+
+
+def last_line(problem: BaseException) -> str:
+    """``ValueError: no such feed``, one line."""
+    return " ".join("".join(traceback.format_exception_only(type(problem), problem)).strip().splitlines()[-1:])
+
+
+def formatted(problem: BaseException, limit: int = 60) -> str:
+    """The traceback; ``→`` marks lines of the program's own code."""
+    lines: list[str] = []
+    for part in traceback.TracebackException.from_exception(problem, limit=-limit).format():
+        head = part.split("\n", 1)[0]
+        own = head.startswith('  File "') and is_own(head.split('"')[1])
+        for line in part.rstrip("\n").split("\n"):
+            lines.append("→" + line[1:] if own and line.startswith("  ") else line)
+    return "\n".join(lines)

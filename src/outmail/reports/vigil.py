@@ -1,0 +1,97 @@
+"""Runs that died without a word, and runs that did not happen: found by the service, by `run --once`, or by the next run.
+
+Promises: each death and each lateness is told once, also when several look at the same moment. Does not: run by itself.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+from outmail.clock import human_span
+from outmail.policy import incident
+from outmail.reports import state
+from outmail.reports.door import ReportDoor
+from outmail.reports.liveness import bury, dead
+from outmail.reports.mail import Report, local_time, one_line
+from outmail.reports.post import host, root_id, words
+
+log = logging.getLogger("outmail.reports")
+
+
+def look(door: ReportDoor) -> None:
+    """Everything there is to find."""
+    dead_runs(door)
+    late_jobs(door)
+
+
+def dead_runs(door: ReportDoor, job: str = "") -> None:
+    """Report runs whose process is gone although they never ended."""
+    for id, run in state.runs(door, job).items():
+        if run.get("state") == "running" and run.get("host") == host() and dead(door.spool, id):
+            _tell_death(door, id, run)
+            bury(door.spool, id)
+
+
+def _tell_death(door: ReportDoor, id: str, run: dict[str, Any]) -> None:
+    name, to = run["job"], tuple(run.get("to") or ()) or door.report_to
+    key = f"report:{id}:dead"
+    subject = one_line(f"DEAD [{host()}] {name}: process {run['pid']} is gone")
+
+    def decide(document: state.Document) -> state.Decision:
+        if document.get("state") != "running":
+            return document, None  # somebody else was here
+        return {**document, "state": "dead", "at": door.clock.now()}, _mail() if to else None
+
+    def _mail() -> dict[str, Any]:
+        done = f"{run['done']:,}" + (f" of {run['total']:,}" if run.get("total") else "")
+        facts = [("Host", f"{run['host']}, process {run['pid']}"), ("Started", local_time(run["started_at"])),
+                 ("Last sign of life", local_time(run["at"])), ("Done then", done)]  # fmt: skip
+        report = Report("dead", subject, f"DEAD: {name} ended without a word: killed, or the machine went down.", facts,
+                        footer=[f"{name} on {host()}, run {id}", "Why: the process that ran it is gone and had not said that it ended"])  # fmt: skip
+        return words(report, to=to, kind="jobs", name=name, run=id, thread=(root_id("run", name, id),), templates=door.report_templates, key=key, author=name)
+
+    state.change(door, "run", id, decide)
+    rule = incident.Rule()
+    now = door.clock.now()
+
+    def stand(document: state.Document) -> state.Decision:
+        standing, say = incident.failed(incident.Incident.load(document.get("incident")), rule, now)
+        if say == "alert" and not standing.thread:
+            standing = replace(standing, thread=door.message_id(key), subject=subject)
+        return {**document, "kind": run.get("kind", "job"), "incident": standing.dump(), "last": {"run": id, "state": "dead", "at": now}}, None
+
+    state.change(door, "job", name, stand)
+
+
+def late_jobs(door: ReportDoor) -> None:
+    """Report jobs that were to run every so often and did not."""
+    now = door.clock.now()
+    jobs: dict[str, Any] = door.store.read(door.store.verbs.note_list("job"))
+    for name, document in jobs.items():
+        late = document.get("late") or {}
+        if late and now - late["seen_at"] > late["every_ms"] and not late.get("told"):
+            _tell_lateness(door, name, now)
+
+
+def _tell_lateness(door: ReportDoor, name: str, now: int) -> None:
+    def decide(document: state.Document) -> state.Decision:
+        late = document.get("late") or {}
+        to = tuple(late.get("to") or ()) or door.report_to
+        if not late or late.get("told") or now - late["seen_at"] <= late["every_ms"]:
+            return document, None
+        standing = incident.Incident.load(document.get("incident"))
+        key = f"report:late:{name}:{late['seen_at']}"
+        subject = one_line(f"LATE [{host()}] {name}: no run for {human_span(now - late['seen_at'])}")
+        mail = None
+        if to and now >= standing.muted_until:
+            facts = [("Host", host()), ("Expected", f"at least every {human_span(late['every_ms'])}"), ("Last run", local_time(late["seen_at"]))]
+            report = Report("late", subject, f"LATE: {name} should have run and did not.", facts,
+                            footer=[f"{name} on {host()}", f"Why: it was registered with --late {human_span(late['every_ms'])}"])  # fmt: skip
+            mail = words(report, to=to, kind="watch", name=name, run=str(late["seen_at"]), templates=door.report_templates, key=key, author=name)
+        if not standing.alerted_at:
+            standing = replace(standing, since=standing.since or now, alerted_at=now, said_at=now, thread=door.message_id(key), subject=subject)
+        return {**document, "incident": standing.dump(), "late": {**late, "told": True}}, mail
+
+    state.change(door, "job", name, decide)
