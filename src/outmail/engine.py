@@ -59,6 +59,8 @@ class Settings:
     observe: Callable[[Settled], None] | None = None
     fail: Callable[[str], None] = lambda point: None
     only: str | None = None
+    #: A service says so in the store: programs with the same routes then need no engine of their own.
+    service: bool = False
 
 
 class Engine:
@@ -204,6 +206,8 @@ class Engine:
                 self._give_back(hop, delivery)
         deadline = self.loop.time() + LAST_WORDS
         self._held_until = 0.0
+        if self.settings.service:
+            self.commits.ask(self.store.verbs.note_drop("engine", "service"), lambda answer: None)
         while self._unwritten() and self.loop.time() < deadline:
             self.commits.flush()
             await asyncio.sleep(0.01)
@@ -514,7 +518,10 @@ class Engine:
         while self.store.run(verbs.expire(now)) >= 2000:
             pass
         self.store.run(verbs.clamp(now, self.settings.retry.longest))
-        self.store.run(verbs.note_put("engine", "last", {"at": now, "routes": sorted(self.routes.relays)}))
+        alive = {"at": now, "routes": sorted(self.routes.relays)}
+        self.store.run(verbs.note_put("engine", "last", alive))
+        if self.settings.service:
+            self.store.run(verbs.note_put("engine", "service", alive))
         if self.settings.retention:
             self._retain(now)
 

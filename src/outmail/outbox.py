@@ -79,14 +79,14 @@ def transports(config: Config) -> Callable[[Relay], Any]:
     return make
 
 
-def build_engine(store: Store, config: Config, routes: Routes, clock: Clock, only: str | None = None) -> Any:
+def build_engine(store: Store, config: Config, routes: Routes, clock: Clock, only: str | None = None, *, service: bool = False) -> Any:
     """An engine with everything it needs; here, and not before, the relays' passwords are read."""
     from outmail.engine import Engine, Settings
     from outmail.ops import delivery_log
 
     settings = Settings(
         retry=config.retry, only_to=config.only_to, transcripts=config.transcripts, retention=dict(config.retention),
-        observe=delivery_log.observe, fail=failpoints.hit, only=only,
+        observe=delivery_log.observe, fail=failpoints.hit, only=only, service=service,
     )  # fmt: skip
     return Engine(store, config.with_passwords(routes), transports(config), settings, clock)
 
@@ -645,7 +645,7 @@ def default_outbox() -> Outbox:
 def with_engine_if_needed(config: Config, **words: Any) -> Outbox:
     """An Outbox that delivers by itself, unless a live service has published the route ``default``."""
     box = Outbox(config=config, deliver="never", **words)
-    found = box._read(box._store.verbs.note_get("engine", "last"))
+    found = box._read(box._store.verbs.note_get("engine", "service"))
     if not found or box._clock.now() - found[0]["at"] > _SERVICE_MS or "default" not in found[0]["routes"]:
         box._threaded = True
         box._start()

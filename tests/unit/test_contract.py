@@ -16,7 +16,7 @@ import pytest
 
 import outmail
 from outmail import config, lifecycle, selection
-from outmail.cli import parser
+from outmail.cli.arguments import parser
 from outmail.outbox import AsyncOutbox, Outbox
 from outmail.testing import FakeClock, Sink
 
@@ -32,7 +32,7 @@ COMMANDS = {
     "queue": "--dry-run --ids --json --jsonl", "show": "--raw --json", "log": "--jsonl", "events": "--follow --after --jsonl", "why": "", "explain": "",
     "test": "--to", "store": "--dialect", "config": "--json",
 }  # fmt: skip
-LATER = ("receive", "loopback", "watch", "jobs", "digest", "move", "init")
+LATER = ("receive", "loopback", "digest", "move", "init")
 
 
 def names(function: object) -> list[str]:

@@ -6,8 +6,6 @@ stdout is data, stderr is talk. Exit codes (sysexits): 0 done, 64 usage, 65 refu
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -17,123 +15,19 @@ from outmail.errors import ConfigError, Error, NotFound, NotStored, Refused
 EX_USAGE, EX_DATAERR, EX_NOINPUT, EX_UNAVAILABLE, EX_SOFTWARE, EX_TEMPFAIL, EX_NOPERM, EX_CONFIG = 64, 65, 66, 69, 70, 75, 77, 78
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse with the exit status of sysexits."""
-
-    def error(self, message: str) -> None:  # type: ignore[override]
-        self.print_usage(sys.stderr)
-        self.exit(EX_USAGE, f"{self.prog}: {message}\n")
-
-
-def _common() -> _Parser:
-    common = _Parser(add_help=False)
-    common.add_argument("--config", metavar="FILE", help="configuration file (default: the first found, see docs)")
-    common.add_argument("--store", metavar="S", help="the queue: a path or a URL")
-    common.add_argument("--relay", metavar="R", help="a configured relay or a URL")
-    return common
-
-
-def parser() -> argparse.ArgumentParser:
-    """The whole command line."""
-    top = _Parser(prog="outmail", description="Outgoing mail for programs: accept, keep safe, deliver, prove.")
-    top.add_argument("--version", action="store_true", help="print the version")
-    sub = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
-    common = [_common()]
-
-    demo = sub.add_parser("demo", help="the whole road on this machine; nothing leaves it")
-    demo.add_argument("--messages", type=int, default=240, metavar="N", help="how many messages (at least 200)")
-    demo.add_argument("--keep", metavar="DIR", help="keep queue and logs in DIR")
-    demo.set_defaults(run="demo")
-
-    send = sub.add_parser("send", parents=common, help="store a message; body (with --raw: the message) on stdin; prints the id")
-    send.add_argument("recipients", nargs="+", metavar="RCPT")
-    send.add_argument("-f", "--from", dest="sender", metavar="A", help="sender (default: from of the configuration, or user@host)")
-    send.add_argument("-s", "--subject", default="", metavar="S")
-    send.add_argument("--cc", action="append", default=[], metavar="A")
-    send.add_argument("--bcc", action="append", default=[], metavar="A")
-    send.add_argument("-a", "--attach", action="append", default=[], metavar="FILE")
-    send.add_argument("--html", metavar="FILE", help="an HTML version of the body")
-    send.add_argument("-H", "--header", action="append", default=[], metavar="'K: v'")
-    send.add_argument("--key", metavar="K", help="idempotency key: the same key stores one message only")
-    send.add_argument("--at", metavar="T", help="not before: 2h, or 2026-12-24T18:00:00+01:00")
-    send.add_argument("--expires", metavar="D", help="give up after: 1d, or a time")
-    send.add_argument("--priority", default="normal", choices=("high", "normal", "low"))
-    send.add_argument("--tag", metavar="T")
-    send.add_argument("--raw", action="store_true", help="stdin is a complete message")
-    send.add_argument("--wait", type=float, metavar="S", help="run the engine here for up to S seconds")
-    send.add_argument("--json", action="store_true")
-    send.set_defaults(run="send")
-
-    run = sub.add_parser("run", parents=common, help="the engine: deliver what waits, until SIGTERM")
-    run.add_argument("--once", action="store_true", help="one attempt for everything due now, then end (for cron)")
-    run.add_argument("--strict", action="store_true", help="with --once: 70 quarantined, 69 failed, 75 deferred")
-    run.add_argument("--only", metavar="ID", help="one message now; implies --once")
-    run.set_defaults(run="run")
-
-    queue = sub.add_parser("queue", parents=common, help="list and change what is in the queue", description=_FILTER_HELP)
-    queue.add_argument("verb", choices=("list", "stats", "hold", "release", "retry", "requeue", "cancel", "purge"))
-    queue.add_argument("selection", nargs="*", metavar="ID|FILTER|-|ALL")
-    queue.add_argument("--dry-run", action="store_true", help="say how many, change nothing")
-    queue.add_argument("--ids", action="store_true", help="list ids only")
-    queue.add_argument("--json", action="store_true")
-    queue.add_argument("--jsonl", action="store_true")
-    queue.set_defaults(run="queue")
-
-    show = sub.add_parser("show", parents=common, help="one message: where every recipient stands")
-    show.add_argument("id", metavar="ID")
-    show.add_argument("--raw", action="store_true", help="the bytes of the next DATA")
-    show.add_argument("--json", action="store_true")
-    show.set_defaults(run="show")
-
-    log = sub.add_parser("log", parents=common, help="every attempt of a message, with the SMTP dialogue")
-    log.add_argument("id", metavar="ID")
-    log.add_argument("--jsonl", action="store_true")
-    log.set_defaults(run="log")
-
-    events = sub.add_parser("events", parents=common, help="what happened, in order")
-    events.add_argument("--follow", action="store_true")
-    events.add_argument("--after", type=int, default=0, metavar="C")
-    events.add_argument("--jsonl", action="store_true")
-    events.set_defaults(run="events")
-
-    why = sub.add_parser("why", parents=common, help="the story of a message or an address, in sentences")
-    why.add_argument("what", metavar="ID|ADDRESS")
-    why.set_defaults(run="why")
-
-    explain = sub.add_parser("explain", help="what an error code means")
-    explain.add_argument("code", metavar="CODE")
-    explain.set_defaults(run="explain")
-
-    test = sub.add_parser("test", parents=common, help="send a test message now, showing the dialogue")
-    test.add_argument("--to", required=True, metavar="A")
-    test.add_argument("-f", "--from", dest="sender", metavar="A")
-    test.set_defaults(run="test")
-
-    store = sub.add_parser("store", parents=common, help="look after the store")
-    store.add_argument("verb", choices=("upgrade", "check", "backup", "ddl"))
-    store.add_argument("file", nargs="?", metavar="FILE")
-    store.add_argument("--dialect", choices=("sqlite", "postgresql"), default="sqlite")
-    store.set_defaults(run="store")
-
-    config = sub.add_parser("config", parents=common, help="the configuration in force")
-    config.add_argument("--json", action="store_true")
-    config.set_defaults(run="config")
-    return top
-
-
-_FILTER_HELP = (
-    "Filter words are and-ed, - negates: state: to: from: subject: tag: key: code: route: before: after: larger: is:live is:uncertain"
-    " was:uncertain is:deferred. ALL means everything; - reads ids from stdin. retry = due now; requeue = failed or cancelled again;"
-    " purge = forget finished ones."
-)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The entry point; returns the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["watch"]:
+        from outmail.cli import watch
+
+        return watch.main(words[1:])
+    from outmail.cli.arguments import parser, place
+
     top = parser()
-    arguments, rest = top.parse_known_args(argv)
+    arguments, rest = top.parse_known_args(words)
     if rest:
-        _place(top, arguments, rest)
+        place(top, arguments, rest)
     if arguments.version:
         from outmail import __version__
 
@@ -147,9 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from outmail.cli import demo
 
             return demo.run(arguments)
-        from outmail.cli import commands
+        from importlib import import_module
 
-        return int(getattr(commands, arguments.run)(arguments))
+        home = import_module(f"outmail.cli.{'reporting' if arguments.run in ('jobs', 'digest') else 'commands'}")
+        return int(getattr(home, arguments.run)(arguments))
     except Error as problem:
         return _told(problem, getattr(arguments, "json", False))
     except KeyboardInterrupt:
@@ -159,19 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
 
 
-def _place(top: argparse.ArgumentParser, arguments: argparse.Namespace, rest: list[str]) -> None:
-    """Operands behind options, and negated filter words (-to:x), which argparse takes for options."""
-    words = [word for word in rest if not word.startswith("-") or ":" in word or word == "-"]
-    if words == rest and arguments.command == "queue":
-        arguments.selection += rest
-    elif words == rest and arguments.command == "store" and len(rest) == 1 and arguments.file is None:
-        arguments.file = rest[0]
-    else:
-        top.error(f"unrecognized arguments: {' '.join(rest)}")
-
-
 def _told(problem: Error, as_json: bool) -> int:
     if as_json:
+        import json
+
         print(json.dumps({"error": {"code": problem.code, "message": str(problem), "hint": problem.hint}}), file=sys.stderr)
     else:
         print(f"outmail: {problem}" + (f" ({problem.hint})" if problem.hint else ""), file=sys.stderr)

@@ -24,16 +24,22 @@ from outmail.config import Config, load, relay_in_code
 from outmail.errors import ConfigError, NotFound, Refused
 from outmail.model import Filter, Status, Term, is_id
 from outmail.outbox import Outbox, _route, build_engine, local_sender
+from outmail.reports import post, vigil, watch
 
 
 def _config(arguments: argparse.Namespace, *, replace_default: bool = True) -> Config:
     """The configuration; ``--relay`` replaces the relay `default` for this process (but for `send`)."""
-    config = load(arguments.config)
-    if arguments.store:
-        config = replace(config, store=arguments.store)
-    if arguments.relay and replace_default:
+    return configured(arguments.config, arguments.store, arguments.relay if replace_default else None)
+
+
+def configured(file: str | None, store: str | None, relay: str | None) -> Config:
+    """The configuration of ``--config``, with ``--store`` and ``--relay`` in their places."""
+    config = load(file)
+    if store:
+        config = replace(config, store=store)
+    if relay:
         routes = config.routes
-        known = routes.relays.get(arguments.relay) or relay_in_code(arguments.relay, name="default")
+        known = routes.relays.get(relay) or relay_in_code(relay, name="default")
         config = replace(config, routes=routes.with_relays([replace(known, name="default")]))
     return config
 
@@ -130,6 +136,10 @@ def _warn_idle(box: Outbox) -> None:
 # -- run ----------------------------------------------------------------------------------------------------------------
 
 
+#: How often the service looks for dead runs and late jobs, in seconds.
+VIGIL = 20.0
+
+
 def run(arguments: argparse.Namespace) -> int:
     """The engine, as a service or once."""
     config = _config(arguments)
@@ -142,14 +152,30 @@ def run(arguments: argparse.Namespace) -> int:
         box.change(arguments.only, "due")
         arguments.only = head
     once = arguments.once or bool(arguments.only)
-    engine = build_engine(box._store, config, config.routes, Clock(), arguments.only)
+    engine = build_engine(box._store, config, config.routes, Clock(), arguments.only, service=not once)
     before = _due_now(box) if arguments.strict else 0
+
+    def vigil_now() -> None:
+        """Deaths, late jobs, and runs that were only noted: the service's part of reporting."""
+        watch.fold(box)
+        vigil.look(box)
+
+    async def vigil_on() -> None:
+        while not engine.stopping:
+            post.poster().later(vigil_now, "vigil")
+            await asyncio.sleep(VIGIL)
 
     async def work() -> None:
         loop = asyncio.get_running_loop()
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, engine.stop)
-        await engine.run(once=once)
+        if once:
+            post.guarded(vigil_now, "jobs could not be looked after")
+            await engine.run(once=True)
+            return
+        looking = asyncio.ensure_future(vigil_on())
+        await engine.run()
+        looking.cancel()
 
     if config.loop == "uvloop":
         _uvloop().run(work())

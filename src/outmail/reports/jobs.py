@@ -434,6 +434,8 @@ class Job:
                 mail = self._words(box, self._failure(problem, subject, standing), to, key=key, thread=thread)
                 if not standing.thread:
                     standing = replace(standing, thread=box.message_id(key), subject=subject)
+            elif say == "alert":
+                standing = replace(standing, alerted_at=0, said_at=0)  # nobody is told
             elif say == "recovered" and to:
                 report = self._report("recovered", f"RECOVERED: {self.name} works again after {took((now - before.since) / 1000)}.", f"Re: {before.subject}")
                 mail = self._words(box, report, to, key=key, thread=(before.thread,) if before.thread else ())

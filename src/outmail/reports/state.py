@@ -57,7 +57,8 @@ def remember(door: ReportDoor, kind: str, key: str, document: Document) -> None:
 def runs(door: ReportDoor, job: str = "") -> dict[str, Document]:
     """Known runs, oldest first; of one job when it is named."""
     found: dict[str, Document] = door.store.read(door.store.verbs.note_list("run"))
-    return {id: run for id, run in found.items() if not job or run.get("job") == job}
+    mine = [(id, run) for id, run in found.items() if not job or run.get("job") == job]
+    return dict(sorted(mine, key=lambda item: item[1].get("started_at", 0)))
 
 
 def forget_old_runs(door: ReportDoor, job: str) -> None:

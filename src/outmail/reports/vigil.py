@@ -5,13 +5,16 @@ Promises: each death and each lateness is told once, also when several look at t
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 from dataclasses import replace
+from glob import escape, glob
 from typing import Any
 
 from outmail.clock import human_span
 from outmail.policy import incident
-from outmail.reports import state
+from outmail.reports import marks, state
 from outmail.reports.door import ReportDoor
 from outmail.reports.liveness import bury, dead
 from outmail.reports.mail import Report, local_time, one_line
@@ -27,11 +30,24 @@ def look(door: ReportDoor) -> None:
 
 
 def dead_runs(door: ReportDoor, job: str = "") -> None:
-    """Report runs whose process is gone although they never ended."""
-    for id, run in state.runs(door, job).items():
-        if run.get("state") == "running" and run.get("host") == host() and dead(door.spool, id):
-            _tell_death(door, id, run)
+    """Report runs whose process is gone although they never ended: nobody holds the lock on their file."""
+    for path in sorted(glob(os.path.join(escape(door.spool), "run.*"))):
+        id = path.rpartition("run.")[2]
+        if not dead(door.spool, id):
+            continue
+        run = state.read(door, "run", id) or _in_file(path)
+        if run.get("job") and (not job or run["job"] == job):
+            if run.get("state") == "running":
+                _tell_death(door, id, run)
             bury(door.spool, id)
+
+
+def _in_file(path: str) -> dict[str, Any]:
+    """A watched command's run is in its file only, until it ends."""
+    try:
+        return {**json.loads(marks.read(path)), "state": "running"}
+    except (ValueError, TypeError):
+        return {}
 
 
 def _tell_death(door: ReportDoor, id: str, run: dict[str, Any]) -> None:
@@ -40,18 +56,21 @@ def _tell_death(door: ReportDoor, id: str, run: dict[str, Any]) -> None:
     subject = one_line(f"DEAD [{host()}] {name}: process {run['pid']} is gone")
 
     def decide(document: state.Document) -> state.Decision:
-        if document.get("state") != "running":
+        if document.get("state", "running") != "running":
             return document, None  # somebody else was here
-        return {**document, "state": "dead", "at": door.clock.now()}, _mail() if to else None
+        return {**run, **document, "state": "dead", "at": door.clock.now()}, _mail() if to else None
 
     def _mail() -> dict[str, Any]:
-        done = f"{run['done']:,}" + (f" of {run['total']:,}" if run.get("total") else "")
-        facts = [("Host", f"{run['host']}, process {run['pid']}"), ("Started", local_time(run["started_at"])),
-                 ("Last sign of life", local_time(run["at"])), ("Done then", done)]  # fmt: skip
+        facts = [("Host", f"{run['host']}, process {run['pid']}"), ("Started", local_time(run["started_at"]))]
+        if "done" in run:
+            done = f"{run['done']:,}" + (f" of {run['total']:,}" if run.get("total") else "")
+            facts += [("Last sign of life", local_time(run["at"])), ("Done then", done)]
         report = Report("dead", subject, f"DEAD: {name} ended without a word: killed, or the machine went down.", facts,
                         footer=[f"{name} on {host()}, run {id}", "Why: the process that ran it is gone and had not said that it ended"])  # fmt: skip
         return words(report, to=to, kind="jobs", name=name, run=id, thread=(root_id("run", name, id),), templates=door.report_templates, key=key, author=name)
 
+    if run.get("kind") == "watch":
+        marks.put(marks.attention(door.spool, name))
     state.change(door, "run", id, decide)
     rule = incident.Rule()
     now = door.clock.now()
@@ -94,4 +113,5 @@ def _tell_lateness(door: ReportDoor, name: str, now: int) -> None:
             standing = replace(standing, since=standing.since or now, alerted_at=now, said_at=now, thread=door.message_id(key), subject=subject)
         return {**document, "incident": standing.dump(), "late": {**late, "told": True}}, mail
 
+    marks.put(marks.attention(door.spool, name))
     state.change(door, "job", name, decide)

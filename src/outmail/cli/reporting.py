@@ -1,0 +1,115 @@
+"""``outmail jobs``: how jobs and watched commands stand, from what reports remember in the store."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from outmail.cli import EX_USAGE
+from outmail.cli.commands import _box
+from outmail.clock import human_span, parse_span
+from outmail.errors import NotFound, Refused
+from outmail.outbox import Outbox
+from outmail.policy.incident import Incident
+from outmail.policy.progress import sparkline, took
+from outmail.reports import marks, state, vigil, watch
+from outmail.reports.mail import local_time
+
+
+def jobs(arguments: argparse.Namespace) -> int:
+    """List, look, mute, forget."""
+    box = _box(arguments)
+    watch.fold(box)
+    vigil.look(box)
+    if arguments.verb == "ls":
+        return _list(box, arguments)
+    if not arguments.name:
+        print(f"outmail: jobs {arguments.verb} needs a job's name", file=sys.stderr)
+        return EX_USAGE
+    document = state.read(box, "job", arguments.name)
+    if not document:
+        raise NotFound(f"no job named {arguments.name!r} is known; outmail jobs ls lists them")
+    return int({"show": _show, "history": _history, "mute": _mute, "reset": _reset}[arguments.verb](box, arguments, document))
+
+
+def _list(box: Outbox, arguments: argparse.Namespace) -> int:
+    documents: dict[str, Any] = box.store.read(box.store.verbs.note_list("job"))
+    if arguments.json:
+        print(json.dumps(documents))
+        return 0
+    now = box.clock.now()
+    for name, document in documents.items():
+        last = document.get("last", {})
+        ago = human_span(now - last["at"]) + " ago" if last else "never"
+        row = _row(Incident.load(document.get("incident")), now)
+        print(f"{name:<30} {document.get('kind', 'job'):<6} {last.get('state', 'no run'):<9} {ago:<14} {row}".rstrip())
+    if not documents:
+        print("no job is known yet", file=sys.stderr)
+    return 0
+
+
+def _row(standing: Incident, now: int) -> str:
+    parts = []
+    if standing.failures:
+        parts.append(f"{standing.failures} failure{'s' if standing.failures > 1 else ''} in a row")
+    if standing.alerted_at:
+        parts.append("told")
+    if standing.muted_until > now:
+        parts.append(f"muted for {human_span(standing.muted_until - now)}")
+    return ", ".join(parts)
+
+
+def _show(box: Outbox, arguments: argparse.Namespace, document: dict[str, Any]) -> int:
+    found = state.runs(box, arguments.name)
+    if arguments.json:
+        print(json.dumps({"name": arguments.name, **document, "runs": len(found)}))
+        return 0
+    now = box.clock.now()
+    standing = Incident.load(document.get("incident"))
+    last = document.get("last", {})
+    print(f"{arguments.name}: {last.get('state', 'no run yet')}" + (f" {human_span(now - last['at'])} ago" if last else ""))
+    if _row(standing, now):
+        print(f"  {_row(standing, now)}" + (f", since {local_time(standing.since)}" if standing.since else ""))
+    if document.get("late"):
+        print(f"  expected at least every {human_span(document['late']['every_ms'])}")
+    durations = [run["duration_ms"] for run in found.values() if run.get("duration_ms")]
+    if durations:
+        middle = sorted(durations)[len(durations) // 2]
+        print(f"  {len(found)} runs kept, usually {took(middle / 1000)}  {sparkline(durations[-40:])}")
+    newest = next(reversed(list(found.values())), None)
+    if newest and newest.get("output"):
+        print("  last output:")
+        print("\n".join(f"    {line}" for line in newest["output"].splitlines()[-20:]))
+    return 0
+
+
+def _history(box: Outbox, arguments: argparse.Namespace, document: dict[str, Any]) -> int:
+    for id, run in state.runs(box, arguments.name).items():
+        if arguments.json:
+            print(json.dumps({"run": id, **run}))
+            continue
+        lasted = took(run["duration_ms"] / 1000) if "duration_ms" in run else ""
+        status = f"exit {run['status']}" if "status" in run else ""
+        print(f"{local_time(run['started_at'])}  {run.get('state', ''):<9} {lasted:>10}  {status:<9} {run.get('reason', '')}".rstrip())
+    return 0
+
+
+def _mute(box: Outbox, arguments: argparse.Namespace, document: dict[str, Any]) -> int:
+    try:
+        until = box.clock.now() + parse_span(arguments.span or "8h")
+    except ValueError as problem:
+        raise Refused(str(problem), code="bad-argument") from None
+    state.change(box, "job", arguments.name, lambda doc: ({**doc, "incident": {**Incident.load(doc.get("incident")).dump(), "muted_until": until}}, None))
+    print(f"{arguments.name} is muted until {local_time(until)}; failures are counted", file=sys.stderr)
+    return 0
+
+
+def _reset(box: Outbox, arguments: argparse.Namespace, document: dict[str, Any]) -> int:
+    """Forget failures, mutes and the expected interval; the runs stay."""
+    state.change(box, "job", arguments.name, lambda doc: ({k: v for k, v in doc.items() if k not in ("incident", "late", "output")}, None))
+    for mark in (marks.attention(box.spool, arguments.name), marks.late(box.spool, arguments.name)):
+        marks.drop(mark)
+    print(f"{arguments.name} begins anew", file=sys.stderr)
+    return 0

@@ -1,0 +1,258 @@
+"""``outmail watch [options] -- CMD``: run a command as it would run alone, and mail when there is something to say.
+
+How it is fast: options by getopt, the child by fork and exec, and a run that has nothing to say is one line appended to a
+file beside the store; everything else of outmail is loaded only when a mail may be due. The line is folded into the store by
+the next run that opens it, `outmail jobs`, or the service.
+Promises: the command's own exit status (128+n on a signal, 124 on its time-out, 126/127 as the shell); its streams pass
+through unchanged, byte for byte and at once; signals reach it; silence on success; when outmail itself fails it says so on
+stderr and still returns the command's status. Fails: 64 for wrong options, before anything runs.
+Does not: use a shell, or change the command's environment.
+"""
+
+from __future__ import annotations
+
+import getopt
+import os
+import re
+import sys
+from typing import Any
+
+from outmail.reports import marks
+
+EX_USAGE, EX_TEMPFAIL = 64, 75
+
+#: option → (default, takes a value, what it does). The table in docs/reports.md is compared with this one by a test.
+OPTIONS: dict[str, tuple[Any, bool, str]] = {
+    "name": ("", True, "the job's name (default: the command's)"),
+    "to": ((), True, "who is told (several times possible; default: `to` of the configuration)"),
+    "after": ("1", True, "mail after N failures in a row"),
+    "remind": ("", True, "while it goes on failing, again every so often (1d)"),
+    "no-recovered": (False, False, "no mail when it has recovered"),
+    "on": ("fail", True, "when to mail: fail, always, change (of the output or the outcome), never"),
+    "on-stderr": (False, False, "output on stderr counts as a failure"),
+    "ok-codes": ("0", True, "exit statuses that are success (0,24)"),
+    "grep-fail": ("", True, "output that matches this regular expression counts as a failure"),
+    "timeout": ("", True, "end the command after so long (2h), with status 124"),
+    "kill-after": ("10s", True, "after the time-out's SIGTERM, SIGKILL after so long"),
+    "lock": ("", True, "if the last run is still going: skip or wait"),
+    "late": ("", True, "mail when it has not run for so long (26h); needs `outmail run`, or `run --once` from cron"),
+    "tail": ("200", True, "lines of output in the mail"),
+    "attach": (False, False, "attach the whole output (up to 10 MB)"),
+    "longer-than": ("", True, "mail also on success when it took longer than this"),
+    "start": (False, False, "mail when it starts"),
+    "quiet": (False, False, "hold the output back on success"),
+    "no-output": (False, False, "no output in mails (it may hold secrets)"),
+    "explain": (False, False, "say the policy in words and run nothing"),
+    "config": ("", True, "configuration file"),
+    "store": ("", True, "the queue: a path or a URL"),
+    "relay": ("", True, "a configured relay or a URL"),
+    "help": (False, False, "this help"),
+}
+
+
+class Options(dict[str, Any]):
+    """Checked options; numbers and spans in milliseconds under their names."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self[name.replace("_", "-")]
+
+
+class Usage(Exception):
+    """Wrong options: status 64."""
+
+
+def main(argv: list[str]) -> int:
+    """``argv`` is what follows ``watch``."""
+    try:
+        options, command = parse(argv)
+        if options.help:
+            sys.stdout.write(_help())
+            return 0
+        if options.explain:
+            from outmail.reports.watch import explain
+
+            print(explain(options))
+            return 0
+        if not command:
+            raise Usage("no command: write outmail watch [options] -- COMMAND ARGUMENTS")
+    except Usage as problem:
+        print(f"outmail watch: {problem}", file=sys.stderr)
+        return EX_USAGE
+    options["name"] = options.name or os.path.basename(command[0])
+    return _watch(options, command)
+
+
+def parse(argv: list[str]) -> tuple[Options, list[str]]:
+    """Options and the command after ``--``; raises `Usage`."""
+    try:
+        found, command = getopt.getopt(argv, "h", [name + ("=" if takes else "") for name, (_, takes, _) in OPTIONS.items()])
+    except getopt.GetoptError as problem:
+        raise Usage(f"{problem}; see outmail watch --help") from None
+    options = Options({name: default for name, (default, _, _) in OPTIONS.items()})
+    for flag, value in found:
+        name = "help" if flag == "-h" else flag[2:]
+        options[name] = (*options[name], value) if name == "to" else value if OPTIONS[name][1] else True
+    for name in ("remind", "timeout", "kill-after", "late", "longer-than"):
+        options[name] = _span(name, options[name]) if options[name] else 0
+    for name in ("after", "tail"):
+        options[name] = _number(name, options[name], 1 if name == "after" else 0)
+    options["ok-codes"] = tuple(_number("ok-codes", code, 0) for code in options["ok-codes"].split(","))
+    for name, known in (("on", ("fail", "always", "change", "never")), ("lock", ("", "skip", "wait"))):
+        if options[name] not in known:
+            raise Usage(f"--{name} {options[name]!r}: known are {', '.join(filter(None, known))}")
+    try:
+        re.compile(options["grep-fail"])
+    except re.error as problem:
+        raise Usage(f"--grep-fail: {problem}") from None
+    return options, command
+
+
+def _number(name: str, text: str, least: int) -> int:
+    if not text.strip().isdecimal() or int(text) < least:
+        raise Usage(f"--{name} {text!r}: a whole number of at least {least}")
+    return int(text)
+
+
+_UNITS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
+
+
+def _span(name: str, text: str) -> int:
+    """As `clock.parse_span`, without importing it: this is the fast path."""
+    parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)", text)
+    if not parts or "".join(a + b for a, b in parts) != text.replace(" ", ""):
+        raise Usage(f"--{name} {text!r}: write a number with its unit, such as 90s, 15m, 2h or 1d")
+    return int(sum(float(number) * _UNITS[unit] for number, unit in parts))
+
+
+def _help() -> str:
+    lines = ["usage: outmail watch [options] -- COMMAND [ARGUMENTS]", "", "Run a command and mail when it fails; the command's exit status is returned.", ""]
+    for name, (default, takes, what) in OPTIONS.items():
+        shown = f"--{name}" + (" " + name.upper().rpartition("-")[2] if takes else "")
+        lines.append(f"  {shown:<24} {what}" + (f" [{default}]" if default and takes else ""))
+    return "\n".join(lines) + "\n"
+
+
+# -- running ------------------------------------------------------------------------------------------------------------
+
+
+def _watch(options: Options, command: list[str]) -> int:
+    from outmail.cli import child
+
+    spool = _spool(options)
+    lock = None
+    if options.lock:
+        lock = child.locked(spool, options.name, options.lock == "wait") if spool else None
+        if lock is None and spool:
+            if sys.stderr.isatty():
+                print(f"outmail watch: {options.name} is still running; skipped", file=sys.stderr)
+            return EX_TEMPFAIL
+    if options.start:
+        _heavy(options, lambda report, box: report.started(box, options, command))
+    life = _alive(spool, options, command) if spool else None
+    result = child.run(command, options)
+    if lock is not None:
+        os.close(lock)
+    _tell(options, command, result, spool)
+    if life is not None:
+        os.unlink(life[0])
+        os.close(life[1])
+    return result.status
+
+
+def _tell(options: Options, command: list[str], result: Any, spool: str) -> None:
+    if spool and _nothing_to_say(options, result, spool):
+        try:
+            _note(spool, options, result)
+        except OSError as problem:
+            print(f"outmail watch: the run could not be recorded: {problem}", file=sys.stderr)
+        return
+    _heavy(options, lambda report, box: report.ended(box, options, command, result))
+
+
+def _alive(spool: str, options: Options, command: list[str]) -> tuple[str, int] | None:
+    """A locked file that says what runs: should we be killed, the next run or the service tells it."""
+    import fcntl
+    import json
+    import socket
+    import time
+
+    began = int(time.time() * 1000)
+    path = os.path.join(spool, f"run.{began}-{os.getpid()}")
+    said = {"job": options.name, "kind": "watch", "pid": os.getpid(), "host": socket.gethostname().partition(".")[0], "started_at": began,
+            "to": list(options.to), "command": command}  # fmt: skip
+    try:
+        os.makedirs(spool, mode=0o700, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.write(fd, json.dumps(said).encode())
+    except OSError:
+        return None  # a run is not refused for want of a file; its death is then found by --late only
+    return path, fd
+
+
+def _heavy(options: Options, action: Any) -> bool:
+    """With all of outmail; whatever goes wrong there is said, and changes nothing of the command's result."""
+    try:
+        from outmail.cli.commands import configured
+        from outmail.outbox import with_engine_if_needed
+        from outmail.reports import watch as report
+
+        with with_engine_if_needed(configured(options.config or None, options.store, options.relay)) as box:
+            action(report, box)
+    except BaseException as problem:
+        hint = getattr(problem, "hint", "")
+        print(f"outmail watch: the report failed: {problem or type(problem).__name__}" + (f" ({hint})" if hint else ""), file=sys.stderr)
+    return True
+
+
+def _nothing_to_say(options: Options, result: Any, spool: str) -> bool:
+    """A plain success of a job that is not known to be in trouble."""
+    if options.on not in ("fail", "never") or result.failed or (options["longer-than"] and result.duration_ms > options["longer-than"]):
+        return False
+    if os.path.exists(marks.attention(spool, options.name)):
+        return False
+    return marks.read(marks.late(spool, options.name)) == (str(options.late) if options.late else "")
+
+
+def _note(spool: str, options: Options, result: Any) -> None:
+    import json
+
+    line = {"job": options.name, "at": result.began_ms, "duration_ms": result.duration_ms, "status": result.status, "pid": os.getpid()}
+    marks.append(marks.runs(spool), json.dumps(line))
+
+
+def _spool(options: Options) -> str:
+    """The folder beside the store, found without loading the configuration's checks; "" where only they can tell."""
+    store = options.store or os.environ.get("OUTMAIL_STORE", "")
+    if not store:
+        path = _config_file(options.config or os.environ.get("OUTMAIL_CONFIG", ""))
+        if path:
+            import tomllib
+
+            try:
+                with open(path, "rb") as file:
+                    store = tomllib.load(file).get("store", "")
+            except (OSError, ValueError):
+                return ""
+    if not store:
+        if hasattr(os, "geteuid") and os.geteuid() == 0:
+            store = "/var/lib/outmail/queue.db"
+        else:
+            data = os.environ.get("XDG_DATA_HOME") or os.path.join(os.environ.get("HOME") or os.path.expanduser("~"), ".local", "share")
+            store = os.path.join(data, "outmail", "queue.db")
+    scheme, colon, rest = store.partition(":")
+    if colon and "/" not in scheme:
+        if not scheme.startswith("sqlite"):
+            return ""
+        store = "/" + rest.lstrip("/") if rest.startswith("//") else rest
+    return os.path.realpath(store) + ".spool"
+
+
+def _config_file(named: str) -> str:
+    if named:
+        return named
+    user = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.environ.get("HOME") or os.path.expanduser("~"), ".config")
+    for path in ("outmail.toml", os.path.join(user, "outmail", "config.toml"), "/etc/outmail/config.toml"):
+        if os.path.exists(path):
+            return path
+    return ""

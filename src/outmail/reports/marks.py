@@ -1,0 +1,67 @@
+"""Small files beside the store, for whoever must not load all of outmail to know whether there is something to say.
+
+``attention.<job>`` exists at least as long as a job has something to be said about (it is made before the state is stored and
+removed after); ``late.<job>`` holds the interval that is registered in the store; ``run.<id>`` says what runs, and by its lock
+that it still does; ``watch.jsonl`` holds runs that are not in the store yet, a line each, appended under a lock.
+Does not: import anything that takes time.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+
+def slug(name: str) -> str:
+    """A job's name as part of a file's."""
+    return re.sub(r"[^A-Za-z0-9_-]", "_", name)[:100]
+
+
+def attention(spool: str, name: str) -> str:
+    return os.path.join(spool, f"attention.{slug(name)}")
+
+
+def late(spool: str, name: str) -> str:
+    return os.path.join(spool, f"late.{slug(name)}")
+
+
+def runs(spool: str) -> str:
+    return os.path.join(spool, "watch.jsonl")
+
+
+def read(path: str) -> str:
+    """The text of a mark, "" when there is none."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def put(path: str, text: str = "") -> None:
+    """Make or replace a mark, whole."""
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    temporary = f"{path}.{os.getpid()}.tmp"
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(temporary, path)
+
+
+def drop(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+def append(path: str, line: str) -> None:
+    """One line, whole, in front of whoever folds the lines into the store."""
+    import fcntl
+
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        os.write(fd, (line + "\n").encode())
+    finally:
+        os.close(fd)

@@ -1,0 +1,253 @@
+"""What to say of watched commands, and how it is remembered. `cli.watch` runs them; this is loaded when a mail may be due.
+
+Promises: the run, where the job stands and the mail about it are stored together; N−1 failures in a row say nothing.
+Does not: run commands, or build the door.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from outmail.clock import human_span
+from outmail.model import keyed_id
+from outmail.policy import incident
+from outmail.policy.progress import took
+from outmail.reports import marks, state, vigil
+from outmail.reports.door import ReportDoor
+from outmail.reports.mail import Report, Section, local_time, one_line
+from outmail.reports.post import host, root_id, tell, words
+
+#: Bytes of output kept with a run in the store.
+KEPT = 20_000
+
+
+def started(door: ReportDoor, options: Any, command: list[str]) -> None:
+    """``--start``: a mail before the command runs."""
+    to = _to(door, options)
+    if to:
+        now = door.clock.now()
+        report = Report("started", f"[{host()}] {options.name} has started", f"{options.name} has started on {host()}.", _facts(command, now, None), footer=_footer(options, "it was asked for by --start"))
+        door.report(words(report, to=to, kind="watch", name=options.name, run=str(now), templates=door.report_templates, author=options.name))
+
+
+def ended(door: ReportDoor, options: Any, command: list[str], result: Any) -> None:
+    """A run is over: remember it, and say what there is to say."""
+    fold(door)
+    vigil.dead_runs(door, options.name)
+    attention = marks.attention(door.spool, options.name)
+    if result.failed:
+        _try(lambda: marks.put(attention))
+    rule = incident.Rule(options.after, options.remind, not options.no_recovered)
+    run = keyed_id(f"watch:{options.name}:{result.began_ms}:{os.getpid()}")
+    now = door.clock.now()
+    standing = [incident.Incident()]
+
+    def decide(document: state.Document) -> state.Decision:
+        before = incident.Incident.load(document.get("incident"))
+        after, say = (incident.failed if result.failed else incident.succeeded)(before, rule, now)
+        output = hashlib.sha256(result.output + bytes([result.failed])).hexdigest()
+        word = _word(options, result, say, changed=document.get("output") not in (None, output))
+        mail = None
+        if word and (to := _to(door, options)) and now >= after.muted_until:
+            key = f"report:{run}:{word}"
+            mail = _mail(door, options, command, result, word, before, after, to, run, key)
+            if word == "alert":
+                after = replace(after, thread=door.message_id(key), subject=mail["subject"])
+        if say == "alert" and mail is None:
+            after = replace(after, alerted_at=0, said_at=0)  # nobody was told
+        standing[0] = after
+        changed = {**document, "kind": "watch", "incident": after.dump(), "output": output, "command": command,
+                   "last": {"run": run, "state": "failed" if result.failed else "finished", "at": now, "reason": result.reason}}  # fmt: skip
+        if options.late:
+            changed["late"] = {"every_ms": options.late, "seen_at": now, "to": list(options.to)}
+        else:
+            changed.pop("late", None)
+        return changed, mail
+
+    state.change(door, "job", options.name, decide)
+    state.remember(door, "run", run, _run(options, command, result))
+    state.forget_old_runs(door, options.name)
+    if standing[0].quiet:
+        _try(lambda: marks.drop(attention))
+    _try(lambda: marks.put(marks.late(door.spool, options.name), str(options.late)) if options.late else marks.drop(marks.late(door.spool, options.name)))
+
+
+def _word(options: Any, result: Any, say: incident.Say, *, changed: bool) -> str:
+    """What this run is worth: alert, remind, recovered, finished, failed, or nothing."""
+    if options.on == "never":
+        return ""
+    if say:
+        return say
+    if options.on == "always" or (options.on == "change" and changed):
+        return "failed" if result.failed else "finished"
+    if not result.failed and options["longer-than"] and result.duration_ms > options["longer-than"]:
+        return "slow"
+    return ""
+
+
+def _mail(
+    door: ReportDoor, options: Any, command: list[str], result: Any, word: str, before: incident.Incident, after: incident.Incident, to: tuple[str, ...], run: str, key: str
+) -> dict[str, Any]:
+    name = options.name
+    row = f", {after.failures} in a row" if after.failures > 1 else ""
+    lasted = took(result.duration_ms / 1000)
+    thread: tuple[str, ...] = (root_id("watch", name, str(after.since or before.since or run)),)
+    if word in ("alert", "failed"):
+        made = ("failed", f"FAILED [{host()}] {name}: {result.reason}{row}", f"FAILED: {name}: {result.reason}{row}, after {lasted}.", options_rule(options))
+    elif word == "remind":
+        since = took((door.clock.now() - after.since) / 1000)
+        made = ("reminder", f"Re: {after.subject}", f"STILL FAILING: {name} has failed {after.failures} times in a row, for {since}; last: {result.reason}.", options_rule(options))
+        thread = (*thread, after.thread)
+    elif word == "recovered":
+        down = took((door.clock.now() - before.since) / 1000)
+        what = f"after {before.failures} failures in a row" if before.failures else "it runs again"
+        made = ("recovered", f"Re: {before.subject}", f"RECOVERED: {name} is well again, {what}, {down} after the trouble began.", options_rule(options))
+        thread = (*thread, before.thread)
+    elif word == "slow":
+        made = ("finished", f"SLOW [{host()}] {name}: {lasted}", f"{name} succeeded, but it took {lasted}.", f"--longer-than {human_span(options['longer-than'])}")
+    else:
+        made = ("finished", f"ok [{host()}] {name}: {lasted}", f"{name} has finished well after {lasted}.", f"--on {options.on}")
+    sections = []
+    if not options.no_output and options.tail and (shown := _tail(result, options.tail)):
+        sections.append(Section(f"Output (the last {options.tail} lines)" if result.cut or result.output.count(b"\n") > options.tail else "Output", pre=shown))
+    report = Report(made[0], one_line(made[1]), made[2], _facts(command, result.began_ms, result, after.failures), sections, _footer(options, made[3]))  # type: ignore[arg-type]
+    more: dict[str, Any] = {}
+    if options.attach and not options.no_output and result.output:
+        more["attachments"] = [("output.txt", result.output, "text/plain")]
+    return words(report, to=to, kind="watch", name=name, run=run, thread=tuple(filter(None, thread)), templates=door.report_templates, key=key, author=name, **more)
+
+
+def options_rule(options: Any) -> str:
+    """The policy of a watched command in words."""
+    if options.on == "never":
+        return "no mail (--on never); runs are recorded"
+    text = incident.Rule(options.after, options.remind, not options.no_recovered).in_words()
+    if options.on == "always":
+        text += ", and after every other run"
+    elif options.on == "change":
+        text += ", and when outcome or output is not that of the last run"
+    return text
+
+
+def explain(options: Any) -> str:
+    """``--explain``: everything that can cause a mail, in sentences."""
+    name = options.name or "the command"
+    lines = [f"{name}: {options_rule(options)}."]
+    failures = [f"an exit status other than {', '.join(map(str, options['ok-codes']))}", "an end by a signal"]
+    if options.on_stderr:
+        failures.append("output on stderr")
+    if options.grep_fail:
+        failures.append(f"output that matches {options.grep_fail!r}")
+    if options.timeout:
+        failures.append(f"more than {human_span(options.timeout)} (then SIGTERM, and SIGKILL {human_span(options['kill-after'])} later)")
+    lines.append(f"A failure is: {'; '.join(failures)}.")
+    if options["longer-than"]:
+        lines.append(f"A success that takes longer than {human_span(options['longer-than'])} is told too.")
+    if options.late:
+        lines.append(f"No run for {human_span(options.late)} is told by `outmail run`, or `outmail run --once` from cron.")
+    if options.lock:
+        lines.append("While the last run is still going, this one " + ("is skipped, with status 75." if options.lock == "skip" else "waits."))
+    lines.append("The output is " + ("not in the mail." if options.no_output else f"in the mail: the last {options.tail} lines" + (", and attached whole." if options.attach else ".")))
+    return "\n".join(lines)
+
+
+def _facts(command: list[str], began: int, result: Any, failures: int = 0) -> list[tuple[str, str]]:
+    facts = [("Host", host()), ("Command", shlex.join(command)[:500]), ("Folder", os.getcwd()), ("Started", local_time(began))]
+    if result is not None:
+        facts += [("Duration", took(result.duration_ms / 1000)), ("Exit status", f"{result.status}" + (f" ({result.reason})" if result.reason else ""))]
+        if failures > 1:
+            facts.append(("In a row", f"{failures} failures"))
+        facts.append(("Memory, CPU", f"{result.peak_kb / 1024:,.0f} MB at most, {took(result.cpu)} of CPU time"))
+    return facts
+
+
+def _footer(options: Any, why: str) -> list[str]:
+    return [f"{options.name} on {host()}, watched by outmail", f"Why: {why}", f"Quiet for a while: outmail jobs mute {shlex.quote(options.name)} 8h"]
+
+
+def _tail(result: Any, lines: int) -> str:
+    text = result.output.decode("utf-8", "replace")
+    kept = text.splitlines()[-lines:]
+    return "\n".join(kept)
+
+
+def _to(door: ReportDoor, options: Any) -> tuple[str, ...]:
+    to = tuple(options.to) or door.report_to
+    if not to:
+        tell("nobody is told of watched commands: give --to, or set `to` in the configuration, or $OUTMAIL_TO")
+    return to
+
+
+def _run(options: Any, command: list[str], result: Any) -> state.Document:
+    return {
+        "job": options.name, "kind": "watch", "host": host(), "started_at": result.began_ms, "at": result.began_ms + result.duration_ms,
+        "duration_ms": result.duration_ms, "status": result.status, "state": "failed" if result.failed else "finished", "reason": result.reason,
+        "command": command, "output": "" if options.no_output else result.output[-KEPT:].decode("utf-8", "replace"),
+    }  # fmt: skip
+
+
+def _try(action: Any) -> None:
+    try:
+        action()
+    except OSError as problem:
+        tell(f"a mark beside the store could not be written: {problem}")
+
+
+# -- folding ------------------------------------------------------------------------------------------------------------
+
+
+def fold(door: ReportDoor) -> int:
+    """Runs that were only noted in a line each go into the store; returns how many. Twice the same line is once a run."""
+    import fcntl
+
+    path = marks.runs(door.spool)
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return 0
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        lines = os.pread(fd, os.fstat(fd).st_size, 0).decode("utf-8", "replace").splitlines()
+        found = [run for line in lines if (run := _parsed(line))]
+        if found:
+            door.store.run(_keep(door, found))
+        os.ftruncate(fd, 0)
+    finally:
+        os.close(fd)
+    for name in {run["job"] for run in found}:
+        state.forget_old_runs(door, name)
+    return len(found)
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        run = json.loads(line)
+        return {**run, "job": str(run["job"]), "at": int(run["at"]), "duration_ms": int(run["duration_ms"]), "status": int(run["status"])}
+    except (ValueError, KeyError, TypeError):
+        return None  # a torn line: the disk was full, or somebody wrote here
+
+
+def _keep(door: ReportDoor, found: list[dict[str, Any]]) -> Any:
+    verbs = door.store.verbs
+    for run in found:
+        id = keyed_id(f"watch:{run['job']}:{run['at']}:{run.get('pid')}")
+        at = run["at"] + run["duration_ms"]
+        yield from verbs.note_put("run", id, {
+            "job": run["job"], "kind": "watch", "host": host(), "started_at": run["at"], "at": at, "duration_ms": run["duration_ms"],
+            "status": run["status"], "state": "finished", "reason": "", "output": "",
+        })  # fmt: skip
+        known = yield from verbs.note_get("job", run["job"])
+        document: Mapping[str, Any] = known[0] if known else {}
+        if at >= document.get("last", {}).get("at", 0):
+            document = {**document, "kind": "watch", "last": {"run": id, "state": "finished", "at": at}}
+            if document.get("late"):
+                document["late"] = {**document["late"], "seen_at": at, "told": False}
+            if known is None:
+                document["incident"] = incident.Incident().dump()
+            yield from verbs.note_put("job", run["job"], document)
