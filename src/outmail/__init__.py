@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from outmail.model import Attempt, Dsn, Event, Receipt, RecipientStatus, Reply, Status
     from outmail.outbox import AsyncOutbox, Outbox
     from outmail.reports.decorator import notify
+    from outmail.reports.digest import DigestHandler
     from outmail.reports.jobs import Job, job, track
 
 _HOMES = {
@@ -28,10 +29,11 @@ _HOMES = {
     "outbox": ("AsyncOutbox", "Outbox"),
     "reports.jobs": ("Job", "job", "track"),
     "reports.decorator": ("notify",),
+    "reports.digest": ("DigestHandler",),
 }
 _WHERE = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = ["AsyncOutbox", "Attempt", "ConfigError", "Dsn", "Error", "Event", "Job", "NotFound", "NotStored", "Outbox", "Receipt",
+__all__ = ["AsyncOutbox", "Attempt", "ConfigError", "DigestHandler", "Dsn", "Error", "Event", "Job", "NotFound", "NotStored", "Outbox", "Receipt",
            "RecipientStatus", "Refused", "Reply", "Status", "__version__", "job", "notify", "track"]  # fmt: skip
 
 

@@ -160,7 +160,7 @@ class Outbox:
         self._watcher: threading.Thread | None = None
         if self._threaded:
             self._start()
-        _at_exit(self)
+        _boxes.add(self)
 
     # -- sending ----------------------------------------------------------------------------------------------------
 
@@ -494,13 +494,6 @@ def _tell(listener: Callable[[Event], Any], event: Event) -> None:
 _boxes: weakref.WeakSet[Outbox] = weakref.WeakSet()
 
 
-def _at_exit(box: Outbox) -> None:
-    if not _boxes:
-        atexit.unregister(_close_all)
-        atexit.register(_close_all)
-    _boxes.add(box)
-
-
 def _close_all() -> None:
     try:
         reports_door.closing()
@@ -511,6 +504,9 @@ def _close_all() -> None:
             box.close()
         except Exception:
             log.exception("closing an Outbox at exit failed; its mail stays queued")
+
+
+atexit.register(_close_all)
 
 
 class _Workers:
@@ -652,4 +648,9 @@ def with_engine_if_needed(config: Config, **words: Any) -> Outbox:
     return box
 
 
-reports_door.register(default_outbox)
+def default_spool() -> str:
+    """Its spool folder, from the configuration alone."""
+    return os.path.realpath(store_path(load().store)[0]) + ".spool"
+
+
+reports_door.register(default_outbox, default_spool)

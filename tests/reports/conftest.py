@@ -22,7 +22,7 @@ def told_afresh() -> None:
 
 @pytest.fixture
 def box(sink: Sink, make_box: Callable[..., Outbox]) -> Iterator[Outbox]:
-    yield make_box(relay=sink.url, toml='to = ["me@x.test"]')
+    yield make_box(relay=sink.url, toml=f'to = ["me@x.test"]\nrelay = "{sink.url}"')
 
 
 class Mails:

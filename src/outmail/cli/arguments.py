@@ -115,6 +115,14 @@ def parser() -> argparse.ArgumentParser:
     jobs.add_argument("--json", action="store_true")
     jobs.set_defaults(run="jobs")
 
+    digest = sub.add_parser("digest", parents=common, help="log records that wait for a mail")
+    digest.add_argument("verb", choices=("ls", "show", "send", "drop", "mute"))
+    digest.add_argument("name", nargs="?", metavar="NAME")
+    digest.add_argument("key", nargs="?", metavar="KEY", help="mute: this key only")
+    digest.add_argument("span", nargs="?", metavar="SPAN", help="mute: for how long (8h); 0s ends it")
+    digest.add_argument("--json", action="store_true")
+    digest.set_defaults(run="digest")
+
     config = sub.add_parser("config", parents=common, help="the configuration in force")
     config.add_argument("--json", action="store_true")
     config.set_defaults(run="config")
@@ -133,6 +141,12 @@ def place(top: argparse.ArgumentParser, arguments: argparse.Namespace, rest: lis
     words = [word for word in rest if not word.startswith("-") or ":" in word or word == "-"]
     if words == rest and arguments.command == "queue":
         arguments.selection += rest
+    elif words == rest and arguments.command in ("jobs", "digest"):
+        for word in rest:
+            slot = next((name for name in ("name", "key", "span") if hasattr(arguments, name) and getattr(arguments, name) is None), None)
+            if slot is None:
+                top.error(f"unrecognized arguments: {word}")
+            setattr(arguments, slot or "", word)
     elif words == rest and arguments.command == "store" and len(rest) == 1 and arguments.file is None:
         arguments.file = rest[0]
     else:

@@ -1,4 +1,4 @@
-"""``outmail jobs``: how jobs and watched commands stand, from what reports remember in the store."""
+"""``outmail jobs`` and ``outmail digest``: what reports remember in the store, and how to change it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from outmail.cli.commands import _box
 from outmail.clock import human_span, parse_span
 from outmail.errors import NotFound, Refused
 from outmail.outbox import Outbox
+from outmail.policy.digest import Gathered, in_words
 from outmail.policy.incident import Incident
 from outmail.policy.progress import sparkline, took
+from outmail.reports import digest as digests
 from outmail.reports import marks, state, vigil, watch
-from outmail.reports.mail import local_time
+from outmail.reports.mail import as_text, local_time
 
 
 def jobs(arguments: argparse.Namespace) -> int:
@@ -112,4 +114,89 @@ def _reset(box: Outbox, arguments: argparse.Namespace, document: dict[str, Any])
     for mark in (marks.attention(box.spool, arguments.name), marks.late(box.spool, arguments.name)):
         marks.drop(mark)
     print(f"{arguments.name} begins anew", file=sys.stderr)
+    return 0
+
+
+# -- digests ------------------------------------------------------------------------------------------------------------
+
+
+def digest(arguments: argparse.Namespace) -> int:
+    """What log handlers have gathered."""
+    box = _box(arguments)
+    documents: dict[str, Any] = box.store.read(box.store.verbs.note_list("digest"))
+    if arguments.verb == "ls":
+        if arguments.json:
+            print(json.dumps({name: _digest(document) for name, document in documents.items()}))
+            return 0
+        for name, document in documents.items():
+            found = _digest(document)
+            failing = f"  failing: {', '.join(found['failing'][:5])}" if found["failing"] else ""
+            print(f"{name:<30} {found['waiting']}{failing}")
+        if not documents:
+            print("no digest is known yet", file=sys.stderr)
+        return 0
+    if not arguments.name:
+        print(f"outmail: digest {arguments.verb} needs a handler's name", file=sys.stderr)
+        return EX_USAGE
+    if arguments.name not in documents:
+        raise NotFound(f"no digest named {arguments.name!r} is known; outmail digest ls lists them")
+    return int({"show": _show_digest, "send": _send_digest, "drop": _drop_digest, "mute": _mute_digest}[arguments.verb](box, arguments))
+
+
+def _digest(document: dict[str, Any]) -> dict[str, Any]:
+    pending = Gathered.load(document.get("pending"), 100, 20)
+    incidents = {key: Incident.load(found) for key, found in document.get("incidents", {}).items()}
+    return {
+        "records": pending.total, "waiting": in_words(pending) if pending.total else "nothing waits",
+        "failing": [f"{key} ({one.failures} in a row)" for key, one in incidents.items() if one.failures], "muted": document.get("muted", {}),
+    }  # fmt: skip
+
+
+def _fold_orphans(box: Outbox, name: str, send: bool | None) -> None:
+    """Without its program's rules: nothing is judged, only taken up (or, with ``send``, mailed)."""
+    digests.fold(box, digests.Settings(name, tuple(state.read(box, "digest", name).get("to", ()))), None, None, send=send)
+
+
+def _show_digest(box: Outbox, arguments: argparse.Namespace) -> int:
+    document = state.read(box, "digest", arguments.name)
+    if arguments.json:
+        print(json.dumps({"name": arguments.name, **_digest(document)}))
+        return 0
+    pending = Gathered.load(document.get("pending"), 100, 20)
+    incidents = {key: Incident.load(found) for key, found in document.get("incidents", {}).items()}
+    for key, one in incidents.items():
+        print(f"{key}: {one.failures} failed runs in a row" + (", told" if one.alerted_at else ""))
+    if not pending.total:
+        print(f"{arguments.name}: nothing waits", file=sys.stderr)
+        return 0
+    print(as_text(digests.digest_report(digests.Settings(arguments.name), pending, [], incidents)))
+    return 0
+
+
+def _send_digest(box: Outbox, arguments: argparse.Namespace) -> int:
+    before = state.read(box, "digest", arguments.name).get("mails", [])
+    _fold_orphans(box, arguments.name, True)
+    sent = state.read(box, "digest", arguments.name).get("mails", []) != before
+    print("a mail is queued" if sent else "nothing to send, or nobody to send it to", file=sys.stderr)
+    return 0
+
+
+def _drop_digest(box: Outbox, arguments: argparse.Namespace) -> int:
+    _fold_orphans(box, arguments.name, False)
+    dropped = state.read(box, "digest", arguments.name).get("pending", {}).get("total", 0)
+    state.change(box, "digest", arguments.name, lambda doc: ({**doc, "pending": Gathered().dump()}, None))
+    print(f"{dropped} records dropped", file=sys.stderr)
+    return 0
+
+
+def _mute_digest(box: Outbox, arguments: argparse.Namespace) -> int:
+    """The whole handler, or one key of it."""
+    words = [word for word in (arguments.key, arguments.span) if word]
+    try:
+        until = box.clock.now() + parse_span(words.pop() if words else "8h")
+    except ValueError as problem:
+        raise Refused(str(problem), code="bad-argument") from None
+    key = words[0] if words else ""
+    state.change(box, "digest", arguments.name, lambda doc: ({**doc, "muted": {**doc.get("muted", {}), key: until}}, None))
+    print(f"{arguments.name}{' ' + key if key else ''} is muted until {local_time(until)}; records are counted", file=sys.stderr)
     return 0

@@ -182,9 +182,11 @@ def _alive(spool: str, options: Options, command: list[str]) -> tuple[str, int] 
             "to": list(options.to), "command": command}  # fmt: skip
     try:
         os.makedirs(spool, mode=0o700, exist_ok=True)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        made = os.path.join(spool, f"new-run.{began}-{os.getpid()}")
+        fd = os.open(made, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.write(fd, json.dumps(said).encode())
+        os.rename(made, path)
     except OSError:
         return None  # a run is not refused for want of a file; its death is then found by --late only
     return path, fd

@@ -53,12 +53,20 @@ def closing() -> None:
 
 
 _factory: Callable[[], ReportDoor] | None = None
+_spool: Callable[[], str] | None = None
 
 
-def register(factory: Callable[[], ReportDoor]) -> None:
-    """Called by the wiring."""
-    global _factory
-    _factory = factory
+def register(factory: Callable[[], ReportDoor], spool: Callable[[], str]) -> None:
+    """Called by the wiring. ``spool`` answers without opening anything."""
+    global _factory, _spool
+    _factory, _spool = factory, spool
+
+
+def default_spool() -> str:
+    """The spool folder of the default Outbox, which need not exist yet."""
+    if _spool is None:
+        raise RuntimeError("no Outbox was given and outmail.outbox was not imported")
+    return _spool()
 
 
 def door(given: ReportDoor | None) -> ReportDoor:

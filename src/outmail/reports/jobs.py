@@ -9,7 +9,6 @@ Fails: one line on stderr. Does not: report from forked children, or from ranks 
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
 import signal
@@ -607,7 +606,6 @@ def _after_fork() -> None:
         job._lock = threading.Lock()
 
 
-atexit.register(_at_exit)
 at_close(_at_exit)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)

@@ -27,10 +27,10 @@ class Life:
     def __init__(self, folder: str, id: str) -> None:
         os.makedirs(folder, mode=0o700, exist_ok=True)
         self.path = os.path.join(folder, f"run.{id}")
-        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        if not _lock(self._fd):
-            os.close(self._fd)
-            raise OSError(f"{self.path} is held by another process")
+        made = os.path.join(folder, f"new-run.{id}")  # it gets its name locked: nobody can take the run for dead before
+        self._fd = os.open(made, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        _lock(self._fd)
+        os.rename(made, self.path)
         _open.add(self)
 
     def end(self) -> None:

@@ -39,4 +39,4 @@ def redacted_report(report: Report) -> Report:
 
 
 def _section(section: Section) -> Section:
-    return replace(section, pre=redacted(section.pre), text=redacted(section.text), table=[[redacted(cell) for cell in row] for row in section.table])
+    return replace(section, title=redacted(section.title), pre=redacted(section.pre), text=redacted(section.text), table=[[redacted(cell) for cell in row] for row in section.table])

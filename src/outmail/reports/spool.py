@@ -1,0 +1,122 @@
+"""A handler's file: every record one line, written at once, readable after a kill.
+
+``<spool>/digest.<name>.<id>.jsonl``, locked as long as the process lives, so that the next run knows whose lines are orphans.
+Promises: one ``write`` a record; what was written survives the process (not a power cut: there is no fsync); bounded by
+``limit`` bytes, beyond which records are only counted; a forked child writes to a file of its own.
+Fails: OSError from the constructor. Does not: understand the lines.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import weakref
+from collections.abc import Iterator
+from glob import escape, glob
+from typing import Any
+
+from outmail.reports.marks import slug
+
+_open: weakref.WeakSet[Spool] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for spool in list(_open):
+        spool.abandon()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+class Spool:
+    """This process's file of one handler."""
+
+    def __init__(self, folder: str, name: str, limit: int) -> None:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        self.id = f"{os.getpid()}-{os.urandom(6).hex()}"
+        self.path = _path(folder, name, self.id)
+        made = f"{self.path}.new"  # it gets its name locked: nobody can take it for an orphan before
+        self._fd = os.open(made, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        _lock(self._fd)
+        os.rename(made, self.path)
+        self.pid = os.getpid()
+        self.size = 0
+        self.limit = limit
+        self.dropped = 0
+        _open.add(self)
+
+    def write(self, line: bytes) -> None:
+        """One whole line. Raises OSError (the disk is full)."""
+        if self.size + len(line) > self.limit:
+            self.dropped += 1
+            return
+        if os.write(self._fd, line) != len(line):
+            raise OSError("the disk is full: a line of the spool was cut")
+        self.size += len(line)
+
+    def remove(self) -> None:
+        if self._fd >= 0:
+            try:
+                os.unlink(self.path)
+            except FileNotFoundError:
+                pass
+            self.abandon()
+
+    def abandon(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        _open.discard(self)
+
+
+def _path(folder: str, name: str, id: str) -> str:
+    return os.path.join(folder, f"digest.{slug(name)}.{id}.jsonl")
+
+
+def exists(folder: str, name: str, id: str) -> bool:
+    """True when the file of this process is still there."""
+    return os.path.exists(_path(folder, name, id))
+
+
+def lines(path: str, start: int = 0) -> Iterator[tuple[int, Any]]:
+    """(offset behind it, value) of each whole line; torn or foreign ones are passed over."""
+    with open(path, "rb") as file:
+        file.seek(start)
+        at = start
+        for raw in file:
+            if not raw.endswith(b"\n"):
+                return
+            at += len(raw)
+            try:
+                yield at, json.loads(raw)
+            except ValueError:
+                continue
+
+
+def orphans(folder: str, name: str) -> list[tuple[str, str, int]]:
+    """(id, path, locked descriptor) of files whose process is gone. The caller closes the descriptors."""
+    found = []
+    prefix = f"digest.{slug(name)}."
+    for path in sorted(glob(os.path.join(escape(folder), escape(prefix) + "*.jsonl"))):
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            continue
+        if _lock(fd):
+            found.append((os.path.basename(path)[len(prefix) : -len(".jsonl")], path, fd))
+        else:
+            os.close(fd)
+    return found
+
+
+def _lock(fd: int) -> bool:
+    try:
+        import fcntl
+    except ImportError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
