@@ -171,7 +171,9 @@ def test_what_was_held_back_is_counted(handler: Handlers, box: Outbox, mails: Ma
     assert "3 times" in text(mails.wait(2)[1]) and "4 errors" in str(mails.wait(2)[1]["subject"])
 
 
-def test_a_hundred_thousand_records(handler: Handlers, mails: Mails) -> None:
+def test_a_hundred_thousand_records(handler: Handlers, mails: Mails, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("outmail.reports.digest.GATHER", 3600.0)
+
     def work(one: DigestHandler) -> None:
         for i in range(100_000):
             log.error("record %d", i)
@@ -324,3 +326,15 @@ def test_gathering_is_bounded_and_counts_exactly() -> None:
     assert group.count == sum(group.times.values()) == 100_000 and len(group.times) <= 60 and len(one.head) == 1 and "× 100000" in one.head[0]
     again = Gathered.load(json.loads(json.dumps(one.dump())), 100, 20)
     assert again.dump() == one.dump()
+
+
+def test_every_kind_of_mail_has_its_pictures() -> None:
+    from outmail.reports.mail import _TONE
+
+    folder = Path(__file__).parents[2] / "docs" / "img" / "mails"
+    names = {path.stem for path in folder.glob("*.txt")}
+    assert set(_TONE) - {"reminder"} <= names and "watch-reminder" in names
+    for name in names:
+        assert (folder / f"{name}-light.png").exists() and (folder / f"{name}-dark.png").exists()
+        assert all(len(line) <= 78 for line in (folder / f"{name}.txt").read_text().splitlines() if not line.startswith(("Subject:", "From:")))
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 3_000_000

@@ -102,7 +102,7 @@ class Gathered:
     levels: dict[str, int] = field(default_factory=dict)
     last: str = ""
     same: int = 0
-    head_size: int = 100
+    head_size: int = 50
     tail_size: int = 20
 
     def add(self, line: Line, text: str, *, counts: bool) -> None:

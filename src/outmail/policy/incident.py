@@ -30,7 +30,7 @@ class Rule:
 
     def in_words(self) -> str:
         """The policy as a sentence's parts."""
-        parts = ["a mail after each first failure" if self.after == 1 else f"a mail after {self.after} failures in a row"]
+        parts = ["a mail at the first failure" if self.after == 1 else f"a mail after {self.after} failures in a row"]
         if self.remind:
             from outmail.clock import human_span
 

@@ -49,7 +49,7 @@ class DigestHandler(logging.Handler):
     def __init__(
         self, to: str | Sequence[str] | None = None, subject: str = "", *, name: str | None = None, level: int | str = logging.NOTSET,
         trigger_level: int | str = logging.ERROR, min_records: int = 1, after_runs: int = 1, remind: str | None = None, recovered: bool = True,
-        max_delay: str = "15m", at_most: str | int = "4/h", head: int = 100, tail: int = 20, spool_limit: int = 64_000_000,
+        max_delay: str = "15m", at_most: str | int = "4/h", head: int = 50, tail: int = 20, spool_limit: int = 64_000_000,
         group_by: Callable[[logging.LogRecord], str] | None = None, only_errors: bool = False, threshold: int | None = None,
         outbox: ReportDoor | None = None,
     ) -> None:  # fmt: skip
@@ -216,7 +216,7 @@ class DigestHandler(logging.Handler):
 class Settings:
     """What folding needs to know of a handler; the command makes one for a handler it only knows by name."""
 
-    def __init__(self, name: str, to: tuple[str, ...] = (), subject: str = "", rules: policy.Rules | None = None, head: int = 100, tail: int = 20) -> None:
+    def __init__(self, name: str, to: tuple[str, ...] = (), subject: str = "", rules: policy.Rules | None = None, head: int = 50, tail: int = 20) -> None:
         self.name, self.to, self.subject, self.rules, self.head, self.tail = name, to, subject, rules or policy.Rules(), head, tail
 
 

@@ -126,10 +126,11 @@ def _text_table(rows: Sequence[Sequence[str]]) -> str:
     widths = [min(40, max(len(row[i]) for row in cells)) for i in range(columns)]
     wide = widths.index(max(widths))
     widths[wide] = max(min(10, widths[wide]), min(widths[wide], WIDTH - sum(widths) + widths[wide] - 2 * (columns - 1)))
+    right = [len(cells) > 1 and all(_numeric(row[i]) for row in cells[1:]) for i in range(columns)]
     lines = []
     for row in cells:
         shown = [cell if len(cell) <= width else cell[: width - 1] + "…" for cell, width in zip(row, widths)]
-        lines.append("  ".join(cell.rjust(width) if _numeric(cell) else cell.ljust(width) for cell, width in zip(shown, widths)).rstrip())
+        lines.append("  ".join(cell.rjust(width) if numeric else cell.ljust(width) for cell, width, numeric in zip(shown, widths, right)).rstrip())
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(lines)
 
@@ -214,11 +215,12 @@ def _html_section(section: Section) -> str:
 
 
 def _html_table(rows: Sequence[Sequence[str]]) -> str:
+    right = [all(_numeric(row[i]) for row in rows[1:]) if len(rows) > 1 else False for i in range(len(rows[0]))]
+
     def row(cells: Sequence[str], head: bool) -> str:
         shown = []
-        for cell in cells:
-            align = "right" if _numeric(cell) and not head else "left"
-            style = f"padding:4px 14px 4px 0;text-align:{align};vertical-align:top;border-bottom:1px solid #e3e7eb"
+        for cell, numeric in zip(cells, right):
+            style = f"padding:4px 14px 4px 0;text-align:{'right' if numeric else 'left'};vertical-align:top;border-bottom:1px solid #e3e7eb"
             tag, kind = ("th", ' class="th rule"') if head else ("td", ' class="rule"')
             weight = ";font-weight:600;color:#5c6570" if head else ""
             shown.append(f'<{tag}{kind} style="{style}{weight}">{html.escape(clean(cell))}</{tag}>')

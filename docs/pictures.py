@@ -1,0 +1,191 @@
+"""Make docs/img/mails: one of each report, from the real code, as text and as pictures in light and dark (needs chromium).
+
+Run: python docs/pictures.py [--only-text]. Nothing is sent: the mails are read back from a queue in a temporary folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import email
+import email.policy
+import linecache
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from email.message import EmailMessage
+from pathlib import Path
+from typing import Any, cast
+from unittest import mock
+
+import outmail
+from outmail.cli import child
+from outmail.cli.watch import parse
+from outmail.config import from_toml
+from outmail.outbox import Outbox
+from outmail.reports import jobs, state, vigil, watch
+from outmail.reports.jobs import Job
+
+HERE = Path(__file__).parent / "img" / "mails"
+START = 1_795_250_000.0
+CRAWL = """
+def fetch(url):
+    raise ValueError(f"{url} answered 503 three times")
+
+def main():
+    fetch("https://reader:secret@feeds.example.net/b")
+"""
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("--only-text", action="store_true")
+    options = arguments.parse_args()
+    HERE.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder, mock.patch("socket.gethostname", lambda: "web1.example.org"), mock.patch("os.getcwd", lambda: "/srv/backup"):
+        box = Outbox(Path(folder) / "q.db", config=from_toml('from = "robot@example.org"\nto = ["me@example.org"]', "pictures", {}), deliver="never")
+        sys.argv = ["crawl.py", "--all"]
+        for name, mail in samples(box, Path(folder)).items():
+            text, page = _part(mail, "plain"), _part(mail, "html")
+            (HERE / f"{name}.txt").write_text(f"Subject: {mail['subject']}\nFrom: {mail['from']}\n\n{text}")
+            if not options.only_text:
+                for mode in ("light", "dark"):
+                    picture(page, HERE / f"{name}-{mode}.png", mode, Path(folder))
+        jobs._active.clear()
+        box.close()
+
+
+def samples(box: Outbox, folder: Path) -> dict[str, EmailMessage]:
+    """Name → mail, one for each state."""
+    made: dict[str, EmailMessage] = {}
+
+    def newest(name: str) -> None:
+        made[name] = cast(EmailMessage, email.message_from_bytes(box.content(list(box.find())[-1].id), policy=email.policy.default))
+
+    job = _job(box, done=0)
+    job._say_start()
+    newest("started")
+    job = _job(box, done=20_160)
+    job.note("switched to the second proxy")
+    job.table([("Source", "Pages", "Errors"), ("feeds", "18,204", "3"), ("sitemaps", "1,956", "0")], "Sources")
+    job._say_progress()
+    newest("progress")
+    job._say(job._report("stalled", f"{job.name} has not moved for 31 min."), "stalled")
+    newest("stalled")
+    job = _job(box, done=48_000)
+    job.metric("new pages", 12)
+    job.close()
+    newest("finished")
+    job = _job(box, done=31_077)
+    logging.getLogger("crawl").warning("feed https://feeds.example.net/a took 41 s")
+    logging.getLogger("crawl").error("feed https://feeds.example.net/b answered 503")
+    try:
+        _program("/srv/crawl/crawl.py", CRAWL)["main"]()
+    except ValueError as problem:
+        job.close(problem.with_traceback(problem.__traceback__.tb_next if problem.__traceback__ else None))
+    newest("failed")
+    _job(box, done=48_000).close()
+    newest("recovered")
+    job = _job(box, done=9_411)
+    job._signal = "SIGTERM"
+    job.close(SystemExit(143))
+    newest("stopped")
+    state.remember(box, "run", "deadrun", {"job": "crawl", "kind": "job", "host": "web1", "pid": 4711, "started_at": int(START * 1000), "at": int(START * 1000) + 7_200_000,
+                                           "done": 20_160, "total": 48_000, "state": "running", "to": []})  # fmt: skip
+    os.makedirs(box.spool, exist_ok=True)
+    Path(box.spool, "run.deadrun").touch()
+    vigil.dead_runs(box)
+    newest("dead")
+    for name, script, words in (("watch-failed", "seq 1 3; echo 'rsync: connection unexpectedly closed' >&2; exit 23", ["--after", "1", "--remind", "1ms"]),
+                                ("watch-reminder", "echo 'rsync: connection unexpectedly closed'; exit 23", ["--after", "1", "--remind", "1ms"]),
+                                ("watch-recovered", "echo 'sent 18,204 files'", ["--after", "1"])):  # fmt: skip
+        options, command = parse([*words, "--name", "backup", "--quiet", "--", "sh", "-c", script])
+        time.sleep(0.01)
+        watch.ended(box, options, command, child.run(command, options))
+        newest(name)
+    state.remember(box, "job", "nightly", {"late": {"every_ms": 93_600_000, "seen_at": int(time.time() * 1000) - 100_000_000, "to": []}})
+    vigil.late_jobs(box)
+    newest("late")
+    _digest(box)
+    newest("digest")
+    for _ in range(3):
+        _feeds(box)
+    newest("digest-key")
+    return made
+
+
+def _job(box: Outbox, done: int) -> Job:
+    job = Job("crawl", 48_000, outbox=box, strict=True, bar=False, start=False, initial=0)
+    job.start()
+    job._began -= 8040
+    job._began_at -= 8040
+    job._estimate.started -= 8040
+    job._estimate._at -= 8040
+    for i in range(1, 61):
+        job._estimate.sample(int(done * i / 60 * (0.8 + 0.2 * i / 60)), job._began + 134 * i)
+    job.done = done
+    return job
+
+
+def _program(path: str, source: str) -> dict[str, Any]:
+    """A module that looks as if it had been read from ``path``."""
+    linecache.cache[path] = (len(source), None, source.splitlines(True), path)
+    names: dict[str, Any] = {}
+    exec(compile(source, path, "exec"), names)
+    return names
+
+
+def _digest(box: Outbox) -> None:
+    handler = outmail.DigestHandler(outbox=box, name="importer", head=20, tail=5)
+    clock = START
+    with handler.run():
+        for i in range(240):
+            clock += 17
+            slow = logging.LogRecord("importer.fetch", 30, "f", 1, "feed %s took %d s", (f"f{i % 9}", 5 + i % 30), None)
+            failed = logging.LogRecord("importer.fetch", 40, "f", 1, "feed %s answered 503", (f"f{i % 5}",), None)
+            for record in [slow, *([failed] if i % 20 in (3, 4, 5) and i > 80 else [])]:
+                record.created = clock
+                handler.handle(record)
+        try:
+            _program("/srv/importer/parse.py", 'def title(entry):\n    return entry["title"]\n')["title"]({})
+        except KeyError as problem:
+            trace = problem.__traceback__.tb_next if problem.__traceback__ else None
+            record = logging.LogRecord("importer.parse", 40, "f", 1, "entry %s has no title", (4711,), (KeyError, problem.with_traceback(trace), trace))
+            record.created = clock
+            handler.handle(record)
+    handler.close()
+
+
+def _feeds(box: Outbox) -> None:
+    handler = outmail.DigestHandler(outbox=box, name="feeds", after_runs=3)
+    with handler.run():
+        record: Any = logging.LogRecord("feeds", 40, "f", 1, "feed %s failed: %s", ("daily-news", "503"), None)
+        record.key = "daily-news"
+        handler.handle(record)
+    handler.close()
+
+
+def _part(mail: EmailMessage, kind: str) -> str:
+    part = mail.get_body((kind,))
+    assert part is not None
+    return str(part.get_content()).replace("\r\n", "\n")
+
+
+def picture(page: str, target: Path, mode: str, folder: Path) -> None:
+    """A screenshot of the HTML part, cut to its height."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or sys.exit("chromium is needed for the pictures")
+    source = folder / "page.html"
+    source.write_text(page + "<script>document.title = document.querySelector('.page').offsetHeight</script>")
+    common = [program, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--blink-settings=preferredColorScheme={'01'[mode == 'light']}"]
+    seen = subprocess.run([*common, "--window-size=760,800", "--dump-dom", source.as_uri()], check=True, capture_output=True, timeout=120)
+    match = re.search(rb"<title>(\d+)</title>", seen.stdout)
+    height = int(match[1]) if match else 1200
+    subprocess.run([*common, f"--window-size=760,{height}", f"--screenshot={target}", source.as_uri()], check=True, capture_output=True, timeout=120)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Interfaces of predecessors, so that a program moves here by changing an import. Nothing of outmail depends on them."""
