@@ -277,6 +277,40 @@ def drained_apart(path: Path, port: int, count: int = 20_000) -> tuple[float, fl
     return rate, memory
 
 
+def reporting(folder: Path) -> list[str]:
+    """Jobs, digests and watched commands against what they stand in for."""
+    import logging
+
+    box = Outbox(folder / "r.db", config=CONFIG, deliver="never")
+    with outmail.job("bench", total=10**9, every="10%", outbox=box, bar=False, finish=False) as job:
+        update = job.update
+        once = timed(lambda: [update() for _ in range(300_000)]) / 300_000
+    record = logging.LogRecord("bench", 30, "f", 1, "feed %s took %d s", ("x", 5), None)
+    plain, digest = logging.FileHandler(folder / "plain.log"), outmail.DigestHandler(outbox=box, name="bench", at_most=1000)
+    ratios = []
+    for _ in range(5):
+        file = timed(lambda: [plain.handle(record) for _ in range(20_000)])
+        ratios.append(timed(lambda: [digest.handle(record) for _ in range(20_000)]) / file)
+    digest.flush()
+    kinds = [logging.LogRecord("bench", 40, "f", 1, f"kind {i}", (), None) for i in range(10_000)]
+    for one in kinds:
+        digest.handle(one)
+    finish = timed(digest.flush)
+    digest.close()
+    box.close()
+    env = {**os.environ, "OUTMAIL_STORE": str(folder / "w.db")}
+    bare = statistics.median(timed(lambda: subprocess.run([sys.executable, "-c", "pass"], check=True)) for _ in range(21))
+    program = str(Path(sys.executable).with_name("outmail"))
+    watched = statistics.median(timed(lambda: subprocess.run([program, "watch", "--", "true"], check=True, env=env)) for _ in range(21))
+    return [
+        "", "| reporting | | wanted |", "|---|---|---|",
+        f"| `job.update()` when nothing is due | {once * 1e6:.2f} µs | < 2 µs |",
+        f"| `DigestHandler.emit` beside `FileHandler.emit` | {statistics.median(ratios):.1f} × | ≤ 3 × |",
+        f"| `outmail watch -- true` beside `python -c pass` | {watched / bare:.1f} × | ≤ 6 × |",
+        f"| finishing a run with 10,000 kinds of records | {finish:.2f} s | < 1 s |",
+    ]  # fmt: skip
+
+
 def importing() -> list[str]:
     def best(code: str) -> float:
         return min(timed(lambda: subprocess.run([sys.executable, "-c", code], check=True)) for _ in range(15)) * 1000
@@ -299,7 +333,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="outmail-bench-", dir=os.environ.get("BENCH_DIR")) as temporary:
         folder = Path(temporary)
         for section in (lambda: accepting(folder, count, rounds), lambda: draining(folder, drained, min(3, rounds)), lambda: peer(folder),
-                        lambda: waiting(folder, large), importing):  # fmt: skip
+                        lambda: waiting(folder, large), lambda: reporting(folder), importing):  # fmt: skip
             fresh = section()
             print("\n".join(fresh), flush=True)
             lines += fresh

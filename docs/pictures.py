@@ -105,7 +105,7 @@ def samples(box: Outbox, folder: Path) -> dict[str, EmailMessage]:
                                 ("watch-recovered", "echo 'sent 18,204 files'", ["--after", "1"])):  # fmt: skip
         options, command = parse([*words, "--name", "backup", "--quiet", "--", "sh", "-c", script])
         time.sleep(0.01)
-        watch.ended(box, options, command, child.run(command, options))
+        watch.ended(box, options, ["backup", "--all", "/home"], child.run(command, options))
         newest(name)
     state.remember(box, "job", "nightly", {"late": {"every_ms": 93_600_000, "seen_at": int(time.time() * 1000) - 100_000_000, "to": []}})
     vigil.late_jobs(box)

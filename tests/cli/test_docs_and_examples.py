@@ -28,7 +28,7 @@ def test_every_setting_is_documented_and_the_sample_is_valid(tmp_path: Path) -> 
 
 def test_every_command_is_in_the_readme_or_changelog() -> None:
     text = (ROOT / "README.md").read_text() + (ROOT / "CHANGELOG.md").read_text()
-    for command in ("demo", "send", "run", "queue", "show", "log", "events", "why", "explain", "test", "store", "config"):
+    for command in ("demo", "send", "run", "queue", "show", "log", "events", "why", "explain", "test", "store", "config", "watch", "jobs", "digest"):
         assert re.search(rf"\b{command}\b", text), command
 
 
@@ -51,11 +51,34 @@ def test_links_in_the_docs_lead_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-@pytest.mark.parametrize("name", ["queue_and_cron", "rows_dump_one"])
+EXAMPLES = {"queue_and_cron": 3, "rows_dump_one": 1, "progress_from_dictionaries": 4, "log_over_three_runs": 1}
+
+
+def _example(name: str, sink: Sink, tmp_path: Path) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run([sys.executable, str(ROOT / "examples" / f"{name}.py"), str(tmp_path / "q.db"), sink.url], capture_output=True, timeout=60, check=False, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_examples_run(name: str, sink: Sink, tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, str(ROOT / "examples" / f"{name}.py"), str(tmp_path / "q.db"), sink.url], capture_output=True, timeout=60, check=False)
+    done = _example(name, sink, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert b"delivered" in done.stdout and len(sink.messages) == (3 if name == "queue_and_cron" else 1)
+    assert b"delivered" in done.stdout and len(sink.messages) == EXAMPLES[name]
+    assert f"`{name}.py`" in (ROOT / "examples" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["progress_from_dictionaries", "log_over_three_runs"])
+def test_a_server_that_greylists_is_told_with_the_command_that_sends_the_rest(name: str, tmp_path: Path) -> None:
+    with Sink("RCPT: 451 4.7.1 greylisted, try again x8") as sink:
+        done = _example(name, sink, tmp_path)
+        assert done.returncode == 0 and not sink.messages
+        told = re.search(rb"still queued \((451 4\.7\.1 greylisted[^)]*)\); to go out with the next run, or by: outmail (run --once --store \S+)", done.stderr)
+        assert told, done.stderr
+        sink.rules.clear()
+        store = told[2].split()[-1].decode()
+        outmail = [sys.executable, "-m", "outmail"]
+        subprocess.run([*outmail, "queue", "retry", "ALL", "--store", store], check=True, timeout=60, capture_output=True)
+        subprocess.run([*outmail, *told[2].decode().split()], check=True, timeout=60, capture_output=True)
+        assert len(sink.messages) == EXAMPLES[name]
 
 
 def test_the_demo_holds() -> None:

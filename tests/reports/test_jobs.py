@@ -288,3 +288,24 @@ def test_templates_can_be_replaced(box: Outbox, mails: Mails, tmp_path: Path) ->
         pass
     (mail,) = mails.wait(1)
     assert text(mail).startswith("ours: own has finished") and "<table" in page(mail)
+
+
+def test_a_job_through_a_relay_restart(make_box: MakeBox) -> None:
+    """The expected list of mails, in one thread: what waited is coalesced into the last word."""
+    with Sink() as first:
+        port = first.port
+        box = make_box(relay=first.url, toml=f'to = ["me@x.test"]\nrelay = "{first.url}"')
+        job = outmail.job("long", total=40, every=10, outbox=box, start=True, min_interval="").start()
+        first.wait_for(1, 10)
+    for _ in range(40):
+        job.update()
+        job.wait()
+    job.close()
+    with Sink(port=port) as second:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline and not second.messages:
+            box.retry("state:queued")
+            time.sleep(0.1)
+        mails = [*Mails(first).wait(1), *Mails(second).wait(1)]
+    assert len({str(mail["subject"]) for mail in mails}) == 1 and len({str(mail["references"]) for mail in mails}) == 1
+    assert "has started" in text(mails[0]) and "has finished" in text(mails[1]) and "40 of 40" in text(mails[1])

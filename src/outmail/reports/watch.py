@@ -160,7 +160,7 @@ def explain(options: Any) -> str:
 def _facts(command: list[str], began: int, result: Any, failures: int = 0) -> list[tuple[str, str]]:
     facts = [("Host", host()), ("Command", shlex.join(command)[:500]), ("Folder", os.getcwd()), ("Started", local_time(began))]
     if result is not None:
-        facts += [("Duration", took(result.duration_ms / 1000)), ("Exit status", f"{result.status}" + (f" ({result.reason})" if result.reason else ""))]
+        facts += [("Duration", took(result.duration_ms / 1000)), ("Exit status", f"{result.status}" + (f" ({result.reason})" if result.reason and not result.reason.startswith("exit status") else ""))]
         if failures > 1:
             facts.append(("In a row", f"{failures} failures"))
         facts.append(("Memory, CPU", f"{result.peak_kb / 1024:,.0f} MB at most, {took(result.cpu)} of CPU time"))
