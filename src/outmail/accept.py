@@ -9,18 +9,22 @@ Fails: `Refused` for the message, `NotStored` for the store. Does not: compose (
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from outmail.clock import Clock, as_datetime
+from outmail.commits import Committer
 from outmail.errors import NotStored, Refused
 from outmail.mime import headers, splice
 from outmail.model import NEEDS_8BIT, NEEDS_UTF8, PRIORITIES, Dsn, Message, Receipt, Recipient, keyed_id, new_id
 from outmail.policy.route import Routes, allowed
 from outmail.smtp.syntax import AddressError, parse_mailbox, printable, valid_key
 from outmail.store import Store, Trouble, Verb
+
+log = logging.getLogger("outmail")
 
 #: A condition that is part of the transaction.
 When = Callable[[], Verb[bool]]
@@ -42,7 +46,7 @@ class Terms:
     hostname: str = "localhost"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Draft:
     """A complete message on its way in. ``route`` forces a route's name; ``due`` and ``expires_at`` are instants."""
 
@@ -57,6 +61,8 @@ class Draft:
     route: str | None = None
     dsn: Dsn | None = None
     id: str | None = None
+    #: The line ends are known to be CRLF, the last one included, and there is no NUL: the SMTP dialogue has looked.
+    normal: bool = False
 
 
 @dataclass(slots=True)
@@ -93,7 +99,7 @@ class Door:
         if len(draft.content) > terms.message_size:
             raise Refused(f"the message has {len(draft.content)} bytes; the limit is {terms.message_size} ([limits] message_size)", code="too-large")
         try:
-            content = splice.normalised(draft.content)
+            content = draft.content if draft.normal else splice.normalised(draft.content)
             head = splice.look(content)
         except splice.ContentError as problem:
             raise Refused(str(problem), code=problem.code) from None
@@ -125,12 +131,14 @@ class Door:
             raise not_stored(problem) from None
         self.fail("C2")
         self.wake()
-        return [Receipt(id, message_id, as_datetime(at), True, duplicate) for id, message_id, at, duplicate in added]
+        return [receipt(one) for one in added]
 
-    def _add(self, messages: Sequence[Message], uploads: dict[str, str], supersede: str | None, when: When | None) -> Any:
+    def _add(
+        self, messages: Sequence[Message], uploads: dict[str, str], supersede: str | None, when: When | None, taken: dict[str, tuple[int, int]] | None = None
+    ) -> Any:
         if when is not None and not (yield from when()):
             return []
-        result = (yield from self.store.verbs.add(messages, uploads, supersede)) if messages else []
+        result = (yield from self.store.verbs.add(messages, uploads, supersede, taken)) if messages else []
         self.fail("C1")
         return result
 
@@ -166,6 +174,84 @@ class Door:
 
     def _route(self, draft: Draft, sender: str, address: str) -> str:
         return draft.route or self.terms.routes.choose(sender, address, draft.tag)
+
+
+class HandOver(Protocol):
+    """An engine in the same loop: it may take messages in the moment they are accepted."""
+
+    def offer(self, messages: Sequence[Message]) -> dict[str, tuple[int, int]]:
+        """(owner, lease) by id of those it takes; called right before the commit."""
+
+    def taken(self, messages: Sequence[Message], leases: dict[str, tuple[int, int]], added: Sequence[Any] | None) -> None:
+        """After the commit: what `verbs.add` said of all messages, or None when nothing was stored."""
+
+
+#: A lone acceptance waits this long for others to share its commit.
+GATHER = 0.001
+
+
+class LoopDoor:
+    """The same door for an asyncio loop: acceptances of one turn share a commit, and what has room goes straight to the engine.
+
+    `accept` returns at once; ``then`` gets the message's id, or a `Refused` or `NotStored` as a value, after the commit.
+    """
+
+    def __init__(self, door: Door, commits: Committer, engine: HandOver | None = None) -> None:
+        self.door = door
+        self.in_flight = 0
+        self._commits = commits
+        self._engine = engine
+        self._waiting: list[tuple[Message, Callable[[str | Exception], None]]] = []
+        commits.contributor(self._contribute)
+
+    def accept(self, draft: Draft, then: Callable[[str | Exception], None]) -> None:
+        """Check now, store with the others of this moment."""
+        try:
+            message = self.door.complete(draft)
+        except Refused as refusal:
+            then(refusal)
+            return
+        self.in_flight += len(message.content)
+        if len(message.content) > LONG:  # piece by piece, on the writer's thread
+            self._commits.call(lambda: self.door.keep([message])[0].id, lambda answer: self._answer(message, then, answer))
+            return
+        self._waiting.append((message, then))
+        self._commits.soon(GATHER if len(self._waiting) == 1 else 0.0)
+
+    def _contribute(self) -> None:
+        if not self._waiting:
+            return
+        waiting, self._waiting = self._waiting, []
+        messages = [message for message, _ in waiting]
+        leases = self._engine.offer(messages) if self._engine is not None else {}
+        verb = self.door._add(messages, {}, None, None, leases)
+        self._commits.ask(verb, lambda answer: self._landed(waiting, messages, leases, answer))
+
+    def _landed(self, waiting: list[tuple[Message, Any]], messages: list[Message], leases: dict[str, tuple[int, int]], answer: Any) -> None:
+        failed = isinstance(answer, BaseException)
+        if not failed:
+            self.door.fail("C2")
+        if self._engine is not None and leases:
+            self._engine.taken(messages, leases, None if failed else answer)
+        if not failed and len(leases) < len(messages):
+            self.door.wake()
+        for i, (message, then) in enumerate(waiting):
+            self._answer(message, then, answer if failed else answer[i][0])
+
+    def _answer(self, message: Message, then: Callable[[str | Exception], None], answer: Any) -> None:
+        self.in_flight -= len(message.content)
+        if isinstance(answer, Trouble):
+            answer = not_stored(answer)
+        elif isinstance(answer, BaseException) and not isinstance(answer, (Refused, NotStored)):
+            log.error("a message could not be stored by a bug of outmail", exc_info=answer)
+            answer = NotStored(f"internal error: {answer!r}")
+        then(answer)
+
+
+def receipt(added: Any) -> Receipt:
+    """What `verbs.add` said of one message, for the caller."""
+    id, message_id, at, duplicate, _ = added
+    return Receipt(id, message_id, as_datetime(at), True, duplicate)
 
 
 def _completed(content: bytes, head: splice.Head, message_id: str, now: int) -> bytes:

@@ -19,8 +19,9 @@ from typing import Any
 
 from outmail.clock import parse_span
 from outmail.errors import ConfigError
+from outmail.policy.admission import Network, networks
 from outmail.policy.retry import Retry, Schedule
-from outmail.policy.route import RELAY_SETTINGS, Relay, Routes, Rule, parse_relay
+from outmail.policy.route import RELAY_SETTINGS, Relay, Routes, Rule, is_loopback, parse_relay
 from outmail.selection import parse_size
 from outmail.smtp.syntax import AddressError, parse_mailbox
 
@@ -33,7 +34,8 @@ _TOP: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 _TABLES: dict[str, dict[str, tuple[type, ...]]] = {
     "retry": {"schedule": (str,), "expire": (str,), "soft_bounce": (bool,), "on_uncertain": (str,)},
-    "listen": {"smtp": (list,), "lmtp": (list,), "submission": (list,)},
+    "listen": {"smtp": (list,), "lmtp": (list,), "submission": (list,), "networks": (list,), "certificate": (str,), "key": (str,), "users_file": (str,),
+               "connections": (int,), "rate": (int,), "normalise": (bool,)},
     "limits": {"message_size": (str, int), "recipients": (int,)},
     "safety": {"only_to": (list,), "redirect_to": (str,)},
     "retention": {"bodies": (str,), "records": (str,), "transcripts": (str,)},
@@ -45,6 +47,22 @@ _ROUTE_KEYS = {"from": (str, list), "to": (str, list), "tag": (str, list), "rela
 
 
 @dataclass(frozen=True, slots=True)
+class Listen:
+    """``[listen]``: addresses are ``host:port`` or ``unix:/path``. ``rate``: messages a minute for each client, 0 for no limit."""
+
+    smtp: tuple[str, ...] = ()
+    lmtp: tuple[str, ...] = ()
+    submission: tuple[str, ...] = ()
+    networks: tuple[Network, ...] = ()
+    certificate: str = ""
+    key: str = ""
+    users_file: str = ""
+    connections: int = 1000
+    rate: int = 0
+    normalise: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """Everything a configuration can say, checked."""
 
@@ -53,6 +71,7 @@ class Config:
     sender: str = ""
     to: tuple[str, ...] = ()
     retry: Retry = field(default_factory=Retry)
+    listen: Listen = field(default_factory=Listen)
     message_size: int = 50_000_000
     recipients: int = 10_000
     only_to: tuple[str, ...] = ()
@@ -81,6 +100,8 @@ class Config:
             "retry": {"expire_ms": self.retry.expire, "steps_ms": list(self.retry.schedule.steps), "endless": self.retry.schedule.endless,
                       "soft_bounce": self.retry.soft_bounce, "on_uncertain": self.retry.on_uncertain},
             "limits": {"message_size": self.message_size, "recipients": self.recipients},
+            "listen": {"smtp": list(self.listen.smtp), "lmtp": list(self.listen.lmtp), "submission": list(self.listen.submission),
+                       "networks": [str(network) for network in self.listen.networks]},
             "safety": {"only_to": list(self.only_to), "redirect_to": self.redirect_to or None},
             "retention_ms": dict(self.retention), "transcripts": self.transcripts, "hostname": self.hostname,
             "reports": {"templates": self.templates or None},
@@ -133,8 +154,6 @@ def _build(data: dict[str, Any], source: str, env: Mapping[str, str]) -> Config:
     _check(data, _TOP, "")
     for table, keys in _TABLES.items():
         _check(data.get(table, {}), keys, f"[{table}] ")
-    if data.get("listen") and any(data["listen"].values()):
-        raise ValueError("[listen]: receiving mail by SMTP is not part of this version yet; leave the lists empty")
     if data.get("outbox"):
         raise ValueError("[[outbox]]: emptying applications' databases is not part of this version yet")
     if data.get("loopback"):
@@ -149,6 +168,7 @@ def _build(data: dict[str, Any], source: str, env: Mapping[str, str]) -> Config:
         sender=_mailbox("from", env.get("OUTMAIL_FROM") or data.get("from", "")),
         to=tuple(_mailbox("to", item) for item in ([to] if isinstance(to, str) else to)),
         retry=_retry(data.get("retry", {})),
+        listen=_listen(data.get("listen", {})),
         only_to=tuple(_texts("[safety] only_to", safety.get("only_to", []))),
         redirect_to=_mailbox("[safety] redirect_to", safety.get("redirect_to", "")),
         transcripts=_one_of("transcripts", data.get("transcripts", "failures"), ("failures", "all", "none")),
@@ -279,6 +299,37 @@ def _retry(table: Mapping[str, Any]) -> Retry:
         raise ValueError('[retry] on_uncertain = "verify" needs loopback, which is not part of this version yet; use "retry" or "hold"')
     _one_of("[retry] on_uncertain", policy, ("retry", "hold"))
     return replace(retry, soft_bounce=table.get("soft_bounce", False), on_uncertain=policy)
+
+
+def _listen(table: dict[str, Any]) -> Listen:
+    texts = {key: tuple(_texts(f"[listen] {key}", table.get(key, []))) for key in ("smtp", "lmtp", "submission", "networks")}
+    settings = {key: table[key] for key in ("certificate", "key", "users_file", "connections", "rate", "normalise") if key in table}
+    listen = Listen(texts["smtp"], texts["lmtp"], texts["submission"], networks(texts["networks"]), **settings)
+    if listen.connections < 1 or listen.rate < 0:
+        raise ValueError("[listen] connections must be at least 1, and rate must not be negative")
+    for kind in ("smtp", "lmtp", "submission"):
+        for address in texts[kind]:
+            _check_address(listen, kind, address)
+    if listen.submission and not listen.users_file:
+        raise ValueError("[listen] submission needs users_file: who may send, with a hashed password each (outmail config --hash)")
+    return listen
+
+
+def _check_address(listen: Listen, kind: str, address: str) -> None:
+    """Loopback and unix sockets are open to this machine; anything else must say for whom."""
+    if address.startswith("unix:/"):
+        return
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal() or int(port) > 65535 or not host:
+        raise ValueError(f"[listen] {kind}: {address!r} is no address: write such as 127.0.0.1:2525, [::1]:2525 or unix:/run/outmail.sock")
+    if is_loopback(host.strip("[]")):
+        return
+    if kind == "submission" and listen.certificate:
+        return
+    if kind != "submission" and (listen.networks or (kind == "smtp" and listen.certificate and listen.users_file)):
+        return
+    wanted = "certificate" if kind == "submission" else "networks, or certificate and users_file" if kind == "smtp" else "networks"
+    raise ValueError(f"[listen] {kind}: {address} is open to other machines; set {wanted} too, or listen on 127.0.0.1")
 
 
 def _age(where: str, text: str) -> int:

@@ -24,8 +24,8 @@ from typing import Any
 
 from outmail.clock import MINUTE, Clock
 from outmail.commits import Committer
-from outmail.hop import Hop, Seat
-from outmail.model import Delivery, Leased, Outcome, Reply, Settled, Verdict
+from outmail.hop import MOST, Hop, Seat
+from outmail.model import Delivery, Leased, Message, Outcome, Reply, Settled, Verdict
 from outmail.policy.retry import Retry, verdict
 from outmail.policy.route import Relay, Routes, allowed
 from outmail.store import Store, Trouble
@@ -50,13 +50,13 @@ LAST_WORDS = 10.0
 
 @dataclass(slots=True)
 class Settings:
-    """What an engine is told beside store and routes. ``observe`` hears of every settled delivery."""
+    """What an engine is told beside store and routes. ``observe`` hears of deliveries settled together."""
 
     retry: Retry = field(default_factory=Retry)
     only_to: tuple[str, ...] = ()
     transcripts: str = "failures"
     retention: dict[str, int] | None = None
-    observe: Callable[[Settled], None] | None = None
+    observe: Callable[[Sequence[Settled]], None] | None = None
     fail: Callable[[str], None] = lambda point: None
     only: str | None = None
     #: A service says so in the store: programs with the same routes then need no engine of their own.
@@ -86,6 +86,7 @@ class Engine:
         self._dots: list[tuple[Delivery, Sequence[Leased], Callable[[bool], None]]] = []
         self._leasing = False
         self._awake: asyncio.Event = None  # type: ignore[assignment]
+        self._ready: asyncio.Event = None  # type: ignore[assignment]
         self._hungry = True
         self._next: dict[str, int] = {}
         self._held_until = 0.0
@@ -103,6 +104,7 @@ class Engine:
         """Work until `stop`; with ``once`` until everything that was due at the start had one attempt."""
         self.loop = asyncio.get_running_loop()
         self._awake = asyncio.Event()
+        self._ready = self._ready or asyncio.Event()
         self.commits = Committer(self.store, self.loop)
         self.commits.contributor(self._contribute)
         if once:
@@ -110,6 +112,7 @@ class Engine:
         try:
             if not await self._register():
                 return
+            self._ready.set()
             try:
                 self._once_before = self.clock.now() if once else None
                 if self.settings.only:
@@ -145,6 +148,11 @@ class Engine:
         except Exception:
             log.exception("a bug of outmail; mail stays queued, the engine goes on")
             self._reclaim_at = self._upkeep_at = self.loop.time() + 5.0
+
+    async def ready(self) -> None:
+        """Until the store has let the engine in; then others may use its `commits`."""
+        self._ready = self._ready or asyncio.Event()
+        await self._ready.wait()
 
     def stop(self) -> None:
         """Finish what is in flight, return the rest, end."""
@@ -284,14 +292,14 @@ class Engine:
                 self._next.pop(name, None)
         self._distribute(answer)
 
-    def _distribute(self, deliveries: Sequence[Delivery]) -> None:
+    def _distribute(self, deliveries: Sequence[Delivery], *, fresh: bool = False) -> None:
         hops: dict[str, Hop | None] = {}
         for delivery in deliveries:
             name = delivery.destination
             if name not in hops:
                 hops[name] = self._hop(name)
             hop = hops[name]
-            if hashlib.sha256(delivery.content).digest() != delivery.sha256:
+            if not fresh and hashlib.sha256(delivery.content).digest() != delivery.sha256:
                 self._quarantine(delivery)
             elif hop is None or self.stopping:
                 self._returns.append(delivery)
@@ -336,6 +344,52 @@ class Engine:
 
         self.commits.ask(self.store.verbs.quarantine(self._owner.id, delivery, self.clock.now(), reason), then)
         self.commits.soon()
+
+    # -- hand-over (`accept.HandOver`) ------------------------------------------------------------------------------
+
+    def offer(self, messages: Sequence[Message]) -> dict[str, tuple[int, int]]:
+        """Which of these the engine takes in the moment they are accepted: due now, routes with room, nothing older waiting."""
+        if self.stopping or self._owner is None:
+            return {}
+        now = self.clock.now()
+        left: dict[str, int] = {}
+        taken: dict[str, tuple[int, int]] = {}
+        space = WINDOW_BYTES - self._bytes
+        self._number += 1
+        for message in messages:
+            wanted: dict[str, int] = {}
+            for recipient in message.recipients:
+                if not recipient.suppressed:
+                    wanted[recipient.destination] = wanted.get(recipient.destination, 0) + 1
+            for name in wanted:
+                if name not in left:
+                    left[name] = self._spare(name, now)
+            space -= len(message.content)
+            if message.due > now or message.key or space < 0 or not wanted or any(left[name] < n for name, n in wanted.items()):
+                continue
+            for name, n in wanted.items():
+                left[name] -= n
+            taken[message.id] = (self._owner.id, self._number)
+        return taken
+
+    def _spare(self, destination: str, now: int) -> int:
+        """How many recipients may be handed over for a destination; none while older mail waits in the store."""
+        if self._next.get(destination, now + 1) <= now:
+            return 0
+        hop = self._hop(destination)
+        if hop is None or hop.pace.tripped or hop.relay.rate:
+            return 0
+        return MOST - hop.out
+
+    def taken(self, messages: Sequence[Message], leases: dict[str, tuple[int, int]], added: Sequence[Any] | None) -> None:
+        """They are on disk, leased by this engine: make deliveries of what is in memory."""
+        if added is None:
+            return
+        deliveries = []
+        for message, (_, _, _, duplicate, seq) in zip(messages, added):
+            if message.id in leases and not duplicate:
+                deliveries += _made(message, seq, leases[message.id][1])
+        self._distribute(deliveries, fresh=True)
 
     # -- dots -------------------------------------------------------------------------------------------------------
 
@@ -454,9 +508,9 @@ class Engine:
         self.settings.fail("C5")
         self.store.settled(self._owner, [item.delivery for item in learned])
         if self.settings.observe:
-            for item in learned:
-                self.settings.observe(item)
-        self._hungry = True
+            self.settings.observe(learned)
+        if any(verdict.event != "delivered" for item in learned for _, verdict in item.verdicts):
+            self._hungry = True  # something is due again at another time
         self._awake.set()
 
     def _returned(self, returns: list[Delivery], answer: int | BaseException) -> None:
@@ -552,3 +606,18 @@ class Engine:
             log.info("the store is busy: %s", problem)
         else:
             log.error("the store is in trouble (%s): %s; the engine waits and tries again", problem.kind, problem)
+
+
+def _made(message: Message, seq: int, lease: int) -> list[Delivery]:
+    """A message in memory → its deliveries, as a lease would have read them."""
+    groups: dict[str, list[Leased]] = {}
+    for n, recipient in enumerate(message.recipients, 1):
+        if not recipient.suppressed:
+            groups.setdefault(recipient.destination, []).append(Leased(n, recipient.address, 0, False, 0))
+    return [
+        Delivery(
+            seq, message.id, lease, destination, message.sender, message.content, message.sha256, message.needs, message.message_id, message.accepted_at,
+            message.expires_at, people[start : start + MAX_RECIPIENTS], dsn=message.dsn,
+        )
+        for destination, people in groups.items() for start in range(0, len(people), MAX_RECIPIENTS)
+    ]  # fmt: skip

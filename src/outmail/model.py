@@ -1,6 +1,7 @@
 """The nouns: what is stored, what is tried, what is learned, what is told.
 
-Promises: plain immutable values without behaviour beyond turning themselves into the JSON of the interface;
+Promises: plain values without behaviour beyond turning themselves into the JSON of the interface; nobody changes one that was
+handed out (those made once a message are not frozen, because that costs microseconds each; `Leased` and `Delivery` are an engine's own);
 ``None`` stands only where the docs say so. Times are milliseconds UTC (`outmail.clock`), spans milliseconds.
 Does not: any I/O, and imports nothing of outmail but the clock's formats and the lifecycle's words.
 """
@@ -25,8 +26,11 @@ NEEDS_UTF8 = 2
 _ALPHABET = "0123456789abcdefghijklmnopqrstuv"
 
 
+_PAIRS = [a + b for a in _ALPHABET for b in _ALPHABET]
+
+
 def _base32hex(number: int) -> str:
-    return "".join([_ALPHABET[(number >> shift) & 31] for shift in range(125, -1, -5)])
+    return "".join([_PAIRS[(number >> shift) & 1023] for shift in range(120, -1, -10)])
 
 
 def new_id(now: int) -> str:
@@ -92,7 +96,7 @@ class Dsn:
     envid: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Recipient:
     """One address of one message as it is accepted. ``destination`` is the route's name."""
 
@@ -101,7 +105,7 @@ class Recipient:
     suppressed: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Message:
     """A complete message as acceptance hands it to a store: immutable bytes plus envelope."""
 
@@ -187,7 +191,7 @@ class Verdict:
     charged: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Settled:
     """A delivery with its verdicts, as an engine hands it to `store.settle`. ``verdicts`` go by recipient."""
 

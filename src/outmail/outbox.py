@@ -79,14 +79,14 @@ def transports(config: Config) -> Callable[[Relay], Any]:
     return make
 
 
-def build_engine(store: Store, config: Config, routes: Routes, clock: Clock, only: str | None = None, *, service: bool = False) -> Any:
+def build_engine(store: Store, config: Config, routes: Routes, clock: Clock, only: str | None = None, *, service: bool = False, observe: Any = None) -> Any:
     """An engine with everything it needs; here, and not before, the relays' passwords are read."""
     from outmail.engine import Engine, Settings
     from outmail.ops import delivery_log
 
     settings = Settings(
         retry=config.retry, only_to=config.only_to, transcripts=config.transcripts, retention=dict(config.retention),
-        observe=delivery_log.observe, fail=failpoints.hit, only=only, service=service,
+        observe=observe or delivery_log.observe, fail=failpoints.hit, only=only, service=service,
     )  # fmt: skip
     return Engine(store, config.with_passwords(routes), transports(config), settings, clock)
 

@@ -43,7 +43,7 @@ def message(*to: str, destination: str = "default", priority: int = 1, now: int 
 
 
 def add(store: SqliteStore, *messages: Message) -> Any:
-    return store.run(store.verbs.add(list(messages)))
+    return [one[:4] for one in store.run(store.verbs.add(list(messages)))]
 
 
 def lease(store: SqliteStore, owner: Any, n: int = 10, now: int = NOW, number: int = 1, destination: str = "default") -> list[Delivery]:

@@ -10,7 +10,7 @@ LAYERS = [
     ("store", "transport", "failpoints"),
     ("accept", "commits", "hop", "engine"),
     ("intake", "reports", "ops"),
-    ("config", "outbox"),
+    ("config", "outbox", "service"),
     ("cli", "compat", "__main__"),
 ]
 RANK = {name: i for i, names in enumerate(LAYERS) for name in names}

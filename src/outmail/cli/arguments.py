@@ -125,6 +125,7 @@ def parser() -> argparse.ArgumentParser:
 
     config = sub.add_parser("config", parents=common, help="the configuration in force")
     config.add_argument("--json", action="store_true")
+    config.add_argument("--hash", action="store_true", help="hash a password from stdin for [listen] users_file")
     config.set_defaults(run="config")
     return top
 

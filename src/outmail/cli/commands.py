@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -16,15 +15,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from outmail import selection
+from outmail import selection, service
 from outmail.cli import EX_DATAERR, EX_NOINPUT, EX_SOFTWARE, EX_TEMPFAIL, EX_UNAVAILABLE, EX_USAGE
 from outmail.cli.explanations import CODES
 from outmail.clock import Clock, human_span, rfc3339
 from outmail.config import Config, load, relay_in_code
 from outmail.errors import ConfigError, NotFound, Refused
 from outmail.model import Filter, Status, Term, is_id
+from outmail.ops import delivery_log
 from outmail.outbox import Outbox, _route, build_engine, local_sender
-from outmail.reports import post, vigil, watch
 
 
 def _config(arguments: argparse.Namespace, *, replace_default: bool = True) -> Config:
@@ -136,10 +135,6 @@ def _warn_idle(box: Outbox) -> None:
 # -- run ----------------------------------------------------------------------------------------------------------------
 
 
-#: How often the service looks for dead runs and late jobs, in seconds.
-VIGIL = 20.0
-
-
 def run(arguments: argparse.Namespace) -> int:
     """The engine, as a service or once."""
     config = _config(arguments)
@@ -152,35 +147,14 @@ def run(arguments: argparse.Namespace) -> int:
         box.change(arguments.only, "due")
         arguments.only = head
     once = arguments.once or bool(arguments.only)
-    engine = build_engine(box._store, config, config.routes, Clock(), arguments.only, service=not once)
+    engine = build_engine(box._store, config, config.routes, Clock(), arguments.only, service=not once, observe=delivery_log.Batched(sys.stderr))
     before = _due_now(box) if arguments.strict else 0
 
-    def vigil_now() -> None:
-        """Deaths, late jobs, and runs that were only noted: the service's part of reporting."""
-        watch.fold(box)
-        vigil.look(box)
-
-    async def vigil_on() -> None:
-        while not engine.stopping:
-            post.poster().later(vigil_now, "vigil")
-            await asyncio.sleep(VIGIL)
-
-    async def work() -> None:
-        loop = asyncio.get_running_loop()
-        for name in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(name, engine.stop)
-        if once:
-            post.guarded(vigil_now, "jobs could not be looked after")
-            await engine.run(once=True)
-            return
-        looking = asyncio.ensure_future(vigil_on())
-        await engine.run()
-        looking.cancel()
-
+    work = service.once(box, engine) if once else service.serve(box, engine)
     if config.loop == "uvloop":
-        _uvloop().run(work())
+        _uvloop().run(work)
     else:
-        asyncio.run(work())
+        asyncio.run(work)
     box.close()
     counts = engine.counts
     if not arguments.strict:
@@ -480,7 +454,12 @@ def store(arguments: argparse.Namespace) -> int:
 
 
 def config(arguments: argparse.Namespace) -> int:
-    """The configuration in force; passwords are never shown."""
+    """The configuration in force, without passwords; or with --hash, a password from stdin hashed for [listen] users_file."""
+    if arguments.hash:
+        from outmail.intake.smtp import hashed
+
+        print(hashed(sys.stdin.readline().rstrip("\r\n")))
+        return 0
     found = _config(arguments).as_dict()
     if arguments.json:
         print(json.dumps(found))

@@ -9,6 +9,7 @@ CODES = {
     "bad-header": "A header field has a line break, a control character, a malformed name, or over-long words that may not be encoded.",
     "config": "A setting is wrong; the message names file and key.",
     "exists": "The file exists already, and nothing is overwritten.",
+    "loop": "The message has passed too many servers already: it goes round in a circle.",
     "no-recipient": "No recipient was given.",
     "not-found": "No message with this id is in the store; its record may have been purged ([retention] records).",
     "store-busy": "Another program held the store's write lock for too long. Nothing was stored; try again.",

@@ -13,6 +13,7 @@ import re
 import time
 from base64 import b64encode
 from collections.abc import Iterable
+from functools import lru_cache
 
 from outmail.smtp.syntax import Mailbox, printable, valid_key
 
@@ -119,5 +120,10 @@ def _check(name: str, value: str) -> None:
 
 def date(ms: int) -> str:
     """RFC 5322 date in UTC, independent of the locale."""
-    t = time.gmtime(ms // 1000)
+    return _date(ms // 1000)
+
+
+@lru_cache(8)
+def _date(seconds: int) -> str:
+    t = time.gmtime(seconds)
     return f"{_DAYS[t.tm_wday]}, {t.tm_mday:02d} {_MONTHS[t.tm_mon - 1]} {t.tm_year} {t.tm_hour:02d}:{t.tm_min:02d}:{t.tm_sec:02d} +0000"

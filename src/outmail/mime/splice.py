@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 _FIRST = re.compile(rb"[!-9;-~]+[ \t]*:")
 _FIELD = re.compile(rb"(?im)^([!-9;-~]+)[ \t]*:[^\r\n]*\r\n(?:[ \t][^\r\n]*\r\n)*")
-_WANTED = re.compile(rb"(?im)^(message-id|date|subject)[ \t]*:[ \t]*([^\r\n]*(?:\r\n[ \t][^\r\n]*)*)\r\n")
+_REST = re.compile(rb"[^\r\n]*(?:\r\n[ \t][^\r\n]*)*")
 _BARE_CR = re.compile(rb"\r(?!\n)")
 
 
@@ -35,6 +35,11 @@ def normalised(content: bytes) -> bytes:
     if content.count(b"\n") != crlf:
         content = re.sub(rb"(?<!\r)\n", b"\r\n", content)
     return content if content.endswith(b"\r\n") else content + b"\r\n"
+
+
+def has_header(content: bytes) -> bool:
+    """True when the content begins with a header field, or with the empty line behind none."""
+    return content.startswith(b"\r\n") or _FIRST.match(content) is not None
 
 
 def head_end(content: bytes) -> int:
@@ -61,13 +66,34 @@ def look(content: bytes) -> Head:
         first = content[:60].split(b"\r")[0].decode("utf-8", "replace")
         raise ContentError(f"the message does not begin with a header field but with {first!r}", "bad-content")
     head = content[: head_end(content)]
-    found = {match[1].lower(): match[2] for match in reversed(list(_WANTED.finditer(head)))}
-    message_id = found.get(b"message-id", b"").strip().decode("utf-8", "replace")
-    return Head(message_id, _readable(found.get(b"subject", b"")), b"date" in found, bool(message_id))
+    low = b"\n" + head.lower()
+    message_id = _value(head, low, b"message-id").strip().decode("utf-8", "replace")
+    return Head(message_id, _readable(_value(head, low, b"subject")), _at(low, b"date") >= 0, bool(message_id))
+
+
+def _at(low: bytes, name: bytes) -> int:
+    """Where the value of the first field of this name begins, in the head behind one line feed; -1 = there is none."""
+    at = low.find(b"\n" + name + b":")
+    spaced = -1
+    if b" :" in low or b"\t:" in low:  # obsolete syntax: white space before the colon
+        match = re.search(rb"\n" + re.escape(name) + rb"[ \t]+:", low)
+        spaced = match.end() if match else -1
+    plain = at + len(name) + 2 if at >= 0 else -1
+    return plain if spaced < 0 else spaced if plain < 0 else min(plain, spaced)
+
+
+def _value(head: bytes, low: bytes, name: bytes) -> bytes:
+    at = _at(low, name)
+    if at < 0:
+        return b""
+    match = _REST.match(head, at - 1)  # low has one byte more in front
+    return match[0].strip(b" \t") if match else b""
 
 
 def _readable(raw: bytes) -> str:
-    text = re.sub(r"\r\n([ \t])", r"\1", raw.decode("utf-8", "replace")).strip()
+    text = raw.decode("utf-8", "replace").strip()
+    if "\r\n" in text:
+        text = text.replace("\r\n", "")
     if "=?" in text:
         from email.errors import HeaderParseError
         from email.header import decode_header, make_header
@@ -76,7 +102,7 @@ def _readable(raw: bytes) -> str:
             text = str(make_header(decode_header(text)))
         except (HeaderParseError, LookupError, UnicodeError, ValueError):
             pass  # shown as it stands: this text is for people, the bytes are kept
-    return re.sub(r"[\x00-\x1f\x7f]+", " ", text)[:500]
+    return text[:500] if text.isprintable() else re.sub(r"[\x00-\x1f\x7f]+", " ", text)[:500]
 
 
 def fields(content: bytes) -> list[tuple[str, bytes]]:

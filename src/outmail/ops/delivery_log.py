@@ -7,31 +7,61 @@ from __future__ import annotations
 
 import logging
 import re
+import time
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TextIO
 
 from outmail.clock import human_span
-from outmail.model import Settled
+from outmail.model import Leased, Settled, Verdict
 
 logger = logging.getLogger("outmail.delivery")
 _PLAIN = re.compile(r"[!#-<>-~]+")
 _STATUS = {"delivered": "delivered", "refused": "failed", "deferred": "deferred", "unknown": "uncertain", "expired": "failed"}
 
 
-def observe(item: Settled) -> None:
-    """Log what was settled."""
+def observe(items: Sequence[Settled]) -> None:
+    """Log what was settled together."""
     if not logger.isEnabledFor(logging.INFO):
         return
-    delivery = item.delivery
-    for recipient, verdict in item.verdicts:
-        outcome = recipient.outcome
-        assert outcome is not None
-        fields = {
-            "status": _STATUS[verdict.event], "id": f"{delivery.id}/{recipient.n}", "to": recipient.address, "msgid": delivery.message_id,
-            "from": delivery.sender or "<>", "via": f"{delivery.destination}:{delivery.host}", "attempts": str(recipient.attempts + 1),
-            "delay": human_span(item.at - delivery.accepted_at), "code": str(outcome.reply.code or ""), "text": outcome.reply.text,
-        }  # fmt: skip
-        level = logging.INFO if verdict.event == "delivered" else logging.WARNING
-        logger.log(level, " ".join(f"{key}={_quoted(value)}" for key, value in fields.items() if value))
+    for item in items:
+        for recipient, verdict in item.verdicts:
+            logger.log(logging.INFO if verdict.event == "delivered" else logging.WARNING, line(item, recipient, verdict))
 
 
+class Batched:
+    """The same lines for the service's stderr, one write for all that were settled together, without a record each."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __call__(self, items: Sequence[Settled]) -> None:
+        now = time.time()
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now)) + f",{int(now * 1000) % 1000:03d}"
+        lines = [
+            f"{stamp} {'INFO' if verdict.event == 'delivered' else 'WARNING'} outmail.delivery {line(item, recipient, verdict)}\n"
+            for item in items for recipient, verdict in item.verdicts
+        ]  # fmt: skip
+        try:
+            self._stream.write("".join(lines))
+            self._stream.flush()
+        except (OSError, ValueError):
+            pass  # nobody reads the log any more; mail goes on
+
+
+def line(item: Settled, recipient: Leased, verdict: Verdict) -> str:
+    """logfmt: one attempt of one recipient."""
+    delivery, outcome = item.delivery, recipient.outcome
+    assert outcome is not None
+    code = f" code={outcome.reply.code}" if outcome.reply.code else ""
+    text = f" text={_quoted(outcome.reply.text)}" if outcome.reply.text else ""
+    return (
+        f"status={_STATUS[verdict.event]} id={delivery.id}/{recipient.n} to={_quoted(recipient.address)} msgid={_quoted(delivery.message_id)}"
+        f" from={_quoted(delivery.sender or '<>')} via={_quoted(f'{delivery.destination}:{delivery.host}')} attempts={recipient.attempts + 1}"
+        f" delay={human_span(item.at - delivery.accepted_at)}{code}{text}"
+    )
+
+
+@lru_cache(2048)
 def _quoted(value: str) -> str:
     return value if _PLAIN.fullmatch(value) else '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'

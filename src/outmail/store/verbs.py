@@ -39,8 +39,8 @@ MAX_BATCH = 100
 #: Lines kept of either end of a long dialogue.
 TRANSCRIPT = 50
 
-#: What `add` says of each message: (id, message_id, accepted_at, duplicate).
-Added = tuple[str, str, int, bool]
+#: What `add` says of each message: (id, message_id, accepted_at, duplicate, the store's number or 0 for a duplicate).
+Added = tuple[str, str, int, bool, int]
 
 
 def _in(event: str) -> str:
@@ -55,17 +55,20 @@ _MESSAGE = (
 )
 _BODY = "INSERT INTO body (seq, content) VALUES (?,?)"
 _RECIPIENT = (
-    "INSERT INTO recipient (message, n, address, destination, priority, state, due, expires_at, not_before, reason, finished_at)"
-    " VALUES (?,?,?,?,?,?,?,?,?,?,?)"
+    "INSERT INTO recipient (message, n, address, destination, priority, state, due, expires_at, not_before, reason, finished_at, owner, lease, leased_at)"
+    " VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
 )
 _EVENT = "INSERT INTO event (cursor, at, event, message, n, state, uncertain, reason, attempts, attempt) VALUES (?,?,?,?,?,?,?,?,?,?)"
 
 
-def add(messages: Sequence[Message], uploads: Mapping[str, str] | None = None, supersede: str | None = None) -> Verb[list[Added]]:
+def add(
+    messages: Sequence[Message], uploads: Mapping[str, str] | None = None, supersede: str | None = None, taken: Mapping[str, tuple[int, int]] | None = None
+) -> Verb[list[Added]]:
     """Store messages whole; all or none. A known key adds nothing and answers with the first receipt.
 
     ``uploads`` names the chunks of messages whose content was written before. ``supersede`` cancels the waiting
-    recipients of another message in the same transaction.
+    recipients of another message in the same transaction. ``taken`` names messages whose recipients an engine leases in the
+    moment they are accepted, as (owner, lease): it has their content at hand and need not read it back.
     """
     result: list[Added] = []
     seq = yield from _next("message", "seq")
@@ -79,9 +82,9 @@ def add(messages: Sequence[Message], uploads: Mapping[str, str] | None = None, s
         known = fresh.get(message.id) if message.key else None
         if message.key and not known:
             found = yield "SELECT id, message_id, accepted_at FROM message WHERE id = ?", (message.id,)
-            known = (*found[0], True) if found else None
+            known = (*found[0], True, 0) if found else None
         if known:
-            result.append((*known[:3], True))
+            result.append((*known[:3], True, 0))
             continue
         upload = uploads.get(message.id) if uploads else None
         dsn = json.dumps(asdict(message.dsn)) if message.dsn else None
@@ -94,16 +97,18 @@ def add(messages: Sequence[Message], uploads: Mapping[str, str] | None = None, s
         events.append((cursor, message.accepted_at, "accepted", seq, None, "queued", 0, "", 0, None))
         cursor += 1
         not_before = message.due if message.due > message.accepted_at else 0
+        owner, lease = taken.get(message.id, (None, None)) if taken else (None, None)
+        state, leased_at = ("queued", None) if owner is None else ("sending", message.accepted_at)
         for n, recipient in enumerate(message.recipients, 1):
             if recipient.suppressed:
                 recipients.append((seq, n, recipient.address, recipient.destination, message.priority, "failed", None,
-                                   message.expires_at, 0, recipient.suppressed, message.accepted_at))  # fmt: skip
+                                   message.expires_at, 0, recipient.suppressed, message.accepted_at, None, None, None))  # fmt: skip
                 events.append((cursor, message.accepted_at, "suppress", seq, n, "failed", 0, recipient.suppressed, 0, None))
                 cursor += 1
             else:
-                recipients.append((seq, n, recipient.address, recipient.destination, message.priority, "queued", message.due,
-                                   message.expires_at, not_before, "", None))  # fmt: skip
-        added = (message.id, message.message_id, message.accepted_at, False)
+                recipients.append((seq, n, recipient.address, recipient.destination, message.priority, state, message.due,
+                                   message.expires_at, not_before, "", None, owner, lease, leased_at))  # fmt: skip
+        added = (message.id, message.message_id, message.accepted_at, False, seq)
         result.append(added)
         if message.key:
             fresh[message.id] = added

@@ -1,0 +1,292 @@
+"""The lab: smtp-source → X → smtp-sink on one machine in one go, X = nothing, outmail, Postfix, and the naive Python way.
+
+Run: python bench/lab.py [--quick] [--only outmail,postfix] (Debian's package postfix; Postfix itself only as root). Rates count from the
+first byte to the last message at the sink. Ratios are medians over rounds that take turns, in one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import pwd
+import re
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+SBIN = "/usr/sbin"
+
+
+def tool(name: str) -> str:
+    return shutil.which(name) or shutil.which(name, path=SBIN) or sys.exit(f"{name} is needed: Debian's package postfix")
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def until_open(port: int, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return
+        time.sleep(0.05)
+    sys.exit(f"nobody listens on {port}")
+
+
+class SinkProcess:
+    """smtp-sink with its counter."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        user = ["-u", "nobody"] if os.geteuid() == 0 else []
+        self.process = subprocess.Popen([tool("smtp-sink"), "-c", *user, f"127.0.0.1:{self.port}", "1000"], stdout=subprocess.PIPE)
+        self.count = 0
+        threading.Thread(target=self._read, daemon=True).start()
+        until_open(self.port)
+
+    def _read(self) -> None:
+        assert self.process.stdout
+        rest = b""
+        while data := os.read(self.process.stdout.fileno(), 65536):
+            found = re.findall(rb"mesg=(\d+)", rest + data)
+            rest = data[-40:]
+            if found:
+                self.count = int(found[-1])
+
+    def wait(self, count: int, seconds: float) -> float:
+        """The moment when it has ``count`` messages."""
+        deadline = time.monotonic() + seconds
+        while self.count < count and time.monotonic() < deadline:
+            time.sleep(0.002)
+        if self.count < count:
+            print(f"  only {self.count} of {count} messages came", file=sys.stderr)
+        return time.perf_counter()
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.wait()
+
+
+@dataclass
+class Load:
+    """One kind of load."""
+
+    name: str
+    size: int = 4096
+    kept: bool = True
+    recipients: int = 1
+    count: int = 10_000
+
+
+@dataclass
+class Seen:
+    """What the rounds of one contestant showed."""
+
+    rates: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    memory: int = 0
+
+
+Contestant = Callable[[Path, int], "contextlib.AbstractContextManager[tuple[int, list[int]]]"]
+
+
+@contextlib.contextmanager
+def direct(folder: Path, sink: int) -> Iterator[tuple[int, list[int]]]:
+    yield sink, []
+
+
+def outmail(loop: str) -> Contestant:
+    @contextlib.contextmanager
+    def run(folder: Path, sink: int) -> Iterator[tuple[int, list[int]]]:
+        port = free_port()
+        config = folder / f"outmail-{loop}-{port}.toml"
+        config.write_text(f'store = "{folder}/{loop}-{port}.db"\nrelay = "smtp://127.0.0.1:{sink}"\nloop = "{loop}"\n[listen]\nsmtp = ["127.0.0.1:{port}"]\n')
+        with open(folder / "outmail.log", "ab") as log:
+            process = subprocess.Popen([str(Path(sys.executable).with_name("outmail")), "run", "--config", str(config)], stderr=log)
+        try:
+            until_open(port)
+            yield port, [process.pid]
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+
+    return run
+
+
+@contextlib.contextmanager
+def postfix(folder: Path, sink: int) -> Iterator[tuple[int, list[int]]]:
+    """A private Postfix with its default durability: everything goes to the sink by SMTP."""
+    base = Path(tempfile.mkdtemp(prefix="outmail-lab-postfix-", dir="/tmp"))
+    base.chmod(0o755)
+    for name in ("conf", "queue", "data"):
+        (base / name).mkdir()
+    port = free_port()
+    os.chown(base / "data", pwd.getpwnam("postfix").pw_uid, -1)
+    (base / "conf" / "main.cf").write_text(
+        f"compatibility_level = 3.6\nqueue_directory = {base}/queue\ndata_directory = {base}/data\nmaillog_file = {base}/data/log\nmaillog_file_prefixes = /tmp\n"
+        f"mail_owner = postfix\nmyhostname = localhost\nmydestination =\nrelayhost = [127.0.0.1]:{sink}\ninet_interfaces = 127.0.0.1\ninet_protocols = ipv4\n"
+        "mynetworks = 127.0.0.0/8\nalias_maps =\nalias_database =\nsmtp_host_lookup = native\nsmtp_dns_support_level = disabled\n"
+    )
+    (base / "conf" / "master.cf").write_text(
+        f"127.0.0.1:{port} inet n - n - - smtpd\ncleanup unix n - n - 0 cleanup\nqmgr unix n - n 300 1 qmgr\nrewrite unix - - n - - trivial-rewrite\n"
+        "tlsmgr unix - - n 1000? 1 tlsmgr\nbounce unix - - n - 0 bounce\ndefer unix - - n - 0 bounce\ntrace unix - - n - 0 bounce\nflush unix n - n 1000? 0 flush\n"
+        "proxymap unix - - n - - proxymap\nsmtp unix - - n - - smtp\nrelay unix - - n - - smtp\nerror unix - - n - - error\nretry unix - - n - - error\n"
+        "anvil unix - - n - 1 anvil\nscache unix - - n - 1 scache\npostlog unix-dgram n - n - 1 postlogd\n"
+    )
+    subprocess.run([tool("postfix"), "-c", str(base / "conf"), "start"], capture_output=True, timeout=60, check=False)
+    try:
+        until_open(port)
+        yield port, [int((base / "queue" / "pid" / "master.pid").read_text())]
+    finally:
+        subprocess.run([tool("postfix"), "-c", str(base / "conf"), "stop"], capture_output=True, timeout=60, check=False)
+        shutil.rmtree(base, ignore_errors=True)
+
+
+NAIVE = '''
+import asyncio, sqlite3, sys, aiosmtplib
+from aiosmtpd.controller import Controller
+db = sqlite3.connect(sys.argv[1], check_same_thread=False, isolation_level=None)
+for sql in ("PRAGMA journal_mode=WAL", "PRAGMA synchronous=FULL", "CREATE TABLE mail (id INTEGER PRIMARY KEY, sender TEXT, rcpts TEXT, content BLOB)"):
+    db.execute(sql)
+queue = None
+class Handler:
+    async def handle_DATA(self, server, session, envelope):
+        id = db.execute("INSERT INTO mail (sender, rcpts, content) VALUES (?,?,?)", (envelope.mail_from, " ".join(envelope.rcpt_tos), envelope.content)).lastrowid
+        queue.put_nowait((id, envelope.mail_from, envelope.rcpt_tos, envelope.content))
+        return "250 stored"
+async def send(port):
+    client = aiosmtplib.SMTP(hostname="127.0.0.1", port=port, use_tls=False, start_tls=False)
+    await client.connect()
+    while True:
+        id, sender, rcpts, content = await queue.get()
+        await client.sendmail(sender, rcpts, content)
+        db.execute("DELETE FROM mail WHERE id = ?", (id,))
+async def main():
+    global queue
+    queue = asyncio.Queue()
+    from aiosmtpd.smtp import SMTP
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: SMTP(Handler(), data_size_limit=None), "127.0.0.1", int(sys.argv[2]))
+    await asyncio.gather(*(send(int(sys.argv[3])) for _ in range(20)))
+asyncio.run(main())
+'''
+
+
+@contextlib.contextmanager
+def naive(folder: Path, sink: int) -> Iterator[tuple[int, list[int]]]:
+    """aiosmtpd and aiosmtplib in one process, one commit per mail."""
+    port = free_port()
+    process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", NAIVE, str(folder / f"naive-{port}.db"), str(port), str(sink)], stderr=subprocess.DEVNULL)
+    try:
+        until_open(port)
+        yield port, [process.pid]
+    finally:
+        process.kill()
+        process.wait()
+
+
+def processes(roots: list[int]) -> list[int]:
+    """These and everything below them."""
+    found = list(roots)
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            if int(path.joinpath("stat").read_text().rpartition(")")[2].split()[1]) in found and int(path.name) not in found:
+                found.append(int(path.name))
+    return found
+
+
+def used(roots: list[int]) -> tuple[float, int]:
+    """(CPU seconds, resident MB) of a process tree."""
+    cpu, memory = 0.0, 0
+    for pid in processes(roots):
+        with contextlib.suppress(OSError, IndexError):
+            words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            cpu += (int(words[11]) + int(words[12]) + int(words[13]) + int(words[14])) / os.sysconf("SC_CLK_TCK")
+            memory += int(words[21]) * os.sysconf("SC_PAGE_SIZE") // 1_048_576
+    return cpu, memory
+
+
+def one(contestant: Contestant, load: Load, folder: Path, seen: Seen, count: int) -> None:
+    """One round."""
+    sink = SinkProcess()
+    try:
+        with contestant(folder, sink.port) as (port, pids):
+            source = [tool("smtp-source"), "-s", "20", "-l", str(load.size), "-r", str(load.recipients), *(["-d"] if load.kept else []), "-f", "a@x.test", "-t", "b@x.test"]
+            subprocess.run([*source, "-m", "200", f"127.0.0.1:{port}"], check=True, capture_output=True, timeout=300)  # warm
+            sink.wait(200 // 1, 60)
+            before, _ = used(pids)
+            began, start = time.perf_counter(), sink.count
+            subprocess.run([*source, "-m", str(count), f"127.0.0.1:{port}"], check=True, capture_output=True, timeout=900)
+            ended = sink.wait(start + count, 120)
+            after, memory = used(pids)
+            seen.rates.append(count / (ended - began))
+            seen.cpu.append((after - before) / count * 1e6)
+            seen.memory = max(seen.memory, memory)
+    finally:
+        sink.close()
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("--quick", action="store_true")
+    arguments.add_argument("--only", default="")
+    arguments.add_argument("--rounds", type=int, default=5)
+    arguments.add_argument("--loads", default="")
+    options = arguments.parse_args()
+    contestants: dict[str, Contestant] = {"nothing": direct, "outmail": outmail("asyncio"), "outmail, uvloop": outmail("uvloop"), "Postfix": postfix, "naive": naive}
+    try:
+        import uvloop  # noqa: F401
+    except ImportError:
+        del contestants["outmail, uvloop"]
+    if os.geteuid() != 0:
+        del contestants["Postfix"]
+    if options.only:
+        contestants = {name: made for name, made in contestants.items() if any(word in name.lower() for word in options.only.lower().split(","))}
+    loads = [
+        Load("4 KB, kept connections"), Load("4 KB, a connection each", kept=False), Load("1 KB, kept", size=1024), Load("100 KB, kept", size=102_400, count=1000),
+        Load("4 KB, 50 recipients, kept", recipients=50, count=1000),
+    ]  # fmt: skip
+    if options.loads:
+        loads = [load for load in loads if any(word in load.name for word in options.loads.split("+"))]
+    share = 5 if options.quick else 1
+    rounds = 2 if options.quick else options.rounds
+    with tempfile.TemporaryDirectory(prefix="outmail-lab-", dir=os.environ.get("BENCH_DIR")) as name:
+        for line in table(contestants, loads, Path(name), rounds, share):
+            print(line, flush=True)
+
+
+def table(contestants: dict[str, Contestant], loads: list[Load], folder: Path, rounds: int, share: int) -> Iterator[str]:
+    """The result as lines of Markdown."""
+    slow = {"Postfix": 5, "naive": 4}
+    for load in loads:
+        results = {name: Seen() for name in contestants}
+        for _ in range(rounds):
+            for name, contestant in contestants.items():
+                one(contestant, load, folder, results[name], max(200, load.count // share // slow.get(name, 1)))
+        yield ""
+        yield f"| {load.name} | messages/s | × Postfix | CPU µs a message | memory MB |"
+        yield "|---|---|---|---|---|"
+        for name, seen in results.items():
+            ratio = ""
+            if "Postfix" in results and results["Postfix"].rates:
+                ratio = f"{statistics.median(a / b for a, b in zip(seen.rates, results['Postfix'].rates)):.1f}"
+            cpu = f"{statistics.median(seen.cpu):,.0f}" if any(seen.cpu) else ""
+            yield f"| {name} | {statistics.median(seen.rates):,.0f} | {ratio} | {cpu} | {seen.memory or ''} |"
+
+
+if __name__ == "__main__":
+    main()

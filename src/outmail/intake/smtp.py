@@ -1,0 +1,359 @@
+"""Mail comes in by SMTP or LMTP: listeners in the service's loop around the dialogue of `outmail.smtp.server`.
+
+Promises: 250 only after the commit; a session that breaks off leaves nothing; what is buffered, the number of connections, idle time
+and the time for one message are bounded; when the disk runs low, the store is slow or too much is in flight, clients are asked to
+come back later (4xx) instead of being kept waiting; stopping answers what is being stored, then says 421.
+Fails: as replies. Does not: decide who may relay (`Relay` below, or the receiving server's policy), or deliver.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import hmac
+import logging
+import os
+import socket
+import ssl
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from outmail.accept import Draft, LoopDoor
+from outmail.errors import NotStored, Refused
+from outmail.mime import headers, splice
+from outmail.model import Dsn, Reply, new_id
+from outmail.policy.admission import Meter, Network, is_trusted
+from outmail.smtp import server as protocol
+
+log = logging.getLogger("outmail.intake")
+
+IDLE = 300.0
+#: One message's content may take this long, however it drips.
+CONTENT = 600.0
+TLS_HANDSHAKE = 30.0
+IN_FLIGHT = 256 * 1024 * 1024
+LEAST_DISK = 64 * 1024 * 1024
+HOPS = 50
+_BUFFER = 64 * 1024
+_WRITE_LIMIT = 256 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What listens, and for whom. ``users``: name → `hashed` password. ``rate``: messages a minute for each client, 0 for no limit."""
+
+    dialogue: protocol.Settings = field(default_factory=protocol.Settings)
+    networks: tuple[Network, ...] = ()
+    users: Mapping[str, str] = field(default_factory=dict)
+    tls: ssl.SSLContext | None = None
+    implicit_tls: bool = False
+    connections: int = 1000
+    rate: int = 0
+    idle: float = IDLE
+
+
+class Relay:
+    """The service's policy: trusted clients and authenticated users may send to anybody, nobody else to anyone."""
+
+    def __init__(self, settings: Settings, gate: Callable[[], Reply | None], meter: Meter) -> None:
+        self._settings = settings
+        self._gate = gate
+        self._meter = meter
+
+    def mail(self, session: protocol.Server, sender: str) -> Reply | None:
+        if (trouble := self._gate()) is not None:
+            return trouble
+        line: Line = session.peer
+        if not session.user and not is_trusted(line.client, self._settings.networks):
+            return Reply(550, "Relaying denied: authenticate, or ask for your network to be listed", "5.7.1")
+        if not self._meter.take(session.user or line.client, line.now()):
+            return Reply(450, "Too many messages: come back in a minute", "4.7.1")
+        return None
+
+    def rcpt(self, session: protocol.Server, address: str) -> Reply | None:
+        return None
+
+
+class Line(asyncio.BufferedProtocol):
+    """One connection."""
+
+    def __init__(self, listener: Listener) -> None:
+        self.listener = listener
+        self.client = ""
+        self.transport: Any = None
+        self.began = self.moved = listener.loop.time()
+        self._view = listener.buffer
+        self._session: protocol.Server = None  # type: ignore[assignment]
+        self._data_since = 0.0
+        self._shaking: asyncio.Task[None] | None = None
+
+    def now(self) -> float:
+        return self.listener.loop.time()
+
+    # -- what the loop calls ----------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+        if self._session is not None:  # the second time: TLS stands
+            return
+        peer = transport.get_extra_info("peername")
+        self.client = peer[0] if isinstance(peer, tuple) else ""
+        self._session = protocol.Server(self.listener.settings.dialogue, self.listener.policy, self, tls=self.listener.settings.implicit_tls)
+        self.listener.joined(self)
+        if len(self.listener.lines) > self.listener.settings.connections:
+            self._session.outgoing()
+            self._session.refuse(Reply(421, "Too many connections", "4.7.0"))
+        self._serve()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._view
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.moved = self.listener.loop.time()
+        self._session.feed(bytes(self._view[:nbytes]))
+        self._serve()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.listener.lines.discard(self)
+
+    def pause_writing(self) -> None:
+        self.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        with contextlib.suppress(RuntimeError):
+            self.transport.resume_reading()
+
+    # -- the dialogue -----------------------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        session = self._session
+        out = session.outgoing()
+        if out:
+            self.transport.write(out)
+        while session.requests:
+            request = session.requests.popleft()
+            if isinstance(request, protocol.Deliver):
+                self._deliver(request)
+            elif isinstance(request, protocol.Verify):
+                self._verify(request)
+            elif isinstance(request, protocol.StartTls):
+                self._shaking = self.listener.loop.create_task(self._shake_hands())
+            else:
+                self.transport.close()
+        if session.waiting and session.buffered > _WRITE_LIMIT:
+            self.transport.pause_reading()
+        self._data_since = (self._data_since or self.moved) if session.stage == "data" else 0.0
+
+    def _deliver(self, request: protocol.Deliver) -> None:
+        self.listener.take(self, self._session, request, self._answered)
+
+    def _answered(self, replies: Sequence[Reply]) -> None:
+        if self._session.closed:
+            return
+        self._session.answer(replies)
+        self.transport.resume_reading()
+        self._serve()
+
+    def _verify(self, request: protocol.Verify) -> None:
+        stored = self.listener.settings.users.get(request.user, "")
+        # on the writer's thread: scrypt takes its time on purpose, also for users that do not exist
+        self.listener.door._commits.call(lambda: verified(request.password, stored), lambda good: self._authenticated(request.user if good is True else None))
+
+    def _authenticated(self, user: str | None) -> None:
+        if self._session.closed:
+            return
+        if user is None:
+            log.warning("authentication failed from %s", self.client or "a unix socket")
+        self._session.authenticated(user)
+        self._serve()
+
+    async def _shake_hands(self) -> None:
+        loop = self.listener.loop
+        try:
+            async with asyncio.timeout(TLS_HANDSHAKE):
+                self.transport = await loop.start_tls(self.transport, self, self.listener.settings.tls, server_side=True)  # type: ignore[arg-type]
+        except (OSError, ValueError) as problem:
+            log.info("the TLS handshake with %s failed: %s", self.client, problem)
+            self._session.refuse(Reply(421, "TLS failed", "4.7.0"))
+            self.transport.abort()
+            return
+        self._session.encrypted()
+        self._serve()
+
+    # -- time and end -----------------------------------------------------------------------------------------------
+
+    def check(self, now: float) -> None:
+        """Called about once a second."""
+        if self._session.waiting:
+            return
+        late = now - self.moved > self.listener.settings.idle or (self._data_since and now - self._data_since > CONTENT)
+        if late:
+            self.refuse(Reply(421, "Idle too long", "4.4.2"))
+
+    def refuse(self, reply: Reply) -> None:
+        """Say a last word and hang up; a message that is being stored is answered first by whoever waits for it."""
+        self._session.refuse(reply)
+        self._serve()
+
+    @property
+    def busy(self) -> bool:
+        return self._session.waiting
+
+
+class Listener:
+    """One kind of listener (smtp, submission, lmtp) on one or several sockets."""
+
+    def __init__(self, door: LoopDoor, settings: Settings, policy: Callable[[Listener], protocol.Policy] | None = None, take: Take | None = None) -> None:
+        self.door = door
+        self.settings = settings
+        self.loop = asyncio.get_running_loop()
+        self.lines: set[Line] = set()
+        self.buffer = memoryview(bytearray(_BUFFER))
+        self.policy = policy(self) if policy else Relay(settings, self.gate, Meter(settings.rate))
+        self._take = take or self.relay
+        self._servers: list[asyncio.Server] = []
+        self._trouble: Reply | None = None
+        self._tick: asyncio.TimerHandle | None = None
+        self._check()
+
+    async def listen(self, address: str | socket.socket) -> str:
+        """``host:port``, ``[::1]:port``, ``unix:/path`` or a socket that is bound already; returns where it listens."""
+        ssl_context = self.settings.tls if self.settings.implicit_tls else None
+        if isinstance(address, socket.socket):
+            server = await self.loop.create_server(lambda: Line(self), sock=address, ssl=ssl_context, backlog=512)
+        elif address.startswith("unix:"):
+            path = address.removeprefix("unix:")
+            _remove_stale(path)
+            server = await self.loop.create_unix_server(lambda: Line(self), path, ssl=ssl_context, backlog=512)
+        else:
+            host, _, port = address.rpartition(":")
+            server = await self.loop.create_server(lambda: Line(self), host.strip("[]") or None, int(port), ssl=ssl_context, backlog=512, reuse_address=True)
+        self._servers.append(server)
+        name = server.sockets[0].getsockname()
+        return name if isinstance(name, str) else f"{name[0]}:{name[1]}"
+
+    def joined(self, line: Line) -> None:
+        self.lines.add(line)
+
+    async def close(self, patience: float = 10.0) -> None:
+        """No new connections; what is being stored is answered; then 421 to everybody."""
+        for server in self._servers:
+            server.close()
+        deadline = self.loop.time() + patience
+        while any(line.busy for line in self.lines) and self.loop.time() < deadline:
+            await asyncio.sleep(0.01)
+        if self._tick is not None:
+            self._tick.cancel()
+        for line in list(self.lines):
+            line.refuse(Reply(421, "Shutting down", "4.3.2"))
+        await asyncio.sleep(0)
+        for line in list(self.lines):
+            line.transport.abort()
+
+    # -- taking messages --------------------------------------------------------------------------------------------
+
+    def take(self, line: Line, session: protocol.Server, request: protocol.Deliver, then: Callable[[Sequence[Reply]], None]) -> None:
+        self._take(line, session, request, then)
+
+    def relay(self, line: Line, session: protocol.Server, request: protocol.Deliver, then: Callable[[Sequence[Reply]], None]) -> None:
+        """Into the queue, for every recipient; LMTP gets the same answer for each."""
+        times = len(request.recipients) if self.settings.dialogue.lmtp else 1
+        id = new_id(self.door.door.clock.now())
+        try:
+            content = traced(line, session, request.content, id, self.settings.dialogue, self.door.door.clock.now())
+        except Refused as refusal:
+            then([Reply(554, str(refusal), "5.4.6")] * times)
+            return
+        draft = Draft(content, request.sender, request.recipients, id=id, dsn=_dsn(request), normal=True)
+        self.door.accept(draft, lambda answer: then([reply_for(answer)] * times))
+
+    # -- pressure ---------------------------------------------------------------------------------------------------
+
+    def gate(self) -> Reply | None:
+        """Asked at MAIL: may mail come in at all now?"""
+        if self._trouble is None and self.door.in_flight > IN_FLIGHT:
+            return Reply(452, "Too much mail in flight: come back soon", "4.3.1")
+        return self._trouble
+
+    def _check(self) -> None:
+        """Once a second: idle lines, free disk."""
+        now = self.loop.time()
+        for line in list(self.lines):
+            line.check(now)
+        self._trouble = None
+        try:
+            free = os.statvfs(os.path.dirname(self.door.door.store.spool) or ".")
+            if free.f_bavail * free.f_frsize < LEAST_DISK:
+                self._trouble = Reply(452, "The disk is nearly full", "4.3.1")
+        except (OSError, AttributeError):
+            pass
+        self._tick = self.loop.call_later(1.0, self._check)
+
+
+Take = Callable[[Line, protocol.Server, protocol.Deliver, Callable[[Sequence[Reply]], None]], None]
+
+
+def reply_for(answer: str | Exception) -> Reply:
+    """What acceptance said, as a reply."""
+    if isinstance(answer, str):
+        return Reply(250, f"queued as {answer}", "2.0.0")
+    if isinstance(answer, Refused):
+        text = str(answer).encode("ascii", "backslashreplace").decode().replace("\n", " ")
+        return Reply(552, text, "5.3.4") if answer.code == "too-large" else Reply(554, text, "5.6.0")
+    full = isinstance(answer, NotStored) and answer.code == "store-full"
+    return Reply(452 if full else 451, "The message could not be stored: come back later", "4.3.1" if full else "4.3.0")
+
+
+def traced(line: Line, session: protocol.Server, content: bytes, id: str, settings: protocol.Settings, now: int) -> bytes:
+    """The content with a Received field in front (RFC 5321 §4.4); raises `Refused` when it has been around too often."""
+    if content.count(b"\nReceived:", 0, splice.head_end(content)) + content.startswith(b"Received:") >= HOPS:
+        raise Refused(f"the message has passed {HOPS} servers already: a loop", code="loop")
+    how = ("LMTP" if settings.lmtp else "ESMTP" if session.extended else "SMTP") + ("S" if session.tls else "") + ("A" if session.user else "")
+    where = f" ([{line.client}])" if line.client else ""
+    trace = f"Received: from {session.helo}{where}\r\n\tby {settings.hostname} with {how} id {id};\r\n\t{headers.date(now)}\r\n".encode()
+    return trace + content if splice.has_header(content) else trace + b"\r\n" + content
+
+
+def _dsn(request: protocol.Deliver) -> Dsn | None:
+    notify = request.notify[0] if len(set(request.notify)) == 1 else ""
+    return Dsn(notify, request.ret, request.envid) if notify or request.ret or request.envid else None
+
+
+def _remove_stale(path: str) -> None:
+    """A unix socket nobody listens on any more, from a service that was killed."""
+    with contextlib.suppress(FileNotFoundError), socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+
+
+# -- passwords ----------------------------------------------------------------------------------------------------------
+
+
+def hashed(password: str) -> str:
+    """``scrypt$salt$hash``, for the users' file."""
+    salt = os.urandom(16)
+    return f"scrypt${b64encode(salt).decode()}${b64encode(_scrypt(password, salt)).decode()}"
+
+
+def verified(password: str, stored: str) -> bool:
+    """Constant time, also for a user that does not exist."""
+    kind, _, rest = stored.partition("$")
+    salt, _, digest = rest.partition("$")
+    try:
+        wanted = b64decode(digest, validate=True) if kind == "scrypt" else b""
+        made = _scrypt(password, b64decode(salt, validate=True) if kind == "scrypt" else b"nobody")
+    except ValueError:
+        return False
+    return bool(wanted) and hmac.compare_digest(made, wanted)
+
+
+def _scrypt(password: str, salt: bytes) -> bytes:
+    return hashlib.scrypt(password.encode(), salt=salt, n=2**14, r=8, p=1, dklen=32)

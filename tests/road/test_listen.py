@@ -1,0 +1,298 @@
+"""The service listens: foreign clients hand mail in over plain, STARTTLS and TLS; nobody else may; bad days have a reply."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import signal
+import smtplib
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+
+from outmail import Outbox
+from outmail.config import from_toml
+from outmail.intake.smtp import hashed, verified
+from outmail.testing import Sink
+
+Start = Callable[..., "Service"]
+BODY = b"From: a@x.test\r\nSubject: s\r\n\r\n..a dot\r\nb\r\n"
+
+
+class Service:
+    """`outmail run` in a process."""
+
+    def __init__(self, folder: Path, toml: str, **env: str) -> None:
+        self.folder = folder
+        (folder / "service.toml").write_text(f'store = "{folder}/q.db"\nhostname = "mx.outmail.test"\n{toml}')
+        self.log = folder / "service.log"
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "outmail", "run", "--config", str(folder / "service.toml")], stderr=open(self.log, "ab"), env={**os.environ, **env}
+        )
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline and self.process.poll() is None and len(self.ports) < 1:
+            time.sleep(0.02)
+        assert self.ports, self.log.read_text()
+
+    @property
+    def ports(self) -> dict[str, int]:
+        found = re.findall(r"listening: (\w+) 127\.0\.0\.1:(\d+)", self.log.read_text())
+        return {kind: int(port) for kind, port in found}
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    running: list[Service] = []
+
+    def make(toml: str, **env: str) -> Service:
+        running.append(Service(tmp_path, toml, **env))
+        return running[-1]
+
+    yield make
+    for service in running:
+        if service.process.poll() is None:
+            service.process.kill()
+            service.process.wait(30)
+
+
+def toml(sink: Sink, listen: str) -> str:
+    return f'relay = "{sink.url}"\n[listen]\n{listen}\n'
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[str, str]:
+    """(CA as PEM, settings of [listen])."""
+    ca, folder = trustme.CA(), tmp_path
+    made = ca.issue_cert("localhost", "127.0.0.1")
+    made.private_key_pem.write_to_path(str(folder / "key.pem"))
+    (folder / "cert.pem").write_bytes(b"".join(blob.bytes() for blob in made.cert_chain_pems))
+    ca.cert_pem.write_to_path(str(folder / "ca.pem"))
+    (folder / "users").write_text(f"# who may send\nme:{hashed('geheim')}\n")
+    return str(folder / "ca.pem"), f'certificate = "{folder}/cert.pem"\nkey = "{folder}/key.pem"\nusers_file = "{folder}/users"'
+
+
+def test_smtplib_hands_in_and_the_trace_is_there(start: Start, sink: Sink, tmp_path: Path) -> None:
+    service = start(toml(sink, 'smtp = ["127.0.0.1:0"]'))
+    with smtplib.SMTP("127.0.0.1", service.ports["smtp"], timeout=10) as client:
+        assert client.sendmail("a@x.test", ["b@x.test", "c@x.test"], BODY) == {}
+    (got,) = sink.wait_for(1)
+    head, _, rest = got.content.partition(b"From: a@x.test")
+    assert got.recipients == ("b@x.test", "c@x.test") and rest == BODY.removeprefix(b"From: a@x.test")
+    assert re.search(rb"Received: from \S+ \(\[127\.0\.0\.1\]\)\r\n\tby mx\.outmail\.test with ESMTP id [0-9a-v]{26};\r\n\t\w{3}, ", head) and b"Message-ID" in head
+    assert service.stop() == 0
+    box = Outbox(tmp_path / "q.db", config=from_toml("", "t", {}), deliver="never")
+    assert [status.status for status in box.find()] == ["delivered"]
+    box.close()
+
+
+def test_aiosmtplib_swaks_and_msmtp(start: Start, sink: Sink, tmp_path: Path, certificate: tuple[str, str]) -> None:
+    import aiosmtplib
+
+    ca, settings = certificate
+    service = start(toml(sink, f'smtp = ["127.0.0.1:0"]\nsubmission = ["127.0.0.1:0"]\n{settings}'))
+    port, submission = service.ports["smtp"], service.ports["submission"]
+    context = ssl.create_default_context(cafile=ca)
+    asyncio.run(aiosmtplib.send(BODY, sender="a@x.test", recipients=["b@x.test"], hostname="localhost", port=port, start_tls=True, tls_context=context))
+    asyncio.run(aiosmtplib.send(BODY, sender="a@x.test", recipients=["b@x.test"], hostname="localhost", port=submission, start_tls=True, tls_context=context,
+                                username="me", password="geheim"))  # fmt: skip
+    with pytest.raises(aiosmtplib.SMTPAuthenticationError):
+        asyncio.run(aiosmtplib.send(BODY, sender="a@x.test", recipients=["b@x.test"], hostname="localhost", port=submission, start_tls=True, tls_context=context,
+                                    username="me", password="falsch"))  # fmt: skip
+    first, second = sink.wait_for(2)
+    assert b"with ESMTPS id" in first.content and b"with ESMTPSA id" in second.content
+    swaks, msmtp = shutil.which("swaks"), shutil.which("msmtp")
+    if swaks is None or msmtp is None:
+        pytest.skip("the packages swaks and msmtp are not installed")
+    common = ["--server", "127.0.0.1", "--from", "a@x.test", "--to", "b@x.test", "--body", "hello", "--timeout", "10"]
+    for words in (["--port", str(port)], ["--port", str(port), "--tls"], ["--port", str(port), "--pipeline"],
+                  ["--port", str(submission), "--tls", "--auth", "PLAIN", "--auth-user", "me", "--auth-password", "geheim"],
+                  ["--port", str(submission), "--tls", "--auth", "LOGIN", "--auth-user", "me", "--auth-password", "geheim"]):  # fmt: skip
+        done = subprocess.run([swaks, *common, *words], capture_output=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stdout.decode()
+    for words in (["--tls=off"], ["--tls=on", f"--tls-trust-file={ca}"]):
+        done = subprocess.run([msmtp, "--host=localhost", f"--port={port}", "--from=a@x.test", "--timeout=10", "--auth=off", *words, "b@x.test"], input=BODY, capture_output=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr.decode()
+    assert len(sink.wait_for(9)) == 9
+    refused = subprocess.run([swaks, *common, "--port", str(submission), "--tls"], capture_output=True, timeout=60, check=False)
+    assert refused.returncode != 0 and b"530 5.7.0" in refused.stdout
+
+
+def test_lmtp_and_a_unix_socket(start: Start, sink: Sink, tmp_path: Path, make_box: Callable[..., Outbox]) -> None:
+    service = start(toml(sink, f'smtp = ["127.0.0.1:0"]\nlmtp = ["unix:{tmp_path}/lmtp"]'))
+    box = make_box(relay=f"lmtp:{tmp_path}/lmtp", store=str(tmp_path / "first.db"))
+    sent = box.submit(BODY, sender="a@x.test", recipients=["b@x.test", "c@x.test"])
+    assert box.wait(sent.id, 10).status == "delivered"
+    (got,) = sink.wait_for(1)
+    assert b"with LMTP id" in got.content
+    service.process.kill()
+    service.process.wait(30)
+    service.log.write_text("")
+    again = start(toml(sink, f'smtp = ["127.0.0.1:0"]\nlmtp = ["unix:{tmp_path}/lmtp"]'))  # the stale socket of the killed one
+    with smtplib.LMTP(str(tmp_path / "lmtp")) as client:
+        client.sendmail("a@x.test", ["b@x.test"], BODY)
+    assert again.stop() == 0
+
+
+def test_another_service_sends_through_it_by_pipelining(start: Start, sink: Sink, make_box: Callable[..., Outbox], tmp_path: Path) -> None:
+    service = start(toml(sink, 'smtp = ["127.0.0.1:0"]'))
+    box = make_box(relay=f"smtp://127.0.0.1:{service.ports['smtp']}", store=str(tmp_path / "first.db"), exit_wait=20)
+    box.send_many([{"to": f"u{i}@x.test", "subject": str(i), "text": "." * i} for i in range(200)])
+    got = sink.wait_for(200, 30)
+    assert len({message.recipients for message in got}) == 200
+
+
+def test_what_is_refused_is_refused_with_a_reply(start: Start, sink: Sink) -> None:
+    service = start(toml(sink, 'smtp = ["127.0.0.1:0"]\nrate = 3\nconnections = 5') + '[limits]\nmessage_size = "10KB"\nrecipients = 2\n')
+    port = service.ports["smtp"]
+    with smtplib.SMTP("127.0.0.1", port, timeout=10) as client:
+        with pytest.raises(smtplib.SMTPSenderRefused) as caught:
+            client.sendmail("a@x.test", "b@x.test", BODY + b"x" * 20_000)
+        assert caught.value.smtp_code == 552
+        client.docmd("MAIL FROM:<a@x.test>")
+        assert [client.docmd(f"RCPT TO:<{n}@x.test>")[0] for n in "bcd"] == [250, 250, 452]
+        client.docmd("RSET")
+        assert [client.docmd("MAIL FROM:<a@x.test>")[0] + 0 * client.docmd("RSET")[0] for _ in range(3)] == [250, 250, 450]
+    lines = [socket.create_connection(("127.0.0.1", port), 5) for _ in range(6)]
+    said = [line.recv(100)[:3] for line in lines]
+    assert said == [b"220"] * 5 + [b"421"]
+    for line in lines:
+        line.close()
+
+
+def test_a_disconnect_in_every_state_leaves_nothing(start: Start, sink: Sink, tmp_path: Path) -> None:
+    service = start(toml(sink, 'smtp = ["127.0.0.1:0"]'))
+    whole = b"EHLO me\r\nMAIL FROM:<a@x.test>\r\nRCPT TO:<b@x.test>\r\nDATA\r\nSubject: s\r\n\r\nhalf\r\n.\r"
+    for cut in range(0, len(whole) + 1, 3):
+        with socket.create_connection(("127.0.0.1", service.ports["smtp"]), 5) as line:
+            line.sendall(whole[:cut])
+    with smtplib.SMTP("127.0.0.1", service.ports["smtp"], timeout=10) as client:
+        client.sendmail("a@x.test", "b@x.test", BODY)
+    assert len(sink.wait_for(1)) == 1
+    assert service.stop() == 0
+    box = Outbox(tmp_path / "q.db", config=from_toml("", "t", {}), deliver="never")
+    assert len(list(box.find())) == 1
+    box.close()
+
+
+def test_restarted_and_killed_under_load_no_client_loses_an_accepted_message(start: Start, sink: Sink, tmp_path: Path) -> None:
+    accepted: list[str] = []
+    over = threading.Event()
+    ports: list[int] = []
+
+    def client(number: int) -> None:
+        i = 0
+        while not over.is_set():
+            try:
+                with smtplib.SMTP("127.0.0.1", ports[-1], timeout=5) as line:
+                    for _ in range(10):
+                        i += 1
+                        name = f"{number}-{i}"
+                        line.sendmail("a@x.test", "b@x.test", f"Subject: {name}\r\n\r\nx\r\n".encode())
+                        accepted.append(name)
+            except (OSError, smtplib.SMTPException):
+                time.sleep(0.02)
+
+    service = start(toml(sink, 'smtp = ["127.0.0.1:0"]'))
+    ports.append(service.ports["smtp"])
+    threads = [threading.Thread(target=client, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for i in range(4):
+        time.sleep(0.7)
+        if i % 2:
+            assert service.stop() == 0
+        else:
+            service.process.kill()
+            service.process.wait(30)
+        service.log.write_text("")
+        service = start(toml(sink, 'smtp = ["127.0.0.1:0"]'))
+        ports.append(service.ports["smtp"])
+    time.sleep(0.5)
+    over.set()
+    for thread in threads:
+        thread.join()
+    deadline = time.monotonic() + 30
+    box = Outbox(tmp_path / "q.db", config=from_toml("", "t", {}), deliver="never")
+    while next(iter(box.find("-state:delivered")), None) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    subjects = [re.search(rb"Subject: (\S+)", message.content)[1].decode() for message in sink.messages]  # type: ignore[index]
+    assert len(accepted) > 50 and set(accepted) <= set(subjects)
+    doubles = {subject for subject in subjects if subjects.count(subject) > 1}
+    for subject in doubles:
+        marked = [r.uncertain for status in box.find() if status.subject == subject for r in status.recipients]
+        assert any(marked) or len(marked) > 1, subject  # or the client handed it in twice, having heard no answer
+    box.close()
+    assert service.stop() == 0
+
+
+def test_a_foreign_write_lock_keeps_live_clients_answered(start: Start, sink: Sink, tmp_path: Path) -> None:
+    service = start(toml(sink, 'smtp = ["127.0.0.1:0"]'))
+    holder = subprocess.Popen(
+        [sys.executable, "-c", "import sqlite3,sys,time\nd=sqlite3.connect(sys.argv[1])\nd.execute('BEGIN IMMEDIATE')\nprint('held',flush=True)\nsys.stdin.readline()\nd.rollback()", str(tmp_path / "q.db")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert holder.stdout and holder.stdout.readline() == b"held\n"
+    with smtplib.SMTP("127.0.0.1", service.ports["smtp"], timeout=20) as waiting, smtplib.SMTP("127.0.0.1", service.ports["smtp"], timeout=5) as other:
+        answer: list[Any] = []
+        sender = threading.Thread(target=lambda: answer.append(waiting.sendmail("a@x.test", "b@x.test", BODY)))
+        sender.start()
+        time.sleep(0.3)
+        assert [other.noop()[0] for _ in range(20)] == [250] * 20 and not answer, "commands that need no commit are answered meanwhile"
+        holder.communicate(b"\n", timeout=10)
+        sender.join(20)
+        assert answer == [{}]
+
+
+def test_socket_activation(sink: Sink, tmp_path: Path) -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        bound.listen(10)
+        (tmp_path / "c.toml").write_text(f'store = "{tmp_path}/q.db"\nrelay = "{sink.url}"')
+        code = (
+            "import os,sys\nos.dup2(int(sys.argv[1]),3)\nos.environ.update(LISTEN_FDS='1',LISTEN_FDNAMES='smtp',LISTEN_PID=str(os.getpid()))\n"
+            "os.execv(sys.executable,[sys.executable,'-m','outmail','run','--config',sys.argv[2]])"
+        )
+        process = subprocess.Popen([sys.executable, "-c", code, str(bound.fileno()), str(tmp_path / "c.toml")], pass_fds=[bound.fileno(), 3] if bound.fileno() != 3 else [3], stderr=subprocess.DEVNULL)
+        with smtplib.SMTP("127.0.0.1", bound.getsockname()[1], timeout=20) as client:
+            client.sendmail("a@x.test", "b@x.test", BODY)
+        assert len(sink.wait_for(1)) == 1
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+
+
+@pytest.mark.parametrize(
+    ("listen", "words"),
+    [('smtp = ["0.0.0.0:25"]', "open to other machines"), ('submission = ["0.0.0.0:587"]', "certificate"), ('submission = ["127.0.0.1:587"]', "users_file"),
+     ('smtp = ["localhost"]', "is no address"), ('smtp = ["127.0.0.1:99999"]', "is no address"), ('networks = ["ten"]', "is not a network"), ('lmtp = ["192.0.2.1:24"]', "networks"),
+     ("connections = 0", "at least 1")],
+)  # fmt: skip
+def test_wrong_listeners_are_told(listen: str, words: str) -> None:
+    with pytest.raises(Exception, match=words):
+        from_toml(f"[listen]\n{listen}", "t", {})
+
+
+def test_files_that_cannot_be_read_are_78(outmail: Callable[..., subprocess.CompletedProcess[bytes]], tmp_path: Path) -> None:
+    for extra in ('certificate = "/none"', 'users_file = "/none"'):
+        (tmp_path / "outmail.toml").write_text(f'store = "q.db"\n[listen]\nsmtp = ["127.0.0.1:0"]\n{extra}')
+        done = outmail("run")
+        assert done.returncode == 78 and b"No such file" in done.stderr, done.stderr
+
+
+def test_passwords_are_hashed(outmail: Callable[..., subprocess.CompletedProcess[bytes]]) -> None:
+    made = outmail("config", "--hash", stdin=b"geheim\n").stdout.decode().strip()
+    assert made.startswith("scrypt$") and verified("geheim", made) and not verified("Geheim", made) and not verified("", "") and not verified("x", "scrypt$!$!")
