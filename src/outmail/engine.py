@@ -139,6 +139,9 @@ class Engine:
         """One look at store and queue. A bug of ours delays mail and is loud; it does not end the engine."""
         try:
             self._maintain()
+            for hop in self._hops.values():
+                if hop.waiting:
+                    hop.tidy()
             if self._hungry or self.store.changed() or self._timer_due():
                 self._hungry = False
                 self._next = self.store.read(self.store.verbs.next_due(self.clock.now()))
@@ -511,7 +514,8 @@ class Engine:
             self.settings.observe(learned)
         if any(verdict.event != "delivered" for item in learned for _, verdict in item.verdicts):
             self._hungry = True  # something is due again at another time
-        self._awake.set()
+        if self._hungry or self._next or self._once_before is not None:
+            self._awake.set()
 
     def _returned(self, returns: list[Delivery], answer: int | BaseException) -> None:
         if isinstance(answer, Trouble):

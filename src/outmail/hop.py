@@ -89,6 +89,12 @@ class Hop:
             seat.task.add_done_callback(lambda task, seat=seat: self._ended(seat, task))  # type: ignore[misc]
             wanted -= 1
 
+    def tidy(self) -> None:
+        """Send sessions home that have had nothing to do for the engine's idle time."""
+        before = self.engine.loop.time() - self.engine.idle
+        for seat in list(self.waiting):
+            seat.idle(before)
+
     def stop(self) -> list[Delivery]:
         """Send idle sessions home; returns what waits and is not in a session's hand."""
         rest, self.queue = list(self.queue), deque()
@@ -121,6 +127,7 @@ class Seat:
         self._then: Callable[[Delivery | None], None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._late: Delivery | None = None
+        self._since = 0.0
 
     # Feed ----------------------------------------------------------------------------------------------------------
 
@@ -140,7 +147,7 @@ class Seat:
             loop.call_soon(self._tell, None)
             return
         self.hop.waiting.append(self)
-        self._timer = loop.call_later(self._engine.idle, self._idle)
+        self._since = loop.time()
         if self.hop.queue:
             loop.call_soon(self.hop.serve)
 
@@ -182,8 +189,7 @@ class Seat:
     # the hop's side ------------------------------------------------------------------------------------------------
 
     def give(self, delivery: Delivery) -> None:
-        """A delivery for a session that asked; under a rate limit it may have to wait for its turn."""
-        self._quiet()
+        """A delivery for a session that asked and was taken off the waiting; under a rate limit it may have to wait for its turn."""
         self.flying.add(delivery)
         pause = self.hop.pace.take(self._engine.loop.time()) if self.hop.relay.rate else 0.0
         if pause > 0:
@@ -201,9 +207,11 @@ class Seat:
         self._tell(None)
         return unbegun
 
-    def _idle(self) -> None:
-        self._quiet()
-        self._tell(None)
+    def idle(self, before: float) -> None:
+        """Send the session home if it has waited since before that moment."""
+        if self._since < before:
+            self._quiet()
+            self._tell(None)
 
     def _quiet(self) -> None:
         if self._timer is not None:

@@ -67,7 +67,7 @@ class Relay:
         if (trouble := self._gate()) is not None:
             return trouble
         line: Line = session.peer
-        if not session.user and not is_trusted(line.client, self._settings.networks):
+        if not session.user and not line.trusted:
             return Reply(550, "Relaying denied: authenticate, or ask for your network to be listed", "5.7.1")
         if not self._meter.take(session.user or line.client, line.now()):
             return Reply(450, "Too many messages: come back in a minute", "4.7.1")
@@ -83,6 +83,7 @@ class Line(asyncio.BufferedProtocol):
     def __init__(self, listener: Listener) -> None:
         self.listener = listener
         self.client = ""
+        self.trusted = False
         self.transport: Any = None
         self.began = self.moved = listener.loop.time()
         self._view = listener.buffer
@@ -101,6 +102,7 @@ class Line(asyncio.BufferedProtocol):
             return
         peer = transport.get_extra_info("peername")
         self.client = peer[0] if isinstance(peer, tuple) else ""
+        self.trusted = is_trusted(self.client, self.listener.settings.networks)
         self._session = protocol.Server(self.listener.settings.dialogue, self.listener.policy, self, tls=self.listener.settings.implicit_tls)
         self.listener.joined(self)
         if len(self.listener.lines) > self.listener.settings.connections:
