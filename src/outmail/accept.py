@@ -63,6 +63,8 @@ class Draft:
     id: str | None = None
     #: The line ends are known to be CRLF, the last one included, and there is no NUL: the SMTP dialogue has looked.
     normal: bool = False
+    #: Fields that go in front of everything else (Received).
+    trace: bytes = b""
 
 
 @dataclass(slots=True)
@@ -100,7 +102,7 @@ class Door:
             raise Refused(f"the message has {len(draft.content)} bytes; the limit is {terms.message_size} ([limits] message_size)", code="too-large")
         try:
             content = draft.content if draft.normal else splice.normalised(draft.content)
-            head = splice.look(content)
+            head = splice.look(content, headless=bool(draft.trace))
         except splice.ContentError as problem:
             raise Refused(str(problem), code=problem.code) from None
         if draft.priority not in PRIORITIES:
@@ -111,7 +113,7 @@ class Door:
         sender = _address(draft.sender) if draft.sender else ""
         id = draft.id or (keyed_id(draft.key) if draft.key else new_id(now))
         message_id = head.message_id or f"<{id}@{sender.rpartition('@')[2] or terms.hostname}>"
-        content = _completed(content, head, message_id, now)
+        content = draft.trace + _completed(content, head, message_id, now)
         recipients, content = self._recipients(draft, sender, content)
         expires_at = draft.expires_at if draft.expires_at is not None else max(now, draft.due or 0) + terms.expire
         if expires_at <= max(now, draft.due or 0):
@@ -217,6 +219,10 @@ class LoopDoor:
             return
         self._waiting.append((message, then))
         self._commits.soon(GATHER if len(self._waiting) == 1 else 0.0)
+
+    def call(self, function: Callable[[], Any], then: Callable[[Any], None]) -> None:
+        """A blocking call on the writer's thread, for intakes that have one to make (a password to verify, a mailbox to write)."""
+        self._commits.call(function, then)
 
     def _contribute(self) -> None:
         if not self._waiting:

@@ -30,7 +30,7 @@ DEFAULT_RELAY = "smtp://localhost:25"
 _TOP: dict[str, tuple[type, ...]] = {
     "store": (str,), "from": (str,), "to": (str, list), "relay": (str, dict), "relays": (dict,), "route": (list,), "outbox": (list,),
     "retry": (dict,), "listen": (dict,), "limits": (dict,), "safety": (dict,), "retention": (dict,), "transcripts": (str,), "loop": (str,),
-    "hostname": (str,), "loopback": (dict,), "reports": (dict,),
+    "hostname": (str,), "loopback": (dict,), "reports": (dict,), "receive": (dict,),
 }  # fmt: skip
 _TABLES: dict[str, dict[str, tuple[type, ...]]] = {
     "retry": {"schedule": (str,), "expire": (str,), "soft_bounce": (bool,), "on_uncertain": (str,)},
@@ -41,6 +41,7 @@ _TABLES: dict[str, dict[str, tuple[type, ...]]] = {
     "retention": {"bodies": (str,), "records": (str,), "transcripts": (str,)},
     "loopback": {"message_id": (str,)},
     "reports": {"templates": (str,)},
+    "receive": {"smtp": (list,), "lmtp": (list,), "domains": (list,), "aliases": (str,), "mailboxes": (str,), "users": (list, str), "networks": (list,)},
 }  # fmt: skip
 _RELAY_KEYS = {"url": str, "password": str, "password_file": str, "password_command": (str, list), **RELAY_SETTINGS}
 _ROUTE_KEYS = {"from": (str, list), "to": (str, list), "tag": (str, list), "relays": (list,)}
@@ -63,6 +64,19 @@ class Listen:
 
 
 @dataclass(frozen=True, slots=True)
+class Receive:
+    """``[receive]``, for `outmail receive`. ``users``: names, or ("system",) for those of the machine."""
+
+    smtp: tuple[str, ...] = ("127.0.0.1:2525",)
+    lmtp: tuple[str, ...] = ()
+    domains: tuple[str, ...] = ()
+    aliases: str = ""
+    mailboxes: str = ""
+    users: tuple[str, ...] = ()
+    networks: tuple[Network, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """Everything a configuration can say, checked."""
 
@@ -72,6 +86,7 @@ class Config:
     to: tuple[str, ...] = ()
     retry: Retry = field(default_factory=Retry)
     listen: Listen = field(default_factory=Listen)
+    receive: Receive = field(default_factory=Receive)
     message_size: int = 50_000_000
     recipients: int = 10_000
     only_to: tuple[str, ...] = ()
@@ -169,6 +184,7 @@ def _build(data: dict[str, Any], source: str, env: Mapping[str, str]) -> Config:
         to=tuple(_mailbox("to", item) for item in ([to] if isinstance(to, str) else to)),
         retry=_retry(data.get("retry", {})),
         listen=_listen(data.get("listen", {})),
+        receive=_receive(data.get("receive", {})),
         only_to=tuple(_texts("[safety] only_to", safety.get("only_to", []))),
         redirect_to=_mailbox("[safety] redirect_to", safety.get("redirect_to", "")),
         transcripts=_one_of("transcripts", data.get("transcripts", "failures"), ("failures", "all", "none")),
@@ -313,6 +329,15 @@ def _listen(table: dict[str, Any]) -> Listen:
     if listen.submission and not listen.users_file:
         raise ValueError("[listen] submission needs users_file: who may send, with a hashed password each (outmail config --hash)")
     return listen
+
+
+def _receive(table: dict[str, Any]) -> Receive:
+    given: dict[str, Any] = {key: tuple(_texts(f"[receive] {key}", table[key])) for key in ("smtp", "lmtp", "domains", "users") if key in table}
+    given |= {key: table[key] for key in ("aliases", "mailboxes") if key in table}
+    receive = Receive(**given, networks=networks(_texts("[receive] networks", table.get("networks", []))))
+    if receive.mailboxes and ("{user}" not in receive.mailboxes or not receive.mailboxes.startswith("/")):
+        raise ValueError("[receive] mailboxes must be a path with {user} in it, such as /var/mail/{user} (mbox) or /home/{user}/Maildir/ (Maildir)")
+    return receive
 
 
 def _check_address(listen: Listen, kind: str, address: str) -> None:

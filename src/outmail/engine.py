@@ -87,7 +87,7 @@ class Engine:
         self._leasing = False
         self._awake: asyncio.Event = None  # type: ignore[assignment]
         self._ready: asyncio.Event = None  # type: ignore[assignment]
-        self._hungry = True
+        self._wakes, self._looked = 1, 0
         self._next: dict[str, int] = {}
         self._held_until = 0.0
         self._reclaim_at = 0.0
@@ -143,8 +143,9 @@ class Engine:
                 if hop.waiting:
                     hop.tidy()
             if self._hungry or self.store.changed() or self._timer_due():
-                self._hungry = False
+                wakes = self._wakes
                 self._next = self.store.read(self.store.verbs.next_due(self.clock.now()))
+                self._looked = wakes  # only now: `quiet` may be asked meanwhile
             self.commits.flush()
         except Trouble as problem:
             self._complain(problem)
@@ -164,13 +165,18 @@ class Engine:
 
     def wake(self) -> None:
         """Look at the queue now."""
-        self._hungry = True
+        self._wakes += 1
         if self.loop is None:
             return
         try:
             self.loop.call_soon_threadsafe(self._awake.set)
         except RuntimeError:
             pass  # the loop is closed: the engine has ended
+
+    @property
+    def _hungry(self) -> bool:
+        """True when something may be due that `_next` does not know of."""
+        return self._wakes != self._looked
 
     def quiet(self) -> bool:
         """True when there is nothing in hand and nothing that could be tried now. May be asked from any thread."""
@@ -513,7 +519,7 @@ class Engine:
         if self.settings.observe:
             self.settings.observe(learned)
         if any(verdict.event != "delivered" for item in learned for _, verdict in item.verdicts):
-            self._hungry = True  # something is due again at another time
+            self._wakes += 1  # something is due again at another time
         if self._hungry or self._next or self._once_before is not None:
             self._awake.set()
 
@@ -523,7 +529,7 @@ class Engine:
             self._failed("returned mail", answer)
         elif isinstance(answer, BaseException):
             log.error("%d deliveries could not be returned: a bug of outmail; they are taken back when this engine ends", len(returns), exc_info=answer)
-        self._hungry = True
+        self._wakes += 1
         self._awake.set()
 
     def _failed(self, what: str, problem: BaseException) -> None:
@@ -566,7 +572,7 @@ class Engine:
             return
         for found in answer:
             log.warning("took back %(leases)d recipients of a dead engine, %(uncertain)d of them uncertain", found)
-            self._hungry = True
+            self._wakes += 1
         if self._hungry:
             self._awake.set()
 
@@ -587,7 +593,7 @@ class Engine:
         if isinstance(answer, BaseException):
             self._failed("upkeep", answer)
             self._upkeep_at = self.loop.time() + 1.0
-        self._hungry = True
+        self._wakes += 1
         self._awake.set()
 
     def _retain(self, now: int) -> None:

@@ -66,6 +66,7 @@ def store_path(url: str) -> tuple[str, str]:
 def transports(config: Config) -> Callable[[Relay], Any]:
     """A factory of transports that share one resolver."""
     from outmail.transport.local import LocalTransport
+    from outmail.transport.mailbox import MailboxTransport
     from outmail.transport.resolver import Resolver
     from outmail.transport.smtp import SmtpTransport
 
@@ -74,6 +75,8 @@ def transports(config: Config) -> Callable[[Relay], Any]:
     def make(relay: Relay) -> Any:
         if relay.scheme in ("smtp", "lmtp"):
             return SmtpTransport(relay, resolver, config.hostname or "localhost")
+        if relay.scheme == "mailbox":
+            return MailboxTransport(relay)
         return LocalTransport(relay)
 
     return make

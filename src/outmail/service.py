@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,11 @@ from outmail.accept import LoopDoor
 from outmail.config import Config, Listen
 from outmail.engine import Engine
 from outmail.errors import ConfigError
+from outmail.intake.receive import Everything, Receiver
 from outmail.intake.smtp import Listener, Settings
 from outmail.outbox import Outbox
+from outmail.policy.aliases import AliasError, Directory, parse
+from outmail.policy.route import Routes, Rule, parse_relay
 from outmail.reports import post, vigil, watch
 from outmail.smtp import server as protocol
 
@@ -43,55 +46,23 @@ async def once(box: Outbox, engine: Engine) -> None:
 
 async def serve(box: Outbox, engine: Engine, started: Callable[[list[str]], None] | None = None) -> None:
     """Until a signal. ``started`` hears where it listens."""
-    loop = asyncio.get_running_loop()
-    over = asyncio.Event()
-    _on_signals(over.set)
     config: Config = box._config
     prepared = {kind: settings_for(config, kind) for kind in KINDS}
-    running = asyncio.ensure_future(engine.run())
-    ending = asyncio.ensure_future(over.wait())
-    ready = asyncio.ensure_future(engine.ready())
-    listeners: list[Listener] = []
-    looking = loop.create_task(_keep_looking(box, over))
+    handed = handed_over(os.environ)
+
+    def listeners(door: LoopDoor) -> list[tuple[str, Listener, str | socket.socket]]:
+        found: list[tuple[str, Listener, str | socket.socket]] = []
+        for kind in KINDS:
+            for address in (*getattr(config.listen, kind), *handed.get(kind, [])):
+                implicit = kind == "submission" and isinstance(address, str) and address.endswith(":465")
+                found.append((kind, Listener(door, replace(prepared[kind], implicit_tls=implicit)), address))
+        return found
+
+    looking = asyncio.ensure_future(_keep_looking(box))
     try:
-        await asyncio.wait([ready, running, ending], return_when=asyncio.FIRST_COMPLETED)
-        if ready.done():
-            listeners = await _listen(box, engine, prepared, started)
-        await asyncio.wait([running, ending], return_when=asyncio.FIRST_COMPLETED)
+        await _until_signal(box, engine, listeners, started)
     finally:
-        over.set()
         looking.cancel()
-        await asyncio.gather(*(listener.close() for listener in listeners))
-        engine.stop()
-        await running
-        ready.cancel()
-        ending.cancel()
-
-
-async def _listen(box: Outbox, engine: Engine, prepared: dict[str, Settings], started: Callable[[list[str]], None] | None) -> list[Listener]:
-    """Open what the configuration and the service manager say."""
-    listen, handed = box._config.listen, handed_over(os.environ)
-    if not (listen.smtp or listen.lmtp or listen.submission or handed):
-        return []
-    door = LoopDoor(replace(box._door, wake=engine.wake), engine.commits, engine)
-    listeners, names = [], []
-    for kind in KINDS:
-        sockets: list[str | socket.socket] = [*getattr(listen, kind), *handed.get(kind, [])]
-        for address in sockets:
-            settings = prepared[kind]
-            if kind == "submission" and isinstance(address, str) and address.endswith(":465"):
-                settings = replace(settings, implicit_tls=True)
-            listener = Listener(door, settings)
-            try:
-                names.append(f"{kind} {await listener.listen(address)}")
-            except (OSError, ValueError) as problem:
-                raise ConfigError(f"[listen] {kind}: {address} cannot be listened on: {getattr(problem, 'strerror', None) or problem}") from None
-            listeners.append(listener)
-    for name in names:
-        log.info("listening: %s", name)
-    if started is not None:
-        started(names)
-    return listeners
 
 
 def settings_for(config: Config, kind: str) -> Settings:
@@ -164,7 +135,124 @@ def _look(box: Outbox) -> None:
     vigil.look(box)
 
 
-async def _keep_looking(box: Outbox, over: asyncio.Event) -> None:
-    while not over.is_set():
+async def _keep_looking(box: Outbox) -> None:
+    while True:
         post.poster().later(lambda: _look(box), "vigil")
         await asyncio.sleep(VIGIL)
+
+
+# -- the receiving server -----------------------------------------------------------------------------------------------
+
+
+def receiving(config: Config, *, catch: bool) -> Config:
+    """The configuration of `outmail receive`: local domains go to mailboxes, everything else by the relays."""
+    receive = config.receive
+    if catch:
+        nothing = parse_relay("null:", "default")
+        keep = dict.fromkeys(config.retention, 1 << 60)
+        return replace(config, routes=Routes({"default": nothing}), retention=keep, only_to=(), redirect_to="")
+    if not receive.mailboxes:
+        raise ConfigError("[receive] mailboxes is not set: where local mail goes, such as /home/{user}/Maildir/ or /var/mail/{user}; or use --catch")
+    local = parse_relay(f"mailbox:{receive.mailboxes}", "local")
+    domain = local_domains(config)[0]
+    rule = Rule(("*",), (f"*@{domain}",), ("*",), ("local",))
+    routes = config.routes.with_relays([local])
+    return replace(config, routes=replace(routes, rules=(rule, *routes.rules)))
+
+
+def local_domains(config: Config) -> tuple[str, ...]:
+    """The first one names mailboxes' addresses."""
+    own = config.hostname or "localhost"
+    return tuple(dict.fromkeys(domain.lower() for domain in (*(config.receive.domains or (own,)), own, "localhost")))
+
+
+def directory(config: Config) -> Directory:
+    """Users and aliases; raises `ConfigError` when the file is wrong or nobody is postmaster."""
+    receive = config.receive
+    try:
+        aliases = parse(Path(receive.aliases).read_text("utf-8"), receive.aliases) if receive.aliases else {}
+        made = Directory(frozenset(local_domains(config)), aliases, _knows(receive.users), lambda path: Path(path).read_text("utf-8"))
+        for name in aliases:
+            made.expand(name)
+        if not made.expand("postmaster"):
+            raise ConfigError("nobody gets mail for postmaster: add `postmaster: somebody` to the aliases ([receive] aliases)")
+    except (AliasError, OSError, UnicodeDecodeError) as problem:
+        raise ConfigError(f"[receive] {getattr(problem, 'strerror', None) or problem}") from None
+    return made
+
+
+def _knows(users: tuple[str, ...]) -> Callable[[str], bool]:
+    if users != ("system",):
+        return frozenset(user.lower() for user in users).__contains__
+
+    def known(name: str) -> bool:
+        import pwd
+
+        try:
+            pwd.getpwnam(name)
+        except (KeyError, ValueError):
+            return False
+        return True
+
+    return known
+
+
+async def receive(box: Outbox, engine: Engine, *, catch: bool, started: Callable[[list[str]], None] | None = None) -> None:
+    """Until a signal: listen, deliver to mailboxes, hand on what is not local."""
+    config: Config = box._config
+    known = None if catch else directory(config)
+
+    def open_listeners(door: LoopDoor) -> list[tuple[str, Listener, str]]:
+        found = []
+        for kind in ("smtp", "lmtp"):
+            for address in getattr(config.receive, kind):
+                dialogue = protocol.Settings(hostname=config.hostname or "localhost", lmtp=kind == "lmtp", size=config.message_size, normalise=catch)
+                if known is None:
+                    made = Listener(door, Settings(dialogue), lambda listener: Everything())
+                else:
+                    made = _receiver(door, Settings(dialogue), known, config)
+                found.append((kind, made, address))
+        return found
+
+    await _until_signal(box, engine, open_listeners, started, "receive")
+
+
+def _receiver(door: LoopDoor, settings: Settings, known: Directory, config: Config) -> Listener:
+    domain = local_domains(config)[0]
+    holder: list[Receiver] = []
+
+    def policy(listener: Listener) -> Receiver:
+        holder.append(Receiver(known, domain, config.receive.mailboxes, config.receive.networks, listener.gate))
+        return holder[0]
+
+    listener = Listener(door, settings, policy, lambda line, session, request, then: holder[0].take(listener, line, session, request, then))
+    return listener
+
+
+async def _until_signal(box: Outbox, engine: Engine, make: Callable[[LoopDoor], Sequence[tuple[str, Listener, str | socket.socket]]], started: Callable[[list[str]], None] | None, section: str = "listen") -> None:
+    over = asyncio.Event()
+    _on_signals(over.set)
+    running = asyncio.ensure_future(engine.run())
+    waits = [running, asyncio.ensure_future(over.wait()), asyncio.ensure_future(engine.ready())]
+    listeners: list[Listener] = []
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        if waits[2].done():
+            door = LoopDoor(replace(box._door, wake=engine.wake), engine.commits, engine)
+            names = []
+            for kind, listener, address in make(door):
+                listeners.append(listener)
+                try:
+                    names.append(f"{kind} {await listener.listen(address)}")
+                except (OSError, ValueError) as problem:
+                    raise ConfigError(f"[{section}] {kind}: {address} cannot be listened on: {getattr(problem, 'strerror', None) or problem}") from None
+                log.info("listening: %s", names[-1])
+            if started is not None:
+                started(names)
+        await asyncio.wait(waits[:2], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        await asyncio.gather(*(listener.close() for listener in listeners))
+        engine.stop()
+        await running
+        for wait in waits[1:]:
+            wait.cancel()

@@ -35,7 +35,7 @@ def test_the_seeds_settings_and_a_loop(settings: dict[str, Any], store: str, mai
         manager.send_msg_milestone(done, 7 - done, -1 if done < 6 else 90)
     manager.send_msg_finish(2)
     manager.close()
-    found = mails.wait(4)
+    found = sorted(mails.wait(4), key=lambda mail: (str(mail["subject"]).startswith("Bot"), str(mail["subject"]).startswith("Project Bot M"), str(mail["subject"])))
     assert [str(mail["subject"]) for mail in found] == [
         "Project Bot just started.", "Project Bot Milestone: 3 processed", "Project Bot Milestone: 6 processed", "Bot: queue empty / bot stopped",
     ]  # fmt: skip

@@ -41,7 +41,8 @@ class Service:
             [sys.executable, "-m", "outmail", "run", "--config", str(folder / "service.toml")], stderr=open(self.log, "ab"), env={**os.environ, **env}
         )
         deadline = time.monotonic() + 20
-        while time.monotonic() < deadline and self.process.poll() is None and len(self.ports) < 1:
+        wanted = len(re.findall(r"(?m)^(?:smtp|submission|lmtp) = ", toml))
+        while time.monotonic() < deadline and self.process.poll() is None and self.log.read_text().count("listening: ") < wanted:
             time.sleep(0.02)
         assert self.ports, self.log.read_text()
 

@@ -32,7 +32,7 @@ COMMANDS = {
     "queue": "--dry-run --ids --json --jsonl", "show": "--raw --json", "log": "--jsonl", "events": "--follow --after --jsonl", "why": "", "explain": "",
     "test": "--to", "store": "--dialect", "config": "--json",
 }  # fmt: skip
-LATER = ("receive", "loopback", "move", "init")
+LATER = ("loopback", "move", "init")
 
 
 def names(function: object) -> list[str]:

@@ -61,6 +61,11 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--only", metavar="ID", help="one message now; implies --once")
     run.set_defaults(run="run")
 
+    receive = sub.add_parser("receive", parents=common, help="a local mail server: users, aliases, mailboxes; --catch: keep everything, deliver nothing")
+    receive.add_argument("--catch", action="store_true", help="the development mailbox, in a store of its own")
+    receive.add_argument("--listen", action="append", default=[], metavar="HOST:PORT", help="instead of [receive] smtp")
+    receive.set_defaults(run="receive")
+
     queue = sub.add_parser("queue", parents=common, help="list and change what is in the queue", description=_FILTER_HELP)
     queue.add_argument("verb", choices=("list", "stats", "hold", "release", "retry", "requeue", "cancel", "purge"))
     queue.add_argument("selection", nargs="*", metavar="ID|FILTER|-|ALL")

@@ -19,7 +19,7 @@ from outmail import selection, service
 from outmail.cli import EX_DATAERR, EX_NOINPUT, EX_SOFTWARE, EX_TEMPFAIL, EX_UNAVAILABLE, EX_USAGE
 from outmail.cli.explanations import CODES
 from outmail.clock import Clock, human_span, rfc3339
-from outmail.config import Config, load, relay_in_code
+from outmail.config import Config, default_store, load, relay_in_code
 from outmail.errors import ConfigError, NotFound, Refused
 from outmail.model import Filter, Status, Term, is_id
 from outmail.ops import delivery_log
@@ -177,6 +177,25 @@ def _uvloop() -> Any:
     except ImportError:
         raise ConfigError('loop = "uvloop" needs the package: pip install "outmail[speed]"') from None
     return uvloop
+
+
+def receive(arguments: argparse.Namespace) -> int:
+    """The local receiving server; with --catch the development mailbox."""
+    config = _config(arguments)
+    if arguments.catch and not arguments.store:
+        config = replace(config, store=os.environ.get("OUTMAIL_STORE") or os.path.join(os.path.dirname(default_store(os.environ)), "catch.db"))
+        os.makedirs(os.path.dirname(config.store) or ".", mode=0o700, exist_ok=True)
+    if arguments.listen:
+        config = replace(config, receive=replace(config.receive, smtp=tuple(arguments.listen)))
+    config = service.receiving(config, catch=arguments.catch)
+    if not arguments.catch:
+        service.directory(config)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    box = Outbox(config=config, deliver="never")
+    engine = build_engine(box._store, config, config.routes, Clock(), observe=delivery_log.Batched(sys.stderr))
+    asyncio.run(service.receive(box, engine, catch=arguments.catch))
+    box.close()
+    return 0
 
 
 # -- queue --------------------------------------------------------------------------------------------------------------

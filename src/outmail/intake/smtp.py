@@ -165,7 +165,7 @@ class Line(asyncio.BufferedProtocol):
     def _verify(self, request: protocol.Verify) -> None:
         stored = self.listener.settings.users.get(request.user, "")
         # on the writer's thread: scrypt takes its time on purpose, also for users that do not exist
-        self.listener.door._commits.call(lambda: verified(request.password, stored), lambda good: self._authenticated(request.user if good is True else None))
+        self.listener.door.call(lambda: verified(request.password, stored), lambda good: self._authenticated(request.user if good is True else None))
 
     def _authenticated(self, user: str | None) -> None:
         if self._session.closed:
@@ -268,11 +268,11 @@ class Listener:
         times = len(request.recipients) if self.settings.dialogue.lmtp else 1
         id = new_id(self.door.door.clock.now())
         try:
-            content = traced(line, session, request.content, id, self.settings.dialogue, self.door.door.clock.now())
+            trace, content = traced(line, session, request.content, id, self.settings.dialogue, self.door.door.clock.now())
         except Refused as refusal:
             then([Reply(554, str(refusal), "5.4.6")] * times)
             return
-        draft = Draft(content, request.sender, request.recipients, id=id, dsn=_dsn(request), normal=True)
+        draft = Draft(content, request.sender, request.recipients, id=id, dsn=_dsn(request), normal=True, trace=trace)
         self.door.accept(draft, lambda answer: then([reply_for(answer)] * times))
 
     # -- pressure ---------------------------------------------------------------------------------------------------
@@ -312,14 +312,14 @@ def reply_for(answer: str | Exception) -> Reply:
     return Reply(452 if full else 451, "The message could not be stored: come back later", "4.3.1" if full else "4.3.0")
 
 
-def traced(line: Line, session: protocol.Server, content: bytes, id: str, settings: protocol.Settings, now: int) -> bytes:
-    """The content with a Received field in front (RFC 5321 §4.4); raises `Refused` when it has been around too often."""
+def traced(line: Line, session: protocol.Server, content: bytes, id: str, settings: protocol.Settings, now: int) -> tuple[bytes, bytes]:
+    """(Received field (RFC 5321 §4.4), content that has a header block); raises `Refused` when it has been around too often."""
     if content.count(b"\nReceived:", 0, splice.head_end(content)) + content.startswith(b"Received:") >= HOPS:
         raise Refused(f"the message has passed {HOPS} servers already: a loop", code="loop")
     how = ("LMTP" if settings.lmtp else "ESMTP" if session.extended else "SMTP") + ("S" if session.tls else "") + ("A" if session.user else "")
     where = f" ([{line.client}])" if line.client else ""
     trace = f"Received: from {session.helo}{where}\r\n\tby {settings.hostname} with {how} id {id};\r\n\t{headers.date(now)}\r\n".encode()
-    return trace + content if splice.has_header(content) else trace + b"\r\n" + content
+    return trace, content if splice.has_header(content) else b"\r\n" + content
 
 
 def _dsn(request: protocol.Deliver) -> Dsn | None:

@@ -60,9 +60,12 @@ class Head:
     has_message_id: bool
 
 
-def look(content: bytes) -> Head:
-    """Read Message-ID, Subject and Date; raises `ContentError` when the first line is no header field."""
-    if not _FIRST.match(content):
+def look(content: bytes, *, headless: bool = False) -> Head:
+    """Read Message-ID, Subject and Date; raises `ContentError` when the first line is no header field.
+
+    ``headless``: an empty header block will do, because fields are put in front of it.
+    """
+    if not (has_header(content) if headless else _FIRST.match(content)):
         first = content[:60].split(b"\r")[0].decode("utf-8", "replace")
         raise ContentError(f"the message does not begin with a header field but with {first!r}", "bad-content")
     head = content[: head_end(content)]

@@ -20,7 +20,7 @@ from urllib.parse import quote, unquote, urlsplit
 Tls = Literal["implicit", "required", "off-loopback", "none"]
 
 _PORTS = {"smtp": 25, "smtps": 465, "smtp+plain": 25, "lmtp": 24}
-_LOCAL = ("sendmail", "maildir", "file", "null")
+_LOCAL = ("sendmail", "maildir", "mailbox", "file", "null")
 LOOPBACK = ("localhost", "localhost.localdomain", "ip6-localhost", "::1")
 
 
@@ -31,7 +31,7 @@ def is_loopback(host: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Relay:
-    """One next hop. ``scheme``: smtp, lmtp, sendmail, maildir, file or null.
+    """One next hop. ``scheme``: smtp, lmtp, sendmail, maildir, mailbox (with {user} in its path), file or null.
 
     ``tls``: implicit, required (STARTTLS), off-loopback (required, but not on loopback) or none.
     ``verify`` False trusts any certificate; ``ca`` is a PEM file; ``fingerprint`` pins the SHA-256 of the certificate.

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from outmail.accept import not_stored
 from outmail.clock import parse_span
 from outmail.errors import ConfigError
 from outmail.model import new_id
@@ -31,6 +32,7 @@ from outmail.reports.door import ReportDoor, at_close, door
 from outmail.reports.liveness import Life
 from outmail.reports.mail import Report, Section, local_time, one_line
 from outmail.reports.post import guarded, host, poster, root_id, tell, words
+from outmail.store import Trouble
 
 T = TypeVar("T")
 
@@ -308,7 +310,7 @@ class Job:
 
     def _act(self, action: Callable[[], Any], slot: str = "") -> None:
         if self.strict:
-            action()
+            _strictly(action)
         else:
             poster().later(action, slot)
 
@@ -387,7 +389,7 @@ class Job:
         _unwatch_signals()
         try:
             if self.strict:
-                self._last_word(word, problem)
+                _strictly(lambda: self._last_word(word, problem))
             else:
                 guarded(lambda: self._hand_in(word, problem))
         finally:
@@ -480,6 +482,14 @@ class Job:
             "job": self.name, "kind": "job", "host": host(), "pid": self._pid, "started_at": int(self._began_at * 1000), "at": box.clock.now(),
             "done": self.done, "total": self.total, "state": self.state, "to": list(self._to), "duration_ms": int(self.elapsed * 1000),
         })  # fmt: skip
+
+
+def _strictly(action: Callable[[], Any]) -> None:
+    """For tests: trouble with the store is one of the public errors."""
+    try:
+        action()
+    except Trouble as problem:
+        raise not_stored(problem) from None
 
 
 class _Reason(Exception):

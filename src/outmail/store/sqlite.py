@@ -321,7 +321,10 @@ _CHECKS = (
         " AND m.upload IS NULL AND NOT EXISTS (SELECT 1 FROM body b WHERE b.seq = m.seq)",
         "waiting messages without content",
     ),
-    ("SELECT count(*) FROM message m WHERE NOT EXISTS (SELECT 1 FROM recipient r WHERE r.message = m.seq)", "messages without recipients"),
+    (
+        "SELECT count(*) FROM message m WHERE m.seq < (SELECT max(seq) FROM message) AND NOT EXISTS (SELECT 1 FROM recipient r WHERE r.message = m.seq)",
+        "messages without recipients",
+    ),
 )
 
 

@@ -522,7 +522,7 @@ _STANDING = (
 
 def seq_of(id: str) -> Verb[int | None]:
     """The store's number of a message, or None."""
-    rows = yield "SELECT seq FROM message WHERE id = ?", (id,)
+    rows = yield "SELECT seq FROM message WHERE id = ? AND EXISTS (SELECT 1 FROM recipient WHERE message = seq)", (id,)
     return rows[0][0] if rows else None
 
 
@@ -668,17 +668,17 @@ def purge(now: int, *, bodies: int, records: int, transcripts: int, after: int =
 
 
 def _forget(old: list[tuple[int]]) -> Verb[None]:
-    """Remove whole records; but never the newest of a numbered table."""
+    """Remove whole records. Of the newest row of a numbered table the number stays, so that it is never given again."""
     if not old:
         return
-    newest = yield "SELECT (SELECT max(seq) FROM message), (SELECT message FROM event ORDER BY cursor DESC LIMIT 1), (SELECT message FROM attempt ORDER BY id DESC LIMIT 1)", ()
-    gone = [row for row in old if row[0] not in newest[0]]
-    yield Many("DELETE FROM attempt WHERE message = ?", gone)
-    yield Many("DELETE FROM recipient WHERE message = ?", gone)
-    yield Many("DELETE FROM body WHERE seq = ?", gone)
-    yield Many("DELETE FROM chunk WHERE upload = (SELECT upload FROM message WHERE seq = ?)", gone)
-    yield Many("DELETE FROM message WHERE seq = ?", gone)
-    yield "DELETE FROM event WHERE cursor < (SELECT max(cursor) FROM event) AND message < ? AND NOT EXISTS (SELECT 1 FROM message m WHERE m.seq = event.message)", (gone[-1][0] + 1 if gone else 0,)
+    newest = yield "SELECT (SELECT max(seq) FROM message), (SELECT max(id) FROM attempt)", ()
+    seq, attempt = newest[0]
+    yield Many("DELETE FROM attempt WHERE message = ? AND id <> ?", [(row[0], attempt or 0) for row in old])
+    yield Many("DELETE FROM recipient WHERE message = ?", old)
+    yield Many("DELETE FROM body WHERE seq = ?", old)
+    yield Many("DELETE FROM chunk WHERE upload = (SELECT upload FROM message WHERE seq = ?)", old)
+    yield Many("DELETE FROM message WHERE seq = ?", [row for row in old if row[0] != seq])
+    yield "DELETE FROM event WHERE cursor < (SELECT max(cursor) FROM event) AND message <= ? AND NOT EXISTS (SELECT 1 FROM recipient r WHERE r.message = event.message)", (old[-1][0],)
 
 
 def forget_messages(seqs: Sequence[int]) -> Verb[int]:

@@ -1,0 +1,154 @@
+"""aliases(5): who gets mail for a name.
+
+Promises: pure (``:include:`` files are read by a function passed in); names are folded to lower case; expansion ends: a name that leads
+to itself means the user, a circle of several names is an error. Rules of the table in docs/receive.md, one test a row.
+Fails: `AliasError` with file and line. Does not: write to files or pipes, or read ~/.forward (later).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+MAX_TARGETS = 10_000
+
+
+class AliasError(ValueError):
+    """The alias file cannot be meant so."""
+
+
+def parse(text: str, source: str = "aliases") -> dict[str, tuple[str, ...]]:
+    """``name: target, target`` lines → name → targets. Lines that begin with white space continue the one before."""
+    found: dict[str, tuple[str, ...]] = {}
+    for number, line in _logical(text):
+        name, rest = _name(line, f"{source}, line {number}")
+        if name in found:
+            raise AliasError(f"{source}, line {number}: {name} stands there twice")
+        found[name] = tuple(_targets(rest, f"{source}, line {number}"))
+        if not found[name]:
+            raise AliasError(f"{source}, line {number}: {name} has no target")
+    return found
+
+
+def included(text: str, source: str) -> list[str]:
+    """The targets of an ``:include:`` file: lists, comments and blank lines."""
+    return [target for number, line in _logical(text) for target in _targets(line, f"{source}, line {number}")]
+
+
+def _logical(text: str) -> Iterator[tuple[int, str]]:
+    """Lines without comments, continuations joined, with the number of their first line."""
+    start, current = 0, ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        if line[0] in " \t" and current:
+            current += " " + line.strip()
+            continue
+        if current:
+            yield start, current
+        start, current = number, line.strip()
+    if current:
+        yield start, current
+
+
+def _name(line: str, where: str) -> tuple[str, str]:
+    if line.startswith('"'):
+        end = line.find('"', 1)
+        name, rest = line[1:end], line[end + 1 :].lstrip()
+        if end < 0 or not rest.startswith(":"):
+            raise AliasError(f"{where}: write \"name\": target")
+        return name.lower(), rest[1:]
+    name, colon, rest = line.partition(":")
+    if not colon or not name.strip() or " " in name.strip():
+        raise AliasError(f"{where}: write name: target, target")
+    return name.strip().lower(), rest
+
+
+def _targets(text: str, where: str) -> Iterator[str]:
+    """Comma-separated targets; commas and white space inside double quotes belong to the target."""
+    current, quoted = "", False
+    for letter in text + ",":
+        if letter == '"':
+            quoted = not quoted
+        elif letter == "," and not quoted:
+            target = current.strip()
+            if target:
+                yield _checked(target, where)
+            current = ""
+        elif letter == "#" and not quoted and (not current or current[-1] in " \t"):
+            break
+        else:
+            current += letter
+    else:
+        if quoted:
+            raise AliasError(f"{where}: a quote is not closed")
+        return
+    if current.strip():
+        yield _checked(current.strip(), where)
+
+
+def _checked(target: str, where: str) -> str:
+    if target.startswith(("/", "|")):
+        raise AliasError(f"{where}: {target!r}: files and pipes are not part of this version yet; use a user, an address or :include:/file")
+    return target
+
+
+@dataclass(slots=True)
+class Directory:
+    """Users and aliases of the local domains. ``knows`` says whether a user exists; ``read`` gives the text of an included file."""
+
+    domains: frozenset[str]
+    aliases: Mapping[str, tuple[str, ...]]
+    knows: Callable[[str], bool]
+    read: Callable[[str], str]
+    _seen: set[str] = field(default_factory=set)
+
+    def is_local(self, domain: str) -> bool:
+        return domain.lower() in self.domains
+
+    def expand(self, local: str) -> list[str] | None:
+        """A local part → users (plain names) and addresses elsewhere (with @), each once; None when nobody has this name.
+
+        Raises `AliasError` for circles.
+        """
+        found: dict[str, None] = {}
+        if not self._name(local.lower(), (), found):
+            return None
+        return list(found)
+
+    def _name(self, name: str, path: tuple[str, ...], found: dict[str, None]) -> bool:
+        base = name.partition("+")[0]
+        for known in dict.fromkeys((name, base)):
+            if known in self.aliases and known not in path:
+                for target in self.aliases[known]:
+                    self._target(target, (*path, known), found)
+                return True
+        if path and path[-1] in (name, base):  # an alias that names itself means the user
+            found[base] = None
+            return True
+        if name in path or base in path:
+            raise AliasError(f"the aliases go round in a circle: {' -> '.join((*path, name))}")
+        if self.knows(base):
+            found[base] = None
+            return True
+        return False
+
+    def _target(self, target: str, path: tuple[str, ...], found: dict[str, None]) -> None:
+        if len(found) > MAX_TARGETS:
+            raise AliasError(f"{path[0]} leads to more than {MAX_TARGETS} addresses")
+        if target.lower().startswith(":include:"):
+            file = target[9:].strip()
+            if f":include:{file}" in path:
+                raise AliasError(f"{file} includes itself")
+            for inner in included(self.read(file), file):
+                self._target(inner, (*path, f":include:{file}"), found)
+            return
+        local, at, domain = target.rpartition("@")
+        if at and not self.is_local(domain):
+            found[target] = None
+            return
+        name = (local if at else target).lower()
+        if name in path and path[-1] != name and not (path[-1].startswith(":include:") and path[-2:-1] == (name,)):
+            raise AliasError(f"the aliases go round in a circle: {' -> '.join((*path, name))}")
+        if not self._name(name, path, found):
+            raise AliasError(f"{path[0]} leads to {target}, whom nobody knows")

@@ -1,0 +1,210 @@
+"""`outmail receive`: local users get their mail, nobody is relayed for, and nothing is lost or doubled."""
+
+from __future__ import annotations
+
+import mailbox
+import os
+import re
+import signal
+import smtplib
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from outmail import Outbox
+from outmail.config import from_toml
+from outmail.testing import Sink
+from outmail.transport.mailbox import to_mbox
+
+Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
+BODY = b"From: a@far.test\r\nSubject: s\r\n\r\nhello\r\nFrom here on\r\n"
+
+
+class Server:
+    def __init__(self, folder: Path, *words: str, toml: str = "") -> None:
+        (folder / "c.toml").write_text(toml)
+        self.log = folder / "receive.log"
+        self.process = subprocess.Popen([sys.executable, "-m", "outmail", "receive", "--config", str(folder / "c.toml"), *words], stderr=open(self.log, "wb"), cwd=folder)
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline and self.process.poll() is None and not self.port:
+            time.sleep(0.02)
+        assert self.port, self.log.read_text()
+
+    @property
+    def port(self) -> int:
+        found = re.search(r"listening: smtp 127\.0\.0\.1:(\d+)", self.log.read_text())
+        return int(found[1]) if found else 0
+
+    def client(self) -> smtplib.SMTP:
+        return smtplib.SMTP("127.0.0.1", self.port, timeout=10)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    made: list[Server] = []
+
+    def begin(*words: str, toml: str = "") -> Server:
+        made.append(Server(tmp_path, *words, toml=toml))
+        return made[-1]
+
+    yield begin
+    for server in made:
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(60) == 0, server.log.read_text()
+
+
+def settings(tmp_path: Path, boxes: str, relay: str = "smtp://127.0.0.1:1", extra: str = "") -> str:
+    (tmp_path / "aliases").write_text("postmaster: alice\nteam: alice, bob, eve@far.test\nalice+news: bob\n")
+    return (
+        f'store = "{tmp_path}/q.db"\nhostname = "here.test"\nrelay = "{relay}"\n[receive]\nsmtp = ["127.0.0.1:0"]\nlmtp = ["unix:{tmp_path}/lmtp"]\nusers = ["alice", "bob"]\n'
+        f'aliases = "{tmp_path}/aliases"\nmailboxes = "{boxes}"\n{extra}\n'
+    )
+
+
+def until(condition: Callable[[], bool], seconds: float = 15) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert condition()
+
+
+def test_maildirs_aliases_and_what_is_not_local(start: Callable[..., Server], tmp_path: Path, sink: Sink) -> None:
+    server = start(toml=settings(tmp_path, f"{tmp_path}/mail/{{user}}/", sink.url))
+    with server.client() as client:
+        assert client.sendmail("a@far.test", ["TEAM@here.test", "Alice@localhost", "alice+news@here.test"], BODY) == {}
+    boxes = {name: tmp_path / "mail" / name / "new" for name in ("alice", "bob")}
+    until(lambda: all(box.exists() and len(list(box.iterdir())) == 1 for box in boxes.values()) and len(sink.messages) == 1)
+    got = next(boxes["bob"].iterdir()).read_bytes()
+    assert got.startswith(b"Return-Path: <a@far.test>\nDelivered-To: bob@here.test\nReceived: from ") and got.endswith(b"hello\nFrom here on\n") and b"\r" not in got
+    assert sink.messages[0].recipients == ("eve@far.test",)
+
+
+def test_mboxes_for_several_users_at_once(start: Callable[..., Server], tmp_path: Path) -> None:
+    (tmp_path / "mail").mkdir()
+    server = start(toml=settings(tmp_path, f"{tmp_path}/mail/{{user}}"))
+
+    def send() -> None:
+        with server.client() as client:
+            for _ in range(5):
+                client.sendmail("a@far.test", ["alice@here.test", "bob@here.test"], BODY)
+
+    threads = [threading.Thread(target=send) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for name in ("alice", "bob"):
+        until(lambda name=name: (tmp_path / "mail" / name).exists() and (tmp_path / "mail" / name).read_bytes().count(b"\nDelivered-To:") == 20)  # type: ignore[misc]
+        read = mailbox.mbox(tmp_path / "mail" / name)
+        assert len(read) == 20 and all(">From here on" in message.get_payload() for message in read)
+    assert not list((tmp_path / "mail").glob("*.lock"))
+
+
+def test_relaying_and_unknown_users_are_refused_at_rcpt(start: Callable[..., Server], tmp_path: Path) -> None:
+    server = start(toml=settings(tmp_path, f"{tmp_path}/mail/{{user}}/"))
+    with server.client() as client:
+        client.ehlo()
+        client.mail("a@far.test")
+        said = [client.rcpt(address) for address in ("x@far.test", "carol@here.test", "alice@HERE.test", "postmaster", "../etc@here.test")]
+    assert [code for code, _ in said] == [550, 550, 250, 250, 501] and said[0][1].startswith(b"5.7.1") and said[1][1].startswith(b"5.1.1")
+
+
+def test_one_mailbox_not_writable_holds_up_nobody(start: Callable[..., Server], tmp_path: Path, outmail: Run) -> None:
+    (tmp_path / "mail").mkdir()
+    (tmp_path / "mail" / "bob").write_text("a file where a folder should be")
+    server = start(toml=settings(tmp_path, f"{tmp_path}/mail/{{user}}/"))
+    with server.client() as client:
+        client.sendmail("a@far.test", ["alice@here.test", "bob@here.test"], BODY)
+    until(lambda: (tmp_path / "mail" / "alice" / "new").exists() and len(list((tmp_path / "mail" / "alice" / "new").iterdir())) == 1)
+    store = ("--store", str(tmp_path / "q.db"))
+    until(lambda: b"bob@here.test: deferred" in outmail("queue", "list", *store).stdout)
+    with smtplib.LMTP(str(tmp_path / "lmtp")) as client:
+        client.ehlo()
+        client.mail("a@far.test")
+        client.rcpt("alice@here.test")
+        client.rcpt("bob@here.test")
+        client.data(BODY)
+        assert client.getreply()[0] == 451, "the second answer is the second recipient's"
+    assert len(list((tmp_path / "mail" / "alice" / "new").iterdir())) == 2
+    (tmp_path / "mail" / "bob").unlink()
+    outmail("queue", "retry", "ALL", *store)
+    until(lambda: (tmp_path / "mail" / "bob" / "new").exists() and len(list((tmp_path / "mail" / "bob" / "new").iterdir())) == 1)
+    assert len(list((tmp_path / "mail" / "alice" / "new").iterdir())) == 2
+
+
+def test_loops_are_refused(start: Callable[..., Server], tmp_path: Path) -> None:
+    server = start(toml=settings(tmp_path, f"{tmp_path}/mail/{{user}}/"))
+    with server.client() as client:
+        for content in (b"Delivered-To: alice@here.test\r\n" + BODY, b"Received: x\r\n" * 60 + BODY):
+            with pytest.raises(smtplib.SMTPDataError) as caught:
+                client.sendmail("a@far.test", "alice@here.test", content)
+            assert caught.value.smtp_code == 554 and b"5.4.6" in caught.value.smtp_error  # type: ignore[operator]
+
+
+def test_catch_keeps_everything_and_delivers_nothing(start: Callable[..., Server], tmp_path: Path, outmail: Run) -> None:
+    server = start("--catch", "--listen", "127.0.0.1:0", "--store", str(tmp_path / "catch.db"))
+    with server.client() as client:
+        client.sendmail("anyone@x.test", ["whoever@y.test"], b"Subject: caught\n\nlone\nline feeds\n")
+    store = ("--store", str(tmp_path / "catch.db"))
+    until(lambda: b"caught" in outmail("queue", "list", "ALL", *store).stdout)
+    id = outmail("queue", "list", "ALL", "--ids", *store).stdout.decode().strip()
+    assert b"lone\r\nline feeds" in outmail("show", id, "--raw", *store).stdout
+    until(lambda: b'"delivered"' in outmail("show", id, "--json", *store).stdout)
+    assert outmail("queue", "purge", "ALL", *store).returncode == 0 and outmail("queue", "list", "ALL", *store).stdout == b""
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [('mailboxes = "/x/{user}/"', "postmaster"), ("", "mailboxes is not set"), ('mailboxes = "/x"', "{user}"), ('mailboxes = "/x/{user}"\naliases = "/none"', "No such file")],
+)
+def test_what_cannot_work_does_not_start(outmail: Run, tmp_path: Path, change: str, words: str) -> None:
+    (tmp_path / "outmail.toml").write_text(f'store = "q.db"\n[receive]\nusers = ["alice"]\n{change}')
+    done = outmail("receive")
+    assert done.returncode == 78 and words in done.stderr.decode() and done.stderr.count(b"\n") == 1, done.stderr
+
+
+def test_an_mbox_write_that_fails_is_cut_off_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "box"
+    to_mbox(path, "a@x.test", b"Subject: one\n\nx\n")
+    before = path.read_bytes()
+    write = os.write
+
+    def full(fd: int, data: bytes) -> int:
+        if len(data) > 20:
+            return write(fd, data[:20])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match="No space"):
+        to_mbox(path, "a@x.test", b"Subject: two\n\nx\n")
+    monkeypatch.undo()
+    assert path.read_bytes() == before and not Path(f"{path}.lock").exists()
+
+
+def test_killed_while_delivering_loses_nothing(tmp_path: Path) -> None:
+    toml = settings(tmp_path, f"{tmp_path}/mail/{{user}}/")
+    accepted = 0
+    for _ in range(3):
+        server = Server(tmp_path, toml=toml)
+        try:
+            with server.client() as client:
+                for _ in range(15):
+                    client.sendmail("a@far.test", ["alice@here.test"], BODY)
+                    accepted += 1
+        finally:
+            server.process.kill()
+            server.process.wait(30)
+    last = Server(tmp_path, toml=toml)
+    box = Outbox(tmp_path / "q.db", config=from_toml("", "t", {}), deliver="never")
+    until(lambda: not next(iter(box.find("-state:delivered")), None), 30)
+    last.process.send_signal(signal.SIGTERM)
+    assert last.process.wait(60) == 0
+    files = list((tmp_path / "mail" / "alice" / "new").iterdir())
+    uncertain = sum(r.uncertain for status in box.find() for r in status.recipients)
+    assert accepted <= len(files) <= accepted + uncertain + 3
+    box.close()
