@@ -240,6 +240,35 @@ def one(contestant: Contestant, load: Load, folder: Path, seen: Seen, count: int
         sink.close()
 
 
+ABOUT = (
+    "Twenty sessions of smtp-source hand mail to X, which stores it (SQLite FULL; Postfix with its own defaults; the naive way, aiosmtpd and aiosmtplib with a commit"
+    " a mail) and hands it to smtp-sink, all on the same cores. Rates count to the last message at the sink; medians of rounds that take turns."
+)
+
+
+def everybody() -> dict[str, Contestant]:
+    """Those who can run here."""
+    contestants: dict[str, Contestant] = {"nothing": direct, "outmail": outmail("asyncio"), "outmail, uvloop": outmail("uvloop"), "Postfix": postfix, "naive": naive}
+    try:
+        import uvloop  # type: ignore[import-not-found,unused-ignore]  # noqa: F401
+    except ImportError:
+        del contestants["outmail, uvloop"]
+    if os.geteuid() != 0:
+        del contestants["Postfix"]
+    return contestants
+
+
+LOADS = [
+    Load("4 KB, kept connections"), Load("4 KB, a connection each", kept=False), Load("1 KB, kept", size=1024), Load("100 KB, kept", size=102_400, count=1000),
+    Load("4 KB, 50 recipients, kept", recipients=50, count=1000),
+]  # fmt: skip
+
+
+def measured(folder: Path, *, quick: bool = False, rounds: int = 5) -> Iterator[str]:
+    """The whole lab as lines of Markdown."""
+    return table(everybody(), LOADS, folder, 2 if quick else rounds, 5 if quick else 1)
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--quick", action="store_true")
@@ -247,25 +276,13 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--loads", default="")
     options = arguments.parse_args()
-    contestants: dict[str, Contestant] = {"nothing": direct, "outmail": outmail("asyncio"), "outmail, uvloop": outmail("uvloop"), "Postfix": postfix, "naive": naive}
-    try:
-        import uvloop  # noqa: F401
-    except ImportError:
-        del contestants["outmail, uvloop"]
-    if os.geteuid() != 0:
-        del contestants["Postfix"]
+    contestants, loads = everybody(), LOADS
     if options.only:
         contestants = {name: made for name, made in contestants.items() if any(word in name.lower() for word in options.only.lower().split(","))}
-    loads = [
-        Load("4 KB, kept connections"), Load("4 KB, a connection each", kept=False), Load("1 KB, kept", size=1024), Load("100 KB, kept", size=102_400, count=1000),
-        Load("4 KB, 50 recipients, kept", recipients=50, count=1000),
-    ]  # fmt: skip
     if options.loads:
         loads = [load for load in loads if any(word in load.name for word in options.loads.split("+"))]
-    share = 5 if options.quick else 1
-    rounds = 2 if options.quick else options.rounds
     with tempfile.TemporaryDirectory(prefix="outmail-lab-", dir=os.environ.get("BENCH_DIR")) as name:
-        for line in table(contestants, loads, Path(name), rounds, share):
+        for line in table(contestants, loads, Path(name), 2 if options.quick else options.rounds, 5 if options.quick else 1):
             print(line, flush=True)
 
 

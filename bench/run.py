@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import apsw
+import lab
 
 import outmail
 from outmail.clock import Clock
@@ -323,6 +324,7 @@ def importing() -> list[str]:
 def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--quick", action="store_true")
+    arguments.add_argument("--lab", type=int, default=5, help="rounds of the lab; 0 leaves it out")
     options = arguments.parse_args()
     count, rounds, drained, large = (2000, 3, 20_000, 50_000) if options.quick else (5000, 5, 100_000, 1_000_000)
     lines = [
@@ -337,6 +339,11 @@ def main() -> None:
             fresh = section()
             print("\n".join(fresh), flush=True)
             lines += fresh
+        if options.lab:
+            lines += ["", "## The whole road: smtp-source → X → smtp-sink", "", lab.ABOUT]
+            for line in lab.measured(folder, quick=options.quick, rounds=options.lab):
+                print(line, flush=True)
+                lines.append(line)
     Path(__file__).parents[1].joinpath("docs", "benchmarks.md").write_text("\n".join(lines) + "\n")
 
 

@@ -26,7 +26,7 @@ def networks(texts: Iterable[str]) -> tuple[Network, ...]:
 
 def is_trusted(peer: str, trusted: tuple[Network, ...]) -> bool:
     """True for loopback and the listed networks; ``peer`` is an address, or "" for a unix socket."""
-    if not peer:
+    if not peer or peer == "127.0.0.1" or peer == "::1":
         return True
     try:
         address = ipaddress.ip_address(peer.partition("%")[0])

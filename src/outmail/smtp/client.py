@@ -400,7 +400,7 @@ class Client:
             words.append(f"SIZE={len(delivery.content)}")
         if delivery.needs & NEEDS_8BIT and "8BITMIME" in offered:
             words.append("BODY=8BITMIME")
-        if "SMTPUTF8" in offered and (delivery.needs & NEEDS_UTF8 or not all(r.address.isascii() for r in current.recipients)):
+        if "SMTPUTF8" in offered and (delivery.needs & NEEDS_UTF8 or not "".join([r.address for r in current.recipients]).isascii()):
             words.append("SMTPUTF8")
         dsn = delivery.dsn if "DSN" in offered else None
         if dsn and dsn.ret:
