@@ -43,7 +43,8 @@ class Committer:
         self._slow = False
         self._landings = 0
         self._times: deque[float] = deque(maxlen=HISTORY)
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._due = 0.0
         self._calls: queue.SimpleQueue[Any] = queue.SimpleQueue()
         threading.Thread(target=self._serve, name="outmail-writer", daemon=True).start()
 
@@ -62,10 +63,12 @@ class Committer:
 
     def soon(self, seconds: float = 0.0) -> None:
         """Commit within ``seconds`` from now, or earlier when somebody else is in more of a hurry."""
+        due = self._loop.time() + seconds
         if self._timer is not None:
-            if self._timer.when() <= self._loop.time() + seconds:
+            if self._due <= due:
                 return
             self._timer.cancel()
+        self._due = due
         self._timer = self._loop.call_later(seconds, self.flush)
 
     def flush(self) -> None:

@@ -259,11 +259,15 @@ class Engine:
             if due <= before and (hop := self._hop(name)) is not None:
                 shared.setdefault(hop, []).append(name)
         for hop, names in shared.items():
-            share = min(hop.room(), free // len(shared)) // len(names)
+            spare = min(hop.room(), free // len(shared))
+            share = spare // len(names)
+            if share == 0:  # too little for all, such as a probe: they take turns
+                turn = self._number % len(names)
+                room.update(dict.fromkeys([*names[turn:], *names[:turn]][:spare], 1))
+                continue
             if share > 2 * MAX_RECIPIENTS:
                 share -= share % MAX_RECIPIENTS  # whole transactions of messages with very many recipients
-            if share > 0:
-                room.update(dict.fromkeys(names, share))
+            room.update(dict.fromkeys(names, share))
         return room
 
     def _hop(self, destination: str) -> Hop | None:

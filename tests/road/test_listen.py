@@ -259,6 +259,39 @@ def test_a_foreign_write_lock_keeps_live_clients_answered(start: Start, sink: Si
         assert answer == [{}]
 
 
+def test_memory_in_flight_is_bounded(tmp_path: Path, sink: Sink, make_box: Callable[..., Outbox], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest half messages are sent away, the others go on."""
+    from outmail.accept import LoopDoor
+    from outmail.clock import Clock
+    from outmail.intake import smtp as intake
+    from outmail.outbox import build_engine
+
+    monkeypatch.setattr(intake, "IN_FLIGHT", 100_000)
+    box = make_box(relay=sink.url, deliver="never")
+    engine = build_engine(box._store, box._config, box._routes, Clock())
+
+    async def scene() -> None:
+        running = asyncio.ensure_future(engine.run())
+        await engine.ready()
+        listener = intake.Listener(LoopDoor(box._door, engine.commits, engine), intake.Settings())
+        port = int((await listener.listen("127.0.0.1:0")).rpartition(":")[2])
+        begin = b"EHLO me\r\nMAIL FROM:<a@x.test>\r\nRCPT TO:<b@x.test>\r\nDATA\r\nSubject: s\r\n\r\n"
+        large, small = await asyncio.open_connection("127.0.0.1", port), await asyncio.open_connection("127.0.0.1", port)
+        large[1].write(begin + b"x" * 200_000)
+        small[1].write(begin + b"x" * 2_000)
+        async with asyncio.timeout(10):
+            said = await large[0].read()
+            assert said.endswith(b"421 4.3.1 Too much mail in flight: come back later\r\n")
+            small[1].write(b"\r\n.\r\n")
+            assert b"queued as" in await small[0].readuntil(b"queued as")
+        small[1].close()
+        await listener.close()
+        engine.stop()
+        await running
+
+    asyncio.run(scene())
+
+
 def test_socket_activation(sink: Sink, tmp_path: Path) -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))

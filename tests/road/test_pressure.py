@@ -158,3 +158,22 @@ def test_producers_and_an_engine_share_one_file(tmp_path: Path) -> None:
 
     result = campaign(tmp_path, 1.5, producers=4)
     assert result["errors"] == [] and result["submitted"] == result["delivered"] != 0
+
+
+def test_two_routes_over_one_dead_relay_are_both_probed(make_box: MakeBox) -> None:
+    with Sink() as backup:
+        toml = '[relay]\nurl = "smtp://127.0.0.1:1"\n[relays.b]\nurl = "smtp://127.0.0.1:1"\n[[route]]\nto = "*@two.test"\nrelays = ["b", "default"]\n'
+        box = make_box(toml=toml, deliver="never")
+        box.send_many([{"to": f"u{i}@{'two' if i % 2 else 'one'}.test", "subject": "s", "text": "t"} for i in range(20)])
+        engine = engine_of(box)
+
+        async def scene() -> None:
+            running = asyncio.ensure_future(engine.run())
+            await until(lambda: engine.counts["deferred"] >= 8, 30)
+            engine.stop()
+            await running
+
+        asyncio.run(scene())
+        assert backup.count == 0
+        tried = {r.route for status in box.find() for r in status.recipients if r.attempts}
+        assert tried == {"default", "b,default"}

@@ -33,6 +33,8 @@ log = logging.getLogger("outmail.intake")
 IDLE = 300.0
 #: One message's content may take this long, however it drips.
 CONTENT = 600.0
+#: A client that was said goodbye may take this long to read it.
+LINGER = 30.0
 TLS_HANDSHAKE = 30.0
 IN_FLIGHT = 256 * 1024 * 1024
 LEAST_DISK = 64 * 1024 * 1024
@@ -145,6 +147,7 @@ class Line(asyncio.BufferedProtocol):
             elif isinstance(request, protocol.Verify):
                 self._verify(request)
             elif isinstance(request, protocol.StartTls):
+                self.transport.pause_reading()  # what comes now is the handshake's
                 self._shaking = self.listener.loop.create_task(self._shake_hands())
             else:
                 self.transport.close()
@@ -173,6 +176,7 @@ class Line(asyncio.BufferedProtocol):
         if user is None:
             log.warning("authentication failed from %s", self.client or "a unix socket")
         self._session.authenticated(user)
+        self.transport.resume_reading()
         self._serve()
 
     async def _shake_hands(self) -> None:
@@ -194,6 +198,10 @@ class Line(asyncio.BufferedProtocol):
         """Called about once a second."""
         if self._session.waiting:
             return
+        if self._session.closed:
+            if now - self.moved > LINGER:
+                self.transport.abort()  # it does not even read our last word
+            return
         late = now - self.moved > self.listener.settings.idle or (self._data_since and now - self._data_since > CONTENT)
         if late:
             self.refuse(Reply(421, "Idle too long", "4.4.2"))
@@ -206,6 +214,11 @@ class Line(asyncio.BufferedProtocol):
     @property
     def busy(self) -> bool:
         return self._session.waiting
+
+    @property
+    def buffered(self) -> int:
+        """Bytes held for this client."""
+        return self._session.buffered
 
 
 class Listener:
@@ -289,6 +302,14 @@ class Listener:
         for line in list(self.lines):
             line.check(now)
         self._trouble = None
+        held = sum(line.buffered for line in self.lines) + self.door.in_flight
+        if held > IN_FLIGHT:
+            self._trouble = Reply(452, "Too much mail in flight: come back soon", "4.3.1")
+            for line in sorted(self.lines, key=lambda line: line.buffered, reverse=True):
+                if held <= IN_FLIGHT:
+                    break
+                held -= line.buffered
+                line.refuse(Reply(421, "Too much mail in flight: come back later", "4.3.1"))
         try:
             free = os.statvfs(os.path.dirname(self.door.door.store.spool) or ".")
             if free.f_bavail * free.f_frsize < LEAST_DISK:

@@ -177,7 +177,7 @@ class Server:
 
     def encrypted(self) -> None:
         """The answer to `StartTls`: the line is encrypted, and the session begins anew (RFC 3207 §4.2)."""
-        self.tls = True
+        self.tls = True  # what is in the buffer came behind the handshake: the shell read nothing between it and the request
         self.helo, self.extended, self.user = "", False, ""
         self._reset()
         self._resume()
