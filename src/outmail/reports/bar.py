@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from outmail.policy.progress import remaining_in_words
@@ -24,7 +25,7 @@ class Bar:
         if wish is False or (wish is None and not (sys.stderr and sys.stderr.isatty())):
             return None
         try:
-            from tqdm import tqdm  # type: ignore[import-untyped,unused-ignore]
+            tqdm = import_module("tqdm").tqdm
         except ImportError:
             tqdm = None
         return cls(job, tqdm)

@@ -88,7 +88,7 @@ class DigestHandler(logging.Handler):
         if name == "outmail" or name.startswith("outmail."):
             return
         try:
-            key = getattr(record, "key", "")
+            key = getattr(record, "key", "") or _bound(record)
             try:
                 message = record.getMessage()
             except Exception:
@@ -413,6 +413,12 @@ def _say_recovered(box: ReportDoor, settings: Settings) -> None:
 
 #: Made once: json.dumps with arguments builds an encoder at every call.
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=repr).encode
+
+
+def _bound(record: logging.LogRecord) -> Any:
+    """The key that loguru's ``bind(key=…)`` puts into a record."""
+    extra = getattr(record, "extra", None)
+    return extra.get("key", "") if isinstance(extra, dict) else ""
 
 
 def _exception(record: logging.LogRecord) -> list[str]:
