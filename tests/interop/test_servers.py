@@ -8,6 +8,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -170,3 +171,16 @@ def test_postfix(make_box: MakeBox, postfix: tuple[int, Path], certificate: tupl
         body = box.content(id).replace(b"\r\n", b"\n")
         assert sum(body in file for file in files) == 2
     assert refused
+
+
+@pytest.mark.parametrize(("name", "count"), [("progress_from_dictionaries", 4), ("log_over_three_runs", 1)])
+def test_the_seeds_examples_against_a_real_server_with_nothing_else_started(name: str, count: int, tmp_path: Path) -> None:
+    keep = Keep()
+    controller = Controller(keep, hostname="127.0.0.1", port=free_port())
+    controller.start()
+    try:
+        example = Path(__file__).parents[2] / "examples" / f"{name}.py"
+        done = subprocess.run([sys.executable, str(example), str(tmp_path / "q.db"), f"smtp://127.0.0.1:{controller.port}"], capture_output=True, timeout=60, check=False, cwd=tmp_path)
+    finally:
+        controller.stop()
+    assert (done.returncode, done.stderr, len(keep.got)) == (0, b"", count)

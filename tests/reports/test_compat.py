@@ -105,7 +105,8 @@ def test_settings_become_a_relay() -> None:
     assert url(server="m.example", server_port=587, encryption="starttls", username="u@x", passphrase="p w") == "smtp://u%40x:p%20w@m.example:587"
     assert url(server="m.example", server_port=465, encryption="ssl") == "smtps://m.example:465"
     assert url(server="m.example", server_port=25, encryption="off") == "smtp+plain://m.example:25"
-    assert checked({"mail_admin": "a@x.test", "mail_sender": "b@x.test"})["sender"] == "b@x.test"
+    with pytest.warns(DeprecationWarning, match="old name of"):
+        assert checked({"mail_admin": "a@x.test", "mail_sender": "b@x.test"})["sender"] == "b@x.test"
 
 
 def test_mailer(settings: dict[str, Any], store: str, mails: Mails) -> None:

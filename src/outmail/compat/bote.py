@@ -10,6 +10,7 @@ Does not: send when the settings are wrong (everything is checked in the constru
 from __future__ import annotations
 
 import textwrap
+import warnings
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
@@ -78,6 +79,8 @@ def checked(given: Mapping[str, Any]) -> dict[str, Any]:
     for key in given:
         if key in ALIASES and ALIASES[key] in given:
             raise ValueError(f"mail_settings has {key} and {ALIASES[key]}, which mean the same; write {ALIASES[key]}")
+        if key in ALIASES:
+            warnings.warn(f"mail_settings: {key} is the old name of {ALIASES[key]}", DeprecationWarning, stacklevel=3)
     for key in settings:
         if key not in KEYS:
             raise ValueError(f"mail_settings: unknown key {key!r}; known are {', '.join(KEYS)}")

@@ -362,8 +362,8 @@ def digest_report(settings: Settings, gathered: policy.Gathered, alerts: list[st
         rows = [["Key", "Runs in a row", "Since"], *([name, str(incidents[name].failures), local_time(incidents[name].since)] for name in alerts[:50] if name in incidents)]
         sections.append(Section("Failing again and again", table=rows))
     if groups:
-        rows = [["Level", "Count", "Last", "Message"]]
-        rows += [[policy.level_name(g.level), f"{g.count:,}", time.strftime("%H:%M:%S", time.localtime(g.last)), g.sample.split("\n")[0]] for g in groups[:30]]
+        rows = [["Level", "Count", "First", "Last", "Message"]]
+        rows += [[policy.level_name(g.level), f"{g.count:,}", _clock(g.first), _clock(g.last), g.sample.split("\n")[0]] for g in groups[:30]]
         sections.append(Section("Kinds", table=rows, text=f"The {min(30, len(groups))} of {len(groups):,} kinds that matter most." if len(groups) > 30 else ""))
     courses = [g for g in groups[:10] if len(g.course()) > 2]
     if courses:
@@ -374,6 +374,10 @@ def digest_report(settings: Settings, gathered: policy.Gathered, alerts: list[st
     if held:
         footer.append(f"Held back since the last mail: {held} times this mail was due and would have been one too many ({settings.rules.at_most} an hour)")
     return Report("failed" if alerts else "digest", one_line(subject), headline, facts, sections, footer)
+
+
+def _clock(at: float) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(at))
 
 
 def _lines(gathered: policy.Gathered) -> str:
