@@ -221,7 +221,8 @@ def test_children_and_other_ranks_are_quiet(box: Outbox, mails: Mails, monkeypat
 
 
 SCRIPT = """
-import os, sys, time, outmail
+import os, signal, sys, time, outmail
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell may have left it ignored
 box = outmail.Outbox("q.db", relay=sys.argv[1])
 {body}
 """

@@ -405,3 +405,32 @@ def test_the_database_is_private(tmp_path: Path) -> None:
     store.close()
 
 
+
+
+def test_engines_come_while_others_tidy_up(tmp_path: Path) -> None:
+    """Whoever looks for dead engines may lock a file in the moment between its making and its locking."""
+    import threading
+
+    from outmail.store.owner import OwnerFile, dead_files
+
+    path, over, dead = str(tmp_path / "q.db"), threading.Event(), []
+
+    def tidy() -> None:
+        while not over.is_set():
+            for found in dead_files(path):
+                dead.append(found.uuid)
+                found.remove()
+
+    threads = [threading.Thread(target=tidy) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for i in range(300):
+            file = OwnerFile(path, f"{i:032x}")
+            file.note([(1, 1, i)])
+            file.close()
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+    assert dead == [] and not list(tmp_path.glob("q.db.engine*"))

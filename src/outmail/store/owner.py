@@ -50,10 +50,7 @@ class OwnerFile:
 
     def __init__(self, store_path: str, uuid: str) -> None:
         self.path = f"{store_path}.engine.{uuid}"
-        temporary = f"{store_path}.engine-new.{uuid}"
-        self._fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        _lock(self._fd)
-        os.rename(temporary, self.path)
+        self._fd = _named_when_locked(f"{store_path}.engine-new.{uuid}", self.path)
         self._offset = 0
         self._live: dict[Note, int] = {}
         _open.add(self)
@@ -99,6 +96,25 @@ class OwnerFile:
         _open.discard(self)
 
 
+def _named_when_locked(temporary: str, path: str) -> int:
+    """A new file that is locked before it has its name. Whoever tidies up may catch the temporary one unlocked: then once more."""
+    for _ in range(1000):
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            _lock(fd)
+        except BlockingIOError:
+            os.close(fd)
+            continue
+        except BaseException:
+            os.close(fd)
+            raise
+        if _same_file(temporary, fd):
+            os.rename(temporary, path)
+            return fd
+        os.close(fd)
+    raise OSError(f"{temporary} is locked or removed again and again by others")
+
+
 class DeadFile:
     """The file of a dead engine, locked by us until its work is taken back."""
 
@@ -130,7 +146,7 @@ def dead_files(store_path: str) -> Iterator[DeadFile]:
         if not _try_lock(fd) or not _same_file(path, fd):
             os.close(fd)
         elif ".engine-new." in path:
-            os.unlink(path)
+            os.unlink(path)  # its maker was killed, or sees that it is gone and makes another
             os.close(fd)
         else:
             yield DeadFile(path, fd)
