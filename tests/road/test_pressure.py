@@ -177,3 +177,35 @@ def test_two_routes_over_one_dead_relay_are_both_probed(make_box: MakeBox) -> No
         assert backup.count == 0
         tried = {r.route for status in box.find() for r in status.recipients if r.attempts}
         assert tried == {"default", "b,default"}
+
+
+@pytest.mark.parametrize("kind", ["full", "readonly", "io"])
+def test_the_engine_goes_on_by_itself_when_the_disk_is_well_again(make_box: MakeBox, sink: Sink, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Outcomes learned while nothing can be written are kept, and written once; nothing is sent twice."""
+    box = make_box(toml=f'relay = "{sink.url}"', deliver="never")
+    box.send_many([{"to": f"u{i}@x.test", "subject": "s", "text": "t"} for i in range(50)])
+    store: Any = box._store
+    commit, broken = store.commit, [False]
+
+    def failing(asks: Any, wait: float = 30.0) -> Any:
+        if broken[0]:
+            raise Trouble(kind, "the disk is not well")
+        return commit(asks, wait)
+
+    monkeypatch.setattr(store, "commit", failing)
+    engine = engine_of(box)
+
+    async def scene() -> None:
+        running = asyncio.ensure_future(engine.run())
+        await until(lambda: bool(engine._hops))
+        broken[0] = True
+        await until(lambda: sink.count == 50)
+        await asyncio.sleep(0.2)
+        assert {status.status for status in box.find()} & {"sending"}
+        broken[0] = False
+        await until(lambda: all(status.status == "delivered" for status in box.find()))
+        engine.stop()
+        await running
+
+    asyncio.run(scene())
+    assert sink.count == 50
