@@ -23,6 +23,7 @@ from outmail.model import NEEDS_8BIT, NEEDS_UTF8, PRIORITIES, Dsn, Message, Rece
 from outmail.policy.route import Routes, allowed
 from outmail.smtp.syntax import AddressError, parse_mailbox, printable, valid_key
 from outmail.store import Store, Trouble, Verb
+from outmail.worker import Worker
 
 log = logging.getLogger("outmail")
 
@@ -204,6 +205,7 @@ class LoopDoor:
         self._commits = commits
         self._engine = engine
         self._waiting: list[tuple[Message, Callable[[str | Exception], None]]] = []
+        self._helper = Worker("intake")
         commits.contributor(self._contribute)
 
     def accept(self, draft: Draft, then: Callable[[str | Exception], None]) -> None:
@@ -221,8 +223,8 @@ class LoopDoor:
         self._commits.soon(GATHER if len(self._waiting) == 1 else 0.0)
 
     def call(self, function: Callable[[], Any], then: Callable[[Any], None]) -> None:
-        """A blocking call on the writer's thread, for intakes that have one to make (a password to verify, a mailbox to write)."""
-        self._commits.call(function, then)
+        """A blocking call on a thread of its own, for intakes that have one to make (a password to verify, a mailbox to write)."""
+        self._helper.call(function, then)
 
     def _contribute(self) -> None:
         if not self._waiting:

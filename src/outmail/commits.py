@@ -13,22 +13,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import queue
 import statistics
-import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from outmail.store import Store, Trouble, Verb
+from outmail.worker import Then, Worker
 
 log = logging.getLogger("outmail.engine")
 
 SLOW = 0.003
 HISTORY = 50
 PATIENCE = 30.0
-
-Then = Callable[[Any], None]
 
 
 class Committer:
@@ -45,8 +42,7 @@ class Committer:
         self._times: deque[float] = deque(maxlen=HISTORY)
         self._timer: asyncio.Handle | None = None
         self._due = 0.0
-        self._calls: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        threading.Thread(target=self._serve, name="outmail-writer", daemon=True).start()
+        self._writer = Worker("writer")
 
     @property
     def idle(self) -> bool:
@@ -100,11 +96,11 @@ class Committer:
     def call(self, function: Callable[[], Any], then: Then) -> None:
         """Run a blocking call on the writer thread; ``then`` gets its result or its exception, in the loop."""
         self._away += 1
-        self._calls.put((function, lambda answer: self._called(then, answer)))
+        self._writer.call(function, lambda answer: self._called(then, answer))
 
     def close(self) -> None:
         """End the thread once it is through with what it has."""
-        self._calls.put(None)
+        self._writer.close()
 
     # -- the writer thread ------------------------------------------------------------------------------------------
 
@@ -116,19 +112,7 @@ class Committer:
             self._away -= 1
             self._landed(asks, [answers] * len(asks) if isinstance(answers, BaseException) else answers)
 
-        self._calls.put((lambda: self.store.commit(verbs, wait=PATIENCE), landed))
-
-    def _serve(self) -> None:
-        while (call := self._calls.get()) is not None:
-            function, landed = call
-            try:
-                answer = function()
-            except BaseException as problem:
-                answer = problem
-            try:
-                self._loop.call_soon_threadsafe(landed, answer)
-            except RuntimeError:
-                return  # the loop is closed: its engine has ended, and nobody waits any more
+        self._writer.call(lambda: self.store.commit(verbs, wait=PATIENCE), landed)
 
     # -- answers ----------------------------------------------------------------------------------------------------
 

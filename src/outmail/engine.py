@@ -114,6 +114,7 @@ class Engine:
                 return
             self._ready.set()
             try:
+                await self._take_back_first()
                 self._once_before = self.clock.now() if once else None
                 if self.settings.only:
                     self._only = self.store.read(self.store.verbs.seq_of(self.settings.only))
@@ -566,6 +567,18 @@ class Engine:
         if time >= self._upkeep_at:
             self._upkeep_at = time + UPKEEP
             self.commits.call(self._sweep, self._swept)
+
+    async def _take_back_first(self) -> None:
+        """Dead engines' work, before it is looked at what is due: a single run tries that too."""
+        taken: asyncio.Future[None] = self.loop.create_future()
+
+        def then(answer: Any) -> None:
+            self._reclaimed(answer)
+            taken.set_result(None)
+
+        self._reclaim_at = self.loop.time() + RECLAIM
+        self.commits.call(self._reclaim, then)
+        await taken
 
     def _reclaim(self) -> Iterable[dict[str, Any]]:
         return self.store.reclaim(self.clock.now(), hold=self.settings.retry.on_uncertain == "hold")

@@ -13,7 +13,6 @@ import asyncio
 import atexit
 import logging
 import os
-import queue
 import shlex
 import socket
 import sys
@@ -21,6 +20,7 @@ import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -34,6 +34,7 @@ from outmail.model import Attempt, Dsn, Event, Filter, Receipt, Status, is_id, k
 from outmail.policy.route import Relay, Routes
 from outmail.reports import door as reports_door
 from outmail.store import Store, Trouble
+from outmail.worker import Worker
 
 log = logging.getLogger("outmail")
 
@@ -512,78 +513,37 @@ def _close_all() -> None:
 atexit.register(_close_all)
 
 
-class _Workers:
-    """A few plain threads of our own for blocking calls; the loop's default executor is never used."""
-
-    def __init__(self, count: int = 4) -> None:
-        self._calls: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._count = count
-        for i in range(count):
-            threading.Thread(target=self._serve, name=f"outmail-writer-{i}", daemon=True).start()
-
-    async def call(self, function: Callable[..., Any], *args: Any, **words: Any) -> Any:
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
-        self._calls.put((loop, future, function, args, words))
-        return await future
-
-    def close(self) -> None:
-        for _ in range(self._count):
-            self._calls.put(None)
-
-    def _serve(self) -> None:
-        while (call := self._calls.get()) is not None:
-            loop, future, function, args, words = call
-            try:
-                result, problem = function(*args, **words), None
-            except BaseException as caught:
-                result, problem = None, caught
-            try:
-                loop.call_soon_threadsafe(_resolve, future, result, problem)
-            except RuntimeError:
-                pass  # the loop is closed; the call was made all the same
-
-
-def _resolve(future: asyncio.Future[Any], result: Any, problem: BaseException | None) -> None:
-    if future.done():
-        return
-    if problem is not None:
-        future.set_exception(problem)
-    else:
-        future.set_result(result)
-
-
 class AsyncOutbox:
     """`Outbox` with every call awaited; concurrent sends share commits."""
 
     def __init__(self, *args: Any, **words: Any) -> None:
         self._box = Outbox(*args, **words)
-        self._workers = _Workers()
+        self._workers = Worker("outbox", 4)
 
     async def send(self, *args: Any, **words: Any) -> Receipt:
-        return await self._workers.call(self._box.send, *args, **words)  # type: ignore[no-any-return]
+        return await self._workers.run(partial(self._box.send, *args, **words))
 
     async def send_many(self, items: Iterable[dict[str, Any]]) -> list[Receipt]:
-        return await self._workers.call(self._box.send_many, items)  # type: ignore[no-any-return]
+        return await self._workers.run(partial(self._box.send_many, items))
 
     async def submit(self, content: Any, **words: Any) -> Receipt:
-        return await self._workers.call(self._box.submit, content, **words)  # type: ignore[no-any-return]
+        return await self._workers.run(partial(self._box.submit, content, **words))
 
     async def submit_many(self, items: Iterable[dict[str, Any]]) -> list[Receipt]:
-        return await self._workers.call(self._box.submit_many, items)  # type: ignore[no-any-return]
+        return await self._workers.run(partial(self._box.submit_many, items))
 
     async def status(self, id: str) -> Status:
-        return await self._workers.call(self._box.status, id)  # type: ignore[no-any-return]
+        return await self._workers.run(partial(self._box.status, id))
 
     async def find(self, filter: str = "", **words: str) -> AsyncIterator[Status]:
-        for status in await self._workers.call(lambda: list(self._box.find(filter, **words))):
+        for status in await self._workers.run(lambda: list(self._box.find(filter, **words))):
             yield status
 
     async def content(self, id: str) -> bytes:
-        return await self._workers.call(self._box.content, id)  # type: ignore[no-any-return]
+        return await self._workers.run(partial(self._box.content, id))
 
     async def attempts(self, id: str) -> list[Attempt]:
-        return await self._workers.call(self._box.attempts, id)  # type: ignore[no-any-return]
+        return await self._workers.run(partial(self._box.attempts, id))
 
     async def wait(self, id: str, timeout: float) -> Status:
         deadline = time.monotonic() + timeout
@@ -592,29 +552,29 @@ class AsyncOutbox:
         return status
 
     async def events(self, after: int = 0) -> AsyncIterator[Event]:
-        for event in await self._workers.call(lambda: list(self._box.events(after))):
+        for event in await self._workers.run(lambda: list(self._box.events(after))):
             yield event
 
     def on(self, event: str) -> Callable[[Callable[[Event], Any]], Callable[[Event], Any]]:
         return self._box.on(event)
 
     async def cancel(self, what: str) -> int:
-        return await self._workers.call(self._box.cancel, what)  # type: ignore[no-any-return]
+        return await self._workers.run(partial(self._box.cancel, what))
 
     async def hold(self, what: str) -> int:
-        return await self._workers.call(self._box.hold, what)  # type: ignore[no-any-return]
+        return await self._workers.run(partial(self._box.hold, what))
 
     async def release(self, what: str) -> int:
-        return await self._workers.call(self._box.release, what)  # type: ignore[no-any-return]
+        return await self._workers.run(partial(self._box.release, what))
 
     async def retry(self, what: str) -> int:
-        return await self._workers.call(self._box.retry, what)  # type: ignore[no-any-return]
+        return await self._workers.run(partial(self._box.retry, what))
 
     async def requeue(self, what: str) -> int:
-        return await self._workers.call(self._box.requeue, what)  # type: ignore[no-any-return]
+        return await self._workers.run(partial(self._box.requeue, what))
 
     async def close(self) -> None:
-        await self._workers.call(self._box.close)
+        await self._workers.run(self._box.close)
         self._workers.close()
 
     async def __aenter__(self) -> AsyncOutbox:

@@ -167,7 +167,7 @@ class Line(asyncio.BufferedProtocol):
 
     def _verify(self, request: protocol.Verify) -> None:
         stored = self.listener.settings.users.get(request.user, "")
-        # on the writer's thread: scrypt takes its time on purpose, also for users that do not exist
+        # on another thread: scrypt takes its time on purpose, also for users that do not exist
         self.listener.door.call(lambda: verified(request.password, stored), lambda good: self._authenticated(request.user if good is True else None))
 
     def _authenticated(self, user: str | None) -> None:

@@ -128,7 +128,11 @@ class Job:
             logging.getLogger().addHandler(self._tail)
         self._bar = Bar.wanted(self._bar_wanted, self)
         poster().tick(self._tick)
-        self._act(self._register)
+        try:
+            self._act(self._register)
+        except BaseException:  # strict
+            self._let_go("quiet")
+            raise
         if self._says["start"] and (self._start_at_once or self._quiet_under <= 0):
             self._say_start()
         return self
@@ -382,11 +386,7 @@ class Job:
 
     def _end(self, word: str, problem: BaseException | None) -> None:
         self._estimate.sample(self.done, time.monotonic())
-        self.state = word
-        poster().untick(self._tick)
-        if self in _active:
-            _active.remove(self)
-        _unwatch_signals()
+        self._let_go(word)
         try:
             if self.strict:
                 _strictly(lambda: self._last_word(word, problem))
@@ -397,6 +397,13 @@ class Job:
                 logging.getLogger().removeHandler(self._tail)
             if self._bar:
                 self._bar.close()
+
+    def _let_go(self, word: str) -> None:
+        self.state = word
+        poster().untick(self._tick)
+        if self in _active:
+            _active.remove(self)
+        _unwatch_signals()
 
     def _hand_in(self, word: str, problem: BaseException | None) -> None:
         """The last word, by the poster's thread and in a bounded time; by this one where no thread can be started any more."""

@@ -8,21 +8,20 @@ Fails: as outcomes: trouble with a file is deferred. Does not: create home folde
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
-import queue
 import re
 import socket
-import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from outmail.mime import splice
 from outmail.model import Delivery, Outcome, Reply
 from outmail.policy.route import Relay
 from outmail.transport import Awaited, Feed
+from outmail.worker import Worker
 
 LOCK_PATIENCE = 10.0
 #: A dot lock older than this belonged to somebody who is gone.
@@ -38,8 +37,7 @@ class MailboxTransport:
 
     def __init__(self, relay: Relay) -> None:
         self.relay = relay
-        self._work: queue.SimpleQueue[tuple[asyncio.AbstractEventLoop, asyncio.Future[None], Delivery]] = queue.SimpleQueue()
-        threading.Thread(target=self._serve, name="outmail-mailbox", daemon=True).start()
+        self._worker = Worker("mailbox")
 
     async def session(self, feed: Feed) -> None:
         """Deliver until the feed has no more."""
@@ -48,29 +46,15 @@ class MailboxTransport:
         while (delivery := await awaited.take()) is not None:
             delivery.host = "mailbox"
             if await awaited.dot(delivery, delivery.recipients):
-                loop = asyncio.get_running_loop()
-                done: asyncio.Future[None] = loop.create_future()
-                self._work.put((loop, done, delivery))  # locks and disks may take their time: not in the loop's
-                await done
+                await self._worker.run(partial(self._all, delivery))  # locks and disks may take their time: not in the loop's
             else:
                 delivery.all(Outcome("deferred", "destination", "dot", Reply(0, "the delivery could not be put on record, so it did not happen")))
             feed.done(delivery)
 
-    def _serve(self) -> None:
-        while True:
-            loop, done, delivery = self._work.get()
-            for recipient in delivery.recipients:
-                if recipient.outcome is None:
-                    recipient.outcome = attempt(self.relay.path, delivery.sender, recipient.address, delivery.content)
-            try:
-                loop.call_soon_threadsafe(_set, done)
-            except RuntimeError:
-                return  # the loop is closed: its engine has ended
-
-
-def _set(done: asyncio.Future[None]) -> None:
-    if not done.done():
-        done.set_result(None)
+    def _all(self, delivery: Delivery) -> None:
+        for recipient in delivery.recipients:
+            if recipient.outcome is None:
+                recipient.outcome = attempt(self.relay.path, delivery.sender, recipient.address, delivery.content)
 
 
 def attempt(template: str, sender: str, address: str, content: bytes) -> Outcome:
