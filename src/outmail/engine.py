@@ -449,7 +449,9 @@ class Engine:
         keep = mode == "all" or (failed and mode != "none")
         duration = int((self.loop.time() - delivery.started) * 1000) if delivery.started else 0
         self._learned.append(Settled(delivery, tuple(verdicts), now, duration, keep))
-        urgent = len(self._learned) == SETTLE_BATCH or self._suspect is delivery  # a suspect is alone: the next one waits for it
+        suspect = self._suspect is delivery  # it was alone: the next one waits for it
+        self._wakes += suspect
+        urgent = len(self._learned) == SETTLE_BATCH or suspect
         self._release(hop, delivery)
         self.commits.soon(0.0 if urgent else SETTLE_DELAY)
 

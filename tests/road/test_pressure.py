@@ -209,3 +209,22 @@ def test_the_engine_goes_on_by_itself_when_the_disk_is_well_again(make_box: Make
 
     asyncio.run(scene())
     assert sink.count == 50
+
+
+def test_suspects_go_one_after_the_other_without_a_pause(make_box: MakeBox, sink: Sink) -> None:
+    box = make_box(toml=f'relay = "{sink.url}"', deliver="never")
+    box.send_many([{"to": f"u{i}@x.test", "subject": "s", "text": "t"} for i in range(300)])
+    store: Any = box._store
+    dead = store.register(Clock().now())
+    store.run(verbs.lease(dead.id, 1, {"default": 300}, Clock().now()))
+    dead.file.abandon()  # its lock is free, its file is there: killed
+    engine = engine_of(box)
+
+    async def scene() -> None:
+        running = asyncio.ensure_future(engine.run())
+        await until(lambda: sink.count == 300, 15)  # at a tenth of a second each it would be half a minute
+        engine.stop()
+        await running
+
+    asyncio.run(scene())
+    assert {status.status for status in box.find()} == {"delivered"}
