@@ -7,7 +7,7 @@ SRC = Path(__file__).parents[2] / "src" / "outmail"
 LAYERS = [
     ("model", "lifecycle", "errors", "clock"),
     ("policy", "smtp", "mime", "selection"),
-    ("store", "transport", "failpoints", "worker"),
+    ("store", "transport", "failpoints", "worker", "held"),
     ("accept", "commits", "hop", "engine"),
     ("intake", "reports", "ops"),
     ("config", "outbox", "service"),

@@ -17,7 +17,8 @@ import re
 import sys
 from typing import Any
 
-from outmail.reports import marks
+from outmail.held import HeldFile
+from outmail.reports import liveness, marks
 
 EX_USAGE, EX_TEMPFAIL = 64, 75
 
@@ -154,8 +155,7 @@ def _watch(options: Options, command: list[str]) -> int:
         os.close(lock)
     _tell(options, command, result, spool)
     if life is not None:
-        os.unlink(life[0])
-        os.close(life[1])
+        life.end()
     return result.status
 
 
@@ -169,27 +169,19 @@ def _tell(options: Options, command: list[str], result: Any, spool: str) -> None
     _heavy(options, lambda report, box: report.ended(box, options, command, result))
 
 
-def _alive(spool: str, options: Options, command: list[str]) -> tuple[str, int] | None:
-    """A locked file that says what runs: should we be killed, the next run or the service tells it."""
-    import fcntl
+def _alive(spool: str, options: Options, command: list[str]) -> HeldFile | None:
+    """A held file that says what runs: should we be killed, the next run or the service tells it."""
     import json
     import socket
     import time
 
     began = int(time.time() * 1000)
-    path = os.path.join(spool, f"run.{began}-{os.getpid()}")
     said = {"job": options.name, "kind": "watch", "pid": os.getpid(), "host": socket.gethostname().partition(".")[0], "started_at": began,
             "to": list(options.to), "command": command}  # fmt: skip
     try:
-        os.makedirs(spool, mode=0o700, exist_ok=True)
-        made = os.path.join(spool, f"new-run.{began}-{os.getpid()}")
-        fd = os.open(made, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.write(fd, json.dumps(said).encode())
-        os.rename(made, path)
+        return liveness.alive(spool, f"{began}-{os.getpid()}", json.dumps(said).encode())
     except OSError:
         return None  # a run is not refused for want of a file; its death is then found by --late only
-    return path, fd
 
 
 def _heavy(options: Options, action: Any) -> bool:

@@ -166,7 +166,7 @@ class DigestHandler(logging.Handler):
         """The process ends, and with it the run."""
         if not self._closed:
             if not self._explicit:
-                self._end_run(in_order=_last_exception() is None)
+                self._end_run(in_order=traces.uncaught() is None)
             elif self._spool is not None:  # records after the last run
                 self.flush()
             self._closed = True
@@ -451,10 +451,6 @@ def _rate(value: str | int) -> int:
     if not match or not int(match[1]):
         raise ValueError(f"at_most={value!r}: write how many mails an hour, such as 4/h")
     return int(match[1])
-
-
-def _last_exception() -> BaseException | None:
-    return getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
 
 
 _handlers: list[DigestHandler] = []

@@ -23,13 +23,14 @@ from typing import Any, TypeVar
 from outmail.accept import not_stored
 from outmail.clock import parse_span
 from outmail.errors import ConfigError
+from outmail.held import HeldFile
 from outmail.model import new_id
 from outmail.policy import incident
 from outmail.policy.progress import Estimate, Every, parse_every, remaining_in_words, span_in_words, sparkline, took
 from outmail.reports import state, traces, vigil
 from outmail.reports.bar import Bar
 from outmail.reports.door import ReportDoor, at_close, door
-from outmail.reports.liveness import Life
+from outmail.reports.liveness import alive
 from outmail.reports.mail import Report, Section, local_time, one_line
 from outmail.reports.post import guarded, host, poster, root_id, tell, words
 from outmail.store import Trouble
@@ -98,7 +99,7 @@ class Job:
         self._progress_id: str | None = None
         self._said = self._moved = self._beat = self._left = 0.0
         self._start_said = self._owes = self._stalled = False
-        self._life: Life | None = None
+        self._life: HeldFile | None = None
         self._tail: _Tail | None = None
         self._bar: Bar | None = None
         self._signal = ""
@@ -482,7 +483,7 @@ class Job:
         if first:
             vigil.dead_runs(box, self.name)
             try:
-                self._life = Life(box.spool, self.id)
+                self._life = alive(box.spool, self.id)
             except OSError as problem:
                 tell(f"{problem}: if this run of {self.name} is killed, nobody will hear of it")
         state.remember(box, "run", self.id, {
@@ -610,11 +611,7 @@ def _on_sigterm(number: int, frame: Any) -> None:
 def _at_exit() -> None:
     """Jobs that nobody ended: the program's last exception says how."""
     for job in list(_active):
-        guarded(lambda job=job: job.close(_last_exception()))  # type: ignore[misc]
-
-
-def _last_exception() -> BaseException | None:
-    return getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
+        guarded(lambda job=job: job.close(traces.uncaught()))  # type: ignore[misc]
 
 
 def _after_fork() -> None:

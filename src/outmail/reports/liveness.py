@@ -1,52 +1,16 @@
-"""A file whose lock says that a run lives: the kernel lets go when the process dies, however it dies.
-
-Promises: held by this process only (a forked child closes its copy); where ``fcntl`` does not exist runs are never taken for
-dead. Fails: OSError from `Life`, e.g. on a read-only disk; the run goes on without. Does not: survive a copied folder.
-"""
+"""``<spool>/run.<id>``: a file that is held as long as a run lives (`held`). Does not: import anything that takes time."""
 
 from __future__ import annotations
 
 import os
-import weakref
 
-_open: weakref.WeakSet[Life] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for life in list(_open):
-        life.abandon()
+from outmail.held import HeldFile, try_lock
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-
-class Life:
-    """``<spool>/run.<id>``, locked as long as the run lives."""
-
-    def __init__(self, folder: str, id: str) -> None:
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        self.path = os.path.join(folder, f"run.{id}")
-        made = os.path.join(folder, f"new-run.{id}")  # it gets its name locked: nobody can take the run for dead before
-        self._fd = os.open(made, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        _lock(self._fd)
-        os.rename(made, self.path)
-        _open.add(self)
-
-    def end(self) -> None:
-        """The run is over and on record."""
-        if self._fd >= 0:
-            try:
-                os.unlink(self.path)
-            except FileNotFoundError:
-                pass
-            self.abandon()
-
-    def abandon(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-        _open.discard(self)
+def alive(folder: str, id: str, content: bytes = b"") -> HeldFile:
+    """Say that this run lives, until `HeldFile.end`. Raises OSError, e.g. on a read-only disk; the run goes on without."""
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    return HeldFile(os.path.join(folder, f"new-run.{id}"), os.path.join(folder, f"run.{id}"), content)
 
 
 def dead(folder: str, id: str) -> bool:
@@ -56,7 +20,7 @@ def dead(folder: str, id: str) -> bool:
     except OSError:
         return False
     try:
-        return _lock(fd)
+        return try_lock(fd)
     finally:
         os.close(fd)
 
@@ -67,15 +31,3 @@ def bury(folder: str, id: str) -> None:
         os.unlink(os.path.join(folder, f"run.{id}"))
     except OSError:
         pass
-
-
-def _lock(fd: int) -> bool:
-    try:
-        import fcntl
-    except ImportError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True

@@ -10,23 +10,12 @@ from __future__ import annotations
 
 import json
 import os
-import weakref
 from collections.abc import Iterator
 from glob import escape, glob
 from typing import Any
 
+from outmail.held import HeldFile, try_lock
 from outmail.reports.marks import slug
-
-_open: weakref.WeakSet[Spool] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for spool in list(_open):
-        spool.abandon()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
 
 
 class Spool:
@@ -36,38 +25,28 @@ class Spool:
         os.makedirs(folder, mode=0o700, exist_ok=True)
         self.id = f"{os.getpid()}-{os.urandom(6).hex()}"
         self.path = _path(folder, name, self.id)
-        made = f"{self.path}.new"  # it gets its name locked: nobody can take it for an orphan before
-        self._fd = os.open(made, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        _lock(self._fd)
-        os.rename(made, self.path)
+        self._held = HeldFile(f"{self.path}.new", self.path, flags=os.O_APPEND)
         self.pid = os.getpid()
         self.size = 0
         self.limit = limit
         self.dropped = 0
-        _open.add(self)
 
     def write(self, line: bytes) -> None:
         """One whole line. Raises OSError (the disk is full)."""
         if self.size + len(line) > self.limit:
             self.dropped += 1
             return
-        if os.write(self._fd, line) != len(line):
+        if os.write(self._held.fd, line) != len(line):
             raise OSError("the disk is full: a line of the spool was cut")
         self.size += len(line)
 
     def remove(self) -> None:
-        if self._fd >= 0:
-            try:
-                os.unlink(self.path)
-            except FileNotFoundError:
-                pass
-            self.abandon()
+        """Everything in it is in the store."""
+        self._held.end()
 
     def abandon(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-        _open.discard(self)
+        """Leave it to the next run."""
+        self._held.abandon()
 
 
 def _path(folder: str, name: str, id: str) -> str:
@@ -103,20 +82,8 @@ def orphans(folder: str, name: str) -> list[tuple[str, str, int]]:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError:
             continue
-        if _lock(fd):
+        if try_lock(fd):
             found.append((os.path.basename(path)[len(prefix) : -len(".jsonl")], path, fd))
         else:
             os.close(fd)
     return found
-
-
-def _lock(fd: int) -> bool:
-    try:
-        import fcntl
-    except ImportError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True

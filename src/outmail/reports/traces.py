@@ -21,6 +21,11 @@ def is_own(filename: str) -> bool:
     return "site-packages" not in path and not path.startswith(_FOREIGN) and f"{os.sep}outmail{os.sep}reports{os.sep}" not in path
 
 
+def uncaught() -> BaseException | None:
+    """The exception that is ending the program, if one does."""
+    return getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
+
+
 def last_line(problem: BaseException) -> str:
     """``ValueError: no such feed``, one line."""
     return " ".join("".join(traceback.format_exception_only(type(problem), problem)).strip().splitlines()[-1:])

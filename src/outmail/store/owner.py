@@ -13,28 +13,17 @@ from __future__ import annotations
 
 import os
 import struct
-import weakref
 from collections.abc import Iterable, Iterator
 from glob import escape, glob
 
 from outmail.errors import ConfigError
+from outmail.held import HeldFile, can_lock, same_file, try_lock
 
 _NOTE = struct.Struct("<QII")
 #: Where compaction starts: live notes are written again at the front once all of them lie behind it.
 _FRONT = 512 * 1024
 
 Note = tuple[int, int, int]
-_open: weakref.WeakSet[OwnerFile] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for owner in list(_open):
-        owner.abandon()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
 
 def boot_id() -> str:
     """What tells one boot of the machine from the next; "" where the system does not say."""
@@ -49,17 +38,18 @@ class OwnerFile:
     """The file of a living engine."""
 
     def __init__(self, store_path: str, uuid: str) -> None:
-        self.path = f"{store_path}.engine.{uuid}"
-        self._fd = _named_when_locked(f"{store_path}.engine-new.{uuid}", self.path)
+        if not can_lock():
+            raise ConfigError("an engine needs file locks (fcntl), which this system does not have; use deliver='never' here")
+        self._held = HeldFile(f"{store_path}.engine-new.{uuid}", f"{store_path}.engine.{uuid}")
+        self.path = self._held.path
         self._offset = 0
         self._live: dict[Note, int] = {}
-        _open.add(self)
 
     def note(self, notes: Iterable[Note]) -> None:
         """Record final dots that are about to be sent."""
         fresh = list(notes)
         data = b"".join([_NOTE.pack(*note) for note in fresh])
-        if self._fd < 0 or os.pwrite(self._fd, data, self._offset) != len(data):
+        if self._held.fd < 0 or os.pwrite(self._held.fd, data, self._offset) != len(data):
             raise OSError("the record of final dots could not be written whole")
         for i, note in enumerate(fresh):
             self._live[note] = self._offset + i * _NOTE.size
@@ -77,42 +67,18 @@ class OwnerFile:
         data = b"".join([_NOTE.pack(*note) for note in self._live])
         if len(data) > _FRONT or min(self._live.values(), default=_FRONT) < _FRONT:
             return
-        if os.pwrite(self._fd, data, 0) == len(data):
-            os.ftruncate(self._fd, len(data))
+        if os.pwrite(self._held.fd, data, 0) == len(data):
+            os.ftruncate(self._held.fd, len(data))
             self._live = {note: i * _NOTE.size for i, note in enumerate(self._live)}
             self._offset = len(data)
 
     def close(self) -> None:
         """Say goodbye: only when nothing is leased any more."""
-        if self._fd >= 0:
-            os.unlink(self.path)
-            self.abandon()
+        self._held.end()
 
     def abandon(self) -> None:
         """Let go of the descriptor and leave the file to whoever reclaims it."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-        _open.discard(self)
-
-
-def _named_when_locked(temporary: str, path: str) -> int:
-    """A new file that is locked before it has its name. Whoever tidies up may catch the temporary one unlocked: then once more."""
-    for _ in range(1000):
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            _lock(fd)
-        except BlockingIOError:
-            os.close(fd)
-            continue
-        except BaseException:
-            os.close(fd)
-            raise
-        if _same_file(temporary, fd):
-            os.rename(temporary, path)
-            return fd
-        os.close(fd)
-    raise OSError(f"{temporary} is locked or removed again and again by others")
+        self._held.abandon()
 
 
 class DeadFile:
@@ -143,36 +109,10 @@ def dead_files(store_path: str) -> Iterator[DeadFile]:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
             continue
-        if not _try_lock(fd) or not _same_file(path, fd):
+        if not try_lock(fd) or not same_file(path, fd):
             os.close(fd)
         elif ".engine-new." in path:
             os.unlink(path)  # its maker was killed, or sees that it is gone and makes another
             os.close(fd)
         else:
             yield DeadFile(path, fd)
-
-
-def _same_file(path: str, fd: int) -> bool:
-    try:
-        found = os.stat(path)
-    except FileNotFoundError:
-        return False
-    return (found.st_dev, found.st_ino) == (os.fstat(fd).st_dev, os.fstat(fd).st_ino)
-
-
-def _lock(fd: int) -> None:
-    try:
-        import fcntl
-    except ImportError:
-        raise ConfigError("an engine needs file locks (fcntl), which this system does not have; use deliver='never' here") from None
-    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _try_lock(fd: int) -> bool:
-    import fcntl
-
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True

@@ -62,7 +62,7 @@ class LocalTransport:
                 temporary.unlink()
                 return
             os.replace(temporary, target / name)
-            _sync_folder(target)
+            sync_folder(target)
         except OSError as problem:
             with contextlib.suppress(OSError):
                 temporary.unlink()
@@ -125,8 +125,12 @@ def _said(kind: str, reply: Reply) -> Outcome:
 
 
 def _maildir_name(delivery: Delivery) -> str:
-    host = socket.gethostname().replace("/", "\\057").replace(":", "\\072")
-    return f"{time.time_ns() // 10**9}.M{delivery.seq}R{delivery.recipients[0].n}P{os.getpid()}Q{os.urandom(4).hex()}.{host}"
+    return f"{time.time_ns() // 10**9}.M{delivery.seq}R{delivery.recipients[0].n}P{os.getpid()}Q{os.urandom(4).hex()}.{maildir_host()}"
+
+
+def maildir_host() -> str:
+    """This machine's name as it may stand in the name of a Maildir file."""
+    return socket.gethostname().replace("/", "\\057").replace(":", "\\072")
 
 
 def _write_durably(path: Path, content: bytes) -> None:
@@ -137,7 +141,8 @@ def _write_durably(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """A rename is on disk when its folder is."""
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import socket
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -21,6 +20,7 @@ from outmail.mime import splice
 from outmail.model import Delivery, Outcome, Reply
 from outmail.policy.route import Relay
 from outmail.transport import Awaited, Feed
+from outmail.transport.local import maildir_host, sync_folder
 from outmail.worker import Worker
 
 LOCK_PATIENCE = 10.0
@@ -89,8 +89,7 @@ def to_maildir(folder: Path, content: bytes) -> None:
     """tmp, fsync, rename to new, fsync of the folder."""
     for name in ("tmp", "new", "cur"):
         (folder / name).mkdir(mode=0o700, parents=name == "tmp", exist_ok=True)
-    host = socket.gethostname().replace("/", "\\057").replace(":", "\\072")
-    name = f"{time.time_ns() // 10**9}.P{os.getpid()}Q{os.urandom(6).hex()}.{host}"
+    name = f"{time.time_ns() // 10**9}.P{os.getpid()}Q{os.urandom(6).hex()}.{maildir_host()}"
     temporary = folder / "tmp" / name
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -103,7 +102,7 @@ def to_maildir(folder: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-    _sync(folder / "new")
+    sync_folder(folder / "new")
 
 
 def to_mbox(path: Path, sender: str, content: bytes) -> None:
@@ -170,11 +169,3 @@ def _dot_locked(path: Path) -> Iterator[None]:
         if held:
             with contextlib.suppress(FileNotFoundError):
                 lock.unlink()
-
-
-def _sync(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
