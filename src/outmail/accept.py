@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -66,6 +66,8 @@ class Draft:
     normal: bool = False
     #: Fields that go in front of everything else (Received).
     trace: bytes = b""
+    #: Recipients that were suppressed before, with the reason.
+    suppressed: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -84,6 +86,13 @@ class Door:
         In the same transaction: ``when`` is asked first, and where it says False nothing is stored and the answer is
         empty; what still waits of the message ``supersede`` is cancelled.
         """
+        messages = self.completed(drafts)
+        if not messages and when is None:
+            return []
+        return self.keep(messages, supersede, when)
+
+    def completed(self, drafts: Iterable[Draft]) -> list[Message]:
+        """`complete` for several; `Refused.index` names the bad one."""
         messages = []
         for index, draft in enumerate(drafts):
             try:
@@ -91,9 +100,7 @@ class Door:
             except Refused as refusal:
                 refusal.index = index
                 raise
-        if not messages and when is None:
-            return []
-        return self.keep(messages, supersede, when)
+        return messages
 
     def complete(self, draft: Draft) -> Message:
         """Check a draft and make it a message; raises `Refused`."""
@@ -125,11 +132,11 @@ class Door:
             PRIORITIES.index(draft.priority), draft.key, draft.tag, draft.dsn,
         )  # fmt: skip
 
-    def keep(self, messages: Sequence[Message], supersede: str | None = None, when: When | None = None) -> list[Receipt]:
-        """Commit; returns only when the messages are on disk."""
+    def keep(self, messages: Sequence[Message], supersede: str | None = None, when: When | None = None, *, again: bool = False) -> list[Receipt]:
+        """Commit; returns only when the messages are on disk. With ``again`` those that are known already are left out."""
         try:
             uploads = {message.id: self._upload(message) for message in messages if len(message.content) > LONG}
-            added = self.store.run(self._add(messages, uploads, supersede, when))
+            added = self.store.run(self._add(messages, uploads, supersede, when, again=again))
         except Trouble as problem:
             raise not_stored(problem) from None
         self.fail("C2")
@@ -137,13 +144,26 @@ class Door:
         return [receipt(one) for one in added]
 
     def _add(
-        self, messages: Sequence[Message], uploads: dict[str, str], supersede: str | None, when: When | None, taken: dict[str, tuple[int, int]] | None = None
-    ) -> Any:
+        self, messages: Sequence[Message], uploads: dict[str, str], supersede: str | None, when: When | None,
+        taken: dict[str, tuple[int, int]] | None = None, *, again: bool = False,
+    ) -> Any:  # fmt: skip
         if when is not None and not (yield from when()):
             return []
-        result = (yield from self.store.verbs.add(messages, uploads, supersede, taken)) if messages else []
+        result = (yield from self.store.verbs.add(messages, uploads, supersede, taken, again=again)) if messages else []
         self.fail("C1")
         return result
+
+    def unfit(self, refusal: Refused, draft: Draft) -> Message:
+        """What was promised to a caller who is gone by now, and cannot be sent: a record that failed, with the reason."""
+        now = self.clock.now()
+        id = draft.id or new_id(now)
+        people = [printable(str(address))[:254] for address in draft.recipients] or ["(none)"]
+        recipients = tuple(Recipient(address, draft.route or "default", f"refused: {refusal}") for address in dict.fromkeys(people))
+        message_id = f"<{id}@{self.terms.hostname}>"
+        return Message(
+            id, draft.content, printable(str(draft.sender)), recipients, message_id, "", hashlib.sha256(draft.content).digest(), 0, now, now,
+            now + self.terms.expire, key=draft.key if isinstance(draft.key, str) else None,
+        )  # fmt: skip
 
     def _upload(self, message: Message) -> str:
         """Write a long content piece by piece, so that nobody else waits long for the write lock."""
@@ -171,7 +191,7 @@ class Door:
             return (Recipient(target, self._route(draft, sender, target)),), field + content
         people = []
         for address in unique.values():
-            suppressed = "" if allowed(terms.only_to, address) else "safety"
+            suppressed = draft.suppressed.get(address, "") or ("" if allowed(terms.only_to, address) else "safety")
             people.append(Recipient(address, self._route(draft, sender, address), suppressed))
         return tuple(people), content
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import socket
 import tomllib
 from collections.abc import Mapping
@@ -95,6 +96,8 @@ class Config:
     transcripts: str = "failures"
     loop: str = "asyncio"
     hostname: str = ""
+    #: Applications' own databases, as URLs.
+    outboxes: tuple[str, ...] = field(default=(), repr=False)
     templates: str = ""
     source: str = "defaults"
     #: Relay name → the part of its table that says where the password is.
@@ -109,7 +112,7 @@ class Config:
     def as_dict(self) -> dict[str, Any]:
         """For people and `outmail config --json`; no secrets."""
         return {
-            "source": self.source, "store": self.store, "from": self.sender or None, "to": list(self.to),
+            "source": self.source, "store": without_password(self.store), "from": self.sender or None, "to": list(self.to),
             "relays": {name: relay.url for name, relay in self.routes.relays.items()},
             "routes": [{"from": list(r.sender), "to": list(r.recipient), "tag": list(r.tag), "relays": list(r.relays)} for r in self.routes.rules],
             "retry": {"expire_ms": self.retry.expire, "steps_ms": list(self.retry.schedule.steps), "endless": self.retry.schedule.endless,
@@ -118,6 +121,7 @@ class Config:
             "listen": {"smtp": list(self.listen.smtp), "lmtp": list(self.listen.lmtp), "submission": list(self.listen.submission),
                        "networks": [str(network) for network in self.listen.networks]},
             "safety": {"only_to": list(self.only_to), "redirect_to": self.redirect_to or None},
+            "outboxes": [without_password(url) for url in self.outboxes],
             "retention_ms": dict(self.retention), "transcripts": self.transcripts, "hostname": self.hostname,
             "reports": {"templates": self.templates or None},
         }  # fmt: skip
@@ -169,8 +173,6 @@ def _build(data: dict[str, Any], source: str, env: Mapping[str, str]) -> Config:
     _check(data, _TOP, "")
     for table, keys in _TABLES.items():
         _check(data.get(table, {}), keys, f"[{table}] ")
-    if data.get("outbox"):
-        raise ValueError("[[outbox]]: emptying applications' databases is not part of this version yet")
     if data.get("loopback"):
         raise ValueError("[loopback] is not part of this version yet")
     relays = _relays(data, env)
@@ -190,6 +192,7 @@ def _build(data: dict[str, Any], source: str, env: Mapping[str, str]) -> Config:
         transcripts=_one_of("transcripts", data.get("transcripts", "failures"), ("failures", "all", "none")),
         loop=_one_of("loop", data.get("loop", "asyncio"), ("asyncio", "uvloop")),
         templates=data.get("reports", {}).get("templates", ""),
+        outboxes=_outboxes(data.get("outbox", [])),
         hostname=data.get("hostname") or socket.gethostname() or "localhost",
         source=source,
     )
@@ -302,6 +305,27 @@ def _rules(tables: list[Any], relays: Mapping[str, Relay]) -> tuple[Rule, ...]:
         globs = [tuple(_texts(f"{where}{key}", table.get(key, "*"))) for key in ("from", "to", "tag")]
         rules.append(Rule(globs[0], globs[1], globs[2], tuple(names)))
     return tuple(rules)
+
+
+def _outboxes(tables: list[Any]) -> tuple[str, ...]:
+    urls = []
+    for i, table in enumerate(tables, 1):
+        where = f"[[outbox]] {i}: "
+        if not isinstance(table, dict):
+            raise ValueError(f"{where}must be a table with a url")
+        _check(table, {"url": str}, where)
+        if not table.get("url"):
+            raise ValueError(f"{where}url is missing")
+        urls.append(table["url"])
+    return tuple(dict.fromkeys(urls))
+
+
+_URL_PASSWORD = re.compile(r"(?<=://)([^/@:]*):[^@]*@")
+
+
+def without_password(url: str) -> str:
+    """A database's URL as it may be shown."""
+    return re.sub(r"(password=)[^&\s]*", r"\1…", _URL_PASSWORD.sub(r"\1:…@", url))
 
 
 def _retry(table: Mapping[str, Any]) -> Retry:

@@ -20,20 +20,24 @@ import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal
 
 from outmail import failpoints, selection
 from outmail.accept import Door, Draft, Terms, When, not_stored
-from outmail.clock import Clock
+from outmail.clock import Clock, as_datetime
 from outmail.config import Config, default_store, load, relay_in_code
 from outmail.errors import ConfigError, NotFound, Refused
 from outmail.intake import api
+from outmail.intake.takeover import TakeOver, written
 from outmail.model import Attempt, Dsn, Event, Filter, Receipt, Status, is_id, keyed_id
 from outmail.policy.route import Relay, Routes
 from outmail.reports import door as reports_door
 from outmail.store import Store, Trouble
+from outmail.store.caller import Rows, caller
+from outmail.store.source import Source, SqliteSource
 from outmail.worker import Worker
 
 log = logging.getLogger("outmail")
@@ -62,6 +66,12 @@ def store_path(url: str) -> tuple[str, str]:
         raise ConfigError(f"stores of the kind {scheme}: are not part of this version yet; use a path or sqlite:…")
     path = "/" + rest.lstrip("/") if rest.startswith("//") else rest
     return path, "stdlib" if scheme.endswith("stdlib") else "apsw"
+
+
+def open_source(url: str, library: str) -> Source:
+    """An application's database (``[[outbox]]``). ``library`` opens SQLite files, unless the URL names one."""
+    path, named = store_path(url)
+    return SqliteSource(path, named if url.startswith("sqlite+") else library)
 
 
 def transports(config: Config) -> Callable[[Relay], Any]:
@@ -158,6 +168,7 @@ class Outbox:
             raise not_stored(problem) from None
         self._door = Door(self._store, _terms(self._config, self._routes), self._clock, self._wake, failpoints.hit)
         self._engine: _EngineThread | None = None
+        self._takeover: TakeOver | None = None
         self._pid = os.getpid()
         self._closed = False
         self._listeners: list[tuple[str, Callable[[Event], Any]]] = []
@@ -174,7 +185,7 @@ class Outbox:
         attachments: Iterable[api.File] = (), inline: Mapping[str, api.File] = _NOTHING, key: str | None = None, at: api.When | None = None,
         expires: api.When | None = None, priority: str = "normal", tag: str | None = None, relay: str | None = None, using: Any = None,
     ) -> Receipt:  # fmt: skip
-        """Compose and store one message.
+        """Compose and store one message. With ``using``, a connection or session of yours, it is stored in your transaction.
 
         Addresses are text, ``(name, address)`` or several of them; attachments a path or ``(name, bytes[, type])``;
         ``at`` (not before) and ``expires`` are aware datetimes, timedeltas or "2h"/"5d"; with ``key`` the same key stores one
@@ -183,13 +194,14 @@ class Outbox:
         words = {
             "to": to, "subject": subject, "text": text, "html": html, "cc": cc, "bcc": bcc, "sender": sender, "reply_to": reply_to,
             "headers": headers, "attachments": attachments, "inline": inline, "key": key, "at": at, "expires": expires, "priority": priority,
-            "tag": tag, "relay": relay, "using": using,
+            "tag": tag, "relay": relay,
         }  # fmt: skip
-        return self._accept([self._composed(words)])[0]
+        return self._accept([self._composed(words)], using)[0]
 
     def send_many(self, items: Iterable[dict[str, Any]]) -> list[Receipt]:
         """Many messages in one transaction, all or none; `Refused.index` names the first bad one."""
-        return self._accept(_indexed(items, self._composed))
+        items, using = _one_using(items)
+        return self._accept(_indexed(items, self._composed), using)
 
     def submit(
         self, content: api.Content, *, sender: str | None, recipients: str | Iterable[str], key: str | None = None, at: api.When | None = None,
@@ -202,13 +214,14 @@ class Outbox:
         """
         words = {
             "content": content, "sender": sender, "recipients": recipients, "key": key, "at": at, "expires": expires, "priority": priority,
-            "tag": tag, "relay": relay, "using": using, "dsn": dsn,
+            "tag": tag, "relay": relay, "dsn": dsn,
         }  # fmt: skip
-        return self._accept([self._complete(words)])[0]
+        return self._accept([self._complete(words)], using)[0]
 
     def submit_many(self, items: Iterable[dict[str, Any]]) -> list[Receipt]:
         """Many complete messages in one transaction, all or none."""
-        return self._accept(_indexed(items, self._complete))
+        items, using = _one_using(items)
+        return self._accept(_indexed(items, self._complete), using)
 
     def _composed(self, words: dict[str, Any]) -> Draft:
         words = self._named(words)
@@ -221,15 +234,20 @@ class Outbox:
 
     def _named(self, words: dict[str, Any]) -> dict[str, Any]:
         words = dict(words)
-        if words.pop("using", None) is not None:
-            raise ConfigError("using= (one transaction with your own database) is not part of this version yet")
         relay = words.pop("relay", None)
         words["route"] = _route(relay, self._config)[0] if relay is not None else self._route
         return words
 
-    def _accept(self, drafts: list[Draft]) -> list[Receipt]:
+    def _accept(self, drafts: list[Draft], using: Any = None) -> list[Receipt]:
         self._check_alive()
-        return self._door.accept(drafts)
+        if using is None:
+            return self._door.accept(drafts)
+        there = caller(using)
+        if there.awaited:
+            raise ConfigError("using= was given an asynchronous connection: send with an AsyncOutbox")
+        messages, now = self._door.completed(drafts), self._clock.now()
+        there.write([written(message, draft, now) for message, draft in zip(messages, drafts)])
+        return [Receipt(message.id, message.message_id, as_datetime(now), durable=False) for message in messages]
 
     # -- for reports (`reports.door.ReportDoor`) ----------------------------------------------------------------------
 
@@ -372,6 +390,9 @@ class Outbox:
             return
         self._closed = True
         if self._engine is not None and self._pid == os.getpid():
+            if self._takeover is not None:
+                self._takeover.all()
+                self._takeover.stop()
             self._engine.drain(self._exit_wait)
             self._engine.end()
             self._tell_rest()
@@ -386,6 +407,16 @@ class Outbox:
     def _start(self) -> None:
         self._engine = _EngineThread(build_engine(self._store, self._config, self._routes, self._clock))
         self._pid = os.getpid()
+        self._takeover = self._take_over("stdlib", self._wake)
+        if self._takeover is not None:
+            self._takeover.start()
+
+    def _take_over(self, library: str, wake: Callable[[], None]) -> TakeOver | None:
+        """What empties the tables of ``[[outbox]]`` into this queue; ``library`` opens the SQLite files among them."""
+        if not self._config.outboxes:
+            return None
+        door = replace(self._door, wake=wake)
+        return TakeOver(door, self._config.outboxes, partial(open_source, library=library), self._composed)
 
     def _check_alive(self) -> None:
         if self._closed:
@@ -460,6 +491,15 @@ def _call(function: Any, name: str, *args: Any, **words: Any) -> Any:
         raise
 
 
+def _one_using(items: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], Any]:
+    """Items without their ``using``, and what it was: one and the same for all."""
+    found = [dict(item) for item in items]
+    given = [item.pop("using", None) for item in found]
+    if any(one is not given[0] for one in given):
+        raise ConfigError("using= differs between the items: one transaction has one connection")
+    return found, given[0] if given else None
+
+
 def _indexed(items: Iterable[dict[str, Any]], make: Callable[[dict[str, Any]], Draft]) -> list[Draft]:
     drafts = []
     for index, item in enumerate(items):
@@ -520,17 +560,32 @@ class AsyncOutbox:
         self._box = Outbox(*args, **words)
         self._workers = Worker("outbox", 4)
 
-    async def send(self, *args: Any, **words: Any) -> Receipt:
-        return await self._workers.run(partial(self._box.send, *args, **words))
+    async def send(self, *args: Any, using: Any = None, **words: Any) -> Receipt:
+        return (await self._with(using, partial(self._box.send, *args, **words)))  # type: ignore[no-any-return]
 
     async def send_many(self, items: Iterable[dict[str, Any]]) -> list[Receipt]:
-        return await self._workers.run(partial(self._box.send_many, items))
+        return await self._many(items, self._box.send_many)
 
-    async def submit(self, content: Any, **words: Any) -> Receipt:
-        return await self._workers.run(partial(self._box.submit, content, **words))
+    async def submit(self, content: Any, *, using: Any = None, **words: Any) -> Receipt:
+        return (await self._with(using, partial(self._box.submit, content, **words)))  # type: ignore[no-any-return]
 
     async def submit_many(self, items: Iterable[dict[str, Any]]) -> list[Receipt]:
-        return await self._workers.run(partial(self._box.submit_many, items))
+        return await self._many(items, self._box.submit_many)
+
+    async def _many(self, items: Iterable[dict[str, Any]], call: Callable[..., list[Receipt]]) -> list[Receipt]:
+        found, using = _one_using(items)
+        return await self._with(using, lambda **words: call([{**item, **words} for item in found]))  # type: ignore[no-any-return]
+
+    async def _with(self, using: Any, call: Callable[..., Any]) -> Any:
+        """The call on a thread; what it would write on the caller's connection is written here, where that belongs."""
+        if using is None:
+            return await self._workers.run(call)
+        there, rows = caller(using), Rows()
+        answer = await self._workers.run(partial(call, using=rows))
+        writing = there.write(rows)
+        if writing is not None:
+            await writing
+        return answer
 
     async def status(self, id: str) -> Status:
         return await self._workers.run(partial(self._box.status, id))

@@ -41,6 +41,10 @@ async def once(box: Outbox, engine: Engine) -> None:
     """What is due now, and then the end."""
     _on_signals(engine.stop)
     post.guarded(lambda: _look(box), "jobs could not be looked after")
+    takeover = box._take_over("apsw", engine.wake)
+    if takeover is not None:
+        takeover.all()
+        takeover.stop()
     await engine.run(once=True)
 
 
@@ -59,10 +63,15 @@ async def serve(box: Outbox, engine: Engine, started: Callable[[list[str]], None
         return found
 
     looking = asyncio.ensure_future(_keep_looking(box))
+    takeover = box._take_over("apsw", engine.wake)
+    if takeover is not None:
+        takeover.start()
     try:
         await _until_signal(box, engine, listeners, started)
     finally:
         looking.cancel()
+        if takeover is not None:
+            takeover.stop()
 
 
 def settings_for(config: Config, kind: str) -> Settings:

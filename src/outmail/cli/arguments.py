@@ -108,7 +108,8 @@ def parser() -> argparse.ArgumentParser:
     store = sub.add_parser("store", parents=common, help="look after the store")
     store.add_argument("verb", choices=("upgrade", "check", "backup", "ddl"))
     store.add_argument("file", nargs="?", metavar="FILE")
-    store.add_argument("--dialect", choices=("sqlite", "postgresql"), default="sqlite")
+    store.add_argument("--dialect", choices=("sqlite", "postgresql"), default="sqlite", help="ddl: for which database")
+    store.add_argument("--free", metavar="STORE", help="check: give back what a vanished store claimed in [[outbox]] databases")
     store.set_defaults(run="store")
 
     sub.add_parser("watch", add_help=False, help="run a command and mail when it fails: outmail watch --help")

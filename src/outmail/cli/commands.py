@@ -21,9 +21,11 @@ from outmail.cli.explanations import CODES
 from outmail.clock import Clock, human_span, rfc3339
 from outmail.config import Config, default_store, load, relay_in_code
 from outmail.errors import ConfigError, NotFound, Refused
+from outmail.intake.takeover import store_id
 from outmail.model import Filter, Status, Term, is_id
 from outmail.ops import delivery_log
-from outmail.outbox import Outbox, _route, build_engine, local_sender
+from outmail.outbox import Outbox, _route, build_engine, local_sender, open_source
+from outmail.store import Trouble
 
 
 def _config(arguments: argparse.Namespace, *, replace_default: bool = True) -> Config:
@@ -451,9 +453,7 @@ def store(arguments: argparse.Namespace) -> int:
     if arguments.verb == "ddl":
         from importlib import resources
 
-        if arguments.dialect != "sqlite":
-            raise ConfigError("the PostgreSQL store is not part of this version yet")
-        print((resources.files("outmail.store") / "sql" / "sqlite-1.sql").read_text("utf-8"), end="")
+        print((resources.files("outmail.store") / "sql" / f"outbox-{arguments.dialect}.sql").read_text("utf-8"), end="")
         return 0
     if arguments.verb == "backup" and not arguments.file:
         print("outmail: store backup needs a FILE", file=sys.stderr)
@@ -465,11 +465,36 @@ def store(arguments: argparse.Namespace) -> int:
         box._store.backup(arguments.file)  # type: ignore[attr-defined]
     elif arguments.verb == "check":
         problems = box._store.check()  # type: ignore[attr-defined]
+        problems += _foreign_claims(box, arguments.free)
         for problem in problems:
             print(problem)
         print(f"{box._store.url}: {'no problem found' if not problems else f'{len(problems)} problems'}", file=sys.stderr)
         return EX_DATAERR if problems else 0
     return 0
+
+
+def _foreign_claims(box: Outbox, free: str | None) -> list[str]:
+    """Rows in applications' databases that another store has claimed; those of the store ``free`` are made claimable again."""
+    found = []
+    for url in box._config.outboxes:
+        try:
+            source = open_source(url, "apsw")
+            claims = source.claims()
+            if free and any(claim.store == free for claim in claims):
+                print(f"{source.name}: {source.free(free)} messages claimed by {free} are free again", file=sys.stderr)
+        except Trouble as problem:
+            found.append(str(problem))
+            continue
+        me = store_id(box._store)
+        for claim in claims:
+            age = Clock().now() - claim.oldest
+            if claim.store not in (me, free) and age > 60_000:
+                found.append(
+                    f"{source.name}: {claim.rows} messages are claimed by the store {claim.store}, the oldest for {human_span(age)}; "
+                    f"when that store is gone for good: outmail store check --free {claim.store}"
+                )
+        source.close()
+    return found
 
 
 def config(arguments: argparse.Namespace) -> int:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -39,14 +41,25 @@ def claim(path: str, library: Library) -> tuple[int, int]:
     found = os.stat(path)
     key = (found.st_dev, found.st_ino)
     with _guard:
-        holder, count = _claims.get(key, (library, 0))
-        if holder != library:
-            raise ConfigError(
-                f"{path} is already open in this process through {_name(holder)}; {_name(library)} on the same file would lose commits",
-                hint=f"open it everywhere by one library: sqlite+{holder}:{path}",
-            )
-        _claims[key] = (library, count + 1)
+        _claims[key] = (library, _holders(path, key, library, "") + 1)
     return key
+
+
+def check(path: str, library: Library) -> None:
+    """Raises ConfigError when this process has the file open by the other library."""
+    found = os.stat(path)
+    with _guard:
+        _holders(path, (found.st_dev, found.st_ino), library, library)
+
+
+def _holders(path: str, key: tuple[int, int], library: Library, keep: Library) -> int:
+    holder, count = _claims.get(key, (library, 0))
+    if holder != library:
+        raise ConfigError(
+            f"{path} is already open in this process through {_name(holder)}; {_name(library)} on the same file would lose commits",
+            hint=f"open it everywhere by one library: sqlite+{keep or holder}:{path}",
+        )
+    return count
 
 
 def release(key: tuple[int, int]) -> None:
@@ -167,3 +180,19 @@ def trouble(code: int, text: str) -> Trouble:
 
 
 DRIVERS: dict[Library, type[Apsw] | type[Stdlib]] = {"apsw": Apsw, "stdlib": Stdlib}
+
+
+def patient(action: Any, wait: float = 30.0) -> Any:
+    """Run it; while somebody else holds the lock try again, in short uneven pauses, for ``wait`` seconds."""
+    deadline = None
+    while True:
+        try:
+            return action()
+        except Trouble as problem:
+            if problem.kind != "busy" or not wait:
+                raise
+            now = time.monotonic()
+            deadline = deadline or now + wait
+            if now >= deadline:
+                raise Trouble("busy", f"another program has held the write lock for {wait:.0f} s") from None
+            time.sleep(random.uniform(0.0002, 0.003))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import socket
 import threading
 import time
@@ -100,8 +99,8 @@ class SqliteStore:
         self._claim = drivers.claim(self.path, self.library)
         driver = drivers.DRIVERS[self.library]
         try:
-            self._writer = _patient(lambda: _prepared(driver(self.path)))
-            self._reader = _patient(lambda: _prepared(driver(self.path)))
+            self._writer = drivers.patient(lambda: _prepared(driver(self.path)))
+            self._reader = drivers.patient(lambda: _prepared(driver(self.path)))
             self._upgrade()
         except BaseException:
             drivers.release(self._claim)
@@ -123,7 +122,7 @@ class SqliteStore:
             return
         if found > SCHEMA:
             raise Trouble("schema", f"{self.path} has schema {found}, made by a later outmail; this one knows up to {SCHEMA}: upgrade outmail")
-        _patient(lambda: self._writer.execute("BEGIN IMMEDIATE"))
+        drivers.patient(lambda: self._writer.execute("BEGIN IMMEDIATE"))
         try:
             for step in range(self._writer.execute("PRAGMA user_version")[0][0] + 1, SCHEMA + 1):
                 for statement in _statements(f"sqlite-{step}.sql"):
@@ -189,7 +188,7 @@ class SqliteStore:
         if self._pid < 0:
             raise Trouble("closed", f"{self.path} is closed")
         began = time.perf_counter()
-        _patient(lambda: self._writer.execute("BEGIN IMMEDIATE"), wait)
+        drivers.patient(lambda: self._writer.execute("BEGIN IMMEDIATE"), wait)
         waited = time.perf_counter() - began
         try:
             if len(verbs) == 1:
@@ -229,7 +228,7 @@ class SqliteStore:
         with self._read_lock:
             if self._pid < 0:
                 raise Trouble("closed", f"{self.path} is closed")
-            _patient(lambda: self._reader.execute("BEGIN"))
+            drivers.patient(lambda: self._reader.execute("BEGIN"))
             try:
                 return drivers.drive(self._reader, verb)  # type: ignore[no-any-return]
             finally:
@@ -294,7 +293,7 @@ class SqliteStore:
         """Return free pages to the file system, a bounded number at a time."""
         with self._write_lock:
             if self._writer.execute("PRAGMA freelist_count")[0][0] > 256:
-                _patient(lambda: self._writer.execute("PRAGMA incremental_vacuum(2000)"), 0.5)
+                drivers.patient(lambda: self._writer.execute("PRAGMA incremental_vacuum(2000)"), 0.5)
 
     def check(self) -> list[str]:
         """What is wrong with the file, in sentences; an empty list is good news."""
@@ -348,19 +347,3 @@ def _statements(name: str) -> list[str]:
     text = (resources.files("outmail.store") / "sql" / name).read_text("utf-8")
     lines = [line for line in text.splitlines() if not line.startswith("--")]
     return [part.strip() for part in "\n".join(lines).split(";") if part.strip()]
-
-
-def _patient(action: Any, wait: float = 30.0) -> Any:
-    """Run it; while somebody else holds the lock try again, in short uneven pauses, for ``wait`` seconds."""
-    deadline = None
-    while True:
-        try:
-            return action()
-        except Trouble as problem:
-            if problem.kind != "busy" or not wait:
-                raise
-            now = time.monotonic()
-            deadline = deadline or now + wait
-            if now >= deadline:
-                raise Trouble("busy", f"another program has held the write lock of the store for {wait:.0f} s") from None
-            time.sleep(random.uniform(0.0002, 0.003))

@@ -62,13 +62,15 @@ _EVENT = "INSERT INTO event (cursor, at, event, message, n, state, uncertain, re
 
 
 def add(
-    messages: Sequence[Message], uploads: Mapping[str, str] | None = None, supersede: str | None = None, taken: Mapping[str, tuple[int, int]] | None = None
-) -> Verb[list[Added]]:
+    messages: Sequence[Message], uploads: Mapping[str, str] | None = None, supersede: str | None = None,
+    taken: Mapping[str, tuple[int, int]] | None = None, *, again: bool = False,
+) -> Verb[list[Added]]:  # fmt: skip
     """Store messages whole; all or none. A known key adds nothing and answers with the first receipt.
 
     ``uploads`` names the chunks of messages whose content was written before. ``supersede`` cancels the waiting
     recipients of another message in the same transaction. ``taken`` names messages whose recipients an engine leases in the
-    moment they are accepted, as (owner, lease): it has their content at hand and need not read it back.
+    moment they are accepted, as (owner, lease): it has their content at hand and need not read it back. ``again`` says that
+    these may have been added before, keyed or not: a known id adds nothing.
     """
     result: list[Added] = []
     seq = yield from _next("message", "seq")
@@ -79,8 +81,9 @@ def add(
     events: list[tuple[Any, ...]] = []
     fresh: dict[str, Added] = {}
     for message in messages:
-        known = fresh.get(message.id) if message.key else None
-        if message.key and not known:
+        once = again or bool(message.key)
+        known = fresh.get(message.id) if once else None
+        if once and not known:
             found = yield "SELECT id, message_id, accepted_at FROM message WHERE id = ?", (message.id,)
             known = (*found[0], True, 0) if found else None
         if known:
@@ -110,7 +113,7 @@ def add(
                                    message.expires_at, not_before, "", None, owner, lease, leased_at))  # fmt: skip
         added = (message.id, message.message_id, message.accepted_at, False, seq)
         result.append(added)
-        if message.key:
+        if once:
             fresh[message.id] = added
         seq += 1
     if rows:

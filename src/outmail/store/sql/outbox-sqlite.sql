@@ -1,0 +1,9 @@
+-- outmail: mail that goes out if and only if your transaction commits (using=). SQLite.
+CREATE TABLE IF NOT EXISTS outmail_outbox (
+    n        INTEGER PRIMARY KEY,
+    id       TEXT    NOT NULL,
+    store    TEXT,
+    added_at INTEGER NOT NULL,
+    content  BLOB    NOT NULL,
+    envelope TEXT    NOT NULL
+);

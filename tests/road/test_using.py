@@ -1,0 +1,318 @@
+"""One transaction with the caller: `using=`, and the take-over from applications' own databases."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from outmail import AsyncOutbox, Outbox
+from outmail.config import from_toml
+from outmail.errors import ConfigError, NotFound, NotStored, Refused
+from outmail.testing import Sink
+
+DDL = (Path(__file__).parents[2] / "src/outmail/store/sql/outbox-sqlite.sql").read_text()
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Iterator[sqlite3.Connection]:
+    connection = sqlite3.connect(tmp_path / "app.db")
+    connection.executescript(DDL + "CREATE TABLE orders (id INTEGER PRIMARY KEY);")
+    yield connection
+    connection.close()
+
+
+@pytest.fixture
+def box(make_box: Callable[..., Outbox]) -> Outbox:
+    return make_box(deliver="never")
+
+
+def waiting(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("SELECT count(*) FROM outmail_outbox").fetchone()[0])
+
+
+def config(tmp_path: Path, sink: Sink, more: str = "") -> Any:
+    return from_toml(f'from = "me@outmail.test"\nrelay = "smtp://127.0.0.1:{sink.port}"\n[[outbox]]\nurl = "{tmp_path}/app.db"\n{more}', "test", {})
+
+
+def test_rollback_sends_nothing_commit_sends_once(tmp_path: Path, app: sqlite3.Connection, sink: Sink) -> None:
+    with Outbox(tmp_path / "q.db", config=config(tmp_path, sink), deliver="thread") as box:
+        app.execute("INSERT INTO orders VALUES (1)")
+        box.send("a@x.test", "never", "text", using=app)
+        app.rollback()
+        app.execute("INSERT INTO orders VALUES (2)")
+        receipt = box.send("a@x.test", "once", "text", using=app)
+        assert receipt.durable is False and not receipt.duplicate
+        with pytest.raises(NotFound):
+            box.status(receipt.id)
+        app.commit()
+        began = time.monotonic()
+        sink.wait_for(1, timeout=10)
+        assert time.monotonic() - began < 1.0
+        deadline = time.monotonic() + 5
+        while box.status(receipt.id).status != "delivered" and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert box.status(receipt.id).status == "delivered" and waiting(app) == 0
+    assert [m.content.count(b"Subject: once") for m in sink.messages] == [1]
+    assert receipt.message_id.encode() in sink.messages[0].content
+
+
+def test_a_savepoint_takes_only_its_own_mail(app: sqlite3.Connection, box: Outbox) -> None:
+    app.isolation_level = None
+    app.execute("BEGIN")
+    box.send("a@x.test", "kept", using=app)
+    app.execute("SAVEPOINT s")
+    box.send("a@x.test", "gone", using=app)
+    app.execute("ROLLBACK TO s")
+    assert app.in_transaction
+    app.execute("COMMIT")
+    assert waiting(app) == 1
+
+
+def test_the_callers_settings_are_left_alone(app: sqlite3.Connection, box: Outbox) -> None:
+    app.row_factory = sqlite3.Row
+    app.text_factory = bytes
+    before = (app.isolation_level, app.in_transaction, app.row_factory, app.text_factory)
+    app.execute("BEGIN")
+    box.send("a@x.test", "s", using=app)
+    assert app.in_transaction
+    app.rollback()
+    assert (app.isolation_level, app.in_transaction, app.row_factory, app.text_factory) == before
+
+
+def test_many_are_one_transaction_and_checked_first(app: sqlite3.Connection, box: Outbox) -> None:
+    with pytest.raises(Refused) as caught:
+        box.send_many([{"to": "a@x.test", "using": app}, {"to": "no address", "using": app}])
+    assert caught.value.index == 1 and waiting(app) == 0
+    assert len(box.submit_many([{"content": b"A: b\n\nc", "sender": None, "recipients": "a@x.test", "using": app} for _ in range(3)])) == 3
+    app.commit()
+    assert waiting(app) == 3
+    with pytest.raises(ConfigError, match="one connection"):
+        box.send_many([{"to": "a@x.test", "using": app}, {"to": "b@x.test"}])
+
+
+def test_what_is_no_connection_or_has_no_table_is_said(box: Outbox, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not builtins"):
+        box.send("a@x.test", "s", using="app.db")
+    bare = sqlite3.connect(tmp_path / "bare.db")
+    with pytest.raises(NotStored, match="outmail_outbox") as caught:
+        box.send("a@x.test", "s", using=bare)
+    assert "store ddl" in caught.value.hint
+    bare.close()
+
+
+def test_the_same_file_by_two_libraries_is_refused(make_box: Callable[..., Outbox], tmp_path: Path) -> None:
+    box = make_box(store=tmp_path / "one.db", deliver="never")
+    app = sqlite3.connect(tmp_path / "one.db")
+    with pytest.raises(ConfigError, match="lose commits"):
+        box.send("a@x.test", "s", using=app)
+    app.close()
+
+
+def test_store_and_application_may_share_a_file(tmp_path: Path, sink: Sink) -> None:
+    app = sqlite3.connect(tmp_path / "app.db")
+    app.executescript(DDL)
+    with Outbox(f"sqlite+stdlib:{tmp_path}/app.db", config=config(tmp_path, sink), deliver="thread") as box:
+        box.send("a@x.test", "s", using=app)
+        app.commit()
+        sink.wait_for(1, timeout=10)
+    assert waiting(app) == 0
+    app.close()
+
+
+def test_a_repeated_key_is_dropped_at_take_over(tmp_path: Path, app: sqlite3.Connection, sink: Sink) -> None:
+    with Outbox(tmp_path / "q.db", config=config(tmp_path, sink), deliver="thread") as box:
+        ids = set()
+        for _ in range(3):
+            ids.add(box.send("a@x.test", "s", key="order-1", using=app).id)
+            app.commit()
+        sink.wait_for(1, timeout=10)
+        deadline = time.monotonic() + 5
+        while waiting(app) and time.monotonic() < deadline:
+            time.sleep(0.02)
+    assert len(ids) == 1 and len(sink.messages) == 1
+
+
+def test_envelope_priority_schedule_tag_and_safety_travel(tmp_path: Path, app: sqlite3.Connection, sink: Sink) -> None:
+    safe = from_toml('from = "me@outmail.test"\n[safety]\nonly_to = ["*@x.test"]\n', "test", {})
+    with Outbox(tmp_path / "other.db", config=safe, deliver="never") as application:
+        receipt = application.send(
+            ["a@x.test", "b@y.test"], "s", using=app, at="2h", expires="3d", priority="high", tag="orders", bcc="c@x.test", key="k"
+        )  # fmt: skip
+        app.commit()
+    with Outbox(tmp_path / "q.db", config=config(tmp_path, sink), deliver="never") as box:
+        takeover = box._take_over("stdlib", lambda: None)
+        assert takeover is not None and takeover.all() == 1
+        takeover.stop()
+        status = box.status(receipt.id)
+        assert (status.priority, status.tag, status.key) == ("high", "orders", "k")
+        assert {r.address: (r.state, r.reason) for r in status.recipients} == {
+            "a@x.test": ("queued", ""), "b@y.test": ("failed", "safety"), "c@x.test": ("queued", "")
+        }  # fmt: skip
+        assert 7_100_000 < status.recipients[0].next_try_at - status.accepted_at <= 7_200_000  # type: ignore[operator]
+
+
+def test_two_stores_that_see_one_table_never_double(tmp_path: Path, app: sqlite3.Connection, sink: Sink) -> None:
+    for i in range(500):
+        app.execute("INSERT INTO orders VALUES (?)", (i,))
+    one, two = (Outbox(tmp_path / f"{name}.db", config=config(tmp_path, sink), deliver="thread") for name in ("one", "two"))
+    try:
+        one.send_many([{"to": f"u{i}@x.test", "subject": str(i), "using": app} for i in range(1000)])
+        app.commit()
+        sink.wait_for(1000, timeout=30)
+        time.sleep(0.6)
+    finally:
+        one.close()
+        two.close()
+    assert len(sink.messages) == 1000 and len({m.recipients[0] for m in sink.messages}) == 1000 and waiting(app) == 0
+
+
+@pytest.mark.parametrize("point", ["T1", "T2"])
+def test_killed_between_claim_and_delete_nothing_is_lost_or_doubled(tmp_path: Path, app: sqlite3.Connection, sink: Sink, point: str, outmail: Any) -> None:
+    (tmp_path / "outmail.toml").write_text(f'store = "q.db"\nrelay = "smtp://127.0.0.1:{sink.port}"\n[[outbox]]\nurl = "app.db"\n')
+    with Outbox(tmp_path / "other.db", deliver="never") as box:
+        for i in range(5):
+            box.send(f"u{i}@x.test", "s", sender="me@x.test", using=app)
+    app.commit()
+    assert outmail("run", "--once", OUTMAIL_FAIL=f"{point}:kill").returncode == -signal.SIGKILL
+    assert outmail("run", "--once").returncode == 0
+    assert sorted(m.recipients[0] for m in sink.messages) == [f"u{i}@x.test" for i in range(5)] and waiting(app) == 0
+
+
+def test_a_row_that_cannot_be_sent_fails_with_the_reason_and_stops_nothing(tmp_path: Path, app: sqlite3.Connection, sink: Sink) -> None:
+    rows = [
+        ("0" * 26, b"A: b\r\n\r\n", '{"sender": "me@x.test", "recipients": ["no address"]}'),
+        ("1" * 26, b"A: b\r\n\r\n", "not json"),
+        ("2" * 26, b"", json.dumps({"draft": {"to": "a@x.test", "attachments": ["/etc/passwd"]}})),
+        ("3" * 26, b"", json.dumps({"draft": {"to": "good@x.test", "subject": "from SQL", "text": "hello"}})),
+        ("4" * 26, b"", json.dumps({"draft": {"to": 5, "text": []}})),
+        ("5" * 26, b"\0", '{"sender": "me@x.test", "recipients": "a@x.test"}'),
+        ("6" * 26, b"A: b\r\n\r\n", '{"recipients": "a@x.test", "suppressed": [1]}'),
+        ("7" * 26, b"A: b\r\n\r\n", '{"recipients": [7, null], "dsn": {"x": 1}}'),
+    ]
+    app.executemany("INSERT INTO outmail_outbox (id, added_at, content, envelope) VALUES (?, 1, ?, ?)", rows)
+    app.commit()
+    with Outbox(tmp_path / "q.db", config=config(tmp_path, sink), deliver="thread") as box:
+        sink.wait_for(1, timeout=10)
+        deadline = time.monotonic() + 5
+        while waiting(app) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        for i in (0, 1, 2, 4, 5, 6, 7):
+            for recipient in box.status(str(i) * 26).recipients:
+                assert recipient.state == "failed" and recipient.reason.startswith("refused: "), i
+        assert "no word 'attachments'" in box.status("2" * 26).recipients[0].reason
+    assert [m.recipients for m in sink.messages] == [("good@x.test",)]
+
+
+def test_a_missing_table_or_file_is_said_once_and_waited_for(tmp_path: Path, sink: Sink, caplog: pytest.LogCaptureFixture) -> None:
+    with Outbox(tmp_path / "q.db", config=config(tmp_path, sink), deliver="thread") as box:
+        time.sleep(0.4)
+        app = sqlite3.connect(tmp_path / "app.db")
+        app.executescript(DDL)
+        box.send("a@x.test", "s", using=app)
+        app.commit()
+        sink.wait_for(1, timeout=10)
+        app.close()
+    assert [r for r in caplog.messages if "cannot be taken over" in r and "does not exist" in r] and len(caplog.messages) < 10
+
+
+def test_check_shows_and_frees_claims_of_a_vanished_store(tmp_path: Path, app: sqlite3.Connection, sink: Sink, outmail: Any) -> None:
+    (tmp_path / "outmail.toml").write_text('store = "q.db"\n[[outbox]]\nurl = "app.db"\n')
+    with Outbox(tmp_path / "other.db", deliver="never") as box:
+        box.send("a@x.test", "s", sender="me@x.test", using=app)
+    app.execute("UPDATE outmail_outbox SET store = 'gone', added_at = 1")
+    app.commit()
+    shown = outmail("store", "check")
+    assert shown.returncode == 65 and b"claimed by the store gone" in shown.stdout and b"--free gone" in shown.stdout
+    assert outmail("store", "check", "--free", "gone").returncode == 0
+    assert app.execute("SELECT store FROM outmail_outbox").fetchall() == [(None,)]
+
+
+def test_the_ddl_is_printed(outmail: Any) -> None:
+    for dialect in ("sqlite", "postgresql"):
+        assert b"outmail_outbox" in outmail("store", "ddl", "--dialect", dialect).stdout
+
+
+# -- other libraries ----------------------------------------------------------------------------------------------------
+
+
+def test_apsw(tmp_path: Path, app: sqlite3.Connection, box: Outbox) -> None:
+    import apsw
+
+    app.close()
+    connection = apsw.Connection(str(tmp_path / "app.db"))
+    with connection:
+        box.send("a@x.test", "kept", using=connection)
+    with pytest.raises(ZeroDivisionError), connection:
+        box.send("a@x.test", "gone", using=connection)
+        raise ZeroDivisionError
+    assert connection.execute("SELECT count(*) FROM outmail_outbox").fetchall() == [(1,)]
+    connection.close()
+
+
+def test_sqlalchemy_core_and_orm(tmp_path: Path, app: sqlite3.Connection, box: Outbox) -> None:
+    alchemy = pytest.importorskip("sqlalchemy")
+    from sqlalchemy.orm import Session, scoped_session, sessionmaker
+
+    engine = alchemy.create_engine(f"sqlite:///{tmp_path}/app.db")
+    with engine.begin() as connection:
+        box.send("a@x.test", "kept", using=connection)
+    with engine.connect() as connection:
+        box.send("a@x.test", "gone", using=connection)
+    with Session(engine) as session:
+        box.send("a@x.test", "kept", using=session)
+        with session.begin_nested() as nested:
+            box.send("a@x.test", "gone", using=session)
+            nested.rollback()
+        session.commit()
+        box.send("a@x.test", "gone", using=session)
+    scoped = scoped_session(sessionmaker(engine))
+    box.send("a@x.test", "kept", using=scoped)
+    scoped.commit()
+    scoped.remove()
+    engine.dispose()
+    assert waiting(app) == 3
+
+
+def test_asynchronous_connections(tmp_path: Path, app: sqlite3.Connection, box: Outbox) -> None:
+    pytest.importorskip("aiosqlite")
+    pytest.importorskip("sqlalchemy")
+    import aiosqlite
+    from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+
+    async def work() -> None:
+        async with AsyncOutbox(tmp_path / "other.db", config=from_toml('from = "me@x.test"', "test", {}), deliver="never") as outbox:
+            async with aiosqlite.connect(tmp_path / "app.db") as connection:
+                receipt = await outbox.send("a@x.test", "kept", using=connection)
+                assert receipt.durable is False
+                await connection.commit()
+                with pytest.raises(ConfigError, match="AsyncOutbox"):
+                    box.send("a@x.test", "s", using=connection)
+            engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/app.db")
+            async with AsyncSession(engine) as session:
+                await outbox.send_many([{"to": "a@x.test", "subject": "kept", "using": session}] * 2)
+                await session.commit()
+                await outbox.send("a@x.test", "gone", using=session)
+            async with engine.begin() as connection:
+                await outbox.submit(b"A: b\n\n", sender=None, recipients="a@x.test", using=connection)
+            await engine.dispose()
+            await outbox.send("a@x.test", "in the caller's thread", using=app)
+            app.commit()
+
+    asyncio.run(work())
+    assert waiting(app) == 5
+
+
+def test_nothing_of_the_callers_packages_is_imported() -> None:
+    code = "import outmail, sys; outmail.Outbox; print([m for m in ('sqlalchemy', 'psycopg', 'asyncpg', 'django', 'aiosqlite') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=dict(os.environ)).stdout.strip() == "[]"
