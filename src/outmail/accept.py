@@ -136,7 +136,13 @@ class Door:
         """Commit; returns only when the messages are on disk. With ``again`` those that are known already are left out."""
         try:
             uploads = {message.id: self._upload(message) for message in messages if len(message.content) > LONG}
-            added = self.store.run(self._add(messages, uploads, supersede, when, again=again))
+            for last in (False, False, True):
+                try:
+                    added = self.store.run(self._add(messages, uploads, supersede, when, again=again))
+                    break
+                except Trouble as problem:
+                    if last or problem.kind != "conflict":  # two that were in each other's way: one of them goes again
+                        raise
         except Trouble as problem:
             raise not_stored(problem) from None
         self.fail("C2")
@@ -306,6 +312,8 @@ _HINTS = {
     "full": "the disk is full; free space and try again",
     "readonly": "the file or file system is read-only",
     "forbidden": "check that the folder exists and that you may write there",
+    "io": "the disk or the database's server did not answer; try again",
+    "conflict": "another program wrote the same at this moment; try again",
     "corrupt": "the file is damaged or no outmail store: run `outmail store check`",
 }
 

@@ -3,7 +3,7 @@
 How: verbs are gathered (`ask`, or a `contributor` that is asked right before each commit) and committed in the loop's own
 thread, which is fastest while commits are fast. When another program holds the write lock, or when commits are slow
 (median of the last 50 above 3 ms), batches go to one writer thread until they are fast again: a slow disk or a foreign
-lock delays mail, it never stops the loop.
+lock delays mail, it never stops the loop. A store behind a network (`Store.blocking`) always gets them from the thread.
 Promises: every verb asked gets its answer, or the exception in its place, exactly once, in the loop; batches keep their
 order; one is under way at a time; the thread is started with the object and never later.
 Fails: an answer that is an exception. Does not: know what the verbs mean, or try one again.
@@ -37,7 +37,7 @@ class Committer:
         self._asks: list[tuple[Verb[Any], Then]] = []
         self._contributors: list[Callable[[], None]] = []
         self._away = 0
-        self._slow = False
+        self._slow = store.blocking
         self._landings = 0
         self._times: deque[float] = deque(maxlen=HISTORY)
         self._timer: asyncio.Handle | None = None
@@ -124,7 +124,7 @@ class Committer:
     def _landed(self, asks: list[tuple[Verb[Any], Then]], answers: list[Any]) -> None:
         self._times.append(self.store.commit_seconds)
         self._landings += 1
-        if len(self._times) == HISTORY and self._landings % 10 == 0:
+        if not self.store.blocking and len(self._times) == HISTORY and self._landings % 10 == 0:
             slow = statistics.median(self._times) > SLOW
             if slow != self._slow:
                 log.info("commits are %s: they are made %s", "slow" if slow else "fast again", "in a thread of their own" if slow else "in the loop")

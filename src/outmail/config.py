@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 import socket
 import tomllib
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from outmail.policy.retry import Retry, Schedule
 from outmail.policy.route import RELAY_SETTINGS, Relay, Routes, Rule, is_loopback, parse_relay
 from outmail.selection import parse_size
 from outmail.smtp.syntax import AddressError, parse_mailbox
+from outmail.store import shown
 
 DEFAULT_RELAY = "smtp://localhost:25"
 
@@ -112,7 +112,7 @@ class Config:
     def as_dict(self) -> dict[str, Any]:
         """For people and `outmail config --json`; no secrets."""
         return {
-            "source": self.source, "store": without_password(self.store), "from": self.sender or None, "to": list(self.to),
+            "source": self.source, "store": shown(self.store), "from": self.sender or None, "to": list(self.to),
             "relays": {name: relay.url for name, relay in self.routes.relays.items()},
             "routes": [{"from": list(r.sender), "to": list(r.recipient), "tag": list(r.tag), "relays": list(r.relays)} for r in self.routes.rules],
             "retry": {"expire_ms": self.retry.expire, "steps_ms": list(self.retry.schedule.steps), "endless": self.retry.schedule.endless,
@@ -121,7 +121,7 @@ class Config:
             "listen": {"smtp": list(self.listen.smtp), "lmtp": list(self.listen.lmtp), "submission": list(self.listen.submission),
                        "networks": [str(network) for network in self.listen.networks]},
             "safety": {"only_to": list(self.only_to), "redirect_to": self.redirect_to or None},
-            "outboxes": [without_password(url) for url in self.outboxes],
+            "outboxes": [shown(url) for url in self.outboxes],
             "retention_ms": dict(self.retention), "transcripts": self.transcripts, "hostname": self.hostname,
             "reports": {"templates": self.templates or None},
         }  # fmt: skip
@@ -318,14 +318,6 @@ def _outboxes(tables: list[Any]) -> tuple[str, ...]:
             raise ValueError(f"{where}url is missing")
         urls.append(table["url"])
     return tuple(dict.fromkeys(urls))
-
-
-_URL_PASSWORD = re.compile(r"(?<=://)([^/@:]*):[^@]*@")
-
-
-def without_password(url: str) -> str:
-    """A database's URL as it may be shown."""
-    return re.sub(r"(password=)[^&\s]*", r"\1…", _URL_PASSWORD.sub(r"\1:…@", url))
 
 
 def _retry(table: Mapping[str, Any]) -> Retry:

@@ -30,6 +30,7 @@ from outmail.policy.retry import Retry, verdict
 from outmail.policy.route import Relay, Routes, allowed
 from outmail.store import Store, Trouble
 from outmail.transport import Transport
+from outmail.worker import Worker
 
 log = logging.getLogger("outmail.engine")
 
@@ -83,6 +84,10 @@ class Engine:
         self._bytes = 0
         self._learned: list[Settled] = []
         self._returns: list[Delivery] = []
+        #: Numbers of leases that may stand in the store without our knowing what they hold.
+        self._lost: list[int] = []
+        self._reader: Worker | None = None
+        self._asking = False
         self._dots: list[tuple[Delivery, Sequence[Leased], Callable[[bool], None]]] = []
         self._leasing = False
         self._awake: asyncio.Event = None  # type: ignore[assignment]
@@ -107,6 +112,7 @@ class Engine:
         self._ready = self._ready or asyncio.Event()
         self.commits = Committer(self.store, self.loop)
         self.commits.contributor(self._contribute)
+        self._reader = Worker("reader") if self.store.blocking else None
         if once:
             self.idle = 0.05
         try:
@@ -123,6 +129,8 @@ class Engine:
                 await self._leave()
         finally:
             self.commits.close()
+            if self._reader is not None:
+                self._reader.close()
 
     async def _turns(self, once: bool) -> None:
         while not self.stopping:
@@ -144,15 +152,37 @@ class Engine:
                 if hop.waiting:
                     hop.tidy()
             if self._hungry or self.store.changed() or self._timer_due():
-                wakes = self._wakes
-                self._next = self.store.read(self.store.verbs.next_due(self.clock.now()))
-                self._looked = wakes  # only now: `quiet` may be asked meanwhile
+                self._ask_next()
             self.commits.flush()
         except Trouble as problem:
             self._complain(problem)
         except Exception:
             log.exception("a bug of outmail; mail stays queued, the engine goes on")
             self._reclaim_at = self._upkeep_at = self.loop.time() + 5.0
+
+    def _ask_next(self) -> None:
+        """When each destination has something to do."""
+        wakes = self._wakes
+
+        def ask() -> dict[str, int]:
+            return self.store.read(self.store.verbs.next_due(self.clock.now()))
+
+        def told(answer: Any) -> None:
+            self._asking = False
+            if isinstance(answer, BaseException):
+                self._failed("a look at the queue", answer)
+                return
+            self._next = answer
+            self._looked = wakes  # only now: `quiet` may be asked meanwhile
+            self.commits.flush()
+            self._awake.set()
+
+        if self._reader is None:
+            self._next = ask()
+            self._looked = wakes
+        elif not self._asking:
+            self._asking = True
+            self._reader.call(ask, told)
 
     async def ready(self) -> None:
         """Until the store has let the engine in; then others may use its `commits`."""
@@ -187,7 +217,7 @@ class Engine:
         return not any(due <= now and self._pressable(name) for name, due in list(self._next.items()))
 
     def _unwritten(self) -> bool:
-        return bool(self._learned or self._returns) or not self.commits.idle
+        return bool(self._learned or self._returns or self._asking) or not self.commits.idle
 
     def _pressable(self, destination: str) -> bool:
         relays = self.routes.resolve(destination)
@@ -293,11 +323,12 @@ class Engine:
             self._owner.id, self._number, room, before, turn=self._number, budget=max(1, WINDOW_BYTES - self._bytes),
             suspects=self._suspect is None, only=self._only,
         )  # fmt: skip
-        self.commits.ask(lease, partial(self._leased, room))
+        self.commits.ask(lease, partial(self._leased, room, self._number))
 
-    def _leased(self, room: dict[str, int], answer: list[Delivery] | BaseException) -> None:
+    def _leased(self, room: dict[str, int], number: int, answer: list[Delivery] | BaseException) -> None:
         self._leasing = False
         if isinstance(answer, BaseException):
+            self._lost.append(number)
             self._failed("a lease", answer)
             return
         found = {delivery.destination for delivery in answer}
@@ -398,6 +429,7 @@ class Engine:
     def taken(self, messages: Sequence[Message], leases: dict[str, tuple[int, int]], added: Sequence[Any] | None) -> None:
         """They are on disk, leased by this engine: make deliveries of what is in memory."""
         if added is None:
+            self._lost.extend({number for _, number in leases.values()})
             return
         deliveries = []
         for message, (_, _, _, duplicate, seq) in zip(messages, added):
@@ -496,6 +528,9 @@ class Engine:
         """Right before a commit: all that was learned, all that goes back, and the next lease."""
         if self.loop.time() < self._held_until:
             return
+        lost, self._lost = self._lost, []
+        if lost:
+            self.commits.ask(self.store.verbs.unlease(self._owner.id, lost, self.clock.now()), partial(self._unleased, lost))
         learned, self._learned = self._learned, []
         returns, self._returns = self._returns, []
         if learned:
@@ -538,6 +573,14 @@ class Engine:
             log.error("%d deliveries could not be returned: a bug of outmail; they are taken back when this engine ends", len(returns), exc_info=answer)
         self._wakes += 1
         self._awake.set()
+
+    def _unleased(self, lost: list[int], answer: int | BaseException) -> None:
+        if isinstance(answer, BaseException):
+            self._lost += lost
+            self._failed("a lost lease", answer)
+        elif answer:
+            log.info("%d recipients were leased without our knowing and are back in the queue", answer)
+            self._wakes += 1
 
     def _failed(self, what: str, problem: BaseException) -> None:
         """The store did not take it: complain, and leave it alone for a moment."""

@@ -46,7 +46,11 @@ _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 def open_store(url: str) -> Store:
-    """``mail.db``, ``sqlite:rel/path``, ``sqlite:///abs/path``, ``sqlite+stdlib:…`` → an open store."""
+    """``mail.db``, ``sqlite:rel/path``, ``sqlite:///abs/path``, ``sqlite+stdlib:…``, ``postgresql://…`` → an open store."""
+    if is_postgres(url):
+        from outmail.store.postgres import PostgresStore
+
+        return PostgresStore(url, _place(url))
     from outmail.store.sqlite import SqliteStore
 
     path, library = store_path(url)
@@ -55,15 +59,26 @@ def open_store(url: str) -> Store:
     return SqliteStore(path, library)
 
 
+def is_postgres(url: str) -> bool:
+    return url.startswith(("postgresql://", "postgres://"))
+
+
+def _place(url: str) -> str:
+    """Where files of this host for a PostgreSQL store are: spool, engines' signs of life."""
+    from outmail.store.postgres import place_of
+
+    return os.path.join(os.path.dirname(default_store(os.environ)), place_of(url))
+
+
 def store_path(url: str) -> tuple[str, str]:
     """(path, library) of a SQLite store; other kinds are a ConfigError until they exist."""
     scheme, colon, rest = url.partition(":")
-    if not colon or "/" in scheme or scheme not in ("sqlite", "sqlite+apsw", "sqlite+stdlib", "postgresql", "postgres", "maildir"):
+    if not colon or "/" in scheme or scheme not in ("sqlite", "sqlite+apsw", "sqlite+stdlib", "maildir"):
         if colon and rest.startswith("//"):
-            raise ConfigError(f"{url!r} is not a store: give a path, or a URL sqlite:…")
+            raise ConfigError(f"{url!r} is not a store: give a path, or a URL: sqlite:… or postgresql://…")
         return url, "apsw"
     if not scheme.startswith("sqlite"):
-        raise ConfigError(f"stores of the kind {scheme}: are not part of this version yet; use a path or sqlite:…")
+        raise ConfigError(f"stores of the kind {scheme}: are not part of this version yet; use a path, sqlite:… or postgresql://…")
     path = "/" + rest.lstrip("/") if rest.startswith("//") else rest
     return path, "stdlib" if scheme.endswith("stdlib") else "apsw"
 
@@ -668,7 +683,8 @@ def with_engine_if_needed(config: Config, **words: Any) -> Outbox:
 
 def default_spool() -> str:
     """Its spool folder, from the configuration alone."""
-    return os.path.realpath(store_path(load().store)[0]) + ".spool"
+    url = load().store
+    return f"{_place(url) if is_postgres(url) else os.path.realpath(store_path(url)[0])}.spool"
 
 
 reports_door.register(default_outbox, default_spool)

@@ -3,12 +3,13 @@
 Each writing verb is one promise, written as a generator that yields SQL and returns its result (`verbs`). A verb never
 begins or commits: `Store.commit` does, one savepoint per verb when there are several, so that one caller's bad row
 spoils only its own. Whatever `commit` returned without raising is on disk.
-Fails: `Trouble` (kind busy, full, readonly, forbidden, io, corrupt, schema, other) for what is wrong with the store itself.
+Fails: `Trouble` (kind busy, conflict, full, readonly, forbidden, io, corrupt, schema, other) for what is wrong with the store itself.
 Does not: know transports, policy beyond fair shares, or when anything should happen.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -24,9 +25,24 @@ class Many:
     rows: Sequence[Sequence[Any]]
 
 
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """``count`` new numbers of a table, ascending; nobody else gets them. The answer is a list of int."""
+
+    table: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Exclusive:
+    """Until the transaction ends nobody else adds a message of these ids. The answer is empty."""
+
+    ids: Sequence[str]
+
+
 R = TypeVar("R")
-#: A verb: yields (sql, parameters) or Many, is sent the rows, returns its result.
-Verb = Generator[tuple[str, Sequence[Any]] | Many, list[Any], R]
+#: A verb: yields (sql, parameters) or one of the requests above, is sent the answer, returns its result.
+Verb = Generator[tuple[str, Sequence[Any]] | Many | Numbers | Exclusive, list[Any], R]
 
 
 class Trouble(Exception):
@@ -40,7 +56,12 @@ class Trouble(Exception):
     @property
     def passing(self) -> bool:
         """True when the same call may succeed later without anybody changing the program."""
-        return self.kind in ("busy", "full", "readonly", "forbidden", "io", "other")
+        return self.kind in ("busy", "conflict", "full", "readonly", "forbidden", "io", "other")
+
+
+def shown(url: str) -> str:
+    """A store's URL without its password."""
+    return re.sub(r"(password=)[^&\s]*", r"\1…", re.sub(r"(?<=://)([^/@:]*):[^@]*@", r"\1:…@", url))
 
 
 class Lock(Protocol):
@@ -57,6 +78,8 @@ class Store(Protocol):
     url: str
     #: A folder beside the store for what is written before it is stored; it may not exist yet.
     spool: str
+    #: True when a call may wait for a network: then loops leave all calls to threads.
+    blocking: bool
     #: How long the last transaction waited for the write lock and the disk.
     commit_seconds: float
 
@@ -90,4 +113,4 @@ class Store(Protocol):
     def close(self) -> None: ...
 
 
-__all__ = ["Lock", "Many", "Store", "Trouble", "Verb"]
+__all__ = ["Exclusive", "Lock", "Many", "Numbers", "Store", "Trouble", "Verb", "shown"]

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from outmail.errors import ConfigError
-from outmail.store import Many, Trouble, Verb
+from outmail.store import Exclusive, Many, Numbers, Trouble, Verb
 
 Library = str  # "apsw" or "stdlib"
 
@@ -90,12 +90,29 @@ def drive(driver: Driver, verb: Verb[Any]) -> Any:
     try:
         request = next(verb)
         while True:
-            rows = driver.many(request.sql, request.rows) if isinstance(request, Many) else driver.execute(*request)
+            if isinstance(request, tuple):
+                rows = driver.execute(*request)
+            elif isinstance(request, Many):
+                rows = driver.many(request.sql, request.rows)
+            elif isinstance(request, Numbers):
+                rows = _numbers(driver, request)
+            else:
+                assert isinstance(request, Exclusive)  # the write lock is that already
+                rows = []
             request = verb.send(rows)
     except StopIteration as stop:
         return stop.value
     finally:
         verb.close()
+
+
+#: The newest row of these is never purged, so that its number is never given again.
+_NUMBERED = {"message": "SELECT max(seq) FROM message", "attempt": "SELECT max(id) FROM attempt"}
+
+
+def _numbers(driver: Driver, request: Numbers) -> list[int]:
+    first = (driver.execute(_NUMBERED[request.table])[0][0] or 0) + 1
+    return list(range(first, first + request.count))
 
 
 class Apsw:

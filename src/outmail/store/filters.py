@@ -16,13 +16,13 @@ _FLAGS = {
     ("was", "uncertain"): "r.uncertain = 1",
 }
 _COMPARE = {"before": "m.accepted_at < ?", "after": "m.accepted_at >= ?", "larger": "m.size > ?"}
-_EXACT = {"state": "r.state", "tag": "m.tag", "key": "m.key", "route": "r.destination"}
+_EXACT = {"state": "r.state", "tag": "coalesce(m.tag, '')", "key": "coalesce(m.key, '')", "route": "r.destination"}
 _WITHIN = {"to": ("r.address",), "from": ("m.sender",), "subject": ("m.subject",), "any": ("r.address", "m.sender", "m.subject")}
 
 
 def where(selection: Filter, now: int) -> tuple[str, list[Any]]:
     """The condition, never empty, and its parameters."""
-    parts: list[str] = ["1"]
+    parts: list[str] = ["1 = 1"]
     params: list[Any] = []
     if selection.ids:
         each = []
@@ -50,7 +50,7 @@ def _term(term: Term) -> tuple[str, list[Any]]:
     if term.field in _COMPARE:
         return _COMPARE[term.field], [term.value]
     if term.field in _EXACT:
-        return f"{_EXACT[term.field]} IS ?", [term.value]
+        return f"{_EXACT[term.field]} = ?", [term.value]
     if term.field == "code":
         return "coalesce(CAST(a.code AS TEXT), '') LIKE ? ESCAPE '\\' OR coalesce(a.enhanced, '') LIKE ? ESCAPE '\\'", [_prefix(term.value)] * 2
     columns = _WITHIN[term.field]

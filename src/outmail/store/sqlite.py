@@ -9,7 +9,6 @@ Does not: work on network file systems, or know what the verbs mean.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import threading
@@ -21,6 +20,7 @@ from typing import Any, TypeVar
 
 from outmail.model import Delivery, Leased
 from outmail.store import Trouble, Verb, drivers, verbs
+from outmail.store.group import GroupCommit
 from outmail.store.owner import OwnerFile, boot_id, dead_files
 
 SCHEMA = 1
@@ -63,31 +63,19 @@ class Owner:
             self.file.abandon()
 
 
-class _Ask:
-    """One thread's verb, waiting for whoever commits next."""
-
-    __slots__ = ("answer", "done", "verb")
-
-    def __init__(self, verb: Verb[Any]) -> None:
-        self.verb = verb
-        self.answer: Any = None
-        self.done = False
-
-
-class SqliteStore:
+class SqliteStore(GroupCommit):
     """A queue in one SQLite file. Thread-safe and fork-aware."""
 
     verbs: Any = verbs
+    blocking = False
 
     def __init__(self, path: str, library: str = "apsw") -> None:
         self.path = os.path.realpath(path)  # one file, one name: engines find each other's files beside it
         self.library = library
         self.url = f"sqlite:{self.path}"
         self.spool = f"{self.path}.spool"
-        self._write_lock = threading.Lock()
+        super().__init__()
         self._read_lock = threading.Lock()
-        self._asks: list[_Ask] = []
-        self.commit_seconds = 0.0
         self._pid = 0
         self._leaked: list[Any] = []
         self._open()
@@ -112,7 +100,8 @@ class SqliteStore:
     def _check_fork(self) -> None:
         if self._forks != _forks:
             self._leaked += [self._writer, self._reader]  # closing them here would harm the parent
-            self._write_lock, self._read_lock, self._asks = threading.Lock(), threading.Lock(), []
+            self._begin_anew()
+            self._read_lock = threading.Lock()
             self._open()
 
     def _upgrade(self) -> None:
@@ -145,44 +134,6 @@ class SqliteStore:
                 drivers.release(self._claim)
 
     # -- writing ----------------------------------------------------------------------------------------------------
-
-    def run(self, verb: Verb[R], wait: float = 30.0) -> R:
-        """One verb, on disk when this returns. Threads that come while another commits are committed together next."""
-        self._check_fork()
-        ask = _Ask(verb)
-        self._asks.append(ask)
-        if not self._write_lock.acquire(timeout=wait):
-            with contextlib.suppress(ValueError):
-                self._asks.remove(ask)
-                raise Trouble("busy", f"{self.path} was busy for {wait:.0f} s")
-            self._write_lock.acquire()  # somebody took it up: the answer is near
-        try:
-            if not ask.done:
-                asks, self._asks = self._asks, []
-                self._answer(asks, wait)
-        finally:
-            self._write_lock.release()
-        if isinstance(ask.answer, BaseException):
-            raise ask.answer
-        return ask.answer  # type: ignore[no-any-return]
-
-    def _answer(self, asks: list[_Ask], wait: float) -> None:
-        try:
-            answers: Sequence[Any] = self._transaction([ask.verb for ask in asks], wait)
-        except BaseException as problem:
-            answers = [problem] * len(asks)
-        for ask, answer in zip(asks, answers):
-            ask.answer, ask.done = answer, True
-
-    def commit(self, verbs: Sequence[Verb[Any]], wait: float = 30.0) -> list[Any]:
-        """Several verbs in one transaction; with ``wait`` 0 it raises Trouble("busy") rather than wait at all."""
-        self._check_fork()
-        if not self._write_lock.acquire(timeout=wait):
-            raise Trouble("busy", f"{self.path} is busy")
-        try:
-            return self._transaction(verbs, wait)
-        finally:
-            self._write_lock.release()
 
     def _transaction(self, verbs: Sequence[Verb[Any]], wait: float) -> list[Any]:
         if self._pid < 0:

@@ -1,8 +1,9 @@
-"""The verbs of the SQLite store: every change of the queue, each a promise kept inside one transaction.
+"""The verbs of the SQL stores: every change of the queue, each a promise kept inside one transaction.
 
 Each function is a generator that yields SQL and returns its result; `drivers.drive` runs it. State changes carry the
 present state in their WHERE clause, so an illegal arrow changes zero rows; `lifecycle.sources` is where those words
 come from. Every arrow but ``lease`` and ``returned`` writes its event beside the change.
+The SQL is what SQLite and PostgreSQL both understand, but for the statements that `pgsql` says in its own way.
 Does not: begin, commit, wait, look at a clock (``now`` is passed in), or touch the file of an engine (`owner`).
 """
 
@@ -32,7 +33,7 @@ from outmail.model import (
 )
 from outmail.policy import pace
 from outmail.policy.retry import lost_due
-from outmail.store import Many, Verb
+from outmail.store import Exclusive, Many, Numbers, Verb
 from outmail.store.filters import where
 
 MAX_BATCH = 100
@@ -58,7 +59,7 @@ _RECIPIENT = (
     "INSERT INTO recipient (message, n, address, destination, priority, state, due, expires_at, not_before, reason, finished_at, owner, lease, leased_at)"
     " VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
 )
-_EVENT = "INSERT INTO event (cursor, at, event, message, n, state, uncertain, reason, attempts, attempt) VALUES (?,?,?,?,?,?,?,?,?,?)"
+_EVENT = "INSERT INTO event (at, event, message, n, state, uncertain, reason, attempts, attempt) VALUES (?,?,?,?,?,?,?,?,?)"
 
 
 def add(
@@ -73,8 +74,9 @@ def add(
     these may have been added before, keyed or not: a known id adds nothing.
     """
     result: list[Added] = []
-    seq = yield from _next("message", "seq")
-    cursor = yield from _next("event", "cursor")
+    numbers = iter((yield Numbers("message", len(messages))))
+    if again or any(message.key for message in messages):
+        yield Exclusive([message.id for message in messages if again or message.key])
     rows: list[tuple[Any, ...]] = []
     bodies: list[tuple[Any, ...]] = []
     recipients: list[tuple[Any, ...]] = []
@@ -89,6 +91,7 @@ def add(
         if known:
             result.append((*known[:3], True, 0))
             continue
+        seq = next(numbers)
         upload = uploads.get(message.id) if uploads else None
         dsn = json.dumps(asdict(message.dsn)) if message.dsn else None
         rows.append((
@@ -97,8 +100,7 @@ def add(
         ))  # fmt: skip
         if upload is None:
             bodies.append((seq, message.content))
-        events.append((cursor, message.accepted_at, "accepted", seq, None, "queued", 0, "", 0, None))
-        cursor += 1
+        events.append((message.accepted_at, "accepted", seq, None, "queued", 0, "", 0, None))
         not_before = message.due if message.due > message.accepted_at else 0
         owner, lease = taken.get(message.id, (None, None)) if taken else (None, None)
         state, leased_at = ("queued", None) if owner is None else ("sending", message.accepted_at)
@@ -106,8 +108,7 @@ def add(
             if recipient.suppressed:
                 recipients.append((seq, n, recipient.address, recipient.destination, message.priority, "failed", None,
                                    message.expires_at, 0, recipient.suppressed, message.accepted_at, None, None, None))  # fmt: skip
-                events.append((cursor, message.accepted_at, "suppress", seq, n, "failed", 0, recipient.suppressed, 0, None))
-                cursor += 1
+                events.append((message.accepted_at, "suppress", seq, n, "failed", 0, recipient.suppressed, 0, None))
             else:
                 recipients.append((seq, n, recipient.address, recipient.destination, message.priority, state, message.due,
                                    message.expires_at, not_before, "", None, owner, lease, leased_at))  # fmt: skip
@@ -115,7 +116,6 @@ def add(
         result.append(added)
         if once:
             fresh[message.id] = added
-        seq += 1
     if rows:
         yield Many(_MESSAGE, rows)
         yield Many(_BODY, bodies)
@@ -131,18 +131,13 @@ def add_chunks(upload: str, first: int, pieces: Sequence[bytes], now: int) -> Ve
     yield Many("INSERT INTO chunk (upload, n, added_at, content) VALUES (?,?,?,?)", [(upload, first + i, now, p) for i, p in enumerate(pieces)])
 
 
-def _next(table: str, column: str) -> Verb[int]:
-    """The next number of a table whose newest row is never purged."""
-    rows = yield f"SELECT max({column}) FROM {table}", ()
-    return (rows[0][0] or 0) + 1
-
-
 # -- leasing ------------------------------------------------------------------------------------------------------------
 
 _READY = (
     "SELECT message, n FROM recipient WHERE state = 'queued' AND losses = 0 AND destination = ? AND priority = ? AND due <= ?"
     " ORDER BY due, message, n LIMIT ?"
 )
+_SUSPECTS = "SELECT message, n, destination FROM recipient WHERE state = 'queued' AND losses > 0 AND due <= ? ORDER BY due LIMIT 100"
 _ONLY = "SELECT n, destination FROM recipient WHERE message = ? AND state = 'queued' AND due <= ? ORDER BY n"
 # One statement for a whole batch, its keys as JSON: a third of the time of the same statement once a row (decision 3).
 _LEASE = (
@@ -197,7 +192,7 @@ def _within(picked: list[tuple[int, int]], budget: int) -> Verb[list[tuple[int, 
 
 
 def _suspect(room: Mapping[str, int], now: int) -> Verb[list[tuple[int, int]]]:
-    rows = yield "SELECT message, n, destination FROM recipient WHERE state = 'queued' AND losses > 0 AND due <= ? ORDER BY due LIMIT 100", (now,)
+    rows = yield _SUSPECTS, (now,)
     mine = [(message, n, destination) for message, n, destination in rows if room.get(destination)]
     return [(message, n) for message, n, destination in mine if (message, destination) == (mine[0][0], mine[0][2])]
 
@@ -275,9 +270,9 @@ _SETTLE = f"""
 UPDATE recipient SET state = {_BACK},
     reason = CASE WHEN ?1 = 'queued' AND wish = 'cancel' THEN 'cancelled by operator'
                   WHEN ?1 = 'queued' AND wish = 'hold' THEN 'operator' ELSE ?2 END,
-    due = CASE WHEN {_BACK} = 'queued' THEN ?3 END,
+    due = CASE WHEN {_BACK} = 'queued' THEN CAST(?3 AS bigint) END,
     finished_at = CASE WHEN {_BACK} IN ('failed', 'cancelled', 'delivered') THEN ?4 END,
-    attempts = attempts + ?5, uncertain = max(uncertain, ?6), losses = CASE WHEN ?7 THEN 0 ELSE losses END,
+    attempts = attempts + ?5, uncertain = CASE WHEN ?6 > uncertain THEN ?6 ELSE uncertain END, losses = CASE WHEN ?7 = 1 THEN 0 ELSE losses END,
     attempt = coalesce(?8, attempt), wish = NULL, owner = NULL, lease = NULL
 WHERE message = ?9 AND n = ?10 AND state = 'sending' AND owner = ?11 AND lease = ?12
 RETURNING message, n, state, uncertain, reason, attempts
@@ -300,33 +295,31 @@ def settle(owner: int, settled: Sequence[Settled], *, hold_unknown: bool = False
     A row that is no longer ours changes nothing, except that a late *delivered* confirms an uncertain recipient,
     whoever holds it.
     """
-    attempt = yield from _next("attempt", "id")
-    cursor = yield from _next("event", "cursor")
+    groups = [(item, event, group) for item in settled for (event, _), group in _alike(item.verdicts).items()]
+    numbers = yield Numbers("attempt", len(groups))
     attempts: list[tuple[Any, ...]] = []
     plain: list[tuple[Any, ...]] = []
     other: list[tuple[Any, ...]] = []
     context: dict[tuple[int, int], tuple[str, int, int]] = {}
-    for item in settled:
+    for attempt, (item, event, group) in zip(numbers, groups):
         delivery = item.delivery
-        for (event, _), group in _alike(item.verdicts).items():
-            outcome = group[0][0].outcome
-            assert outcome is not None
-            attempts.append((
-                attempt, delivery.seq, item.at, delivery.destination, delivery.host, item.duration_ms, outcome.kind, outcome.reply.code,
-                outcome.reply.enhanced, outcome.reply.text, json.dumps([r.n for r, _ in group]), _transcript(item, event),
-            ))  # fmt: skip
-            for leased, verdict in group:
-                context[delivery.seq, leased.n] = (event, item.at, attempt)
-                if event == "delivered":
-                    plain.append((attempt, item.at, delivery.seq, leased.n, delivery.lease))
-                else:
-                    to = "held" if event == "unknown" and hold_unknown else _TARGET[event]
-                    reason = "uncertain" if event == "unknown" and hold_unknown else verdict.reason
-                    other.append((
-                        to, reason, verdict.due, item.at, int(verdict.charged), int(event == "unknown"), 1, attempt, delivery.seq, leased.n,
-                        owner, delivery.lease,
-                    ))  # fmt: skip
-            attempt += 1
+        outcome = group[0][0].outcome
+        assert outcome is not None
+        attempts.append((
+            attempt, delivery.seq, item.at, delivery.destination, delivery.host, item.duration_ms, outcome.kind, outcome.reply.code,
+            outcome.reply.enhanced, outcome.reply.text, json.dumps([r.n for r, _ in group]), _transcript(item, event),
+        ))  # fmt: skip
+        for leased, verdict in group:
+            context[delivery.seq, leased.n] = (event, item.at, attempt)
+            if event == "delivered":
+                plain.append((attempt, item.at, delivery.seq, leased.n, delivery.lease))
+            else:
+                to = "held" if event == "unknown" and hold_unknown else _TARGET[event]
+                reason = "uncertain" if event == "unknown" and hold_unknown else verdict.reason
+                other.append((
+                    to, reason, verdict.due, item.at, int(verdict.charged), int(event == "unknown"), 1, attempt, delivery.seq, leased.n,
+                    owner, delivery.lease,
+                ))  # fmt: skip
     yield Many(_ATTEMPT, attempts)
     changed = (yield _DELIVERED, (json.dumps(plain), owner)) if plain else []
     if other:
@@ -336,8 +329,7 @@ def settle(owner: int, settled: Sequence[Settled], *, hold_unknown: bool = False
     events = []
     for message, n, state, uncertain, reason, count in changed:
         event, at, number = context[message, n]
-        events.append((cursor, at, event, message, n, state, uncertain, reason, count, number))
-        cursor += 1
+        events.append((at, event, message, n, state, uncertain, reason, count, number))
     yield Many(_EVENT, events)
     return len(events)
 
@@ -366,37 +358,45 @@ def _late(plain: list[Any], changed: list[Any], context: dict[tuple[int, int], t
     return (yield Many(_CONFIRM, late)) if late else []
 
 
+def unlease(owner: int, numbers: Sequence[int], now: int) -> Verb[int]:
+    """Return what these leases hold: the store took them, and the engine never heard so."""
+    rows = yield Many(
+        "UPDATE recipient SET state = CASE wish WHEN 'cancel' THEN 'cancelled' WHEN 'hold' THEN 'held' ELSE 'queued' END,"
+        " reason = CASE wish WHEN 'cancel' THEN 'cancelled by operator' WHEN 'hold' THEN 'operator' ELSE '' END,"
+        " due = CASE WHEN wish IS NULL THEN ?1 END, finished_at = CASE WHEN wish = 'cancel' THEN ?1 END, wish = NULL, owner = NULL, lease = NULL"
+        " WHERE state = 'sending' AND owner = ?2 AND lease = ?3 RETURNING n",
+        [(now, owner, number) for number in numbers],
+    )
+    return len(rows)
+
+
 def give_back(owner: int, deliveries: Iterable[Delivery], now: int, why: str = "") -> Verb[int]:
     """Return untried recipients; no attempt is counted. With ``why`` the record is an attempt that says so."""
     count = 0
-    attempt = yield from _next("attempt", "id")
-    for delivery in deliveries:
+    deliveries = list(deliveries)
+    numbers = yield Numbers("attempt", len(deliveries))
+    for attempt, delivery in zip(numbers, deliveries):
         rows = yield Many(
             _SETTLE,
             [("queued", why, now, now, 0, 0, 0, None, delivery.seq, r.n, owner, delivery.lease) for r in delivery.recipients],
         )
         count += len(rows)
-        numbers = json.dumps([r.n for r in delivery.recipients])
-        yield _ATTEMPT, (attempt, delivery.seq, now, delivery.destination, delivery.host, 0, "returned", 0, "", why, numbers, None)
-        attempt += 1
+        people = json.dumps([r.n for r in delivery.recipients])
+        yield _ATTEMPT, (attempt, delivery.seq, now, delivery.destination, delivery.host, 0, "returned", 0, "", why, people, None)
     return count
 
 
 def quarantine(owner: int, delivery: Delivery, now: int, reason: str) -> Verb[int]:
     """Hold what cannot be read, with an event."""
-    cursor = yield from _next("event", "cursor")
     rows = yield Many(
         _SETTLE, [("held", f"corrupt: {reason}", None, now, 0, 0, 1, None, delivery.seq, r.n, owner, delivery.lease) for r in delivery.recipients]
     )
-    yield Many(_EVENT, _events(cursor, now, "quarantine", rows))
+    yield Many(_EVENT, _events(now, "quarantine", rows))
     return len(rows)
 
 
-def _events(cursor: int, at: int, event: str, rows: Iterable[Any]) -> list[tuple[Any, ...]]:
-    return [
-        (cursor + i, at, event, message, n, state, uncertain, reason, attempts, None)
-        for i, (message, n, state, uncertain, reason, attempts) in enumerate(rows)
-    ]
+def _events(at: int, event: str, rows: Iterable[Any]) -> list[tuple[Any, ...]]:
+    return [(at, event, message, n, state, uncertain, reason, attempts, None) for message, n, state, uncertain, reason, attempts in rows]
 
 
 # -- owners -------------------------------------------------------------------------------------------------------------
@@ -424,13 +424,12 @@ def forget_owner(owner: int) -> Verb[bool]:
     return bool(rows)
 
 
+_LOST = "SELECT message, n, lease, losses, uncertain, wish, expires_at FROM recipient WHERE state = 'sending' AND owner = ?"
+
+
 def reclaim(owner: int, noted: set[tuple[int, int, int]] | None, now: int, *, rebooted: bool, hold: bool) -> Verb[dict[str, int]]:
     """Take back all leases of a dead engine. ``noted``: its dot record, None = every lease counts as noted."""
-    rows = yield (
-        "SELECT message, n, lease, losses, uncertain, wish, expires_at FROM recipient WHERE state = 'sending' AND owner = ?",
-        (owner,),
-    )
-    cursor = yield from _next("event", "cursor")
+    rows = yield _LOST, (owner,)
     updates, events, uncertain = [], [], 0
     for message, n, number, losses, mark, wish, expires_at in rows:
         dot = noted is None or (message, n, number) in noted
@@ -442,10 +441,9 @@ def reclaim(owner: int, noted: set[tuple[int, int, int]] | None, now: int, *, re
         finished = now if after.state in lifecycle.FINAL else None
         due = lost_due(after.losses, now) if after.state == "queued" else None
         uncertain += after.uncertain and not before.uncertain
-        updates.append((after.state, after.reason, due, after.uncertain, max(after.losses, 1) if after.state == "queued" else after.losses,
+        updates.append((after.state, after.reason, due, int(after.uncertain), max(after.losses, 1) if after.state == "queued" else after.losses,
                         int(dot), finished, message, n, owner, number))  # fmt: skip
-        events.append((cursor, now, event, message, n, after.state, int(after.uncertain), after.reason, 0, None))
-        cursor += 1
+        events.append((now, event, message, n, after.state, int(after.uncertain), after.reason, 0, None))
     yield Many(
         "UPDATE recipient SET state = ?, reason = ?, due = ?, uncertain = ?, losses = ?, attempts = attempts + ?, finished_at = ?, wish = NULL,"
         " owner = NULL, lease = NULL WHERE message = ? AND n = ? AND state = 'sending' AND owner = ? AND lease = ?",
@@ -462,7 +460,7 @@ PAGE = 2000
 
 _CHANGES: dict[str, str] = {
     "hold": "state = 'held', reason = 'operator', due = NULL",
-    "release": "state = 'queued', reason = '', due = max(:now, not_before), losses = 0",
+    "release": "state = 'queued', reason = '', due = CASE WHEN not_before > :now THEN not_before ELSE :now END, losses = 0",
     "cancel": "state = 'cancelled', reason = 'cancelled by operator', due = NULL, finished_at = :now",
     "due": "due = :now, not_before = 0",
     "suppress": "state = 'failed', reason = :reason, due = NULL, finished_at = :now",
@@ -473,7 +471,7 @@ _CHANGES: dict[str, str] = {
 }
 _WISHES = {
     "hold": ("wish = 'hold'", "wish IS NULL"),
-    "cancel": ("wish = 'cancel'", "wish IS NOT 'cancel'"),
+    "cancel": ("wish = 'cancel'", "coalesce(wish, '') <> 'cancel'"),
     "release": ("wish = NULL", "wish = 'hold'"),
 }
 _CONTENT_LEFT = (
@@ -507,8 +505,7 @@ def _apply(event: str, rows: Sequence[tuple[int, int]], now: int, reason: str) -
     if event in _WISHES:
         wish, unless = _WISHES[event]
         changed += yield Many(f"UPDATE recipient SET {wish} WHERE message = ? AND n = ? AND state = 'sending' AND {unless} {returning}", rows)
-    cursor = yield from _next("event", "cursor")
-    yield Many(_EVENT, _events(cursor, now, event, changed))
+    yield Many(_EVENT, _events(now, event, changed))
     return len(changed)
 
 
@@ -609,7 +606,7 @@ def last_cursor() -> Verb[int]:
 def stats(now: int) -> Verb[dict[str, Any]]:
     """The queue in numbers: live recipients by route and state, with the oldest; everything by state."""
     routes = yield (
-        "SELECT r.destination, r.state, r.attempts > 0, count(*), min(m.accepted_at), sum(r.due <= ?), sum(r.uncertain)"
+        "SELECT r.destination, r.state, r.attempts > 0, count(*), min(m.accepted_at), count(CASE WHEN r.due <= ? THEN 1 END), sum(r.uncertain)"
         " FROM recipient r JOIN message m ON m.seq = r.message WHERE r.state IN ('queued', 'sending', 'held') GROUP BY 1, 2, 3 ORDER BY 1, 2, 3",
         (now,),
     )
@@ -617,7 +614,7 @@ def stats(now: int) -> Verb[dict[str, Any]]:
     return {
         "routes": [
             {"route": route, "state": "deferred" if tried and state == "queued" else state, "recipients": count,
-             "oldest_at": oldest, "due": ready or 0, "uncertain": uncertain}
+             "oldest_at": oldest, "due": ready, "uncertain": int(uncertain)}
             for route, state, tried, count, oldest, ready, uncertain in routes
         ],
         "states": dict(totals),
@@ -635,12 +632,12 @@ def expire(now: int, limit: int = PAGE) -> Verb[int]:
 
 def clamp(now: int, longest: int) -> Verb[int]:
     """Nothing waits longer than the longest retry step, whatever a clock that jumped left behind."""
-    early = "due = max(not_before, ?) WHERE state = 'queued' AND expires_at > ? AND due > ? AND due > not_before"
+    early = "due = CASE WHEN not_before > ? THEN not_before ELSE ? END WHERE state = 'queued' AND expires_at > ? AND due > ? AND due > not_before"
     count = 0
     for destination in (yield from _destinations()):
-        keys = [(now, now, now + longest, destination, priority) for priority in range(3)]
+        keys = [(now, now, now, now + longest, destination, priority) for priority in range(3)]
         count += len((yield Many(f"UPDATE recipient SET {early} AND losses = 0 AND destination = ? AND priority = ? RETURNING n", keys)))
-    count += len((yield f"UPDATE recipient SET {early} AND losses > 0 RETURNING n", (now, now, now + longest)))
+    count += len((yield f"UPDATE recipient SET {early} AND losses > 0 RETURNING n", (now, now, now, now + longest)))
     return count
 
 
@@ -651,9 +648,9 @@ def purge(now: int, *, bodies: int, records: int, transcripts: int, after: int =
     numbers are never used again.
     """
     rows = yield (
-        "SELECT m.seq, m.upload, max(coalesce(r.finished_at, 1 << 62)), EXISTS (SELECT 1 FROM body b WHERE b.seq = m.seq), m.accepted_at"
+        "SELECT m.seq, m.upload, max(coalesce(r.finished_at, 4611686018427387904)), EXISTS (SELECT 1 FROM body b WHERE b.seq = m.seq), m.accepted_at"
         " FROM (SELECT seq, upload, accepted_at FROM message WHERE seq > ? ORDER BY seq LIMIT ?) m JOIN recipient r ON r.message = m.seq"
-        " GROUP BY m.seq ORDER BY m.seq",
+        " GROUP BY m.seq, m.upload, m.accepted_at ORDER BY m.seq",
         (after, limit),
     )
     if all(row[4] > now - min(bodies, records, transcripts) for row in rows):
@@ -720,7 +717,7 @@ def note_put(kind: str, key: str, value: Any, version: int | None = None) -> Ver
     if version is None:
         yield (
             "INSERT INTO note (kind, key, value, version) VALUES (?,?,?,1) ON CONFLICT (kind, key)"
-            " DO UPDATE SET value = excluded.value, version = version + 1",
+            " DO UPDATE SET value = excluded.value, version = note.version + 1",
             (kind, key, text),
         )
         return True

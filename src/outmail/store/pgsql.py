@@ -1,0 +1,134 @@
+"""What PostgreSQL says differently: the statements of `verbs` translated, and the verbs it has of its own.
+
+How: `translated` puts our schema before our tables, numbers the parameters as psycopg wants them, and exchanges the few statements that
+stand in `_OWN`. Names are qualified instead of a search path being set, so that nothing depends on a session (PgBouncer).
+Does not: connect, begin or commit (`postgres`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+from outmail.model import Event
+from outmail.store import Verb, verbs
+
+_TABLES = "message|body|chunk|recipient|attempt|event|owner|note|numbering"
+_QUALIFIED = re.compile(rf"\b(FROM|JOIN|INTO|UPDATE|TABLE) ({_TABLES})\b")
+_NUMBERED = re.compile(r"\?(\d+)")
+
+_KEYS = "(SELECT (value ->> 0)::bigint AS a, (value ->> 1)::bigint AS b FROM json_array_elements(?::json))"
+_SEQS = "ANY(ARRAY(SELECT json_array_elements_text(?::json)::bigint))"
+_IN_SEQS = "IN (SELECT value FROM json_each(?))"
+#: Rows that another engine is taking in this moment are passed over.
+_CLAIMED = " FOR UPDATE SKIP LOCKED"
+
+_OWN = {
+    verbs._READY: verbs._READY + _CLAIMED,
+    verbs._ONLY: verbs._ONLY + _CLAIMED,
+    verbs._SUSPECTS: verbs._SUSPECTS + _CLAIMED,
+    verbs._LOST: verbs._LOST + " FOR UPDATE",
+    verbs._SIZES: verbs._SIZES.replace(_IN_SEQS, f"= {_SEQS}"),
+    verbs._TO_SEND: verbs._TO_SEND.replace(_IN_SEQS, f"= {_SEQS}"),
+    verbs._LEASE: (
+        f"UPDATE recipient SET state = 'sending', owner = ?, lease = ?, leased_at = ? FROM {_KEYS} j"
+        " WHERE message = j.a AND n = j.b AND state = 'queued'"
+        " RETURNING message, n, address, destination, attempts, uncertain, losses, expires_at"
+    ),
+    verbs._DELIVERED: (
+        "UPDATE recipient SET state = 'delivered', reason = '', due = NULL, attempts = attempts + 1, losses = 0, wish = NULL, owner = NULL,"
+        " lease = NULL, attempt = j.a, finished_at = j.b FROM (SELECT (value ->> 0)::bigint AS a, (value ->> 1)::bigint AS b,"
+        " (value ->> 2)::bigint AS c, (value ->> 3)::bigint AS d, (value ->> 4)::bigint AS e FROM json_array_elements(?::json)) j"
+        " WHERE message = j.c AND n = j.d AND state = 'sending' AND owner = ? AND lease = j.e"
+        " RETURNING message, n, state, uncertain, reason, attempts"
+    ),
+}
+
+
+@cache
+def translated(sql: str) -> tuple[str, bool]:
+    """(the statement for psycopg, True when its parameters are numbered)."""
+    sql = _OWN.get(sql, sql)
+    sql = _QUALIFIED.sub(r"\1 outmail.\2", sql).replace(" LIKE ", " ILIKE ")
+    numbered = bool(_NUMBERED.search(sql))
+    return (_NUMBERED.sub(r"%(p\1)s", sql) if numbered else sql.replace("?", "%s")), numbered
+
+
+def parameters(values: Sequence[Any], numbered: bool) -> Any:
+    """Values as the translated statement takes them."""
+    return {f"p{i}": value for i, value in enumerate(values, 1)} if numbered else values
+
+
+# -- verbs of its own ---------------------------------------------------------------------------------------------------
+
+#: A lease by the server's clock, how often it is renewed, and after what time without renewal an engine sends nothing more.
+LEASE = 120
+RENEWAL = 30.0
+CONFIDENCE = 90.0
+
+#: LOCK comes before the transaction's snapshot, so the numbering that went before is seen.
+_ONE_AT_A_TIME = "LOCK TABLE numbering IN EXCLUSIVE MODE"
+_NUMBER = (
+    "WITH fresh AS (SELECT id, row_number() OVER (ORDER BY id) AS k FROM event WHERE cursor IS NULL ORDER BY id LIMIT 20000)"
+    " UPDATE event e SET cursor = (SELECT coalesce(max(cursor), 0) FROM event) + fresh.k FROM fresh WHERE e.id = fresh.id"
+)
+_RENEW = (
+    "INSERT INTO owner (id, uuid, pid, host, boot, started_at) OVERRIDING SYSTEM VALUE VALUES (?,?,?,?,?,?)"
+    " ON CONFLICT (id) DO UPDATE SET renewed_at = clock_timestamp()"
+)
+#: An owner that has not renewed for a lease; none while the server itself has not been up for one.
+_EXPIRED = (
+    f"renewed_at < clock_timestamp() - interval '{LEASE} seconds'"
+    f" AND pg_postmaster_start_time() < clock_timestamp() - interval '{LEASE} seconds'"
+)
+
+
+def number_events() -> Verb[None]:
+    """Give cursors to events that have none, in one place at a time."""
+    yield _ONE_AT_A_TIME, ()
+    yield _NUMBER, ()
+
+
+def events_after(cursor: int, limit: int = 1000) -> Verb[list[Event]]:
+    """Facts in the order in which their commits were seen, behind a cursor."""
+    yield from number_events()
+    return (yield from verbs.events_after(cursor, limit))
+
+
+def last_cursor() -> Verb[int]:
+    """The newest event's cursor."""
+    yield from number_events()
+    return (yield from verbs.last_cursor())
+
+
+def renew(owner: int, uuid: str, pid: int, host: str, boot: str, now: int) -> Verb[None]:
+    """A sign of life. An owner that was given up meanwhile comes back, without the leases that were taken from it."""
+    yield _RENEW, (owner, uuid, pid, host, boot, now)
+
+
+def expired_owners() -> Verb[list[int]]:
+    """Owners whose lease is over, and those that lease without being known."""
+    rows = yield f"SELECT id FROM owner WHERE {_EXPIRED}", ()
+    orphans = yield (
+        "SELECT DISTINCT owner FROM recipient r WHERE state = 'sending' AND NOT EXISTS (SELECT 1 FROM owner o WHERE o.id = r.owner)", ()
+    )
+    return [row[0] for row in rows + orphans]
+
+
+def reclaim(owner: int, noted: set[tuple[int, int, int]] | None, now: int, *, rebooted: bool, hold: bool, sure: bool = True) -> Verb[dict[str, int]]:
+    """Take back all leases of a dead engine; unless ``sure``, only if its lease is over by the server's clock."""
+    condition = "TRUE" if sure else _EXPIRED
+    found = yield f"SELECT id FROM owner WHERE id = ? AND {condition} FOR UPDATE", (owner,)
+    known = yield "SELECT 1 FROM owner WHERE id = ?", (owner,)
+    if known and not found:
+        return {"owner": owner, "leases": 0, "uncertain": 0}
+    return (yield from verbs.reclaim(owner, noted, now, rebooted=rebooted, hold=hold))
+
+
+VERBS = SimpleNamespace(
+    **{name: function for name, function in vars(verbs).items() if not name.startswith("_") and callable(function)}
+    | {"events_after": events_after, "last_cursor": last_cursor, "reclaim": reclaim}
+)

@@ -1,0 +1,475 @@
+"""The PostgreSQL store: one database, any number of hosts.
+
+Promises: what `commit` returned was committed (``synchronous_commit`` is the server's affair); a transaction is never open while the
+network of mail is used; no state is kept in a session, so PgBouncer may stand between (``?pgbouncer=1``: no prepared statements);
+threads that ask at the same moment share one commit; a connection that broke is made anew with the next call, with several hosts in
+the URL on the one that takes writes; when it breaks during COMMIT, the server is asked whether the commit happened.
+Engines hold leases by the server's clock, renewed every 30 s; one that could not renew for 90 s puts no more dots on record. The dot
+record is a local file: an engine killed is taken back at once and exactly on its own host, elsewhere after the lease, and then
+everything it had leased counts as uncertain.
+Fails: `Trouble`. Does not: create databases or roles, or tune the server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from typing import Any, TypeVar
+
+from outmail.errors import ConfigError
+from outmail.model import Delivery, Leased
+from outmail.store import Exclusive, Many, Numbers, Trouble, Verb, pgsql, shown
+from outmail.store.group import GroupCommit
+from outmail.store.owner import OwnerFile, boot_id, dead_files
+
+SCHEMA = 1
+R = TypeVar("R")
+#: Seconds: to connect, to find out what became of a commit, and between looks for other hosts' mail.
+CONNECT = 10
+AFTERWARDS = 10.0
+POLL = 0.3
+#: Seconds between giving cursors to events that nobody asked for.
+NUMBERING = 10.0
+#: The advisory lock of schema upgrades; the class of those for message ids.
+_UPGRADE = 0x6F75746D
+_IDS = 0x6F75746E
+
+_kinds = {
+    "53100": "full", "53200": "busy", "53300": "busy", "25006": "readonly", "40001": "conflict", "40P01": "conflict", "55P03": "busy",
+    "57014": "busy", "28000": "forbidden", "28P01": "forbidden", "42501": "forbidden", "3D000": "forbidden", "57P01": "io", "57P02": "io",
+    "57P03": "io", "XX001": "corrupt", "XX002": "corrupt",
+}  # fmt: skip
+
+
+def psycopg() -> Any:
+    """The package, or a sentence how to get it."""
+    try:
+        import psycopg
+    except ImportError as problem:
+        raise ConfigError(f"PostgreSQL needs the package psycopg ({problem})", hint='pip install "outmail[postgres]"') from None
+    return psycopg
+
+
+def trouble(problem: Exception) -> Trouble:
+    """An exception of psycopg → Trouble. What has no SQLSTATE is a connection that could not be made or was lost."""
+    state = getattr(problem, "sqlstate", None)
+    text = " ".join(str(problem).split())
+    if state is None and re.search(r"password authentication failed|no pg_hba.conf entry|does not exist|no password supplied", text):
+        return Trouble("forbidden", text)
+    if state is None and isinstance(problem, psycopg().OperationalError):
+        return Trouble("io", text or "the connection was lost")
+    return Trouble(_kinds.get(state or "", "other"), text)
+
+
+class Connection:
+    """One connection to the server, made when needed and again when broken. Used by one thread at a time."""
+
+    def __init__(self, conninfo: str, *, prepare: bool) -> None:
+        self._conninfo = conninfo
+        self._prepare = prepare
+        self._db: Any = None
+
+    def open(self) -> Any:
+        """The psycopg connection."""
+        if self._db is not None and not (self._db.closed or self._db.broken):
+            return self._db
+        library = psycopg()
+        try:
+            self._db = library.connect(self._conninfo, autocommit=True, prepare_threshold=5 if self._prepare else None)
+        except library.Error as problem:
+            raise trouble(problem) from None
+        self._db.adapters.register_dumper(str, _lenient(library))
+        return self._db
+
+    def drop(self) -> None:
+        """Close it; the next call makes another."""
+        if self._db is not None:
+            with contextlib.suppress(Exception):
+                self._db.close()
+        self._db = None
+
+    def settle_down(self) -> None:
+        """After an error: out of the transaction, or away with it."""
+        library = psycopg()
+        try:
+            if self._db is not None and self._db.info.transaction_status != library.pq.TransactionStatus.IDLE:
+                self._db.execute("ROLLBACK")
+        except library.Error:
+            self.drop()
+
+
+def _lenient(library: Any) -> Any:
+    """Text as PostgreSQL takes it: no NUL, and no half of a surrogate pair; both come from hostile peers only."""
+    from psycopg.types.string import StrDumperUnknown
+
+    class Lenient(StrDumperUnknown):
+        def dump(self, value: str) -> Any:
+            return value.replace("\0", "\ufffd").encode("utf-8", "replace")
+
+    return Lenient
+
+
+def drive(db: Any, verb: Verb[Any]) -> Any:
+    """Run a verb to its end in the pipeline of a connection that is already in the right transaction."""
+    try:
+        request = next(verb)
+        while True:
+            request = verb.send(_answer(db, request))
+    except StopIteration as stop:
+        return stop.value
+    finally:
+        verb.close()
+
+
+def _answer(db: Any, request: Any) -> list[Any]:
+    if isinstance(request, tuple):
+        sql, numbered = pgsql.translated(request[0])
+        cursor = db.execute(sql, pgsql.parameters(request[1], numbered) or None, binary=True)
+        return list(cursor.fetchall()) if _tells(sql) else []
+    if isinstance(request, Many):
+        return _many(db, request)
+    if isinstance(request, Numbers):
+        if not request.count:
+            return []
+        rows = db.execute(f"SELECT nextval('outmail.{request.table}_seq') FROM generate_series(1, %s)", (request.count,), binary=True)
+        return [row[0] for row in rows.fetchall()]
+    assert isinstance(request, Exclusive)
+    # in order, so that two that want the same ones do not wait for each other
+    for id in sorted(set(request.ids)):
+        db.execute("SELECT pg_advisory_xact_lock(%s, hashtext(%s))", (_IDS, id))
+    return []
+
+
+def _tells(sql: str) -> bool:
+    return sql.startswith("SELECT") or "RETURNING" in sql
+
+
+def _many(db: Any, request: Many) -> list[Any]:
+    if not request.rows:
+        return []
+    sql, numbered = pgsql.translated(request.sql)
+    rows = [pgsql.parameters(row, numbered) for row in request.rows]
+    with db.cursor(binary=True) as cursor:
+        cursor.executemany(sql, rows, returning=_tells(sql))
+        found: list[Any] = []
+        if _tells(sql):
+            while True:
+                found += cursor.fetchall()
+                if not cursor.nextset():
+                    break
+        return found
+
+
+class Owner:
+    """An engine's registration: its row, its lease, and its file on this host."""
+
+    def __init__(self, store: PostgresStore, id: int, file: OwnerFile, row: tuple[Any, ...]) -> None:
+        self.id = id
+        self.file = file
+        self.row = row
+        self.renewed = time.monotonic()
+        self._store = store
+
+    def close(self) -> None:
+        """Leave in order. With leases still out the file stays for whoever takes them back."""
+        self._store._owners.discard(self)
+        try:
+            left = self._store.run(pgsql.VERBS.forget_owner(self.id), wait=2.0)
+        except Trouble:
+            left = False
+        if left:
+            self.file.close()
+        else:
+            self.file.abandon()
+
+
+class PostgresStore(GroupCommit):
+    """A queue in the schema ``outmail`` of a PostgreSQL database. ``base`` is a path on this host for spool and engines' files."""
+
+    verbs: Any = pgsql.VERBS
+    blocking = True
+
+    def __init__(self, url: str, base: str) -> None:
+        super().__init__()
+        conninfo, self._prepare = conninfo_of(url)
+        self.url = shown(url)
+        self.spool = f"{base}.spool"
+        self._base = base
+        self._conninfo = conninfo
+        self._owners: set[Owner] = set()
+        self._leaked: list[Any] = []
+        self._looked = self._numbered = 0.0
+        self._closed = False
+        self._connect()
+        self._upgrade()
+
+    def _connect(self) -> None:
+        self._pid = os.getpid()
+        self._read_lock = threading.Lock()
+        self._writer = Connection(self._conninfo, prepare=self._prepare)
+        self._reader = Connection(self._conninfo, prepare=self._prepare)
+
+    def _check_fork(self) -> None:
+        if self._pid != os.getpid():
+            self._leaked += [self._writer, self._reader]  # closing them here would end the parent's sessions
+            self._owners = set()
+            self._begin_anew()
+            self._connect()
+        if self._closed:
+            raise Trouble("closed", f"{self.url} is closed")
+
+    def _upgrade(self) -> None:
+        """Bring the database to this version's schema: one transaction a step, one upgrader at a time."""
+        try:
+            db = self._writer.open()
+            exists = db.execute("SELECT to_regclass('outmail.version') IS NOT NULL").fetchone()[0]
+            found = db.execute("SELECT max(n) FROM outmail.version").fetchone()[0] if exists else -1
+            if found > SCHEMA:
+                raise Trouble("schema", f"{self.url} has schema {found}, made by a later outmail; this one knows up to {SCHEMA}: upgrade outmail")
+            if found == SCHEMA:
+                return
+            with db.transaction():
+                db.execute("SELECT pg_advisory_xact_lock(%s, 0)", (_UPGRADE,))
+                if not exists:
+                    db.execute("CREATE SCHEMA IF NOT EXISTS outmail")
+                made = db.execute("SELECT to_regclass('outmail.version') IS NOT NULL").fetchone()[0]
+                found = db.execute("SELECT max(n) FROM outmail.version").fetchone()[0] if made else 0
+                for step in range(found + 1, SCHEMA + 1):
+                    db.execute((resources.files("outmail.store") / "sql" / f"postgresql-{step}.sql").read_text("utf-8"))
+                    db.execute("UPDATE outmail.version SET n = %s", (step,))
+        except psycopg().Error as problem:
+            raise trouble(problem) from None
+
+    def close(self) -> None:
+        """Close the connections. Calls that are under way finish first."""
+        if self._pid != os.getpid() or self._closed:
+            return
+        with self._write_lock, self._read_lock:
+            self._closed = True
+            self._reader.drop()
+            self._writer.drop()
+
+    # -- writing ----------------------------------------------------------------------------------------------------
+
+    def _transaction(self, verbs: Sequence[Verb[Any]], wait: float) -> list[Any]:
+        library = psycopg()
+        began = time.perf_counter()
+        db = self._writer.open()
+        xid: str | None = None
+        try:
+            with db.pipeline() as pipeline:
+                db.execute("BEGIN")
+                current = db.execute("SELECT pg_current_xact_id()::text")
+                answers = [drive(db, verbs[0])] if len(verbs) == 1 else [self._guarded(db, pipeline, verb) for verb in verbs]
+                pipeline.sync()
+                xid = current.fetchone()[0]
+                db.execute("COMMIT")
+        except library.Error as problem:
+            found = trouble(problem)
+            if found.kind == "io" and xid is not None and self._became_of(xid):
+                return answers
+            self._writer.settle_down()
+            raise found from None
+        except BaseException:
+            self._writer.settle_down()
+            raise
+        finally:
+            self.commit_seconds = time.perf_counter() - began
+        return answers
+
+    def _guarded(self, db: Any, pipeline: Any, verb: Verb[Any]) -> Any:
+        """One verb among several: its failure undoes its own changes only, unless the store itself is in trouble."""
+        library = psycopg()
+        db.execute("SAVEPOINT verb")
+        try:
+            answer = drive(db, verb)
+            pipeline.sync()
+        except Exception as problem:
+            if isinstance(problem, library.Error):
+                problem = trouble(problem)
+            with contextlib.suppress(library.Error):
+                pipeline.sync()
+            if db.broken or (isinstance(problem, Trouble) and problem.kind not in ("other", "conflict")):
+                raise problem from None
+            db.execute("ROLLBACK TO verb")
+            answer = problem
+        db.execute("RELEASE verb")
+        return answer
+
+    def _became_of(self, xid: str) -> bool:
+        """The connection was lost while the commit was under way: did it happen? Also known by a standby that was promoted."""
+        library = psycopg()
+        deadline = time.monotonic() + AFTERWARDS
+        while time.monotonic() < deadline:
+            self._writer.drop()
+            try:
+                row = self._writer.open().execute("SELECT pg_xact_status(%s::xid8)", (xid,)).fetchone()
+            except (Trouble, library.Error):
+                time.sleep(0.2)
+                continue
+            if row[0] != "in progress":
+                return bool(row[0] == "committed")
+            time.sleep(0.05)
+        return False
+
+    # -- reading ----------------------------------------------------------------------------------------------------
+
+    def read(self, verb: Verb[R]) -> R:
+        """A verb from one snapshot. (Reading events also gives them their cursors.)"""
+        self._check_fork()
+        library = psycopg()
+        with self._read_lock:
+            for last in (False, True):
+                try:
+                    db = self._reader.open()
+                    db.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+                    break
+                except library.Error as problem:  # an idle connection that was cut: once more with a fresh one
+                    self._reader.drop()
+                    if last:
+                        raise trouble(problem) from None
+            try:
+                answer = drive(db, verb)
+                db.execute("COMMIT")
+                return answer  # type: ignore[no-any-return]
+            except library.Error as problem:
+                self._reader.settle_down()
+                raise trouble(problem) from None
+            except BaseException:
+                self._reader.settle_down()
+                raise
+
+    def changed(self) -> bool:
+        """True from time to time: other hosts' mail is found by looking."""
+        now = time.monotonic()
+        if now - self._looked < POLL:
+            return False
+        self._looked = now
+        return True
+
+    # -- engines ----------------------------------------------------------------------------------------------------
+
+    def register(self, now: int) -> Owner:
+        """Become an engine of this store."""
+        name = uuid.uuid4().hex
+        row = (name, os.getpid(), socket.gethostname(), boot_id(), now)
+        try:
+            os.makedirs(os.path.dirname(self._base), mode=0o700, exist_ok=True)
+            file = OwnerFile(self._base, name)
+        except OSError as problem:
+            raise Trouble("forbidden", f"{self._base} cannot be written: {problem.strerror}", problem.errno) from None
+        try:
+            number = self.run(pgsql.VERBS.register(*row))
+        except BaseException:
+            file.close()
+            raise
+        owner = Owner(self, number, file, row)
+        self._owners.add(owner)
+        return owner
+
+    def dots(self, owner: Owner, notes: Iterable[tuple[Delivery, Sequence[Leased]]]) -> None:
+        """Put final dots on record, unless the lease may be in others' hands soon."""
+        if time.monotonic() - owner.renewed > pgsql.CONFIDENCE:
+            raise Trouble("io", f"the lease has not been renewed for {pgsql.CONFIDENCE:.0f} s")
+        owner.file.note([(delivery.seq, r.n, delivery.lease) for delivery, recipients in notes for r in recipients])
+
+    def settled(self, owner: Owner, deliveries: Iterable[Delivery]) -> None:
+        owner.file.forget([(delivery.seq, r.n, delivery.lease) for delivery in deliveries for r in delivery.recipients])
+
+    def reclaim(self, now: int, *, hold: bool) -> list[dict[str, Any]]:
+        """Renew our own leases, take back the work of dead engines, number events."""
+        self._renew(now)
+        found = self._reclaim_here(now, hold)
+        for id in self.read(pgsql.expired_owners()):
+            found.append(self.run(pgsql.reclaim(id, None, now, rebooted=False, hold=hold, sure=False)))
+        if time.monotonic() - self._numbered > NUMBERING:
+            self._numbered = time.monotonic()
+            self.run(pgsql.number_events())
+        return [item for item in found if item["leases"]]
+
+    def _renew(self, now: int) -> None:
+        for owner in list(self._owners):
+            began = time.monotonic()
+            if began - owner.renewed >= pgsql.RENEWAL:
+                self.run(pgsql.renew(owner.id, *owner.row))
+                owner.renewed = began
+
+    def _reclaim_here(self, now: int, hold: bool) -> list[dict[str, Any]]:
+        """Engines of this host whose file nobody holds."""
+        found = []
+        known: dict[str, Any] | None = None
+        for dead in dead_files(self._base):
+            known = known if known is not None else {row[1]: row for row in self.read(pgsql.VERBS.owners())}
+            row = known.get(dead.uuid)
+            try:
+                if row is not None:
+                    rebooted = row[3] != boot_id()
+                    found.append(self.run(pgsql.reclaim(row[0], None if rebooted else dead.notes(), now, rebooted=rebooted, hold=hold)))
+            except BaseException:
+                dead.close()
+                raise
+            dead.remove()
+        return found
+
+    # -- upkeep -----------------------------------------------------------------------------------------------------
+
+    def check(self) -> list[str]:
+        """What is wrong with the queue, in sentences; an empty list is good news."""
+        problems = []
+        for sql, text in CHECKS:
+            count = self.read(_count(sql))
+            if count:
+                problems.append(f"{count} {text}")
+        return problems
+
+
+CHECKS = (
+    ("SELECT count(*) FROM recipient r WHERE NOT EXISTS (SELECT 1 FROM message m WHERE m.seq = r.message)", "recipients without a message"),
+    (
+        "SELECT count(*) FROM message m WHERE EXISTS (SELECT 1 FROM recipient r WHERE r.message = m.seq AND r.state IN ('queued', 'sending'))"
+        " AND m.upload IS NULL AND NOT EXISTS (SELECT 1 FROM body b WHERE b.seq = m.seq)",
+        "waiting messages without content",
+    ),
+    ("SELECT count(*) FROM (SELECT 1 FROM recipient GROUP BY message, n HAVING count(*) > 1) d", "recipients that are there twice"),
+)
+
+
+def _count(sql: str) -> Verb[int]:
+    rows = yield sql, ()
+    return int(rows[0][0])
+
+
+# -- URLs ---------------------------------------------------------------------------------------------------------------
+
+
+def conninfo_of(url: str) -> tuple[str, bool]:
+    """``postgresql://…`` → (what libpq takes, whether statements may be prepared). ``pgbouncer=1`` is ours."""
+    library = psycopg()
+    bouncer = re.search(r"[?&]pgbouncer=([^&]*)", url)
+    bare = re.sub(r"([?&])pgbouncer=[^&]*&?", r"\1", url).rstrip("?&")
+    try:
+        words = library.conninfo.conninfo_to_dict(bare)
+    except library.Error as problem:
+        raise ConfigError(f"{shown(url)} is no URL of a PostgreSQL database: {problem}") from None
+    words.setdefault("connect_timeout", CONNECT)
+    words.setdefault("application_name", "outmail")
+    words.setdefault("keepalives_idle", 30)
+    words.setdefault("tcp_user_timeout", 30_000)
+    if "," in str(words.get("host", "")):
+        words.setdefault("target_session_attrs", "read-write")
+    return library.conninfo.make_conninfo(**words), not (bouncer and bouncer[1] not in ("0", "false", "no"))
+
+
+def place_of(url: str) -> str:
+    """A short name of the database that a URL means, for files of this host."""
+    words = psycopg().conninfo.conninfo_to_dict(conninfo_of(url)[0])
+    place = "\0".join(str(words.get(name, "")) for name in ("host", "hostaddr", "port", "dbname", "service"))
+    return f"postgresql-{hashlib.sha256(place.encode()).hexdigest()[:12]}"

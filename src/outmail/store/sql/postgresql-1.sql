@@ -1,0 +1,131 @@
+-- Schema 1 of the PostgreSQL store, in the schema `outmail`. Times are milliseconds UTC. The columns are those of SQLite's;
+-- a test compares the CHECK with `lifecycle.STATES`.
+
+CREATE TABLE outmail.version (n integer NOT NULL);
+INSERT INTO outmail.version VALUES (0);
+
+CREATE TABLE outmail.message (
+    seq         bigint   PRIMARY KEY,
+    id          text     NOT NULL UNIQUE,
+    sender      text     NOT NULL,
+    message_id  text     NOT NULL,
+    subject     text     NOT NULL,
+    size        bigint   NOT NULL,
+    sha256      bytea    NOT NULL,
+    needs       integer  NOT NULL,
+    priority    smallint NOT NULL,
+    accepted_at bigint   NOT NULL,
+    expires_at  bigint   NOT NULL,
+    key         text,
+    tag         text,
+    dsn         text,
+    upload      text
+);
+CREATE SEQUENCE outmail.message_seq OWNED BY outmail.message.seq;
+CREATE INDEX message_upload ON outmail.message (upload) WHERE upload IS NOT NULL;
+
+-- Mail hardly compresses well enough to be worth the time.
+CREATE TABLE outmail.body (
+    seq     bigint PRIMARY KEY,
+    content bytea  NOT NULL
+);
+ALTER TABLE outmail.body ALTER COLUMN content SET STORAGE EXTERNAL;
+
+CREATE TABLE outmail.chunk (
+    upload   text    NOT NULL,
+    n        integer NOT NULL,
+    added_at bigint  NOT NULL,
+    content  bytea   NOT NULL,
+    PRIMARY KEY (upload, n)
+);
+ALTER TABLE outmail.chunk ALTER COLUMN content SET STORAGE EXTERNAL;
+
+-- One address of one message: the row that owns the state. What is final moves to a partition of its own by the update that
+-- makes it final, so the live one stays as small as the queue.
+CREATE TABLE outmail.recipient (
+    message     bigint   NOT NULL,
+    n           integer  NOT NULL,
+    address     text     NOT NULL,
+    destination text     NOT NULL,
+    priority    smallint NOT NULL,
+    state       text     NOT NULL CHECK (state IN ('queued', 'sending', 'held', 'failed', 'cancelled', 'delivered')),
+    due         bigint,
+    expires_at  bigint   NOT NULL,
+    not_before  bigint   NOT NULL DEFAULT 0,
+    uncertain   smallint NOT NULL DEFAULT 0,
+    losses      integer  NOT NULL DEFAULT 0,
+    wish        text,
+    attempts    integer  NOT NULL DEFAULT 0,
+    reason      text     NOT NULL DEFAULT '',
+    attempt     bigint,
+    owner       bigint,
+    lease       bigint,
+    leased_at   bigint,
+    finished_at bigint,
+    CHECK ((state = 'sending') = (owner IS NOT NULL))
+) PARTITION BY LIST (state);
+CREATE TABLE outmail.recipient_live PARTITION OF outmail.recipient FOR VALUES IN ('queued', 'sending', 'held')
+    WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0,
+          autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 5000);
+CREATE TABLE outmail.recipient_done PARTITION OF outmail.recipient FOR VALUES IN ('failed', 'cancelled', 'delivered');
+CREATE UNIQUE INDEX recipient_live_key  ON outmail.recipient_live (message, n);
+CREATE UNIQUE INDEX recipient_done_key  ON outmail.recipient_done (message, n);
+CREATE INDEX recipient_ready   ON outmail.recipient_live (destination, priority, due, message, n) WHERE state = 'queued' AND losses = 0;
+CREATE INDEX recipient_suspect ON outmail.recipient_live (due) WHERE state = 'queued' AND losses > 0;
+CREATE INDEX recipient_leased  ON outmail.recipient_live (owner) WHERE state = 'sending';
+CREATE INDEX recipient_expiry  ON outmail.recipient_live (expires_at) WHERE state IN ('queued', 'held');
+
+CREATE TABLE outmail.attempt (
+    id          bigint  PRIMARY KEY,
+    message     bigint  NOT NULL,
+    at          bigint  NOT NULL,
+    route       text    NOT NULL,
+    host        text    NOT NULL,
+    duration_ms bigint  NOT NULL,
+    outcome     text    NOT NULL,
+    code        integer NOT NULL,
+    enhanced    text    NOT NULL,
+    text        text    NOT NULL,
+    recipients  text    NOT NULL,
+    transcript  text
+);
+CREATE SEQUENCE outmail.attempt_seq OWNED BY outmail.attempt.id;
+CREATE INDEX attempt_message ON outmail.attempt (message);
+
+-- What happened. `cursor` is given after the commit, in one place at a time (see pgsql.NUMBER_EVENTS), so that whoever reads on from a
+-- cursor never misses a transaction that committed late, and waits for nobody's.
+CREATE TABLE outmail.event (
+    id        bigint   GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    cursor    bigint   UNIQUE,
+    at        bigint   NOT NULL,
+    event     text     NOT NULL,
+    message   bigint   NOT NULL,
+    n         integer,
+    state     text     NOT NULL,
+    uncertain smallint NOT NULL,
+    reason    text     NOT NULL,
+    attempts  integer  NOT NULL,
+    attempt   bigint
+) WITH (fillfactor = 80);
+CREATE INDEX event_unnumbered ON outmail.event (id) WHERE cursor IS NULL;
+CREATE INDEX event_message ON outmail.event (message);
+CREATE TABLE outmail.numbering ();
+
+-- Engines. Alive = renewed within the lease, by the server's clock; on the engine's own host also by a locked file.
+CREATE TABLE outmail.owner (
+    id         bigint      GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY,
+    uuid       text        NOT NULL UNIQUE,
+    pid        integer     NOT NULL,
+    host       text        NOT NULL,
+    boot       text        NOT NULL,
+    started_at bigint      NOT NULL,
+    renewed_at timestamptz NOT NULL DEFAULT clock_timestamp()
+) WITH (fillfactor = 50);
+
+CREATE TABLE outmail.note (
+    kind    text    NOT NULL,
+    key     text    NOT NULL,
+    value   text    NOT NULL,
+    version integer NOT NULL,
+    PRIMARY KEY (kind, key)
+) WITH (fillfactor = 50);

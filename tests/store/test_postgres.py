@@ -1,0 +1,353 @@
+"""What only the PostgreSQL store can do, or do wrong: many hosts, servers that go away, late commits."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from outmail import Outbox
+from outmail.config import from_toml
+from outmail.errors import ConfigError, NotStored
+from outmail.model import Filter
+from outmail.store import Trouble, pgsql, shown
+from outmail.store.postgres import PostgresStore, conninfo_of, place_of
+from outmail.testing import Sink
+from tests import pgserver
+from tests.store.helpers import NOW, add, lease, message, settle, standing
+
+VERSION = max(pgserver.installed(), key=int)
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    with pgserver.database(VERSION) as made:
+        yield made
+
+
+@pytest.fixture
+def stores(url: str, tmp_path: Path) -> Iterator[Any]:
+    """stores(host) → a store as a host of that name would open it."""
+    made: list[PostgresStore] = []
+
+    def store(host: str) -> PostgresStore:
+        made.append(PostgresStore(url, str(tmp_path / host / "pg")))
+        return made[-1]
+
+    yield store
+    for one in made:
+        for owner in list(one._owners):
+            owner.file.abandon()
+        one.close()
+
+
+def late(db: Any, owner: Any, seconds: int = 200) -> None:
+    """As if the owner had not renewed for so long, and the server had been up for longer."""
+    db.execute("UPDATE outmail.owner SET renewed_at = clock_timestamp() - make_interval(secs => %s) WHERE id = %s", (seconds, owner.id))
+
+
+def test_two_hosts_lease_what_the_other_has_not(stores: Any) -> None:
+    one, two = stores("one"), stores("two")
+    add(one, *[message() for _ in range(20)])
+    first, second = one.register(NOW), two.register(NOW)
+    got = [d.id for d in lease(one, first, 12)] + [d.id for d in lease(two, second, 12)]
+    assert len(got) == 20 == len(set(got))
+
+
+def test_rows_being_leased_elsewhere_are_passed_over_not_waited_for(stores: Any, url: str) -> None:
+    one = stores("one")
+    add(one, message(), message())
+    owner = one.register(NOW)
+    with psycopg.connect(url) as foreign:
+        foreign.execute("SELECT 1 FROM outmail.recipient WHERE message = (SELECT min(seq) FROM outmail.message) FOR UPDATE")
+        began = time.monotonic()
+        assert len(lease(one, owner, 5)) == 1 and time.monotonic() - began < 1.0
+        foreign.rollback()
+
+
+def test_another_hosts_lease_ends_by_the_servers_clock(stores: Any, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pgsql, "_EXPIRED", "renewed_at < clock_timestamp() - interval '120 seconds'")  # the server is young
+    one, two = stores("one"), stores("two")
+    add(one, message(), message())
+    dead, alive = one.register(NOW), two.register(NOW)
+    (delivery,) = lease(one, dead, 1)
+    lease(two, alive, 1)
+    with psycopg.connect(url, autocommit=True) as db:
+        late(db, dead, 60)
+        assert two.reclaim(NOW, hold=False) == []
+        late(db, dead)
+        assert [(f["leases"], f["uncertain"]) for f in two.reclaim(NOW, hold=False)] == [(1, 1)]
+    assert two.reclaim(NOW, hold=False) == [] and standing(two, delivery.id).uncertain
+    # it was alive after all: it comes back, its leases do not, and what it learns is a late answer
+    one.run(pgsql.renew(dead.id, *dead.row))
+    assert settle(one, dead, delivery, "deferred") == 0 and settle(one, dead, delivery, "delivered", "delivered") == 1
+    assert standing(one, delivery.id).state == "delivered"
+
+
+def test_nobody_reclaims_for_one_lease_after_the_server_started(stores: Any, url: str) -> None:
+    one, two = stores("one"), stores("two")
+    add(one, message())
+    dead = one.register(NOW)
+    lease(one, dead, 1)
+    with psycopg.connect(url, autocommit=True) as db:
+        late(db, dead)
+        young = db.execute("SELECT pg_postmaster_start_time() > clock_timestamp() - interval '120 seconds'").fetchone()[0]  # type: ignore[index]
+    assert young is False or two.reclaim(NOW, hold=False) == []
+
+
+def test_without_renewal_no_dot_is_granted(stores: Any) -> None:
+    one = stores("one")
+    add(one, message())
+    owner = one.register(NOW)
+    (delivery,) = lease(one, owner)
+    one.dots(owner, [(delivery, delivery.recipients)])
+    owner.renewed -= 91
+    with pytest.raises(Trouble):
+        one.dots(owner, [(delivery, delivery.recipients)])
+
+
+def test_a_late_commit_is_never_skipped_and_strangers_are_not_waited_for(stores: Any, url: str) -> None:
+    one = stores("one")
+    early, slow = message(), message()
+    with psycopg.connect(url) as stranger, psycopg.connect(url) as db:
+        stranger.execute("SELECT pg_current_xact_id()")
+        number = db.execute("SELECT nextval('outmail.message_seq')").fetchone()[0]  # type: ignore[index]
+        db.execute("INSERT INTO outmail.event (at, event, message, state, uncertain, reason, attempts) VALUES (1, 'accepted', %s, 'queued', 0, '', 0)", (number,))
+        add(one, early)
+        began = time.monotonic()
+        (first,) = one.read(one.verbs.events_after(0))
+        assert first.id == early.id and time.monotonic() - began < 1.0
+        db.execute("INSERT INTO outmail.message VALUES (%s, %s, '', '', '', 1, '', 0, 1, 1, 1)", (number, slow.id))
+        db.commit()
+        assert [e.id for e in one.read(one.verbs.events_after(first.cursor))] == [slow.id]
+
+
+def test_one_key_from_several_hosts_at_once_is_one_message(stores: Any) -> None:
+    hosts = [stores(str(i)) for i in range(4)]
+    answers: list[Any] = []
+
+    def work(host: Any) -> None:
+        for i in range(20):
+            answers.extend(add(host, message(key=f"k{i}"), message(key=f"k{(i + 7) % 20}")))
+
+    threads = [threading.Thread(target=work, args=(host,)) for host in hosts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(answers) == 160 and sum(not duplicate for _, _, _, duplicate in answers) == 20
+    assert len(hosts[0].read(hosts[0].verbs.find(Filter(), NOW))[0]) == 20
+
+
+def test_text_that_postgresql_does_not_take_is_mended(stores: Any) -> None:
+    one = stores("one")
+    bad = message()
+    bad.subject = "a\0b\ud800c"
+    add(one, bad)
+    assert one.read(one.verbs.find(Filter(), NOW))[0][0].subject == "a\ufffdb?c"
+
+
+def test_two_versions_side_by_side_and_a_later_schema(stores: Any, url: str) -> None:
+    one = stores("one")
+    with psycopg.connect(url, autocommit=True) as db:
+        db.execute("UPDATE outmail.version SET n = 99")
+    add(one, message())  # who is connected goes on
+    with pytest.raises(Trouble, match="later outmail"):
+        stores("two")
+
+
+def test_schemas_made_at_the_same_moment(url: str, tmp_path: Path) -> None:
+    failures: list[BaseException] = []
+
+    def open_it(i: int) -> None:
+        try:
+            PostgresStore(url, str(tmp_path / str(i))).close()
+        except BaseException as problem:
+            failures.append(problem)
+
+    threads = [threading.Thread(target=open_it, args=(i,)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert failures == []
+
+
+@pytest.mark.parametrize(("change", "kind", "words"), [("port", "io", "refused"), ("database", "forbidden", "does not exist")])
+def test_a_server_that_cannot_be_reached_is_said_in_a_sentence(url: str, change: str, kind: str, words: str) -> None:
+    bad = url.replace(url.rsplit(":", 1)[1].split("/")[0], "1") if change == "port" else url + "x"
+    with pytest.raises(NotStored, match=words) as caught:
+        Outbox(bad)
+    assert caught.value.code == f"store-{kind}"
+
+
+def test_a_read_only_server_refuses_and_keeps_what_it_has(stores: Any, url: str) -> None:
+    one = stores("one")
+    add(one, message())
+    one._writer.open().execute("SET default_transaction_read_only = on")
+    with pytest.raises(Trouble) as caught:
+        add(one, message())
+    assert caught.value.kind == "readonly" and caught.value.passing
+    one._writer.drop()
+    add(one, message())
+
+
+def test_a_statement_that_takes_too_long_is_said_and_leaves_nothing(stores: Any) -> None:
+    one = stores("one")
+
+    def slow() -> Any:
+        yield from one.verbs.add([message()])
+        yield "SELECT pg_sleep(5)", ()
+
+    one._writer.open().execute("SET statement_timeout = '100ms'")
+    with pytest.raises(Trouble) as caught:
+        one.run(slow())
+    assert caught.value.kind == "busy" and one.read(one.verbs.find(Filter(), NOW))[0] == []
+
+
+def test_a_connection_lost_during_commit_is_asked_about(stores: Any, url: str) -> None:
+    """The answer to COMMIT is lost on the way: the message is there, and the caller hears yes."""
+    one = stores("one")
+    with psycopg.connect(url, autocommit=True) as db:
+        db.execute("CREATE FUNCTION outmail.cut() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.3); RETURN NULL; END $$")
+        db.execute("CREATE CONSTRAINT TRIGGER cut AFTER INSERT ON outmail.message DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION outmail.cut()")
+    sock = one._writer.open().fileno()
+    threading.Timer(0.15, lambda: __import__("socket").socket(fileno=__import__("os").dup(sock)).shutdown(2)).start()
+    kept = message()
+    assert add(one, kept)[0][0] == kept.id
+    assert [s.id for s in one.read(one.verbs.find(Filter(), NOW))[0]] == [kept.id]
+
+
+def test_a_child_after_fork_leaves_the_parents_sessions_alone(stores: Any) -> None:
+    import os
+
+    one = stores("one")
+    add(one, message())
+    pid = os.fork()
+    if pid == 0:
+        try:
+            add(one, message())
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    add(one, message())
+    assert len(one.read(one.verbs.find(Filter(), NOW))[0]) == 3
+
+
+def test_urls() -> None:
+    assert shown("postgresql://u:secret@h/db?password=x&a=b") == "postgresql://u:…@h/db?password=…&a=b"
+    conninfo, prepare = conninfo_of("postgresql://u@a,b/db?pgbouncer=1")
+    assert "target_session_attrs=read-write" in conninfo and not prepare and "pgbouncer" not in conninfo
+    assert place_of("postgresql://u:x@h/db") == place_of("postgresql://v@h/db?connect_timeout=3") != place_of("postgresql://h/other")
+    with pytest.raises(ConfigError, match="no URL"):
+        conninfo_of("postgresql://h/db?nonsense=1")
+
+
+# -- the whole road -----------------------------------------------------------------------------------------------------
+
+
+def config(sink: Sink, more: str = "") -> Any:
+    return from_toml(f'from = "me@outmail.test"\nrelay = "smtp://127.0.0.1:{sink.port}"\n{more}', "test", {})
+
+
+def test_a_program_sends_through_postgresql(url: str, sink: Sink) -> None:
+    with Outbox(url, config=config(sink), deliver="thread") as box:
+        receipts = box.send_many([{"to": f"u{i}@x.test", "subject": str(i)} for i in range(300)])
+        sink.wait_for(300, timeout=30)
+        assert box.wait(receipts[-1].id, 10).status == "delivered"
+        assert box.attempts(receipts[0].id)[0].outcome == "delivered" and b"Subject: 0" in box.content(receipts[0].id)
+        heard = [e.event for e in box.events()]
+        assert heard.count("accepted") == 300
+    assert len({m.recipients for m in sink.messages}) == 300 == len(sink.messages)
+
+
+def test_an_operators_commands_work(url: str, sink: Sink) -> None:
+    with Outbox(url, config=config(sink), deliver="never") as box:
+        one = box.send("a@x.test", "Überschrift", tag="t", at="1h").id
+        assert [s.id for s in box.find("subject:*BERSCHRIFT tag:t state:queued to:*@x.test -tag:u")] == [one]
+        assert box.hold(one) == 1 and box.release("is:live") == 1 and box.cancel(one) == 1 and box.requeue("state:cancelled") == 1
+        assert box._read(box._store.verbs.stats(box._clock.now()))["states"] == {"queued": 1}
+        assert box._store.check() == []  # type: ignore[attr-defined]
+
+
+def test_mail_from_another_host_is_found_by_looking(url: str, sink: Sink, tmp_path: Path) -> None:
+    with Outbox(url, config=config(sink), deliver="thread"), Outbox(url, config=config(sink), deliver="never") as other:
+        other.send("a@x.test", "s")
+        sink.wait_for(1, timeout=5)
+
+
+def test_several_engines_on_one_database_send_each_message_once(url: str, sink: Sink) -> None:
+    boxes = [Outbox(url, config=config(sink), deliver="thread") for _ in range(3)]
+    boxes[0].send_many([{"to": f"u{i}@x.test", "subject": str(i)} for i in range(1500)])
+    sink.wait_for(1500, timeout=60)
+    time.sleep(0.3)
+    for box in boxes:
+        box.close()
+    assert len(sink.messages) == 1500 == len({m.recipients for m in sink.messages})
+
+
+@pytest.mark.parametrize("point", ["C3", "C4", "C5"])
+def test_an_engine_killed_here_is_taken_back_at_once(url: str, sink: Sink, point: str, outmail: Any) -> None:
+    with Outbox(url, config=config(sink), deliver="never") as box:
+        receipts = [box.send(f"u{i}@x.test", "s") for i in range(5)]
+        words = ("run", "--once", "--store", url, "--relay", sink.url)
+        assert outmail(*words, OUTMAIL_FAIL=f"{point}:kill").returncode == -9
+        assert outmail(*words).returncode == 0
+        assert outmail(*words).returncode == 0
+        delivered = [m.recipients[0] for m in sink.messages]
+        assert set(delivered) == {f"u{i}@x.test" for i in range(5)}
+        for receipt in receipts:
+            (recipient,) = box.status(receipt.id).recipients
+            assert recipient.state == "delivered"
+            assert delivered.count(recipient.address) == 1 or recipient.uncertain
+
+
+def test_a_server_that_restarts_is_waited_for(sink: Sink, tmp_path: Path) -> None:
+    server = pgserver.PgServer(pgserver.installed()[VERSION]).start()
+    try:
+        with Outbox(server.create("q"), config=config(sink), deliver="thread") as box:
+            box.send("a@x.test", "before")
+            sink.wait_for(1, timeout=10)
+            server.stop()
+            with pytest.raises(NotStored) as caught:
+                box.send("b@x.test", "away")
+            assert caught.value.code == "store-io"
+            server.start()
+            box.send("c@x.test", "after")
+            sink.wait_for(2, timeout=20)
+            assert {s.status for s in box.find()} <= {"delivered", "sending"}
+    finally:
+        server.remove()
+
+
+def test_smtp_in_postgresql_smtp_out(url: str, sink: Sink, tmp_path: Path) -> None:
+    import smtplib
+
+    port = pgserver.free_port()
+    (tmp_path / "o.toml").write_text(f'store = "{url}"\nrelay = "{sink.url}"\n[listen]\nsmtp = ["127.0.0.1:{port}"]\n')
+    service = subprocess.Popen([sys.executable, "-m", "outmail", "run", "--config", str(tmp_path / "o.toml")], stderr=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                client = smtplib.SMTP("127.0.0.1", port, timeout=10)
+                break
+            except OSError:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        for i in range(20):
+            client.sendmail("me@x.test", [f"u{i}@x.test"], b"Subject: x\r\n\r\nhello\r\n")
+        client.quit()
+        sink.wait_for(20, timeout=20)
+    finally:
+        service.terminate()
+        _, words = service.communicate(timeout=30)
+    assert service.returncode == 0 and b"Traceback" not in words, words.decode()
