@@ -37,7 +37,7 @@ from outmail.policy.route import Relay, Routes
 from outmail.reports import door as reports_door
 from outmail.store import Store, Trouble
 from outmail.store.caller import Rows, caller
-from outmail.store.source import Source, SqliteSource
+from outmail.store.source import PostgresSource, Source, SqliteSource
 from outmail.worker import Worker
 
 log = logging.getLogger("outmail")
@@ -85,6 +85,8 @@ def store_path(url: str) -> tuple[str, str]:
 
 def open_source(url: str, library: str) -> Source:
     """An application's database (``[[outbox]]``). ``library`` opens SQLite files, unless the URL names one."""
+    if is_postgres(url):
+        return PostgresSource(url)
     path, named = store_path(url)
     return SqliteSource(path, named if url.startswith("sqlite+") else library)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -14,12 +16,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from outmail import AsyncOutbox, Outbox
 from outmail.config import from_toml
 from outmail.errors import ConfigError, NotFound, NotStored, Refused
+from outmail.model import is_id, keyed_id
 from outmail.testing import Sink
+from tests import pgserver
 
 DDL = (Path(__file__).parents[2] / "src/outmail/store/sql/outbox-sqlite.sql").read_text()
 
@@ -316,3 +321,175 @@ def test_asynchronous_connections(tmp_path: Path, app: sqlite3.Connection, box: 
 def test_nothing_of_the_callers_packages_is_imported() -> None:
     code = "import outmail, sys; outmail.Outbox; print([m for m in ('sqlalchemy', 'psycopg', 'asyncpg', 'django', 'aiosqlite') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=dict(os.environ)).stdout.strip() == "[]"
+
+
+# -- PostgreSQL ---------------------------------------------------------------------------------------------------------
+
+VERSION = max(pgserver.installed(), key=int)
+PG_DDL = (Path(__file__).parents[2] / "src/outmail/store/sql/outbox-postgresql.sql").read_text()
+
+
+@pytest.fixture
+def database() -> Iterator[str]:
+    with pgserver.database(VERSION) as url:
+        with psycopg.connect(url, autocommit=True) as db:
+            db.execute(PG_DDL)  # type: ignore[arg-type]
+        yield url
+
+
+def left(url: str) -> int:
+    with psycopg.connect(url) as db:
+        return int(db.execute("SELECT count(*) FROM outmail_outbox").fetchone()[0])  # type: ignore[index]
+
+
+def subjects(url: str) -> list[str]:
+    with psycopg.connect(url) as db:
+        return sorted(re.findall(rb"Subject: (\w+)", content)[0].decode() for (content,) in db.execute("SELECT content FROM outmail_outbox"))
+
+
+def test_psycopg_and_psycopg2(database: str, box: Outbox) -> None:
+    import psycopg2
+    from psycopg.rows import dict_row
+
+    with psycopg.connect(database, row_factory=dict_row) as db:
+        with db.transaction():
+            box.send("a@x.test", "kept", using=db)
+            with pytest.raises(ZeroDivisionError), db.transaction():
+                box.send("a@x.test", "gone", using=db)
+                raise ZeroDivisionError
+        assert db.info.transaction_status == psycopg.pq.TransactionStatus.IDLE and db.row_factory is dict_row
+        box.send("a@x.test", "gone", using=db)
+        db.rollback()
+    other = psycopg2.connect(database)
+    with other:
+        box.send("a@x.test", "kept2", using=other)
+    other.close()
+    assert subjects(database) == ["kept", "kept2"]
+
+
+def test_sqlalchemy_on_postgresql(database: str, box: Outbox) -> None:
+    import sqlalchemy
+    from sqlalchemy.orm import Session
+
+    for driver in ("psycopg", "psycopg2"):
+        engine = sqlalchemy.create_engine(database.replace("postgresql:", f"postgresql+{driver}:"))
+        with Session(engine) as session:
+            box.send("a@x.test", f"kept_{driver}", using=session)
+            session.commit()
+            box.send("a@x.test", "gone", using=session)
+        engine.dispose()
+    assert subjects(database) == ["kept_psycopg", "kept_psycopg2"]
+
+
+def test_asynchronous_connections_to_postgresql(database: str, tmp_path: Path) -> None:
+    import asyncpg
+    from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+
+    async def work() -> None:
+        async with AsyncOutbox(tmp_path / "other.db", config=from_toml('from = "me@x.test"', "test", {}), deliver="never") as outbox:
+            async with await psycopg.AsyncConnection.connect(database) as db:
+                await outbox.send("a@x.test", "kept1", using=db)
+                await db.commit()
+                await outbox.send("a@x.test", "gone", using=db)
+                await db.rollback()
+            plain = await asyncpg.connect(database)
+            async with plain.transaction():
+                await outbox.send("a@x.test", "kept2", using=plain)
+            with pytest.raises(ZeroDivisionError):
+                async with plain.transaction():
+                    await outbox.send("a@x.test", "gone", using=plain)
+                    raise ZeroDivisionError
+            await plain.close()
+            async with asyncpg.create_pool(database, min_size=1, max_size=1) as pool, pool.acquire() as pooled:
+                await outbox.send("a@x.test", "kept3", using=pooled)
+            engine = create_async_engine(database.replace("postgresql:", "postgresql+asyncpg:"))
+            async with AsyncSession(engine) as session:
+                await outbox.send("a@x.test", "kept4", using=session)
+                await session.commit()
+            await engine.dispose()
+
+    asyncio.run(work())
+    assert subjects(database) == ["kept1", "kept2", "kept3", "kept4"]
+
+
+@pytest.mark.parametrize("where", ["sqlite", "beside", "same"])
+def test_postgresql_tables_are_taken_over(database: str, where: str, tmp_path: Path, sink: Sink) -> None:
+    """Into a SQLite queue, into a queue in another database, and into the queue in the same database."""
+    with contextlib.ExitStack() as stack:
+        store = str(tmp_path / "q.db") if where == "sqlite" else database
+        if where == "beside":
+            store = stack.enter_context(pgserver.database(VERSION))
+        found = from_toml(f'from = "me@outmail.test"\nrelay = "{sink.url}"\n[[outbox]]\nurl = "{database}"\n', "test", {})
+        box = stack.enter_context(Outbox(store, config=found, deliver="thread"))
+        with psycopg.connect(database) as db:
+            receipts = [box.send(f"u{i}@x.test", "s", key="once" if i < 2 else None, using=db) for i in range(50)]
+            db.rollback()
+            receipts = [box.send(f"u{i}@x.test", "s", key="once" if i < 2 else None, using=db) for i in range(50)]
+            began = time.monotonic()
+            db.commit()
+        sink.wait_for(49, timeout=20)
+        assert time.monotonic() - began < 3
+        assert box.wait(receipts[-1].id, 5).status == "delivered"
+        deadline = time.monotonic() + 5
+        while left(database) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert left(database) == 0 and box._takeover is not None and box._takeover._inside[database] == (where == "same")
+    assert len(sink.messages) == 49
+
+
+@pytest.mark.parametrize("point", ["T1", "T2"])
+def test_killed_while_taking_over_from_postgresql(database: str, tmp_path: Path, sink: Sink, point: str, outmail: Any) -> None:
+    with psycopg.connect(database) as db, Outbox(tmp_path / "other.db", deliver="never") as box:
+        for i in range(5):
+            box.send(f"u{i}@x.test", "s", sender="me@x.test", using=db)
+    for store in ("q.db", database):
+        (tmp_path / "outmail.toml").write_text(f'store = "{store}"\nrelay = "{sink.url}"\n[[outbox]]\nurl = "{database}"\n')
+        outmail("run", "--once", OUTMAIL_FAIL=f"{point}:kill")
+    (tmp_path / "outmail.toml").write_text(f'store = "q.db"\nrelay = "{sink.url}"\n[[outbox]]\nurl = "{database}"\n')
+    assert outmail("run", "--once").returncode == 0
+    assert sorted(m.recipients[0] for m in sink.messages) == [f"u{i}@x.test" for i in range(5)] and left(database) == 0
+
+
+def test_mail_from_sql(database: str, sink: Sink) -> None:
+    found = from_toml(f'from = "me@outmail.test"\nrelay = "{sink.url}"\n[[outbox]]\nurl = "{database}"\n', "test", {})
+    with psycopg.connect(database) as db:
+        ids = [
+            db.execute("SELECT outmail.enqueue('me@x.test', ARRAY['a@x.test', 'b@x.test'], convert_to(E'Subject: raw\\n\\nhello\\n', 'UTF8'))").fetchone(),
+            db.execute("SELECT outmail.enqueue('me@x.test', ARRAY['k@x.test'], 'Subject: keyed', 'order-1')").fetchone(),
+            db.execute("""SELECT outmail.draft('{"to": ["Ann <c@x.test>"], "subject": "Grüße", "text": "hello", "tag": "t", "priority": "high"}')""").fetchone(),
+            db.execute("""SELECT outmail.draft('{"to": "c@x.test", "subjekt": "?"}')""").fetchone(),
+        ]
+        assert [row[0] for row in ids][1] == keyed_id("order-1")  # type: ignore[index]
+        with pytest.raises(psycopg.errors.InvalidParameterValue), db.transaction():
+            db.execute("SELECT outmail.enqueue('me@x.test', '{}', '')")
+        with pytest.raises(psycopg.errors.InvalidParameterValue), db.transaction():
+            db.execute("SELECT outmail.draft('[1]')")
+    now = int(time.time() * 1000)
+    with Outbox(database, config=found, deliver="thread") as box:
+        sink.wait_for(3, timeout=10)
+        first = ids[0][0]  # type: ignore[index]
+        assert is_id(first) and abs(int(first[:10], 32) - (now << 2)) < 4 * 60_000
+        assert {box.wait(row[0], 5).status for row in ids[:3]} == {"delivered"}  # type: ignore[index]
+        status = box.status(ids[2][0])  # type: ignore[index]
+        assert (status.tag, status.priority, status.sender) == ("t", "high", "me@outmail.test")
+        assert "no word 'subjekt'" in box.status(ids[3][0]).recipients[0].reason  # type: ignore[index]
+    assert sorted(m.recipients for m in sink.messages) == [("a@x.test", "b@x.test"), ("c@x.test",), ("k@x.test",)]
+
+
+def test_a_trigger_sends_with_the_row(database: str, sink: Sink) -> None:
+    with psycopg.connect(database) as db:
+        db.execute("CREATE TABLE orders (id int, customer text)")
+        db.execute("""CREATE FUNCTION told() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            PERFORM outmail.draft(jsonb_build_object('to', NEW.customer, 'subject', 'order ' || NEW.id, 'text', 'thanks', 'key', 'order-' || NEW.id));
+            RETURN NULL; END $$""")
+        db.execute("CREATE TRIGGER told AFTER INSERT ON orders FOR EACH ROW EXECUTE FUNCTION told()")
+        db.commit()
+        db.execute("INSERT INTO orders VALUES (1, 'gone@x.test')")
+        db.rollback()
+        db.execute("INSERT INTO orders VALUES (2, 'kept@x.test')")
+        db.commit()
+    found = from_toml(f'from = "me@outmail.test"\nrelay = "{sink.url}"\n[[outbox]]\nurl = "{database}"\n', "test", {})
+    with Outbox(database, config=found, deliver="thread"):
+        sink.wait_for(1, timeout=10)
+        time.sleep(0.5)
+    assert [m.recipients for m in sink.messages] == [("kept@x.test",)]

@@ -1,6 +1,7 @@
 """Mail that applications left in their own databases (``using=``): taken over into the queue.
 
-How: a thread looks at each source several times a second: claim, add to the store, delete; see `store.source`. A row of ours carries a
+How: a thread looks at each source several times a second: claim, add to the store, delete; see `store.source`. A table in the store's own
+database is emptied in one transaction. A row of ours carries a
 complete message; a row made by SQL (``outmail.enqueue``, ``outmail.draft``) is checked and composed here for the first time.
 Promises: a committed row is in the queue within a second; killed anywhere, nothing is lost and nothing doubled; a row that cannot be
 sent ends as failed, with the reason, and stops nothing; a source in trouble is told once, left alone for a moment, and tried again;
@@ -22,9 +23,9 @@ from typing import Any
 from outmail.accept import Door, Draft
 from outmail.errors import ConfigError, NotStored, Refused
 from outmail.model import Dsn, Message
-from outmail.store import Store, Trouble
+from outmail.store import Store, Trouble, Verb
 from outmail.store.caller import Values, row
-from outmail.store.source import Row, Source
+from outmail.store.source import Row, Source, take
 
 log = logging.getLogger("outmail")
 
@@ -116,6 +117,7 @@ class TakeOver:
         self._open = open_source
         self._compose = compose
         self._sources: dict[str, Source] = {}
+        self._inside: dict[str, bool] = {}
         self._troubles: dict[str, str] = {}
         self._rest_until: dict[str, float] = {}
         self._me = ""
@@ -167,6 +169,8 @@ class TakeOver:
         try:
             count = self._step(url)
         except (Trouble, NotStored, ConfigError) as problem:
+            if isinstance(problem, Trouble) and problem.kind in ("busy", "conflict"):
+                return 0  # somebody writes for long; nothing is wrong
             self._complain(url, str(problem))
         except Exception:
             log.exception("a bug of outmail while mail was taken over; it stays where it is")
@@ -187,10 +191,13 @@ class TakeOver:
             log.error("mail cannot be taken over: %s; trying again", text)
 
     def _step(self, url: str) -> int:
+        self._me = self._me or store_id(self._door.store)
         source = self._sources.get(url)
         if source is None:
             source = self._sources[url] = self._open(url)
-        self._me = self._me or store_id(self._door.store)
+            self._inside[url] = source.inside(self._door.store)
+        if self._inside[url]:
+            return self._step_inside()
         numbers = source.claim(self._me)
         if not numbers:
             return 0
@@ -200,6 +207,21 @@ class TakeOver:
         self._door.fail("T2")
         source.done([found.n for found in rows])
         return len(rows)
+
+    def _step_inside(self) -> int:
+        """The table is in the store's own database: one transaction moves the rows."""
+
+        def move() -> Verb[int]:
+            messages = [self._message(found) for found in (yield from take(self._me))]
+            if messages:
+                yield from self._door.store.verbs.add(messages, again=True)
+            self._door.fail("T2")
+            return len(messages)
+
+        count = self._door.store.run(move())
+        if count:
+            self._door.wake()
+        return count
 
     def _message(self, found: Row) -> Message:
         draft = Draft(bytes(found.content or found.envelope.encode()), "", (), id=found.id)

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from outmail.model import Event
-from outmail.store import Verb, verbs
+from outmail.store import Verb, source, verbs
 
 _TABLES = "message|body|chunk|recipient|attempt|event|owner|note|numbering"
 _QUALIFIED = re.compile(rf"\b(FROM|JOIN|INTO|UPDATE|TABLE) ({_TABLES})\b")
@@ -30,6 +30,8 @@ _OWN = {
     verbs._READY: verbs._READY + _CLAIMED,
     verbs._ONLY: verbs._ONLY + _CLAIMED,
     verbs._SUSPECTS: verbs._SUSPECTS + _CLAIMED,
+    source.TAKE: source.TAKE + _CLAIMED,
+    source.TAKEN: source.TAKEN.replace(_IN_SEQS, f"= {_SEQS}"),
     verbs._LOST: verbs._LOST + " FOR UPDATE",
     verbs._SIZES: verbs._SIZES.replace(_IN_SEQS, f"= {_SEQS}"),
     verbs._TO_SEND: verbs._TO_SEND.replace(_IN_SEQS, f"= {_SEQS}"),

@@ -419,13 +419,17 @@ class PostgresStore(GroupCommit):
             dead.remove()
         return found
 
+    def identity(self, sql: str) -> tuple[Any, ...]:
+        """One row that says which database this is (`source.IDENTITY`)."""
+        return tuple(self.read(_row(sql)))
+
     # -- upkeep -----------------------------------------------------------------------------------------------------
 
     def check(self) -> list[str]:
         """What is wrong with the queue, in sentences; an empty list is good news."""
         problems = []
         for sql, text in CHECKS:
-            count = self.read(_count(sql))
+            count = self.read(_row(sql))[0]
             if count:
                 problems.append(f"{count} {text}")
         return problems
@@ -442,9 +446,9 @@ CHECKS = (
 )
 
 
-def _count(sql: str) -> Verb[int]:
+def _row(sql: str) -> Verb[Any]:
     rows = yield sql, ()
-    return int(rows[0][0])
+    return rows[0]
 
 
 # -- URLs ---------------------------------------------------------------------------------------------------------------

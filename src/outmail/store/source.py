@@ -10,12 +10,14 @@ Fails: `Trouble`; kind "schema" where the table is missing. Does not: understand
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
-from outmail.store import Trouble, drivers
+from outmail.store import Store, Trouble, Verb, drivers, shown
 
 #: Rows, and bytes of content, taken over at a time.
 BATCH = 200
@@ -56,6 +58,9 @@ class Source(Protocol):
     def done(self, numbers: Sequence[int]) -> None:
         """They are in the store: delete them."""
 
+    def inside(self, store: Store) -> bool:
+        """True when the table is in the store's own database: then `take` moves rows in one transaction."""
+
     def claims(self) -> list[Claim]:
         """Who has claimed what."""
 
@@ -73,6 +78,18 @@ _ROWS = "SELECT n, id, added_at, content, envelope FROM outmail_outbox WHERE n I
 _DONE = "DELETE FROM outmail_outbox WHERE n = ?"
 _CLAIMS = "SELECT store, count(*), min(added_at) FROM outmail_outbox WHERE store IS NOT NULL GROUP BY store ORDER BY store"
 _FREE = "UPDATE outmail_outbox SET store = NULL WHERE store = ? RETURNING n"
+
+
+#: Rows that another engine is taking in this moment are passed over (`pgsql`).
+TAKE = "SELECT n, length(content) FROM outmail_outbox WHERE store IS NULL OR store = ? ORDER BY n LIMIT ?"
+TAKEN = "DELETE FROM outmail_outbox WHERE n IN (SELECT value FROM json_each(?)) RETURNING n, id, added_at, content, envelope"
+
+
+def take(store: str) -> Verb[list[Row]]:
+    """Part of a store's own transaction: rows of a table beside it are deleted and returned, oldest first."""
+    fit = within((yield TAKE, (store, BATCH)))
+    rows = (yield TAKEN, (json.dumps(fit),)) if fit else []
+    return [Row(*row) for row in sorted(rows, key=lambda row: row[0])]
 
 
 def within(sizes: Sequence[tuple[int, int]]) -> list[int]:
@@ -98,8 +115,8 @@ class SqliteSource:
         self._claimed = drivers.claim(self.path, library)
         try:
             self._db = drivers.DRIVERS[library](self.path)
-            for pragma in ("PRAGMA synchronous = FULL", "PRAGMA busy_timeout = 0"):
-                self._db.execute(pragma)
+            for pragma in ("PRAGMA busy_timeout = 0", "PRAGMA synchronous = FULL"):
+                drivers.patient(partial(self._db.execute, pragma), 5.0)
         except BaseException:
             drivers.release(self._claimed)
             raise
@@ -121,6 +138,9 @@ class SqliteSource:
 
     def done(self, numbers: Sequence[int]) -> None:
         self._write([(_DONE, (n,)) for n in numbers])
+
+    def inside(self, store: Store) -> bool:
+        return os.path.realpath(getattr(store, "path", "")) == self.path
 
     def claims(self) -> list[Claim]:
         return [Claim(*row) for row in self._read(_CLAIMS, ())]
@@ -156,3 +176,59 @@ def missing_table(problem: Trouble, name: str) -> Trouble:
     if "outmail_outbox" in text and ("no such table" in text or "does not exist" in text):
         return Trouble("schema", f"{name} has no table outmail_outbox: make it with what `outmail store ddl` prints")
     return problem
+
+
+#: What tells one table of one database of one server from all others.
+IDENTITY = "SELECT pg_postmaster_start_time(), current_setting('port'), current_database(), to_regclass('outmail_outbox')::oid"
+
+
+class PostgresSource:
+    """``outmail_outbox`` in an application's PostgreSQL database, where the connection's search path finds it."""
+
+    def __init__(self, url: str) -> None:
+        from outmail.store.postgres import Connection, conninfo_of
+
+        self.name = shown(url)
+        conninfo, prepare = conninfo_of(url)
+        self._connection = Connection(conninfo, prepare=prepare)
+
+    def claim(self, store: str) -> list[int]:
+        mine = self._run("SELECT n FROM outmail_outbox WHERE store = %s ORDER BY n LIMIT %s", (store, BATCH))
+        if not mine and self._run(_ANY):
+            mine = self._run(
+                "WITH free AS MATERIALIZED (SELECT n FROM outmail_outbox WHERE store IS NULL ORDER BY n LIMIT %s FOR UPDATE SKIP LOCKED)"
+                " UPDATE outmail_outbox o SET store = %s FROM free WHERE o.n = free.n RETURNING o.n",
+                (BATCH, store),
+            )
+        return sorted(row[0] for row in mine)
+
+    def rows(self, numbers: Sequence[int]) -> list[Row]:
+        fit = within(self._run("SELECT n, length(content) FROM outmail_outbox WHERE n = ANY(%s) ORDER BY n", (list(numbers),)))
+        found = self._run("SELECT n, id, added_at, content, envelope FROM outmail_outbox WHERE n = ANY(%s) ORDER BY n", (fit,))
+        return [Row(*row) for row in found]
+
+    def done(self, numbers: Sequence[int]) -> None:
+        self._run("DELETE FROM outmail_outbox WHERE n = ANY(%s) RETURNING n", (list(numbers),))
+
+    def inside(self, store: Store) -> bool:
+        identity = getattr(store, "identity", None)
+        return identity is not None and identity(IDENTITY) == self._run(IDENTITY)[0]
+
+    def claims(self) -> list[Claim]:
+        return [Claim(*row) for row in self._run(_CLAIMS)]
+
+    def free(self, store: str) -> int:
+        return len(self._run(_FREE.replace("?", "%s"), (store,)))
+
+    def close(self) -> None:
+        self._connection.drop()
+
+    def _run(self, sql: str, params: Sequence[Any] = ()) -> list[Any]:
+        """One statement, one transaction."""
+        from outmail.store.postgres import psycopg, trouble
+
+        try:
+            return list(self._connection.open().execute(sql, params, binary=True).fetchall())
+        except psycopg().Error as problem:
+            self._connection.settle_down()
+            raise missing_table(trouble(problem), self.name) from None
