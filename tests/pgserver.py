@@ -91,9 +91,9 @@ def stop_all() -> None:
 class PgServer:
     """One server."""
 
-    def __init__(self, folder: Path, *, settings: str = "", data: Path | None = None) -> None:
+    def __init__(self, folder: Path, *, settings: str = "", port: int = 0, empty: bool = False) -> None:
         self.user = _user()
-        self.port = free_port()
+        self.port = port or free_port()
         self.home = Path(tempfile.mkdtemp(prefix="outmail-pg-", dir="/tmp"))
         self.home.chmod(0o755)
         self.bin = self._reachable(folder) / "bin"
@@ -103,15 +103,14 @@ class PgServer:
         self.data.mkdir(mode=0o700)
         self.log.touch()
         self._own(self.home, self.data, self.log)
-        if data is None:
+        if not empty:
             self.command("initdb", "-D", str(self.data), "-A", "trust", "-U", "outmail", "-E", "UTF8", "--locale=C", "--no-sync")
-        self._configure(settings)
+            self.configure(settings)
 
-    def _configure(self, settings: str) -> None:
-        conf = self.data / "postgresql.conf"
-        if conf.exists():
-            with conf.open("a") as file:
-                file.write(f"listen_addresses = '127.0.0.1'\nport = {self.port}\nunix_socket_directories = ''\nshared_buffers = 64MB\nmax_connections = 60\n{settings}\n")
+    def configure(self, settings: str) -> None:
+        """The last word for a setting counts."""
+        with (self.data / "postgresql.conf").open("a") as file:
+            file.write(f"listen_addresses = '127.0.0.1'\nport = {self.port}\nunix_socket_directories = ''\nshared_buffers = 64MB\nmax_connections = 60\n{settings}\n")
 
     def _reachable(self, folder: Path) -> Path:
         """Programs that the other user can run: below /root they are copied."""
@@ -170,11 +169,16 @@ class PgServer:
     def url(self, database: str) -> str:
         return f"postgresql://outmail@127.0.0.1:{self.port}/{database}"
 
+    def promote(self) -> None:
+        """A standby becomes the primary; returns when it takes writes."""
+        self.command("pg_ctl", "promote", "-D", str(self.data), "-w", "-t", "60")
+
     def create(self, database: str) -> str:
         """A new, empty database; its URL."""
         import psycopg
 
         with psycopg.connect(self.url("postgres"), autocommit=True) as db:
+            db.execute("SET synchronous_commit = local")  # there may be no standby yet
             db.execute(f'CREATE DATABASE "{database}"')  # type: ignore[arg-type]
         return self.url(database)
 

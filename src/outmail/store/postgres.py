@@ -3,7 +3,8 @@
 Promises: what `commit` returned was committed (``synchronous_commit`` is the server's affair); a transaction is never open while the
 network of mail is used; no state is kept in a session, so PgBouncer may stand between (``?pgbouncer=1``: no prepared statements);
 threads that ask at the same moment share one commit; a connection that broke is made anew with the next call, with several hosts in
-the URL on the one that takes writes; when it breaks during COMMIT, the server is asked whether the commit happened.
+the URL on the one that takes writes; when it breaks during COMMIT, the server is asked whether the commit happened, and where that cannot
+be known (it was restarted, a standby took over) the caller is told that it may have.
 Engines hold leases by the server's clock, renewed every 30 s; one that could not renew for 90 s puts no more dots on record. The dot
 record is a local file: an engine killed is taken back at once and exactly on its own host, elsewhere after the lease, and then
 everything it had leased counts as uncertain.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import re
 import socket
@@ -58,6 +60,10 @@ def psycopg() -> Any:
     return psycopg
 
 
+#: What it warns of when a pipeline breaks off is told by `Trouble`.
+logging.getLogger("psycopg.pipeline").setLevel(logging.ERROR)
+
+
 def trouble(problem: Exception) -> Trouble:
     """An exception of psycopg → Trouble. What has no SQLSTATE is a connection that could not be made or was lost."""
     state = getattr(problem, "sqlstate", None)
@@ -76,6 +82,8 @@ class Connection:
         self._conninfo = conninfo
         self._prepare = prepare
         self._db: Any = None
+        #: When the server at the other end was started: what tells it from its own restart and from a standby.
+        self.server: Any = None
 
     def open(self) -> Any:
         """The psycopg connection."""
@@ -84,6 +92,7 @@ class Connection:
         library = psycopg()
         try:
             self._db = library.connect(self._conninfo, autocommit=True, prepare_threshold=5 if self._prepare else None)
+            self.server = self._db.execute("SELECT pg_postmaster_start_time()").fetchone()[0]
         except library.Error as problem:
             raise trouble(problem) from None
         self._db.adapters.register_dumper(str, _lenient(library))
@@ -274,8 +283,10 @@ class PostgresStore(GroupCommit):
                 db.execute("COMMIT")
         except library.Error as problem:
             found = trouble(problem)
-            if found.kind == "io" and xid is not None and self._became_of(xid):
-                return answers
+            if found.kind == "io" and xid is not None:
+                if self._became_of(xid):
+                    return answers
+                found = Trouble("io", f"the connection was lost during COMMIT, which may have happened: {found}")
             self._writer.settle_down()
             raise found from None
         except BaseException:
@@ -305,13 +316,18 @@ class PostgresStore(GroupCommit):
         return answer
 
     def _became_of(self, xid: str) -> bool:
-        """The connection was lost while the commit was under way: did it happen? Also known by a standby that was promoted."""
+        """The connection was lost while the commit was under way: did it happen? Only the same server, not restarted, knows for sure:
+        after a restart or on a standby the number may mean another transaction."""
         library = psycopg()
+        server = self._writer.server
         deadline = time.monotonic() + AFTERWARDS
         while time.monotonic() < deadline:
             self._writer.drop()
             try:
-                row = self._writer.open().execute("SELECT pg_xact_status(%s::xid8)", (xid,)).fetchone()
+                db = self._writer.open()
+                if self._writer.server != server:
+                    return False
+                row = db.execute("SELECT pg_xact_status(%s::xid8)", (xid,)).fetchone()
             except (Trouble, library.Error):
                 time.sleep(0.2)
                 continue
