@@ -192,7 +192,7 @@ def _build(data: dict[str, Any], source: str, env: Mapping[str, str]) -> Config:
         transcripts=_one_of("transcripts", data.get("transcripts", "failures"), ("failures", "all", "none")),
         loop=_one_of("loop", data.get("loop", "asyncio"), ("asyncio", "uvloop")),
         templates=data.get("reports", {}).get("templates", ""),
-        outboxes=_outboxes(data.get("outbox", [])),
+        outboxes=_outboxes(data.get("outbox", []), env.get("OUTMAIL_OUTBOX", "")),
         hostname=data.get("hostname") or socket.gethostname() or "localhost",
         source=source,
     )
@@ -307,8 +307,8 @@ def _rules(tables: list[Any], relays: Mapping[str, Relay]) -> tuple[Rule, ...]:
     return tuple(rules)
 
 
-def _outboxes(tables: list[Any]) -> tuple[str, ...]:
-    urls = []
+def _outboxes(tables: list[Any], more: str) -> tuple[str, ...]:
+    urls = [more] if more else []
     for i, table in enumerate(tables, 1):
         where = f"[[outbox]] {i}: "
         if not isinstance(table, dict):

@@ -67,7 +67,8 @@ def _place(url: str) -> str:
     """Where files of this host for a PostgreSQL store are: spool, engines' signs of life."""
     from outmail.store.postgres import place_of
 
-    return os.path.join(os.path.dirname(default_store(os.environ)), place_of(url))
+    state = os.environ.get("XDG_STATE_HOME")
+    return os.path.join(os.path.join(state, "outmail") if state else os.path.dirname(default_store(os.environ)), place_of(url))
 
 
 def store_path(url: str) -> tuple[str, str]:
@@ -267,6 +268,10 @@ class Outbox:
         return [Receipt(message.id, message.message_id, as_datetime(now), durable=False) for message in messages]
 
     # -- for reports (`reports.door.ReportDoor`) ----------------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
 
     @property
     def store(self) -> Store:

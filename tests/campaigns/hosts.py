@@ -47,6 +47,7 @@ def main() -> int:
     print(f"seed {seed}, PostgreSQL {options.server}", flush=True)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="outmail-hosts-") as folder, Sink("", seed=seed) as sink:
+        os.environ["XDG_STATE_HOME"] = folder
         if options.failovers:
             result = failovers(Path(folder), sink, options.failovers, options.server, random.Random(seed))
         else:

@@ -11,7 +11,7 @@ LAYERS = [
     ("accept", "commits", "hop", "engine"),
     ("intake", "reports", "ops"),
     ("config", "outbox", "service"),
-    ("cli", "compat", "__main__"),
+    ("cli", "compat", "contrib", "__main__"),
 ]
 RANK = {name: i for i, names in enumerate(LAYERS) for name in names}
 PURE = ("policy", "smtp", "mime")

@@ -60,8 +60,12 @@ def psycopg() -> Any:
     return psycopg
 
 
+def _not_told_twice(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith("error ignored")
+
+
 #: What it warns of when a pipeline breaks off is told by `Trouble`.
-logging.getLogger("psycopg.pipeline").setLevel(logging.ERROR)
+logging.getLogger("psycopg").addFilter(_not_told_twice)
 
 
 def trouble(problem: Exception) -> Trouble:

@@ -1,0 +1,1 @@
+"""outmail inside other people's frameworks. Nothing here is imported by the rest."""

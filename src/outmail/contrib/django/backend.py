@@ -1,0 +1,70 @@
+"""The e-mail backend: what Django sends is queued, inside the running transaction where there is one.
+
+Promises: inside ``transaction.atomic`` mail goes out if and only if the block commits; outside it is on disk when `send_messages` returns;
+Bcc is in the envelope only; a message refused raises before anything of the call is queued (with ``fail_silently`` it is left out); the
+number of messages queued is returned. Priority and the like: an attribute ``outmail`` of the message, a dict of the words of ``submit``
+(``priority, at, expires, tag, key, relay``), or headers X-Outmail-Priority, -At, -Expires, -Tag, -Key, -Relay, which are taken out.
+Fails: `outmail.Refused`, `outmail.NotStored`, `outmail.ConfigError`. Does not: deliver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from django.core.mail.backends.base import BaseEmailBackend
+
+from outmail import Error
+from outmail.contrib.django import queue
+from outmail.intake import api
+
+WORDS = ("priority", "at", "expires", "tag", "key", "relay")
+_HEADERS = {f"x-outmail-{word}": word for word in WORDS}
+
+
+class EmailBackend(BaseEmailBackend):
+    """For EMAIL_BACKEND (Django 5.2) and MAILERS (6.1 and later); options as in `queue.WORDS`."""
+
+    def __init__(self, fail_silently: bool = False, *, alias: str | None = None, **options: Any) -> None:
+        own = {name: options.pop(name) for name in queue.WORDS if name in options}
+        if alias is not None:
+            super().__init__(alias=alias, **options)
+        else:
+            super().__init__()  # Django 5.2 passes host, username and more, which mean nothing here
+        self.fail_silently = fail_silently
+        self.options = own
+
+    def send_messages(self, email_messages: Sequence[Any]) -> int:
+        """Queue them; returns how many."""
+        messages = [message for message in email_messages or () if message.recipients()]
+        if not messages:
+            return 0
+        box, using = queue.outbox(self.options), queue.transaction(self.options)
+        if not self.fail_silently:
+            return len(box.submit_many({**submitted(message), "using": using} for message in messages))
+        count = 0
+        for message in messages:
+            try:
+                box.submit(**submitted(message), using=using)
+                count += 1
+            except Error:
+                pass
+        return count
+
+
+def submitted(message: Any) -> dict[str, Any]:
+    """A message of Django → the words of ``Outbox.submit``."""
+    kept = dict(message.extra_headers)
+    words = {_HEADERS[name.lower()]: str(value) for name, value in kept.items() if name.lower() in _HEADERS}
+    words |= dict(getattr(message, "outmail", None) or {})
+    message.extra_headers = {name: value for name, value in kept.items() if name.lower() not in _HEADERS}
+    try:
+        content = message.message().as_bytes()
+    finally:
+        message.extra_headers = kept
+    sender = _addresses([message.from_email], "from_email")
+    return {"content": content, "sender": sender[0], "recipients": _addresses(message.recipients(), "recipient"), **words}
+
+
+def _addresses(values: Iterable[Any], where: str) -> list[str]:
+    return [str(mailbox) for _, mailbox in api.people([str(value) for value in values], where)]

@@ -1,0 +1,38 @@
+"""System checks: what would go wrong with the first mail is said by ``manage.py check``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.apps import apps
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Warning, register
+
+from outmail import ConfigError
+from outmail.config import load
+from outmail.contrib.django import queue
+
+BACKENDS = ("outmail.contrib.django.EmailBackend", "outmail.contrib.django.backend.EmailBackend")
+
+
+@register("outmail")
+def settings_make_sense(app_configs: Any = None, **_: Any) -> list[CheckMessage]:
+    """E001: a setting is wrong; E002: the database is one outmail cannot empty; W001: nothing uses the backend."""
+    found: list[CheckMessage] = []
+    mailers = getattr(settings, "MAILERS", {}) or {}
+    used = [mailer.get("OPTIONS", {}) for mailer in mailers.values() if mailer.get("BACKEND") in BACKENDS]
+    if not mailers and getattr(settings, "EMAIL_BACKEND", "") in BACKENDS:
+        used.append({})
+    for own in used or [{}]:
+        try:
+            load(queue.options({name: value for name, value in own.items() if name != "fail_silently"}).get("config"))
+        except ConfigError as problem:
+            found.append(Error(str(problem), hint=problem.hint or None, id="outmail.E001"))
+            continue
+        try:
+            queue.database_url(own)
+        except ConfigError as problem:
+            found.append(Error(str(problem), hint=problem.hint or None, id="outmail.E002"))
+    if not used and apps.is_installed("outmail.contrib.django"):
+        found.append(Warning("outmail is installed, but no mailer uses it", hint=f"EMAIL_BACKEND = {BACKENDS[0]!r}", id="outmail.W001"))
+    return found

@@ -1,0 +1,238 @@
+"""Django as people use it: a project of its own, manage.py, transactions, the admin. 5.2 on Python 3.11, 6.1 on later ones."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import django
+import pytest
+
+from outmail import Outbox
+from outmail.testing import Sink
+from tests import pgserver
+
+MODERN = django.VERSION >= (6, 1)
+MAILER = (
+    'MAILERS = {"default": {"BACKEND": "outmail.contrib.django.EmailBackend"}, "other": {"BACKEND": "outmail.contrib.django.EmailBackend", "OPTIONS": {"store": STORE, "database": None}}}'
+    if MODERN
+    else 'EMAIL_BACKEND = "outmail.contrib.django.EmailBackend"'
+)
+SETTINGS = """
+import os
+BASE = {base!r}
+STORE = BASE + "/queue.db"
+SECRET_KEY = "x" * 50
+DEBUG = True
+ALLOWED_HOSTS = ["*"]
+ROOT_URLCONF = "urls"
+INSTALLED_APPS = ["django.contrib.admin", "django.contrib.auth", "django.contrib.contenttypes", "django.contrib.messages", "django.contrib.sessions", "outmail.contrib.django"]
+MIDDLEWARE = ["django.contrib.sessions.middleware.SessionMiddleware", "django.contrib.auth.middleware.AuthenticationMiddleware", "django.contrib.messages.middleware.MessageMiddleware"]
+TEMPLATES = [{{"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True, "OPTIONS": {{"context_processors": [
+    "django.template.context_processors.request", "django.contrib.auth.context_processors.auth", "django.contrib.messages.context_processors.messages"]}}}}]
+DATABASES = {{"default": {database}}}
+DEFAULT_FROM_EMAIL = "Shop <shop@outmail.test>"
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+USE_TZ = True
+OUTMAIL = {{"store": STORE, "relay": "smtp://127.0.0.1:{port}"}}
+{mailer}
+"""
+MANAGE = "import os, sys\nos.environ['DJANGO_SETTINGS_MODULE'] = 'settings'\nfrom django.core.management import execute_from_command_line\nexecute_from_command_line(sys.argv)\n"
+
+
+class Project:
+    """A Django project in a folder."""
+
+    def __init__(self, folder: Path, database: str, port: int) -> None:
+        self.folder = folder
+        folder.joinpath("settings.py").write_text(SETTINGS.format(base=str(folder), database=database, port=port, mailer=MAILER))
+        folder.joinpath("urls.py").write_text("from django.contrib import admin\nfrom django.urls import path\nurlpatterns = [path('admin/', admin.site.urls)]\n")
+        folder.joinpath("manage.py").write_text(MANAGE)
+
+    def manage(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run([sys.executable, "manage.py", *words], cwd=self.folder, capture_output=True, text=True, timeout=60, env=dict(os.environ), check=False)
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    def story(self, code: str) -> str:
+        """Run lines inside the project."""
+        head = "import os\nos.environ['DJANGO_SETTINGS_MODULE'] = 'settings'\nimport django\ndjango.setup()\nfrom django.core import mail\nfrom django.db import transaction, connection\n"
+        done = subprocess.run([sys.executable, "-W", "error::DeprecationWarning", "-c", head + textwrap.dedent(code)], cwd=self.folder, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def statuses(self) -> list[Any]:
+        with Outbox(self.folder / "queue.db", deliver="never") as box:
+            return list(box.find())
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def project(request: pytest.FixtureRequest, tmp_path: Path, sink: Sink) -> Iterator[Project]:
+    folder = tmp_path / "shop"
+    folder.mkdir()
+    if request.param == "sqlite":
+        made = Project(folder, repr({"ENGINE": "django.db.backends.sqlite3", "NAME": str(folder / "app.db")}), sink.port)
+        made.manage("migrate", "-v0")
+        yield made
+        return
+    version = max(pgserver.installed(), key=int)
+    with pgserver.database(version) as url:
+        name = url.rpartition("/")[2]
+        server = pgserver.running(version)
+        made = Project(folder, repr({"ENGINE": "django.db.backends.postgresql", "NAME": name, "USER": "outmail", "HOST": "127.0.0.1", "PORT": server.port}), sink.port)
+        made.manage("migrate", "-v0")
+        yield made
+
+
+def test_mail_follows_the_transaction(project: Project, sink: Sink) -> None:
+    project.story("""
+        try:
+            with transaction.atomic():
+                mail.send_mail("gone", "text", None, ["a@x.test"])
+                raise ZeroDivisionError
+        except ZeroDivisionError:
+            pass
+        with transaction.atomic():
+            assert mail.send_mail("kept", "text", None, ["Ann <a@x.test>"]) == 1
+            try:
+                with transaction.atomic():
+                    mail.send_mail("inner", "text", None, ["a@x.test"])
+                    raise ZeroDivisionError
+            except ZeroDivisionError:
+                pass
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT count(*) FROM outmail_outbox")
+                assert cursor.fetchone() == (1,)
+        assert mail.send_mail("outside", "text", "me@outmail.test", ["b@x.test"]) == 1
+    """)
+    assert [s.subject for s in project.statuses()] == ["outside"]
+    project.manage("outmail", "run", "--once")
+    assert sorted(m.content.partition(b"Subject: ")[2].partition(b"\r\n")[0] for m in sink.messages) == [b"kept", b"outside"]
+    assert [m.sender for m in sink.messages if b"kept" in m.content] == ["shop@outmail.test"]
+    assert project.story("""
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT count(*) FROM outmail_outbox")
+            print(cursor.fetchone()[0])
+    """) == "0\n"
+
+
+def test_words_travel_by_attribute_and_by_header(project: Project) -> None:
+    project.story("""
+        one = mail.EmailMultiAlternatives("héllo", "text", None, ["a@x.test"], bcc=["hidden@x.test"], cc=["c@x.test"], headers={"X-Outmail-Tag": "t", "X-Other": "kept"})
+        one.attach_alternative("<p>html</p>", "text/html")
+        one.attach("ä.txt", "content", "text/plain")
+        one.outmail = {"priority": "high", "at": "2h", "key": "order-1"}
+        assert one.send() == 1 and one.send() == 1 and one.extra_headers == {"X-Outmail-Tag": "t", "X-Other": "kept"}
+        assert mail.EmailMessage("nobody", "text", None, []).send() == 0
+    """)
+    (status,) = project.statuses()
+    assert (status.priority, status.tag, status.key, [r.address for r in status.recipients]) == ("high", "t", "order-1", ["a@x.test", "c@x.test", "hidden@x.test"])
+    with Outbox(project.folder / "queue.db", deliver="never") as box:
+        content = box.content(status.id)
+    assert b"hidden" not in content and b"X-Outmail" not in content and b"X-Other: kept" in content
+
+
+def test_errors_raise_before_anything_is_queued_or_are_silent(project: Project) -> None:
+    silent = "mail.mailers['default'].__class__(fail_silently=True)" if MODERN else "mail.get_connection(fail_silently=True)"
+    default = "mail.mailers.default" if MODERN else "mail.get_connection()"
+    project.story(f"""
+        import outmail
+        good, bad = mail.EmailMessage("good", "t", None, ["a@x.test"]), mail.EmailMessage("bad", "t", None, ["no address"])
+        try:
+            {default}.send_messages([good, bad])
+        except outmail.Refused as refusal:
+            assert "no address" in str(refusal)
+        else:
+            raise AssertionError
+        assert {silent}.send_messages([bad, good]) == 1
+        assert {default}.send_messages([]) == 0
+    """)
+    assert [s.subject for s in project.statuses()] == ["good"]
+
+
+def test_djangos_own_documentation_examples(project: Project) -> None:
+    """The calls of the topic guide "Sending email", with this backend behind them."""
+    project.story("""
+        from django.core.mail import EmailMessage, EmailMultiAlternatives, send_mail, send_mass_mail, mail_admins
+        send_mail("Subject here", "Here is the message.", "from@example.com", ["to@example.com"], fail_silently=False) if not hasattr(mail, "mailers") else send_mail("Subject here", "Here is the message.", "from@example.com", ["to@example.com"])
+        message1 = ("Subject here", "Here is the message", "from@example.com", ["first@example.com", "other@example.com"])
+        message2 = ("Another Subject", "Here is another message", "from@example.com", ["second@test.com"])
+        assert send_mass_mail((message1, message2)) == 2
+        email = EmailMessage("Hello", "Body goes here", "from@example.com", ["to1@example.com", "to2@example.com"], ["bcc@example.com"], reply_to=["another@example.com"], headers={"Message-ID": "<foo@example.com>"})
+        assert email.send() == 1
+        msg = EmailMultiAlternatives("subject", "This is an important message.", "from@example.com", ["to@example.com"], headers={"List-Unsubscribe": "<mailto:unsub@example.com>"})
+        msg.attach_alternative("<p>This is an <strong>important</strong> message.</p>", "text/html")
+        assert msg.send() == 1
+    """)
+    found = {s.subject: s for s in project.statuses()}
+    assert set(found) == {"Subject here", "Another Subject", "Hello", "subject"}
+    assert found["Hello"].message_id == "<foo@example.com>" and len(found["Hello"].recipients) == 3
+
+
+@pytest.mark.skipif(not MODERN, reason="MAILERS came with Django 6.1, which needs Python 3.12")
+def test_mailers(project: Project) -> None:
+    project.story("""
+        with transaction.atomic():
+            mail.send_mail("beside", "text", None, ["a@x.test"], using="other")
+        try:
+            type(mail.mailers.default)(alias="x", nonsense=1)
+        except Exception as problem:
+            assert "nonsense" in str(problem)
+        else:
+            raise AssertionError
+    """)
+    assert [s.subject for s in project.statuses()] == ["beside"]
+
+
+def test_checks_say_what_is_wrong(project: Project) -> None:
+    assert "no issues" in project.manage("check").stdout
+    settings = project.folder / "settings.py"
+    settings.write_text(settings.read_text() + 'OUTMAIL["stor"] = 1\n')
+    done = project.manage("check", check=False)
+    assert done.returncode != 0 and "outmail.E001" in done.stderr and "'stor'" in done.stderr
+
+
+def test_no_migration_is_missing(project: Project) -> None:
+    assert "No changes detected" in project.manage("makemigrations", "--check", "--dry-run", "outmail").stdout
+
+
+def test_the_admin_lists_retries_and_cancels(project: Project) -> None:
+    out = project.story("""
+        from django.contrib.auth.models import User, Permission
+        from django.test import Client
+        User.objects.create_superuser("root", "r@x.test", "pw")
+        looker = User.objects.create_user("looker", password="pw", is_staff=True)
+        looker.user_permissions.add(Permission.objects.get(codename="view_message", content_type__app_label="outmail"))
+        mail.send_mail("<b>to be seen</b>", "text", None, ["a@x.test"])
+        from outmail.contrib.django import queue
+        (status,) = queue.outbox().find()
+        queue.outbox().hold(status.id); queue.outbox().release(status.id)
+        client = Client(); assert client.login(username="root", password="pw")
+        page = client.get("/admin/outmail/message/").content.decode()
+        assert "&lt;b&gt;to be seen" in page and "a@x.test" in page and "Cancel" in page and "Add" not in page.split("result_list")[1]
+        assert "Nothing found" in client.get("/admin/outmail/message/?q=to:nobody").content.decode()
+        assert "unknown" in client.get("/admin/outmail/message/?q=nonsense:1").content.decode().lower()
+        assert client.get(f"/admin/outmail/message/{status.id}/change/").status_code == 200
+        assert client.get("/admin/outmail/message/00000000000000000000000000/change/").status_code == 404
+        assert client.post("/admin/outmail/message/", {"action": "cancel", "id": [status.id]}).status_code == 302
+        assert queue.outbox().status(status.id).status == "cancelled"
+        other = Client(); assert other.login(username="looker", password="pw")
+        assert "Cancel" not in other.get("/admin/outmail/message/?q=state:cancelled").content.decode()
+        assert other.post("/admin/outmail/message/", {"action": "retry", "id": [status.id]}).status_code == 403
+        assert Client().get("/admin/outmail/message/").status_code == 302
+        assert client.get("/admin/").status_code == 200
+        print("seen")
+    """)
+    assert out == "seen\n"
+
+
+def test_the_command_is_outmails_own(project: Project) -> None:
+    project.story('mail.send_mail("listed", "text", None, ["a@x.test"])')
+    assert "listed" in project.manage("outmail", "queue", "list").stdout
+    assert project.manage("outmail", "show", "nothing", check=False).returncode == 66
+    assert "usage: outmail" in project.manage("outmail", "--help").stdout
