@@ -23,15 +23,13 @@ from outmail.model import NEEDS_8BIT, NEEDS_UTF8, PRIORITIES, Dsn, Message, Rece
 from outmail.policy.route import Routes, allowed
 from outmail.smtp.syntax import AddressError, parse_mailbox, printable, valid_key
 from outmail.store import Store, Trouble, Verb
+from outmail.store.verbs import LONG, PIECE
 from outmail.worker import Worker
 
 log = logging.getLogger("outmail")
 
 #: A condition that is part of the transaction.
 When = Callable[[], Verb[bool]]
-#: Content longer than this is stored in pieces, ahead of its message and outside the group commit.
-LONG = 1024 * 1024
-PIECE = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)

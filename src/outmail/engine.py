@@ -24,6 +24,7 @@ from typing import Any
 
 from outmail.clock import MINUTE, Clock
 from outmail.commits import Committer
+from outmail.errors import ConfigError
 from outmail.hop import MOST, Hop, Seat
 from outmail.model import Delivery, Leased, Message, Outcome, Reply, Settled, Verdict
 from outmail.policy.retry import Retry, verdict
@@ -227,6 +228,7 @@ class Engine:
         while not self.stopping:
             try:
                 self._owner = self.store.register(self.clock.now())
+                self._refuse_when_moving()
                 return True
             except Trouble as problem:
                 if not problem.passing:
@@ -234,6 +236,13 @@ class Engine:
                 log.error("the store does not let the engine in: %s", problem)
                 await asyncio.sleep(1)
         return False
+
+    def _refuse_when_moving(self) -> None:
+        """After we are known: `ops.move` writes its note first and looks for engines then, so one of the two sees the other."""
+        found = self.store.read(self.store.verbs.note_get("store", "moving"))
+        if found:
+            self._owner.close()
+            raise ConfigError(f"the queue is being moved to {found[0]['to']}", hint=f"finish that first: outmail move {self.store.url} {found[0]['to']}")
 
     async def _leave(self) -> None:
         self.stopping = True

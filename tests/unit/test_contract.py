@@ -30,9 +30,9 @@ VERBS = "status find content attempts cancel hold release retry requeue wait on 
 COMMANDS = {
     "demo": "", "send": "-f -s --cc --bcc -a --html -H --key --at --expires --priority --tag --relay --raw --wait --json", "run": "--once --strict --only",
     "queue": "--dry-run --ids --json --jsonl", "show": "--raw --json", "log": "--jsonl", "events": "--follow --after --jsonl", "why": "", "explain": "",
-    "test": "--to", "store": "--dialect", "config": "--json",
+    "test": "--to", "store": "--dialect", "move": "", "config": "--json",
 }  # fmt: skip
-LATER = ("loopback", "move", "init")
+LATER = ("loopback", "init")
 
 
 def names(function: object) -> list[str]:

@@ -112,6 +112,11 @@ def parser() -> argparse.ArgumentParser:
     store.add_argument("--free", metavar="STORE", help="check: give back what a vanished store claimed in [[outbox]] databases")
     store.set_defaults(run="store")
 
+    move = sub.add_parser("move", parents=common, help="move a queue to another store while its mail waits; killed, it goes on where it was")
+    move.add_argument("old", metavar="FROM", help="a path or a URL")
+    move.add_argument("new", metavar="TO")
+    move.set_defaults(run="move")
+
     sub.add_parser("watch", add_help=False, help="run a command and mail when it fails: outmail watch --help")
 
     jobs = sub.add_parser("jobs", parents=common, help="jobs and watched commands: how they stand")

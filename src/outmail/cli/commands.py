@@ -10,12 +10,14 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from outmail import selection, service
+from outmail import failpoints, selection, service
+from outmail.accept import not_stored
 from outmail.cli import EX_DATAERR, EX_NOINPUT, EX_SOFTWARE, EX_TEMPFAIL, EX_UNAVAILABLE, EX_USAGE
 from outmail.cli.explanations import CODES
 from outmail.clock import Clock, human_span, rfc3339
@@ -24,7 +26,9 @@ from outmail.errors import ConfigError, NotFound, Refused
 from outmail.intake.takeover import store_id
 from outmail.model import Filter, Status, Term, is_id
 from outmail.ops import delivery_log
-from outmail.outbox import Outbox, _route, build_engine, local_sender, open_source
+from outmail.ops.move import copied
+from outmail.ops.move import move as moved
+from outmail.outbox import Outbox, _route, build_engine, is_postgres, local_sender, open_source, open_store, store_path
 from outmail.store import Trouble
 
 
@@ -462,7 +466,7 @@ def store(arguments: argparse.Namespace) -> int:
     if arguments.verb == "backup":
         if os.path.exists(arguments.file):
             raise Refused(f"{arguments.file} exists; a backup goes into a new file", code="exists")
-        box._store.backup(arguments.file)  # type: ignore[attr-defined]
+        _backup(box, arguments.file)
     elif arguments.verb == "check":
         problems = box._store.check()  # type: ignore[attr-defined]
         problems += _foreign_claims(box, arguments.free)
@@ -471,6 +475,55 @@ def store(arguments: argparse.Namespace) -> int:
         print(f"{box._store.url}: {'no problem found' if not problems else f'{len(problems)} problems'}", file=sys.stderr)
         return EX_DATAERR if problems else 0
     return 0
+
+
+def _backup(box: Outbox, file: str) -> None:
+    """A copy of the live queue in a new file; of a PostgreSQL store as a SQLite file, which `outmail move` brings back."""
+    whole = getattr(box._store, "backup", None)
+    if whole is not None:
+        whole(file)
+        return
+    from outmail.store.sqlite import SqliteStore
+
+    target = SqliteStore(file)
+    with _progress("backup") as tell:
+        copied(box._store, target, Clock().now(), tell)
+    target.close()
+
+
+def move(arguments: argparse.Namespace) -> int:
+    """FROM TO."""
+    if not is_postgres(arguments.old) and not os.path.exists(store_path(arguments.old)[0]):
+        raise ConfigError(f"there is no queue at {arguments.old}")
+    old = open_store(arguments.old)
+    new = open_store(arguments.new)
+    try:
+        with _progress("move") as tell:
+            count = moved(old, new, Clock().now(), tell, failpoints.hit)
+    except Trouble as problem:
+        raise not_stored(problem) from None
+    print(f"{count} messages moved from {old.url} to {new.url}", file=sys.stderr)
+    if os.path.isdir(old.spool) and os.listdir(old.spool):
+        print(f"outmail: log records still lie in {old.spool}; they are mailed by whoever uses {old.url} next", file=sys.stderr)
+    old.close()
+    new.close()
+    return 0
+
+
+@contextmanager
+def _progress(name: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, nothing else where."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    width = 30
+
+    def tell(done: int, total: int) -> None:
+        full = width * done // total if total else width
+        print(f"\r{name} [{'#' * full}{'.' * (width - full)}] {done}/{total}", end="", file=sys.stderr, flush=True)
+
+    yield tell
+    print(file=sys.stderr)
 
 
 def _foreign_claims(box: Outbox, free: str | None) -> list[str]:

@@ -27,6 +27,10 @@ _IN_SEQS = "IN (SELECT value FROM json_each(?))"
 _CLAIMED = " FOR UPDATE SKIP LOCKED"
 
 _OWN = {
+    # unnumbered ones are the newest
+    f"SELECT {verbs._PARCEL_EVENT} FROM event WHERE message = ? ORDER BY {verbs._EVENT_ORDER}": (
+        f"SELECT {verbs._PARCEL_EVENT} FROM event WHERE message = ? ORDER BY cursor NULLS LAST, id"
+    ),
     verbs._READY: verbs._READY + _CLAIMED,
     verbs._ONLY: verbs._ONLY + _CLAIMED,
     verbs._SUSPECTS: verbs._SUSPECTS + _CLAIMED,
