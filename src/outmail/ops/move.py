@@ -71,7 +71,8 @@ def copied(old: Store, new: Store, now: int, tell: Tell = lambda done, total: No
             new.run(new.verbs.take_in(batch, now))
             after, done = batch[-1].seq, done + len(batch)
             tell(done, max(total, done))
-        return (yield from old.verbs.notes())
+        kept: list[tuple[str, str, Any]] = yield from old.verbs.notes()
+        return kept
 
     for kind, key, value in old.read(all_of()):
         if kind not in _OWN:
