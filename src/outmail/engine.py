@@ -75,6 +75,8 @@ class Engine:
         self.clock = clock or Clock()
         self.stopping = False
         self.idle = 60.0
+        #: How many engines share the limits of next hops.
+        self.engines = 1
         self.loop: asyncio.AbstractEventLoop = None  # type: ignore[assignment]
         self.commits: Committer = None  # type: ignore[assignment]
         self._transport = transport
@@ -431,7 +433,7 @@ class Engine:
         if self._next.get(destination, now + 1) <= now:
             return 0
         hop = self._hop(destination)
-        if hop is None or hop.pace.tripped or hop.relay.rate:
+        if hop is None or hop.pace.tripped or hop.pace.rate:
             return 0
         return MOST - hop.out
 
@@ -634,14 +636,21 @@ class Engine:
         self.commits.call(self._reclaim, then)
         await taken
 
-    def _reclaim(self) -> Iterable[dict[str, Any]]:
-        return self.store.reclaim(self.clock.now(), hold=self.settings.retry.on_uncertain == "hold")
+    def _reclaim(self) -> tuple[Iterable[dict[str, Any]], int]:
+        """On the writer's thread: dead engines' work, and how many live ones there are."""
+        found = self.store.reclaim(self.clock.now(), hold=self.settings.retry.on_uncertain == "hold")
+        return found, self.store.read(self.store.verbs.engines())
 
     def _reclaimed(self, answer: Any) -> None:
         if isinstance(answer, BaseException):
             self._failed("taking back the work of dead engines", answer)
             return
-        for found in answer:
+        dead, engines = answer
+        if engines != self.engines:
+            self.engines = engines
+            for hop in self._hops.values():
+                hop.pace.divide(hop.relay.concurrency, hop.relay.rate, engines)
+        for found in dead:
             log.warning("took back %(leases)d recipients of a dead engine, %(uncertain)d of them uncertain", found)
             self._wakes += 1
         if self._hungry:

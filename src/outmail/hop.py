@@ -43,8 +43,11 @@ class Hop:
         self.seats: set[Seat] = set()
         #: Recipients leased and not yet settled or returned.
         self.out = 0
+        #: Sessions that were told to end because other engines share the limit now.
+        self.leaving = 0
         self._allowance = ALLOWANCE
         self._filled = 0.0
+        self.pace.divide(relay.concurrency, relay.rate, engine.engines)
 
     # -- how much ---------------------------------------------------------------------------------------------------
 
@@ -55,8 +58,8 @@ class Hop:
             return 0
         if self.pace.tripped:
             return 1 if not self.out else 0
-        if self.relay.rate:
-            return max(0, int(2 * self.relay.rate) + 1 - self.out)
+        if self.pace.rate:
+            return max(0, int(2 * self.pace.rate) + 1 - self.out)
         if self.out >= self._allowance // 2:
             return 0
         if not self.queue and self.seats:
@@ -104,6 +107,7 @@ class Hop:
 
     def _ended(self, seat: Seat, task: asyncio.Task[None]) -> None:
         self.seats.discard(seat)
+        self.leaving -= seat.sent_home
         seat.leave()
         if not task.cancelled() and (problem := task.exception()) is not None:
             log.error("a session with %s broke off by a bug of outmail; its mail goes back to the queue", self.relay.name, exc_info=problem)
@@ -128,13 +132,14 @@ class Seat:
         self._timer: asyncio.TimerHandle | None = None
         self._late: Delivery | None = None
         self._since = 0.0
+        self.sent_home = False
 
     # Feed ----------------------------------------------------------------------------------------------------------
 
     def take_now(self) -> Delivery | None:
         """Without waiting; a rate limit means waiting."""
         hop = self.hop
-        if not hop.queue or hop.relay.rate or self._engine.stopping:
+        if not hop.queue or hop.pace.rate or self._engine.stopping or self._too_many():
             return None
         delivery = hop.queue.popleft()
         self.flying.add(delivery)
@@ -143,13 +148,21 @@ class Seat:
     def ask(self, then: Callable[[Delivery | None], None]) -> None:
         loop = self._engine.loop
         self._then = then
-        if self._engine.stopping:
+        if self._engine.stopping or self._too_many():
             loop.call_soon(self._tell, None)
             return
         self.hop.waiting.append(self)
         self._since = loop.time()
         if self.hop.queue:
             loop.call_soon(self.hop.serve)
+
+    def _too_many(self) -> bool:
+        """True for sessions beyond the limit, which other engines share since this one was opened."""
+        hop = self.hop
+        if not self.sent_home and len(hop.seats) - hop.leaving > hop.pace.ceiling:
+            self.sent_home = True
+            hop.leaving += 1
+        return self.sent_home
 
     def leave(self) -> None:
         """The session takes its wish back; what was meant for it goes to another."""
@@ -191,7 +204,7 @@ class Seat:
     def give(self, delivery: Delivery) -> None:
         """A delivery for a session that asked and was taken off the waiting; under a rate limit it may have to wait for its turn."""
         self.flying.add(delivery)
-        pause = self.hop.pace.take(self._engine.loop.time()) if self.hop.relay.rate else 0.0
+        pause = self.hop.pace.take(self._engine.loop.time()) if self.hop.pace.rate else 0.0
         if pause > 0:
             self._late = delivery
             self._timer = self._engine.loop.call_later(pause, self._tell, delivery)

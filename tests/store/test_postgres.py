@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -351,3 +353,81 @@ def test_smtp_in_postgresql_smtp_out(url: str, sink: Sink, tmp_path: Path) -> No
         service.terminate()
         _, words = service.communicate(timeout=30)
     assert service.returncode == 0 and b"Traceback" not in words, words.decode()
+
+
+def test_limits_are_divided_between_engines(url: str, sink: Sink) -> None:
+    """Two engines, a limit of four sessions: two each, also for the one that had all four before."""
+    more = 'concurrency = 4\n'
+    made = from_toml(f'from = "me@outmail.test"\n[relay]\nurl = "{sink.url}"\n{more}', "test", {})
+    sink.script("DOT: delay 0.02")
+    with Outbox(url, config=made, deliver="thread") as one:
+        one.send_many([{"to": f"u{i}@x.test", "subject": str(i)} for i in range(300)])
+        sink.wait_for(20, timeout=20)
+        with Outbox(url, config=made, deliver="thread") as two:
+            engines = [box._engine.engine for box in (one, two)]  # type: ignore[union-attr]
+            deadline = time.monotonic() + 10
+            while [engine.engines for engine in engines] != [2, 2] and time.monotonic() < deadline:
+                time.sleep(0.05)
+            one.send_many([{"to": f"v{i}@x.test", "subject": str(i)} for i in range(300)])
+            sink.wait_for(450, timeout=30)
+            for engine in engines:
+                (hop,) = engine._hops.values()
+                assert hop.pace.ceiling == 2 and len(hop.seats) - hop.leaving <= 2
+            sink.wait_for(600, timeout=30)
+    assert len({m.recipients for m in sink.messages}) == 600
+
+
+def test_outcomes_learned_while_the_server_was_away_are_kept(sink: Sink) -> None:
+    server = pgserver.PgServer(pgserver.installed()[VERSION]).start()
+    sink.script("DOT: delay 1.5")
+    try:
+        with Outbox(server.create("q"), config=config(sink), deliver="thread") as box:
+            receipt = box.send("a@x.test", "s")
+            deadline = time.monotonic() + 10
+            while box.status(receipt.id).status != "sending" and time.monotonic() < deadline:
+                time.sleep(0.01)
+            time.sleep(0.4)
+            server.stop()
+            sink.wait_for(1, timeout=10)
+            time.sleep(0.5)
+            server.start()
+            assert box.wait(receipt.id, 20).status == "delivered"
+    finally:
+        server.remove()
+    assert len(sink.messages) == 1
+
+
+@pytest.mark.skipif(not shutil.which("pgbouncer"), reason="needs pgbouncer (Debian: apt install pgbouncer)")
+def test_pgbouncer_in_transaction_mode_may_stand_between(url: str, sink: Sink, tmp_path: Path) -> None:
+    server, port = pgserver.running(VERSION), pgserver.free_port()
+    settings = server.home / "bouncer.ini"
+    settings.write_text(
+        f"[databases]\n* = host=127.0.0.1 port={server.port} user=outmail\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n"
+        "unix_socket_dir =\nauth_type = any\npool_mode = transaction\ndefault_pool_size = 2\nignore_startup_parameters = extra_float_digits\n"
+    )
+    who: dict[str, Any] = {"user": server.user, "group": server._group(), "extra_groups": []} if server.user else {}
+    with open(tmp_path / "bouncer.log", "wb") as log:
+        bouncer = subprocess.Popen(["pgbouncer", str(settings)], stderr=log, stdout=log, cwd=server.home, **who)
+    try:
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                assert time.monotonic() < deadline and bouncer.poll() is None, (tmp_path / "bouncer.log").read_text()
+                time.sleep(0.05)
+        through = url.replace(f":{server.port}/", f":{port}/") + "?pgbouncer=1"
+        boxes = [Outbox(through, config=config(sink), deliver="thread") for _ in range(3)]
+        threads = [threading.Thread(target=lambda n=n: [boxes[n].send(f"u{n}-{i}@x.test", "s") for i in range(60)]) for n in range(3)]  # type: ignore[misc]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        sink.wait_for(180, timeout=30)
+        for box in boxes:
+            box.close()
+    finally:
+        bouncer.terminate()
+        bouncer.wait(10)
+    assert len({m.recipients for m in sink.messages}) == 180 == len(sink.messages)

@@ -39,6 +39,12 @@ class Pace:
     def tripped(self) -> bool:
         return self.pause > 0
 
+    def divide(self, ceiling: int, rate: float, engines: int) -> None:
+        """This engine's part when so many engines keep one limit together; one session each at the least."""
+        self.ceiling = max(1, ceiling // engines)
+        self.limit = min(self.limit, float(self.ceiling))
+        self.rate = rate / engines
+
     def may_open(self, sessions: int, now: float) -> bool:
         """True when one more session may be opened beside ``sessions`` open ones."""
         if self.tripped:

@@ -115,6 +115,12 @@ def renew(owner: int, uuid: str, pid: int, host: str, boot: str, now: int) -> Ve
     yield _RENEW, (owner, uuid, pid, host, boot, now)
 
 
+def engines() -> Verb[int]:
+    """Engines whose lease stands: they divide the limits of next hops."""
+    rows = yield f"SELECT greatest(1, count(*)) FROM owner WHERE renewed_at > clock_timestamp() - interval '{LEASE} seconds'", ()
+    return int(rows[0][0])
+
+
 def expired_owners() -> Verb[list[int]]:
     """Owners whose lease is over, and those that lease without being known."""
     rows = yield f"SELECT id FROM owner WHERE {_EXPIRED}", ()
@@ -136,5 +142,5 @@ def reclaim(owner: int, noted: set[tuple[int, int, int]] | None, now: int, *, re
 
 VERBS = SimpleNamespace(
     **{name: function for name, function in vars(verbs).items() if not name.startswith("_") and callable(function)}
-    | {"events_after": events_after, "last_cursor": last_cursor, "reclaim": reclaim}
+    | {"events_after": events_after, "last_cursor": last_cursor, "reclaim": reclaim, "engines": engines}
 )

@@ -421,6 +421,12 @@ def owners() -> Verb[list[tuple[int, str, int, str, int, int, int | None]]]:
     return rows
 
 
+def engines() -> Verb[int]:
+    """How many engines share the limits of next hops: on one host each has its own."""
+    return 1
+    yield
+
+
 def forget_owner(owner: int) -> Verb[bool]:
     """An engine left in order; False when it still has leases."""
     rows = yield "DELETE FROM owner WHERE id = ? AND NOT EXISTS (SELECT 1 FROM recipient WHERE owner = ? AND state = 'sending') RETURNING id", (owner, owner)
