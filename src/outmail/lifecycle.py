@@ -161,6 +161,8 @@ def suppress(now: Standing, reason: str) -> Standing:
 def hold(now: Standing) -> Standing:
     """An operator stops it."""
     if now.state == SENDING:
+        if now.wish == "cancel":
+            raise Illegal("hold: it is to be cancelled")
         return _step(now, "hold", SENDING, now.reason, wish="hold")
     return _step(now, "hold", HELD, "operator")
 

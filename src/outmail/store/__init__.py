@@ -26,6 +26,14 @@ class Many:
 
 
 @dataclass(frozen=True, slots=True)
+class Alone:
+    """The only statement of its verb: where that saves round trips, it is a transaction by itself. The answer is its rows."""
+
+    sql: str
+    params: Sequence[Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Numbers:
     """``count`` new numbers of a table, ascending; nobody else gets them. The answer is a list of int."""
 
@@ -42,7 +50,7 @@ class Exclusive:
 
 R = TypeVar("R")
 #: A verb: yields (sql, parameters) or one of the requests above, is sent the answer, returns its result.
-Verb = Generator[tuple[str, Sequence[Any]] | Many | Numbers | Exclusive, list[Any], R]
+Verb = Generator[tuple[str, Sequence[Any]] | Many | Alone | Numbers | Exclusive, list[Any], R]
 
 
 class Trouble(Exception):
@@ -113,4 +121,4 @@ class Store(Protocol):
     def close(self) -> None: ...
 
 
-__all__ = ["Exclusive", "Lock", "Many", "Numbers", "Store", "Trouble", "Verb", "shown"]
+__all__ = ["Alone", "Exclusive", "Lock", "Many", "Numbers", "Store", "Trouble", "Verb", "shown"]

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from outmail.errors import ConfigError
-from outmail.store import Exclusive, Many, Numbers, Trouble, Verb
+from outmail.store import Alone, Exclusive, Many, Numbers, Trouble, Verb
 
 Library = str  # "apsw" or "stdlib"
 
@@ -94,6 +94,8 @@ def drive(driver: Driver, verb: Verb[Any]) -> Any:
                 rows = driver.execute(*request)
             elif isinstance(request, Many):
                 rows = driver.many(request.sql, request.rows)
+            elif isinstance(request, Alone):
+                rows = driver.execute(request.sql, request.params)
             elif isinstance(request, Numbers):
                 rows = _numbers(driver, request)
             else:

@@ -7,14 +7,16 @@ Does not: connect, begin or commit (`postgres`).
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
-from outmail.model import Event
-from outmail.store import Verb, source, verbs
+from outmail.model import Event, Filter, Message
+from outmail.store import Alone, Exclusive, Many, Verb, source, verbs
 
 _TABLES = "message|body|chunk|recipient|attempt|event|owner|note|numbering"
 _QUALIFIED = re.compile(rf"\b(FROM|JOIN|INTO|UPDATE|TABLE) ({_TABLES})\b")
@@ -75,8 +77,10 @@ LEASE = 120
 RENEWAL = 30.0
 CONFIDENCE = 90.0
 
-#: LOCK comes before the transaction's snapshot, so the numbering that went before is seen.
+#: LOCK comes before the transaction's snapshot, so the numbering that went before is seen. The other form is for transactions whose
+#: every statement has a snapshot of its own. Each waits for the other.
 _ONE_AT_A_TIME = "LOCK TABLE numbering IN EXCLUSIVE MODE"
+_ONE_AFTER_ANOTHER = "SELECT one FROM numbering FOR UPDATE"
 _NUMBER = (
     "WITH fresh AS (SELECT id, row_number() OVER (ORDER BY id) AS k FROM event WHERE cursor IS NULL ORDER BY id LIMIT 20000)"
     " UPDATE event e SET cursor = (SELECT coalesce(max(cursor), 0) FROM event) + fresh.k FROM fresh WHERE e.id = fresh.id"
@@ -92,21 +96,66 @@ _EXPIRED = (
 )
 
 
-def number_events() -> Verb[None]:
-    """Give cursors to events that have none, in one place at a time."""
-    yield _ONE_AT_A_TIME, ()
+FEW = 30
+_ACCEPT = f"SELECT outmail.accept({', '.join('?' * 20)})"
+
+
+def add(
+    messages: Sequence[Message], uploads: Mapping[str, str] | None = None, supersede: str | None = None,
+    taken: Mapping[str, tuple[int, int]] | None = None, *, again: bool = False, alone: bool = False,
+) -> Verb[list[verbs.Added]]:  # fmt: skip
+    """`verbs.add` with one statement a message: on a server, statements are what costs; of very many, rows are cheaper."""
+    if len(messages) > FEW:
+        return (yield from verbs.add(messages, uploads, supersede, taken, again=again))
+    once = [message.id for message in messages if again or message.key]
+    known: dict[str, tuple[str, str, int]] = {}
+    if once:
+        yield Exclusive(once)
+        found = yield "SELECT id, message_id, accepted_at FROM message WHERE id = ANY(?)", (once,)
+        known = {row[0]: tuple(row) for row in found}
+    fresh: list[Message] = []
+    for message in messages:
+        if message.id not in known:
+            fresh.append(message)
+            if again or message.key:
+                known[message.id] = (message.id, message.message_id, message.accepted_at)
+    values = [_accepting(message, uploads, taken) for message in fresh]
+    rows = yield Alone(_ACCEPT, values[0]) if alone and len(values) == 1 and not once else Many(_ACCEPT, values)
+    numbers = {id(message): row[0] for message, row in zip(fresh, rows)}
+    if supersede is not None and messages:
+        yield from verbs.change(Filter(ids=((supersede, None),)), "cancel", messages[0].accepted_at)
+    return [
+        (message.id, message.message_id, message.accepted_at, False, numbers[id(message)]) if id(message) in numbers else (*known[message.id], True, 0)
+        for message in messages
+    ]
+
+
+def _accepting(message: Message, uploads: Mapping[str, str] | None, taken: Mapping[str, tuple[int, int]] | None) -> tuple[Any, ...]:
+    upload = uploads.get(message.id) if uploads else None
+    owner, lease = taken.get(message.id, (None, None)) if taken else (None, None)
+    people = json.dumps([(r.address, r.destination, r.suppressed) for r in message.recipients]).replace("\\u0000", "\\ufffd")
+    return (
+        message.id, message.sender, message.message_id, message.subject, len(message.content), message.sha256, message.needs, message.priority,
+        message.accepted_at, message.expires_at, message.key, message.tag, json.dumps(asdict(message.dsn)) if message.dsn else None, upload,
+        None if upload else message.content, message.due, message.due if message.due > message.accepted_at else 0, people, owner, lease,
+    )  # fmt: skip
+
+
+def number_events(*, fresh: bool = False) -> Verb[None]:
+    """Give cursors to events that have none, in one place at a time. ``fresh``: as the first of a transaction with one snapshot."""
+    yield (_ONE_AT_A_TIME if fresh else _ONE_AFTER_ANOTHER), ()
     yield _NUMBER, ()
 
 
 def events_after(cursor: int, limit: int = 1000) -> Verb[list[Event]]:
     """Facts in the order in which their commits were seen, behind a cursor."""
-    yield from number_events()
+    yield from number_events(fresh=True)
     return (yield from verbs.events_after(cursor, limit))
 
 
 def last_cursor() -> Verb[int]:
     """The newest event's cursor."""
-    yield from number_events()
+    yield from number_events(fresh=True)
     return (yield from verbs.last_cursor())
 
 
@@ -142,5 +191,5 @@ def reclaim(owner: int, noted: set[tuple[int, int, int]] | None, now: int, *, re
 
 VERBS = SimpleNamespace(
     **{name: function for name, function in vars(verbs).items() if not name.startswith("_") and callable(function)}
-    | {"events_after": events_after, "last_cursor": last_cursor, "reclaim": reclaim, "engines": engines}
+    | {"add": add, "events_after": events_after, "last_cursor": last_cursor, "reclaim": reclaim, "engines": engines}
 )

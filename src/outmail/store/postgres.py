@@ -3,8 +3,7 @@
 Promises: what `commit` returned was committed (``synchronous_commit`` is the server's affair); a transaction is never open while the
 network of mail is used; no state is kept in a session, so PgBouncer may stand between (``?pgbouncer=1``: no prepared statements);
 threads that ask at the same moment share one commit; a connection that broke is made anew with the next call, with several hosts in
-the URL on the one that takes writes; when it breaks during COMMIT, the server is asked whether the commit happened, and where that cannot
-be known (it was restarted, a standby took over) the caller is told that it may have.
+the URL on the one that takes writes; when it breaks while a call is under way, the caller is told that the call may have happened.
 Engines hold leases by the server's clock, renewed every 30 s; one that could not renew for 90 s puts no more dots on record. The dot
 record is a local file: an engine killed is taken back at once and exactly on its own host, elsewhere after the lease, and then
 everything it had leased counts as uncertain.
@@ -28,15 +27,14 @@ from typing import Any, TypeVar
 
 from outmail.errors import ConfigError
 from outmail.model import Delivery, Leased
-from outmail.store import Exclusive, Many, Numbers, Trouble, Verb, pgsql, shown
+from outmail.store import Alone, Exclusive, Many, Numbers, Trouble, Verb, pgsql, shown
 from outmail.store.group import GroupCommit
 from outmail.store.owner import OwnerFile, boot_id, dead_files
 
 SCHEMA = 1
 R = TypeVar("R")
-#: Seconds: to connect, to find out what became of a commit, and between looks for other hosts' mail.
+#: Seconds: to connect, and between looks for other hosts' mail.
 CONNECT = 10
-AFTERWARDS = 10.0
 POLL = 0.3
 #: Seconds between giving cursors to events that nobody asked for.
 NUMBERING = 10.0
@@ -45,7 +43,7 @@ _UPGRADE = 0x6F75746D
 _IDS = 0x6F75746E
 
 _kinds = {
-    "53100": "full", "53200": "busy", "53300": "busy", "25006": "readonly", "40001": "conflict", "40P01": "conflict", "55P03": "busy",
+    "53100": "full", "53200": "busy", "53300": "busy", "25006": "readonly", "40001": "conflict", "40P01": "conflict", "23505": "conflict", "55P03": "busy",
     "57014": "busy", "28000": "forbidden", "28P01": "forbidden", "42501": "forbidden", "3D000": "forbidden", "57P01": "io", "57P02": "io",
     "57P03": "io", "XX001": "corrupt", "XX002": "corrupt",
 }  # fmt: skip
@@ -86,8 +84,6 @@ class Connection:
         self._conninfo = conninfo
         self._prepare = prepare
         self._db: Any = None
-        #: When the server at the other end was started: what tells it from its own restart and from a standby.
-        self.server: Any = None
 
     def open(self) -> Any:
         """The psycopg connection."""
@@ -96,7 +92,6 @@ class Connection:
         library = psycopg()
         try:
             self._db = library.connect(self._conninfo, autocommit=True, prepare_threshold=5 if self._prepare else None)
-            self.server = self._db.execute("SELECT pg_postmaster_start_time()").fetchone()[0]
         except library.Error as problem:
             raise trouble(problem) from None
         self._db.adapters.register_dumper(str, _lenient(library))
@@ -130,16 +125,28 @@ def _lenient(library: Any) -> Any:
     return Lenient
 
 
-def drive(db: Any, verb: Verb[Any]) -> Any:
-    """Run a verb to its end in the pipeline of a connection that is already in the right transaction."""
+def drive(db: Any, verb: Verb[Any], request: Any = None) -> Any:
+    """Run a verb to its end on a connection that is already in the right transaction; from ``request`` on, where that is known."""
     try:
-        request = next(verb)
+        request = request if request is not None else next(verb)
         while True:
             request = verb.send(_answer(db, request))
     except StopIteration as stop:
         return stop.value
     finally:
         verb.close()
+
+
+def _single(db: Any, verb: Verb[Any]) -> Any:
+    """One verb, one transaction: a statement by itself, or a pipeline without BEGIN, which is committed at its end."""
+    try:
+        request = next(verb)
+    except StopIteration as stop:
+        return stop.value
+    if isinstance(request, Alone):
+        return drive(db, verb, request)
+    with db.pipeline():
+        return drive(db, verb, request)
 
 
 def _answer(db: Any, request: Any) -> list[Any]:
@@ -149,6 +156,8 @@ def _answer(db: Any, request: Any) -> list[Any]:
         return list(cursor.fetchall()) if _tells(sql) else []
     if isinstance(request, Many):
         return _many(db, request)
+    if isinstance(request, Alone):
+        return _answer(db, (request.sql, request.params))
     if isinstance(request, Numbers):
         if not request.count:
             return []
@@ -168,6 +177,8 @@ def _tells(sql: str) -> bool:
 def _many(db: Any, request: Many) -> list[Any]:
     if not request.rows:
         return []
+    if len(request.rows) == 1:
+        return _answer(db, (request.sql, request.rows[0]))
     sql, numbered = pgsql.translated(request.sql)
     rows = [pgsql.parameters(row, numbered) for row in request.rows]
     with db.cursor(binary=True) as cursor:
@@ -276,21 +287,12 @@ class PostgresStore(GroupCommit):
         library = psycopg()
         began = time.perf_counter()
         db = self._writer.open()
-        xid: str | None = None
         try:
-            with db.pipeline() as pipeline:
-                db.execute("BEGIN")
-                current = db.execute("SELECT pg_current_xact_id()::text")
-                answers = [drive(db, verbs[0])] if len(verbs) == 1 else [self._guarded(db, pipeline, verb) for verb in verbs]
-                pipeline.sync()
-                xid = current.fetchone()[0]
-                db.execute("COMMIT")
+            return [_single(db, verbs[0])] if len(verbs) == 1 else self._several(db, verbs)
         except library.Error as problem:
             found = trouble(problem)
-            if found.kind == "io" and xid is not None:
-                if self._became_of(xid):
-                    return answers
-                found = Trouble("io", f"the connection was lost during COMMIT, which may have happened: {found}")
+            if found.kind == "io":
+                found = Trouble("io", f"the connection was lost; what was asked may have happened: {found}")
             self._writer.settle_down()
             raise found from None
         except BaseException:
@@ -298,6 +300,12 @@ class PostgresStore(GroupCommit):
             raise
         finally:
             self.commit_seconds = time.perf_counter() - began
+
+    def _several(self, db: Any, verbs: Sequence[Verb[Any]]) -> list[Any]:
+        with db.pipeline() as pipeline:
+            db.execute("BEGIN")
+            answers = [self._guarded(db, pipeline, verb) for verb in verbs]
+            db.execute("COMMIT")
         return answers
 
     def _guarded(self, db: Any, pipeline: Any, verb: Verb[Any]) -> Any:
@@ -318,27 +326,6 @@ class PostgresStore(GroupCommit):
             answer = problem
         db.execute("RELEASE verb")
         return answer
-
-    def _became_of(self, xid: str) -> bool:
-        """The connection was lost while the commit was under way: did it happen? Only the same server, not restarted, knows for sure:
-        after a restart or on a standby the number may mean another transaction."""
-        library = psycopg()
-        server = self._writer.server
-        deadline = time.monotonic() + AFTERWARDS
-        while time.monotonic() < deadline:
-            self._writer.drop()
-            try:
-                db = self._writer.open()
-                if self._writer.server != server:
-                    return False
-                row = db.execute("SELECT pg_xact_status(%s::xid8)", (xid,)).fetchone()
-            except (Trouble, library.Error):
-                time.sleep(0.2)
-                continue
-            if row[0] != "in progress":
-                return bool(row[0] == "committed")
-            time.sleep(0.05)
-        return False
 
     # -- reading ----------------------------------------------------------------------------------------------------
 

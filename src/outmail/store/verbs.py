@@ -67,14 +67,15 @@ _EVENT = "INSERT INTO event (at, event, message, n, state, uncertain, reason, at
 
 def add(
     messages: Sequence[Message], uploads: Mapping[str, str] | None = None, supersede: str | None = None,
-    taken: Mapping[str, tuple[int, int]] | None = None, *, again: bool = False,
+    taken: Mapping[str, tuple[int, int]] | None = None, *, again: bool = False, alone: bool = False,
 ) -> Verb[list[Added]]:  # fmt: skip
     """Store messages whole; all or none. A known key adds nothing and answers with the first receipt.
 
     ``uploads`` names the chunks of messages whose content was written before. ``supersede`` cancels the waiting
     recipients of another message in the same transaction. ``taken`` names messages whose recipients an engine leases in the
     moment they are accepted, as (owner, lease): it has their content at hand and need not read it back. ``again`` says that
-    these may have been added before, keyed or not: a known id adds nothing.
+    these may have been added before, keyed or not: a known id adds nothing. ``alone`` promises that nothing else belongs to the
+    transaction.
     """
     result: list[Added] = []
     numbers = iter((yield Numbers("message", len(messages))))

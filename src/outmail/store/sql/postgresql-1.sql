@@ -30,6 +30,7 @@ CREATE TABLE outmail.body (
     content bytea  NOT NULL
 );
 ALTER TABLE outmail.body ALTER COLUMN content SET STORAGE EXTERNAL;
+ALTER TABLE outmail.body SET (toast_tuple_target = 8160);
 
 CREATE TABLE outmail.chunk (
     upload   text    NOT NULL,
@@ -95,8 +96,8 @@ CREATE INDEX attempt_message ON outmail.attempt (message);
 -- What happened. `cursor` is given after the commit, in one place at a time (see pgsql.NUMBER_EVENTS), so that whoever reads on from a
 -- cursor never misses a transaction that committed late, and waits for nobody's.
 CREATE TABLE outmail.event (
-    id        bigint   GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    cursor    bigint   UNIQUE,
+    id        bigint   GENERATED ALWAYS AS IDENTITY,
+    cursor    bigint,
     at        bigint   NOT NULL,
     event     text     NOT NULL,
     message   bigint   NOT NULL,
@@ -107,9 +108,11 @@ CREATE TABLE outmail.event (
     attempts  integer  NOT NULL,
     attempt   bigint
 ) WITH (fillfactor = 80);
+CREATE UNIQUE INDEX event_cursor ON outmail.event (cursor) WHERE cursor IS NOT NULL;
 CREATE INDEX event_unnumbered ON outmail.event (id) WHERE cursor IS NULL;
 CREATE INDEX event_message ON outmail.event (message);
-CREATE TABLE outmail.numbering ();
+CREATE TABLE outmail.numbering (one boolean);
+INSERT INTO outmail.numbering VALUES (true);
 
 -- Engines. Alive = renewed within the lease, by the server's clock; on the engine's own host also by a locked file.
 CREATE TABLE outmail.owner (
@@ -129,3 +132,35 @@ CREATE TABLE outmail.note (
     version integer NOT NULL,
     PRIMARY KEY (kind, key)
 ) WITH (fillfactor = 50);
+
+-- Acceptance in one statement (`verbs.add`): one message with its body, its recipients and their events; returns its number.
+-- people: JSON [[address, destination, reason why it is not sent or ""], …]; taken_by and taken_as: the engine that leases it at once, and under
+-- what number.
+CREATE FUNCTION outmail.accept(
+    id text, sender text, message_id text, subject text, size bigint, sha256 bytea, needs integer, priority smallint, accepted_at bigint,
+    expires_at bigint, key text, tag text, dsn text, upload text, content bytea, due bigint, not_before bigint, people text, taken_by bigint, taken_as bigint
+) RETURNS bigint LANGUAGE plpgsql AS $$
+#variable_conflict use_variable
+DECLARE
+    seq bigint := nextval('outmail.message_seq');
+BEGIN
+    INSERT INTO outmail.message VALUES (
+        seq, id, sender, message_id, subject, size, sha256, needs, priority, accepted_at, expires_at, key, tag, dsn, upload
+    );
+    IF upload IS NULL THEN
+        INSERT INTO outmail.body VALUES (seq, content);
+    END IF;
+    INSERT INTO outmail.event (at, event, message, n, state, uncertain, reason, attempts, attempt) VALUES (accepted_at, 'accepted', seq, NULL, 'queued', 0, '', 0, NULL);
+    INSERT INTO outmail.recipient (message, n, address, destination, priority, state, due, expires_at, not_before, reason, finished_at, owner, lease, leased_at)
+    SELECT seq, p.n, p.value ->> 0, p.value ->> 1, priority,
+           CASE WHEN p.value ->> 2 <> '' THEN 'failed' WHEN taken_by IS NULL THEN 'queued' ELSE 'sending' END,
+           CASE WHEN p.value ->> 2 = '' THEN due END, expires_at, CASE WHEN p.value ->> 2 = '' THEN not_before ELSE 0 END, p.value ->> 2,
+           CASE WHEN p.value ->> 2 <> '' THEN accepted_at END, CASE WHEN p.value ->> 2 = '' THEN taken_by END,
+           CASE WHEN p.value ->> 2 = '' THEN taken_as END, CASE WHEN p.value ->> 2 = '' AND taken_by IS NOT NULL THEN accepted_at END
+    FROM json_array_elements(people::json) WITH ORDINALITY AS p (value, n);
+    INSERT INTO outmail.event (at, event, message, n, state, uncertain, reason, attempts, attempt)
+    SELECT accepted_at, 'suppress', seq, p.n, 'failed', 0, p.value ->> 2, 0, NULL
+    FROM json_array_elements(people::json) WITH ORDINALITY AS p (value, n) WHERE p.value ->> 2 <> '';
+    RETURN seq;
+END
+$$;
