@@ -650,6 +650,10 @@ class AsyncOutbox:
     async def requeue(self, what: str) -> int:
         return await self._workers.run(partial(self._box.requeue, what))
 
+    @property
+    def closed(self) -> bool:
+        return self._box.closed
+
     async def close(self) -> None:
         await self._workers.run(self._box.close)
         self._workers.close()
