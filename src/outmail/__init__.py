@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from outmail.reports.decorator import notify
     from outmail.reports.digest import DigestHandler
     from outmail.reports.jobs import Job, job, track
+    from outmail.store.caller import outbox_ddl
 
 _HOMES = {
     "errors": ("ConfigError", "Error", "NotFound", "NotStored", "Refused"),
@@ -30,11 +31,12 @@ _HOMES = {
     "reports.jobs": ("Job", "job", "track"),
     "reports.decorator": ("notify",),
     "reports.digest": ("DigestHandler",),
+    "store.caller": ("outbox_ddl",),
 }
 _WHERE = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = ["AsyncOutbox", "Attempt", "ConfigError", "DigestHandler", "Dsn", "Error", "Event", "Job", "NotFound", "NotStored", "Outbox", "Receipt",
-           "RecipientStatus", "Refused", "Reply", "Status", "__version__", "job", "notify", "track"]  # fmt: skip
+           "RecipientStatus", "Refused", "Reply", "Status", "__version__", "job", "notify", "outbox_ddl", "track"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

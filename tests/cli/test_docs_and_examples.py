@@ -51,7 +51,7 @@ def test_links_in_the_docs_lead_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-EXAMPLES = {"queue_and_cron": 3, "rows_dump_one": 1, "progress_from_dictionaries": 4, "log_over_three_runs": 1, "receive_and_send_on": 1}
+EXAMPLES = {"queue_and_cron": 3, "rows_dump_one": 1, "progress_from_dictionaries": 4, "log_over_three_runs": 1, "receive_and_send_on": 1, "shop_flask": 2, "shop_fastapi": 2}
 
 
 def _example(name: str, sink: Sink, tmp_path: Path) -> subprocess.CompletedProcess[bytes]:

@@ -30,6 +30,7 @@ from outmail.ops.move import copied
 from outmail.ops.move import move as moved
 from outmail.outbox import Outbox, _route, build_engine, is_postgres, local_sender, open_source, open_store, store_path
 from outmail.store import Trouble
+from outmail.store.caller import outbox_ddl
 
 
 def _config(arguments: argparse.Namespace, *, replace_default: bool = True) -> Config:
@@ -455,9 +456,7 @@ _ADVICE = (
 def store(arguments: argparse.Namespace) -> int:
     """upgrade, check, backup, ddl."""
     if arguments.verb == "ddl":
-        from importlib import resources
-
-        print((resources.files("outmail.store") / "sql" / f"outbox-{arguments.dialect}.sql").read_text("utf-8"), end="")
+        print(outbox_ddl(arguments.dialect), end="")
         return 0
     if arguments.verb == "backup" and not arguments.file:
         print("outmail: store backup needs a FILE", file=sys.stderr)

@@ -16,10 +16,19 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import resources
 from typing import Any
 
 from outmail.errors import ConfigError, NotStored
 from outmail.store import drivers
+
+
+def outbox_ddl(dialect: str = "sqlite") -> str:
+    """The SQL that makes the table ``outmail_outbox`` ("sqlite" or "postgresql"), for your own migrations. It may be run again."""
+    if dialect not in ("sqlite", "postgresql"):
+        raise ConfigError(f"there is no outbox table for {dialect!r}: it is sqlite or postgresql")
+    return (resources.files("outmail.store") / "sql" / f"outbox-{dialect}.sql").read_text("utf-8")
+
 
 COLUMNS = ("id", "added_at", "content", "envelope")
 Values = tuple[str, int, bytes, str]

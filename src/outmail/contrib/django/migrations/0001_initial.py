@@ -1,17 +1,17 @@
 """The table `outmail_outbox`; on PostgreSQL also the functions `outmail.enqueue` and `outmail.draft`."""
 
-from importlib import resources
 from typing import Any
 
 from django.db import migrations, models
+
+from outmail import outbox_ddl
 
 
 def make_functions(apps: Any, schema_editor: Any) -> None:
     """What `outmail store ddl --dialect postgresql` prints; its CREATE TABLE finds the table made."""
     if schema_editor.connection.vendor == "postgresql":
-        ddl = (resources.files("outmail.store") / "sql" / "outbox-postgresql.sql").read_text("utf-8")
         with schema_editor.connection.cursor() as cursor:
-            cursor.execute(ddl)
+            cursor.execute(outbox_ddl("postgresql"))
 
 
 class Migration(migrations.Migration):
