@@ -144,8 +144,9 @@ class TakeOver:
             self._sources.clear()
 
     def all(self) -> int:
-        """Take over what is there now; returns how many rows."""
+        """Take over what is there now, also where there was trouble a moment ago; returns how many rows."""
         count = 0
+        self._rest_until.clear()
         while not self._over.is_set() and (taken := self.look()):
             count += taken
         return count
