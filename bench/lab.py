@@ -14,6 +14,7 @@ import re
 import shutil
 import signal
 import socket
+import sqlite3
 import statistics
 import subprocess
 import sys
@@ -101,17 +102,26 @@ class Seen:
     memory: int = 0
 
 
-Contestant = Callable[[Path, int], "contextlib.AbstractContextManager[tuple[int, list[int]]]"]
+@dataclass
+class Standing:
+    """A contestant that runs: where it listens, its processes, and how to ask what each message took from acceptance to delivery, in ms."""
+
+    port: int
+    pids: list[int] = field(default_factory=list)
+    delays: Callable[[], list[float]] | None = None
+
+
+Contestant = Callable[[Path, int], "contextlib.AbstractContextManager[Standing]"]
 
 
 @contextlib.contextmanager
-def direct(folder: Path, sink: int) -> Iterator[tuple[int, list[int]]]:
-    yield sink, []
+def direct(folder: Path, sink: int) -> Iterator[Standing]:
+    yield Standing(sink)
 
 
 def outmail(loop: str) -> Contestant:
     @contextlib.contextmanager
-    def run(folder: Path, sink: int) -> Iterator[tuple[int, list[int]]]:
+    def run(folder: Path, sink: int) -> Iterator[Standing]:
         port = free_port()
         config = folder / f"outmail-{loop}-{port}.toml"
         config.write_text(f'store = "{folder}/{loop}-{port}.db"\nrelay = "smtp://127.0.0.1:{sink}"\nloop = "{loop}"\n[listen]\nsmtp = ["127.0.0.1:{port}"]\n')
@@ -119,7 +129,7 @@ def outmail(loop: str) -> Contestant:
             process = subprocess.Popen([str(Path(sys.executable).with_name("outmail")), "run", "--config", str(config)], stderr=log)
         try:
             until_open(port)
-            yield port, [process.pid]
+            yield Standing(port, [process.pid], lambda: _recorded(folder / f"{loop}-{port}.db"))
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(60)
@@ -127,9 +137,16 @@ def outmail(loop: str) -> Contestant:
     return run
 
 
+def _recorded(store: Path) -> list[float]:
+    """outmail's own record: from acceptance to the relay's answer."""
+    with contextlib.closing(sqlite3.connect(f"file:{store}?mode=ro", uri=True)) as db:
+        rows = db.execute("SELECT a.at - m.accepted_at FROM attempt a JOIN message m ON m.seq = a.message WHERE a.outcome = 'delivered' ORDER BY a.id")
+        return [float(row[0]) for row in rows]
+
+
 @contextlib.contextmanager
-def postfix(folder: Path, sink: int) -> Iterator[tuple[int, list[int]]]:
-    """A private Postfix with its default durability: everything goes to the sink by SMTP."""
+def postfix(folder: Path, sink: int, more: str = "") -> Iterator[Standing]:
+    """A private Postfix with its default durability: everything goes to the sink by SMTP. ``more`` goes into main.cf."""
     base = Path(tempfile.mkdtemp(prefix="outmail-lab-postfix-", dir="/tmp"))
     base.chmod(0o755)
     for name in ("conf", "queue", "data"):
@@ -139,7 +156,7 @@ def postfix(folder: Path, sink: int) -> Iterator[tuple[int, list[int]]]:
     (base / "conf" / "main.cf").write_text(
         f"compatibility_level = 3.6\nqueue_directory = {base}/queue\ndata_directory = {base}/data\nmaillog_file = {base}/data/log\nmaillog_file_prefixes = /tmp\n"
         f"mail_owner = postfix\nmyhostname = localhost\nmydestination =\nrelayhost = [127.0.0.1]:{sink}\ninet_interfaces = 127.0.0.1\ninet_protocols = ipv4\n"
-        "mynetworks = 127.0.0.0/8\nalias_maps =\nalias_database =\nsmtp_host_lookup = native\nsmtp_dns_support_level = disabled\n"
+        "mynetworks = 127.0.0.0/8\nalias_maps =\nalias_database =\nsmtp_host_lookup = native\nsmtp_dns_support_level = disabled\n" + more
     )
     (base / "conf" / "master.cf").write_text(
         f"127.0.0.1:{port} inet n - n - - smtpd\ncleanup unix n - n - 0 cleanup\nqmgr unix n - n 300 1 qmgr\nrewrite unix - - n - - trivial-rewrite\n"
@@ -150,7 +167,10 @@ def postfix(folder: Path, sink: int) -> Iterator[tuple[int, list[int]]]:
     subprocess.run([tool("postfix"), "-c", str(base / "conf"), "start"], capture_output=True, timeout=60, check=False)
     try:
         until_open(port)
-        yield port, [int((base / "queue" / "pid" / "master.pid").read_text())]
+        def logged() -> list[float]:
+            return [float(found) * 1000 for found in re.findall(r" delay=([\d.]+), .*status=sent", (base / "data" / "log").read_text())]
+
+        yield Standing(port, [int((base / "queue" / "pid" / "master.pid").read_text())], logged)
     finally:
         subprocess.run([tool("postfix"), "-c", str(base / "conf"), "stop"], capture_output=True, timeout=60, check=False)
         shutil.rmtree(base, ignore_errors=True)
@@ -187,13 +207,13 @@ asyncio.run(main())
 
 
 @contextlib.contextmanager
-def naive(folder: Path, sink: int) -> Iterator[tuple[int, list[int]]]:
+def naive(folder: Path, sink: int) -> Iterator[Standing]:
     """aiosmtpd and aiosmtplib in one process, one commit per mail."""
     port = free_port()
     process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", NAIVE, str(folder / f"naive-{port}.db"), str(port), str(sink)], stderr=subprocess.DEVNULL)
     try:
         until_open(port)
-        yield port, [process.pid]
+        yield Standing(port, [process.pid])
     finally:
         process.kill()
         process.wait()
@@ -224,7 +244,8 @@ def one(contestant: Contestant, load: Load, folder: Path, seen: Seen, count: int
     """One round."""
     sink = SinkProcess()
     try:
-        with contestant(folder, sink.port) as (port, pids):
+        with contestant(folder, sink.port) as standing:
+            port, pids = standing.port, standing.pids
             source = [tool("smtp-source"), "-s", "20", "-l", str(load.size), "-r", str(load.recipients), *(["-d"] if load.kept else []), "-f", "a@x.test", "-t", "b@x.test"]
             subprocess.run([*source, "-m", "200", f"127.0.0.1:{port}"], check=True, capture_output=True, timeout=300)  # warm
             sink.wait(200 // 1, 60)
@@ -238,6 +259,84 @@ def one(contestant: Contestant, load: Load, folder: Path, seen: Seen, count: int
             seen.memory = max(seen.memory, memory)
     finally:
         sink.close()
+
+
+#: Speaks to ``port`` at a fixed rate over twenty kept connections, for so many seconds.
+PACED = '''
+import asyncio, sys, time
+port, rate, seconds = int(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])
+BODY = b"From: a@x.test\\r\\nSubject: x\\r\\n\\r\\n" + (b"x" * 76 + b"\\r\\n") * 51 + b".\\r\\n"
+async def one(n):
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    await reader.readline()
+    writer.write(b"EHLO lab\\r\\n")
+    while (await reader.readline())[3:4] == b"-":
+        pass
+    begin, i = time.perf_counter() + n / rate, 0
+    while (due := begin + i * 20 / rate) < begin + seconds:
+        await asyncio.sleep(max(0, due - time.perf_counter()))
+        writer.write(b"MAIL FROM:<a@x.test>\\r\\nRCPT TO:<b@x.test>\\r\\nDATA\\r\\n")
+        for _ in range(3):
+            await reader.readline()
+        writer.write(BODY)
+        assert (await reader.readline()).startswith(b"250")
+        i += 1
+    writer.close()
+async def main():
+    await asyncio.gather(*(one(n) for n in range(20)))
+asyncio.run(main())
+'''
+
+
+def latency(contestant: Contestant, rate: float, folder: Path, seconds: float) -> list[float]:
+    """Milliseconds from acceptance to delivery at so many messages a second, by the contestant's own record."""
+    sink = SinkProcess()
+    try:
+        with contestant(folder, sink.port) as standing:
+            subprocess.run([sys.executable, "-c", PACED, str(standing.port), str(rate), "1"], check=True, timeout=60)
+            warm = len(standing.delays()) if standing.delays and not time.sleep(1.0) else 0
+            subprocess.run([sys.executable, "-c", PACED, str(standing.port), str(rate), str(seconds)], check=True, timeout=600)
+            time.sleep(2.0)
+            return standing.delays()[warm:] if standing.delays else []
+    finally:
+        sink.close()
+
+
+def latencies(contestants: dict[str, Contestant], rates: dict[str, float], folder: Path, seconds: float) -> Iterator[str]:
+    """The table of p50 and p99 at half of each one's own rate."""
+    yield ""
+    yield "| accepted → delivered, 4 KB, kept, at half of its own rate | messages/s | p50 ms | p99 ms |"
+    yield "|---|---|---|---|"
+    for name, contestant in contestants.items():
+        if name in ("nothing", "naive"):
+            continue
+        found = sorted(latency(contestant, rates[name] / 2, folder, seconds))
+        if found:
+            yield f"| {name} | {rates[name] / 2:,.0f} | {found[len(found) // 2]:,.0f} | {found[len(found) * 99 // 100]:,.0f} |"
+
+
+def plot(results: dict[str, dict[str, float]], path: Path) -> None:
+    """Rates as times Postfix's, bars by load, as SVG."""
+    width, bar, gap, left = 760, 16, 14, 190
+    colours = {"outmail": "#2a6fbb", "outmail, uvloop": "#8db4dd", "Postfix": "#c65d2e", "naive": "#999999"}
+    rows: list[str] = []
+    y = 48
+    most = max(rates.get(name, 0) / rates["Postfix"] for rates in results.values() for name in colours)
+    for load, rates in results.items():
+        rows.append(f'<text x="{left - 10}" y="{y + bar * 2}" text-anchor="end">{load}</text>')
+        for name, colour in colours.items():
+            if name in rates:
+                ratio = rates[name] / rates["Postfix"]
+                length = (width - left - 120) * ratio / most
+                rows.append(f'<rect x="{left}" y="{y}" width="{length:.0f}" height="{bar - 3}" fill="{colour}"/>')
+                rows.append(f'<text x="{left + length + 6:.0f}" y="{y + 11}">{ratio:.1f} × ({rates[name]:,.0f}/s)</text>')
+                y += bar
+        y += gap
+    key = "".join(f'<rect x="{left + i * 130}" y="16" width="12" height="12" fill="{c}"/><text x="{left + i * 130 + 18}" y="26">{n}</text>' for i, (n, c) in enumerate(colours.items()))
+    path.write_text(
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{y}" font-family="sans-serif" font-size="12">'
+        f'<rect width="100%" height="100%" fill="white"/>{key}{"".join(rows)}</svg>\n'
+    )
 
 
 ABOUT = (
@@ -264,9 +363,13 @@ LOADS = [
 ]  # fmt: skip
 
 
-def measured(folder: Path, *, quick: bool = False, rounds: int = 5) -> Iterator[str]:
-    """The whole lab as lines of Markdown."""
-    return table(everybody(), LOADS, folder, 2 if quick else rounds, 5 if quick else 1)
+def measured(folder: Path, *, quick: bool = False, rounds: int = 5, picture: Path | None = None) -> Iterator[str]:
+    """The whole lab as lines of Markdown; with Postfix there, ``picture`` is drawn too."""
+    results: dict[str, dict[str, float]] = {}
+    yield from table(everybody(), LOADS, folder, 2 if quick else rounds, 5 if quick else 1, results)
+    yield from latencies(everybody(), results[LOADS[0].name], folder, 3 if quick else 20)
+    if picture is not None and "Postfix" in results[LOADS[0].name]:
+        plot(results, picture)
 
 
 def main() -> None:
@@ -275,6 +378,7 @@ def main() -> None:
     arguments.add_argument("--only", default="")
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--loads", default="")
+    arguments.add_argument("--latency", action="store_true", help="p50 and p99 too, at half of the first load's rates")
     options = arguments.parse_args()
     contestants, loads = everybody(), LOADS
     if options.only:
@@ -282,18 +386,23 @@ def main() -> None:
     if options.loads:
         loads = [load for load in loads if any(word in load.name for word in options.loads.split("+"))]
     with tempfile.TemporaryDirectory(prefix="outmail-lab-", dir=os.environ.get("BENCH_DIR")) as name:
-        for line in table(contestants, loads, Path(name), 2 if options.quick else options.rounds, 5 if options.quick else 1):
+        results: dict[str, dict[str, float]] = {}
+        for line in table(contestants, loads, Path(name), 2 if options.quick else options.rounds, 5 if options.quick else 1, results):
             print(line, flush=True)
+        if options.latency:
+            for line in latencies(contestants, results[loads[0].name], Path(name), 3 if options.quick else 20):
+                print(line, flush=True)
 
 
-def table(contestants: dict[str, Contestant], loads: list[Load], folder: Path, rounds: int, share: int) -> Iterator[str]:
-    """The result as lines of Markdown."""
+def table(contestants: dict[str, Contestant], loads: list[Load], folder: Path, rounds: int, share: int, rates: dict[str, dict[str, float]]) -> Iterator[str]:
+    """The result as lines of Markdown; ``rates`` is filled with the medians by load and name."""
     slow = {"Postfix": 5, "naive": 4}
     for load in loads:
         results = {name: Seen() for name in contestants}
         for _ in range(rounds):
             for name, contestant in contestants.items():
                 one(contestant, load, folder, results[name], max(200, load.count // share // slow.get(name, 1)))
+        rates[load.name] = {name: statistics.median(seen.rates) for name, seen in results.items()}
         yield ""
         yield f"| {load.name} | messages/s | × Postfix | CPU µs a message | memory MB |"
         yield "|---|---|---|---|---|"

@@ -340,8 +340,8 @@ def main() -> None:
             print("\n".join(fresh), flush=True)
             lines += fresh
         if options.lab:
-            lines += ["", "## The whole road: smtp-source → X → smtp-sink", "", lab.ABOUT]
-            for line in lab.measured(folder, quick=options.quick, rounds=options.lab):
+            lines += ["", "## The whole road: smtp-source → X → smtp-sink", "", lab.ABOUT, "", "![rates as times Postfix's](img/lab.svg)"]
+            for line in lab.measured(folder, quick=options.quick, rounds=options.lab, picture=Path(__file__).parents[1] / "docs" / "img" / "lab.svg"):
                 print(line, flush=True)
                 lines.append(line)
     Path(__file__).parents[1].joinpath("docs", "benchmarks.md").write_text("\n".join(lines) + "\n")

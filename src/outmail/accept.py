@@ -307,6 +307,8 @@ class LoopDoor:
     def __init__(self, door: Door, commits: Committer, engine: HandOver | None = None) -> None:
         self.door = door
         self.in_flight = 0
+        #: When each acceptance without an answer began (monotonic), oldest first.
+        self._unanswered: dict[int, float] = {}
         self._commits = commits
         self._engine = engine
         self._waiting: list[tuple[Message, Callable[[str | Exception], None]]] = []
@@ -321,11 +323,16 @@ class LoopDoor:
             then(refusal)
             return
         self.in_flight += len(message.content)
+        self._unanswered[id(message)] = self.door.clock.monotonic()
         if len(message.content) > LONG:  # piece by piece, on the writer's thread
             self._commits.call(lambda: self.door.keep([message])[0].id, lambda answer: self._answer(message, then, answer))
             return
         self._waiting.append((message, then))
         self._commits.soon(GATHER if len(self._waiting) == 1 else 0.0)
+
+    def longest(self) -> float:
+        """For how many seconds the oldest acceptance has been waiting for its commit; 0 when none is."""
+        return self.door.clock.monotonic() - next(iter(self._unanswered.values())) if self._unanswered else 0.0
 
     def call(self, function: Callable[[], Any], then: Callable[[Any], None]) -> None:
         """A blocking call on a thread of its own, for intakes that have one to make (a password to verify, a mailbox to write)."""
@@ -353,6 +360,7 @@ class LoopDoor:
 
     def _answer(self, message: Message, then: Callable[[str | Exception], None], answer: Any) -> None:
         self.in_flight -= len(message.content)
+        self._unanswered.pop(id(message), None)
         if isinstance(answer, Trouble):
             answer = not_stored(answer)
         elif isinstance(answer, BaseException) and not isinstance(answer, (Refused, NotStored)):

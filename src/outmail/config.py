@@ -37,7 +37,7 @@ _TABLES: dict[str, dict[str, tuple[type, ...]]] = {
     "retry": {"schedule": (str,), "expire": (str,), "soft_bounce": (bool,), "on_uncertain": (str,)},
     "listen": {"smtp": (list,), "lmtp": (list,), "submission": (list,), "networks": (list,), "certificate": (str,), "key": (str,), "users_file": (str,),
                "connections": (int,), "rate": (int,), "normalise": (bool,)},
-    "limits": {"message_size": (str, int), "recipients": (int,)},
+    "limits": {"message_size": (str, int), "recipients": (int,), "queue": (int,)},
     "safety": {"only_to": (list,), "redirect_to": (str,)},
     "retention": {"bodies": (str,), "records": (str,), "transcripts": (str,)},
     "loopback": {"message_id": (str,)},
@@ -90,6 +90,8 @@ class Config:
     receive: Receive = field(default_factory=Receive)
     message_size: int = 50_000_000
     recipients: int = 10_000
+    #: Recipients that may wait before listeners ask clients to come back later; 0 for no limit.
+    deepest: int = 0
     only_to: tuple[str, ...] = ()
     redirect_to: str = ""
     retention: Mapping[str, int] = field(default_factory=lambda: {"bodies": 7 * 86_400_000, "records": 90 * 86_400_000, "transcripts": 30 * 86_400_000})
@@ -117,7 +119,7 @@ class Config:
             "routes": [{"from": list(r.sender), "to": list(r.recipient), "tag": list(r.tag), "relays": list(r.relays)} for r in self.routes.rules],
             "retry": {"expire_ms": self.retry.expire, "steps_ms": list(self.retry.schedule.steps), "endless": self.retry.schedule.endless,
                       "soft_bounce": self.retry.soft_bounce, "on_uncertain": self.retry.on_uncertain},
-            "limits": {"message_size": self.message_size, "recipients": self.recipients},
+            "limits": {"message_size": self.message_size, "recipients": self.recipients, "queue": self.deepest},
             "listen": {"smtp": list(self.listen.smtp), "lmtp": list(self.listen.lmtp), "submission": list(self.listen.submission),
                        "networks": [str(network) for network in self.listen.networks]},
             "safety": {"only_to": list(self.only_to), "redirect_to": self.redirect_to or None},
@@ -201,6 +203,9 @@ def _build(data: dict[str, Any], source: str, env: Mapping[str, str]) -> Config:
         config = replace(config, message_size=size if isinstance(size, int) else parse_size(size))
     if "recipients" in limits:
         config = replace(config, recipients=limits["recipients"])
+    if limits.get("queue", 0) < 0:
+        raise ValueError("[limits] queue must not be negative")
+    config = replace(config, deepest=limits.get("queue", 0))
     if min(config.message_size, config.recipients) <= 0:
         raise ValueError("[limits] must be greater than zero")
     ages = {**config.retention, **{key: _age(f"[retention] {key}", value) for key, value in retention.items()}}

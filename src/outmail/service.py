@@ -8,6 +8,7 @@ Fails: `ConfigError` before anything starts. Does not: fork, write a pid file, o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -51,6 +52,7 @@ async def once(box: Outbox, engine: Engine) -> None:
 async def serve(box: Outbox, engine: Engine, started: Callable[[list[str]], None] | None = None) -> None:
     """Until a signal. ``started`` hears where it listens."""
     config: Config = box._config
+    _enough_descriptors(config.listen.connections)
     prepared = {kind: settings_for(config, kind) for kind in KINDS}
     handed = handed_over(os.environ)
 
@@ -74,6 +76,23 @@ async def serve(box: Outbox, engine: Engine, started: Callable[[list[str]], None
             takeover.stop()
 
 
+def _enough_descriptors(connections: int) -> None:
+    """Each connection is a descriptor: raise the soft limit as far as it takes, or say what cannot be had."""
+    try:
+        import resource
+    except ImportError:
+        return
+    wanted = connections + 300
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    granted = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (granted, hard))
+    if granted < wanted:
+        log.warning("only %d files may be open (ulimit -n -H): %d connections ([listen] connections) need %d", granted, connections, wanted)
+
+
 def settings_for(config: Config, kind: str) -> Settings:
     """What one kind of listener offers; raises `ConfigError` for files that cannot be read."""
     listen = config.listen
@@ -86,7 +105,7 @@ def settings_for(config: Config, kind: str) -> Settings:
         starttls=tls is not None, require_tls=kind == "submission" and tls is not None, auth=bool(users) and kind != "lmtp",
         auth_clear=loopback_only, require_auth=kind == "submission", normalise=listen.normalise,
     )  # fmt: skip
-    return Settings(dialogue, listen.networks, users, tls, connections=listen.connections, rate=listen.rate)
+    return Settings(dialogue, listen.networks, users, tls, connections=listen.connections, rate=listen.rate, deepest=config.deepest)
 
 
 def certificate(listen: Listen) -> ssl.SSLContext:

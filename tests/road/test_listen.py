@@ -292,6 +292,153 @@ def test_memory_in_flight_is_bounded(tmp_path: Path, sink: Sink, make_box: Calla
     asyncio.run(scene())
 
 
+@pytest.fixture
+def listening(tmp_path: Path, sink: Sink, make_box: Callable[..., Outbox]) -> Callable[..., None]:
+    """listening(settings, scene): run the scene with a listener's port beside an engine, in one loop."""
+    from outmail.accept import LoopDoor
+    from outmail.clock import Clock
+    from outmail.intake import smtp as intake
+    from outmail.outbox import build_engine
+
+    box = make_box(relay=sink.url, deliver="never")
+    engine = build_engine(box._store, box._config, box._routes, Clock())
+
+    def run(settings: Any, scene: Callable[[int, Any], Any]) -> None:
+        async def whole() -> None:
+            running = asyncio.ensure_future(engine.run())
+            await engine.ready()
+            listener = intake.Listener(LoopDoor(box._door, engine.commits, engine), settings)
+            try:
+                async with asyncio.timeout(30):
+                    await scene(int((await listener.listen("127.0.0.1:0")).rpartition(":")[2]), listener)
+            finally:
+                await listener.close()
+                engine.stop()
+                await running
+
+        asyncio.run(whole())
+
+    return run
+
+
+def test_clients_that_drip_are_sent_away(listening: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte now and then keeps a line from being idle; it does not keep a message from being late."""
+    from outmail.intake import smtp as intake
+
+    monkeypatch.setattr(intake, "CONTENT", 1.5)
+
+    async def scene(port: int, listener: Any) -> None:
+        silent = await asyncio.open_connection("127.0.0.1", port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"EHLO me\r\nMAIL FROM:<a@x.test>\r\nRCPT TO:<b@x.test>\r\nDATA\r\nSubject: s\r\n\r\n")
+        await reader.readuntil(b"354")
+        began, said = time.monotonic(), b""
+        reading = asyncio.ensure_future(reader.read())
+        while not reading.done():
+            writer.write(b"x")
+            await asyncio.sleep(0.1)
+        said = await reading
+        assert said.endswith(b"421 4.4.2 Idle too long\r\n") and 1.0 < time.monotonic() - began < 6
+        assert (await silent[0].read()).endswith(b"421 4.4.2 Idle too long\r\n")
+        writer.close()
+        silent[1].close()
+        assert not listener.lines
+
+    listening(__import__("outmail.intake.smtp", fromlist=["Settings"]).Settings(idle=2.5), scene)
+
+
+def test_a_deep_queue_and_a_slow_store_ask_clients_to_come_back(listening: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from outmail.intake import smtp as intake
+
+    monkeypatch.setattr(intake, "COUNT_EVERY", 0.1)
+    monkeypatch.setattr(intake, "SLOW_STORE", 0.3)
+
+    async def ask(port: int) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"EHLO me\r\nMAIL FROM:<a@x.test>\r\nQUIT\r\n")
+        said = await reader.read()
+        writer.close()
+        return said.splitlines()[-2]
+
+    async def scene(port: int, listener: Any) -> None:
+        with Outbox(tmp_path / "q.db", deliver="never") as box:
+            box.send_many({"to": f"u{i}@x.test", "sender": "me@x.test", "at": "1h"} for i in range(11))
+            while not (await ask(port)).startswith(b"452 4.3.1 Too much mail is waiting"):
+                await asyncio.sleep(0.1)
+            box.cancel("to:u0@x.test")
+            while not (await ask(port)).startswith(b"250"):
+                await asyncio.sleep(0.1)
+        code = f"import sqlite3; c=sqlite3.connect({str(tmp_path / 'q.db')!r}); c.execute('BEGIN IMMEDIATE'); print(flush=True); input(); c.rollback()"
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stdin=subprocess.PIPE) as holder:
+            assert holder.stdout and holder.stdin
+            holder.stdout.readline()
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"EHLO me\r\nMAIL FROM:<a@x.test>\r\nRCPT TO:<b@x.test>\r\nDATA\r\nSubject: s\r\n\r\nx\r\n.\r\n")
+            await asyncio.sleep(0.8)
+            assert (await ask(port)).startswith(b"451 4.3.0 The store is slow")
+            holder.stdin.write(b"\n")
+            holder.stdin.flush()
+            await reader.readuntil(b"queued as")
+            assert (await ask(port)).startswith(b"250")
+            writer.close()
+
+    listening(intake.Settings(deepest=10), scene)
+
+
+def test_a_thousand_connections_are_held_and_the_next_is_told(start: Start, sink: Sink) -> None:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < 1400:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
+    port = start(toml(sink, 'smtp = ["127.0.0.1:0"]')).ports["smtp"]
+
+    async def scene() -> None:
+        lines = []
+        async with asyncio.timeout(60):
+            for _ in range(1000):
+                lines.append(await asyncio.open_connection("127.0.0.1", port))
+                assert (await lines[-1][0].readline()).startswith(b"220")
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            assert b"421 4.7.0 Too many connections" in await reader.read()
+            writer.close()
+            for reader, writer in lines[::100]:
+                writer.write(b"EHLO me\r\nMAIL FROM:<a@x.test>\r\nRCPT TO:<b@x.test>\r\nDATA\r\n")
+                await reader.readuntil(b"354")
+                writer.write(b"Subject: s\r\n\r\nx\r\n.\r\n")
+                await reader.readuntil(b"queued as")
+            lines[5][1].close()
+            await asyncio.sleep(0.3)
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            assert (await reader.readline()).startswith(b"220")
+            writer.close()
+            for _, writer in lines:
+                writer.close()
+
+    asyncio.run(scene())
+    sink.wait_for(10, timeout=20)
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not (shutil.which("postfix") or os.path.exists("/usr/sbin/postfix")), reason="needs root and Debian's package postfix")
+@pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "STARTTLS"])
+def test_postfix_hands_its_mail_in(start: Start, sink: Sink, tmp_path: Path, certificate: tuple[str, str], encrypted: bool) -> None:
+    """Postfix as a client: pipelining, several recipients, DSN; whatever it accepted comes out."""
+    from bench import lab
+
+    listen = 'smtp = ["127.0.0.1:0"]' + (f"\n{certificate[1]}" if encrypted else "")
+    service = start(toml(sink, listen))
+    with lab.postfix(tmp_path, service.ports["smtp"], "smtp_tls_security_level = encrypt\n" if encrypted else "") as standing:
+        with smtplib.SMTP("127.0.0.1", standing.port, timeout=20) as client:
+            for i in range(30):
+                client.sendmail("a@x.test", [f"u{i}@x.test", f"v{i}@x.test"], BODY, rcpt_options=["NOTIFY=FAILURE"])
+        sink.wait_for(30, timeout=40)
+    assert service.stop() == 0
+    got = sorted(address for m in sink.messages for address in m.recipients)
+    assert got == sorted([f"u{i}@x.test" for i in range(30)] + [f"v{i}@x.test" for i in range(30)])
+    how = b"with ESMTPS id" if encrypted else b"with ESMTP id"
+    assert all(b"\r\n\r\n..a dot\r\n" in m.content and how in m.content for m in sink.messages)
+
+
 def test_socket_activation(sink: Sink, tmp_path: Path) -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))

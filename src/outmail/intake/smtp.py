@@ -38,6 +38,9 @@ LINGER = 30.0
 TLS_HANDSHAKE = 30.0
 IN_FLIGHT = 256 * 1024 * 1024
 LEAST_DISK = 64 * 1024 * 1024
+#: Seconds: a commit that takes longer stops new mail; how often the queue's depth is counted.
+SLOW_STORE = 5.0
+COUNT_EVERY = 10.0
 HOPS = 50
 _BUFFER = 64 * 1024
 _WRITE_LIMIT = 256 * 1024
@@ -55,6 +58,8 @@ class Settings:
     connections: int = 1000
     rate: int = 0
     idle: float = IDLE
+    #: Recipients that may wait in the queue, beyond which no new mail is taken; 0 for no limit.
+    deepest: int = 0
 
 
 class Relay:
@@ -234,6 +239,8 @@ class Listener:
         self._take = take or self.relay
         self._servers: list[asyncio.Server] = []
         self._trouble: Reply | None = None
+        self._deep = False
+        self._counted = 0.0
         self._tick: asyncio.TimerHandle | None = None
         self._check()
 
@@ -294,13 +301,30 @@ class Listener:
         """Asked at MAIL: may mail come in at all now?"""
         if self._trouble is None and self.door.in_flight > IN_FLIGHT:
             return Reply(452, "Too much mail in flight: come back soon", "4.3.1")
+        if self._trouble is None and self.door.longest() > SLOW_STORE:
+            return Reply(451, "The store is slow: come back soon", "4.3.0")
+        if self._trouble is None and self._deep:
+            return Reply(452, "Too much mail is waiting to be sent: come back later", "4.3.1")
         return self._trouble
+
+    def _told_depth(self, answer: Any) -> None:
+        if isinstance(answer, BaseException) or answer == self._deep:
+            return
+        self._deep = bool(answer)
+        if answer:
+            log.warning("more than %d recipients wait in the queue: clients are asked to come back later", self.settings.deepest)
+        else:
+            log.warning("the queue is shorter again: mail is taken")
 
     def _check(self) -> None:
         """Once a second: idle lines, free disk."""
         now = self.loop.time()
         for line in list(self.lines):
             line.check(now)
+        if self.settings.deepest and now - self._counted >= COUNT_EVERY:
+            self._counted = now
+            store = self.door.door.store
+            self.door.call(lambda: store.read(store.verbs.deeper(self.settings.deepest)), self._told_depth)
         self._trouble = None
         held = sum(line.buffered for line in self.lines) + self.door.in_flight
         if held > IN_FLIGHT:

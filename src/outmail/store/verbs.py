@@ -631,6 +631,12 @@ def stats(now: int) -> Verb[dict[str, Any]]:
     }  # fmt: skip
 
 
+def deeper(limit: int) -> Verb[bool]:
+    """True when more recipients than that wait; costs no more than counting so many."""
+    rows = yield "SELECT count(*) FROM (SELECT 1 FROM recipient WHERE state IN ('queued', 'held') LIMIT ?) w", (limit + 1,)
+    return bool(rows[0][0] > limit)
+
+
 # -- upkeep -------------------------------------------------------------------------------------------------------------
 
 
