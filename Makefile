@@ -6,6 +6,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 SOAK_KILLS ?= 500
 SOAK_ROWS  ?= 10000000
+SOAK_MINUTES ?= 10
 
 .PHONY: help demo test check lint types bench soak clean setup
 
@@ -38,12 +39,17 @@ check: lint types test
 
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "mailqueue-runner>=1.0"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "django-post_office>=3.10" "django-mailer>=2.3"
 	$(BIN)/python bench/run.py
 
 soak: $(READY)
 	$(BIN)/python tests/campaigns/kills.py --kills $(SOAK_KILLS)
 	$(BIN)/python tests/campaigns/producers.py
 	$(BIN)/python tests/campaigns/finished.py --rows $(SOAK_ROWS)
+	$(BIN)/python tests/campaigns/listening.py --kills $(SOAK_KILLS)
+	$(BIN)/python tests/campaigns/listening.py --minutes $(SOAK_MINUTES)
+	$(BIN)/python tests/campaigns/hosts.py --messages 100000
+	$(BIN)/python tests/campaigns/hosts.py --failovers 20
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import importlib.util
 import os
 import platform
 import shutil
@@ -21,9 +22,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import apsw
-import lab
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tests import pgserver
 
 import outmail
+from bench import lab, postgres
 from outmail.clock import Clock
 from outmail.config import from_toml
 from outmail.outbox import Outbox, build_engine
@@ -321,6 +326,11 @@ def importing() -> list[str]:
     return ["", f"`import outmail` adds {ours - base:.0f} ms to bare Python ({base:.0f} ms); `from outmail import Outbox` {full - base:.0f} ms."]
 
 
+def peers_of_postgres() -> bool:
+    """django-post_office, django-mailer and a server are there."""
+    return all(importlib.util.find_spec(name) for name in ("post_office", "mailer", "psycopg")) and bool(pgserver.installed())
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--quick", action="store_true")
@@ -334,11 +344,18 @@ def main() -> None:
     ]  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="outmail-bench-", dir=os.environ.get("BENCH_DIR")) as temporary:
         folder = Path(temporary)
+        os.environ["XDG_STATE_HOME"] = temporary
         for section in (lambda: accepting(folder, count, rounds), lambda: draining(folder, drained, min(3, rounds)), lambda: peer(folder),
                         lambda: waiting(folder, large), lambda: reporting(folder), importing):  # fmt: skip
             fresh = section()
             print("\n".join(fresh), flush=True)
             lines += fresh
+        if peers_of_postgres():
+            lines += ["", "## PostgreSQL", ""]
+            (folder / "postgres").mkdir()
+            for line in postgres.measured(folder / "postgres", max(pgserver.installed(), key=int), quick=options.quick):
+                print(line, flush=True)
+                lines.append(line)
         if options.lab:
             lines += ["", "## The whole road: smtp-source → X → smtp-sink", "", lab.ABOUT, "", "![rates as times Postfix's](img/lab.svg)"]
             for line in lab.measured(folder, quick=options.quick, rounds=options.lab, picture=Path(__file__).parents[1] / "docs" / "img" / "lab.svg"):
