@@ -31,7 +31,8 @@ import outmail
 from bench import lab, postgres
 from outmail.clock import Clock
 from outmail.config import from_toml
-from outmail.outbox import Outbox, build_engine
+from outmail.outbox import Outbox
+from outmail.wiring import build_engine
 
 CONTENT = b"From: me@x.test\r\nTo: you@x.test\r\nDate: Thu, 01 Jan 1970 00:00:00 +0000\r\nMessage-ID: <bench@x.test>\r\nSubject: bench\r\n\r\n" + (b"x" * 70 + b"\r\n") * 55
 CONFIG = from_toml('from = "me@x.test"', "bench", {})
@@ -264,6 +265,7 @@ def waiting(folder: Path, count: int) -> list[str]:
 DRAIN_APART = """
 import asyncio, resource, sys, time
 from outmail.outbox import *
+from outmail.wiring import build_engine
 from outmail.config import from_toml
 box = Outbox(sys.argv[1], config=from_toml("", "bench", {}), deliver="never")
 engine = build_engine(box._store, box._config, box._config.routes, Clock())

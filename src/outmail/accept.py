@@ -9,25 +9,20 @@ Fails: `Refused` for the message, `NotStored` for the store. Does not: compose (
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from outmail.clock import Clock, as_datetime
-from outmail.commits import Committer
 from outmail.errors import NotStored, Refused
+from outmail.merger import Merger
 from outmail.mime import headers, splice
 from outmail.model import NEEDS_8BIT, NEEDS_UTF8, PRIORITIES, Dsn, Message, Receipt, Recipient, keyed_id, new_id
 from outmail.policy.route import Routes, allowed
 from outmail.smtp.syntax import AddressError, parse_mailbox, printable, valid_key
 from outmail.store import Store, Trouble, Verb
 from outmail.store.verbs import LONG, PIECE
-from outmail.worker import Worker
-
-log = logging.getLogger("outmail")
 
 #: A condition that is part of the transaction.
 When = Callable[[], Verb[bool]]
@@ -78,7 +73,7 @@ class Door:
     clock: Clock = field(default_factory=Clock)
     wake: Callable[[], None] = lambda: None
     fail: Callable[[str], None] = lambda point: None
-    _merger: Merger = field(default_factory=lambda: Merger())
+    _merger: Merger = field(default_factory=Merger)
 
     def accept(self, drafts: Iterable[Draft], *, supersede: str | None = None, when: When | None = None) -> list[Receipt]:
         """Store all or none. `Refused.index` names the bad one.
@@ -200,173 +195,6 @@ class Door:
 
     def _route(self, draft: Draft, sender: str, address: str) -> str:
         return draft.route or self.terms.routes.choose(sender, address, draft.tag)
-
-
-class _Wish:
-    """One thread's messages, waiting to be stored."""
-
-    __slots__ = ("added", "again", "messages", "problem", "uploads")
-
-    def __init__(self, messages: Sequence[Message], uploads: dict[str, str], again: bool) -> None:
-        self.messages, self.uploads, self.again = messages, uploads, again
-        self.added: Sequence[Any] | None = None
-        self.problem: BaseException | None = None
-
-
-class Merger:
-    """Acceptances of several threads at one moment become one `add`: leader and followers, as in `store.group`, but one verb for all.
-
-    Promises: when the merged one fails, each is tried by itself, so that a bad one spoils only itself. A connection lost on the way (a
-    store behind a network) makes one more try, which adds nothing that is there already: the caller hears yes for what was stored.
-    """
-
-    def __init__(self) -> None:
-        self._begin_anew()
-
-    def _begin_anew(self) -> None:
-        self._pid = os.getpid()
-        self._lock = threading.Lock()
-        self._wishes: list[_Wish] = []
-
-    def keep(self, door: Door, messages: Sequence[Message], uploads: dict[str, str], again: bool) -> Sequence[Any]:
-        """What `verbs.add` says of these messages, once they are on disk."""
-        if self._pid != os.getpid():
-            self._begin_anew()
-        wish = _Wish(messages, uploads, again)
-        self._wishes.append(wish)
-        with self._lock:
-            if wish.added is None and wish.problem is None:
-                wishes, self._wishes = self._wishes, []
-                self._store(door, wishes)
-        if wish.problem is not None:
-            raise wish.problem
-        assert wish.added is not None
-        return wish.added
-
-    def _store(self, door: Door, wishes: Sequence[_Wish]) -> None:
-        if len(wishes) > 1:
-            merged = [message for wish in wishes for message in wish.messages]
-            uploads = {id: upload for wish in wishes for id, upload in wish.uploads.items()}
-            try:
-                added = door.store.run(door._add(merged, uploads, None, None, again=any(wish.again for wish in wishes)))
-            except BaseException as problem:
-                if isinstance(problem, Trouble) and problem.kind not in ("other", "conflict", "io"):
-                    for wish in wishes:
-                        wish.problem = problem
-                    return
-            else:
-                for wish in wishes:
-                    wish.added, added = added[: len(wish.messages)], added[len(wish.messages) :]
-                return
-        for wish in wishes:
-            self._store_one(door, wish)
-
-    def _store_one(self, door: Door, wish: _Wish) -> None:
-        again = wish.again
-        for last in (False, False, True):
-            try:
-                found = door.store.run(door._add(wish.messages, wish.uploads, None, None, again=again, alone=True))
-                wish.added = [self._ours(message, one) for message, one in zip(wish.messages, found)] if again and not wish.again else found
-                return
-            except Trouble as problem:
-                # two that were in each other's way: one of them goes again; a lost connection: it may be there already
-                if last or problem.kind not in (("conflict", "io") if door.store.blocking else ("conflict",)):
-                    wish.problem = problem
-                    return
-                again = again or problem.kind == "io"
-            except BaseException as problem:
-                wish.problem = problem
-                return
-
-    @staticmethod
-    def _ours(message: Message, added: Any) -> Any:
-        """A message without a key that is there already was stored by the try before."""
-        return added if message.key else (*added[:3], False, added[4])
-
-
-class HandOver(Protocol):
-    """An engine in the same loop: it may take messages in the moment they are accepted."""
-
-    def offer(self, messages: Sequence[Message]) -> dict[str, tuple[int, int]]:
-        """(owner, lease) by id of those it takes; called right before the commit."""
-
-    def taken(self, messages: Sequence[Message], leases: dict[str, tuple[int, int]], added: Sequence[Any] | None) -> None:
-        """After the commit: what `verbs.add` said of all messages, or None when nothing was stored."""
-
-
-#: A lone acceptance waits this long for others to share its commit.
-GATHER = 0.001
-
-
-class LoopDoor:
-    """The same door for an asyncio loop: acceptances of one turn share a commit, and what has room goes straight to the engine.
-
-    `accept` returns at once; ``then`` gets the message's id, or a `Refused` or `NotStored` as a value, after the commit.
-    """
-
-    def __init__(self, door: Door, commits: Committer, engine: HandOver | None = None) -> None:
-        self.door = door
-        self.in_flight = 0
-        #: When each acceptance without an answer began (monotonic), oldest first.
-        self._unanswered: dict[int, float] = {}
-        self._commits = commits
-        self._engine = engine
-        self._waiting: list[tuple[Message, Callable[[str | Exception], None]]] = []
-        self._helper = Worker("intake")
-        commits.contributor(self._contribute)
-
-    def accept(self, draft: Draft, then: Callable[[str | Exception], None]) -> None:
-        """Check now, store with the others of this moment."""
-        try:
-            message = self.door.complete(draft)
-        except Refused as refusal:
-            then(refusal)
-            return
-        self.in_flight += len(message.content)
-        self._unanswered[id(message)] = self.door.clock.monotonic()
-        if len(message.content) > LONG:  # piece by piece, on the writer's thread
-            self._commits.call(lambda: self.door.keep([message])[0].id, lambda answer: self._answer(message, then, answer))
-            return
-        self._waiting.append((message, then))
-        self._commits.soon(GATHER if len(self._waiting) == 1 else 0.0)
-
-    def longest(self) -> float:
-        """For how many seconds the oldest acceptance has been waiting for its commit; 0 when none is."""
-        return self.door.clock.monotonic() - next(iter(self._unanswered.values())) if self._unanswered else 0.0
-
-    def call(self, function: Callable[[], Any], then: Callable[[Any], None]) -> None:
-        """A blocking call on a thread of its own, for intakes that have one to make (a password to verify, a mailbox to write)."""
-        self._helper.call(function, then)
-
-    def _contribute(self) -> None:
-        if not self._waiting:
-            return
-        waiting, self._waiting = self._waiting, []
-        messages = [message for message, _ in waiting]
-        leases = self._engine.offer(messages) if self._engine is not None else {}
-        verb = self.door._add(messages, {}, None, None, leases)
-        self._commits.ask(verb, lambda answer: self._landed(waiting, messages, leases, answer))
-
-    def _landed(self, waiting: list[tuple[Message, Any]], messages: list[Message], leases: dict[str, tuple[int, int]], answer: Any) -> None:
-        failed = isinstance(answer, BaseException)
-        if not failed:
-            self.door.fail("C2")
-        if self._engine is not None and leases:
-            self._engine.taken(messages, leases, None if failed else answer)
-        if not failed and len(leases) < len(messages):
-            self.door.wake()
-        for i, (message, then) in enumerate(waiting):
-            self._answer(message, then, answer if failed else answer[i][0])
-
-    def _answer(self, message: Message, then: Callable[[str | Exception], None], answer: Any) -> None:
-        self.in_flight -= len(message.content)
-        self._unanswered.pop(id(message), None)
-        if isinstance(answer, Trouble):
-            answer = not_stored(answer)
-        elif isinstance(answer, BaseException) and not isinstance(answer, (Refused, NotStored)):
-            log.error("a message could not be stored by a bug of outmail", exc_info=answer)
-            answer = NotStored(f"internal error: {answer!r}")
-        then(answer)
 
 
 def receipt(added: Any) -> Receipt:

@@ -401,7 +401,7 @@ class Engine:
         self.commits.ask(self.store.verbs.quarantine(self._owner.id, delivery, self.clock.now(), reason), then)
         self.commits.soon()
 
-    # -- hand-over (`accept.HandOver`) ------------------------------------------------------------------------------
+    # -- hand-over (`loopdoor.HandOver`) ------------------------------------------------------------------------------
 
     def offer(self, messages: Sequence[Message]) -> dict[str, tuple[int, int]]:
         """Which of these the engine takes in the moment they are accepted: due now, routes with room, nothing older waiting."""

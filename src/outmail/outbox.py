@@ -1,4 +1,4 @@
-"""The library's face: `Outbox` and `AsyncOutbox`; and the wiring, the only place that names concrete classes.
+"""The library's face: `Outbox` and `AsyncOutbox`.
 
 Promises: sending is a local durable write: no network in the calling thread; thread-safe; usable after a fork; with an
 engine in the program (``deliver``), whatever was accepted is delivered within the program's life or within
@@ -28,99 +28,21 @@ from typing import Any, Literal
 from outmail import failpoints, selection
 from outmail.accept import Door, Draft, Terms, When, not_stored
 from outmail.clock import Clock, as_datetime
-from outmail.config import Config, default_store, load, relay_in_code
+from outmail.config import Config, load, relay_in_code
 from outmail.errors import ConfigError, NotFound, Refused
 from outmail.intake import api
 from outmail.intake.takeover import TakeOver, written
 from outmail.model import Attempt, Dsn, Event, Filter, Receipt, Status, is_id, keyed_id
-from outmail.policy.route import Relay, Routes
+from outmail.policy.route import Routes
 from outmail.reports import door as reports_door
 from outmail.store import Store, Trouble
 from outmail.store.caller import Rows, caller
-from outmail.store.source import PostgresSource, Source, SqliteSource
+from outmail.wiring import build_engine, open_source, open_store, spool_of
 from outmail.worker import Worker
 
 log = logging.getLogger("outmail")
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
-
-
-def open_store(url: str) -> Store:
-    """``mail.db``, ``sqlite:rel/path``, ``sqlite:///abs/path``, ``sqlite+stdlib:…``, ``postgresql://…`` → an open store."""
-    if is_postgres(url):
-        from outmail.store.postgres import PostgresStore
-
-        return PostgresStore(url, _place(url))
-    from outmail.store.sqlite import SqliteStore
-
-    path, library = store_path(url)
-    if url == default_store(os.environ):
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    return SqliteStore(path, library)
-
-
-def is_postgres(url: str) -> bool:
-    return url.startswith(("postgresql://", "postgres://"))
-
-
-def _place(url: str) -> str:
-    """Where files of this host for a PostgreSQL store are: spool, engines' signs of life."""
-    from outmail.store.postgres import place_of
-
-    state = os.environ.get("XDG_STATE_HOME")
-    return os.path.join(os.path.join(state, "outmail") if state else os.path.dirname(default_store(os.environ)), place_of(url))
-
-
-def store_path(url: str) -> tuple[str, str]:
-    """(path, library) of a SQLite store; other kinds are a ConfigError until they exist."""
-    scheme, colon, rest = url.partition(":")
-    if not colon or "/" in scheme or scheme not in ("sqlite", "sqlite+apsw", "sqlite+stdlib", "maildir"):
-        if colon and rest.startswith("//"):
-            raise ConfigError(f"{url!r} is not a store: give a path, or a URL: sqlite:… or postgresql://…")
-        return url, "apsw"
-    if not scheme.startswith("sqlite"):
-        raise ConfigError(f"stores of the kind {scheme}: are not part of this version yet; use a path, sqlite:… or postgresql://…")
-    path = "/" + rest.lstrip("/") if rest.startswith("//") else rest
-    return path, "stdlib" if scheme.endswith("stdlib") else "apsw"
-
-
-def open_source(url: str, library: str) -> Source:
-    """An application's database (``[[outbox]]``). ``library`` opens SQLite files, unless the URL names one."""
-    if is_postgres(url):
-        return PostgresSource(url)
-    path, named = store_path(url)
-    return SqliteSource(path, named if url.startswith("sqlite+") else library)
-
-
-def transports(config: Config) -> Callable[[Relay], Any]:
-    """A factory of transports that share one resolver."""
-    from outmail.transport.local import LocalTransport
-    from outmail.transport.mailbox import MailboxTransport
-    from outmail.transport.resolver import Resolver
-    from outmail.transport.smtp import SmtpTransport
-
-    resolver = Resolver()
-
-    def make(relay: Relay) -> Any:
-        if relay.scheme in ("smtp", "lmtp"):
-            return SmtpTransport(relay, resolver, config.hostname or "localhost")
-        if relay.scheme == "mailbox":
-            return MailboxTransport(relay)
-        return LocalTransport(relay)
-
-    return make
-
-
-def build_engine(store: Store, config: Config, routes: Routes, clock: Clock, only: str | None = None, *, service: bool = False, observe: Any = None) -> Any:
-    """An engine with everything it needs; here, and not before, the relays' passwords are read."""
-    from outmail.engine import Engine, Settings
-    from outmail.ops import delivery_log
-
-    settings = Settings(
-        retry=config.retry, only_to=config.only_to, transcripts=config.transcripts, retention=dict(config.retention),
-        observe=observe or delivery_log.observe, fail=failpoints.hit, only=only, service=service,
-    )  # fmt: skip
-    return Engine(store, config.with_passwords(routes), transports(config), settings, clock)
 
 
 def local_sender(hostname: str = "") -> str:
@@ -694,8 +616,7 @@ def with_engine_if_needed(config: Config, **words: Any) -> Outbox:
 
 def default_spool() -> str:
     """Its spool folder, from the configuration alone."""
-    url = load().store
-    return f"{_place(url) if is_postgres(url) else os.path.realpath(store_path(url)[0])}.spool"
+    return spool_of(load().store)
 
 
 reports_door.register(default_outbox, default_spool)

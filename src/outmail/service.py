@@ -19,12 +19,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from outmail.accept import LoopDoor
 from outmail.config import Config, Listen
 from outmail.engine import Engine
 from outmail.errors import ConfigError
 from outmail.intake.receive import Everything, Receiver
 from outmail.intake.smtp import Listener, Settings
+from outmail.loopdoor import LoopDoor
 from outmail.outbox import Outbox
 from outmail.policy.aliases import AliasError, Directory, parse
 from outmail.policy.route import Routes, Rule, parse_relay

@@ -148,7 +148,7 @@ def test_a_dot_without_an_answer_at_shutdown_is_uncertain(sink: Sink, make_box: 
 
     from outmail import engine as module
     from outmail.clock import Clock
-    from outmail.outbox import build_engine
+    from outmail.wiring import build_engine
 
     monkeypatch.setattr(module, "PATIENCE", 0.2)
     sink.script("DOT: hang")

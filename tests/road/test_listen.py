@@ -261,10 +261,10 @@ def test_a_foreign_write_lock_keeps_live_clients_answered(start: Start, sink: Si
 
 def test_memory_in_flight_is_bounded(tmp_path: Path, sink: Sink, make_box: Callable[..., Outbox], monkeypatch: pytest.MonkeyPatch) -> None:
     """The largest half messages are sent away, the others go on."""
-    from outmail.accept import LoopDoor
     from outmail.clock import Clock
     from outmail.intake import smtp as intake
-    from outmail.outbox import build_engine
+    from outmail.loopdoor import LoopDoor
+    from outmail.wiring import build_engine
 
     monkeypatch.setattr(intake, "IN_FLIGHT", 100_000)
     box = make_box(relay=sink.url, deliver="never")
@@ -295,10 +295,10 @@ def test_memory_in_flight_is_bounded(tmp_path: Path, sink: Sink, make_box: Calla
 @pytest.fixture
 def listening(tmp_path: Path, sink: Sink, make_box: Callable[..., Outbox]) -> Callable[..., None]:
     """listening(settings, scene): run the scene with a listener's port beside an engine, in one loop."""
-    from outmail.accept import LoopDoor
     from outmail.clock import Clock
     from outmail.intake import smtp as intake
-    from outmail.outbox import build_engine
+    from outmail.loopdoor import LoopDoor
+    from outmail.wiring import build_engine
 
     box = make_box(relay=sink.url, deliver="never")
     engine = build_engine(box._store, box._config, box._routes, Clock())

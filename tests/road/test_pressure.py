@@ -15,10 +15,10 @@ import pytest
 from outmail import Outbox
 from outmail.clock import Clock
 from outmail.commits import Committer
-from outmail.outbox import build_engine
 from outmail.store import Trouble, verbs
 from outmail.store.sqlite import SqliteStore
 from outmail.testing import Sink
+from outmail.wiring import build_engine
 
 MakeBox = Callable[..., Outbox]
 

@@ -8,9 +8,9 @@ LAYERS = [
     ("model", "lifecycle", "errors", "clock"),
     ("policy", "smtp", "mime", "selection"),
     ("store", "transport", "failpoints", "worker", "held"),
-    ("accept", "commits", "hop", "engine"),
+    ("accept", "merger", "loopdoor", "commits", "hop", "engine"),
     ("intake", "reports", "ops"),
-    ("config", "outbox", "service"),
+    ("config", "wiring", "outbox", "service"),
     ("cli", "compat", "contrib", "__main__"),
 ]
 RANK = {name: i for i, names in enumerate(LAYERS) for name in names}

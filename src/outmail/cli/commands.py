@@ -28,9 +28,10 @@ from outmail.model import Filter, Status, Term, is_id
 from outmail.ops import delivery_log
 from outmail.ops.move import copied
 from outmail.ops.move import move as moved
-from outmail.outbox import Outbox, _route, build_engine, is_postgres, local_sender, open_source, open_store, store_path
+from outmail.outbox import Outbox, _route, local_sender
 from outmail.store import Trouble
 from outmail.store.caller import outbox_ddl
+from outmail.wiring import build_engine, is_postgres, open_source, open_store, store_path
 
 
 def _config(arguments: argparse.Namespace, *, replace_default: bool = True) -> Config:

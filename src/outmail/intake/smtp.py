@@ -21,8 +21,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from outmail.accept import Draft, LoopDoor
+from outmail.accept import Draft
 from outmail.errors import NotStored, Refused
+from outmail.loopdoor import LoopDoor
 from outmail.mime import headers, splice
 from outmail.model import Dsn, Reply, new_id
 from outmail.policy.admission import Meter, Network, is_trusted

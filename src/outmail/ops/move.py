@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from outmail.errors import ConfigError
-from outmail.store import Store, Verb
+from outmail.store import Store, Verb, parcels
 
 #: Notes that belong to a store and its engines, not to its mail.
 _OWN = ("engine", "hop", "store")
@@ -36,13 +36,13 @@ def move(old: Store, new: Store, now: int, tell: Tell = lambda done, total: None
         old.run(old.verbs.note_drop(*NOTE))
         raise ConfigError(f"an engine is working on {old.url} (pid {alive[0][2]}): stop it first, a moment later move again")
     total, done = sum_of(old), 0
-    while batch := old.read(old.verbs.parcels(0)):
-        new.run(new.verbs.take_in(batch, now))
+    while batch := old.read(parcels.parcels(0)):
+        new.run(parcels.take_in(batch, now))
         fail("M1")
-        old.run(old.verbs.leave([parcel.seq for parcel in batch]))
+        old.run(parcels.leave([parcel.seq for parcel in batch]))
         done += len(batch)
         tell(done, max(total, done))
-    for kind, key, value in old.read(old.verbs.notes()):
+    for kind, key, value in old.read(parcels.notes()):
         if kind not in _OWN:
             new.run(new.verbs.note_put(kind, key, value, 0))
             old.run(old.verbs.note_drop(kind, key))
@@ -67,11 +67,11 @@ def copied(old: Store, new: Store, now: int, tell: Tell = lambda done, total: No
     def all_of() -> Verb[list[tuple[str, str, Any]]]:
         nonlocal done
         after = 0
-        while batch := (yield from old.verbs.parcels(after)):
-            new.run(new.verbs.take_in(batch, now))
+        while batch := (yield from parcels.parcels(after)):
+            new.run(parcels.take_in(batch, now))
             after, done = batch[-1].seq, done + len(batch)
             tell(done, max(total, done))
-        kept: list[tuple[str, str, Any]] = yield from old.verbs.notes()
+        kept: list[tuple[str, str, Any]] = yield from parcels.notes()
         return kept
 
     for kind, key, value in old.read(all_of()):

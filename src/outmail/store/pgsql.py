@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from outmail.model import Event, Filter, Message
-from outmail.store import Alone, Exclusive, Many, Verb, source, verbs
+from outmail.store import Alone, Exclusive, Many, Verb, parcels, source, verbs
 
 _TABLES = "message|body|chunk|recipient|attempt|event|owner|note|numbering"
 _QUALIFIED = re.compile(rf"\b(FROM|JOIN|INTO|UPDATE|TABLE) ({_TABLES})\b")
@@ -30,9 +30,7 @@ _CLAIMED = " FOR UPDATE SKIP LOCKED"
 
 _OWN = {
     # unnumbered ones are the newest
-    f"SELECT {verbs._PARCEL_EVENT} FROM event WHERE message = ? ORDER BY {verbs._EVENT_ORDER}": (
-        f"SELECT {verbs._PARCEL_EVENT} FROM event WHERE message = ? ORDER BY cursor NULLS LAST, id"
-    ),
+    parcels.EVENTS_OF: parcels.EVENTS_OF + " NULLS LAST, id",
     verbs._READY: verbs._READY + _CLAIMED,
     verbs._ONLY: verbs._ONLY + _CLAIMED,
     verbs._SUSPECTS: verbs._SUSPECTS + _CLAIMED,

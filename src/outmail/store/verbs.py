@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from outmail import lifecycle
@@ -747,106 +747,3 @@ def note_put(kind: str, key: str, value: Any, version: int | None = None) -> Ver
 def note_drop(kind: str, key: str) -> Verb[None]:
     """Remove a document."""
     yield "DELETE FROM note WHERE kind = ? AND key = ?", (kind, key)
-
-
-# -- moving -------------------------------------------------------------------------------------------------------------
-
-_PARCEL_MESSAGE = "id, sender, message_id, subject, size, sha256, needs, priority, accepted_at, expires_at, key, tag, dsn"
-_PARCEL_RECIPIENT = "n, address, destination, priority, state, due, expires_at, not_before, uncertain, losses, wish, attempts, reason, attempt, finished_at"
-_PARCEL_ATTEMPT = "id, at, route, host, duration_ms, outcome, code, enhanced, text, recipients, transcript"
-_PARCEL_EVENT = "at, event, n, state, uncertain, reason, attempts, attempt"
-
-
-@dataclass(slots=True)
-class Parcel:
-    """One message with everything the store knows of it, as rows in the order of the column lists above."""
-
-    seq: int
-    message: tuple[Any, ...]
-    content: bytes | None
-    recipients: list[tuple[Any, ...]]
-    attempts: list[tuple[Any, ...]]
-    events: list[tuple[Any, ...]]
-
-    @property
-    def id(self) -> str:
-        return str(self.message[0])
-
-
-def parcels(after: int, limit: int = 100, budget: int = 16 * 1024 * 1024) -> Verb[list[Parcel]]:
-    """The next messages behind a number, with all that belongs to them; at most ``budget`` bytes of content, at least one message."""
-    heads = yield (
-        f"SELECT seq, {_PARCEL_MESSAGE} FROM message m WHERE seq > ? AND EXISTS (SELECT 1 FROM recipient r WHERE r.message = m.seq) ORDER BY seq LIMIT ?",
-        (after, limit),
-    )
-    found: list[Parcel] = []
-    for seq, *head in heads:
-        budget -= head[4]
-        if budget < 0 and found:
-            break
-        body = yield from content(seq)
-        recipients = yield f"SELECT {_PARCEL_RECIPIENT} FROM recipient WHERE message = ? ORDER BY n", (seq,)
-        tries = yield f"SELECT {_PARCEL_ATTEMPT} FROM attempt WHERE message = ? ORDER BY id", (seq,)
-        events = yield f"SELECT {_PARCEL_EVENT} FROM event WHERE message = ? ORDER BY {_EVENT_ORDER}", (seq,)
-        found.append(Parcel(seq, tuple(head), body, [tuple(row) for row in recipients], [tuple(row) for row in tries], [tuple(row) for row in events]))
-    return found
-
-
-def take_in(found: Sequence[Parcel], now: int) -> Verb[int]:
-    """Store what `parcels` of another store gave. A known id adds nothing. What was being sent there may have gone out: it is uncertain."""
-    yield Exclusive([parcel.id for parcel in found])
-    fresh = []
-    for parcel in found:
-        if not (yield "SELECT 1 FROM message WHERE id = ?", (parcel.id,)):
-            fresh.append(parcel)
-    seqs = yield Numbers("message", len(fresh))
-    for seq, parcel in zip(seqs, fresh):
-        upload = yield from _take_in_content(seq, parcel, now)
-        yield f"INSERT INTO message (seq, upload, {_PARCEL_MESSAGE}) VALUES ({_marks(2, _PARCEL_MESSAGE)})", (seq, upload, *parcel.message)
-        numbers = yield Numbers("attempt", len(parcel.attempts))
-        renamed = dict(zip((row[0] for row in parcel.attempts), numbers))
-        yield Many(f"INSERT INTO attempt (message, {_PARCEL_ATTEMPT}) VALUES ({_marks(1, _PARCEL_ATTEMPT)})", [(seq, renamed[row[0]], *row[1:]) for row in parcel.attempts])
-        rows = [(seq, *_settled_down(row, now)[:13], renamed.get(row[13]), row[14]) for row in parcel.recipients]
-        yield Many(f"INSERT INTO recipient (message, {_PARCEL_RECIPIENT}) VALUES ({_marks(1, _PARCEL_RECIPIENT)})", rows)
-        yield Many(f"INSERT INTO event (message, {_PARCEL_EVENT}) VALUES ({_marks(1, _PARCEL_EVENT)})", [(seq, *row[:7], renamed.get(row[7])) for row in parcel.events])
-    return len(fresh)
-
-
-#: Events of one message are written in this order.
-_EVENT_ORDER = "cursor"
-
-
-def _marks(more: int, columns: str) -> str:
-    return ", ".join("?" * (more + columns.count(",") + 1))
-
-
-def _settled_down(row: tuple[Any, ...], now: int) -> tuple[Any, ...]:
-    """A recipient of another store: nobody here is sending it."""
-    n, address, destination, priority, state, due, expires_at, not_before, uncertain, losses, _, *rest = row
-    if state == lifecycle.SENDING:
-        state, due, uncertain, losses = "queued", now, 1, max(1, losses)
-    return (n, address, destination, priority, state, due, expires_at, not_before, uncertain, losses, None, *rest)
-
-
-def _take_in_content(seq: int, parcel: Parcel, now: int) -> Verb[str | None]:
-    """Returns the upload's name for long content."""
-    if parcel.content is None:
-        return None
-    if len(parcel.content) <= LONG:
-        yield _BODY, (seq, parcel.content)
-        return None
-    pieces = [parcel.content[start : start + PIECE] for start in range(0, len(parcel.content), PIECE)]
-    yield from add_chunks(parcel.id, 0, pieces, now)
-    return parcel.id
-
-
-def leave(seqs: Sequence[int]) -> Verb[int]:
-    """Forget these messages: they are in another store now."""
-    yield from _forget([(seq,) for seq in sorted(seqs)])
-    return len(seqs)
-
-
-def notes() -> Verb[list[tuple[str, str, Any]]]:
-    """All documents as (kind, key, value)."""
-    rows = yield "SELECT kind, key, value FROM note ORDER BY kind, key", ()
-    return [(kind, key, json.loads(value)) for kind, key, value in rows]

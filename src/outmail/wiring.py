@@ -1,0 +1,101 @@
+"""The wiring: which classes stand behind a store's URL, a relay, an application's database. The only place that names them.
+
+Fails: `ConfigError` for what a URL cannot mean, `Trouble` for a store that does not open. Does not: hold anything.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from outmail import failpoints
+from outmail.clock import Clock
+from outmail.config import Config, default_store
+from outmail.errors import ConfigError
+from outmail.policy.route import Relay, Routes
+from outmail.store import Store
+from outmail.store.source import PostgresSource, Source, SqliteSource
+
+
+def open_store(url: str) -> Store:
+    """``mail.db``, ``sqlite:rel/path``, ``sqlite:///abs/path``, ``sqlite+stdlib:…``, ``postgresql://…`` → an open store."""
+    if is_postgres(url):
+        from outmail.store.postgres import PostgresStore
+
+        return PostgresStore(url, _place(url))
+    from outmail.store.sqlite import SqliteStore
+
+    path, library = store_path(url)
+    if url == default_store(os.environ):
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    return SqliteStore(path, library)
+
+
+def is_postgres(url: str) -> bool:
+    return url.startswith(("postgresql://", "postgres://"))
+
+
+def _place(url: str) -> str:
+    """Where files of this host for a PostgreSQL store are: spool, engines' signs of life."""
+    from outmail.store.postgres import place_of
+
+    state = os.environ.get("XDG_STATE_HOME")
+    return os.path.join(os.path.join(state, "outmail") if state else os.path.dirname(default_store(os.environ)), place_of(url))
+
+
+def store_path(url: str) -> tuple[str, str]:
+    """(path, library) of a SQLite store; other kinds are a ConfigError until they exist."""
+    scheme, colon, rest = url.partition(":")
+    if not colon or "/" in scheme or scheme not in ("sqlite", "sqlite+apsw", "sqlite+stdlib", "maildir"):
+        if colon and rest.startswith("//"):
+            raise ConfigError(f"{url!r} is not a store: give a path, or a URL: sqlite:… or postgresql://…")
+        return url, "apsw"
+    if not scheme.startswith("sqlite"):
+        raise ConfigError(f"stores of the kind {scheme}: are not part of this version yet; use a path, sqlite:… or postgresql://…")
+    path = "/" + rest.lstrip("/") if rest.startswith("//") else rest
+    return path, "stdlib" if scheme.endswith("stdlib") else "apsw"
+
+
+def open_source(url: str, library: str) -> Source:
+    """An application's database (``[[outbox]]``). ``library`` opens SQLite files, unless the URL names one."""
+    if is_postgres(url):
+        return PostgresSource(url)
+    path, named = store_path(url)
+    return SqliteSource(path, named if url.startswith("sqlite+") else library)
+
+
+def transports(config: Config) -> Callable[[Relay], Any]:
+    """A factory of transports that share one resolver."""
+    from outmail.transport.local import LocalTransport
+    from outmail.transport.mailbox import MailboxTransport
+    from outmail.transport.resolver import Resolver
+    from outmail.transport.smtp import SmtpTransport
+
+    resolver = Resolver()
+
+    def make(relay: Relay) -> Any:
+        if relay.scheme in ("smtp", "lmtp"):
+            return SmtpTransport(relay, resolver, config.hostname or "localhost")
+        if relay.scheme == "mailbox":
+            return MailboxTransport(relay)
+        return LocalTransport(relay)
+
+    return make
+
+
+def build_engine(store: Store, config: Config, routes: Routes, clock: Clock, only: str | None = None, *, service: bool = False, observe: Any = None) -> Any:
+    """An engine with everything it needs; here, and not before, the relays' passwords are read."""
+    from outmail.engine import Engine, Settings
+    from outmail.ops import delivery_log
+
+    settings = Settings(
+        retry=config.retry, only_to=config.only_to, transcripts=config.transcripts, retention=dict(config.retention),
+        observe=observe or delivery_log.observe, fail=failpoints.hit, only=only, service=service,
+    )  # fmt: skip
+    return Engine(store, config.with_passwords(routes), transports(config), settings, clock)
+
+
+def spool_of(url: str) -> str:
+    """The spool folder of a store, without opening it."""
+    return f"{_place(url) if is_postgres(url) else os.path.realpath(store_path(url)[0])}.spool"
