@@ -15,6 +15,8 @@ from outmail.config import from_toml
 from outmail.outbox import Outbox
 from outmail.testing import Sink
 
+pytest.register_assert_rewrite("outmail.testing.conformance")
+
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from outmail.errors import ConfigError
 from outmail.model import Filter
 from outmail.ops.move import copied, move
 from outmail.testing import Sink
+from outmail.testing.conformance import NOW, add, lease, message, settle
 from tests import pgserver
-from tests.store.helpers import NOW, add, lease, message, opened, settle
+from tests.store.helpers import opened
 
 PG = f"postgresql-{max(pgserver.installed(), key=int)}"
 

@@ -23,8 +23,8 @@ from outmail.model import Filter
 from outmail.store import Trouble, pgsql, shown
 from outmail.store.postgres import PostgresStore, conninfo_of, place_of
 from outmail.testing import Sink
+from outmail.testing.conformance import NOW, add, lease, message, settle, standing
 from tests import pgserver
-from tests.store.helpers import NOW, add, lease, message, settle, standing
 
 VERSION = max(pgserver.installed(), key=int)
 

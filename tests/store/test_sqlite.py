@@ -18,7 +18,7 @@ from outmail.errors import ConfigError
 from outmail.model import Filter
 from outmail.store import Trouble
 from outmail.store.sqlite import SqliteStore
-from tests.store.helpers import NOW, add, lease, message, settle
+from outmail.testing.conformance import NOW, add, lease, message, settle
 
 
 @pytest.fixture(params=["apsw", "stdlib"])

@@ -1,0 +1,245 @@
+"""What every store must do: a suite to run against a store of your own. Public; needs pytest and hypothesis.
+
+>>> # tests/test_my_store.py
+>>> import pytest
+>>> from outmail.testing.conformance import *  # doctest: +SKIP
+>>> @pytest.fixture  # doctest: +SKIP
+... def store(tmp_path):
+...     made = MyStore(tmp_path)  # empty, with the calls of outmail.store.Store
+...     yield made
+...     made.close()
+
+In a conftest.py, ``pytest.register_assert_rewrite("outmail.testing.conformance")`` makes its failures tell more. Stores whose verbs are not
+SQL leave `test_one_bad_verb_spoils_only_itself` out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from outmail import lifecycle as life
+from outmail.lifecycle import Standing
+from outmail.model import Delivery, Filter, Message, Outcome, Recipient, Reply, Settled, Term, Verdict, keyed_id, new_id
+from outmail.store import Store, Trouble
+
+NOW = 1_800_000_000_000
+
+
+def message(*to: str, destination: str = "default", priority: int = 1, now: int = NOW, due: int | None = None, content: bytes = b"A: b\r\n\r\n", key: str | None = None, expires: int = 10**9) -> Message:
+    id = new_id(now) if key is None else keyed_id(key)
+    people = tuple(Recipient(address, destination) for address in to or ("a@x.test",))
+    return Message(id, content, "me@x.test", people, f"<{id}@x>", "subject", hashlib.sha256(content).digest(), 0, now, due or now, now + expires, priority, key)
+
+
+def add(store: Store, *messages: Message) -> Any:
+    return [one[:4] for one in store.run(store.verbs.add(list(messages)))]
+
+
+def lease(store: Store, owner: Any, n: int = 10, now: int = NOW, number: int = 1, destination: str = "default") -> list[Delivery]:
+    return store.run(store.verbs.lease(owner.id, number, {destination: n}, now))
+
+
+def settle(store: Store, owner: Any, delivery: Delivery, event: str, kind: str = "deferred", due: int = NOW, now: int = NOW) -> int:
+    outcome = Outcome(kind, "recipient", "dot", Reply(250, "text"))  # type: ignore[arg-type]
+    for r in delivery.recipients:
+        r.outcome = outcome
+    item = Settled(delivery, tuple((r, Verdict(event, due, "why")) for r in delivery.recipients), now, 5, True)
+    return int(store.run(store.verbs.settle(owner.id, [item])))
+
+
+def standing(store: Store, id: str, n: int = 1) -> Any:
+    seq = store.read(store.verbs.seq_of(id))
+    return store.read(store.verbs.statuses([seq]))[0].recipients[n - 1]
+
+
+def test_what_is_added_is_whole_and_found(store: Any) -> None:
+    one = message("a@x.test", "b@x.test")
+    assert add(store, one) == [(one.id, one.message_id, NOW, False)]
+    seq = store.read(store.verbs.seq_of(one.id))
+    assert store.read(store.verbs.content(seq)) == one.content
+    assert [e.event for e in store.read(store.verbs.events_after(0))] == ["accepted"]
+
+
+def test_a_key_is_one_message_also_inside_one_batch(store: Any) -> None:
+    first, second = message(key="k"), message(key="k", now=NOW + 5)
+    assert [row[3] for row in add(store, first, second)] == [False, True]
+    assert add(store, message(key="k", now=NOW + 9))[0] == (first.id, first.message_id, NOW, True)
+    assert len(store.read(store.verbs.find(Filter(), NOW))[0]) == 1
+
+
+def test_lease_takes_older_first_and_never_twice(store: Any) -> None:
+    made = [message(now=NOW + i) for i in range(5)]
+    add(store, *reversed(made))
+    owner = store.register(NOW)
+    assert [d.id for d in lease(store, owner, 3, NOW + 10)] == [m.id for m in made[:3]]
+    assert [d.id for d in lease(store, owner, 9, NOW + 10)] == [m.id for m in made[3:]]
+    assert lease(store, owner, 9, NOW + 10) == []
+
+
+def test_lease_leaves_other_destinations_and_the_future_alone(store: Any) -> None:
+    add(store, message(destination="other"), message(due=NOW + 1000))
+    owner = store.register(NOW)
+    assert lease(store, owner) == []
+    assert store.read(store.verbs.next_due(NOW)) == {"default": NOW + 1000, "other": NOW}
+
+
+def test_a_settle_needs_the_lease(store: Any) -> None:
+    add(store, message())
+    owner, other = store.register(NOW), store.register(NOW)
+    (delivery,) = lease(store, owner)
+    assert settle(store, other, delivery, "deferred") == 0
+    assert settle(store, owner, delivery, "delivered", "delivered") == 1
+    assert settle(store, owner, delivery, "deferred") == 0
+
+
+def test_a_late_delivered_confirms_only_the_uncertain(store: Any) -> None:
+    certain, marked = message(), message()
+    add(store, certain, marked)
+    owner = store.register(NOW)
+    first, second = lease(store, owner)
+    store.run(store.verbs.reclaim(owner.id, {(second.seq, 1, 1)}, NOW, rebooted=False, hold=False))
+    assert settle(store, owner, first, "delivered", "delivered") == 0
+    assert settle(store, owner, second, "delivered", "delivered") == 1
+    assert standing(store, certain.id).state == "queued" and standing(store, marked.id).state == "delivered"
+    assert [e.event for e in store.read(store.verbs.events_after(0))][-1] == "confirm"
+
+
+def test_one_bad_verb_spoils_only_itself(store: Any) -> None:
+    def bad() -> Any:
+        yield "INSERT INTO message (seq) VALUES (77)", ()
+
+    good = message()
+    answers = store.commit([store.verbs.add([good]), bad(), store.verbs.add([message()])])
+    assert isinstance(answers[1], Trouble) and len(store.read(store.verbs.find(Filter(), NOW))[0]) == 2
+
+
+def test_returned_counts_no_attempt(store: Any) -> None:
+    one = message()
+    add(store, one)
+    owner = store.register(NOW)
+    store.run(store.verbs.give_back(owner.id, lease(store, owner), NOW))
+    assert (standing(store, one.id).state, standing(store, one.id).attempts) == ("queued", 0)
+
+
+def test_suspects_go_alone_and_the_third_loss_is_poison(store: Any) -> None:
+    bad = message("bad@x.test")
+    add(store, bad)
+    now = NOW
+    for losses in (1, 2, 3):
+        owner = store.register(now)
+        deliveries = lease(store, owner, 10, now, losses)
+        assert [d.id for d in deliveries] == [bad.id]
+        store.run(store.verbs.reclaim(owner.id, set(), now, rebooted=False, hold=False))
+        now += 61_000
+    assert (standing(store, bad.id).state, standing(store, bad.id).reason) == ("held", "poison")
+
+
+def test_age_ends_waiting_and_clocks_that_jumped_do_not_hold_mail(store: Any) -> None:
+    old, stuck, scheduled = message(expires=1000), message(now=NOW + 40 * 86_400_000), message(due=NOW + 30 * 86_400_000, expires=10**12)
+    add(store, old, stuck, scheduled)
+    assert store.run(store.verbs.expire(NOW + 2000)) == 1 and standing(store, old.id).state == "failed"
+    assert store.run(store.verbs.clamp(NOW, 86_400_000)) == 1
+    assert standing(store, stuck.id).next_try_at == NOW and standing(store, scheduled.id).next_try_at == NOW + 30 * 86_400_000
+
+
+def test_wishes_are_honoured_on_the_way_back(store: Any) -> None:
+    held, gone = message(), message()
+    add(store, held, gone)
+    owner = store.register(NOW)
+    deliveries = lease(store, owner)
+    assert store.run(store.verbs.change(Filter(ids=((held.id, None),)), "hold", NOW))[0] == 1
+    assert store.run(store.verbs.change(Filter(ids=((gone.id, 1),)), "cancel", NOW))[0] == 1
+    for delivery in deliveries:
+        settle(store, owner, delivery, "deferred")
+    assert standing(store, held.id).state == "held" and standing(store, gone.id).state == "cancelled"
+
+
+def test_retention_takes_bodies_then_records(store: Any) -> None:
+    made = [message(content=b"A: b\r\n\r\n" + os.urandom(3000).hex().encode()) for _ in range(300)]
+    add(store, *made)
+    owner = store.register(NOW)
+    for delivery in lease(store, owner, 299):
+        settle(store, owner, delivery, "delivered", "delivered")
+    words = {"bodies": 1000, "records": 10_000, "transcripts": 1000}
+    after: int | None = 0
+    while after is not None:
+        _, after = store.run(store.verbs.purge(NOW + 5000, after=after, **words))
+    seqs = [store.read(store.verbs.seq_of(m.id)) for m in made]
+    assert store.read(store.verbs.content(seqs[0])) is None and store.read(store.verbs.content(seqs[-1])) is not None
+    store.run(store.verbs.change(Filter(terms=(Term("state", "delivered"),)), "requeue", NOW))
+    assert store.run(store.verbs.change(Filter(), "requeue", NOW))[0] == 0
+    after = 0
+    while after is not None:
+        _, after = store.run(store.verbs.purge(NOW + 50_000, after=after, **words))
+    left = [s.id for s in store.read(store.verbs.find(Filter(), NOW))[0]]
+    assert made[-1].id in left and len(left) <= 3  # the newest message, and whose event and attempt are the newest
+    assert store.check() == []
+
+
+def test_notes_are_compared_and_set(store: Any) -> None:
+    verbs = store.verbs
+    assert store.run(verbs.note_put("job", "a", {"n": 1}, 0)) and not store.run(verbs.note_put("job", "a", {"n": 2}, 0))
+    value, version = store.read(verbs.note_get("job", "a"))
+    assert value == {"n": 1} and store.run(verbs.note_put("job", "a", {"n": 2}, version)) and not store.run(verbs.note_put("job", "a", {}, version))
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.sampled_from(["lease", "delivered", "refused", "deferred", "unknown", "returned", "lost", "hold", "release", "cancel", "due", "requeue", "confirm", "expired", "quarantine"]), max_size=25))
+def test_the_store_walks_as_the_lifecycle(store: Any, steps: list[str]) -> None:
+    """Random walks: the store's row and the pure function agree after every event, legal or not."""
+    one = message(expires=10**15, destination=new_id(NOW))
+    add(store, one)
+    owner, now, model, number, held = store.register(NOW), NOW, Standing(), 0, None
+    for step in steps:
+        now += 120_000
+        number += 1
+        if step == "lease":
+            got = lease(store, owner, 1, now, number, one.recipients[0].destination)
+            assert bool(got) == (model.state == "queued")
+            held = got[0] if got else held
+        elif held is not None and step in ("delivered", "refused", "deferred", "unknown"):
+            settle(store, owner, held, step, step, now, now)
+        elif held is not None and step == "returned":
+            store.run(store.verbs.give_back(owner.id, [held], now))
+        elif held is not None and step == "quarantine" and model.state == "sending":
+            store.run(store.verbs.quarantine(owner.id, held, now, "test"))
+        elif step == "lost":
+            store.run(store.verbs.reclaim(owner.id, set(), now, rebooted=False, hold=False))
+        elif step in ("hold", "release", "cancel", "due", "requeue", "confirm"):
+            store.run(store.verbs.change(Filter(ids=((one.id, None),)), step, now))
+        else:
+            continue
+        late = step == "delivered" and model.state != "sending"
+        call = {
+            "lease": life.lease, "delivered": life.confirm if late else life.delivered, "refused": lambda s: life.refused(s, "why"),
+            "deferred": lambda s: life.deferred(s, "why"), "unknown": lambda s: life.unknown(s, "why", hold=False), "returned": life.returned,
+            "lost": lambda s: life.lost(s, dot=False, rebooted=False, hold=False), "hold": life.hold, "release": life.release, "cancel": life.cancel,
+            "due": life.due, "requeue": life.requeue, "confirm": life.confirm, "quarantine": life.quarantine,
+        }[step]  # fmt: skip
+        try:
+            model = call(model)
+        except life.Illegal:
+            pass
+        row = standing(store, one.id)
+        assert (row.state, row.uncertain) == (model.state, model.uncertain), step
+
+
+def test_threads_share_commits_and_lose_nothing(store: Any) -> None:
+    def work() -> None:
+        for _ in range(25):
+            add(store, message())
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(store.read(store.verbs.find(Filter(), NOW))[0]) == 150
+
+
