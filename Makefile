@@ -50,6 +50,7 @@ soak: $(READY)
 	$(BIN)/python tests/campaigns/listening.py --minutes $(SOAK_MINUTES)
 	$(BIN)/python tests/campaigns/hosts.py --messages 100000
 	$(BIN)/python tests/campaigns/hosts.py --failovers 20
+	$(BIN)/python tests/campaigns/steady.py --minutes 30
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

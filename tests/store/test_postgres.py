@@ -435,3 +435,30 @@ def test_pgbouncer_in_transaction_mode_may_stand_between(url: str, sink: Sink, t
         bouncer.terminate()
         bouncer.wait(10)
     assert len({m.recipients for m in sink.messages}) == 180 == len(sink.messages)
+
+
+def test_reports_and_digests_live_on_postgresql_too(url: str, sink: Sink) -> None:
+    import logging
+
+    import outmail
+
+    made = from_toml(f'from = "me@x.test"\nto = "me@x.test"\nrelay = "{sink.url}"\n', "test", {})
+    with Outbox(url, config=made, deliver="thread") as box:
+        for fail in (True, False):
+            try:
+                with outmail.job("nightly", outbox=box, start=True):
+                    assert not fail
+            except AssertionError:
+                pass
+        sink.wait_for(3, timeout=20)
+        handler = outmail.DigestHandler("feeds", outbox=box, after_runs=1)
+        logger = logging.getLogger("feeds")
+        logger.addHandler(handler)
+        logger.error("feed %s failed", "x", extra={"key": "x"})
+        logger.removeHandler(handler)
+        handler.close()
+        sink.wait_for(4, timeout=20)
+        jobs = box.store.read(box.store.verbs.note_list("job"))
+        assert "nightly" in str(jobs)
+    text = b"".join(m.content for m in sink.messages)
+    assert b"FAILED" in text and b"nightly" in text and b"feed x failed" in text

@@ -25,7 +25,7 @@ from outmail.errors import ConfigError, NotStored, Refused
 from outmail.model import Dsn, Message
 from outmail.store import Store, Trouble, Verb
 from outmail.store.caller import Values, row
-from outmail.store.source import Row, Source, take
+from outmail.store.source import Row, Source, missing_table, take
 
 log = logging.getLogger("outmail")
 
@@ -219,7 +219,10 @@ class TakeOver:
             self._door.fail("T2")
             return len(messages)
 
-        count = self._door.store.run(move())
+        try:
+            count = self._door.store.run(move())
+        except Trouble as problem:
+            raise missing_table(problem, self._door.store.url) from None
         if count:
             self._door.wake()
         return count
