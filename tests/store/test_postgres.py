@@ -451,7 +451,7 @@ def test_reports_and_digests_live_on_postgresql_too(url: str, sink: Sink) -> Non
             except AssertionError:
                 pass
         sink.wait_for(3, timeout=20)
-        handler = outmail.DigestHandler("feeds", outbox=box, after_runs=1)
+        handler = outmail.DigestHandler(name="feeds", outbox=box)
         logger = logging.getLogger("feeds")
         logger.addHandler(handler)
         logger.error("feed %s failed", "x", extra={"key": "x"})
