@@ -2,7 +2,7 @@
 
 ``C:`` a line of ours, ``S:`` a line of theirs, ``S: <closed>`` the connection is gone, ``= address kind code`` an outcome,
 ``! stage`` the session ended there. ``> sender -> rcpt …`` queues a message before the session begins. Each file runs with
-the server's bytes whole, and again byte by byte.
+the server's bytes whole, and again byte by byte. Files that begin with "both roles" are also played to our own server, by the client's lines.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from outmail.model import Delivery, Leased
+from outmail.model import Delivery, Leased, Reply
 from outmail.smtp.client import Broken, Client, Done, Dot, ProtocolError, Read, SessionFailed, Settings, Take
+from outmail.smtp.server import Deliver, Server
+from outmail.smtp.server import Settings as ServerSettings
 
 FILES = sorted(Path(__file__).parent.glob("*.txt"))
 CONTENT = b"Subject: x\r\n\r\n.dot\r\n"
@@ -96,6 +98,63 @@ def run(client: Client, script: Script, step: int) -> str:
         elif isinstance(request, Done):
             script.done.append(request.delivery)  # type: ignore[attr-defined]
 
+# -- the same from the server's side ------------------------------------------------------------------------------------
+
+BOTH = [path for path in FILES if path.read_text().startswith("# both roles")]
+
+
+class Scripted:
+    """A policy that says what the dialogue's server said to MAIL and RCPT."""
+
+    def __init__(self, said: list[Reply]) -> None:
+        self.said = said
+
+    def mail(self, session: Server, sender: str) -> Reply | None:
+        return self._next()
+
+    def rcpt(self, session: Server, address: str) -> Reply | None:
+        return self._next()
+
+    def _next(self) -> Reply | None:
+        reply = self.said.pop(0)
+        return reply if reply.code >= 400 else None
+
+
+@pytest.mark.parametrize("step", [0, 1], ids=["whole", "byte-by-byte"])
+@pytest.mark.parametrize("path", BOTH, ids=lambda path: path.stem)
+def test_the_servers_side(path: Path, step: int) -> None:
+    """Our server, driven by the client's lines, answers with the dialogue's codes."""
+    lines = [line for line in path.read_text().splitlines() if line.startswith(("C: ", "S: "))]
+    words = [line[3:] for line in lines if line.startswith("C: ")]
+    replies = [Reply(int(line[3:6]), line[7:]) for line in lines if line.startswith("S: ") and line[6:7] != "-"]
+    lmtp = "lmtp" in path.read_text().splitlines()[0]
+    answers = iter(replies[1:])
+    policy: list[Reply] = []
+    stored: list[list[Reply]] = []
+    accepted = 0
+    for word in words:
+        if word == "(content)":
+            stored.append([next(answers) for _ in range(accepted if lmtp else 1)])
+            accepted = 0
+            continue
+        reply = next(answers)
+        if word.startswith(("MAIL", "RCPT")) and reply.code != 503:
+            policy.append(reply)
+            accepted += word.startswith("RCPT") and reply.code < 300
+    server = Server(ServerSettings(hostname="server.test", lmtp=lmtp), Scripted(policy))
+    said = server.outgoing()
+    data = b"".join(b"Subject: x\r\n\r\n..dot\r\n.\r\n" if word == "(content)" else word.encode() + b"\r\n" for word in words)
+    for portion in [data[i : i + 1] for i in range(len(data))] if step else [data]:
+        server.feed(portion)
+        while server.requests:
+            request = server.requests.popleft()
+            if isinstance(request, Deliver):
+                assert request.content == CONTENT
+                server.answer(stored.pop(0))
+        said += server.outgoing()
+    codes = [int(line[:3]) for line in said.decode().splitlines() if line[3:4] != "-"]
+    assert codes == [reply.code for reply in replies] and not stored and not policy
+
 
 def test_there_are_dialogues() -> None:
-    assert len(FILES) >= 8
+    assert len(FILES) >= 8 and len(BOTH) >= 4
