@@ -223,7 +223,7 @@ def _address(text: str) -> str:
 
 
 _HINTS = {
-    "busy": "another program holds its write lock; try again",
+    "busy": "it is busy, or another program holds its write lock; try again",
     "full": "the disk is full; free space and try again",
     "readonly": "the file or file system is read-only",
     "forbidden": "check that the folder exists and that you may write there",

@@ -692,7 +692,7 @@ class Engine:
             getattr(self.store, "give_space_back", lambda: None)()
 
     def _complain(self, problem: Trouble) -> None:
-        if problem.kind == "busy":
+        if problem.kind in ("busy", "conflict"):
             log.info("the store is busy: %s", problem)
         else:
             log.error("the store is in trouble (%s): %s; the engine waits and tries again", problem.kind, problem)

@@ -29,7 +29,7 @@ from outmail import failpoints, selection
 from outmail.accept import Door, Draft, Terms, When, not_stored
 from outmail.clock import Clock, as_datetime
 from outmail.config import Config, load, relay_in_code
-from outmail.errors import ConfigError, NotFound, Refused
+from outmail.errors import ConfigError, NotFound, NotStored, Refused
 from outmail.intake import api
 from outmail.intake.takeover import TakeOver, written
 from outmail.model import Attempt, Dsn, Event, Filter, Receipt, Status, is_id, keyed_id
@@ -319,12 +319,23 @@ class Outbox:
             if is_id(what):
                 self._seq(what)
             what = selection.select(what, now)
-        count, after = 0, (0, 0)
+        count = 0
+        after: tuple[int, int] | None = (0, 0)
         while after is not None:
-            changed, after = self._write(self._store.verbs.change(what, event, now, after=after))
+            changed, after = self._change(what, event, now, after)
             count += changed
         self._wake()
         return count
+
+    def _change(self, what: Filter, event: str, now: int, after: tuple[int, int]) -> tuple[int, tuple[int, int] | None]:
+        """One page; where an engine settles the same rows in that moment, again."""
+        for last in (False, False, True):
+            try:
+                return self._write(self._store.verbs.change(what, event, now, after=after))  # type: ignore[no-any-return]
+            except NotStored as problem:
+                if last or problem.code != "store-conflict":
+                    raise
+        raise AssertionError("unreachable")
 
     # -- life -------------------------------------------------------------------------------------------------------
 

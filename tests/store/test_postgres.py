@@ -462,3 +462,81 @@ def test_reports_and_digests_live_on_postgresql_too(url: str, sink: Sink) -> Non
         assert "nightly" in str(jobs)
     text = b"".join(m.content for m in sink.messages)
     assert b"FAILED" in text and b"nightly" in text and b"feed x failed" in text
+
+
+def test_out_of_connections_is_said_at_once(url: str) -> None:
+    with psycopg.connect(url, autocommit=True) as db:
+        db.execute("DROP ROLE IF EXISTS few")
+        db.execute("CREATE ROLE few LOGIN CONNECTION LIMIT 1")
+        try:
+            few = url.replace("outmail@", "few@")
+            with psycopg.connect(few):
+                began = time.monotonic()
+                with pytest.raises(NotStored, match="too many connections") as caught:
+                    Outbox(few)
+                assert caught.value.code == "store-busy" and time.monotonic() - began < 5
+        finally:
+            db.execute("DROP ROLE few")
+
+
+def test_a_role_that_may_not_create_the_schema_is_told(url: str) -> None:
+    with psycopg.connect(url, autocommit=True) as db:
+        db.execute("DROP ROLE IF EXISTS reader")
+        db.execute("CREATE ROLE reader LOGIN")
+        try:
+            with pytest.raises(NotStored, match="permission denied") as caught:
+                Outbox(url.replace("outmail@", "reader@"))
+            assert caught.value.code == "store-forbidden"
+        finally:
+            db.execute("DROP ROLE reader")
+
+
+def test_a_wrong_password_is_said_and_never_shown(sink: Sink) -> None:
+    server = pgserver.PgServer(pgserver.installed()[VERSION])
+    hba = server.data / "pg_hba.conf"
+    hba.write_text("host all guarded 127.0.0.1/32 scram-sha-256\n" + hba.read_text())
+    server.start()
+    try:
+        url = server.create("q")
+        with psycopg.connect(url, autocommit=True) as db:
+            db.execute("CREATE ROLE guarded LOGIN PASSWORD 'right'")
+            db.execute("GRANT CREATE ON DATABASE q TO guarded")
+        with pytest.raises(NotStored, match="password authentication failed") as caught:
+            Outbox(url.replace("outmail@", "guarded:geheim@"))
+        assert caught.value.code == "store-forbidden" and "geheim" not in str(caught.value)
+        with Outbox(url.replace("outmail@", "guarded:right@"), config=config(sink), deliver="thread") as box:
+            box.send("a@x.test", "s")
+            sink.wait_for(1, timeout=10)
+            assert "right" not in box._store.url
+    finally:
+        server.remove()
+
+
+def test_two_that_change_the_same_rows_are_told_or_wait(stores: Any, url: str) -> None:
+    """An operator cancels what is being settled in that moment: one of the two waits for the other, nobody gets a half."""
+    one, two = stores("one"), stores("two")
+    made = [message() for _ in range(40)]
+    add(one, *made)
+    owner = one.register(NOW)
+    deliveries = lease(one, owner, 40)
+    troubles: list[BaseException] = []
+
+    def cancel() -> None:
+        for m in made:
+            try:
+                two.run(two.verbs.change(Filter(ids=((m.id, None),)), "cancel", NOW))
+            except Trouble as problem:
+                troubles.append(problem)
+
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    for delivery in deliveries:
+        for _ in range(3):
+            try:
+                settle(one, owner, delivery, "delivered", "delivered")
+                break
+            except Trouble as problem:
+                assert problem.kind == "conflict"
+    thread.join(60)
+    assert all(isinstance(problem, Trouble) and problem.kind == "conflict" for problem in troubles)
+    assert {standing(one, m.id).state for m in made} <= {"delivered"}

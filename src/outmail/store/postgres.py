@@ -72,6 +72,8 @@ def trouble(problem: Exception) -> Trouble:
     text = " ".join(str(problem).split())
     if state is None and re.search(r"password authentication failed|no pg_hba.conf entry|does not exist|no password supplied", text):
         return Trouble("forbidden", text)
+    if state is None and re.search(r"too many (connections|clients)|remaining connection slots", text):
+        return Trouble("busy", text)
     if state is None and isinstance(problem, psycopg().OperationalError):
         return Trouble("io", text or "the connection was lost")
     return Trouble(_kinds.get(state or "", "other"), text)
