@@ -503,7 +503,7 @@ def test_a_wrong_password_is_said_and_never_shown(sink: Sink) -> None:
             db.execute("GRANT CREATE ON DATABASE q TO guarded")
         with pytest.raises(NotStored, match="password authentication failed") as caught:
             Outbox(url.replace("outmail@", "guarded:geheim@"))
-        assert caught.value.code == "store-forbidden" and "geheim" not in str(caught.value)
+        assert caught.value.code == "store-forbidden" and caught.value.forbidden and "geheim" not in str(caught.value)
         with Outbox(url.replace("outmail@", "guarded:right@"), config=config(sink), deliver="thread") as box:
             box.send("a@x.test", "s")
             sink.wait_for(1, timeout=10)

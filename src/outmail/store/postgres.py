@@ -13,6 +13,7 @@ Fails: `Trouble`. Does not: create databases or roles, or tune the server.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import logging
 import os
@@ -71,12 +72,13 @@ def trouble(problem: Exception) -> Trouble:
     state = getattr(problem, "sqlstate", None)
     text = " ".join(str(problem).split())
     if state is None and re.search(r"password authentication failed|no pg_hba.conf entry|does not exist|no password supplied", text):
-        return Trouble("forbidden", text)
+        return Trouble("forbidden", text, errno.EACCES)
     if state is None and re.search(r"too many (connections|clients)|remaining connection slots", text):
         return Trouble("busy", text)
     if state is None and isinstance(problem, psycopg().OperationalError):
         return Trouble("io", text or "the connection was lost")
-    return Trouble(_kinds.get(state or "", "other"), text)
+    kind = _kinds.get(state or "", "other")
+    return Trouble(kind, text, errno.EACCES if kind == "forbidden" else None)
 
 
 class Connection:
@@ -140,7 +142,7 @@ def drive(db: Any, verb: Verb[Any], request: Any = None) -> Any:
 
 
 def _single(db: Any, verb: Verb[Any]) -> Any:
-    """One verb, one transaction: a statement by itself, or a pipeline without BEGIN, which is committed at its end."""
+    """One verb, one transaction: a statement by itself, or a pipeline. (One without BEGIN would commit what a failing verb left half done.)"""
     try:
         request = next(verb)
     except StopIteration as stop:
@@ -148,7 +150,10 @@ def _single(db: Any, verb: Verb[Any]) -> Any:
     if isinstance(request, Alone):
         return drive(db, verb, request)
     with db.pipeline():
-        return drive(db, verb, request)
+        db.execute("BEGIN")
+        answer = drive(db, verb, request)
+        db.execute("COMMIT")
+    return answer
 
 
 def _answer(db: Any, request: Any) -> list[Any]:

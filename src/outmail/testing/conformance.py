@@ -119,6 +119,25 @@ def test_one_bad_verb_spoils_only_itself(store: Any) -> None:
     assert isinstance(answers[1], Trouble) and len(store.read(store.verbs.find(Filter(), NOW))[0]) == 2
 
 
+def test_a_verb_that_raises_leaves_nothing_behind(store: Any) -> None:
+    def raises() -> Any:
+        yield from store.verbs.add([message(), message()])
+        yield from store.verbs.note_put("job", "a", {"n": 1})
+        raise ZeroDivisionError
+
+    for call in (lambda: store.run(raises()), lambda: store.commit([raises()])):
+        try:
+            call()
+        except ZeroDivisionError:
+            pass
+        else:
+            raise AssertionError("the verb's own exception was swallowed")
+    answers = store.commit([raises(), store.verbs.note_put("job", "b", {"n": 1})])
+    assert isinstance(answers[0], ZeroDivisionError)
+    assert store.read(store.verbs.find(Filter(), NOW))[0] == [] and store.read(store.verbs.note_get("job", "a")) is None
+    assert store.read(store.verbs.note_get("job", "b"))[0] == {"n": 1}
+
+
 def test_returned_counts_no_attempt(store: Any) -> None:
     one = message()
     add(store, one)
