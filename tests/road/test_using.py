@@ -203,6 +203,8 @@ def test_a_row_that_cannot_be_sent_fails_with_the_reason_and_stops_nothing(tmp_p
         ("4" * 26, b"", json.dumps({"draft": {"to": 5, "text": []}})),
         ("5" * 26, b"\0", '{"sender": "me@x.test", "recipients": "a@x.test"}'),
         ("6" * 26, b"A: b\r\n\r\n", '{"recipients": "a@x.test", "suppressed": [1]}'),
+        ("8" * 26, b"A: b\r\n\r\n", '{"sender": "me@x.test", "recipients": "a@x.test", "route": "sendmail:/bin/sh"}'),
+        ("9" * 26, b"", json.dumps({"draft": {"to": "a@x.test", "text": "x", "relay": "file:/tmp"}})),
         ("7" * 26, b"A: b\r\n\r\n", '{"recipients": [7, null], "dsn": {"x": 1}}'),
     ]
     app.executemany("INSERT INTO outmail_outbox (id, added_at, content, envelope) VALUES (?, 1, ?, ?)", rows)
@@ -212,7 +214,7 @@ def test_a_row_that_cannot_be_sent_fails_with_the_reason_and_stops_nothing(tmp_p
         deadline = time.monotonic() + 5
         while waiting(app) and time.monotonic() < deadline:
             time.sleep(0.02)
-        for i in (0, 1, 2, 4, 5, 6, 7):
+        for i in (0, 1, 2, 4, 5, 6, 7, 8, 9):
             for recipient in box.status(str(i) * 26).recipients:
                 assert recipient.state == "failed" and recipient.reason.startswith("refused: "), i
         assert "no word 'attachments'" in box.status("2" * 26).recipients[0].reason

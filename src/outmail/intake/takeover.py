@@ -4,7 +4,7 @@ How: a thread looks at each source several times a second: claim, add to the sto
 database is emptied in one transaction. A row of ours carries a
 complete message; a row made by SQL (``outmail.enqueue``, ``outmail.draft``) is checked and composed here for the first time.
 Promises: a committed row is in the queue within a second; killed anywhere, nothing is lost and nothing doubled; a row that cannot be
-sent ends as failed, with the reason, and stops nothing; a source in trouble is told once, left alone for a moment, and tried again;
+sent ends as failed, with the reason, and stops nothing; whoever may write rows can make outmail send mail, not run programs or write files; a source in trouble is told once, left alone for a moment, and tried again;
 the others go on.
 Fails: never into the program; it logs. Does not: hold an application's database, or deliver.
 """
@@ -32,6 +32,9 @@ log = logging.getLogger("outmail")
 #: Seconds between looks at an empty table, and after trouble.
 PAUSE = 0.25
 TROUBLE_PAUSE = 2.0
+
+#: Relays that a row may name without their being configured.
+NETWORK = ("smtp://", "smtps://", "smtp+plain://", "lmtp://")
 
 Compose = Callable[[dict[str, Any]], Draft]
 
@@ -227,10 +230,17 @@ class TakeOver:
             self._door.wake()
         return count
 
+    def _check_route(self, route: str | None) -> None:
+        """Who may write a row may not thereby run a program or write a file here: such relays must be configured."""
+        for name in (route or "").split(","):
+            if name and name not in self._door.terms.routes.relays and not name.startswith(NETWORK):
+                raise Refused(f"the relay {name!r} is not configured where the mail is sent from", code="bad-argument")
+
     def _message(self, found: Row) -> Message:
         draft = Draft(bytes(found.content or found.envelope.encode()), "", (), id=found.id)
         try:
             draft = drafted(found, self._compose)
+            self._check_route(draft.route)
             return self._door.complete(draft)
         except Refused as refusal:
             log.error("a message that was left in a database cannot be sent: %s (%s)", refusal, found.id)

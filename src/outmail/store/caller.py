@@ -95,9 +95,9 @@ def _apsw(connection: Any, rows: Sequence[Values]) -> None:
 
 
 def _check_library(databases: Sequence[Any], library: str) -> None:
-    for _, name, path in databases:
-        if name == "main" and path and os.path.exists(path):
-            drivers.check(path, library)
+    for _, name, path in databases:  # bytes where the caller's text_factory says so
+        if os.fsdecode(name) == "main" and path and os.path.exists(path):
+            drivers.check(os.fsdecode(path), library)
 
 
 def _cursor(connection: Any, rows: Sequence[Values]) -> None:
