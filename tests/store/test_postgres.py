@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -130,6 +131,40 @@ def test_a_late_commit_is_never_skipped_and_strangers_are_not_waited_for(stores:
         db.execute("INSERT INTO outmail.message VALUES (%s, %s, '', '', '', 1, '', 0, 1, 1, 1)", (number, slow.id))
         db.commit()
         assert [e.id for e in one.read(one.verbs.events_after(first.cursor))] == [slow.id]
+
+
+def test_what_a_late_clock_left_behind_is_found_in_the_end(stores: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking begins a little before what was seen last; once in a while at the beginning."""
+    one = stores("one")
+    owner = one.register(NOW)
+    add(one, message(now=NOW))
+    assert len(lease(one, owner, 5, NOW + 1)) == 1
+    late, later = message(now=NOW - 5_000), message(now=NOW - 60_000)
+    add(one, late, later)
+    assert [d.id for d in lease(one, owner, 5, NOW + 2, 2)] == [late.id] and one.read(one.verbs.next_due(NOW + 3)) == {}
+    monkeypatch.setattr(pgsql.Floor, "AFRESH", 0.0)
+    assert list(one.read(one.verbs.next_due(NOW + 3))) == ["default"] and [d.id for d in lease(one, owner, 5, NOW + 3, 3)] == [later.id]
+
+
+def test_looking_does_not_walk_over_what_a_stranger_keeps(stores: Any, url: str) -> None:
+    """A long foreign transaction keeps dead rows from being cleaned up: a lease and a look touch few of them."""
+    one = stores("one")
+    owner = one.register(NOW)
+    with psycopg.connect(url) as stranger, psycopg.connect(url, autocommit=True) as db:
+        stranger.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        stranger.execute("SELECT count(*) FROM outmail.note")
+        for i in range(6):
+            add(one, *[message(now=NOW + i * 60_000) for _ in range(500)])
+            for delivery in lease(one, owner, 500, NOW + i * 60_000, i):
+                settle(one, owner, delivery, "delivered", "delivered")
+        add(one, message(now=NOW + 400_000))
+        sql, _ = pgsql.translated(one.verbs.lease.func.__globals__["_READY"])
+        floor = one.verbs.lease.keywords["floor"].of("default", 1)
+        plan = "\n".join(row[0] for row in db.execute("EXPLAIN (ANALYZE, BUFFERS, COSTS OFF, TIMING OFF) " + sql, ("default", 1, floor, NOW + 500_000, 100)))  # type: ignore[arg-type]
+        touched = int(re.search(r"Buffers: shared hit=(\d+)", plan)[1])  # type: ignore[index]
+        everything = "\n".join(row[0] for row in db.execute("EXPLAIN (ANALYZE, BUFFERS, COSTS OFF, TIMING OFF) " + sql, ("default", 1, 0, NOW + 500_000, 100)))  # type: ignore[arg-type]
+        assert touched * 3 < int(re.search(r"Buffers: shared hit=(\d+)", everything)[1]), plan + everything  # type: ignore[index]
+        stranger.rollback()
 
 
 def test_one_key_from_several_hosts_at_once_is_one_message(stores: Any) -> None:

@@ -38,6 +38,7 @@ def move(old: Store, new: Store, now: int, tell: Tell = lambda done, total: None
     total, done = sum_of(old), 0
     while batch := old.read(parcels.parcels(0)):
         new.run(parcels.take_in(batch, now))
+        _known_there(new)
         fail("M1")
         old.run(parcels.leave([parcel.seq for parcel in batch]))
         done += len(batch)
@@ -48,6 +49,13 @@ def move(old: Store, new: Store, now: int, tell: Tell = lambda done, total: None
             old.run(old.verbs.note_drop(kind, key))
     old.run(old.verbs.note_drop(*NOTE))
     return done
+
+
+def _known_there(store: Store) -> None:
+    """A store that keeps a list of destinations hears of those that came along."""
+    know = getattr(store.verbs, "know_destinations", None)
+    if know is not None:
+        store.run(know())
 
 
 def sum_of(store: Store) -> int:

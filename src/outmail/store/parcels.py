@@ -86,6 +86,8 @@ def _settled_down(row: tuple[Any, ...], now: int) -> tuple[Any, ...]:
     n, address, destination, priority, state, due, expires_at, not_before, uncertain, losses, _, *rest = row
     if state == lifecycle.SENDING:
         state, due, uncertain, losses = "queued", now, 1, max(1, losses)
+    if due is not None:
+        due = max(due, now)  # engines there may have looked further already
     return (n, address, destination, priority, state, due, expires_at, not_before, uncertain, losses, None, *rest)
 
 

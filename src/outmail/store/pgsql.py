@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
 
 from outmail.model import Event, Filter, Message
 from outmail.store import Alone, Exclusive, Many, Verb, parcels, source, verbs
 
-_TABLES = "message|body|chunk|recipient|attempt|event|owner|note|numbering"
+_TABLES = "message|body|chunk|recipient|destination|attempt|event|owner|note|numbering"
 _QUALIFIED = re.compile(rf"\b(FROM|JOIN|INTO|UPDATE|TABLE) ({_TABLES})\b")
 _NUMBERED = re.compile(r"\?(\d+)")
 
@@ -29,6 +30,8 @@ _IN_SEQS = "IN (SELECT value FROM json_each(?))"
 _CLAIMED = " FOR UPDATE SKIP LOCKED"
 
 _OWN = {
+    verbs._FIRST_DESTINATION: "SELECT min(name) FROM destination",
+    verbs._NEXT_DESTINATION: "SELECT min(name) FROM destination WHERE name > ?",
     # unnumbered ones are the newest
     parcels.EVENTS_OF: parcels.EVENTS_OF + " NULLS LAST, id",
     verbs._READY: verbs._READY + _CLAIMED,
@@ -104,6 +107,7 @@ def add(
 ) -> Verb[list[verbs.Added]]:  # fmt: skip
     """`verbs.add` with one statement a message: on a server, statements are what costs; of very many, rows are cheaper."""
     if len(messages) > FEW:
+        yield from _know({recipient.destination for message in messages for recipient in message.recipients})
         return (yield from verbs.add(messages, uploads, supersede, taken, again=again))
     once = [message.id for message in messages if again or message.key]
     known: dict[str, tuple[str, str, int]] = {}
@@ -126,6 +130,41 @@ def add(
         (message.id, message.message_id, message.accepted_at, False, numbers[id(message)]) if id(message) in numbers else (*known[message.id], True, 0)
         for message in messages
     ]
+
+
+def _know(destinations: set[str]) -> Verb[None]:
+    yield Many("INSERT INTO destination (name) VALUES (?) ON CONFLICT DO NOTHING", [(name,) for name in sorted(destinations)])
+
+
+def know_destinations() -> Verb[None]:
+    """Those of messages that came from another store."""
+    yield "INSERT INTO destination SELECT DISTINCT destination FROM recipient WHERE state = 'queued' ON CONFLICT DO NOTHING", ()
+
+
+class Floor(verbs.Floor):
+    """Where to begin to look, so that rows which a long foreign transaction keeps from being cleaned up are not walked over again and again.
+
+    What becomes due is due at the time of some host's clock. So looking begins `MARGIN` before what was seen last, and once in a
+    while at the beginning, for what a clock that is late, or a lease that came to nothing, has left behind. Used by one thread at a time, or
+    harmlessly by two.
+    """
+
+    MARGIN = 10_000
+    AFRESH = 60.0
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, int], int] = {}
+        self._since = time.monotonic()
+
+    def of(self, destination: str, priority: int) -> int:
+        if time.monotonic() - self._since > self.AFRESH:
+            self._seen.clear()
+            self._since = time.monotonic()
+        return self._seen.get((destination, priority), 0)
+
+    def seen(self, destination: str, priority: int, due: int) -> None:
+        before = self._seen.get((destination, priority), 0)
+        self._seen[destination, priority] = max(before, due - self.MARGIN)
 
 
 def _accepting(message: Message, uploads: Mapping[str, str] | None, taken: Mapping[str, tuple[int, int]] | None) -> tuple[Any, ...]:
@@ -187,7 +226,12 @@ def reclaim(owner: int, noted: set[tuple[int, int, int]] | None, now: int, *, re
     return (yield from verbs.reclaim(owner, noted, now, rebooted=rebooted, hold=hold))
 
 
+def verbs_of(floor: Floor) -> SimpleNamespace:
+    """The verbs of one store, which remembers where to begin to look."""
+    return SimpleNamespace(**{**vars(VERBS), "lease": partial(verbs.lease, floor=floor), "next_due": partial(verbs.next_due, floor=floor)})
+
+
 VERBS = SimpleNamespace(
     **{name: function for name, function in vars(verbs).items() if not name.startswith("_") and callable(function)}
-    | {"add": add, "events_after": events_after, "last_cursor": last_cursor, "reclaim": reclaim, "engines": engines}
+    | {"add": add, "events_after": events_after, "last_cursor": last_cursor, "reclaim": reclaim, "engines": engines, "know_destinations": know_destinations}
 )

@@ -225,7 +225,6 @@ class Owner:
 class PostgresStore(GroupCommit):
     """A queue in the schema ``outmail`` of a PostgreSQL database. ``base`` is a path on this host for spool and engines' files."""
 
-    verbs: Any = pgsql.VERBS
     blocking = True
 
     def __init__(self, url: str, base: str) -> None:
@@ -239,6 +238,7 @@ class PostgresStore(GroupCommit):
         self._leaked: list[Any] = []
         self._looked = self._numbered = 0.0
         self._closed = False
+        self.verbs = pgsql.verbs_of(pgsql.Floor())
         self._connect()
         self._upgrade()
 

@@ -138,7 +138,7 @@ def add_chunks(upload: str, first: int, pieces: Sequence[bytes], now: int) -> Ve
 # -- leasing ------------------------------------------------------------------------------------------------------------
 
 _READY = (
-    "SELECT message, n FROM recipient WHERE state = 'queued' AND losses = 0 AND destination = ? AND priority = ? AND due <= ?"
+    "SELECT message, n, due FROM recipient WHERE state = 'queued' AND losses = 0 AND destination = ? AND priority = ? AND due >= ? AND due <= ?"
     " ORDER BY due, message, n LIMIT ?"
 )
 _SUSPECTS = "SELECT message, n, destination FROM recipient WHERE state = 'queued' AND losses > 0 AND due <= ? ORDER BY due LIMIT 100"
@@ -156,24 +156,41 @@ _TO_SEND = (
 )
 
 
-def lease(owner: int, number: int, room: Mapping[str, int], now: int, *, turn: int = 0, budget: int = 1 << 62, suspects: bool = True, only: int | None = None) -> Verb[list[Delivery]]:
+class Floor:
+    """From which moment on to look for due recipients. Here: from the beginning (`pgsql.Floor` remembers)."""
+
+    def of(self, destination: str, priority: int) -> int:
+        return 0
+
+    def seen(self, destination: str, priority: int, due: int) -> None:
+        """Nothing older than ``due`` is left."""
+
+
+def lease(owner: int, number: int, room: Mapping[str, int], now: int, *, turn: int = 0, budget: int = 1 << 62, suspects: bool = True, only: int | None = None, floor: Floor | None = None) -> Verb[list[Delivery]]:
     """Take up to ``room[destination]`` due recipients of each destination, by priority shares, older first.
 
     ``budget`` bounds the bytes of content; at least one message is always taken. With ``suspects`` one suspect message
-    comes along, alone. A destination without room is not looked at.
+    comes along, alone. A destination without room is not looked at. ``floor`` remembers where to begin to look.
     """
+    floor = floor or Floor()
     picked: list[tuple[int, int]] = []
     if only is not None:
         rows = yield _ONLY, (only, now)
         picked, room, suspects = [(only, n) for n, destination in rows if destination in room], {}, False
+    left: list[tuple[str, int, int]] = []
     for destination, n in room.items():
         waiting = []
         for priority in range(3):
-            waiting.append((yield _READY, (destination, priority, now, n)))
+            waiting.append((yield _READY, (destination, priority, floor.of(destination, priority), now, n)))
         counts = pace.shares(n, (len(waiting[0]), len(waiting[1]), len(waiting[2])), turn)
-        for rows, count in zip(waiting, counts):
-            picked += rows[:count]
+        for priority, (rows, count) in enumerate(zip(waiting, counts)):
+            picked += [(message, k) for message, k, _ in rows[:count]]
+            left.append((destination, priority, rows[count][2] if count < len(rows) else rows[-1][2] if len(rows) == n else now))
+    wanted = len(picked)
     picked = yield from _within(picked, budget)
+    if len(picked) == wanted:
+        for destination, priority, due in left:
+            floor.seen(destination, priority, due)
     if suspects:
         picked += yield from _suspect(room, now)
     if not picked:
@@ -234,25 +251,31 @@ def _chunks(upload: str) -> Verb[bytes]:
     return b"".join([row[0] for row in rows])
 
 
+_FIRST_DESTINATION = "SELECT min(destination) FROM recipient WHERE state = 'queued' AND losses = 0"
+_NEXT_DESTINATION = f"{_FIRST_DESTINATION} AND destination > ?"
+
+
 def _destinations() -> Verb[list[str]]:
     """The destinations that have queued mail: a loose index scan, one seek each, however much waits."""
     found: list[str] = []
-    rows = yield "SELECT min(destination) FROM recipient WHERE state = 'queued' AND losses = 0", ()
+    rows = yield _FIRST_DESTINATION, ()
     while rows[0][0] is not None:
         found.append(rows[0][0])
-        rows = yield "SELECT min(destination) FROM recipient WHERE state = 'queued' AND losses = 0 AND destination > ?", (found[-1],)
+        rows = yield _NEXT_DESTINATION, (found[-1],)
     return found
 
 
-def next_due(now: int) -> Verb[dict[str, int]]:
+def next_due(now: int, floor: Floor | None = None) -> Verb[dict[str, int]]:
     """When each destination has something to do; a million waiting rows cost a few seeks."""
+    floor = floor or Floor()
     due: dict[str, int] = {}
     for destination in (yield from _destinations()):
         found = yield Many(
-            "SELECT due FROM recipient WHERE state = 'queued' AND losses = 0 AND destination = ? AND priority = ? ORDER BY due LIMIT 1",
-            [(destination, priority) for priority in range(3)],
+            "SELECT due FROM recipient WHERE state = 'queued' AND losses = 0 AND destination = ? AND priority = ? AND due >= ? ORDER BY due LIMIT 1",
+            [(destination, priority, floor.of(destination, priority)) for priority in range(3)],
         )
-        due[destination] = min(row[0] for row in found)
+        if found:
+            due[destination] = min(row[0] for row in found)
     suspects = yield "SELECT destination, due FROM recipient WHERE state = 'queued' AND losses > 0 ORDER BY due LIMIT 1000", ()
     for destination, moment in suspects:
         due[destination] = min(moment, due.get(destination, moment))

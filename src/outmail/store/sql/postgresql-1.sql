@@ -76,6 +76,10 @@ CREATE INDEX recipient_suspect ON outmail.recipient_live (due) WHERE state = 'qu
 CREATE INDEX recipient_leased  ON outmail.recipient_live (owner) WHERE state = 'sending';
 CREATE INDEX recipient_expiry  ON outmail.recipient_live (expires_at) WHERE state IN ('queued', 'held');
 
+-- Every destination there ever was: asking `recipient_ready` for them would walk over all that a long foreign transaction keeps from
+-- being cleaned up.
+CREATE TABLE outmail.destination (name text PRIMARY KEY);
+
 CREATE TABLE outmail.attempt (
     id          bigint  PRIMARY KEY,
     message     bigint  NOT NULL,
@@ -158,6 +162,7 @@ BEGIN
            CASE WHEN p.value ->> 2 <> '' THEN accepted_at END, CASE WHEN p.value ->> 2 = '' THEN taken_by END,
            CASE WHEN p.value ->> 2 = '' THEN taken_as END, CASE WHEN p.value ->> 2 = '' AND taken_by IS NOT NULL THEN accepted_at END
     FROM json_array_elements(people::json) WITH ORDINALITY AS p (value, n);
+    INSERT INTO outmail.destination SELECT DISTINCT p.value ->> 1 FROM json_array_elements(people::json) AS p (value) ON CONFLICT DO NOTHING;
     INSERT INTO outmail.event (at, event, message, n, state, uncertain, reason, attempts, attempt)
     SELECT accepted_at, 'suppress', seq, p.n, 'failed', 0, p.value ->> 2, 0, NULL
     FROM json_array_elements(people::json) WITH ORDINALITY AS p (value, n) WHERE p.value ->> 2 <> '';
