@@ -51,7 +51,9 @@ _OWN = {
         "UPDATE recipient SET state = 'delivered', reason = '', due = NULL, attempts = attempts + 1, losses = 0, wish = NULL, owner = NULL,"
         " lease = NULL, attempt = j.a, finished_at = j.b FROM (SELECT (value ->> 0)::bigint AS a, (value ->> 1)::bigint AS b,"
         " (value ->> 2)::bigint AS c, (value ->> 3)::bigint AS d, (value ->> 4)::bigint AS e FROM json_array_elements(?::json)) j"
-        " WHERE message = j.c AND n = j.d AND state = 'sending' AND owner = ? AND lease = j.e"
+        # said so, it is found in the live partition by its key, not by the index of leases, which may hold every one since a foreign
+        # transaction began
+        " WHERE message = j.c AND n = j.d AND state IN ('queued', 'sending', 'held') AND state || '' = 'sending' AND owner = ? AND lease = j.e"
         " RETURNING message, n, state, uncertain, reason, attempts"
     ),
 }
@@ -207,13 +209,14 @@ def engines() -> Verb[int]:
     return int(rows[0][0])
 
 
-def expired_owners() -> Verb[list[int]]:
-    """Owners whose lease is over, and those that lease without being known."""
+def expired_owners(*, orphans: bool = True) -> Verb[list[int]]:
+    """Owners whose lease is over; with ``orphans`` also those that lease without being known, which takes a walk over all leases."""
     rows = yield f"SELECT id FROM owner WHERE {_EXPIRED}", ()
-    orphans = yield (
-        "SELECT DISTINCT owner FROM recipient r WHERE state = 'sending' AND NOT EXISTS (SELECT 1 FROM owner o WHERE o.id = r.owner)", ()
-    )
-    return [row[0] for row in rows + orphans]
+    if orphans:
+        rows += yield (
+            "SELECT DISTINCT owner FROM recipient r WHERE state = 'sending' AND NOT EXISTS (SELECT 1 FROM owner o WHERE o.id = r.owner)", ()
+        )
+    return [row[0] for row in rows]
 
 
 def reclaim(owner: int, noted: set[tuple[int, int, int]] | None, now: int, *, rebooted: bool, hold: bool, sure: bool = True) -> Verb[dict[str, int]]:

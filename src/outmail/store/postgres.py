@@ -37,6 +37,8 @@ R = TypeVar("R")
 #: Seconds: to connect, and between looks for other hosts' mail.
 CONNECT = 10
 POLL = 0.3
+#: Seconds between looks for leases of owners that nobody knows.
+WALK = 60.0
 #: Seconds between giving cursors to events that nobody asked for.
 NUMBERING = 10.0
 #: The advisory lock of schema upgrades; the class of those for message ids.
@@ -236,7 +238,7 @@ class PostgresStore(GroupCommit):
         self._conninfo = conninfo
         self._owners: set[Owner] = set()
         self._leaked: list[Any] = []
-        self._looked = self._numbered = 0.0
+        self._looked = self._numbered = self._walked = 0.0
         self._closed = False
         self.verbs = pgsql.verbs_of(pgsql.Floor())
         self._connect()
@@ -402,7 +404,9 @@ class PostgresStore(GroupCommit):
         """Renew our own leases, take back the work of dead engines, number events."""
         self._renew(now)
         found = self._reclaim_here(now, hold)
-        for id in self.read(pgsql.expired_owners()):
+        walk = time.monotonic() - self._walked > WALK
+        self._walked = time.monotonic() if walk else self._walked
+        for id in self.read(pgsql.expired_owners(orphans=walk)):
             found.append(self.run(pgsql.reclaim(id, None, now, rebooted=False, hold=hold, sure=False)))
         if time.monotonic() - self._numbered > NUMBERING:
             self._numbered = time.monotonic()
