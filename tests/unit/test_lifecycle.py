@@ -40,7 +40,7 @@ def test_walks(steps: list[tuple[str, bool]]) -> None:
         try:
             after = EVENTS[event](now, flag)
         except life.Illegal:
-            assert not allowed or event in ("confirm", "release")
+            assert not allowed or event in ("confirm", "release", "hold")
             continue
         assert after.state in allowed
         assert after.uncertain or not now.uncertain
@@ -86,3 +86,10 @@ def test_the_docs_show_the_table() -> None:
 def test_the_sql_knows_the_same_states() -> None:
     sql = (Path(life.__file__).parent / "store" / "sql" / "sqlite-1.sql").read_text()
     assert "CHECK (state IN (" + ", ".join(f"'{state}'" for state in life.STATES) + "))" in sql
+
+
+def test_a_wish_to_cancel_is_not_weakened_to_a_hold() -> None:
+    sending = life.cancel(life.lease(life.Standing()))
+    with pytest.raises(life.Illegal):
+        life.hold(sending)
+    assert life.cancel(life.hold(life.lease(life.Standing()))).wish == "cancel"
