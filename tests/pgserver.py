@@ -116,12 +116,15 @@ class PgServer:
         """Programs that the other user can run: below /root they are copied."""
         if self.user is None:
             return folder
-        probe = subprocess.run([folder / "bin" / "postgres", "--version"], capture_output=True, user=self.user, group=self._group(), extra_groups=[], check=False) if os.access(folder, os.X_OK) else None
-        if probe is not None and probe.returncode == 0:
-            return folder
-        copy = self.home / "programs"
+        try:
+            probe = subprocess.run([folder / "bin" / "postgres", "--version"], capture_output=True, user=self.user, group=self._group(), extra_groups=[], check=False)
+            if probe.returncode == 0:
+                return folder
+        except PermissionError:
+            pass
+        copy = self.home / "programs" / folder.name  # the libraries are found two folders up
         shutil.copytree(folder, copy, symlinks=True)
-        libs = folder.parent / f"{folder.parent.name}.libs"
+        libs = folder.parent.parent / f"{folder.parent.name}.libs"
         if libs.exists():
             shutil.copytree(libs, self.home / libs.name)
         return copy
