@@ -74,6 +74,17 @@ def test_everything_comes_along(pair: tuple[Any, Any]) -> None:
     assert len(add(old, message())) == 1  # the old one is an empty queue again
 
 
+def test_held_mail_that_came_along_is_found_when_it_is_released(pair: tuple[Any, Any]) -> None:
+    old, new = pair
+    held = message(destination="elsewhere")
+    add(old, held)
+    old.run(old.verbs.change(Filter(ids=((held.id, None),)), "hold", NOW))
+    move(old, new, NOW)
+    assert new.read(new.verbs.next_due(NOW)) == {}
+    new.run(new.verbs.change(Filter(ids=((held.id, None),)), "release", NOW))
+    assert new.read(new.verbs.next_due(NOW)) == {"elsewhere": NOW}
+
+
 def test_a_move_that_was_stopped_goes_on(pair: tuple[Any, Any]) -> None:
     old, new = pair
     filled(old)

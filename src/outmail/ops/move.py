@@ -10,11 +10,12 @@ Fails: `ConfigError` for an engine that is alive, `Trouble`. Does not: move file
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from outmail.errors import ConfigError
 from outmail.store import Store, Verb, parcels
+from outmail.store.parcels import Parcel
 
 #: Notes that belong to a store and its engines, not to its mail.
 _OWN = ("engine", "hop", "store")
@@ -37,10 +38,9 @@ def move(old: Store, new: Store, now: int, tell: Tell = lambda done, total: None
         raise ConfigError(f"an engine is working on {old.url} (pid {alive[0][2]}): stop it first, a moment later move again")
     total, done = sum_of(old), 0
     while batch := old.read(parcels.parcels(0)):
-        new.run(parcels.take_in(batch, now))
-        _known_there(new)
+        new.run(_arrive(new, batch, now))
         fail("M1")
-        old.run(parcels.leave([parcel.seq for parcel in batch]))
+        old.run(old.verbs.forget_messages([parcel.seq for parcel in batch]))
         done += len(batch)
         tell(done, max(total, done))
     for kind, key, value in old.read(parcels.notes()):
@@ -51,11 +51,9 @@ def move(old: Store, new: Store, now: int, tell: Tell = lambda done, total: None
     return done
 
 
-def _known_there(store: Store) -> None:
-    """A store that keeps a list of destinations hears of those that came along."""
-    know = getattr(store.verbs, "know_destinations", None)
-    if know is not None:
-        store.run(know())
+def _arrive(store: Store, batch: Sequence[Parcel], now: int) -> Verb[int]:
+    yield from store.verbs.know({destination for parcel in batch for destination in parcel.destinations})
+    return (yield from parcels.take_in(batch, now))
 
 
 def sum_of(store: Store) -> int:
@@ -76,7 +74,7 @@ def copied(old: Store, new: Store, now: int, tell: Tell = lambda done, total: No
         nonlocal done
         after = 0
         while batch := (yield from parcels.parcels(after)):
-            new.run(parcels.take_in(batch, now))
+            new.run(_arrive(new, batch, now))
             after, done = batch[-1].seq, done + len(batch)
             tell(done, max(total, done))
         kept: list[tuple[str, str, Any]] = yield from parcels.notes()

@@ -2,7 +2,7 @@
 
 Promises: ids, keys, content, recipients with their states, attempts and events come along; the store's own numbers are given anew; what
 was being sent where it came from is uncertain. Taking in what is there already adds nothing.
-Does not: decide what is moved, or forget it where it was before it is safe (`leave` is called for that).
+Does not: decide what is moved, or forget it where it was (`verbs.forget_messages`).
 """
 
 from __future__ import annotations
@@ -36,6 +36,10 @@ class Parcel:
     @property
     def id(self) -> str:
         return str(self.message[0])
+
+    @property
+    def destinations(self) -> set[str]:
+        return {str(row[2]) for row in self.recipients}
 
 
 def parcels(after: int, limit: int = 100, budget: int = 16 * 1024 * 1024) -> Verb[list[Parcel]]:
@@ -101,12 +105,6 @@ def _take_in_content(seq: int, parcel: Parcel, now: int) -> Verb[str | None]:
     pieces = [parcel.content[start : start + verbs.PIECE] for start in range(0, len(parcel.content), verbs.PIECE)]
     yield from verbs.add_chunks(parcel.id, 0, pieces, now)
     return parcel.id
-
-
-def leave(seqs: Sequence[int]) -> Verb[int]:
-    """Forget these messages: they are in another store now."""
-    yield from verbs._forget([(seq,) for seq in sorted(seqs)])
-    return len(seqs)
 
 
 def notes() -> Verb[list[tuple[str, str, Any]]]:

@@ -109,7 +109,7 @@ def add(
 ) -> Verb[list[verbs.Added]]:  # fmt: skip
     """`verbs.add` with one statement a message: on a server, statements are what costs; of very many, rows are cheaper."""
     if len(messages) > FEW:
-        yield from _know({recipient.destination for message in messages for recipient in message.recipients})
+        yield from know({recipient.destination for message in messages for recipient in message.recipients})
         return (yield from verbs.add(messages, uploads, supersede, taken, again=again))
     once = [message.id for message in messages if again or message.key]
     known: dict[str, tuple[str, str, int]] = {}
@@ -134,13 +134,9 @@ def add(
     ]
 
 
-def _know(destinations: set[str]) -> Verb[None]:
+def know(destinations: set[str]) -> Verb[None]:
+    """Destinations that mail comes for, so that it is looked for."""
     yield Many("INSERT INTO destination (name) VALUES (?) ON CONFLICT DO NOTHING", [(name,) for name in sorted(destinations)])
-
-
-def know_destinations() -> Verb[None]:
-    """Those of messages that came from another store."""
-    yield "INSERT INTO destination SELECT DISTINCT destination FROM recipient WHERE state = 'queued' ON CONFLICT DO NOTHING", ()
 
 
 class Floor(verbs.Floor):
@@ -236,5 +232,5 @@ def verbs_of(floor: Floor) -> SimpleNamespace:
 
 VERBS = SimpleNamespace(
     **{name: function for name, function in vars(verbs).items() if not name.startswith("_") and callable(function)}
-    | {"add": add, "events_after": events_after, "last_cursor": last_cursor, "reclaim": reclaim, "engines": engines, "know_destinations": know_destinations}
+    | {"add": add, "events_after": events_after, "last_cursor": last_cursor, "reclaim": reclaim, "engines": engines, "know": know}
 )
