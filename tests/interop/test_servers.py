@@ -20,6 +20,7 @@ from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult
 
 from outmail.outbox import Outbox
+from tests.pgserver import free_port
 
 MakeBox = Callable[..., Outbox]
 
@@ -31,12 +32,6 @@ class Keep:
     async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
         self.got.append((envelope.rcpt_tos, envelope.original_content))
         return "250 2.0.0 kept"
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

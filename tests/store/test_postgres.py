@@ -266,23 +266,6 @@ def test_a_connection_lost_during_the_commit_is_no_error_and_no_double(url: str,
         assert len(list(box.find())) == 2
 
 
-def test_a_child_after_fork_leaves_the_parents_sessions_alone(stores: Any) -> None:
-    import os
-
-    one = stores("one")
-    add(one, message())
-    pid = os.fork()
-    if pid == 0:
-        try:
-            add(one, message())
-            os._exit(0)
-        except BaseException:
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    add(one, message())
-    assert len(one.read(one.verbs.find(Filter(), NOW))[0]) == 3
-
-
 def test_urls() -> None:
     assert shown("postgresql://u:secret@h/db?password=x&a=b") == "postgresql://u:…@h/db?password=…&a=b"
     conninfo, prepare = conninfo_of("postgresql://u@a,b/db?pgbouncer=1")

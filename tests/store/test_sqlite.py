@@ -73,24 +73,6 @@ def test_processes_share_a_file_without_a_busy_error(tmp_path: Path) -> None:
     store.close()
 
 
-def test_a_forked_child_has_its_own_connection(tmp_path: Path) -> None:
-    store = SqliteStore(str(tmp_path / "q.db"))
-    owner = store.register(NOW)
-    add(store, message())
-    pid = os.fork()
-    if pid == 0:
-        try:
-            add(store, message())
-            os._exit(0)
-        except BaseException:
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    add(store, message())
-    assert len(store.read(store.verbs.find(Filter(), NOW))[0]) == 3
-    assert store.reclaim(NOW, hold=False) == [] and owner.id
-    store.close()
-
-
 def test_two_libraries_on_one_file_are_refused(tmp_path: Path) -> None:
     store = SqliteStore(str(tmp_path / "q.db"))
     with pytest.raises(ConfigError, match="lose commits"):

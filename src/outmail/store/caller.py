@@ -186,10 +186,15 @@ async def _guarded_later(adapter: Any, using: Any, rows: Sequence[Values]) -> No
         raise
 
 
+def lacks_table(problem: Exception) -> bool:
+    """True when a database says that the table ``outmail_outbox`` was never made."""
+    text = str(problem)
+    return "outmail_outbox" in text and ("no such table" in text or "does not exist" in text)
+
+
 def _say_missing(problem: Exception) -> None:
     """The commonest mistake, in a sentence: the table was never made."""
-    text = str(problem)
-    if "outmail_outbox" in text and ("no such table" in text or "does not exist" in text):
+    if lacks_table(problem):
         raise NotStored(
             "your database has no table outmail_outbox", hint="make it with what `outmail store ddl` prints, in a migration of your own", code="no-outbox-table"
         ) from problem

@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from glob import escape, glob
+from typing import Any
 
 from outmail.errors import ConfigError
 from outmail.held import HeldFile, can_lock, same_file, try_lock
+from outmail.model import Delivery, Leased
+from outmail.store import Trouble
 
 _NOTE = struct.Struct("<QII")
 #: Where compaction starts: live notes are written again at the front once all of them lie behind it.
@@ -79,6 +82,34 @@ class OwnerFile:
     def abandon(self) -> None:
         """Let go of the descriptor and leave the file to whoever reclaims it."""
         self._held.abandon()
+
+
+class Owner:
+    """An engine's registration: its number in the store and its locked file."""
+
+    def __init__(self, store: Any, id: int, file: OwnerFile) -> None:
+        self.id = id
+        self.file = file
+        self._store = store
+
+    def note(self, notes: Iterable[tuple[Delivery, Sequence[Leased]]]) -> None:
+        """Put final dots on record: one write."""
+        self.file.note([(delivery.seq, r.n, delivery.lease) for delivery, recipients in notes for r in recipients])
+
+    def forget(self, deliveries: Iterable[Delivery]) -> None:
+        """These leases are over."""
+        self.file.forget([(delivery.seq, r.n, delivery.lease) for delivery in deliveries for r in delivery.recipients])
+
+    def close(self) -> None:
+        """Leave in order. With leases still out the file stays, and its dot record with it, for whoever takes them back."""
+        try:
+            left = self._store.run(self._store.verbs.forget_owner(self.id), wait=2.0)
+        except Trouble:
+            left = False
+        if left:
+            self.file.close()
+        else:
+            self.file.abandon()
 
 
 class DeadFile:

@@ -28,9 +28,9 @@ from typing import Any, TypeVar
 
 from outmail.errors import ConfigError
 from outmail.model import Delivery, Leased
-from outmail.store import Alone, Exclusive, Many, Numbers, Trouble, Verb, pgsql, shown
+from outmail.store import Alone, Exclusive, Many, Numbers, Trouble, Verb, pgsql, shown, verbs
 from outmail.store.group import GroupCommit
-from outmail.store.owner import OwnerFile, boot_id, dead_files
+from outmail.store.owner import Owner, OwnerFile, boot_id, dead_files
 
 SCHEMA = 1
 R = TypeVar("R")
@@ -201,27 +201,18 @@ def _many(db: Any, request: Many) -> list[Any]:
         return found
 
 
-class Owner:
-    """An engine's registration: its row, its lease, and its file on this host."""
+class LeasedOwner(Owner):
+    """An engine's registration that must be renewed: its row, its lease, and its file on this host."""
 
     def __init__(self, store: PostgresStore, id: int, file: OwnerFile, row: tuple[Any, ...]) -> None:
-        self.id = id
-        self.file = file
+        super().__init__(store, id, file)
         self.row = row
         self.renewed = time.monotonic()
-        self._store = store
+        self._owners = store._owners
 
     def close(self) -> None:
-        """Leave in order. With leases still out the file stays for whoever takes them back."""
-        self._store._owners.discard(self)
-        try:
-            left = self._store.run(pgsql.VERBS.forget_owner(self.id), wait=2.0)
-        except Trouble:
-            left = False
-        if left:
-            self.file.close()
-        else:
-            self.file.abandon()
+        self._owners.discard(self)
+        super().close()
 
 
 class PostgresStore(GroupCommit):
@@ -236,7 +227,7 @@ class PostgresStore(GroupCommit):
         self.spool = f"{base}.spool"
         self._base = base
         self._conninfo = conninfo
-        self._owners: set[Owner] = set()
+        self._owners: set[LeasedOwner] = set()
         self._leaked: list[Any] = []
         self._looked = self._numbered = self._walked = 0.0
         self._closed = False
@@ -373,7 +364,7 @@ class PostgresStore(GroupCommit):
 
     # -- engines ----------------------------------------------------------------------------------------------------
 
-    def register(self, now: int) -> Owner:
+    def register(self, now: int) -> LeasedOwner:
         """Become an engine of this store."""
         name = uuid.uuid4().hex
         row = (name, os.getpid(), socket.gethostname(), boot_id(), now)
@@ -387,18 +378,18 @@ class PostgresStore(GroupCommit):
         except BaseException:
             file.close()
             raise
-        owner = Owner(self, number, file, row)
+        owner = LeasedOwner(self, number, file, row)
         self._owners.add(owner)
         return owner
 
-    def dots(self, owner: Owner, notes: Iterable[tuple[Delivery, Sequence[Leased]]]) -> None:
+    def dots(self, owner: LeasedOwner, notes: Iterable[tuple[Delivery, Sequence[Leased]]]) -> None:
         """Put final dots on record, unless the lease may be in others' hands soon."""
         if time.monotonic() - owner.renewed > pgsql.CONFIDENCE:
             raise Trouble("io", f"the lease has not been renewed for {pgsql.CONFIDENCE:.0f} s")
-        owner.file.note([(delivery.seq, r.n, delivery.lease) for delivery, recipients in notes for r in recipients])
+        owner.note(notes)
 
-    def settled(self, owner: Owner, deliveries: Iterable[Delivery]) -> None:
-        owner.file.forget([(delivery.seq, r.n, delivery.lease) for delivery in deliveries for r in delivery.recipients])
+    def settled(self, owner: LeasedOwner, deliveries: Iterable[Delivery]) -> None:
+        owner.forget(deliveries)
 
     def reclaim(self, now: int, *, hold: bool) -> list[dict[str, Any]]:
         """Renew our own leases, take back the work of dead engines, number events."""
@@ -446,20 +437,15 @@ class PostgresStore(GroupCommit):
     def check(self) -> list[str]:
         """What is wrong with the queue, in sentences; an empty list is good news."""
         problems = []
-        for sql, text in CHECKS:
+        for sql, text in _CHECKS:
             count = self.read(_row(sql))[0]
             if count:
                 problems.append(f"{count} {text}")
         return problems
 
 
-CHECKS = (
-    ("SELECT count(*) FROM recipient r WHERE NOT EXISTS (SELECT 1 FROM message m WHERE m.seq = r.message)", "recipients without a message"),
-    (
-        "SELECT count(*) FROM message m WHERE EXISTS (SELECT 1 FROM recipient r WHERE r.message = m.seq AND r.state IN ('queued', 'sending'))"
-        " AND m.upload IS NULL AND NOT EXISTS (SELECT 1 FROM body b WHERE b.seq = m.seq)",
-        "waiting messages without content",
-    ),
+_CHECKS = (
+    *verbs.CHECKS,
     ("SELECT count(*) FROM (SELECT 1 FROM recipient GROUP BY message, n HAVING count(*) > 1) d", "recipients that are there twice"),
 )
 

@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from outmail.store import Store, Trouble, Verb, drivers, shown
+from outmail.store.caller import lacks_table
 
 #: Rows, and bytes of content, taken over at a time.
 BATCH = 200
@@ -172,8 +173,7 @@ class SqliteSource:
 
 def missing_table(problem: Trouble, name: str) -> Trouble:
     """The commonest trouble, in a sentence."""
-    text = str(problem)
-    if "outmail_outbox" in text and ("no such table" in text or "does not exist" in text):
+    if lacks_table(problem):
         return Trouble("schema", f"{name} has no table outmail_outbox: make it with what `outmail store ddl` prints")
     return problem
 

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from outmail.model import Delivery, Leased
 from outmail.store import Trouble, Verb, drivers, verbs
 from outmail.store.group import GroupCommit
-from outmail.store.owner import OwnerFile, boot_id, dead_files
+from outmail.store.owner import Owner, OwnerFile, boot_id, dead_files
 
 SCHEMA = 1
 R = TypeVar("R")
@@ -41,26 +41,6 @@ def _count_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_count_fork)
-
-
-class Owner:
-    """An engine's registration: its number in the store and its locked file."""
-
-    def __init__(self, store: SqliteStore, id: int, file: OwnerFile) -> None:
-        self.id = id
-        self.file = file
-        self._store = store
-
-    def close(self) -> None:
-        """Leave in order. With leases still out the file stays, and its dot record with it, for whoever takes them back."""
-        try:
-            left = self._store.run(verbs.forget_owner(self.id), wait=2.0)
-        except Trouble:
-            left = False
-        if left:
-            self.file.close()
-        else:
-            self.file.abandon()
 
 
 class SqliteStore(GroupCommit):
@@ -208,10 +188,10 @@ class SqliteStore(GroupCommit):
 
     def dots(self, owner: Owner, notes: Iterable[tuple[Delivery, Sequence[Leased]]]) -> None:
         """Put final dots on record: one write."""
-        owner.file.note([(delivery.seq, r.n, delivery.lease) for delivery, recipients in notes for r in recipients])
+        owner.note(notes)
 
     def settled(self, owner: Owner, deliveries: Iterable[Delivery]) -> None:
-        owner.file.forget([(delivery.seq, r.n, delivery.lease) for delivery in deliveries for r in delivery.recipients])
+        owner.forget(deliveries)
 
     def reclaim(self, now: int, *, hold: bool) -> list[dict[str, Any]]:
         """Take back the work of engines whose file nobody holds, or that have none."""
@@ -265,12 +245,7 @@ class SqliteStore(GroupCommit):
 
 
 _CHECKS = (
-    ("SELECT count(*) FROM recipient r WHERE NOT EXISTS (SELECT 1 FROM message m WHERE m.seq = r.message)", "recipients without a message"),
-    (
-        "SELECT count(*) FROM message m WHERE EXISTS (SELECT 1 FROM recipient r WHERE r.message = m.seq AND r.state IN ('queued', 'sending'))"
-        " AND m.upload IS NULL AND NOT EXISTS (SELECT 1 FROM body b WHERE b.seq = m.seq)",
-        "waiting messages without content",
-    ),
+    *verbs.CHECKS,
     (
         "SELECT count(*) FROM message m WHERE m.seq < (SELECT max(seq) FROM message) AND NOT EXISTS (SELECT 1 FROM recipient r WHERE r.message = m.seq)",
         "messages without recipients",

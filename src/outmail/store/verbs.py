@@ -666,6 +666,17 @@ def deeper(limit: int) -> Verb[bool]:
     return bool(rows[0][0] > limit)
 
 
+#: What must not be found, as (statement that counts it, what it is).
+CHECKS = (
+    ("SELECT count(*) FROM recipient r WHERE NOT EXISTS (SELECT 1 FROM message m WHERE m.seq = r.message)", "recipients without a message"),
+    (
+        "SELECT count(*) FROM message m WHERE EXISTS (SELECT 1 FROM recipient r WHERE r.message = m.seq AND r.state IN ('queued', 'sending'))"
+        " AND m.upload IS NULL AND NOT EXISTS (SELECT 1 FROM body b WHERE b.seq = m.seq)",
+        "waiting messages without content",
+    ),
+)
+
+
 # -- upkeep -------------------------------------------------------------------------------------------------------------
 
 

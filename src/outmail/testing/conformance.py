@@ -260,3 +260,17 @@ def test_threads_share_commits_and_lose_nothing(store: Any) -> None:
     assert len(store.read(store.verbs.find(Filter(), NOW))[0]) == 150
 
 
+def test_a_forked_child_has_its_own_connection(store: Any) -> None:
+    owner = store.register(NOW)
+    add(store, message())
+    pid = os.fork()
+    if pid == 0:
+        try:
+            add(store, message())
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    add(store, message())
+    assert len(store.read(store.verbs.find(Filter(), NOW))[0]) == 3
+    assert store.reclaim(NOW, hold=False) == [] and owner.id
