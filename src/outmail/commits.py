@@ -1,11 +1,10 @@
 """Group commit for a loop: what is asked of the store in one turn shares one transaction.
 
-How: verbs are gathered (`ask`, or a `contributor` that is asked right before each commit) and committed in the loop's own
-thread, which is fastest while commits are fast. When another program holds the write lock, or when commits are slow
-(median of the last 50 above 3 ms), batches go to one writer thread until they are fast again: a slow disk or a foreign
-lock delays mail, it never stops the loop. A store behind a network (`Store.blocking`) always gets them from the thread.
-Promises: every verb asked gets its answer, or the exception in its place, exactly once, in the loop; batches keep their
-order; one is under way at a time; the thread is started with the object and never later.
+How: verbs are gathered (`ask`, or a `contributor` that is asked right before each commit) and given to `Store.begin`: what need
+not wait is done in the loop's own thread; one writer thread waits for the disk, for another program that holds the write lock,
+or for a network. A slow disk or a foreign lock delays mail, it never stops the loop.
+Promises: every verb asked gets its answer, or the exception in its place, exactly once, in the loop, after the commit; batches
+keep their order; one is under way at a time; the thread is started with the object and never later.
 Fails: an answer that is an exception. Does not: know what the verbs mean, or try one again.
 """
 
@@ -13,19 +12,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import statistics
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from outmail.store import Store, Trouble, Verb
+from outmail.store import Store, Verb
 from outmail.worker import Then, Worker
 
 log = logging.getLogger("outmail.engine")
 
-SLOW = 0.003
-HISTORY = 50
-PATIENCE = 30.0
+#: After a commit that others waited for the next one gathers for so long.
+BREATH = 0.001
 
 
 class Committer:
@@ -37,9 +33,8 @@ class Committer:
         self._asks: list[tuple[Verb[Any], Then]] = []
         self._contributors: list[Callable[[], None]] = []
         self._away = 0
-        self._slow = store.blocking
-        self._landings = 0
-        self._times: deque[float] = deque(maxlen=HISTORY)
+        #: Somebody wanted a commit while one was under way.
+        self._again = False
         self._timer: asyncio.Handle | None = None
         self._due = 0.0
         self._writer = Worker("writer")
@@ -73,25 +68,20 @@ class Committer:
             self._timer.cancel()
             self._timer = None
         if self._away:
+            self._again = True
             return
         for contribute in self._contributors:
             contribute()
         if not self._asks:
             return
         asks, self._asks = self._asks, []
-        if self._slow:
-            self._hand_over(asks)
-            return
         try:
-            answers = self.store.commit([verb for verb, _ in asks], wait=0)
-        except Trouble as problem:
-            if problem.kind == "busy":  # at BEGIN: no verb has run
-                self._hand_over(asks)
-                return
-            answers = [problem] * len(asks)
+            rest = self.store.begin([verb for verb, _ in asks])
         except Exception as problem:
-            answers = [problem] * len(asks)
-        self._landed(asks, answers)
+            self._landed(asks, problem)
+            return
+        self._away += 1
+        self._writer.call(rest, lambda answers: self._written(asks, answers))
 
     def call(self, function: Callable[[], Any], then: Then) -> None:
         """Run a blocking call on the writer thread; ``then`` gets its result or its exception, in the loop."""
@@ -102,18 +92,6 @@ class Committer:
         """End the thread once it is through with what it has."""
         self._writer.close()
 
-    # -- the writer thread ------------------------------------------------------------------------------------------
-
-    def _hand_over(self, asks: list[tuple[Verb[Any], Then]]) -> None:
-        self._away += 1
-        verbs = [verb for verb, _ in asks]
-
-        def landed(answers: Any) -> None:
-            self._away -= 1
-            self._landed(asks, [answers] * len(asks) if isinstance(answers, BaseException) else answers)
-
-        self._writer.call(lambda: self.store.commit(verbs, wait=PATIENCE), landed)
-
     # -- answers ----------------------------------------------------------------------------------------------------
 
     def _called(self, then: Then, answer: Any) -> None:
@@ -121,21 +99,20 @@ class Committer:
         _tell(then, answer)
         self._go_on()
 
-    def _landed(self, asks: list[tuple[Verb[Any], Then]], answers: list[Any]) -> None:
-        self._times.append(self.store.commit_seconds)
-        self._landings += 1
-        if not self.store.blocking and len(self._times) == HISTORY and self._landings % 10 == 0:
-            slow = statistics.median(self._times) > SLOW
-            if slow != self._slow:
-                log.info("commits are %s: they are made %s", "slow" if slow else "fast again", "in a thread of their own" if slow else "in the loop")
-                self._slow = slow
-        for (_, then), answer in zip(asks, answers):
-            _tell(then, answer)
+    def _written(self, asks: list[tuple[Verb[Any], Then]], answers: list[Any] | BaseException) -> None:
+        self._away -= 1
+        self._landed(asks, answers)
+
+    def _landed(self, asks: list[tuple[Verb[Any], Then]], answers: list[Any] | BaseException) -> None:
+        for i, (_, then) in enumerate(asks):
+            _tell(then, answers if isinstance(answers, BaseException) else answers[i])
         self._go_on()
 
     def _go_on(self) -> None:
-        if self._asks and not self._away and self._timer is None:
-            self.soon()
+        if self._away or not (self._again or self._asks):
+            return
+        self.soon(BREATH if self._again else 0.0)
+        self._again = False
 
 
 def _tell(then: Then, answer: Any) -> None:

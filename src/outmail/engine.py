@@ -154,6 +154,7 @@ class Engine:
             for hop in self._hops.values():
                 if hop.waiting:
                     hop.tidy()
+                    hop.serve()
             if self._hungry or self.store.changed() or self._timer_due():
                 self._ask_next()
             self.commits.flush()

@@ -75,10 +75,12 @@ class Hop:
     # -- sessions ---------------------------------------------------------------------------------------------------
 
     def serve(self) -> None:
-        """Give to idle sessions, and open new ones as the pace allows."""
+        """Give to idle sessions, and open new ones as the pace allows. Sessions that were given one take the next by themselves."""
         if self.engine.stopping:
             return
-        while self.queue and self.waiting:
+        wake = -(-len(self.queue) // self.pace.bunch)
+        while wake > 0 and self.queue and self.waiting:
+            wake -= 1
             self.waiting.popleft().give(self.queue.popleft())
         now = self.engine.loop.time()
         wanted = min(len(self.queue), 1 + len(self.queue) // 4)
@@ -179,6 +181,8 @@ class Seat:
 
     def done(self, delivery: Delivery) -> None:
         self.flying.discard(delivery)
+        if delivery.started:
+            self.hop.pace.lasted(self._engine.loop.time() - delivery.started)
         if any(r.outcome and r.outcome.scope != "destination" for r in delivery.recipients):
             self.hop.pace.success()
         self._engine.finished(self.hop, delivery)

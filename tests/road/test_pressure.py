@@ -59,30 +59,60 @@ def test_a_foreign_write_lock_does_not_stop_the_loop(tmp_path: Path) -> None:
     store.close()
 
 
-def test_slow_commits_go_to_the_writer_and_come_back(tmp_path: Path) -> None:
+def test_the_loop_goes_on_while_the_disk_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = SqliteStore(str(tmp_path / "q.db"))
+    slow = store._commit
+
+    def commit() -> None:
+        time.sleep(0.2)
+        slow()
+
+    monkeypatch.setattr(store, "_commit", commit)
 
     async def scene() -> None:
         commits = Committer(store, asyncio.get_running_loop())
-        inside: list[bool] = []
-        commit = store.commit
-
-        def watched(asks: Any, wait: float = 30.0) -> Any:
-            inside.append(wait == 0)
-            answer = commit(asks, wait)
-            store.commit_seconds = seconds
-            return answer
-
-        store.commit = watched  # type: ignore[method-assign]
-        for seconds in (0.005, 0.0001):  # noqa: B007
-            for i in range(60):
-                commits.ask(verbs.note_put("test", "a", i), lambda answer: None)
-                commits.flush()
-                await until(lambda: commits.idle)
-        assert inside[0] and not inside[55] and inside[-1]
+        answers: list[Any] = []
+        commits.ask(verbs.note_put("test", "a", 1), answers.append)
+        commits.flush()
+        commits.contributor(lambda: commits.ask(verbs.note_put("test", "b", 2), answers.append) if len(answers) == 1 else None)
+        commits.flush()  # wanted while one is under way: comes right after it
+        began = time.monotonic()
+        await asyncio.sleep(0.05)
+        assert time.monotonic() - began < 0.15 and answers == [] and not commits.idle
+        await until(lambda: len(answers) == 2 and commits.idle)
         commits.close()
 
     asyncio.run(scene())
+    assert store.read(verbs.note_list("test")) == {"a": 1, "b": 2}
+    store.close()
+
+
+def test_a_commit_that_fails_is_an_answer_and_nothing_of_it_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = SqliteStore(str(tmp_path / "q.db"))
+    execute = store._writer.execute
+
+    def full(sql: str, params: Any = ()) -> Any:
+        if sql == "COMMIT":
+            raise Trouble("full", "no space left")
+        return execute(sql, params)
+
+    async def scene() -> None:
+        commits = Committer(store, asyncio.get_running_loop())
+        answers: list[Any] = []
+        monkeypatch.setattr(store._writer, "execute", full)
+        for name in ("a", "b"):
+            commits.ask(verbs.note_put("test", name, 1), answers.append)
+        commits.flush()
+        await until(lambda: commits.idle)
+        assert [answer.kind for answer in answers] == ["full", "full"]
+        monkeypatch.undo()
+        commits.ask(verbs.note_put("test", "c", 3), answers.append)
+        commits.flush()
+        await until(lambda: commits.idle)
+        commits.close()
+
+    asyncio.run(scene())
+    assert store.read(verbs.note_list("test")) == {"c": 3}
     store.close()
 
 
@@ -98,6 +128,7 @@ def test_a_verb_that_fails_spoils_only_itself(tmp_path: Path) -> None:
         for verb in (verbs.note_put("test", "a", 1), bad(), verbs.note_put("test", "b", 2)):
             commits.ask(verb, answers.append)
         commits.flush()
+        await until(lambda: commits.idle)
         assert answers[0] is True and isinstance(answers[1], Trouble) and answers[2] is True
         commits.close()
 
@@ -185,14 +216,14 @@ def test_the_engine_goes_on_by_itself_when_the_disk_is_well_again(make_box: Make
     box = make_box(toml=f'relay = "{sink.url}"', deliver="never")
     box.send_many([{"to": f"u{i}@x.test", "subject": "s", "text": "t"} for i in range(50)])
     store: Any = box._store
-    commit, broken = store.commit, [False]
+    begin, broken = store.begin, [False]
 
-    def failing(asks: Any, wait: float = 30.0) -> Any:
+    def failing(asks: Any) -> Any:
         if broken[0]:
             raise Trouble(kind, "the disk is not well")
-        return commit(asks, wait)
+        return begin(asks)
 
-    monkeypatch.setattr(store, "commit", failing)
+    monkeypatch.setattr(store, "begin", failing)
     engine = engine_of(box)
 
     async def scene() -> None:

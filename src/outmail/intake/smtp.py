@@ -145,7 +145,7 @@ class Line(asyncio.BufferedProtocol):
         session = self._session
         out = session.outgoing()
         if out:
-            self.transport.write(out)
+            self.listener.say(self.transport, out)
         while session.requests:
             request = session.requests.popleft()
             if isinstance(request, protocol.Deliver):
@@ -154,8 +154,10 @@ class Line(asyncio.BufferedProtocol):
                 self._verify(request)
             elif isinstance(request, protocol.StartTls):
                 self.transport.pause_reading()  # what comes now is the handshake's
+                self.listener.speak()
                 self._shaking = self.listener.loop.create_task(self._shake_hands())
             else:
+                self.listener.speak()
                 self.transport.close()
         if session.waiting and session.buffered > _WRITE_LIMIT:
             self.transport.pause_reading()
@@ -241,6 +243,7 @@ class Listener:
         self._servers: list[asyncio.Server] = []
         self._trouble: Reply | None = None
         self._deep = False
+        self._said: list[tuple[Any, bytes]] = []
         self._counted = 0.0
         self._tick: asyncio.TimerHandle | None = None
         self._check()
@@ -263,6 +266,18 @@ class Listener:
 
     def joined(self, line: Line) -> None:
         self.lines.add(line)
+
+    def say(self, transport: Any, out: bytes) -> None:
+        """Bytes for a client, at the end of this turn: a peer on this machine that is woken once for many replies answers them together."""
+        if not self._said:
+            self.loop.call_soon(self.speak)
+        self._said.append((transport, out))
+
+    def speak(self) -> None:
+        """Now."""
+        said, self._said = self._said, []
+        for transport, out in said:
+            transport.write(out)
 
     async def close(self, patience: float = 10.0) -> None:
         """No new connections; what is being stored is answered; then 421 to everybody."""

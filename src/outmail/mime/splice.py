@@ -28,11 +28,10 @@ def normalised(content: bytes) -> bytes:
     """CRLF line ends and a last CRLF. NUL and bare CR are errors; lone LF becomes CRLF. Normal content comes back as it is."""
     if b"\0" in content:
         raise ContentError("the message contains a NUL byte, which no mail server may pass on", "bad-content")
-    crlf = content.count(b"\r\n")
-    if content.count(b"\r") != crlf:
-        line = content.count(b"\n", 0, _BARE_CR.search(content).start()) + 1  # type: ignore[union-attr]
+    if bare := _BARE_CR.search(content):
+        line = content.count(b"\n", 0, bare.start()) + 1
         raise ContentError(f"the message contains a carriage return without line feed in line {line}", "bad-content")
-    if content.count(b"\n") != crlf:
+    if content.count(b"\n") != content.count(b"\r"):
         content = re.sub(rb"(?<!\r)\n", b"\r\n", content)
     return content if content.endswith(b"\r\n") else content + b"\r\n"
 

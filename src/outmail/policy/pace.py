@@ -15,6 +15,10 @@ INITIAL = 5
 TRIP = 3
 FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 300.0
+#: With a quick next hop, several messages go to one session rather than one each to several: behind each other they share round
+#: trips. So many at most, and only while the last of them waits no longer than this for the others (seconds).
+BUNCH = 6
+BUNCH_WAIT = 0.02
 
 
 @dataclass(slots=True)
@@ -31,6 +35,8 @@ class Pace:
     tokens: float = 1.0
     filled: float = 0.0
     trouble: str = ""
+    #: How long a message takes on its session, smoothed; 0 = not known yet.
+    took: float = 0.0
 
     def __post_init__(self) -> None:
         self.limit = float(min(self.limit, self.ceiling))
@@ -68,6 +74,15 @@ class Pace:
         self.trouble = ""
         if self.limit < self.ceiling:
             self.limit = min(self.ceiling, self.limit + 1 / self.limit)
+
+    def lasted(self, seconds: float) -> None:
+        """A message was on its session for so long."""
+        self.took += (seconds - self.took) / 8 if self.took else seconds
+
+    @property
+    def bunch(self) -> int:
+        """How many waiting messages make it worth waking one more idle session."""
+        return max(1, min(BUNCH, int(BUNCH_WAIT / self.took))) if self.took else 1
 
     def fault(self, now: float, trouble: str, *, fatal: bool = False) -> bool:
         """Connecting or shaking hands failed. ``fatal`` (wrong password, bad certificate) trips at once.

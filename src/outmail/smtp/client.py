@@ -18,6 +18,7 @@ Does not: connect, keep time, verify certificates (the shell does), or retry.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -110,6 +111,7 @@ class _Transaction:
     done: bool = False
 
 
+_DOTTED = re.compile(rb"\n\.")
 _WAIT, _NOWAIT = Take(True), Take(False)
 _READS = {stage: Read(stage) for stage in ("banner", "ehlo", "tls", "auth", "mail", "rcpt", "data", "dot", "rset", "quit")}
 
@@ -123,7 +125,7 @@ def by_digit(reply: Reply, scope: str, stage: str) -> Outcome:
 
 def stuffed(content: bytes) -> bytes:
     """Dot-stuffing (RFC 5321 §4.5.2) of CRLF-normal content; the same object when there is nothing to stuff."""
-    if b"\r\n." in content:
+    if _DOTTED.search(content):
         content = content.replace(b"\r\n.", b"\r\n..")
     return b"." + content if content.startswith(b".") else content
 

@@ -91,6 +91,8 @@ Request = Deliver | Verify | StartTls | Close
 
 _PATH = re.compile(rb'<((?:"(?:[^"\\\r\n]|\\.)*"|[^<>"\s])*)>(?:[ \t]+(.*))?')
 _PARAMETER = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([!-<>-~]+))?")
+_DOTTED = re.compile(rb"\n\.")
+_BARE_CR = re.compile(rb"\r[^\n]")
 _XTEXT = re.compile(r"\+([0-9A-F]{2})")
 _OK = b"250 2.1.0 Ok\r\n"
 _RCPT_OK = b"250 2.1.5 Ok\r\n"
@@ -155,8 +157,9 @@ class Server:
         """Bytes from the client."""
         if self._over:
             return
-        self._buffer += data
-        self._run()
+        if self._buffer or self._blocked or self._login is not None or not self._whole(data):
+            self._buffer += data
+            self._run()
 
     def answer(self, replies: Sequence[Reply]) -> None:
         """The answer to `Deliver`: one reply, or with LMTP one for each recipient."""
@@ -208,6 +211,21 @@ class Server:
             else:
                 self._command(line)
 
+    def _whole(self, data: bytes) -> bool:
+        """The common case without a copy: ``data`` is exactly one command, or exactly one content."""
+        if self._collecting:
+            if self._received or data.find(b"\r\n.\r\n") != len(data) - 5 or len(data) < 5 or data.startswith(b".\r\n"):
+                return False
+            self._collecting = False
+            self._complete(data[:-3])
+        else:
+            if data.find(b"\n") != len(data) - 1 or not 1 < len(data) <= MAX_LINE:
+                return False
+            line = self._checked(data)
+            if line is not None:
+                self._command(line)
+        return True
+
     def _line(self) -> bytes | None:
         limit = MAX_LINE if self._login is None else MAX_AUTH_LINE
         end = self._buffer.find(b"\n", self._scanned)
@@ -222,6 +240,10 @@ class Server:
         if len(line) > limit:
             self._fatal(Reply(500, "Line too long", "5.5.2"))
             return None
+        return self._checked(line)
+
+    def _checked(self, line: bytes) -> bytes | None:
+        """A line without its CRLF; None ends the session."""
         if not line.endswith(b"\r\n") or b"\r" in line[:-2] or b"\0" in line:
             self._fatal(Reply(500, "Lines end with CRLF and hold neither CR nor NUL", "5.5.2"))
             return None
@@ -255,14 +277,13 @@ class Server:
         envelope = self._envelope
         assert envelope is not None
         discarded, self._discarding, self._received = self._discarding, False, 0
-        if b"\r\n." in content or content.startswith(b"."):
+        if content.startswith(b".") or _DOTTED.search(content):
             content = content.replace(b"\r\n.", b"\r\n")
             content = content[1:] if content.startswith(b".") else content
         if discarded or len(content) > self.settings.size:
             self._refuse_content(Reply(552, f"The message is longer than {self.settings.size} bytes", "5.3.4"))
             return
-        lines = content.count(b"\r\n")
-        if content.count(b"\n") != lines or content.count(b"\r") != lines:
+        if content.count(b"\n") != content.count(b"\r") or _BARE_CR.search(content):
             if not self.settings.normalise:
                 self._refuse_content(Reply(554, "The message holds a bare CR or LF", "5.6.0"))
                 return

@@ -10,7 +10,7 @@ Does not: know transports, policy beyond fair shares, or when anything should ha
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -88,14 +88,15 @@ class Store(Protocol):
     spool: str
     #: True when a call may wait for a network: then loops leave all calls to threads.
     blocking: bool
-    #: How long the last transaction waited for the write lock and the disk.
-    commit_seconds: float
 
     @property
     def verbs(self) -> Any: ...
 
     def commit(self, verbs: Sequence[Verb[Any]], wait: float = 30.0) -> list[Any]:
         """Run the verbs in one transaction that reaches the disk. A verb's own exception stands in its place."""
+
+    def begin(self, verbs: Sequence[Verb[Any]]) -> Callable[[], list[Any]]:
+        """`commit` in two parts, for loops: what need not wait is done now; the rest is returned, to be called once, on a thread."""
 
     def run(self, verb: Verb[R], wait: float = 30.0) -> R:
         """One verb, sharing its commit with other threads that ask at the same moment."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from outmail.store import Trouble, Verb
@@ -34,7 +34,6 @@ class GroupCommit:
     url: str
 
     def __init__(self) -> None:
-        self.commit_seconds = 0.0
         self._begin_anew()
 
     def _begin_anew(self) -> None:
@@ -85,3 +84,7 @@ class GroupCommit:
             return self._transaction(verbs, wait)
         finally:
             self._write_lock.release()
+
+    def begin(self, verbs: Sequence[Verb[Any]]) -> Callable[[], list[Any]]:
+        """`commit` in two parts, for loops: what need not wait now, the rest by calling what this returns, once, on a thread."""
+        return lambda: self.commit(verbs)

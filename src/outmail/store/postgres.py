@@ -285,7 +285,6 @@ class PostgresStore(GroupCommit):
 
     def _transaction(self, verbs: Sequence[Verb[Any]], wait: float) -> list[Any]:
         library = psycopg()
-        began = time.perf_counter()
         db = self._writer.open()
         try:
             return [_single(db, verbs[0])] if len(verbs) == 1 else self._several(db, verbs)
@@ -298,8 +297,6 @@ class PostgresStore(GroupCommit):
         except BaseException:
             self._writer.settle_down()
             raise
-        finally:
-            self.commit_seconds = time.perf_counter() - began
 
     def _several(self, db: Any, verbs: Sequence[Verb[Any]]) -> list[Any]:
         with db.pipeline() as pipeline:

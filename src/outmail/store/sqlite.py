@@ -12,9 +12,8 @@ from __future__ import annotations
 import os
 import socket
 import threading
-import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import resources
 from typing import Any, TypeVar
 
@@ -115,21 +114,47 @@ class SqliteStore(GroupCommit):
 
     # -- writing ----------------------------------------------------------------------------------------------------
 
+    def begin(self, verbs: Sequence[Verb[Any]]) -> Callable[[], list[Any]]:
+        """The verbs run now, the disk is waited for later; while somebody else writes, all of it is later."""
+        self._check_fork()
+        if not self._write_lock.acquire(blocking=False):
+            return super().begin(verbs)
+        try:
+            answers = self._begin(verbs, 0)
+        except BaseException as problem:
+            self._write_lock.release()
+            if isinstance(problem, Trouble) and problem.kind == "busy":  # no verb has run
+                return super().begin(verbs)
+            raise
+        return lambda: self._finish(answers)
+
+    def _finish(self, answers: list[Any]) -> list[Any]:
+        try:
+            self._commit()
+        finally:
+            self._write_lock.release()
+        return answers
+
     def _transaction(self, verbs: Sequence[Verb[Any]], wait: float) -> list[Any]:
+        answers = self._begin(verbs, wait)
+        self._commit()
+        return answers
+
+    def _begin(self, verbs: Sequence[Verb[Any]], wait: float) -> list[Any]:
         if self._pid < 0:
             raise Trouble("closed", f"{self.path} is closed")
-        began = time.perf_counter()
         drivers.patient(lambda: self._writer.execute("BEGIN IMMEDIATE"), wait)
-        waited = time.perf_counter() - began
         try:
             if len(verbs) == 1:
-                answers = [drivers.drive(self._writer, verbs[0])]
-            else:
-                answers = [self._guarded(verb) for verb in verbs]
-            began = time.perf_counter()
+                return [drivers.drive(self._writer, verbs[0])]
+            return [self._guarded(verb) for verb in verbs]
+        except BaseException:
+            self._rollback()
+            raise
+
+    def _commit(self) -> None:
+        try:
             self._writer.execute("COMMIT")
-            self.commit_seconds = waited + time.perf_counter() - began
-            return answers
         except BaseException:
             self._rollback()
             raise

@@ -334,7 +334,7 @@ def settle(owner: int, settled: Sequence[Settled], *, hold_unknown: bool = False
         assert outcome is not None
         attempts.append((
             attempt, delivery.seq, item.at, delivery.destination, delivery.host, item.duration_ms, outcome.kind, outcome.reply.code,
-            outcome.reply.enhanced, outcome.reply.text, json.dumps([r.n for r, _ in group]), _transcript(item, event),
+            outcome.reply.enhanced, outcome.reply.text, _list([r.n for r, _ in group]), _transcript(item, event),
         ))  # fmt: skip
         for leased, verdict in group:
             context[delivery.seq, leased.n] = (event, item.at, attempt)
@@ -359,6 +359,11 @@ def settle(owner: int, settled: Sequence[Settled], *, hold_unknown: bool = False
         events.append((at, event, message, n, state, uncertain, reason, count, number))
     yield Many(_EVENT, events)
     return len(events)
+
+
+def _list(numbers: Iterable[int]) -> str:
+    """As JSON."""
+    return f"[{', '.join(map(str, numbers))}]"
 
 
 def _alike(verdicts: Iterable[tuple[Leased, Verdict]]) -> dict[tuple[str, Any], list[tuple[Leased, Verdict]]]:
@@ -408,7 +413,7 @@ def give_back(owner: int, deliveries: Iterable[Delivery], now: int, why: str = "
             [("queued", why, now, now, 0, 0, 0, None, delivery.seq, r.n, owner, delivery.lease) for r in delivery.recipients],
         )
         count += len(rows)
-        people = json.dumps([r.n for r in delivery.recipients])
+        people = _list([r.n for r in delivery.recipients])
         yield _ATTEMPT, (attempt, delivery.seq, now, delivery.destination, delivery.host, 0, "returned", 0, "", why, people, None)
     return count
 
