@@ -17,8 +17,9 @@ import os
 import socket
 import ssl
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Any
 
 from outmail.accept import Draft
@@ -28,6 +29,7 @@ from outmail.mime import headers, splice
 from outmail.model import Dsn, Reply, new_id
 from outmail.policy.admission import Meter, Network, is_trusted
 from outmail.smtp import server as protocol
+from outmail.transport.wire import Wire
 
 log = logging.getLogger("outmail.intake")
 
@@ -43,6 +45,9 @@ LEAST_DISK = 64 * 1024 * 1024
 SLOW_STORE = 5.0
 COUNT_EVERY = 10.0
 HOPS = 50
+BACKLOG = 512
+#: Connections taken in one turn, before those that stand are served.
+AT_ONCE = 64
 _BUFFER = 64 * 1024
 _WRITE_LIMIT = 256 * 1024
 
@@ -93,14 +98,14 @@ class Line(asyncio.BufferedProtocol):
         self.client = ""
         self.trusted = False
         self.transport: Any = None
-        self.began = self.moved = listener.loop.time()
+        self.moved = monotonic()
         self._view = listener.buffer
         self._session: protocol.Server = None  # type: ignore[assignment]
         self._data_since = 0.0
         self._shaking: asyncio.Task[None] | None = None
 
     def now(self) -> float:
-        return self.listener.loop.time()
+        return monotonic()
 
     # -- what the loop calls ----------------------------------------------------------------------------------------
 
@@ -122,7 +127,7 @@ class Line(asyncio.BufferedProtocol):
         return self._view
 
     def buffer_updated(self, nbytes: int) -> None:
-        self.moved = self.listener.loop.time()
+        self.moved = monotonic()
         self._session.feed(bytes(self._view[:nbytes]))
         self._serve()
 
@@ -161,7 +166,7 @@ class Line(asyncio.BufferedProtocol):
                 self.transport.close()
         if session.waiting and session.buffered > _WRITE_LIMIT:
             self.transport.pause_reading()
-        self._data_since = (self._data_since or self.moved) if session.stage == "data" else 0.0
+        self._data_since = (self._data_since or self.moved) if session.collecting else 0.0
 
     def _deliver(self, request: protocol.Deliver) -> None:
         self.listener.take(self, self._session, request, self._answered)
@@ -187,15 +192,31 @@ class Line(asyncio.BufferedProtocol):
         self.transport.resume_reading()
         self._serve()
 
+    def encrypt(self, sock: socket.socket) -> None:
+        """A connection that begins with TLS."""
+        self._shaking = self.listener.loop.create_task(self._encrypt(sock))
+        self.listener.shaking.add(self)
+
+    async def _encrypt(self, sock: socket.socket) -> None:
+        try:
+            async with asyncio.timeout(TLS_HANDSHAKE):
+                await self.listener.loop.connect_accepted_socket(lambda: self, sock, ssl=self.listener.settings.tls)
+        except (OSError, ValueError) as problem:
+            log.info("a TLS handshake failed: %s", problem)
+            sock.close()
+        finally:
+            self.listener.shaking.discard(self)
+
     async def _shake_hands(self) -> None:
         loop = self.listener.loop
         try:
             async with asyncio.timeout(TLS_HANDSHAKE):
-                self.transport = await loop.start_tls(self.transport, self, self.listener.settings.tls, server_side=True)  # type: ignore[arg-type]
+                await loop.connect_accepted_socket(lambda: self, self.transport.detach(), ssl=self.listener.settings.tls)
         except (OSError, ValueError) as problem:
             log.info("the TLS handshake with %s failed: %s", self.client, problem)
             self._session.refuse(Reply(421, "TLS failed", "4.7.0"))
             self.transport.abort()
+            self.connection_lost(problem)  # nobody else says so: the wire was given away, and TLS never stood
             return
         self._session.encrypted()
         self._serve()
@@ -237,10 +258,12 @@ class Listener:
         self.settings = settings
         self.loop = asyncio.get_running_loop()
         self.lines: set[Line] = set()
+        #: Connections whose first TLS handshake is under way.
+        self.shaking: set[Line] = set()
         self.buffer = memoryview(bytearray(_BUFFER))
         self.policy = policy(self) if policy else Relay(settings, self.gate, Meter(settings.rate))
         self._take = take or self.relay
-        self._servers: list[asyncio.Server] = []
+        self._sockets: list[socket.socket] = []
         self._trouble: Reply | None = None
         self._deep = False
         self._said: list[tuple[Any, bytes]] = []
@@ -250,19 +273,47 @@ class Listener:
 
     async def listen(self, address: str | socket.socket) -> str:
         """``host:port``, ``[::1]:port``, ``unix:/path`` or a socket that is bound already; returns where it listens."""
-        ssl_context = self.settings.tls if self.settings.implicit_tls else None
         if isinstance(address, socket.socket):
-            server = await self.loop.create_server(lambda: Line(self), sock=address, ssl=ssl_context, backlog=512)
+            sockets = [address]
         elif address.startswith("unix:"):
             path = address.removeprefix("unix:")
             _remove_stale(path)
-            server = await self.loop.create_unix_server(lambda: Line(self), path, ssl=ssl_context, backlog=512)
+            sockets = [socket.socket(socket.AF_UNIX)]
+            sockets[0].bind(path)
         else:
             host, _, port = address.rpartition(":")
-            server = await self.loop.create_server(lambda: Line(self), host.strip("[]") or None, int(port), ssl=ssl_context, backlog=512, reuse_address=True)
-        self._servers.append(server)
-        name = server.sockets[0].getsockname()
+            sockets = list(_bound(host.strip("[]"), int(port)))
+        for sock in sockets:
+            sock.setblocking(False)
+            sock.listen(BACKLOG)
+            self.loop.add_reader(sock, self._accept, sock)
+        self._sockets += sockets
+        name = sockets[0].getsockname()
         return name if isinstance(name, str) else f"{name[0]}:{name[1]}"
+
+    def _accept(self, listening: socket.socket) -> None:
+        """Whoever has knocked; a task or a future for each would cost more than the rest of it."""
+        for _ in range(AT_ONCE):
+            try:
+                sock, peer = listening.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as problem:  # no descriptors or no memory left: the others go on
+                log.error("no connection can be taken: %s", problem.strerror)
+                self.loop.remove_reader(listening)
+                self.loop.call_later(1.0, self._listen_again, listening)
+                return
+            sock.setblocking(False)
+            if not self.settings.implicit_tls:
+                Wire(self.loop, sock, Line(self), peer)
+            elif len(self.lines) + len(self.shaking) < self.settings.connections:
+                Line(self).encrypt(sock)
+            else:  # too many, and no word can be said before the handshake
+                sock.close()
+
+    def _listen_again(self, listening: socket.socket) -> None:
+        if listening in self._sockets:
+            self.loop.add_reader(listening, self._accept, listening)
 
     def joined(self, line: Line) -> None:
         self.lines.add(line)
@@ -281,8 +332,10 @@ class Listener:
 
     async def close(self, patience: float = 10.0) -> None:
         """No new connections; what is being stored is answered; then 421 to everybody."""
-        for server in self._servers:
-            server.close()
+        for sock in self._sockets:
+            self.loop.remove_reader(sock)
+            sock.close()
+        self._sockets = []
         deadline = self.loop.time() + patience
         while any(line.busy for line in self.lines) and self.loop.time() < deadline:
             await asyncio.sleep(0.01)
@@ -334,7 +387,7 @@ class Listener:
 
     def _check(self) -> None:
         """Once a second: idle lines, free disk."""
-        now = self.loop.time()
+        now = monotonic()
         for line in list(self.lines):
             line.check(now)
         if self.settings.deepest and now - self._counted >= COUNT_EVERY:
@@ -386,6 +439,22 @@ def traced(line: Line, session: protocol.Server, content: bytes, id: str, settin
 def _dsn(request: protocol.Deliver) -> Dsn | None:
     notify = request.notify[0] if len(set(request.notify)) == 1 else ""
     return Dsn(notify, request.ret, request.envid) if notify or request.ret or request.envid else None
+
+
+def _bound(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket for each address of this name; "" = all addresses of this host."""
+    for family, kind, proto, _, address in dict.fromkeys(socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)):
+        sock = socket.socket(family, kind, proto)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # those that are accepted inherit it
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind(address)
+        except BaseException:
+            sock.close()
+            raise
+        yield sock
 
 
 def _remove_stale(path: str) -> None:

@@ -49,7 +49,7 @@ def head_end(content: bytes) -> int:
     return len(content) if end < 0 else end + 2
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Head:
     """What acceptance needs to know of a header block. Empty strings for what is missing."""
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 import re
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from outmail.model import NEEDS_8BIT, NEEDS_UTF8, Delivery, Leased, Outcome, Reply
@@ -116,6 +117,7 @@ _WAIT, _NOWAIT = Take(True), Take(False)
 _READS = {stage: Read(stage) for stage in ("banner", "ehlo", "tls", "auth", "mail", "rcpt", "data", "dot", "rset", "quit")}
 
 
+@lru_cache(512)
 def by_digit(reply: Reply, scope: str, stage: str) -> Outcome:
     """The outcome a reply means: 2xx delivered, 5xx refused, anything else deferred."""
     first = reply.code // 100
@@ -151,6 +153,7 @@ class Client:
         self._out: list[bytes] = []
         self._script = self.greeting
         self._dirty = False
+        self._most_recipients = MAX_RECIPIENTS
         self._backlog: Iterator[_Transaction] = iter(())
 
     # -- the seam to the shell --------------------------------------------------------------------------------------
@@ -195,6 +198,7 @@ class Client:
             lines = lines[:1]
         self._require(reply, "ehlo")
         self.extensions = _extensions(lines[1:])
+        self._most_recipients = self._max_recipients()
 
     def _starttls(self) -> Flow:
         if "STARTTLS" not in self.extensions:
@@ -265,7 +269,7 @@ class Client:
             if not open_:
                 yield Done(delivery)
                 continue
-            self._backlog = _slices(delivery, open_, self._max_recipients())
+            self._backlog = _slices(delivery, open_, self._most_recipients)
 
     def _guarded(self, flow: Flow, previous: _Transaction | None, current: _Transaction | None) -> Flow:
         """Run a part of the dialogue; if the session ends in it, everybody in hand gets an outcome first."""
@@ -502,8 +506,10 @@ def _rcpt(address: str, notify: str) -> str:
 
 
 def _slices(delivery: Delivery, recipients: list[Leased], size: int) -> Iterator[_Transaction]:
-    for start in range(0, len(recipients), size):
-        yield _Transaction(delivery, recipients[start : start + size], start + size >= len(recipients))
+    if len(recipients) <= size:
+        return iter((_Transaction(delivery, recipients, True),))
+    starts = range(0, len(recipients), size)
+    return iter([_Transaction(delivery, recipients[start : start + size], start + size >= len(recipients)) for start in starts])
 
 
 __all__ = ["Broken", "Client", "Done", "Dot", "ProtocolError", "Read", "SessionFailed", "Settings", "StartTls", "Take", "stuffed"]

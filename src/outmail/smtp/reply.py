@@ -35,6 +35,9 @@ class ReplyReader:
 
     def feed(self, data: bytes) -> None:
         """Take in bytes; raises `ProtocolError` when they cannot be SMTP."""
+        if not self._rest and not self._lines and len(data) <= MAX_TEXT and (known := _flight(data)):
+            self._ready.extend(known)
+            return
         lines = (self._rest + data).split(b"\n") if self._rest else data.split(b"\n")
         self._rest = lines.pop()
         if len(self._rest) > MAX_LINE:
@@ -63,6 +66,18 @@ class ReplyReader:
         if mark != b"-":
             lines, self._lines = self._lines, []
             self._ready.append((_reply(*lines), lines))
+
+
+@lru_cache(512)
+def _flight(data: bytes) -> tuple[tuple[Reply, list[bytes]], ...]:
+    """Whole replies that came together, as a server answers every envelope; nothing when they are no such thing."""
+    reader = ReplyReader()
+    try:
+        for line in data.removesuffix(b"\n").split(b"\n") if data.endswith(b"\n") else ():
+            reader._line(line.rstrip(b"\r"))
+    except ProtocolError:
+        return ()
+    return () if reader._lines else tuple(reader._ready)
 
 
 @lru_cache(512)

@@ -115,31 +115,20 @@ class Server:
         self._buffer = bytearray()
         self._scanned = 0
         self._out: list[bytes] = []
-        self._blocked = False
-        self._over = False
+        #: True while a request is open.
+        self.waiting = False
+        #: True once the last word is said.
+        self.closed = False
         self._login: list[bytes] | None = None
         self._mechanism = ""
-        self._collecting = False
+        #: True while content is awaited, not a command.
+        self.collecting = False
         self._discarding = False
         self._received = 0
         self._envelope: Deliver | None = None
         self._reply(Reply(220, f"{settings.hostname} {'LMTP' if settings.lmtp else 'ESMTP'} outmail"))
 
     # -- the seam to the shell --------------------------------------------------------------------------------------
-
-    @property
-    def closed(self) -> bool:
-        return self._over
-
-    @property
-    def waiting(self) -> bool:
-        """True while a request is open."""
-        return self._blocked
-
-    @property
-    def stage(self) -> str:
-        """What is awaited of the client, for time-outs: ``command`` or ``data``."""
-        return "data" if self._collecting else "command"
 
     @property
     def buffered(self) -> int:
@@ -155,9 +144,9 @@ class Server:
 
     def feed(self, data: bytes) -> None:
         """Bytes from the client."""
-        if self._over:
+        if self.closed:
             return
-        if self._buffer or self._blocked or self._login is not None or not self._whole(data):
+        if self._buffer or self.waiting or self._login is not None or not self._whole(data):
             self._buffer += data
             self._run()
 
@@ -187,19 +176,19 @@ class Server:
 
     def refuse(self, reply: Reply) -> None:
         """End the session with a last word (421: busy, idle too long, shutting down)."""
-        if not self._over:
+        if not self.closed:
             self._reply(reply)
             self._close()
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
     def _resume(self) -> None:
-        self._blocked = False
+        self.waiting = False
         self._run()
 
     def _run(self) -> None:
-        while not self._blocked and not self._over:
-            if self._collecting:
+        while not self.waiting and not self.closed:
+            if self.collecting:
                 if not self._data():
                     return
                 continue
@@ -213,10 +202,10 @@ class Server:
 
     def _whole(self, data: bytes) -> bool:
         """The common case without a copy: ``data`` is exactly one command, or exactly one content."""
-        if self._collecting:
+        if self.collecting:
             if self._received or data.find(b"\r\n.\r\n") != len(data) - 5 or len(data) < 5 or data.startswith(b".\r\n"):
                 return False
-            self._collecting = False
+            self.collecting = False
             self._complete(data[:-3])
         else:
             if data.find(b"\n") != len(data) - 1 or not 1 < len(data) <= MAX_LINE:
@@ -269,7 +258,7 @@ class Server:
         content = bytes(buffer[: end + 2]) if skip == 5 else b""
         del buffer[: end + skip]
         self._scanned = 0
-        self._collecting = False
+        self.collecting = False
         self._complete(content)
         return True
 
@@ -292,7 +281,7 @@ class Server:
             self._refuse_content(Reply(554, "The message holds a NUL", "5.6.0"))
             return
         envelope.content = content
-        self._blocked = True
+        self.waiting = True
         self.requests.append(envelope)
 
     def _refuse_content(self, reply: Reply) -> None:
@@ -455,7 +444,7 @@ class Server:
         elif not self._envelope.recipients:
             self._error(Reply(503 if self.settings.lmtp else 554, "No valid recipients", "5.5.1"))
         else:
-            self._collecting = True
+            self.collecting = True
             self._received = self._scanned = 0
             self._out.append(b"354 End with CRLF.CRLF\r\n")
 
@@ -485,7 +474,7 @@ class Server:
             self._fatal(Reply(421, "Commands came behind STARTTLS before the handshake", "4.7.0"))
         else:
             self._reply(Reply(220, "Ready to start TLS", "2.0.0"))
-            self._blocked = True
+            self.waiting = True
             self.requests.append(StartTls())
 
     # -- authentication ---------------------------------------------------------------------------------------------
@@ -536,7 +525,7 @@ class Server:
         if len(parts) != 3 or not user or (parts[0] and parts[0] != parts[1]):
             self._error(Reply(535, "Authentication failed", "5.7.8"))
             return
-        self._blocked = True
+        self.waiting = True
         self.requests.append(Verify(user, password))
 
     # -- small parts ------------------------------------------------------------------------------------------------
@@ -556,14 +545,14 @@ class Server:
         self._close()
 
     def _close(self) -> None:
-        self._over = True
+        self.closed = True
         self._buffer.clear()
         self._envelope = None
         self.requests.append(Close())
 
     def _reset(self) -> None:
         self._envelope = None
-        self._collecting = self._discarding = False
+        self.collecting = self._discarding = False
         self._received = 0
 
 

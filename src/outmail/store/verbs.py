@@ -322,7 +322,7 @@ def settle(owner: int, settled: Sequence[Settled], *, hold_unknown: bool = False
     A row that is no longer ours changes nothing, except that a late *delivered* confirms an uncertain recipient,
     whoever holds it.
     """
-    groups = [(item, event, group) for item in settled for (event, _), group in _alike(item.verdicts).items()]
+    groups = [(item, event, group) for item in settled for event, group in _alike(item.verdicts)]
     numbers = yield Numbers("attempt", len(groups))
     attempts: list[tuple[Any, ...]] = []
     plain: list[tuple[Any, ...]] = []
@@ -366,11 +366,14 @@ def _list(numbers: Iterable[int]) -> str:
     return f"[{', '.join(map(str, numbers))}]"
 
 
-def _alike(verdicts: Iterable[tuple[Leased, Verdict]]) -> dict[tuple[str, Any], list[tuple[Leased, Verdict]]]:
+def _alike(verdicts: Sequence[tuple[Leased, Verdict]]) -> list[tuple[str, Sequence[tuple[Leased, Verdict]]]]:
+    """Those with one event and one outcome share an attempt."""
+    if len(verdicts) == 1:
+        return [(verdicts[0][1].event, verdicts)]
     groups: dict[tuple[str, Any], list[tuple[Leased, Verdict]]] = {}
     for leased, verdict in verdicts:
         groups.setdefault((verdict.event, leased.outcome), []).append((leased, verdict))
-    return groups
+    return [(event, group) for (event, _), group in groups.items()]
 
 
 def _transcript(item: Settled, event: str) -> str | None:

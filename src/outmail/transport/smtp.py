@@ -20,6 +20,7 @@ from outmail.policy.route import Relay
 from outmail.smtp import client as protocol
 from outmail.transport import Feed, tls
 from outmail.transport.resolver import Resolver
+from outmail.transport.wire import Wire
 
 REUSE_SECONDS = 300.0
 REUSE_MESSAGES = 1000
@@ -243,7 +244,8 @@ class _Session(asyncio.BufferedProtocol):
     async def _shake_hands(self) -> None:
         try:
             async with asyncio.timeout(self.relay.timeout):
-                self.transport = await self._loop.start_tls(self.transport, self, tls.context(self.relay), server_hostname=self.relay.host)
+                made = tls.context(self.relay)
+                await self._loop.create_connection(lambda: self, sock=self.transport.detach(), ssl=made, server_hostname=self.relay.host)
                 tls.check_pin(self.relay, self.transport.get_extra_info("ssl_object"))
         except (OSError, tls.Untrusted) as problem:
             self._end(protocol.SessionFailed(Outcome("deferred", "destination", "tls", Reply(0, f"{self.relay.url}: {_tls_words(problem)}"), fault=True)))
@@ -294,7 +296,7 @@ class SmtpTransport:
                     await loop.create_connection(lambda: session, sock=sock, ssl=made, server_hostname=relay.host)
                     tls.check_pin(relay, session.transport.get_extra_info("ssl_object"))
                 else:
-                    await loop.create_connection(lambda: session, sock=sock)
+                    Wire(loop, sock, session)
         except (OSError, tls.Untrusted, TimeoutError) as problem:
             sock.close()
             raise _Unreachable("tls", f"{relay.url}: {_tls_words(problem)}") from None
