@@ -60,6 +60,8 @@ class Draft:
     normal: bool = False
     #: Fields that go in front of everything else (Received).
     trace: bytes = b""
+    #: What is known of the header block: whoever composed it need not have it read back.
+    head: splice.Head | None = None
     #: Recipients that were suppressed before, with the reason.
     suppressed: Mapping[str, str] = field(default_factory=dict)
 
@@ -105,7 +107,7 @@ class Door:
             raise Refused(f"the message has {len(draft.content)} bytes; the limit is {terms.message_size} ([limits] message_size)", code="too-large")
         try:
             content = draft.content if draft.normal else splice.normalised(draft.content)
-            head = splice.look(content, headless=bool(draft.trace))
+            head = draft.head or splice.look(content, headless=bool(draft.trace))
         except splice.ContentError as problem:
             raise Refused(str(problem), code=problem.code) from None
         if draft.priority not in PRIORITIES:

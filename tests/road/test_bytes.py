@@ -7,8 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from outmail.errors import Refused
+from outmail.intake import api
+from outmail.mime import splice
 from outmail.model import Dsn
 from outmail.outbox import Outbox
 from outmail.testing import Sink
@@ -168,3 +172,17 @@ def test_a_message_of_the_email_package_keeps_long_fields_and_smuggles_none(make
     new["Subject"] = "fine"
     new.set_content("grüße")
     assert box.submit(new, sender="a@x.test", recipients="b@x.test").durable
+
+
+@given(st.text(st.characters(exclude_categories=["Cc", "Cs"], exclude_characters="\u2028\u2029\ufeff"), max_size=600))
+@example("=?utf-8?q?x?=")
+@example("tab\tinside")
+@example("  spaces around ")
+def test_what_is_known_of_a_composed_head_is_what_it_says(subject: str) -> None:
+    """Acceptance does not read back what was composed a moment before: both ways must agree."""
+    draft = api.composed(1_700_000_000_000, "host.test", to=["b@x.test"], subject=subject, text="hi", sender="a@x.test")
+    assert draft.normal and splice.normalised(draft.content) == draft.content
+    read = splice.look(draft.content)
+    known = draft.head
+    assert known is not None and (read.message_id, read.dated, read.has_message_id) == (known.message_id, known.dated, known.has_message_id)
+    assert read.subject.split() == known.subject.split()

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 from outmail import clock
 from outmail.accept import Draft
 from outmail.errors import ConfigError, Refused
+from outmail.mime import splice
 from outmail.mime.compose import Attachment, Parts, Person, compose
 from outmail.model import Dsn, keyed_id, new_id
 from outmail.smtp.syntax import AddressError, parse_mailbox, printable
@@ -32,6 +33,8 @@ def people(value: Addresses, where: str) -> list[Person]:
     """``str``, ``(name, address)`` or an iterable of them → (display name, mailbox) pairs."""
     if isinstance(value, str):
         return [_person(value, where)]
+    if value == ():
+        return []
     if isinstance(value, tuple) and len(value) == 2:
         name, address = value
         if isinstance(name, str) and isinstance(address, str) and "@" not in name:
@@ -117,7 +120,8 @@ def composed(
     except ValueError as problem:
         raise Refused(str(problem), code=getattr(problem, "code", "bad-header")) from None
     envelope = [str(mailbox) for where in ("to", "cc", "bcc") for _, mailbox in groups[where]]
-    return Draft(content, str(author[0][1]), envelope, key, due, end, priority, tag, route, id=id)
+    head = splice.Head(parts.message_id, splice.short(subject.strip()), dated=True, has_message_id=True)
+    return Draft(content, str(author[0][1]), envelope, key, due, end, priority, tag, route, id=id, normal=True, head=head)
 
 
 def _flattened(message: Message) -> bytes:

@@ -83,17 +83,18 @@ def _head(parts: Parts) -> list[bytes]:
 
 def _body(parts: Parts) -> tuple[bytes, bytes]:
     """(MIME header fields, body), both with CRLF."""
-    if parts.html is None and not parts.attachments and not parts.inline and _plain(parts.text or ""):
-        text = re.sub(r"\r\n?|\n", "\r\n", parts.text or "")
-        return b'MIME-Version: 1.0\r\nContent-Type: text/plain; charset="us-ascii"\r\n', text.encode("ascii")
+    if parts.html is None and not parts.attachments and not parts.inline:
+        text = (parts.text or "").replace("\r\n", "\n").replace("\r", "\n")
+        if _plain(text):
+            return b'MIME-Version: 1.0\r\nContent-Type: text/plain; charset="us-ascii"\r\n', text.replace("\n", "\r\n").encode("ascii")
     flat = _mime(parts).as_bytes()
     end = splice.head_end(flat)
     return flat[:end], flat[end + 2 :]
 
 
 def _plain(text: str) -> bool:
-    """True for text that needs no transfer encoding at all."""
-    return text.isascii() and "\0" not in text and len(max(re.split(r"\r\n?|\n", text), key=len)) <= headers.LINE
+    """True for text (line ends LF) that needs no transfer encoding at all."""
+    return text.isascii() and "\0" not in text and max(map(len, text.split("\n"))) <= headers.LINE
 
 
 def _mime(parts: Parts) -> Any:

@@ -41,6 +41,8 @@ def unstructured(name: str, value: str) -> bytes:
     """``name: value`` for free text; outside ASCII it becomes encoded words, or HeaderError in a structured field."""
     _check(name, value)
     value = value.strip(" \t")
+    if len(name) + 2 + len(value) <= LINE and value.isascii() and "=?" not in value:
+        return f"{name}: {value}\r\n".encode("ascii")
     if value.isascii() and "=?" not in value and max(map(len, value.split(" ")), default=0) < HARD_LINE - len(name) - 2:
         return folded(name, [token[0] for token in _TOKEN.finditer(value)])
     if name.lower() in STRUCTURED:
@@ -63,6 +65,9 @@ def addresses(name: str, people: Iterable[tuple[str, Mailbox]]) -> bytes:
 
 def folded(name: str, tokens: list[str], *, ascii_only: bool = True) -> bytes:
     """Tokens, each with the white space before it, as one field; a line is broken only before such white space."""
+    whole = f"{name}: {''.join(tokens)}\r\n"
+    if len(whole) <= LINE + 2 and whole.isascii():
+        return whole.encode("ascii")
     lines, line = [], f"{name}: "
     for token in tokens:
         if len(line) + len(token) > LINE and line.strip() != f"{name}:" and token[:1] in (" ", "\t"):

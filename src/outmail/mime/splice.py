@@ -104,6 +104,11 @@ def _readable(raw: bytes) -> str:
             text = str(make_header(decode_header(text)))
         except (HeaderParseError, LookupError, UnicodeError, ValueError):
             pass  # shown as it stands: this text is for people, the bytes are kept
+    return short(text)
+
+
+def short(text: str) -> str:
+    """A subject for lists: one line of at most 500 characters."""
     return text[:500] if text.isprintable() else re.sub(r"[\x00-\x1f\x7f]+", " ", text)[:500]
 
 

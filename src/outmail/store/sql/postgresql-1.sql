@@ -147,6 +147,11 @@ CREATE FUNCTION outmail.accept(
 #variable_conflict use_variable
 DECLARE
     seq bigint := nextval('outmail.message_seq');
+    n integer := 0;
+    person json;
+    route text;
+    known text;
+    why text;
 BEGIN
     INSERT INTO outmail.message VALUES (
         seq, id, sender, message_id, subject, size, sha256, needs, priority, accepted_at, expires_at, key, tag, dsn, upload
@@ -155,17 +160,26 @@ BEGIN
         INSERT INTO outmail.body VALUES (seq, content);
     END IF;
     INSERT INTO outmail.event (at, event, message, n, state, uncertain, reason, attempts, attempt) VALUES (accepted_at, 'accepted', seq, NULL, 'queued', 0, '', 0, NULL);
-    INSERT INTO outmail.recipient (message, n, address, destination, priority, state, due, expires_at, not_before, reason, finished_at, owner, lease, leased_at)
-    SELECT seq, p.n, p.value ->> 0, p.value ->> 1, priority,
-           CASE WHEN p.value ->> 2 <> '' THEN 'failed' WHEN taken_by IS NULL THEN 'queued' ELSE 'sending' END,
-           CASE WHEN p.value ->> 2 = '' THEN due END, expires_at, CASE WHEN p.value ->> 2 = '' THEN not_before ELSE 0 END, p.value ->> 2,
-           CASE WHEN p.value ->> 2 <> '' THEN accepted_at END, CASE WHEN p.value ->> 2 = '' THEN taken_by END,
-           CASE WHEN p.value ->> 2 = '' THEN taken_as END, CASE WHEN p.value ->> 2 = '' AND taken_by IS NOT NULL THEN accepted_at END
-    FROM json_array_elements(people::json) WITH ORDINALITY AS p (value, n);
-    INSERT INTO outmail.destination SELECT DISTINCT p.value ->> 1 FROM json_array_elements(people::json) AS p (value) ON CONFLICT DO NOTHING;
-    INSERT INTO outmail.event (at, event, message, n, state, uncertain, reason, attempts, attempt)
-    SELECT accepted_at, 'suppress', seq, p.n, 'failed', 0, p.value ->> 2, 0, NULL
-    FROM json_array_elements(people::json) WITH ORDINALITY AS p (value, n) WHERE p.value ->> 2 <> '';
+    FOR person IN SELECT value FROM json_array_elements(people::json) LOOP
+        n := n + 1;
+        route := person ->> 1;
+        why := person ->> 2;
+        IF why = '' THEN
+            INSERT INTO outmail.recipient_live (message, n, address, destination, priority, state, due, expires_at, not_before, owner, lease, leased_at)
+            VALUES (seq, n, person ->> 0, route, priority, CASE WHEN taken_by IS NULL THEN 'queued' ELSE 'sending' END, due, expires_at, not_before, taken_by, taken_as,
+                    CASE WHEN taken_by IS NOT NULL THEN accepted_at END);
+        ELSE
+            INSERT INTO outmail.recipient_done (message, n, address, destination, priority, state, expires_at, reason, finished_at)
+            VALUES (seq, n, person ->> 0, route, priority, 'failed', expires_at, why, accepted_at);
+            INSERT INTO outmail.event (at, event, message, n, state, uncertain, reason, attempts, attempt) VALUES (accepted_at, 'suppress', seq, n, 'failed', 0, why, 0, NULL);
+        END IF;
+        IF route IS DISTINCT FROM known THEN
+            known := route;
+            IF NOT EXISTS (SELECT 1 FROM outmail.destination d WHERE d.name = route) THEN
+                INSERT INTO outmail.destination VALUES (route) ON CONFLICT DO NOTHING;
+            END IF;
+        END IF;
+    END LOOP;
     RETURN seq;
 END
 $$;
