@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import pytest
 from outmail import Outbox
 from outmail.config import from_toml
 from outmail.errors import ConfigError, NotStored
-from outmail.model import Filter
+from outmail.model import Dsn, Filter, Message, Recipient
 from outmail.store import Trouble, pgsql, shown
 from outmail.store.postgres import PostgresStore, conninfo_of, place_of
 from outmail.testing import Sink
@@ -558,3 +559,41 @@ def test_two_that_change_the_same_rows_are_told_or_wait(stores: Any, url: str) -
     thread.join(60)
     assert all(isinstance(problem, Trouble) and problem.kind == "conflict" for problem in troubles)
     assert {standing(one, m.id).state for m in made} <= {"delivered"}
+
+
+def test_very_many_at_once_come_by_copy_and_are_the_same(stores: Any, url: str, tmp_path: Path) -> None:
+    """COPY takes other paths for text, numbers and nothing; what comes out is what a few at a time would be."""
+    few, many = stores("few"), stores("many")
+    subjects = ["plain", "NUL \0 in it", "half \ud83d of a pair", "tab\tnewline\\N", "grüße"]
+    people = (Recipient("a@x.test", "default"), Recipient("b@x.test", "default", "suppressed: asked to"))
+
+    def made(n: int) -> list[Message]:
+        return [
+            replace(message(), tag=f"t{i}" if i % 2 else None, subject=subjects[i % 5], recipients=people, dsn=Dsn("never", "hdrs", "e") if i % 3 else None, priority=i % 3)
+            for i in range(n)
+        ]  # fmt: skip
+
+    def rows(where: str) -> list[Any]:
+        with psycopg.connect(url) as db:
+            sql = "SELECT m.sender, m.subject, m.size, m.sha256, m.needs, m.priority, m.tag, m.dsn, b.content, r.n, r.address, r.state, r.due, r.reason, r.finished_at, e.event, e.n"
+            sql += " FROM outmail.message m JOIN outmail.body b USING (seq) JOIN outmail.recipient r ON r.message = m.seq JOIN outmail.event e ON e.message = m.seq"
+            return db.execute(f"{sql} WHERE {where} ORDER BY m.seq, r.n, e.id").fetchall()  # type: ignore[arg-type]
+
+    first = few.run(few.verbs.add(made(10)))
+    last = many.run(many.verbs.add(made(10) + made(200)))
+    assert len(rows(f"m.seq <= {first[-1][4]}")) == 40
+    assert rows(f"m.seq BETWEEN {first[0][4]} AND {first[-1][4]}") == rows(f"m.seq BETWEEN {last[0][4]} AND {last[9][4]}")
+    assert len(rows(f"m.seq BETWEEN {last[0][4]} AND {last[-1][4]}")) == 840
+    owner = many.register(NOW)
+    assert len(lease(many, owner, 500)) == 220
+
+
+def test_very_many_at_once_are_all_or_none(stores: Any) -> None:
+    store = stores("one")
+    bad = [message() for _ in range(100)]
+    bad[70] = replace(bad[70], id=bad[3].id)
+    with pytest.raises(Trouble):
+        store.run(store.verbs.add(bad))
+    assert list(store.read(store.verbs.next_due(NOW))) == []
+    add(store, *[message() for _ in range(100)])
+    assert len(lease(store, store.register(NOW), 500)) == 100

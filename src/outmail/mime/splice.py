@@ -32,7 +32,7 @@ def normalised(content: bytes) -> bytes:
         line = content.count(b"\n", 0, bare.start()) + 1
         raise ContentError(f"the message contains a carriage return without line feed in line {line}", "bad-content")
     if content.count(b"\n") != content.count(b"\r"):
-        content = re.sub(rb"(?<!\r)\n", b"\r\n", content)
+        content = content.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
     return content if content.endswith(b"\r\n") else content + b"\r\n"
 
 

@@ -48,9 +48,14 @@ class Exclusive:
     ids: Sequence[str]
 
 
+@dataclass(frozen=True, slots=True)
+class Bulk:
+    """First of a verb that brings very many rows: where that pays, its `Many` of plain INSERTs go another way. The answer is empty."""
+
+
 R = TypeVar("R")
 #: A verb: yields (sql, parameters) or one of the requests above, is sent the answer, returns its result.
-Verb = Generator[tuple[str, Sequence[Any]] | Many | Alone | Numbers | Exclusive, list[Any], R]
+Verb = Generator[tuple[str, Sequence[Any]] | Many | Alone | Numbers | Exclusive | Bulk, list[Any], R]
 
 
 class Trouble(Exception):
@@ -122,4 +127,4 @@ class Store(Protocol):
     def close(self) -> None: ...
 
 
-__all__ = ["Alone", "Exclusive", "Lock", "Many", "Numbers", "Store", "Trouble", "Verb", "shown"]
+__all__ = ["Alone", "Bulk", "Exclusive", "Lock", "Many", "Numbers", "Store", "Trouble", "Verb", "shown"]

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from outmail.model import Event, Filter, Message
-from outmail.store import Alone, Exclusive, Many, Verb, parcels, source, verbs
+from outmail.store import Alone, Bulk, Exclusive, Many, Verb, parcels, source, verbs
 
 _TABLES = "message|body|chunk|recipient|destination|attempt|event|owner|note|numbering"
 _QUALIFIED = re.compile(rf"\b(FROM|JOIN|INTO|UPDATE|TABLE) ({_TABLES})\b")
@@ -57,6 +57,16 @@ _OWN = {
         " RETURNING message, n, state, uncertain, reason, attempts"
     ),
 }
+
+
+_PLAIN_INSERT = re.compile(r"INSERT INTO (\w+) \(([\w, ]+)\) VALUES \([?,]+\)")
+
+
+@cache
+def copying(sql: str) -> tuple[str, str, tuple[str, ...]] | None:
+    """(COPY statement, table, columns) for an INSERT that brings rows and nothing else."""
+    found = _PLAIN_INSERT.fullmatch(sql)
+    return (f"COPY outmail.{found[1]} ({found[2]}) FROM STDIN (FORMAT binary)", found[1], tuple(found[2].split(", "))) if found else None
 
 
 @cache
@@ -109,6 +119,7 @@ def add(
 ) -> Verb[list[verbs.Added]]:  # fmt: skip
     """`verbs.add` with one statement a message: on a server, statements are what costs; of very many, rows are cheaper."""
     if len(messages) > FEW:
+        yield Bulk()
         yield from know({recipient.destination for message in messages for recipient in message.recipients})
         return (yield from verbs.add(messages, uploads, supersede, taken, again=again))
     once = [message.id for message in messages if again or message.key]

@@ -23,12 +23,13 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable, Sequence
+from functools import cache
 from importlib import resources
 from typing import Any, TypeVar
 
 from outmail.errors import ConfigError
 from outmail.model import Delivery, Leased
-from outmail.store import Alone, Exclusive, Many, Numbers, Trouble, Verb, pgsql, shown, verbs
+from outmail.store import Alone, Bulk, Exclusive, Many, Numbers, Trouble, Verb, pgsql, shown, verbs
 from outmail.store.group import GroupCommit
 from outmail.store.owner import Owner, OwnerFile, boot_id, dead_files
 
@@ -100,7 +101,8 @@ class Connection:
             self._db = library.connect(self._conninfo, autocommit=True, prepare_threshold=5 if self._prepare else None)
         except library.Error as problem:
             raise trouble(problem) from None
-        self._db.adapters.register_dumper(str, _lenient(library))
+        for dumper in _lenient():
+            self._db.adapters.register_dumper(str, dumper)
         return self._db
 
     def drop(self) -> None:
@@ -120,15 +122,15 @@ class Connection:
             self.drop()
 
 
-def _lenient(library: Any) -> Any:
-    """Text as PostgreSQL takes it: no NUL, and no half of a surrogate pair; both come from hostile peers only."""
-    from psycopg.types.string import StrDumperUnknown
+@cache
+def _lenient() -> list[Any]:
+    """Text as PostgreSQL takes it: no NUL, and no half of a surrogate pair; both come from hostile peers only. The last one is the default."""
+    from psycopg.types.string import StrBinaryDumper, StrDumperUnknown
 
-    class Lenient(StrDumperUnknown):
-        def dump(self, value: str) -> Any:
-            return value.replace("\0", "\ufffd").encode("utf-8", "replace")
+    def dump(self: Any, value: str) -> bytes:
+        return value.replace("\0", "\ufffd").encode("utf-8", "replace")
 
-    return Lenient
+    return [type("Lenient", (base,), {"dump": dump}) for base in (StrBinaryDumper, StrDumperUnknown)]
 
 
 def drive(db: Any, verb: Verb[Any], request: Any = None) -> Any:
@@ -151,6 +153,9 @@ def _single(db: Any, verb: Verb[Any]) -> Any:
         return stop.value
     if isinstance(request, Alone):
         return drive(db, verb, request)
+    if isinstance(request, Bulk):
+        with db.transaction():
+            return drive(db, verb, request)
     with db.pipeline():
         db.execute("BEGIN")
         answer = drive(db, verb, request)
@@ -172,6 +177,8 @@ def _answer(db: Any, request: Any) -> list[Any]:
             return []
         rows = db.execute(f"SELECT nextval('outmail.{request.table}_seq') FROM generate_series(1, %s)", (request.count,), binary=True)
         return [row[0] for row in rows.fetchall()]
+    if isinstance(request, Bulk):
+        return []
     assert isinstance(request, Exclusive)
     # in order, so that two that want the same ones do not wait for each other
     for id in sorted(set(request.ids)):
@@ -188,6 +195,8 @@ def _many(db: Any, request: Many) -> list[Any]:
         return []
     if len(request.rows) == 1:
         return _answer(db, (request.sql, request.rows[0]))
+    if len(request.rows) > pgsql.FEW and db.pgconn.pipeline_status == 0 and (copying := pgsql.copying(request.sql)):
+        return _copied(db, *copying, request.rows)
     sql, numbered = pgsql.translated(request.sql)
     rows = [pgsql.parameters(row, numbered) for row in request.rows]
     with db.cursor(binary=True) as cursor:
@@ -199,6 +208,20 @@ def _many(db: Any, request: Many) -> list[Any]:
                 if not cursor.nextset():
                     break
         return found
+
+
+def _copied(db: Any, sql: str, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[Any]:
+    """Rows by COPY, two thirds of the time of as many INSERTs. It works outside of a pipeline only."""
+    found = db.execute(
+        "SELECT a.attname, t.typname FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid WHERE a.attrelid = %s::regclass AND a.attnum > 0",
+        (f"outmail.{table}",),
+    )
+    types = dict(found.fetchall())
+    with db.cursor() as cursor, cursor.copy(sql) as copy:
+        copy.set_types([types[column] for column in columns])
+        for row in rows:
+            copy.write_row(row)
+    return []
 
 
 class LeasedOwner(Owner):
