@@ -141,6 +141,7 @@ class Door:
             raise not_stored(problem) from None
         self.fail("C2")
         self.wake()
+        self.store.announce()
         return [receipt(one) for one in added]
 
     def _add(

@@ -232,6 +232,7 @@ class Engine:
             try:
                 self._owner = self.store.register(self.clock.now())
                 self._refuse_when_moving()
+                self.store.follow(self.wake)
                 return True
             except Trouble as problem:
                 if not problem.passing:

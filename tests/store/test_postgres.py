@@ -22,7 +22,7 @@ from outmail import Outbox
 from outmail.config import from_toml
 from outmail.errors import ConfigError, NotStored
 from outmail.model import Dsn, Filter, Message, Recipient
-from outmail.store import Trouble, pgsql, shown
+from outmail.store import Trouble, hints, pgsql, postgres, shown
 from outmail.store.postgres import PostgresStore, conninfo_of, place_of
 from outmail.testing import Sink
 from outmail.testing.conformance import NOW, add, lease, message, settle, standing
@@ -597,3 +597,100 @@ def test_very_many_at_once_are_all_or_none(stores: Any) -> None:
     assert list(store.read(store.verbs.next_due(NOW))) == []
     add(store, *[message() for _ in range(100)])
     assert len(lease(store, store.register(NOW), 500)) == 100
+
+
+def test_an_upgrade_runs_under_the_version_before_it(stores: Any, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind three hosts that upgrade at once the old one works on, a new one of the old version still comes in, an older one does not."""
+    old = stores("old")
+    add(old, *[message() for _ in range(40)])
+    owner = old.register(NOW)
+    before = lease(old, owner, 10)
+    step = postgres.schema_step
+    more = "ALTER TABLE outmail.message ADD COLUMN later text NOT NULL DEFAULT 'x'; ALTER TABLE outmail.recipient ADD COLUMN later smallint; CREATE TABLE outmail.later (n int)"
+    with monkeypatch.context() as patch:
+        patch.setattr(postgres, "SCHEMA", 2)
+        patch.setattr(postgres, "schema_step", lambda n: more if n == 2 else step(n))
+        threads = [threading.Thread(target=stores, args=(f"new{i}",)) for i in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        new = stores("new")
+        theirs = lease(new, new.register(NOW), 10)
+    assert all(settle(old, owner, delivery, "delivered", "delivered") == 1 for delivery in before)
+    add(old, *[message() for _ in range(5)])
+    add(new, *[message() for _ in range(50)])
+    rest = lease(old, owner, 500, number=2)
+    assert len({d.id for d in rest} | {d.id for d in theirs}) == 85 and not {d.id for d in rest} & {d.id for d in theirs}
+    assert len(lease(stores("again"), owner, 1, number=3)) == 0  # the old version, opened on the new schema
+    with psycopg.connect(url) as db:
+        assert db.execute("SELECT n FROM outmail.version").fetchall() == [(2,)]
+        db.execute("UPDATE outmail.version SET n = 3")
+        db.commit()
+    with pytest.raises(Trouble, match="made by a later outmail") as refused:
+        stores("older")
+    assert refused.value.kind == "schema"
+
+
+def test_an_upgrade_does_not_make_everybody_wait_behind_it(stores: Any, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = stores("old")
+    step = postgres.schema_step
+    monkeypatch.setattr(postgres, "SCHEMA", 2)
+    monkeypatch.setattr(postgres, "UPGRADE_WAIT", 1)
+    monkeypatch.setattr(postgres, "schema_step", lambda n: "ALTER TABLE outmail.message ADD COLUMN later text" if n == 2 else step(n))
+    with psycopg.connect(url) as foreign:
+        foreign.execute("SELECT count(*) FROM outmail.message")  # a dump, say
+        began = time.monotonic()
+        with pytest.raises(Trouble) as busy:
+            stores("new")
+        assert busy.value.kind == "busy" and time.monotonic() - began < 10
+        add(old, message())
+        foreign.rollback()
+    stores("new")
+    with psycopg.connect(url) as db:
+        assert db.execute("SELECT n FROM outmail.version").fetchall() == [(2,)]
+
+
+def test_a_hint_brings_mail_of_another_host_at_once(url: str, stores: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With looking turned off, what is found is found by the hint; a lost connection is made again."""
+    monkeypatch.setattr(postgres, "POLL", 3600.0)
+    monkeypatch.setattr(hints, "RETRY", 0.1)
+    monkeypatch.setattr(hints, "LOOK", 0.1)
+    heard: list[float] = []
+    here, there = (PostgresStore(f"{url}{'&' if '?' in url else '?'}notify=1", f"/nonexistent/{n}") for n in "ab")
+    here.follow(lambda: heard.append(time.monotonic()))
+    until(lambda: len(heard) == 1)  # it listens
+    add(there, message())
+    there.announce()
+    there.announce()  # a moment later: not said again
+    until(lambda: len(heard) == 2)
+    with psycopg.connect(url, autocommit=True) as db:
+        db.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'")
+        until(lambda: len(heard) == 3)  # it listens again
+        time.sleep(0.15)
+    there.announce()
+    until(lambda: len(heard) == 4)
+    for store in (here, there):
+        store.close()
+    until(lambda: not [thread for thread in threading.enumerate() if thread.name == "outmail-hints"])
+
+
+def test_mail_is_announced_by_whoever_accepts_it(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = f"{url}{'&' if '?' in url else '?'}notify=1"
+    with psycopg.connect(url, autocommit=True) as db, Outbox(store, deliver="never") as box:
+        db.execute(f"LISTEN {hints.CHANNEL}")
+        box.send("a@x.test", "s", "t", sender="b@x.test")
+        assert [n.channel for n in db.notifies(timeout=5, stop_after=1)] == [hints.CHANNEL]
+
+
+def test_hints_and_pgbouncer_exclude_each_other() -> None:
+    with pytest.raises(ConfigError, match="PgBouncer"):
+        conninfo_of("postgresql://u@h/db?notify=1&pgbouncer=1")
+    assert "notify" not in conninfo_of("postgresql://u@h/db?notify=1&connect_timeout=3")[0]
+
+
+def until(condition: Any, seconds: float = 15.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert condition()

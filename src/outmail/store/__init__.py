@@ -124,6 +124,12 @@ class Store(Protocol):
     def changed(self) -> bool:
         """True when anybody has committed since the last call: time to ask `next_due` again."""
 
+    def announce(self) -> None:
+        """This process has accepted mail: where that is set up, engines elsewhere are told so."""
+
+    def follow(self, wake: Callable[[], None]) -> None:
+        """``wake`` is called from some thread when others announce, as far as that is set up. A hint: `changed` is the truth."""
+
     def close(self) -> None: ...
 
 

@@ -88,3 +88,9 @@ class GroupCommit:
     def begin(self, verbs: Sequence[Verb[Any]]) -> Callable[[], list[Any]]:
         """`commit` in two parts, for loops: what need not wait now, the rest by calling what this returns, once, on a thread."""
         return lambda: self.commit(verbs)
+
+    def announce(self) -> None:
+        """Nobody elsewhere need be told."""
+
+    def follow(self, wake: Callable[[], None]) -> None:
+        """Nobody tells."""

@@ -22,7 +22,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from importlib import resources
 from typing import Any, TypeVar
@@ -31,7 +31,10 @@ from outmail.errors import ConfigError
 from outmail.model import Delivery, Leased
 from outmail.store import Alone, Bulk, Exclusive, Many, Numbers, Trouble, Verb, pgsql, shown, verbs
 from outmail.store.group import GroupCommit
+from outmail.store.hints import Hints
 from outmail.store.owner import Owner, OwnerFile, boot_id, dead_files
+
+log = logging.getLogger("outmail")
 
 SCHEMA = 1
 R = TypeVar("R")
@@ -40,6 +43,8 @@ CONNECT = 10
 POLL = 0.3
 #: Seconds between looks for leases of owners that nobody knows.
 WALK = 60.0
+#: An upgrade waits so many seconds for a table: whoever comes behind it waits too.
+UPGRADE_WAIT = 5
 #: Seconds between giving cursors to events that nobody asked for.
 NUMBERING = 10.0
 #: The advisory lock of schema upgrades; the class of those for message ids.
@@ -120,6 +125,12 @@ class Connection:
                 self._db.execute("ROLLBACK")
         except library.Error:
             self.drop()
+
+
+def schema_step(n: int) -> str:
+    """The statements that make schema ``n`` of the one before. Each leaves the version before it working: columns and tables come, with
+    defaults, and go one step after nobody knows them any more."""
+    return (resources.files("outmail.store") / "sql" / f"postgresql-{n}.sql").read_text("utf-8")
 
 
 @cache
@@ -246,6 +257,7 @@ class PostgresStore(GroupCommit):
     def __init__(self, url: str, base: str) -> None:
         super().__init__()
         conninfo, self._prepare = conninfo_of(url)
+        self._hints = Hints(lambda: psycopg().connect(conninfo, autocommit=True)) if asked(url, "notify") else None
         self.url = shown(url)
         self.spool = f"{base}.spool"
         self._base = base
@@ -279,18 +291,19 @@ class PostgresStore(GroupCommit):
             db = self._writer.open()
             exists = db.execute("SELECT to_regclass('outmail.version') IS NOT NULL").fetchone()[0]
             found = db.execute("SELECT max(n) FROM outmail.version").fetchone()[0] if exists else -1
-            if found > SCHEMA:
-                raise Trouble("schema", f"{self.url} has schema {found}, made by a later outmail; this one knows up to {SCHEMA}: upgrade outmail")
-            if found == SCHEMA:
+            if found > SCHEMA + 1:
+                raise Trouble("schema", f"{self.url} has schema {found}, made by a later outmail; this one works with up to {SCHEMA + 1}: upgrade outmail")
+            if found >= SCHEMA:
                 return
             with db.transaction():
                 db.execute("SELECT pg_advisory_xact_lock(%s, 0)", (_UPGRADE,))
+                db.execute(f"SET LOCAL lock_timeout = '{UPGRADE_WAIT}s'")
                 if not exists:
                     db.execute("CREATE SCHEMA IF NOT EXISTS outmail")
                 made = db.execute("SELECT to_regclass('outmail.version') IS NOT NULL").fetchone()[0]
                 found = db.execute("SELECT max(n) FROM outmail.version").fetchone()[0] if made else 0
                 for step in range(found + 1, SCHEMA + 1):
-                    db.execute((resources.files("outmail.store") / "sql" / f"postgresql-{step}.sql").read_text("utf-8"))
+                    db.execute(schema_step(step))
                     db.execute("UPDATE outmail.version SET n = %s", (step,))
         except psycopg().Error as problem:
             raise trouble(problem) from None
@@ -301,6 +314,8 @@ class PostgresStore(GroupCommit):
             return
         with self._write_lock, self._read_lock:
             self._closed = True
+            if self._hints is not None:
+                self._hints.close()
             self._reader.drop()
             self._writer.drop()
 
@@ -381,6 +396,21 @@ class PostgresStore(GroupCommit):
             return False
         self._looked = now
         return True
+
+    def announce(self) -> None:
+        """A hint for engines on other hosts, unless the connection is busy: then others tell."""
+        if self._hints is not None and self._pid == os.getpid() and self._write_lock.acquire(blocking=False):
+            try:
+                self._hints.tell(self._writer.open())
+            except Trouble as problem:
+                log.info("the hint that there is new mail was not given: %s", problem)
+            finally:
+                self._write_lock.release()
+
+    def follow(self, wake: Callable[[], None]) -> None:
+        """Hear the hints of other hosts."""
+        if self._hints is not None:
+            self._hints.listen(wake)
 
     # -- engines ----------------------------------------------------------------------------------------------------
 
@@ -478,11 +508,19 @@ def _row(sql: str) -> Verb[Any]:
 # -- URLs ---------------------------------------------------------------------------------------------------------------
 
 
+def asked(url: str, word: str) -> bool:
+    """True when ``word=1`` stands in the URL: ``pgbouncer`` and ``notify`` are ours, not libpq's."""
+    found = re.search(rf"[?&]{word}=([^&]*)", url)
+    return found is not None and found[1] not in ("0", "false", "no")
+
+
 def conninfo_of(url: str) -> tuple[str, bool]:
-    """``postgresql://…`` → (what libpq takes, whether statements may be prepared). ``pgbouncer=1`` is ours."""
+    """``postgresql://…`` → (what libpq takes, whether statements may be prepared)."""
     library = psycopg()
-    bouncer = re.search(r"[?&]pgbouncer=([^&]*)", url)
-    bare = re.sub(r"([?&])pgbouncer=[^&]*&?", r"\1", url).rstrip("?&")
+    if asked(url, "pgbouncer") and asked(url, "notify"):
+        raise ConfigError(f"{shown(url)}: behind PgBouncer no hint can be heard", hint="leave notify=1 out; other hosts' mail is found by looking")
+    bare = re.sub(r"([?&])(?:pgbouncer|notify)=[^&]*&?", r"\1", url)
+    bare = re.sub(r"([?&])(?:pgbouncer|notify)=[^&]*&?", r"\1", bare).rstrip("?&")
     try:
         words = library.conninfo.conninfo_to_dict(bare)
     except library.Error as problem:
@@ -493,7 +531,7 @@ def conninfo_of(url: str) -> tuple[str, bool]:
     words.setdefault("tcp_user_timeout", 30_000)
     if "," in str(words.get("host", "")):
         words.setdefault("target_session_attrs", "read-write")
-    return library.conninfo.make_conninfo(**words), not (bouncer and bouncer[1] not in ("0", "false", "no"))
+    return library.conninfo.make_conninfo(**words), not asked(url, "pgbouncer")
 
 
 def place_of(url: str) -> str:
