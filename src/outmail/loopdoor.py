@@ -93,7 +93,8 @@ class LoopDoor:
             self._engine.taken(messages, leases, None if failed else answer)
         if not failed and len(leases) < len(messages):
             self.door.wake()
-            self._helper.call(self.door.store.announce, lambda answer: None)
+            if self.door.store.blocking:
+                self._helper.call(self.door.store.announce, lambda answer: None)
         for i, (message, then) in enumerate(waiting):
             self._answer(message, then, answer if failed else answer[i][0])
 

@@ -27,7 +27,7 @@ from bench import lab
 from outmail import Outbox
 from tests import pgserver
 
-CONTENT = b"From: a@x.test\r\nSubject: steady\r\n\r\n" + b"".join(os.urandom(32).hex().encode() + b"\r\n" for _ in range(60))
+CONTENT = b"From: a@x.test\r\nSubject: steady\r\n\r\n" + b"".join(os.urandom(32).hex().encode() + b"\r\n" for _ in range(58))
 FINISHED = """
 INSERT INTO outmail.message (seq, id, sender, message_id, subject, size, sha256, needs, priority, accepted_at, expires_at)
 SELECT nextval('outmail.message_seq'), lpad(i::text, 26, '0'), 'a@x.test', '<' || i || '@x>', 'done', 4000, ''::bytea, 0, 1, %(now)s, %(now)s + 1000

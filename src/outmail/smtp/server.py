@@ -20,8 +20,9 @@ import binascii
 import re
 from base64 import b64decode
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Protocol
 
 from outmail.model import Reply
@@ -365,13 +366,12 @@ class Server:
         if self._envelope is not None:
             self._error(Reply(503, "A message has begun already", "5.5.1"))
             return
-        match = _PATH.fullmatch(rest)
-        parameters = _parameters(match[2]) if match else None
-        if match is None or parameters is None:
+        path, parameters = _path(rest)
+        if parameters is None:
             self._error(Reply(501, "Write MAIL FROM:<address>", "5.5.4"))
             return
         envelope = Deliver("", [], b"")
-        problem = self._mail_parameters(envelope, parameters) or self._sender(envelope, match[1])
+        problem = self._mail_parameters(envelope, parameters) or self._sender(envelope, path)
         problem = problem or self.policy.mail(self, envelope.sender)
         if problem is not None:
             self._error(problem)
@@ -386,7 +386,7 @@ class Server:
         envelope.sender = address
         return problem
 
-    def _mail_parameters(self, envelope: Deliver, parameters: dict[str, str]) -> Reply | None:
+    def _mail_parameters(self, envelope: Deliver, parameters: Mapping[str, str]) -> Reply | None:
         for name, value in parameters.items():
             if name == "SIZE" and value.isdecimal() and len(value) < 20:
                 if int(value) > self.settings.size:
@@ -412,9 +412,8 @@ class Server:
         if envelope is None:
             self._error(Reply(503, "Say MAIL first", "5.5.1"))
             return
-        match = _PATH.fullmatch(rest)
-        parameters = _parameters(match[2]) if match else None
-        if match is None or parameters is None or not match[1]:
+        path, parameters = _path(rest)
+        if parameters is None or not path:
             self._error(Reply(501, "Write RCPT TO:<address>", "5.5.4"))
             return
         if len(envelope.recipients) >= self.settings.recipients:
@@ -427,7 +426,7 @@ class Server:
             elif name != "ORCPT" or not value:
                 self._error(Reply(555, f"The parameter {name} is not known or has a wrong value", "5.5.4"))
                 return
-        address, problem = _address(match[1], envelope.smtputf8, self.settings.hostname)
+        address, problem = _address(path, envelope.smtputf8, self.settings.hostname)
         problem = problem or self.policy.rcpt(self, address)
         if problem is not None:
             self._error(problem)
@@ -562,6 +561,13 @@ _COMMANDS = {
 }  # fmt: skip
 
 
+@lru_cache(1024)
+def _path(rest: bytes) -> tuple[bytes, Mapping[str, str] | None]:
+    """``<address> PARAMETER=value …`` → (address, parameters or None when malformed). Clients repeat themselves, so it is read once."""
+    match = _PATH.fullmatch(rest)
+    return (match[1], _parameters(match[2])) if match else (b"", None)
+
+
 def _parameters(raw: bytes | None) -> dict[str, str] | None:
     """ESMTP parameters, names in capitals; None when they are malformed."""
     found: dict[str, str] = {}
@@ -584,6 +590,7 @@ def _notify(value: str) -> bool:
     return words == ["NEVER"] or (len(set(words)) == len(words) and set(words) <= {"SUCCESS", "FAILURE", "DELAY"})
 
 
+@lru_cache(1024)
 def _address(path: bytes, utf8: bool, hostname: str) -> tuple[str, Reply | None]:
     """A path → (address, problem). Source routes are cut off (RFC 5321 §4.1.2); bare postmaster is ours (§4.5.1)."""
     try:
