@@ -285,6 +285,8 @@ class Listener:
             sockets = list(_bound(host.strip("[]"), int(port)))
         for sock in sockets:
             sock.setblocking(False)
+            if sock.family != socket.AF_UNIX:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # those that are accepted inherit it
             sock.listen(BACKLOG)
             self.loop.add_reader(sock, self._accept, sock)
         self._sockets += sockets
@@ -447,7 +449,6 @@ def _bound(host: str, port: int) -> Iterator[socket.socket]:
         sock = socket.socket(family, kind, proto)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # those that are accepted inherit it
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             sock.bind(address)

@@ -60,18 +60,22 @@ class GroupCommit:
         try:
             if not ask.done:
                 asks, self._asks = self._asks, []
-                self._answer(asks, wait)
+                if ask not in asks:
+                    asks.append(ask)
+                self._answer(asks, ask, wait)
         finally:
             self._write_lock.release()
         if isinstance(ask.answer, BaseException):
             raise ask.answer
         return ask.answer  # type: ignore[no-any-return]
 
-    def _answer(self, asks: list[_Ask], wait: float) -> None:
+    def _answer(self, asks: list[_Ask], mine: _Ask, wait: float) -> None:
         try:
             answers: Sequence[Any] = self._transaction([ask.verb for ask in asks], wait)
-        except BaseException as problem:
+        except Exception as problem:
             answers = [problem] * len(asks)
+        except BaseException as problem:  # Ctrl-C is for the thread it came to
+            answers = [problem if ask is mine else Trouble("io", "the commit was interrupted; it may have happened") for ask in asks]
         for ask, answer in zip(asks, answers):
             ask.answer, ask.done = answer, True
 
