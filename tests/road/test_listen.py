@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import shutil
@@ -345,6 +346,52 @@ def test_clients_that_drip_are_sent_away(listening: Callable[..., None], monkeyp
         assert not listener.lines
 
     listening(__import__("outmail.intake.smtp", fromlist=["Settings"]).Settings(idle=2.5), scene)
+
+
+@pytest.mark.parametrize("implicit", [False, True])
+@pytest.mark.parametrize("ending", ["garbage", "hang", "goodbye"])
+def test_a_handshake_that_comes_to_nothing_leaves_nothing(
+    listening: Callable[..., None], certificate: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, implicit: bool, ending: str
+) -> None:
+    """Neither a line nor a descriptor; while it lasts it counts as a connection."""
+    from outmail.intake import smtp as intake
+
+    monkeypatch.setattr(intake, "TLS_HANDSHAKE", 1.0)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    settings = intake.Settings(dialogue=intake.protocol.Settings(starttls=not implicit), tls=context, implicit_tls=implicit, connections=2)
+
+    async def scene(port: int, listener: Any) -> None:
+        before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+        lines = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+        for reader, writer in lines:
+            if not implicit:
+                writer.write(b"EHLO me\r\n")
+                await reader.readuntil(b"STARTTLS\r\n")
+                writer.write(b"STARTTLS\r\n")
+                await reader.readuntil(b"220 2.0.0 ")
+        await asyncio.sleep(0.05)
+        assert len(listener.lines) + len(listener.shaking) == 2
+        third, writer = await asyncio.open_connection("127.0.0.1", port)
+        assert (await third.read()).startswith(b"" if implicit else b"421 4.7.0 Too many")
+        writer.close()
+        for _, writer in lines:
+            if ending == "garbage":
+                writer.write(b"MAIL FROM:<a@x.test>\r\n" * 3)
+            elif ending == "goodbye":
+                writer.close()
+        for reader, writer in lines:
+            if ending != "goodbye":
+                with contextlib.suppress(ConnectionError):
+                    await reader.read()
+            writer.close()
+        for _ in range(300):
+            if not (listener.lines or listener.shaking) and (not before or len(os.listdir("/proc/self/fd")) <= before):
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError((listener.lines, listener.shaking, os.listdir("/proc/self/fd")))
+
+    listening(settings, scene)
 
 
 def test_a_deep_queue_and_a_slow_store_ask_clients_to_come_back(listening: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
