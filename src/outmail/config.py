@@ -42,7 +42,7 @@ _TABLES: dict[str, dict[str, tuple[type, ...]]] = {
     "retention": {"bodies": (str,), "records": (str,), "transcripts": (str,)},
     "loopback": {"message_id": (str,)},
     "reports": {"templates": (str,)},
-    "receive": {"smtp": (list,), "lmtp": (list,), "domains": (list,), "aliases": (str,), "mailboxes": (str,), "users": (list, str), "networks": (list,)},
+    "receive": {"smtp": (list,), "lmtp": (list,), "domains": (list,), "aliases": (str,), "mailboxes": (str,), "users": (list, str), "networks": (list,), "certificate": (str,), "key": (str,)},
 }  # fmt: skip
 _RELAY_KEYS = {"url": str, "password": str, "password_file": str, "password_command": (str, list), **RELAY_SETTINGS}
 _ROUTE_KEYS = {"from": (str, list), "to": (str, list), "tag": (str, list), "relays": (list,)}
@@ -75,6 +75,8 @@ class Receive:
     mailboxes: str = ""
     users: tuple[str, ...] = ()
     networks: tuple[Network, ...] = ()
+    certificate: str = ""
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,7 +356,7 @@ def _listen(table: dict[str, Any]) -> Listen:
 
 def _receive(table: dict[str, Any]) -> Receive:
     given: dict[str, Any] = {key: tuple(_texts(f"[receive] {key}", table[key])) for key in ("smtp", "lmtp", "domains", "users") if key in table}
-    given |= {key: table[key] for key in ("aliases", "mailboxes") if key in table}
+    given |= {key: table[key] for key in ("aliases", "mailboxes", "certificate", "key") if key in table}
     receive = Receive(**given, networks=networks(_texts("[receive] networks", table.get("networks", []))))
     if receive.mailboxes and ("{user}" not in receive.mailboxes or not receive.mailboxes.startswith("/")):
         raise ValueError("[receive] mailboxes must be a path with {user} in it, such as /var/mail/{user} (mbox) or /home/{user}/Maildir/ (Maildir)")

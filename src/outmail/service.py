@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from outmail.config import Config, Listen
+from outmail.config import Config
 from outmail.engine import Engine
 from outmail.errors import ConfigError
 from outmail.intake.receive import Everything, Receiver
@@ -96,7 +96,7 @@ def _enough_descriptors(connections: int) -> None:
 def settings_for(config: Config, kind: str) -> Settings:
     """What one kind of listener offers; raises `ConfigError` for files that cannot be read."""
     listen = config.listen
-    tls = certificate(listen) if listen.certificate else None
+    tls = certificate("listen", listen.certificate, listen.key)
     users = read_users(listen.users_file) if listen.users_file else {}
     addresses = getattr(listen, kind)
     loopback_only = bool(addresses) and all(address.startswith(("127.", "[::1]", "localhost", "unix:")) for address in addresses)
@@ -108,14 +108,16 @@ def settings_for(config: Config, kind: str) -> Settings:
     return Settings(dialogue, listen.networks, users, tls, connections=listen.connections, rate=listen.rate, deepest=config.deepest)
 
 
-def certificate(listen: Listen) -> ssl.SSLContext:
-    """The listeners' TLS."""
+def certificate(section: str, path: str, key: str) -> ssl.SSLContext | None:
+    """A section's TLS, if it has any; raises `ConfigError`."""
+    if not path:
+        return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
-        context.load_cert_chain(listen.certificate, listen.key or None)
+        context.load_cert_chain(path, key or None)
     except (OSError, ssl.SSLError) as problem:
-        raise ConfigError(f"[listen] certificate {listen.certificate}: {getattr(problem, 'strerror', None) or problem}") from None
+        raise ConfigError(f"[{section}] certificate {path}: {getattr(problem, 'strerror', None) or problem}") from None
     return context
 
 
@@ -229,16 +231,18 @@ async def receive(box: Outbox, engine: Engine, *, catch: bool, started: Callable
     """Until a signal: listen, deliver to mailboxes, hand on what is not local."""
     config: Config = box._config
     known = None if catch else directory(config)
+    tls = certificate("receive", config.receive.certificate, config.receive.key)
 
     def open_listeners(door: LoopDoor) -> list[tuple[str, Listener, str]]:
         found = []
         for kind in ("smtp", "lmtp"):
             for address in getattr(config.receive, kind):
-                dialogue = protocol.Settings(hostname=config.hostname or "localhost", lmtp=kind == "lmtp", size=config.message_size, normalise=catch)
+                hostname = config.hostname or "localhost"
+                dialogue = protocol.Settings(hostname, lmtp=kind == "lmtp", size=config.message_size, starttls=tls is not None, normalise=catch)
                 if known is None:
-                    made = Listener(door, Settings(dialogue), lambda listener: Everything())
+                    made = Listener(door, Settings(dialogue, tls=tls), lambda listener: Everything())
                 else:
-                    made = _receiver(door, Settings(dialogue), known, config)
+                    made = _receiver(door, Settings(dialogue, tls=tls), known, config)
                 found.append((kind, made, address))
         return found
 

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import smtplib
+import ssl
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 
 from outmail import Outbox
 from outmail.config import from_toml
@@ -166,6 +168,24 @@ def test_what_cannot_work_does_not_start(outmail: Run, tmp_path: Path, change: s
     (tmp_path / "outmail.toml").write_text(f'store = "q.db"\n[receive]\nusers = ["alice"]\n{change}')
     done = outmail("receive")
     assert done.returncode == 78 and words in done.stderr.decode() and done.stderr.count(b"\n") == 1, done.stderr
+
+
+def test_the_receiving_server_offers_starttls(start: Callable[..., Server], tmp_path: Path, outmail: Run) -> None:
+    ca = trustme.CA()
+    ca.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "tls.pem"))
+    trusting = ssl.create_default_context()
+    ca.configure_trust(trusting)
+    toml = settings(tmp_path, f"{tmp_path}/{{user}}/Maildir/", extra=f'certificate = "{tmp_path}/tls.pem"')
+    (tmp_path / "alice").mkdir()
+    with start(toml=toml).client() as client:
+        client.starttls(context=trusting)
+        client.sendmail("a@far.test", ["alice@here.test"], BODY)
+    until(lambda: len(list((tmp_path / "alice/Maildir/new").glob("*"))) == 1)
+    (delivered,) = (tmp_path / "alice/Maildir/new").glob("*")
+    assert b"with ESMTPS id" in delivered.read_bytes()
+    (tmp_path / "bad.toml").write_text(toml.replace("tls.pem", "nowhere.pem"))
+    refused = outmail("receive", "--config", str(tmp_path / "bad.toml"))
+    assert refused.returncode == 78 and b"[receive] certificate" in refused.stderr
 
 
 def test_an_mbox_write_that_fails_is_cut_off_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
