@@ -20,7 +20,7 @@ from outmail.merger import Merger
 from outmail.mime import headers, splice
 from outmail.model import NEEDS_8BIT, NEEDS_UTF8, PRIORITIES, Dsn, Message, Receipt, Recipient, keyed_id, new_id
 from outmail.policy.route import Routes, allowed
-from outmail.smtp.syntax import AddressError, parse_mailbox, printable, valid_key
+from outmail.smtp.syntax import AddressError, parse_mailbox, printable, valid_key, valid_notify, valid_original
 from outmail.store import Store, Trouble, Verb
 from outmail.store.verbs import LONG, PIECE
 
@@ -115,6 +115,8 @@ class Door:
         for name, value in (("key", draft.key), ("tag", draft.tag)):
             if value is not None and not (isinstance(value, str) and 0 < len(value) <= 255 and valid_key(value)):
                 raise Refused(f"{name} must be text of 1 to 255 characters without control characters, not {printable(str(value))}", code="bad-argument")
+        if draft.dsn is not None and not _asks_well(draft.dsn):
+            raise Refused("dsn: notify is never, or some of success, failure, delay; ret is full or hdrs; envid is at most 100 printable characters", code="bad-argument")
         sender = _address(draft.sender) if draft.sender else ""
         id = draft.id or (keyed_id(draft.key) if draft.key else new_id(now))
         message_id = head.message_id or f"<{id}@{sender.rpartition('@')[2] or terms.hostname}>"
@@ -213,6 +215,17 @@ def _completed(content: bytes, head: splice.Head, message_id: str, now: int) -> 
     if not head.has_message_id:
         extra += headers.unstructured("Message-ID", message_id)
     return extra + content if extra else content
+
+
+def _asks_well(dsn: Dsn) -> bool:
+    """These words go into commands of a dialogue."""
+    asked = [(dsn.notify, ""), *dsn.each.values()]
+    if not all(isinstance(text, str) for text in (dsn.ret, dsn.envid, *(text for pair in asked for text in pair))):
+        return False
+    return (
+        dsn.ret.lower() in ("", "full", "hdrs") and len(dsn.envid) <= 100 and valid_key(dsn.envid)
+        and all((not notify or valid_notify(notify)) and (not original or valid_original(original)) for notify, original in asked)
+    )  # fmt: skip
 
 
 def _address(text: str) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
@@ -108,12 +108,14 @@ class Outcome:
 class Dsn:
     """What the sender asks of delivery status notifications (RFC 3461).
 
-    ``notify``: "never", or words of "success,failure,delay"; ``ret``: "full" or "hdrs"; ``envid``: any printable text.
+    ``notify``: "never", or words of "success,failure,delay"; ``ret``: "full" or "hdrs"; ``envid``: any printable text. ``each``: recipients
+    of which something of their own is asked, as address → (notify, original recipient as ``type;xtext``, either may be "").
     """
 
     notify: str = ""
     ret: str = ""
     envid: str = ""
+    each: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

@@ -174,6 +174,12 @@ def test_a_message_of_the_email_package_keeps_long_fields_and_smuggles_none(make
     assert box.submit(new, sender="a@x.test", recipients="b@x.test").durable
 
 
+@pytest.mark.parametrize("dsn", [Dsn("never\r\nRSET"), Dsn("success,success"), Dsn(ret="full\r\n"), Dsn(envid="a\r\nb"), Dsn(each={"a@x.test": ("", "rfc822;a b")}), Dsn(7)])  # type: ignore[arg-type]
+def test_what_is_asked_of_notifications_cannot_become_commands(sink: Sink, make_box: MakeBox, dsn: Dsn) -> None:
+    with pytest.raises(Refused, match="dsn"):
+        make_box(sink.url).submit(b"A: b\r\n\r\n", sender="me@x.test", recipients=["a@x.test"], dsn=dsn)
+
+
 @given(st.text(st.characters(exclude_categories=["Cc", "Cs"], exclude_characters="\u2028\u2029\ufeff"), max_size=600))
 @example("=?utf-8?q?x?=")
 @example("tab\tinside")

@@ -158,6 +158,23 @@ def test_another_service_sends_through_it_by_pipelining(start: Start, sink: Sink
     assert len({message.recipients for message in got}) == 200
 
 
+def test_each_recipients_notify_and_orcpt_are_passed_on(start: Start, sink: Sink) -> None:
+    service = start(toml(sink, 'smtp = ["127.0.0.1:0"]'))
+    with smtplib.SMTP("127.0.0.1", service.ports["smtp"], timeout=10) as client:
+        client.ehlo()
+        client.mail("a@x.test", ["RET=HDRS", "ENVID=e+2B1"])
+        client.rcpt("one@x.test", ["NOTIFY=NEVER"])
+        client.rcpt("two@x.test", ["NOTIFY=SUCCESS,DELAY", "ORCPT=rfc822;old+2Btwo@x.test"])
+        client.rcpt("three@x.test")
+        assert client.data(BODY)[0] == 250
+    deadline = time.monotonic() + 10
+    while not sink.messages and time.monotonic() < deadline:
+        time.sleep(0.01)
+    (got,) = sink.messages
+    assert got.mail_parameters.split()[-2:] == ["RET=HDRS", "ENVID=e+2B1"]
+    assert got.rcpt_parameters == ("NOTIFY=NEVER ORCPT=rfc822;one@x.test", "NOTIFY=SUCCESS,DELAY ORCPT=rfc822;old+2Btwo@x.test", "")
+
+
 def test_what_is_refused_is_refused_with_a_reply(start: Start, sink: Sink) -> None:
     service = start(toml(sink, 'smtp = ["127.0.0.1:0"]\nrate = 3\nconnections = 5') + '[limits]\nmessage_size = "10KB"\nrecipients = 2\n')
     port = service.ports["smtp"]

@@ -439,8 +439,13 @@ def traced(line: Line, session: protocol.Server, content: bytes, id: str, settin
 
 
 def _dsn(request: protocol.Deliver) -> Dsn | None:
-    notify = request.notify[0] if len(set(request.notify)) == 1 else ""
-    return Dsn(notify, request.ret, request.envid) if notify or request.ret or request.envid else None
+    """What the client asks of notifications; what it asks of some recipients only stands with them."""
+    if not (request.ret or request.envid or any(request.notify) or any(request.originals)):
+        return None
+    if len(set(request.notify)) == 1 and not any(request.originals):
+        return Dsn(request.notify[0], request.ret, request.envid)
+    asked = zip(request.recipients, request.notify, request.originals)
+    return Dsn("", request.ret, request.envid, {address: (notify, original) for address, notify, original in asked if notify or original})
 
 
 def _bound(host: str, port: int) -> Iterator[socket.socket]:

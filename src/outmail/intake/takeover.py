@@ -84,7 +84,7 @@ def _enveloped(content: bytes, envelope: Mapping[str, Any]) -> Draft:
     return Draft(
         content, envelope.get("sender") or "", [recipients] if isinstance(recipients, str) else recipients, envelope.get("key"), envelope.get("due"),
         envelope.get("expires_at"), envelope.get("priority") or "normal", envelope.get("tag"), envelope.get("route"),
-        Dsn(*(str(dsn.get(name) or "") for name in ("notify", "ret", "envid"))) if dsn else None, suppressed=envelope.get("suppressed") or {},
+        Dsn(**{name: str(dsn.get(name) or "") for name in ("notify", "ret", "envid")}) if dsn else None, suppressed=envelope.get("suppressed") or {},
     )  # fmt: skip
 
 

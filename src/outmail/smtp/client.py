@@ -413,8 +413,9 @@ class Client:
             words.append(f"RET={dsn.ret.upper()}")
         if dsn and dsn.envid:
             words.append(f"ENVID={xtext(dsn.envid)}")
-        notify = dsn.notify if dsn else ""
-        return [" ".join(words), *(_rcpt(r.address, notify) for r in current.recipients)]
+        if dsn is None:
+            return [" ".join(words), *[f"RCPT TO:<{r.address}>" for r in current.recipients]]
+        return [" ".join(words), *[_rcpt(r.address, *dsn.each.get(r.address, (dsn.notify, ""))) for r in current.recipients]]
 
     def _gate(self, delivery: Delivery) -> None:
         """What this server cannot take is refused here, with the code it would have used."""
@@ -497,12 +498,11 @@ def _extensions(lines: list[bytes]) -> dict[str, str]:
     return found
 
 
-def _rcpt(address: str, notify: str) -> str:
-    command = f"RCPT TO:<{address}>"
-    if not notify:
-        return command
-    command += f" NOTIFY={notify.upper()}"
-    return f"{command} ORCPT=rfc822;{xtext(address)}" if address.isascii() else command
+def _rcpt(address: str, notify: str, original: str) -> str:
+    """RCPT with what is asked of notifications. The original recipient is the one we were told, else the one we write to."""
+    if notify and not original and address.isascii():
+        original = f"rfc822;{xtext(address)}"
+    return f"RCPT TO:<{address}>" + (f" NOTIFY={notify.upper()}" if notify else "") + (f" ORCPT={original}" if original else "")
 
 
 def _slices(delivery: Delivery, recipients: list[Leased], size: int) -> Iterator[_Transaction]:

@@ -26,7 +26,7 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 from outmail.model import Reply
-from outmail.smtp.syntax import AddressError, parse_mailbox
+from outmail.smtp.syntax import AddressError, parse_mailbox, valid_notify, valid_original
 
 MAX_LINE = 2048
 MAX_AUTH_LINE = 12_288
@@ -65,6 +65,7 @@ class Deliver:
     recipients: list[str]
     content: bytes
     notify: list[str] = field(default_factory=list)
+    originals: list[str] = field(default_factory=list)
     ret: str = ""
     envid: str = ""
     smtputf8: bool = False
@@ -419,11 +420,13 @@ class Server:
         if len(envelope.recipients) >= self.settings.recipients:
             self._reply(Reply(452, "Too many recipients", "4.5.3"))
             return
-        notify = ""
+        notify = original = ""
         for name, value in parameters.items():
-            if name == "NOTIFY" and _notify(value):
+            if name == "NOTIFY" and valid_notify(value):
                 notify = value.lower()
-            elif name != "ORCPT" or not value:
+            elif name == "ORCPT" and valid_original(value):
+                original = value
+            else:
                 self._error(Reply(555, f"The parameter {name} is not known or has a wrong value", "5.5.4"))
                 return
         address, problem = _address(path, envelope.smtputf8, self.settings.hostname)
@@ -433,6 +436,7 @@ class Server:
             return
         envelope.recipients.append(address)
         envelope.notify.append(notify)
+        envelope.originals.append(original)
         self._out.append(_RCPT_OK)
 
     def _data_command(self, rest: bytes) -> None:
@@ -583,11 +587,6 @@ def _parameters(raw: bytes | None) -> dict[str, str] | None:
             return None
         found[match[1].upper()] = match[2] or ""
     return found
-
-
-def _notify(value: str) -> bool:
-    words = value.upper().split(",")
-    return words == ["NEVER"] or (len(set(words)) == len(words) and set(words) <= {"SUCCESS", "FAILURE", "DELAY"})
 
 
 @lru_cache(1024)

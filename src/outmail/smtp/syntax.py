@@ -108,6 +108,20 @@ def _literal(domain: str, text: str) -> str:
         raise AddressError(f"{printable(text)}: the address literal is malformed") from None
 
 
+def valid_notify(text: str) -> bool:
+    """NOTIFY of RFC 3461 §4.1: "never", or some of success, failure and delay, each once."""
+    words = text.lower().split(",")
+    return words == ["never"] or (len(set(words)) == len(words) and set(words) <= {"success", "failure", "delay"})
+
+
+_ORIGINAL = re.compile(r"[A-Za-z0-9-]{1,40};(?:[!-*,-<>-~]|\+[0-9A-F]{2}){1,500}", re.ASCII)
+
+
+def valid_original(text: str) -> bool:
+    """ORCPT of RFC 3461 §4.2: an address type and an address as xtext."""
+    return _ORIGINAL.fullmatch(text) is not None
+
+
 def valid_key(text: str) -> bool:
     """True for text without control characters: what may stand in a header, a tag or a key."""
     return _CONTROL.search(text) is None
