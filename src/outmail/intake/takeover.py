@@ -80,11 +80,12 @@ def _enveloped(content: bytes, envelope: Mapping[str, Any]) -> Draft:
     for name, value in envelope.items():
         if value is not None and not isinstance(value, _FIELDS.get(name, object)):
             raise Refused(f"the envelope's {name} cannot be {value!r}", code="bad-argument")
-    recipients, dsn = envelope.get("recipients") or [], envelope.get("dsn") or {}
+    recipients = envelope.get("recipients") or []
+    notify, ret, envid = (str((envelope.get("dsn") or {}).get(name) or "") for name in ("notify", "ret", "envid"))
     return Draft(
         content, envelope.get("sender") or "", [recipients] if isinstance(recipients, str) else recipients, envelope.get("key"), envelope.get("due"),
         envelope.get("expires_at"), envelope.get("priority") or "normal", envelope.get("tag"), envelope.get("route"),
-        Dsn(**{name: str(dsn.get(name) or "") for name in ("notify", "ret", "envid")}) if dsn else None, suppressed=envelope.get("suppressed") or {},
+        Dsn(notify, ret, envid) if notify or ret or envid else None, suppressed=envelope.get("suppressed") or {},
     )  # fmt: skip
 
 
