@@ -694,3 +694,37 @@ def until(condition: Any, seconds: float = 15.0) -> None:
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert condition()
+
+
+def test_numbering_begins_where_it_ended_and_still_finds_what_stood_still(stores: Any, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long foreign transaction keeps every numbered event in the index; a commit that was late for minutes is found all the same."""
+    store = stores("one")
+    clock = [1000.0]
+    floor = pgsql.Floor()
+    monkeypatch.setattr(pgsql.time, "monotonic", lambda: clock[0])
+    floor._afresh = clock[0]
+    insert = "INSERT INTO outmail.event (at, event, message, state, uncertain, reason, attempts) VALUES (1, 'accepted', %s, 'queued', 0, '', 0) RETURNING id"
+
+    def cursors() -> list[Any]:
+        return db.execute("SELECT message, cursor FROM outmail.event ORDER BY cursor").fetchall()
+
+    with psycopg.connect(url, autocommit=True) as db, psycopg.connect(url) as late:
+        late.execute(insert, (1,))  # its id is the first, its commit comes last
+        for i in (2, 3):
+            db.execute(insert, (i,))
+        assert store.run(pgsql.number_events(floor)) is False and cursors() == [(2, 1), (3, 2)]
+        assert floor.event() == 0
+        clock[0] += floor.LATE + 1
+        assert floor.event() == 3
+        late.commit()
+        db.execute(insert, (4,))
+        store.run(pgsql.number_events(floor))
+        assert cursors() == [(2, 1), (3, 2), (4, 3), (1, None)]
+        clock[0] += floor.AFRESH
+        store.run(pgsql.number_events(floor))
+        assert cursors() == [(2, 1), (3, 2), (4, 3), (1, 4)]
+        monkeypatch.setattr(pgsql, "_AT_ONCE", 2)
+        monkeypatch.setattr(pgsql, "_NUMBER", pgsql._NUMBER.replace("LIMIT 20000", "LIMIT 2"))
+        for i in range(5, 10):
+            db.execute(insert, (i,))
+        assert store.run(pgsql.last_cursor(floor=floor)) == 9

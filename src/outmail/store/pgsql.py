@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cache, partial
@@ -94,9 +95,11 @@ CONFIDENCE = 90.0
 #: every statement has a snapshot of its own. Each waits for the other.
 _ONE_AT_A_TIME = "LOCK TABLE numbering IN EXCLUSIVE MODE"
 _ONE_AFTER_ANOTHER = "SELECT one FROM numbering FOR UPDATE"
+_AT_ONCE = 20_000
 _NUMBER = (
-    "WITH fresh AS (SELECT id, row_number() OVER (ORDER BY id) AS k FROM event WHERE cursor IS NULL ORDER BY id LIMIT 20000)"
-    " UPDATE event e SET cursor = (SELECT coalesce(max(cursor), 0) FROM event) + fresh.k FROM fresh WHERE e.id = fresh.id"
+    f"WITH fresh AS (SELECT id, row_number() OVER (ORDER BY id) AS k FROM event WHERE cursor IS NULL AND id >= ? ORDER BY id LIMIT {_AT_ONCE}),"
+    " done AS (UPDATE event e SET cursor = (SELECT coalesce(max(cursor), 0) FROM event) + fresh.k FROM fresh WHERE e.id = fresh.id RETURNING e.id)"
+    " SELECT count(*), max(id) FROM done"
 )
 _RENEW = (
     "INSERT INTO owner (id, uuid, pid, host, boot, started_at) OVERRIDING SYSTEM VALUE VALUES (?,?,?,?,?,?)"
@@ -154,16 +157,36 @@ class Floor(verbs.Floor):
     """Where to begin to look, so that rows which a long foreign transaction keeps from being cleaned up are not walked over again and again.
 
     What becomes due is due at the time of some host's clock. So looking begins `MARGIN` before what was seen last, and once in a
-    while at the beginning, for what a clock that is late, or a lease that came to nothing, has left behind. Used by one thread at a time, or
-    harmlessly by two.
+    while at the beginning, for what a clock that is late, or a lease that came to nothing, has left behind. An event gets its id before its
+    commit: without cursors are those of the last `LATE` seconds, and once in a while one whose transaction stood still for longer. Used by
+    one thread at a time, or harmlessly by two.
     """
 
-    MARGIN = 10_000
+    MARGIN = 3_000
     AFRESH = 60.0
+    LATE = 30.0
 
     def __init__(self) -> None:
         self._seen: dict[tuple[str, int], int] = {}
-        self._since = time.monotonic()
+        self._since = self._afresh = time.monotonic()
+        #: (when, the newest event that had a cursor then), older first.
+        self._numbered: deque[tuple[float, int]] = deque()
+        self._event = 0
+
+    def event(self) -> int:
+        """The id from which on there may be events without cursors."""
+        now = time.monotonic()
+        if now - self._afresh > self.AFRESH:
+            self._afresh = now
+            return 0
+        while self._numbered and self._numbered[0][0] < now - self.LATE:
+            self._event = max(self._event, self._numbered.popleft()[1])
+        return self._event
+
+    def numbered(self, newest: int | None) -> None:
+        """All events up to this one that could be seen have cursors now."""
+        if newest is not None:
+            self._numbered.append((time.monotonic(), newest))
 
     def of(self, destination: str, priority: int) -> int:
         if time.monotonic() - self._since > self.AFRESH:
@@ -187,21 +210,26 @@ def _accepting(message: Message, uploads: Mapping[str, str] | None, taken: Mappi
     )  # fmt: skip
 
 
-def number_events(*, fresh: bool = False) -> Verb[None]:
-    """Give cursors to events that have none, in one place at a time. ``fresh``: as the first of a transaction with one snapshot."""
+def number_events(floor: Floor, *, fresh: bool = False) -> Verb[bool]:
+    """Give cursors to events that have none, in one place at a time; True when there may be more. ``fresh``: as the first of a transaction
+    with one snapshot."""
     yield (_ONE_AT_A_TIME if fresh else _ONE_AFTER_ANOTHER), ()
-    yield _NUMBER, ()
+    ((count, newest),) = yield _NUMBER, (floor.event(),)
+    if count < _AT_ONCE:
+        floor.numbered(newest)
+    return bool(count == _AT_ONCE)
 
 
-def events_after(cursor: int, limit: int = 1000) -> Verb[list[Event]]:
+def events_after(cursor: int, limit: int = 1000, *, floor: Floor) -> Verb[list[Event]]:
     """Facts in the order in which their commits were seen, behind a cursor."""
-    yield from number_events(fresh=True)
+    yield from number_events(floor, fresh=True)
     return (yield from verbs.events_after(cursor, limit))
 
 
-def last_cursor() -> Verb[int]:
+def last_cursor(*, floor: Floor) -> Verb[int]:
     """The newest event's cursor."""
-    yield from number_events(fresh=True)
+    while (yield from number_events(floor, fresh=True)):
+        pass
     return (yield from verbs.last_cursor())
 
 
@@ -238,10 +266,12 @@ def reclaim(owner: int, noted: set[tuple[int, int, int]] | None, now: int, *, re
 
 def verbs_of(floor: Floor) -> SimpleNamespace:
     """The verbs of one store, which remembers where to begin to look."""
-    return SimpleNamespace(**{**vars(VERBS), "lease": partial(verbs.lease, floor=floor), "next_due": partial(verbs.next_due, floor=floor)})
+    looking: dict[str, Any] = {"lease": verbs.lease, "next_due": verbs.next_due, "events_after": events_after, "last_cursor": last_cursor, "number_events": number_events}
+    return SimpleNamespace(**vars(VERBS), **{name: partial(verb, floor=floor) for name, verb in looking.items()})
 
 
+_OF_A_STORE = {"lease", "next_due", "events_after", "last_cursor"}
 VERBS = SimpleNamespace(
-    **{name: function for name, function in vars(verbs).items() if not name.startswith("_") and callable(function)}
-    | {"add": add, "events_after": events_after, "last_cursor": last_cursor, "reclaim": reclaim, "engines": engines, "know": know}
+    **{name: function for name, function in vars(verbs).items() if not name.startswith("_") and callable(function) and name not in _OF_A_STORE}
+    | {"add": add, "reclaim": reclaim, "engines": engines, "know": know}
 )

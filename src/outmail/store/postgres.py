@@ -451,7 +451,8 @@ class PostgresStore(GroupCommit):
             found.append(self.run(pgsql.reclaim(id, None, now, rebooted=False, hold=hold, sure=False)))
         if time.monotonic() - self._numbered > NUMBERING:
             self._numbered = time.monotonic()
-            self.run(pgsql.number_events())
+            while self.run(self.verbs.number_events()):
+                pass
         return [item for item in found if item["leases"]]
 
     def _renew(self, now: int) -> None:
