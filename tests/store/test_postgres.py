@@ -140,7 +140,7 @@ def test_what_a_late_clock_left_behind_is_found_in_the_end(stores: Any, monkeypa
     owner = one.register(NOW)
     add(one, message(now=NOW))
     assert len(lease(one, owner, 5, NOW + 1)) == 1
-    late, later = message(now=NOW - 5_000), message(now=NOW - 60_000)
+    late, later = message(now=NOW - pgsql.Floor.MARGIN // 2), message(now=NOW - 60_000)
     add(one, late, later)
     assert [d.id for d in lease(one, owner, 5, NOW + 2, 2)] == [late.id] and one.read(one.verbs.next_due(NOW + 3)) == {}
     monkeypatch.setattr(pgsql.Floor, "AFRESH", 0.0)
