@@ -183,8 +183,10 @@ class Seat:
         self.flying.discard(delivery)
         if delivery.started:
             self.hop.pace.lasted(self._engine.loop.time() - delivery.started)
-        if any(r.outcome and r.outcome.scope != "destination" for r in delivery.recipients):
-            self.hop.pace.success()
+        for recipient in delivery.recipients:
+            if recipient.outcome is not None and recipient.outcome.scope != "destination":
+                self.hop.pace.success()
+                break
         self._engine.finished(self.hop, delivery)
 
     def healthy(self) -> None:

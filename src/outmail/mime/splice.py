@@ -69,23 +69,19 @@ def look(content: bytes, *, headless: bool = False) -> Head:
         raise ContentError(f"the message does not begin with a header field but with {first!r}", "bad-content")
     head = content[: head_end(content)]
     low = b"\n" + head.lower()
-    message_id = _value(head, low, b"message-id").strip().decode("utf-8", "replace")
-    return Head(message_id, _readable(_value(head, low, b"subject")), _at(low, b"date") >= 0, bool(message_id))
-
-
-def _at(low: bytes, name: bytes) -> int:
-    """Where the value of the first field of this name begins, in the head behind one line feed; -1 = there is none."""
-    at = low.find(b"\n" + name + b":")
-    spaced = -1
     if b" :" in low or b"\t:" in low:  # obsolete syntax: white space before the colon
-        match = re.search(rb"\n" + re.escape(name) + rb"[ \t]+:", low)
-        spaced = match.end() if match else -1
-    plain = at + len(name) + 2 if at >= 0 else -1
-    return plain if spaced < 0 else spaced if plain < 0 else min(plain, spaced)
+        spots = [match.end() if (match := re.search(rb"\n" + name + rb"[ \t]*:", low)) else -1 for name in _KNOWN]
+    else:
+        spots = [at + len(name) + 2 if (at := low.find(b"\n" + name + b":")) >= 0 else -1 for name in _KNOWN]
+    message_id = _value(head, spots[0]).strip().decode("utf-8", "replace")
+    return Head(message_id, _readable(_value(head, spots[1])), spots[2] >= 0, bool(message_id))
 
 
-def _value(head: bytes, low: bytes, name: bytes) -> bytes:
-    at = _at(low, name)
+_KNOWN = (b"message-id", b"subject", b"date")
+
+
+def _value(head: bytes, at: int) -> bytes:
+    """The field's value that begins at ``at`` in the head behind one line feed; nothing for -1."""
     if at < 0:
         return b""
     match = _REST.match(head, at - 1)  # low has one byte more in front

@@ -56,7 +56,7 @@ def line(item: Settled, recipient: Leased, verdict: Verdict) -> str:
     code = f" code={outcome.reply.code}" if outcome.reply.code else ""
     text = f" text={_quoted(outcome.reply.text)}" if outcome.reply.text else ""
     return (
-        f"status={_STATUS[verdict.event]} id={delivery.id}/{recipient.n} to={_quoted(recipient.address)} msgid={_quoted(delivery.message_id)}"
+        f"status={_STATUS[verdict.event]} id={delivery.id}/{recipient.n} to={_quoted(recipient.address)} msgid={_written(delivery.message_id)}"
         f" from={_quoted(delivery.sender or '<>')} via={_quoted(f'{delivery.destination}:{delivery.host}')} attempts={recipient.attempts + 1}"
         f" delay={human_span(item.at - delivery.accepted_at)}{code}{text}"
     )
@@ -64,4 +64,9 @@ def line(item: Settled, recipient: Leased, verdict: Verdict) -> str:
 
 @lru_cache(2048)
 def _quoted(value: str) -> str:
+    """What comes again and again: addresses, routes, what servers say."""
+    return _written(value)
+
+
+def _written(value: str) -> str:
     return value if _PLAIN.fullmatch(value) else '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
