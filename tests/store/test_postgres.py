@@ -22,7 +22,7 @@ from outmail import Outbox
 from outmail.config import from_toml
 from outmail.errors import ConfigError, NotStored
 from outmail.model import Dsn, Filter, Message, Recipient
-from outmail.store import Trouble, hints, pgsql, postgres, shown
+from outmail.store import Trouble, hints, pgsql, postgres, shown, verbs
 from outmail.store.postgres import PostgresStore, conninfo_of, place_of
 from outmail.testing import Sink
 from outmail.testing.conformance import NOW, add, lease, message, settle, standing
@@ -159,7 +159,7 @@ def test_looking_does_not_walk_over_what_a_stranger_keeps(stores: Any, url: str)
             for delivery in lease(one, owner, 500, NOW + i * 60_000, i):
                 settle(one, owner, delivery, "delivered", "delivered")
         add(one, message(now=NOW + 400_000))
-        sql, _ = pgsql.translated(one.verbs.lease.func.__globals__["_READY"])
+        sql, _ = pgsql.translated(verbs._READY)
         floor = one.verbs.lease.keywords["floor"].of("default", 1)
         plan = "\n".join(row[0] for row in db.execute("EXPLAIN (ANALYZE, BUFFERS, COSTS OFF, TIMING OFF) " + sql, ("default", 1, floor, NOW + 500_000, 100)))  # type: ignore[arg-type]
         touched = int(re.search(r"Buffers: shared hit=(\d+)", plan)[1])  # type: ignore[index]
@@ -728,3 +728,28 @@ def test_numbering_begins_where_it_ended_and_still_finds_what_stood_still(stores
         for i in range(5, 10):
             db.execute(insert, (i,))
         assert store.run(pgsql.last_cursor(floor=floor)) == 9
+
+
+def test_a_look_from_the_beginning_that_takes_long_is_a_rare_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside a transaction that keeps millions of dead rows, such a look may take ten seconds: a twentieth of all time is enough for it."""
+    clock = [1000.0]
+    monkeypatch.setattr(pgsql.time, "monotonic", lambda: clock[0])
+    floor = pgsql.Floor()
+
+    def look(lasts: float) -> int:
+        began = clock[0]
+        first = floor.of("d", 1)
+        clock[0] += lasts
+        floor.looked(began)
+        floor.seen("d", 1, int(clock[0] * 1000))
+        return first
+
+    assert look(0.1) == 0 and look(0.1) > 0
+    clock[0] += 61
+    assert look(10) == 0
+    clock[0] += 61
+    assert look(0.1) > 0, "not yet again"
+    clock[0] += 140
+    assert look(0.1) == 0
+    clock[0] += 61
+    assert look(0.1) == 0, "quick ones are made once a minute"

@@ -11,7 +11,7 @@ import json
 import re
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache, partial
 from types import SimpleNamespace
@@ -165,18 +165,29 @@ class Floor(verbs.Floor):
     MARGIN = 3_000
     AFRESH = 60.0
     LATE = 30.0
+    #: Looks from the beginning take at most one part in so many of all time.
+    SHARE = 20
 
     def __init__(self) -> None:
         self._seen: dict[tuple[str, int], int] = {}
         self._since = self._afresh = time.monotonic()
+        self._rest = self._event_rest = 0.0
         #: (when, the newest event that had a cursor then), older first.
         self._numbered: deque[tuple[float, int]] = deque()
         self._event = 0
 
+    def looked(self, began: float, *, events: bool = False) -> None:
+        """A look that began then is over: one from the beginning that took long is not repeated soon."""
+        rest = self.SHARE * (time.monotonic() - began)
+        if events and self._afresh >= began:
+            self._event_rest = rest
+        elif not events and self._since >= began:
+            self._rest = rest
+
     def event(self) -> int:
         """The id from which on there may be events without cursors."""
         now = time.monotonic()
-        if now - self._afresh > self.AFRESH:
+        if now - self._afresh > max(self.AFRESH, self._event_rest):
             self._afresh = now
             return 0
         while self._numbered and self._numbered[0][0] < now - self.LATE:
@@ -189,7 +200,7 @@ class Floor(verbs.Floor):
             self._numbered.append((time.monotonic(), newest))
 
     def of(self, destination: str, priority: int) -> int:
-        if time.monotonic() - self._since > self.AFRESH:
+        if time.monotonic() - self._since > max(self.AFRESH, self._rest):
             self._seen.clear()
             self._since = time.monotonic()
         return self._seen.get((destination, priority), 0)
@@ -214,7 +225,9 @@ def number_events(floor: Floor, *, fresh: bool = False) -> Verb[bool]:
     """Give cursors to events that have none, in one place at a time; True when there may be more. ``fresh``: as the first of a transaction
     with one snapshot."""
     yield (_ONE_AT_A_TIME if fresh else _ONE_AFTER_ANOTHER), ()
+    began = time.monotonic()
     ((count, newest),) = yield _NUMBER, (floor.event(),)
+    floor.looked(began, events=True)
     if count < _AT_ONCE:
         floor.numbered(newest)
     return bool(count == _AT_ONCE)
@@ -266,8 +279,23 @@ def reclaim(owner: int, noted: set[tuple[int, int, int]] | None, now: int, *, re
 
 def verbs_of(floor: Floor) -> SimpleNamespace:
     """The verbs of one store, which remembers where to begin to look."""
-    looking: dict[str, Any] = {"lease": verbs.lease, "next_due": verbs.next_due, "events_after": events_after, "last_cursor": last_cursor, "number_events": number_events}
+    looking: dict[str, Any] = {
+        "lease": _timed(verbs.lease), "next_due": _timed(verbs.next_due), "events_after": events_after, "last_cursor": last_cursor,
+        "number_events": number_events,
+    }  # fmt: skip
     return SimpleNamespace(**vars(VERBS), **{name: partial(verb, floor=floor) for name, verb in looking.items()})
+
+
+def _timed(verb: Callable[..., Verb[Any]]) -> Callable[..., Verb[Any]]:
+    """The verb, and then what it took is told to the floor."""
+
+    def timed(*args: Any, floor: Floor, **words: Any) -> Verb[Any]:
+        began = time.monotonic()
+        answer = yield from verb(*args, floor=floor, **words)
+        floor.looked(began)
+        return answer
+
+    return timed
 
 
 _OF_A_STORE = {"lease", "next_due", "events_after", "last_cursor"}
