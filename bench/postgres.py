@@ -147,7 +147,7 @@ def measured(folder: Path, version: str, *, quick: bool = False) -> Iterator[str
         for what, found in seen.items():
             middle = {name: statistics.median(values) for name, values in found.items()}
             ratio = statistics.median(a / b for a, b in zip(found["outmail"], found["django-post_office"]))
-            yield f"| {what} | {middle['outmail']:,.0f} | {middle['django-post_office']:,.0f} | {middle.get('django-mailer', 0) or ''} | {ratio:.1f} |".replace(".0 |", " |")
+            yield f"| {what} | {middle['outmail']:,.0f} | {middle['django-post_office']:,.0f} | {format(middle['django-mailer'], ',.0f') if 'django-mailer' in middle else ''} | {ratio:.1f} |"
         single = statistics.median(a / b for a, b in zip(seen["accepted at once (submit_many)/s"]["outmail"], seen["accepts/s from 8 processes, a commit each"]["django-post_office"]))
         yield ""
         yield f"`submit_many` against django-post_office's accepts one by one: {single:.0f} times."

@@ -22,6 +22,8 @@ log = logging.getLogger("outmail.engine")
 
 #: After a commit that others waited for the next one gathers for so long.
 BREATH = 0.001
+#: The same for a store behind a network, where each commit costs round trips.
+LONG_BREATH = 0.01
 
 
 class Committer:
@@ -113,7 +115,7 @@ class Committer:
     def _go_on(self) -> None:
         if self._away or not (self._again or self._asks):
             return
-        self.soon(BREATH if self._again else 0.0)
+        self.soon((LONG_BREATH if self.store.blocking else BREATH) if self._again else 0.0)
         self._again = False
 
 
