@@ -56,9 +56,7 @@ class Committer:
 
     def soon(self, seconds: float = 0.0) -> None:
         """Commit within ``seconds`` from now, or earlier when somebody else is in more of a hurry."""
-        if self._timer is not None and not self._due:
-            return  # nobody can be in more of a hurry
-        due = self._loop.time() + seconds if seconds else 0.0
+        due = self._loop.time() + seconds
         if self._timer is not None:
             if self._due <= due:
                 return

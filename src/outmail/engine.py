@@ -362,7 +362,7 @@ class Engine:
             elif hop is None or self.stopping:
                 self._returns.append(delivery)
             else:
-                self._take_in(hop, delivery, fresh)
+                self._take_in(hop, delivery)
         if deliveries:
             self.settings.fail("C3")
         for hop in {hop for hop in hops.values() if hop is not None}:
@@ -370,11 +370,11 @@ class Engine:
         if self._returns:
             self.commits.soon(SETTLE_DELAY)
 
-    def _take_in(self, hop: Hop, delivery: Delivery, fresh: bool) -> None:
+    def _take_in(self, hop: Hop, delivery: Delivery) -> None:
         hop.out += len(delivery.recipients)
         self._out += len(delivery.recipients)
         self._bytes += len(delivery.content)
-        if not fresh and any(r.losses for r in delivery.recipients):
+        if any(r.losses for r in delivery.recipients):
             self._suspect = delivery
         if not self.settings.only_to or self._safe(hop, delivery):
             hop.push(delivery)
@@ -702,22 +702,14 @@ class Engine:
 
 def _made(message: Message, seq: int, lease: int) -> list[Delivery]:
     """A message in memory → its deliveries, as a lease would have read them."""
-    if len(message.recipients) == 1:
-        (one,) = message.recipients
-        people = [] if one.suppressed else [Leased(1, one.address, 0, False, 0)]
-        return [_delivery(message, seq, lease, one.destination, people)] if people else []
     groups: dict[str, list[Leased]] = {}
     for n, recipient in enumerate(message.recipients, 1):
         if not recipient.suppressed:
             groups.setdefault(recipient.destination, []).append(Leased(n, recipient.address, 0, False, 0))
     return [
-        _delivery(message, seq, lease, destination, people[start : start + MAX_RECIPIENTS])
+        Delivery(
+            seq, message.id, lease, destination, message.sender, message.content, message.sha256, message.needs, message.message_id, message.accepted_at,
+            message.expires_at, people[start : start + MAX_RECIPIENTS], dsn=message.dsn,
+        )
         for destination, people in groups.items() for start in range(0, len(people), MAX_RECIPIENTS)
     ]  # fmt: skip
-
-
-def _delivery(message: Message, seq: int, lease: int, destination: str, people: list[Leased]) -> Delivery:
-    return Delivery(
-        seq, message.id, lease, destination, message.sender, message.content, message.sha256, message.needs, message.message_id, message.accepted_at,
-        message.expires_at, people, dsn=message.dsn,
-    )  # fmt: skip

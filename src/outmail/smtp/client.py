@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from outmail.model import NEEDS_8BIT, NEEDS_UTF8, Delivery, Leased, Outcome, Reply
+from outmail.model import NEEDS_8BIT, NEEDS_UTF8, Delivery, Dsn, Leased, Outcome, Reply
 from outmail.smtp import auth
 from outmail.smtp.reply import ProtocolError, ReplyReader
 
@@ -112,6 +112,7 @@ class _Transaction:
     done: bool = False
 
 
+_NOTHING_ASKED = Dsn()
 _DOTTED = re.compile(rb"\n\.")
 _WAIT, _NOWAIT = Take(True), Take(False)
 _READS = {stage: Read(stage) for stage in ("banner", "ehlo", "tls", "auth", "mail", "rcpt", "data", "dot", "rset", "quit")}
@@ -413,8 +414,7 @@ class Client:
             words.append(f"RET={dsn.ret.upper()}")
         if dsn and dsn.envid:
             words.append(f"ENVID={xtext(dsn.envid)}")
-        if dsn is None:
-            return [" ".join(words), *[f"RCPT TO:<{r.address}>" for r in current.recipients]]
+        dsn = dsn or _NOTHING_ASKED
         return [" ".join(words), *[_rcpt(r.address, *dsn.each.get(r.address, (dsn.notify, ""))) for r in current.recipients]]
 
     def _gate(self, delivery: Delivery) -> None:

@@ -37,7 +37,10 @@ class ReplyReader:
         """Take in bytes; raises `ProtocolError` when they cannot be SMTP."""
         if not self._rest and not self._lines and len(data) <= MAX_TEXT and (known := _flight(data)):
             self._ready.extend(known)
-            return
+        else:
+            self._read(data)
+
+    def _read(self, data: bytes) -> None:
         lines = (self._rest + data).split(b"\n") if self._rest else data.split(b"\n")
         self._rest = lines.pop()
         if len(self._rest) > MAX_LINE:
@@ -73,11 +76,10 @@ def _flight(data: bytes) -> tuple[tuple[Reply, list[bytes]], ...]:
     """Whole replies that came together, as a server answers every envelope; nothing when they are no such thing."""
     reader = ReplyReader()
     try:
-        for line in data.removesuffix(b"\n").split(b"\n") if data.endswith(b"\n") else ():
-            reader._line(line.rstrip(b"\r"))
+        reader._read(data)
     except ProtocolError:
         return ()
-    return () if reader._lines else tuple(reader._ready)
+    return () if reader._rest or reader._lines else tuple(reader._ready)
 
 
 @lru_cache(512)

@@ -520,10 +520,11 @@ def conninfo_of(url: str) -> tuple[str, bool]:
     library = psycopg()
     if asked(url, "pgbouncer") and asked(url, "notify"):
         raise ConfigError(f"{shown(url)}: behind PgBouncer no hint can be heard", hint="leave notify=1 out; other hosts' mail is found by looking")
-    bare = re.sub(r"([?&])(?:pgbouncer|notify)=[^&]*&?", r"\1", url)
-    bare = re.sub(r"([?&])(?:pgbouncer|notify)=[^&]*&?", r"\1", bare).rstrip("?&")
+    bare = url
+    for word in ("pgbouncer", "notify"):
+        bare = re.sub(rf"([?&]){word}=[^&]*&?", r"\1", bare)
     try:
-        words = library.conninfo.conninfo_to_dict(bare)
+        words = library.conninfo.conninfo_to_dict(bare.rstrip("?&"))
     except library.Error as problem:
         raise ConfigError(f"{shown(url)} is no URL of a PostgreSQL database: {problem}") from None
     words.setdefault("connect_timeout", CONNECT)
