@@ -13,7 +13,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from outmail.errors import ConfigError
@@ -138,6 +138,22 @@ class Apsw:
     def many(self, sql: str, rows: Sequence[Sequence[Any]]) -> list[Any]:
         try:
             return self._db.executemany(sql, rows).fetchall()
+        except self._apsw.Error as problem:
+            raise self._trouble(problem) from None
+
+    def on_commit(self, hook: Callable[[int], None]) -> None:
+        """``hook`` hears after each commit how many pages the write-ahead log has; SQLite moves none by itself any more."""
+
+        def committed(_db: Any, _name: str, pages: int) -> int:
+            hook(pages)
+            return 0
+
+        self._db.set_wal_hook(committed)
+
+    def checkpoint(self) -> None:
+        """Move what can be moved from the write-ahead log into the database; waits for nobody."""
+        try:
+            self._db.wal_checkpoint()
         except self._apsw.Error as problem:
             raise self._trouble(problem) from None
 

@@ -2,7 +2,8 @@
 
 Promises: ``synchronous=FULL``: what `commit` returned is on disk; ``BEGIN IMMEDIATE`` for whatever writes, with our own
 patient retries, so that no caller sees "database is locked"; threads that ask at the same moment share one commit
-(the first one commits for all); a forked child opens its own connections and leaves the parent's alone.
+(the first one commits for all); a loop's commits do not wait for checkpoints; a forked child opens its own connections
+and leaves the parent's alone.
 Fails: `Trouble`; after it nothing of the transaction is stored. A file of a later schema is refused, never touched.
 Does not: work on network file systems, or know what the verbs mean.
 """
@@ -13,33 +14,52 @@ import os
 import socket
 import threading
 import uuid
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from importlib import resources
 from typing import Any, TypeVar
 
 from outmail.model import Delivery, Leased
 from outmail.store import Trouble, Verb, drivers, verbs
+from outmail.store.checkpoint import Checkpoints
 from outmail.store.group import GroupCommit
 from outmail.store.owner import Owner, OwnerFile, boot_id, dead_files
 
 SCHEMA = 1
 R = TypeVar("R")
+D = TypeVar("D", bound=drivers.Driver)
 #: auto_vacuum first: it can only be chosen before the file has its first page.
-_PRAGMAS = ("PRAGMA auto_vacuum = INCREMENTAL", "PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL", "PRAGMA fullfsync = ON", "PRAGMA busy_timeout = 0", "PRAGMA wal_autocheckpoint = 2000",
+_DURABLE = ("PRAGMA synchronous = FULL", "PRAGMA fullfsync = ON")
+_PRAGMAS = ("PRAGMA auto_vacuum = INCREMENTAL", "PRAGMA journal_mode = WAL", *_DURABLE, "PRAGMA busy_timeout = 0", "PRAGMA wal_autocheckpoint = 2000",
             "PRAGMA cache_size = -32000", "PRAGMA temp_store = MEMORY")  # fmt: skip
 
 
 #: Grows in every forked child: cheaper to ask than the process's number.
 _forks = 0
+#: Those that live, so that no thread is inside SQLite at a fork: a child would wait for ever for a lock of a thread it has not.
+_stores: weakref.WeakSet[SqliteStore] = weakref.WeakSet()
+#: Seconds that a fork waits for a thread inside SQLite.
+FORK_WAIT = 10.0
+
+
+def _before_fork() -> None:
+    for store in list(_stores):
+        store.pause()
+
+
+def _after_fork() -> None:
+    for store in list(_stores):
+        store.resume()
 
 
 def _count_fork() -> None:
     global _forks
     _forks += 1
+    _after_fork()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_count_fork)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_count_fork)
 
 
 class SqliteStore(GroupCommit):
@@ -57,7 +77,9 @@ class SqliteStore(GroupCommit):
         self._read_lock = threading.Lock()
         self._pid = 0
         self._leaked: list[Any] = []
+        self._paused: list[threading.Lock] = []
         self._open()
+        _stores.add(self)
 
     # -- opening ----------------------------------------------------------------------------------------------------
 
@@ -66,22 +88,34 @@ class SqliteStore(GroupCommit):
         self._claim = drivers.claim(self.path, self.library)
         driver = drivers.DRIVERS[self.library]
         try:
-            self._writer = drivers.patient(lambda: _prepared(driver(self.path)))
-            self._reader = drivers.patient(lambda: _prepared(driver(self.path)))
+            self._writer = drivers.patient(lambda: _prepared(driver(self.path), _PRAGMAS))
+            self._reader = drivers.patient(lambda: _prepared(driver(self.path), _PRAGMAS))
             self._upgrade()
         except BaseException:
             drivers.release(self._claim)
             raise
+        self._checkpoints = Checkpoints(self._writer, lambda: _prepared(drivers.Apsw(self.path), _DURABLE)) if isinstance(self._writer, drivers.Apsw) else None
         self._version = -1
         self._pid = os.getpid()
         self._forks = _forks
 
     def _check_fork(self) -> None:
         if self._forks != _forks:
-            self._leaked += [self._writer, self._reader]  # closing them here would harm the parent
+            self._leaked += [self._writer, self._reader, self._checkpoints]  # closing them here would harm the parent
             self._begin_anew()
             self._read_lock = threading.Lock()
             self._open()
+
+    def pause(self) -> None:
+        """Wait until nobody is inside SQLite, and let nobody in."""
+        self._paused = [lock for lock in (self._write_lock, self._read_lock) if lock.acquire(timeout=FORK_WAIT)]
+        if self._checkpoints is not None:
+            self._checkpoints.wait(FORK_WAIT)
+
+    def resume(self) -> None:
+        """After `pause`."""
+        while self._paused:
+            self._paused.pop().release()
 
     def _upgrade(self) -> None:
         """Bring the file to this version's schema; each step is one transaction, guarded by the write lock."""
@@ -108,6 +142,8 @@ class SqliteStore(GroupCommit):
         with self._write_lock, self._read_lock:
             if self._pid:
                 self._pid = -1
+                if self._checkpoints is not None:
+                    self._checkpoints.close()
                 self._reader.close()
                 self._writer.close()
                 drivers.release(self._claim)
@@ -117,6 +153,8 @@ class SqliteStore(GroupCommit):
     def begin(self, verbs: Sequence[Verb[Any]]) -> Callable[[], list[Any]]:
         """The verbs run now, the disk is waited for later; while somebody else writes, all of it is later."""
         self._check_fork()
+        if self._checkpoints is not None:
+            self._checkpoints.aside()
         if not self._write_lock.acquire(blocking=False):
             return super().begin(verbs)
         try:
@@ -288,8 +326,8 @@ def _create(path: str) -> None:
         raise Trouble("forbidden", f"{path} cannot be opened for writing: {problem.strerror}", problem.errno) from None
 
 
-def _prepared(connection: drivers.Driver) -> drivers.Driver:
-    for pragma in _PRAGMAS:
+def _prepared(connection: D, pragmas: Sequence[str]) -> D:
+    for pragma in pragmas:
         connection.execute(pragma)
     return connection
 
