@@ -64,6 +64,17 @@ ACCEPT = {
     "django-mailer": DJANGO + "from django.core.mail import send_mail\n" + TEXT_CODE
     + "def one(i): send_mail(f's{i}', TEXT, 'a@x.test', ['b@x.test'])\none(0)\n" + READY + "for i in range(int(sys.argv[1])): one(i)\n",
 }  # fmt: skip
+#: The same from eight threads, as in a threaded web server.
+THREADS = """import threading
+begin, end = threading.Barrier(9), threading.Barrier(9)
+def thread(count):
+    one(0)
+    begin.wait()
+    for i in range(count): one(i)
+    end.wait()
+for _ in range(8): threading.Thread(target=thread, args=(int(sys.argv[1]) // 8,), daemon=True).start()
+"""
+THREADED = {name: ACCEPT[name].replace(READY, THREADS + READY).replace("for i in range(int(sys.argv[1])): one(i)\n", "begin.wait()\nend.wait()\n") for name in ("outmail", "django-post_office")}
 MANY = {
     "outmail": "import sys\nfrom outmail import Outbox\nbox = Outbox(sys.argv[2], deliver='never')\n" + TEXT_CODE
     + "C = ('From: a@x.test\\r\\nSubject: s\\r\\n\\r\\n' + TEXT).encode()\n" + READY
@@ -137,6 +148,8 @@ def measured(folder: Path, version: str, *, quick: bool = False) -> Iterator[str
         for _ in range(rounds):
             for name in backends:
                 note("accepts/s from 8 processes, a commit each", name, at_once(ACCEPT[name], accepts, 8, places[name], urls[name]))
+            for name, code in THREADED.items():
+                note("accepts/s from 8 threads of one process", name, at_once(code, accepts, 1, places[name], urls[name]))
             note("accepted at once (submit_many)/s", "outmail", at_once(MANY["outmail"], many, 1, places["outmail"], urls["outmail"]))
             note("accepted at once (submit_many)/s", "django-post_office", at_once(MANY["django-post_office"], many, 1, places["django-post_office"]))
             for name in backends:

@@ -75,7 +75,10 @@ class Door:
     clock: Clock = field(default_factory=Clock)
     wake: Callable[[], None] = lambda: None
     fail: Callable[[str], None] = lambda point: None
-    _merger: Merger = field(default_factory=Merger)
+    _merger: Merger = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._merger = Merger(self.store.lanes)
 
     def accept(self, drafts: Iterable[Draft], *, supersede: str | None = None, when: When | None = None) -> list[Receipt]:
         """Store all or none. `Refused.index` names the bad one.

@@ -42,26 +42,39 @@ class _Wish:
         self.added = [(*one[:3], False, one[4]) if mine and not message.key else one for message, one in zip(self.messages, found)]
 
 
-class Merger:
-    """One for each store and process."""
+class _Lane:
+    """Those who wait for one leader."""
 
     def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.wishes: list[_Wish] = []
+
+    @property
+    def waiting(self) -> int:
+        return len(self.wishes) + self.lock.locked()
+
+
+class Merger:
+    """One for each store and process; ``lanes``: how many leaders there may be at one moment."""
+
+    def __init__(self, lanes: int = 1) -> None:
+        self._count = lanes
         self._begin_anew()
 
     def _begin_anew(self) -> None:
         self._pid = os.getpid()
-        self._lock = threading.Lock()
-        self._wishes: list[_Wish] = []
+        self._lanes = [_Lane() for _ in range(self._count)]
 
     def keep(self, door: Door, messages: Sequence[Message], uploads: dict[str, str], again: bool) -> Sequence[Any]:
         """What `verbs.add` says of these messages, once they are on disk."""
         if self._pid != os.getpid():
             self._begin_anew()
+        lane = min(self._lanes, key=lambda lane: lane.waiting)
         wish = _Wish(messages, uploads, again)
-        self._wishes.append(wish)
-        with self._lock:
+        lane.wishes.append(wish)
+        with lane.lock:
             if not wish.settled:
-                wishes, self._wishes = self._wishes, []
+                wishes, lane.wishes = lane.wishes, []
                 if wish not in wishes:
                     wishes.append(wish)
                 try:
@@ -70,7 +83,7 @@ class Merger:
                     left = [other for other in wishes if other is not wish and not other.settled]
                     for other in left:
                         other.unsure = True
-                    self._wishes = left + self._wishes
+                    lane.wishes = left + lane.wishes
                     raise
         if wish.problem is not None:
             raise wish.problem
@@ -82,7 +95,7 @@ class Merger:
             merged = [message for wish in wishes for message in wish.messages]
             uploads = {id: upload for wish in wishes for id, upload in wish.uploads.items()}
             try:
-                added = door.store.run(door._add(merged, uploads, None, None, again=any(wish.again or wish.unsure for wish in wishes)))
+                added = door.store.run(door._add(merged, uploads, None, None, again=any(wish.again or wish.unsure for wish in wishes), alone=True))
             except Exception as problem:
                 if isinstance(problem, Trouble) and problem.kind not in ("other", "conflict", "io"):
                     for wish in wishes:

@@ -230,11 +230,11 @@ def test_a_server_that_cannot_be_reached_is_said_in_a_sentence(url: str, change:
 def test_a_read_only_server_refuses_and_keeps_what_it_has(stores: Any, url: str) -> None:
     one = stores("one")
     add(one, message())
-    one._writer.open().execute("SET default_transaction_read_only = on")
+    one._lanes[0].connection.open().execute("SET default_transaction_read_only = on")
     with pytest.raises(Trouble) as caught:
         add(one, message())
     assert caught.value.kind == "readonly" and caught.value.passing
-    one._writer.drop()
+    one._lanes[0].connection.drop()
     add(one, message())
 
 
@@ -245,10 +245,39 @@ def test_a_statement_that_takes_too_long_is_said_and_leaves_nothing(stores: Any)
         yield from one.verbs.add([message()])
         yield "SELECT pg_sleep(5)", ()
 
-    one._writer.open().execute("SET statement_timeout = '100ms'")
+    one._lanes[0].connection.open().execute("SET statement_timeout = '100ms'")
     with pytest.raises(Trouble) as caught:
         one.run(slow())
     assert caught.value.kind == "busy" and one.read(one.verbs.find(Filter(), NOW))[0] == []
+
+
+def test_a_commit_that_takes_long_does_not_hold_up_all_other_threads(stores: Any) -> None:
+    one = stores("one")
+
+    def slow() -> Any:
+        yield "SELECT pg_sleep(3)", ()
+
+    thread = threading.Thread(target=lambda: one.run(slow()))
+    thread.start()
+    while not one._lanes[0].waiting:
+        time.sleep(0.001)
+    began = time.monotonic()
+    for _ in range(5):
+        add(one, message())
+    assert time.monotonic() - began < 2
+    thread.join(20)
+    assert len(one.read(one.verbs.find(Filter(), NOW))[0]) == 5
+
+
+def test_after_close_nobody_gets_a_new_connection(url: str, tmp_path: Path) -> None:
+    store = PostgresStore(url, str(tmp_path / "q"))
+    add(store, message())
+    lane = store._lanes[0]
+    store.close()
+    with pytest.raises(Trouble, match="is closed"):
+        add(store, message())
+    with pytest.raises(Trouble, match="is closed"):
+        lane.run(store.verbs.add([message()]))  # it was on its way when the store was closed
 
 
 def test_a_connection_lost_during_the_commit_is_no_error_and_no_double(url: str, sink: Sink) -> None:
@@ -258,7 +287,7 @@ def test_a_connection_lost_during_the_commit_is_no_error_and_no_double(url: str,
         db.execute("CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON outmail.message DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION outmail.slow()")
         store: Any = box._store
         for key in (None, "k"):
-            line = socket.socket(fileno=os.dup(store._writer.open().fileno()))
+            line = socket.socket(fileno=os.dup(store._lanes[0].connection.open().fileno()))
             threading.Timer(0.15, lambda line=line: line.shutdown(socket.SHUT_RDWR)).start()  # type: ignore[misc]
             receipt = box.send("a@x.test", "s", key=key)
             time.sleep(0.3)

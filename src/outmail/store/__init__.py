@@ -93,6 +93,8 @@ class Store(Protocol):
     spool: str
     #: True when a call may wait for a network: then loops leave all calls to threads.
     blocking: bool
+    #: How many commits can be under way at one moment.
+    lanes: int
 
     @property
     def verbs(self) -> Any: ...

@@ -41,6 +41,11 @@ class GroupCommit:
         self._write_lock = threading.Lock()
         self._asks: list[_Ask] = []
 
+    @property
+    def waiting(self) -> int:
+        """How many are at it or wait, about."""
+        return len(self._asks) + self._write_lock.locked()
+
     def _check_fork(self) -> None:
         raise NotImplementedError
 

@@ -113,7 +113,7 @@ _EXPIRED = (
 
 
 FEW = 30
-_ACCEPT = f"SELECT outmail.accept({', '.join('?' * 20)})"
+_ACCEPT = f"outmail.accept({', '.join('?' * 20)})"
 
 
 def add(
@@ -138,14 +138,23 @@ def add(
             if again or message.key:
                 known[message.id] = (message.id, message.message_id, message.accepted_at)
     values = [_accepting(message, uploads, taken) for message in fresh]
-    rows = yield Alone(_ACCEPT, values[0]) if alone and len(values) == 1 and not once else Many(_ACCEPT, values)
-    numbers = {id(message): row[0] for message, row in zip(fresh, rows)}
+    if alone and not once:
+        (given,) = yield Alone(_accepting_all(len(values)), [value for row in values for value in row])
+    else:
+        given = [row[0] for row in (yield Many(_accepting_all(1), values))]
+    numbers = {id(message): number for message, number in zip(fresh, given)}
     if supersede is not None and messages:
         yield from verbs.change(Filter(ids=((supersede, None),)), "cancel", messages[0].accepted_at)
     return [
         (message.id, message.message_id, message.accepted_at, False, numbers[id(message)]) if id(message) in numbers else (*known[message.id], True, 0)
         for message in messages
     ]
+
+
+@cache
+def _accepting_all(count: int) -> str:
+    """One statement, one row with a number for each of so many messages."""
+    return f"SELECT {', '.join([_ACCEPT] * count)}"
 
 
 def know(destinations: set[str]) -> Verb[None]:

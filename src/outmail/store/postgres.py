@@ -12,8 +12,6 @@ Fails: `Trouble`. Does not: create databases or roles, or tune the server.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import logging
 import os
@@ -23,15 +21,14 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
 from importlib import resources
 from typing import Any, TypeVar
 
 from outmail.errors import ConfigError
 from outmail.model import Delivery, Leased
-from outmail.store import Alone, Bulk, Exclusive, Many, Numbers, Trouble, Verb, pgsql, shown, verbs
-from outmail.store.group import GroupCommit
+from outmail.store import Trouble, Verb, pgsql, shown, verbs
 from outmail.store.hints import Hints
+from outmail.store.lane import Connection, Lane, drive, psycopg, trouble
 from outmail.store.owner import Owner, OwnerFile, boot_id, dead_files
 
 log = logging.getLogger("outmail")
@@ -47,192 +44,14 @@ WALK = 60.0
 UPGRADE_WAIT = 5
 #: Seconds between giving cursors to events that nobody asked for.
 NUMBERING = 10.0
-#: The advisory lock of schema upgrades; the class of those for message ids.
+#: The advisory lock of schema upgrades.
 _UPGRADE = 0x6F75746D
-_IDS = 0x6F75746E
-
-_kinds = {
-    "53100": "full", "53200": "busy", "53300": "busy", "25006": "readonly", "40001": "conflict", "40P01": "conflict", "23505": "conflict", "55P03": "busy",
-    "57014": "busy", "28000": "forbidden", "28P01": "forbidden", "42501": "forbidden", "3D000": "forbidden", "57P01": "io", "57P02": "io",
-    "57P03": "io", "XX001": "corrupt", "XX002": "corrupt",
-}  # fmt: skip
-
-
-def psycopg() -> Any:
-    """The package, or a sentence how to get it."""
-    try:
-        import psycopg
-    except ImportError as problem:
-        raise ConfigError(f"PostgreSQL needs the package psycopg ({problem})", hint='pip install "outmail[postgres]"') from None
-    return psycopg
-
-
-def _not_told_twice(record: logging.LogRecord) -> bool:
-    return not str(record.msg).startswith("error ignored")
-
-
-#: What it warns of when a pipeline breaks off is told by `Trouble`.
-logging.getLogger("psycopg").addFilter(_not_told_twice)
-
-
-def trouble(problem: Exception) -> Trouble:
-    """An exception of psycopg → Trouble. What has no SQLSTATE is a connection that could not be made or was lost."""
-    state = getattr(problem, "sqlstate", None)
-    text = " ".join(str(problem).split())
-    if state is None and re.search(r"password authentication failed|no pg_hba.conf entry|does not exist|no password supplied", text):
-        return Trouble("forbidden", text, errno.EACCES)
-    if state is None and re.search(r"too many (connections|clients)|remaining connection slots", text):
-        return Trouble("busy", text)
-    if state is None and isinstance(problem, psycopg().OperationalError):
-        return Trouble("io", text or "the connection was lost")
-    kind = _kinds.get(state or "", "other")
-    return Trouble(kind, text, errno.EACCES if kind == "forbidden" else None)
-
-
-class Connection:
-    """One connection to the server, made when needed and again when broken. Used by one thread at a time."""
-
-    def __init__(self, conninfo: str, *, prepare: bool) -> None:
-        self._conninfo = conninfo
-        self._prepare = prepare
-        self._db: Any = None
-
-    def open(self) -> Any:
-        """The psycopg connection."""
-        if self._db is not None and not (self._db.closed or self._db.broken):
-            return self._db
-        library = psycopg()
-        try:
-            self._db = library.connect(self._conninfo, autocommit=True, prepare_threshold=5 if self._prepare else None)
-        except library.Error as problem:
-            raise trouble(problem) from None
-        for dumper in _lenient():
-            self._db.adapters.register_dumper(str, dumper)
-        return self._db
-
-    def drop(self) -> None:
-        """Close it; the next call makes another."""
-        if self._db is not None:
-            with contextlib.suppress(Exception):
-                self._db.close()
-        self._db = None
-
-    def settle_down(self) -> None:
-        """After an error: out of the transaction, or away with it."""
-        library = psycopg()
-        try:
-            if self._db is not None and self._db.info.transaction_status != library.pq.TransactionStatus.IDLE:
-                self._db.execute("ROLLBACK")
-        except library.Error:
-            self.drop()
 
 
 def schema_step(n: int) -> str:
     """The statements that make schema ``n`` of the one before. Each leaves the version before it working: columns and tables come, with
     defaults, and go one step after nobody knows them any more."""
     return (resources.files("outmail.store") / "sql" / f"postgresql-{n}.sql").read_text("utf-8")
-
-
-@cache
-def _lenient() -> list[Any]:
-    """Text as PostgreSQL takes it: no NUL, and no half of a surrogate pair; both come from hostile peers only. The last one is the default."""
-    from psycopg.types.string import StrBinaryDumper, StrDumperUnknown
-
-    def dump(self: Any, value: str) -> bytes:
-        return value.replace("\0", "\ufffd").encode("utf-8", "replace")
-
-    return [type("Lenient", (base,), {"dump": dump}) for base in (StrBinaryDumper, StrDumperUnknown)]
-
-
-def drive(db: Any, verb: Verb[Any], request: Any = None) -> Any:
-    """Run a verb to its end on a connection that is already in the right transaction; from ``request`` on, where that is known."""
-    try:
-        request = request if request is not None else next(verb)
-        while True:
-            request = verb.send(_answer(db, request))
-    except StopIteration as stop:
-        return stop.value
-    finally:
-        verb.close()
-
-
-def _single(db: Any, verb: Verb[Any]) -> Any:
-    """One verb, one transaction: a statement by itself, or a pipeline. (One without BEGIN would commit what a failing verb left half done.)"""
-    try:
-        request = next(verb)
-    except StopIteration as stop:
-        return stop.value
-    if isinstance(request, Alone):
-        return drive(db, verb, request)
-    if isinstance(request, Bulk):
-        with db.transaction():
-            return drive(db, verb, request)
-    with db.pipeline():
-        db.execute("BEGIN")
-        answer = drive(db, verb, request)
-        db.execute("COMMIT")
-    return answer
-
-
-def _answer(db: Any, request: Any) -> list[Any]:
-    if isinstance(request, tuple):
-        sql, numbered = pgsql.translated(request[0])
-        cursor = db.execute(sql, pgsql.parameters(request[1], numbered) or None, binary=True)
-        return list(cursor.fetchall()) if _tells(sql) else []
-    if isinstance(request, Many):
-        return _many(db, request)
-    if isinstance(request, Alone):
-        return _answer(db, (request.sql, request.params))
-    if isinstance(request, Numbers):
-        if not request.count:
-            return []
-        rows = db.execute(f"SELECT nextval('outmail.{request.table}_seq') FROM generate_series(1, %s)", (request.count,), binary=True)
-        return [row[0] for row in rows.fetchall()]
-    if isinstance(request, Bulk):
-        return []
-    assert isinstance(request, Exclusive)
-    # in order, so that two that want the same ones do not wait for each other
-    for id in sorted(set(request.ids)):
-        db.execute("SELECT pg_advisory_xact_lock(%s, hashtext(%s))", (_IDS, id))
-    return []
-
-
-def _tells(sql: str) -> bool:
-    return sql.startswith("SELECT") or "RETURNING" in sql
-
-
-def _many(db: Any, request: Many) -> list[Any]:
-    if not request.rows:
-        return []
-    if len(request.rows) == 1:
-        return _answer(db, (request.sql, request.rows[0]))
-    if len(request.rows) > pgsql.FEW and db.pgconn.pipeline_status == 0 and (copying := pgsql.copying(request.sql)):
-        return _copied(db, *copying, request.rows)
-    sql, numbered = pgsql.translated(request.sql)
-    rows = [pgsql.parameters(row, numbered) for row in request.rows]
-    with db.cursor(binary=True) as cursor:
-        cursor.executemany(sql, rows, returning=_tells(sql))
-        found: list[Any] = []
-        if _tells(sql):
-            while True:
-                found += cursor.fetchall()
-                if not cursor.nextset():
-                    break
-        return found
-
-
-def _copied(db: Any, sql: str, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[Any]:
-    """Rows by COPY, two thirds of the time of as many INSERTs. It works outside of a pipeline only."""
-    found = db.execute(
-        "SELECT a.attname, t.typname FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid WHERE a.attrelid = %s::regclass AND a.attnum > 0",
-        (f"outmail.{table}",),
-    )
-    types = dict(found.fetchall())
-    with db.cursor() as cursor, cursor.copy(sql) as copy:
-        copy.set_types([types[column] for column in columns])
-        for row in rows:
-            copy.write_row(row)
-    return []
 
 
 class LeasedOwner(Owner):
@@ -249,13 +68,14 @@ class LeasedOwner(Owner):
         super().close()
 
 
-class PostgresStore(GroupCommit):
+class PostgresStore:
     """A queue in the schema ``outmail`` of a PostgreSQL database. ``base`` is a path on this host for spool and engines' files."""
 
     blocking = True
+    #: Connections that write, made when threads ask at the same moment.
+    lanes = 2
 
     def __init__(self, url: str, base: str) -> None:
-        super().__init__()
         conninfo, self._prepare = conninfo_of(url)
         self._hints = Hints(lambda: psycopg().connect(conninfo, autocommit=True)) if asked(url, "notify") else None
         self.url = shown(url)
@@ -273,14 +93,13 @@ class PostgresStore(GroupCommit):
     def _connect(self) -> None:
         self._pid = os.getpid()
         self._read_lock = threading.Lock()
-        self._writer = Connection(self._conninfo, prepare=self._prepare)
+        self._lanes = [Lane(self.url, self._conninfo, prepare=self._prepare) for _ in range(self.lanes)]
         self._reader = Connection(self._conninfo, prepare=self._prepare)
 
     def _check_fork(self) -> None:
         if self._pid != os.getpid():
-            self._leaked += [self._writer, self._reader]  # closing them here would end the parent's sessions
+            self._leaked += [self._lanes, self._reader]  # closing them here would end the parent's sessions
             self._owners = set()
-            self._begin_anew()
             self._connect()
         if self._closed:
             raise Trouble("closed", f"{self.url} is closed")
@@ -288,7 +107,7 @@ class PostgresStore(GroupCommit):
     def _upgrade(self) -> None:
         """Bring the database to this version's schema: one transaction a step, one upgrader at a time."""
         try:
-            db = self._writer.open()
+            db = self._lanes[0].connection.open()
             exists = db.execute("SELECT to_regclass('outmail.version') IS NOT NULL").fetchone()[0]
             found = db.execute("SELECT max(n) FROM outmail.version").fetchone()[0] if exists else -1
             if found > SCHEMA + 1:
@@ -312,55 +131,32 @@ class PostgresStore(GroupCommit):
         """Close the connections. Calls that are under way finish first."""
         if self._pid != os.getpid() or self._closed:
             return
-        with self._write_lock, self._read_lock:
-            self._closed = True
-            if self._hints is not None:
-                self._hints.close()
+        self._closed = True
+        if self._hints is not None:
+            self._hints.close()
+        for lane in self._lanes:
+            lane.close()
+        with self._read_lock:
             self._reader.drop()
-            self._writer.drop()
 
     # -- writing ----------------------------------------------------------------------------------------------------
 
-    def _transaction(self, verbs: Sequence[Verb[Any]], wait: float) -> list[Any]:
-        library = psycopg()
-        db = self._writer.open()
-        try:
-            return [_single(db, verbs[0])] if len(verbs) == 1 else self._several(db, verbs)
-        except library.Error as problem:
-            found = trouble(problem)
-            if found.kind == "io":
-                found = Trouble("io", f"the connection was lost; what was asked may have happened: {found}")
-            self._writer.settle_down()
-            raise found from None
-        except BaseException:
-            self._writer.settle_down()
-            raise
+    def _lane(self) -> Lane:
+        """A free one, or one where few wait."""
+        self._check_fork()
+        return min(self._lanes, key=lambda lane: lane.waiting)
 
-    def _several(self, db: Any, verbs: Sequence[Verb[Any]]) -> list[Any]:
-        with db.pipeline() as pipeline:
-            db.execute("BEGIN")
-            answers = [self._guarded(db, pipeline, verb) for verb in verbs]
-            db.execute("COMMIT")
-        return answers
+    def run(self, verb: Verb[R], wait: float = 30.0) -> R:
+        """One verb, committed when this returns."""
+        return self._lane().run(verb, wait)
 
-    def _guarded(self, db: Any, pipeline: Any, verb: Verb[Any]) -> Any:
-        """One verb among several: its failure undoes its own changes only, unless the store itself is in trouble."""
-        library = psycopg()
-        db.execute("SAVEPOINT verb")
-        try:
-            answer = drive(db, verb)
-            pipeline.sync()
-        except Exception as problem:
-            if isinstance(problem, library.Error):
-                problem = trouble(problem)
-            with contextlib.suppress(library.Error):
-                pipeline.sync()
-            if db.broken or (isinstance(problem, Trouble) and problem.kind not in ("other", "conflict")):
-                raise problem from None
-            db.execute("ROLLBACK TO verb")
-            answer = problem
-        db.execute("RELEASE verb")
-        return answer
+    def commit(self, verbs: Sequence[Verb[Any]], wait: float = 30.0) -> list[Any]:
+        """Several verbs in one transaction."""
+        return self._lane().commit(verbs, wait)
+
+    def begin(self, verbs: Sequence[Verb[Any]]) -> Callable[[], list[Any]]:
+        """All of it is later."""
+        return lambda: self.commit(verbs)
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
@@ -399,13 +195,8 @@ class PostgresStore(GroupCommit):
 
     def announce(self) -> None:
         """A hint for engines on other hosts, unless the connection is busy: then others tell."""
-        if self._hints is not None and self._pid == os.getpid() and self._write_lock.acquire(blocking=False):
-            try:
-                self._hints.tell(self._writer.open())
-            except Trouble as problem:
-                log.info("the hint that there is new mail was not given: %s", problem)
-            finally:
-                self._write_lock.release()
+        if self._hints is not None and self._pid == os.getpid():
+            self._lanes[0].aside(self._hints.tell)
 
     def follow(self, wake: Callable[[], None]) -> None:
         """Hear the hints of other hosts."""

@@ -186,7 +186,8 @@ class PostgresSource:
     """``outmail_outbox`` in an application's PostgreSQL database, where the connection's search path finds it."""
 
     def __init__(self, url: str) -> None:
-        from outmail.store.postgres import Connection, conninfo_of
+        from outmail.store.lane import Connection
+        from outmail.store.postgres import conninfo_of
 
         self.name = shown(url)
         conninfo, prepare = conninfo_of(url)
@@ -225,7 +226,7 @@ class PostgresSource:
 
     def _run(self, sql: str, params: Sequence[Any] = ()) -> list[Any]:
         """One statement, one transaction."""
-        from outmail.store.postgres import psycopg, trouble
+        from outmail.store.lane import psycopg, trouble
 
         try:
             return list(self._connection.open().execute(sql, params, binary=True).fetchall())

@@ -67,6 +67,7 @@ class SqliteStore(GroupCommit):
 
     verbs: Any = verbs
     blocking = False
+    lanes = 1
 
     def __init__(self, path: str, library: str = "apsw") -> None:
         self.path = os.path.realpath(path)  # one file, one name: engines find each other's files beside it
