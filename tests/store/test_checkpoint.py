@@ -78,6 +78,25 @@ def test_trouble_with_the_checkpoint_is_told_once_and_no_commit_fails(store: Sql
     assert [record.getMessage() for record in caplog.records] == ["the write-ahead log cannot be moved into the database, it grows: database or disk is full"]
 
 
+def test_beside_a_long_reader_it_is_not_tried_again_at_each_commit(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "PAGES", 400)
+    checkpoints = store._checkpoints
+    assert checkpoints is not None
+    begun(store)
+    store._reader.execute("BEGIN")
+    store._reader.execute("SELECT count(*) FROM message")
+    started = checkpoints._started
+    starts: list[bool] = []
+    monkeypatch.setattr(checkpoints, "_started", lambda: starts.append(True) or started())
+    for _ in range(400):
+        begun(store)
+        checkpoints.wait(10)
+    pages = Path(store.path + "-wal").stat().st_size // 4096
+    assert 3 < len(starts) <= (pages - 400) / 100 + 2
+    store._reader.execute("COMMIT")
+    store.close()
+
+
 def test_a_connection_that_cannot_be_made_is_no_harm(store: SqliteStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     assert store._checkpoints is not None
 

@@ -143,7 +143,7 @@ def test_what_a_late_clock_left_behind_is_found_in_the_end(stores: Any, monkeypa
     late, later = message(now=NOW - pgsql.Floor.MARGIN // 2), message(now=NOW - 60_000)
     add(one, late, later)
     assert [d.id for d in lease(one, owner, 5, NOW + 2, 2)] == [late.id] and one.read(one.verbs.next_due(NOW + 3)) == {}
-    monkeypatch.setattr(pgsql.Floor, "AFRESH", 0.0)
+    monkeypatch.setattr(pgsql.Seldom, "EVERY", 0.0)
     assert list(one.read(one.verbs.next_due(NOW + 3))) == ["default"] and [d.id for d in lease(one, owner, 5, NOW + 3, 3)] == [later.id]
 
 
@@ -729,9 +729,8 @@ def test_numbering_begins_where_it_ended_and_still_finds_what_stood_still(stores
     """A long foreign transaction keeps every numbered event in the index; a commit that was late for minutes is found all the same."""
     store = stores("one")
     clock = [1000.0]
-    floor = pgsql.Floor()
     monkeypatch.setattr(pgsql.time, "monotonic", lambda: clock[0])
-    floor._afresh = clock[0]
+    floor = pgsql.Floor()
     insert = "INSERT INTO outmail.event (at, event, message, state, uncertain, reason, attempts) VALUES (1, 'accepted', %s, 'queued', 0, '', 0) RETURNING id"
 
     def cursors() -> list[Any]:
@@ -749,7 +748,7 @@ def test_numbering_begins_where_it_ended_and_still_finds_what_stood_still(stores
         db.execute(insert, (4,))
         store.run(pgsql.number_events(floor))
         assert cursors() == [(2, 1), (3, 2), (4, 3), (1, None)]
-        clock[0] += floor.AFRESH
+        clock[0] += pgsql.Seldom.EVERY
         store.run(pgsql.number_events(floor))
         assert cursors() == [(2, 1), (3, 2), (4, 3), (1, 4)]
         monkeypatch.setattr(pgsql, "_AT_ONCE", 2)

@@ -33,6 +33,8 @@ class Checkpoints:
         self._aside = False
         #: The thread is through with what there was when it began.
         self._rest = False
+        #: The length at which the next one begins: not at once while a reader of old pages keeps the log from beginning anew.
+        self._due = 0
         self._told = False
         writer.on_commit(self._committed)
 
@@ -52,11 +54,13 @@ class Checkpoints:
             self._side.close()
 
     def _committed(self, pages: int) -> None:
+        if pages < PAGES:
+            self._due = PAGES
         if self._thread is not None:
             if not self._rest:
                 return
-            self._thread, self._rest = None, False
-        elif pages < PAGES or (self._aside and self._started()):
+            self._thread, self._rest, self._due = None, False, pages + PAGES // 4
+        elif pages < max(PAGES, self._due) or (self._aside and self._started()):
             return
         self._move(self._writer)
 

@@ -162,44 +162,59 @@ def know(destinations: set[str]) -> Verb[None]:
     yield Many("INSERT INTO destination (name) VALUES (?) ON CONFLICT DO NOTHING", [(name,) for name in sorted(destinations)])
 
 
+class Seldom:
+    """What is done every `EVERY` seconds, and more seldom when it takes long: at most one part in `SHARE` of all time."""
+
+    EVERY = 60.0
+    SHARE = 20
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._rest = 0.0
+
+    def due(self) -> bool:
+        """True when it is time; then it has begun."""
+        now = time.monotonic()
+        if now - self._began <= max(self.EVERY, self._rest):
+            return False
+        self._began = now
+        return True
+
+    def over(self, began: float) -> None:
+        """What began then is over; if that was one of these, it took so long."""
+        if self._began >= began:
+            self._rest = self.SHARE * (time.monotonic() - began)
+
+
 class Floor(verbs.Floor):
     """Where to begin to look, so that rows which a long foreign transaction keeps from being cleaned up are not walked over again and again.
 
-    What becomes due is due at the time of some host's clock. So looking begins `MARGIN` before what was seen last, and once in a
-    while at the beginning, for what a clock that is late, or a lease that came to nothing, has left behind. An event gets its id before its
-    commit: without cursors are those of the last `LATE` seconds, and once in a while one whose transaction stood still for longer. Used by
+    What becomes due is due at the time of some host's clock. So looking begins `MARGIN` before what was seen last, and seldom
+    at the beginning, for what a clock that is late, or a lease that came to nothing, has left behind. An event gets its id before its
+    commit: without cursors are those of the last `LATE` seconds, and seldom one whose transaction stood still for longer. Used by
     one thread at a time, or harmlessly by two.
     """
 
     MARGIN = 3_000
-    AFRESH = 60.0
     LATE = 30.0
-    #: Looks from the beginning take at most one part in so many of all time.
-    SHARE = 20
 
     def __init__(self) -> None:
         self._seen: dict[tuple[str, int], int] = {}
-        self._since = self._afresh = time.monotonic()
-        self._rest = self._event_rest = 0.0
+        self._afresh, self._events_afresh = Seldom(), Seldom()
         #: (when, the newest event that had a cursor then), older first.
         self._numbered: deque[tuple[float, int]] = deque()
         self._event = 0
 
     def looked(self, began: float, *, events: bool = False) -> None:
-        """A look that began then is over: one from the beginning that took long is not repeated soon."""
-        rest = self.SHARE * (time.monotonic() - began)
-        if events and self._afresh >= began:
-            self._event_rest = rest
-        elif not events and self._since >= began:
-            self._rest = rest
+        """A look that began then is over."""
+        (self._events_afresh if events else self._afresh).over(began)
 
     def event(self) -> int:
         """The id from which on there may be events without cursors."""
-        now = time.monotonic()
-        if now - self._afresh > max(self.AFRESH, self._event_rest):
-            self._afresh = now
+        if self._events_afresh.due():
             return 0
-        while self._numbered and self._numbered[0][0] < now - self.LATE:
+        before = time.monotonic() - self.LATE
+        while self._numbered and self._numbered[0][0] < before:
             self._event = max(self._event, self._numbered.popleft()[1])
         return self._event
 
@@ -209,9 +224,8 @@ class Floor(verbs.Floor):
             self._numbered.append((time.monotonic(), newest))
 
     def of(self, destination: str, priority: int) -> int:
-        if time.monotonic() - self._since > max(self.AFRESH, self._rest):
+        if self._afresh.due():
             self._seen.clear()
-            self._since = time.monotonic()
         return self._seen.get((destination, priority), 0)
 
     def seen(self, destination: str, priority: int, due: int) -> None:

@@ -37,18 +37,22 @@ _PRAGMAS = ("PRAGMA auto_vacuum = INCREMENTAL", "PRAGMA journal_mode = WAL", *_D
 #: Grows in every forked child: cheaper to ask than the process's number.
 _forks = 0
 #: Those that live, so that no thread is inside SQLite at a fork: a child would wait for ever for a lock of a thread it has not.
-_stores: weakref.WeakSet[SqliteStore] = weakref.WeakSet()
+_stores: weakref.WeakValueDictionary[int, SqliteStore] = weakref.WeakValueDictionary()
 #: Seconds that a fork waits for a thread inside SQLite.
-FORK_WAIT = 10.0
+FORK_WAIT = 5.0
+
+
+def _living() -> list[SqliteStore]:
+    return [store for found in _stores.valuerefs() if (store := found()) is not None]
 
 
 def _before_fork() -> None:
-    for store in list(_stores):
+    for store in _living():
         store.pause()
 
 
 def _after_fork() -> None:
-    for store in list(_stores):
+    for store in _living():
         store.resume()
 
 
@@ -80,7 +84,7 @@ class SqliteStore(GroupCommit):
         self._leaked: list[Any] = []
         self._paused: list[threading.Lock] = []
         self._open()
-        _stores.add(self)
+        _stores[id(self)] = self
 
     # -- opening ----------------------------------------------------------------------------------------------------
 
