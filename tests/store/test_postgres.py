@@ -764,21 +764,71 @@ def test_a_look_from_the_beginning_that_takes_long_is_a_rare_one(monkeypatch: py
     clock = [1000.0]
     monkeypatch.setattr(pgsql.time, "monotonic", lambda: clock[0])
     floor = pgsql.Floor()
+    floor.seen("d", 1, 900_000)
 
-    def look(lasts: float) -> int:
-        began = clock[0]
-        first = floor.of("d", 1)
+    def look(lasts: float) -> bool:
+        """Whether it began at the beginning."""
+        verb = pgsql.next_due(0, floor=floor)
+        next(verb)
+        verb.send([("d",)])
+        request = verb.send([(None,)])
         clock[0] += lasts
-        floor.looked(began)
-        floor.seen("d", 1, int(clock[0] * 1000))
-        return first
+        verb.send([])
+        with pytest.raises(StopIteration):
+            verb.send([])
+        return bool(request.rows[1][2] == 0)  # type: ignore[union-attr]
 
-    assert look(0.1) == 0 and look(0.1) > 0
+    assert not look(0.1)
     clock[0] += 61
-    assert look(10) == 0
+    assert look(10)
     clock[0] += 61
-    assert look(0.1) > 0, "not yet again"
+    assert not look(0.1), "not yet again"
     clock[0] += 140
-    assert look(0.1) == 0
+    assert look(0.1)
     clock[0] += 61
-    assert look(0.1) == 0, "quick ones are made once a minute"
+    assert look(0.1), "quick ones are made once a minute"
+
+
+def test_a_look_from_the_beginning_does_not_hold_up_leases(stores: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is one of `next_due` alone; a lease begins further down only when something was found there."""
+    one = stores("one")
+    owner = one.register(NOW)
+    add(one, message(now=NOW))
+    lease(one, owner, 5, NOW + 1)
+    floor = one.verbs.lease.keywords["floor"]
+    before = floor.of("default", 1)
+    assert before > 0
+    monkeypatch.setattr(pgsql.Seldom, "EVERY", 0.0)
+    monkeypatch.setattr(pgsql.Seldom, "SHARE", 0)
+    assert one.read(one.verbs.next_due(NOW + 2)) == {} and floor.of("default", 1) == before
+    add(one, message(now=NOW - 60_000))
+    assert one.read(one.verbs.next_due(NOW + 2)) == {"default": NOW - 60_000} and floor.of("default", 1) == NOW - 60_000
+
+
+def test_events_are_numbered_by_an_index(stores: Any, url: str) -> None:
+    """The join once read all events, every ten seconds; and what the planner thinks of how many there are must not matter."""
+    stores("one")
+    sql, _ = pgsql.translated(pgsql._NUMBER)
+    with psycopg.connect(url) as db:
+        db.execute("SET LOCAL enable_seqscan = off")
+        db.execute(pgsql._NO_LOOPS)  # type: ignore[arg-type]
+        plan = "\n".join(row[0] for row in db.execute("EXPLAIN (COSTS OFF) " + sql, (7, 7)))  # type: ignore[arg-type]
+        db.execute(pgsql._LOOPS)  # type: ignore[arg-type]
+        assert db.execute("SHOW enable_nestloop").fetchone() == ("on",)
+        db.rollback()
+    assert "Seq Scan on event" not in plan and "Nested Loop" not in plan and plan.count("Index Cond: (id >= ") == 2, plan
+
+
+def test_thousands_of_events_are_numbered_in_a_moment(stores: Any, url: str) -> None:
+    """As after an hour without a reader, in a table whose statistics know of none."""
+    one = stores("one")
+    with psycopg.connect(url, autocommit=True) as db:
+        db.execute("ANALYZE outmail.event")
+        db.execute(
+            "INSERT INTO outmail.event (at, event, message, state, uncertain, reason, attempts)"
+            " SELECT 1, 'accepted', i, 'queued', 0, '', 0 FROM generate_series(1, 45000) i"
+        )
+        began = time.monotonic()
+        assert one.run(pgsql.last_cursor(floor=pgsql.Floor())) == 45_000
+        assert time.monotonic() - began < 30
+        assert db.execute("SELECT count(*) FROM outmail.event WHERE cursor <> message").fetchone() == (0,)

@@ -11,7 +11,7 @@ import json
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cache, partial
 from types import SimpleNamespace
@@ -98,9 +98,13 @@ _ONE_AFTER_ANOTHER = "SELECT one FROM numbering FOR UPDATE"
 _AT_ONCE = 20_000
 _NUMBER = (
     f"WITH fresh AS (SELECT id, row_number() OVER (ORDER BY id) AS k FROM event WHERE cursor IS NULL AND id >= ? ORDER BY id LIMIT {_AT_ONCE}),"
-    " done AS (UPDATE event e SET cursor = (SELECT coalesce(max(cursor), 0) FROM event) + fresh.k FROM fresh WHERE e.id = fresh.id RETURNING e.id)"
+    " done AS (UPDATE event e SET cursor = (SELECT coalesce(max(cursor), 0) FROM event) + fresh.k FROM fresh"
+    # said twice, it is found in the index of what has no cursor; otherwise all events were read each time
+    " WHERE e.id = fresh.id AND e.cursor IS NULL AND e.id >= ? RETURNING e.id)"
     " SELECT count(*), max(id) FROM done"
 )
+#: However many the planner thinks there are: a nested loop over twenty thousand would never end.
+_NO_LOOPS, _LOOPS = "SET LOCAL enable_nestloop = off", "SET LOCAL enable_nestloop = DEFAULT"
 _RENEW = (
     "INSERT INTO owner (id, uuid, pid, host, boot, started_at) OVERRIDING SYSTEM VALUE VALUES (?,?,?,?,?,?)"
     " ON CONFLICT (id) DO UPDATE SET renewed_at = clock_timestamp()"
@@ -189,8 +193,8 @@ class Seldom:
 class Floor(verbs.Floor):
     """Where to begin to look, so that rows which a long foreign transaction keeps from being cleaned up are not walked over again and again.
 
-    What becomes due is due at the time of some host's clock. So looking begins `MARGIN` before what was seen last, and seldom
-    at the beginning, for what a clock that is late, or a lease that came to nothing, has left behind. An event gets its id before its
+    What becomes due is due at the time of some host's clock. So looking begins `MARGIN` before what was seen last, and `next_due` looks seldom
+    from the beginning, for what a clock that is late, or a lease that came to nothing, has left behind. An event gets its id before its
     commit: without cursors are those of the last `LATE` seconds, and seldom one whose transaction stood still for longer. Used by
     one thread at a time, or harmlessly by two.
     """
@@ -200,18 +204,23 @@ class Floor(verbs.Floor):
 
     def __init__(self) -> None:
         self._seen: dict[tuple[str, int], int] = {}
-        self._afresh, self._events_afresh = Seldom(), Seldom()
+        self.afresh, self.events_afresh = Seldom(), Seldom()
         #: (when, the newest event that had a cursor then), older first.
         self._numbered: deque[tuple[float, int]] = deque()
         self._event = 0
 
-    def looked(self, began: float, *, events: bool = False) -> None:
-        """A look that began then is over."""
-        (self._events_afresh if events else self._afresh).over(began)
+    def of(self, destination: str, priority: int) -> int:
+        return self._seen.get((destination, priority), 0)
+
+    def seen(self, destination: str, priority: int, due: int) -> None:
+        self._seen[destination, priority] = max(self.of(destination, priority), due - self.MARGIN)
+
+    def found(self, destination: str, priority: int, due: int) -> None:
+        self._seen[destination, priority] = min(self.of(destination, priority), due)
 
     def event(self) -> int:
         """The id from which on there may be events without cursors."""
-        if self._events_afresh.due():
+        if self.events_afresh.due():
             return 0
         before = time.monotonic() - self.LATE
         while self._numbered and self._numbered[0][0] < before:
@@ -223,14 +232,12 @@ class Floor(verbs.Floor):
         if newest is not None:
             self._numbered.append((time.monotonic(), newest))
 
-    def of(self, destination: str, priority: int) -> int:
-        if self._afresh.due():
-            self._seen.clear()
-        return self._seen.get((destination, priority), 0)
 
-    def seen(self, destination: str, priority: int, due: int) -> None:
-        before = self._seen.get((destination, priority), 0)
-        self._seen[destination, priority] = max(before, due - self.MARGIN)
+class _Bottom(verbs.Floor):
+    """Looks from the beginning, for a floor that is to hear what is found."""
+
+    def __init__(self, floor: Floor) -> None:
+        self.found = floor.found  # type: ignore[method-assign]
 
 
 def _accepting(message: Message, uploads: Mapping[str, str] | None, taken: Mapping[str, tuple[int, int]] | None) -> tuple[Any, ...]:
@@ -249,11 +256,22 @@ def number_events(floor: Floor, *, fresh: bool = False) -> Verb[bool]:
     with one snapshot."""
     yield (_ONE_AT_A_TIME if fresh else _ONE_AFTER_ANOTHER), ()
     began = time.monotonic()
-    ((count, newest),) = yield _NUMBER, (floor.event(),)
-    floor.looked(began, events=True)
+    first = floor.event()
+    yield _NO_LOOPS, ()
+    ((count, newest),) = yield _NUMBER, (first, first)
+    yield _LOOPS, ()
+    floor.events_afresh.over(began)
     if count < _AT_ONCE:
         floor.numbered(newest)
     return bool(count == _AT_ONCE)
+
+
+def next_due(now: int, *, floor: Floor) -> Verb[dict[str, int]]:
+    """`verbs.next_due`, seldom from the beginning."""
+    began = time.monotonic()
+    answer = yield from verbs.next_due(now, _Bottom(floor) if floor.afresh.due() else floor)
+    floor.afresh.over(began)
+    return answer
 
 
 def events_after(cursor: int, limit: int = 1000, *, floor: Floor) -> Verb[list[Event]]:
@@ -303,22 +321,9 @@ def reclaim(owner: int, noted: set[tuple[int, int, int]] | None, now: int, *, re
 def verbs_of(floor: Floor) -> SimpleNamespace:
     """The verbs of one store, which remembers where to begin to look."""
     looking: dict[str, Any] = {
-        "lease": _timed(verbs.lease), "next_due": _timed(verbs.next_due), "events_after": events_after, "last_cursor": last_cursor,
-        "number_events": number_events,
+        "lease": verbs.lease, "next_due": next_due, "events_after": events_after, "last_cursor": last_cursor, "number_events": number_events,
     }  # fmt: skip
     return SimpleNamespace(**vars(VERBS), **{name: partial(verb, floor=floor) for name, verb in looking.items()})
-
-
-def _timed(verb: Callable[..., Verb[Any]]) -> Callable[..., Verb[Any]]:
-    """The verb, and then what it took is told to the floor."""
-
-    def timed(*args: Any, floor: Floor, **words: Any) -> Verb[Any]:
-        began = time.monotonic()
-        answer = yield from verb(*args, floor=floor, **words)
-        floor.looked(began)
-        return answer
-
-    return timed
 
 
 _OF_A_STORE = {"lease", "next_due", "events_after", "last_cursor"}

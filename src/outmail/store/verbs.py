@@ -141,6 +141,9 @@ _READY = (
     "SELECT message, n, due FROM recipient WHERE state = 'queued' AND losses = 0 AND destination = ? AND priority = ? AND due >= ? AND due <= ?"
     " ORDER BY due, message, n LIMIT ?"
 )
+_OLDEST = (
+    "SELECT priority, due FROM recipient WHERE state = 'queued' AND losses = 0 AND destination = ? AND priority = ? AND due >= ? ORDER BY due LIMIT 1"
+)
 _SUSPECTS = "SELECT message, n, destination FROM recipient WHERE state = 'queued' AND losses > 0 AND due <= ? ORDER BY due LIMIT 100"
 _ONLY = "SELECT n, destination FROM recipient WHERE message = ? AND state = 'queued' AND due <= ? ORDER BY n"
 # One statement for a whole batch, its keys as JSON: a third of the time of the same statement once a row (decision 3).
@@ -164,6 +167,9 @@ class Floor:
 
     def seen(self, destination: str, priority: int, due: int) -> None:
         """Nothing older than ``due`` is left."""
+
+    def found(self, destination: str, priority: int, due: int) -> None:
+        """The oldest that waits is due then."""
 
 
 def lease(owner: int, number: int, room: Mapping[str, int], now: int, *, turn: int = 0, budget: int = 1 << 62, suspects: bool = True, only: int | None = None, floor: Floor | None = None) -> Verb[list[Delivery]]:
@@ -270,12 +276,10 @@ def next_due(now: int, floor: Floor | None = None) -> Verb[dict[str, int]]:
     floor = floor or Floor()
     due: dict[str, int] = {}
     for destination in (yield from _destinations()):
-        found = yield Many(
-            "SELECT due FROM recipient WHERE state = 'queued' AND losses = 0 AND destination = ? AND priority = ? AND due >= ? ORDER BY due LIMIT 1",
-            [(destination, priority, floor.of(destination, priority)) for priority in range(3)],
-        )
-        if found:
-            due[destination] = min(row[0] for row in found)
+        oldest = yield Many(_OLDEST, [(destination, priority, floor.of(destination, priority)) for priority in range(3)])
+        for priority, moment in oldest:
+            floor.found(destination, priority, moment)
+            due[destination] = min(moment, due.get(destination, moment))
     suspects = yield "SELECT destination, due FROM recipient WHERE state = 'queued' AND losses > 0 ORDER BY due LIMIT 1000", ()
     for destination, moment in suspects:
         due[destination] = min(moment, due.get(destination, moment))
