@@ -17,6 +17,7 @@ import asyncio
 import hashlib
 import logging
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -96,6 +97,8 @@ class Engine:
         self._awake: asyncio.Event = None  # type: ignore[assignment]
         self._ready: asyncio.Event = None  # type: ignore[assignment]
         self._wakes, self._looked = 1, 0
+        #: A lease has taken something since the last time one found less than there was room for.
+        self._stirred = False
         self._next: dict[str, int] = {}
         self._held_until = 0.0
         self._reclaim_at = 0.0
@@ -155,7 +158,7 @@ class Engine:
                 if hop.waiting:
                     hop.tidy()
                     hop.serve()
-            if self._hungry or self.store.changed() or self._timer_due():
+            if self._hungry or self.store.changed():
                 self._ask_next()
             self.commits.flush()
         except Trouble as problem:
@@ -289,10 +292,6 @@ class Engine:
 
     # -- leasing ----------------------------------------------------------------------------------------------------
 
-    def _timer_due(self) -> bool:
-        now = self.clock.now()
-        return any(due <= now for due in self._next.values())
-
     def _room(self) -> dict[str, int]:
         """How many recipients of each destination may be leased now."""
         before = self._once_before if self._once_before is not None else self.clock.now()
@@ -344,10 +343,17 @@ class Engine:
             self._lost.append(number)
             self._failed("a lease", answer)
             return
-        found = {delivery.destination for delivery in answer}
+        found: Counter[str] = Counter()
+        for delivery in answer:
+            found[delivery.destination] += len(delivery.recipients)
         for name in room:
-            if name not in found:
+            if not found[name]:
                 self._next.pop(name, None)
+        self._stirred = self._stirred or bool(answer)
+        if self._stirred and any(found[name] < wanted for name, wanted in room.items()):
+            self._stirred = False
+            self._wakes += 1  # nothing more is due there: when will it be?
+            self._awake.set()
         self._distribute(answer)
 
     def _distribute(self, deliveries: Sequence[Delivery], *, fresh: bool = False) -> None:
