@@ -87,6 +87,8 @@ class Engine:
         self._out = 0
         self._bytes = 0
         self._learned: list[Settled] = []
+        #: Deliveries whose outcome is known and not on record: learned, or in a commit under way.
+        self._unsettled = 0
         self._returns: list[Delivery] = []
         #: Numbers of leases that may stand in the store without our knowing what they hold.
         self._lost: list[int] = []
@@ -459,12 +461,15 @@ class Engine:
     # -- dots -------------------------------------------------------------------------------------------------------
 
     def dot(self, delivery: Delivery, recipients: Sequence[Leased], then: Callable[[bool], None]) -> None:
-        """Permission for a final dot: given at the end of this turn, when all of the turn are on record."""
+        """Permission for a final dot: given at the end of this turn, when all of the turn are on record; while a settle batch of outcomes
+        is not written yet, once it is. So a kill leaves no more doubles than that, and one for each session."""
         if not self._dots:
             self.loop.call_soon(self._record_dots)
         self._dots.append((delivery, recipients, then))
 
     def _record_dots(self) -> None:
+        if self._unsettled >= SETTLE_BATCH:
+            return  # `_on_record` comes back
         dots, self._dots = self._dots, []
         try:
             self.store.dots(self._owner, [(delivery, recipients) for delivery, recipients, _ in dots])
@@ -500,6 +505,7 @@ class Engine:
         keep = mode == "all" or (failed and mode != "none")
         duration = int((self.loop.time() - delivery.started) * 1000) if delivery.started else 0
         self._learned.append(Settled(delivery, tuple(verdicts), now, duration, keep))
+        self._unsettled += 1
         suspect = self._suspect is delivery  # it was alone: the next one waits for it
         self._wakes += suspect
         urgent = len(self._learned) == SETTLE_BATCH or suspect
@@ -571,8 +577,12 @@ class Engine:
                 self._ask_settle([item])
         elif isinstance(answer, BaseException):
             log.error("the outcome of %s cannot be written: a bug of outmail; it is taken back when this engine ends", learned[0].delivery.id, exc_info=answer)
+            self._unsettled -= 1
         else:
+            self._unsettled -= len(learned)
             self._on_record(learned)
+        if self._dots:
+            self._record_dots()
 
     def _on_record(self, learned: list[Settled]) -> None:
         self.settings.fail("C5")

@@ -13,6 +13,7 @@ import apsw
 import pytest
 
 from outmail import Outbox
+from outmail import engine as engine_module
 from outmail.clock import Clock
 from outmail.commits import Committer
 from outmail.store import Trouble, verbs
@@ -259,3 +260,46 @@ def test_suspects_go_one_after_the_other_without_a_pause(make_box: MakeBox, sink
 
     asyncio.run(scene())
     assert {status.status for status in box.find()} == {"delivered"}
+
+
+@pytest.mark.parametrize("hangs_up", [False, True])
+def test_what_is_not_on_record_is_bounded(make_box: MakeBox, sink: Sink, monkeypatch: pytest.MonkeyPatch, hangs_up: bool) -> None:
+    """While outcomes cannot be written no more final dots are sent than a settle batch and one for each session: so many doubles a kill
+    could leave. A relay that hangs up on those who wait for permission was sent nothing, and nothing is uncertain."""
+    monkeypatch.setattr(engine_module, "SETTLE_BATCH", 10)
+    box = make_box(toml=f'relay = "{sink.url}"', deliver="never")
+    box.send_many([{"to": f"u{i}@x.test", "subject": "s", "text": "t"} for i in range(300)])
+    store: Any = box._store
+    begin, broken = store.begin, [False]
+
+    def failing(asks: Any) -> Any:
+        if broken[0]:
+            raise Trouble("full", "the disk is not well")
+        return begin(asks)
+
+    monkeypatch.setattr(store, "begin", failing)
+    engine = engine_of(box)
+
+    async def scene() -> None:
+        running = asyncio.ensure_future(engine.run())
+        await until(lambda: sink.count > 20)
+        broken[0] = True
+        written = sum(status.status == "delivered" for status in box.find())
+        await until(lambda: bool(engine._dots))
+        await asyncio.sleep(0.3)
+        assert sink.count <= written + 10 + 20 + 10, "one commit may have been under way"
+        if hangs_up:
+            await asyncio.to_thread(sink.close)
+            await asyncio.sleep(0.2)
+        broken[0] = False
+        if not hangs_up:
+            await until(lambda: all(status.status == "delivered" for status in box.find()))
+        else:
+            await until(lambda: not engine._dots and not engine._unsettled)
+        engine.stop()
+        await running
+
+    asyncio.run(scene())
+    people = [recipient for status in box.find() for recipient in status.recipients]
+    assert not any(recipient.uncertain for recipient in people)
+    assert sink.count == sum(recipient.state == "delivered" for recipient in people)

@@ -358,8 +358,13 @@ class Client:
 
     def _content(self, current: _Transaction) -> Flow:
         """Content and final dot, after the dot is on record."""
-        if not (yield Dot(current.delivery, current.accepted)):
-            outcome = Outcome("deferred", "destination", "dot", Reply(0, "the final dot could not be put on record, so it was not sent"))
+        why = "the final dot could not be put on record, so it was not sent"
+        try:
+            granted = yield Dot(current.delivery, current.accepted)
+        except Broken as broken:  # while permission was waited for
+            granted, why = False, str(broken)
+        if not granted:
+            outcome = Outcome("deferred", "destination", "dot", Reply(0, why))
             current.delivery.all(outcome)
             yield Done(current.delivery)
             raise SessionFailed(outcome)

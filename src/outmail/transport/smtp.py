@@ -170,7 +170,11 @@ class _Session(asyncio.BufferedProtocol):
         self._on(delivery)
 
     def _granted(self, granted: bool) -> None:
-        if self._state != _OVER:
+        if self._state == _OVER:
+            return
+        if self._lost is not None:  # while it waited: nothing was sent, so nothing is uncertain
+            self._on(trouble=protocol.Broken(self._lost))
+        else:
             self._on(granted)
 
     def _break(self, why: str) -> None:
