@@ -89,6 +89,7 @@ class Engine:
         self._learned: list[Settled] = []
         #: Deliveries whose outcome is known and not on record: learned, or in a commit under way.
         self._unsettled = 0
+        self._withheld = False
         self._returns: list[Delivery] = []
         #: Numbers of leases that may stand in the store without our knowing what they hold.
         self._lost: list[int] = []
@@ -468,8 +469,9 @@ class Engine:
         self._dots.append((delivery, recipients, then))
 
     def _record_dots(self) -> None:
-        if self._unsettled >= SETTLE_BATCH:
-            return  # `_on_record` comes back
+        self._withheld = self._unsettled >= SETTLE_BATCH
+        if self._withheld:
+            return  # `_settled` comes back
         dots, self._dots = self._dots, []
         try:
             self.store.dots(self._owner, [(delivery, recipients) for delivery, recipients, _ in dots])
@@ -581,7 +583,7 @@ class Engine:
         else:
             self._unsettled -= len(learned)
             self._on_record(learned)
-        if self._dots:
+        if self._withheld:
             self._record_dots()
 
     def _on_record(self, learned: list[Settled]) -> None:
