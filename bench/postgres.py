@@ -135,7 +135,7 @@ def measured(folder: Path, version: str, *, quick: bool = False) -> Iterator[str
         backends = {"django-post_office": "post_office.EmailBackend", "django-mailer": "mailer.backend.DbBackend", "outmail": "outmail.contrib.django.EmailBackend"}
         urls = {name: server.create(name.replace("-", "_")) for name in backends}
         places = {name: project(folder, name, backend, name.replace("-", "_"), server.port, sink.port) for name, backend in backends.items()}
-        yield f"PostgreSQL {version}, its own defaults, on the same machine as everything else; messages of 4 KB; medians of {rounds} rounds that take turns."
+        yield f"PostgreSQL {version}, its own defaults, on the same machine as everything else; messages of 4 KB of made-up words; what an interpreter takes to start and to end is not counted; medians of {rounds} rounds that take turns."
         yield ""
         yield "| | outmail | django-post_office | django-mailer | outmail : django-post_office |"
         yield "|---|---|---|---|---|"

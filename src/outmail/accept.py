@@ -75,10 +75,10 @@ class Door:
     clock: Clock = field(default_factory=Clock)
     wake: Callable[[], None] = lambda: None
     fail: Callable[[str], None] = lambda point: None
-    _merger: Merger = field(init=False)
+    _mergers: list[Merger] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._merger = Merger(self.store.lanes)
+        self._mergers = [Merger() for _ in range(self.store.lanes)]
 
     def accept(self, drafts: Iterable[Draft], *, supersede: str | None = None, when: When | None = None) -> list[Receipt]:
         """Store all or none. `Refused.index` names the bad one.
@@ -141,7 +141,8 @@ class Door:
             if supersede is not None or when is not None:
                 added = self.store.run(self._add(messages, uploads, supersede, when))
             else:
-                added = self._merger.keep(self, messages, uploads, again)
+                merger = min(self._mergers, key=lambda merger: merger.waiting)
+                added = merger.keep(self, messages, uploads, again)
         except Trouble as problem:
             raise not_stored(problem) from None
         self.fail("C2")

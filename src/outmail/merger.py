@@ -42,39 +42,31 @@ class _Wish:
         self.added = [(*one[:3], False, one[4]) if mine and not message.key else one for message, one in zip(self.messages, found)]
 
 
-class _Lane:
-    """Those who wait for one leader."""
+class Merger:
+    """One leader at a time; a door has one for each of its store's lanes."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.wishes: list[_Wish] = []
-
-    @property
-    def waiting(self) -> int:
-        return len(self.wishes) + self.lock.locked()
-
-
-class Merger:
-    """One for each store and process; ``lanes``: how many leaders there may be at one moment."""
-
-    def __init__(self, lanes: int = 1) -> None:
-        self._count = lanes
         self._begin_anew()
 
     def _begin_anew(self) -> None:
         self._pid = os.getpid()
-        self._lanes = [_Lane() for _ in range(self._count)]
+        self._lock = threading.Lock()
+        self._wishes: list[_Wish] = []
+
+    @property
+    def waiting(self) -> int:
+        """How many are at it or wait, about."""
+        return len(self._wishes) + self._lock.locked()
 
     def keep(self, door: Door, messages: Sequence[Message], uploads: dict[str, str], again: bool) -> Sequence[Any]:
         """What `verbs.add` says of these messages, once they are on disk."""
         if self._pid != os.getpid():
             self._begin_anew()
-        lane = min(self._lanes, key=lambda lane: lane.waiting)
         wish = _Wish(messages, uploads, again)
-        lane.wishes.append(wish)
-        with lane.lock:
+        self._wishes.append(wish)
+        with self._lock:
             if not wish.settled:
-                wishes, lane.wishes = lane.wishes, []
+                wishes, self._wishes = self._wishes, []
                 if wish not in wishes:
                     wishes.append(wish)
                 try:
@@ -83,7 +75,7 @@ class Merger:
                     left = [other for other in wishes if other is not wish and not other.settled]
                     for other in left:
                         other.unsure = True
-                    lane.wishes = left + lane.wishes
+                    self._wishes = left + self._wishes
                     raise
         if wish.problem is not None:
             raise wish.problem

@@ -59,7 +59,7 @@ def play(folder: Path, mishap: Any) -> tuple[dict[str, Any], list[str], int]:
             threading.Event().wait(0.001)
         for thread in threads[1:]:
             thread.start()
-        while len(merger._lanes[0].wishes) < 3:
+        while len(merger._wishes) < 3:
             threading.Event().wait(0.001)
         stage.behind.set()
         for thread in threads:

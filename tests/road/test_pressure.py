@@ -35,6 +35,19 @@ async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
     assert condition()
 
 
+def switch(store: Any, monkeypatch: pytest.MonkeyPatch, kind: str) -> list[bool]:
+    """While its one element is True, a loop can write nothing."""
+    begin, broken = store.begin, [False]
+
+    def failing(asks: Any) -> Any:
+        if broken[0]:
+            raise Trouble(kind, "the disk is not well")
+        return begin(asks)
+
+    monkeypatch.setattr(store, "begin", failing)
+    return broken
+
+
 def test_a_foreign_write_lock_does_not_stop_the_loop(tmp_path: Path) -> None:
     store = SqliteStore(str(tmp_path / "q.db"))
     foreign = apsw.Connection(str(tmp_path / "q.db"))
@@ -216,15 +229,7 @@ def test_the_engine_goes_on_by_itself_when_the_disk_is_well_again(make_box: Make
     """Outcomes learned while nothing can be written are kept, and written once; nothing is sent twice."""
     box = make_box(toml=f'relay = "{sink.url}"', deliver="never")
     box.send_many([{"to": f"u{i}@x.test", "subject": "s", "text": "t"} for i in range(50)])
-    store: Any = box._store
-    begin, broken = store.begin, [False]
-
-    def failing(asks: Any) -> Any:
-        if broken[0]:
-            raise Trouble(kind, "the disk is not well")
-        return begin(asks)
-
-    monkeypatch.setattr(store, "begin", failing)
+    broken = switch(box._store, monkeypatch, kind)
     engine = engine_of(box)
 
     async def scene() -> None:
@@ -269,15 +274,7 @@ def test_what_is_not_on_record_is_bounded(make_box: MakeBox, sink: Sink, monkeyp
     monkeypatch.setattr(engine_module, "SETTLE_BATCH", 10)
     box = make_box(toml=f'relay = "{sink.url}"', deliver="never")
     box.send_many([{"to": f"u{i}@x.test", "subject": "s", "text": "t"} for i in range(300)])
-    store: Any = box._store
-    begin, broken = store.begin, [False]
-
-    def failing(asks: Any) -> Any:
-        if broken[0]:
-            raise Trouble("full", "the disk is not well")
-        return begin(asks)
-
-    monkeypatch.setattr(store, "begin", failing)
+    broken = switch(box._store, monkeypatch, "full")
     engine = engine_of(box)
 
     async def scene() -> None:

@@ -260,8 +260,7 @@ def test_a_commit_that_takes_long_does_not_hold_up_all_other_threads(stores: Any
 
     thread = threading.Thread(target=lambda: one.run(slow()))
     thread.start()
-    while not one._lanes[0].waiting:
-        time.sleep(0.001)
+    until(lambda: one._lanes[0].waiting)
     began = time.monotonic()
     for _ in range(5):
         add(one, message())

@@ -34,7 +34,7 @@ class Checkpoints:
         #: The thread is through with what there was when it began.
         self._rest = False
         #: The length at which the next one begins: not at once while a reader of old pages keeps the log from beginning anew.
-        self._due = 0
+        self._due = PAGES
         self._told = False
         writer.on_commit(self._committed)
 
@@ -60,7 +60,7 @@ class Checkpoints:
             if not self._rest:
                 return
             self._thread, self._rest, self._due = None, False, pages + PAGES // 4
-        elif pages < max(PAGES, self._due) or (self._aside and self._started()):
+        elif pages < self._due or (self._aside and self._started()):
             return
         self._move(self._writer)
 

@@ -221,7 +221,7 @@ class Lane(GroupCommit):
             self._closed = True
             self.connection.drop()
 
-    def aside(self, action: Callable[[Any], None]) -> None:
+    def if_free(self, action: Callable[[Any], None]) -> None:
         """Something that may as well be left out: done unless the connection is in use or broken."""
         if not self._write_lock.acquire(blocking=False):
             return

@@ -196,7 +196,7 @@ class PostgresStore:
     def announce(self) -> None:
         """A hint for engines on other hosts, unless the connection is busy: then others tell."""
         if self._hints is not None and self._pid == os.getpid():
-            self._lanes[0].aside(self._hints.tell)
+            self._lanes[0].if_free(self._hints.tell)
 
     def follow(self, wake: Callable[[], None]) -> None:
         """Hear the hints of other hosts."""

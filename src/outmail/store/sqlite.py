@@ -21,16 +21,16 @@ from typing import Any, TypeVar
 
 from outmail.model import Delivery, Leased
 from outmail.store import Trouble, Verb, drivers, verbs
-from outmail.store.checkpoint import Checkpoints
+from outmail.store.checkpoint import PAGES, Checkpoints
 from outmail.store.group import GroupCommit
 from outmail.store.owner import Owner, OwnerFile, boot_id, dead_files
 
 SCHEMA = 1
 R = TypeVar("R")
 D = TypeVar("D", bound=drivers.Driver)
-#: auto_vacuum first: it can only be chosen before the file has its first page.
 _DURABLE = ("PRAGMA synchronous = FULL", "PRAGMA fullfsync = ON")
-_PRAGMAS = ("PRAGMA auto_vacuum = INCREMENTAL", "PRAGMA journal_mode = WAL", *_DURABLE, "PRAGMA busy_timeout = 0", "PRAGMA wal_autocheckpoint = 2000",
+#: auto_vacuum first: it can only be chosen before the file has its first page.
+_PRAGMAS = ("PRAGMA auto_vacuum = INCREMENTAL", "PRAGMA journal_mode = WAL", *_DURABLE, "PRAGMA busy_timeout = 0", f"PRAGMA wal_autocheckpoint = {PAGES}",
             "PRAGMA cache_size = -32000", "PRAGMA temp_store = MEMORY")  # fmt: skip
 
 
