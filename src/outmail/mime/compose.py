@@ -1,7 +1,7 @@
 """A new message from what a program has: texts, files, addresses → complete bytes.
 
-Promises: 7-bit, lines of at most 998 octets, CRLF; headers by `headers`, bodies by the standard library with 7-bit
-transfer encodings; the finished *bytes* are checked: the header block splits back into exactly the fields written.
+Promises: 7-bit, lines of at most 998 octets, CRLF; headers by `headers`; plain text goes in as it is, other bodies by the standard
+library with 7-bit transfer encodings; the finished *bytes* are checked: the header block splits back into exactly the fields written.
 Bcc is never written. Fails: `ValueError` (`headers.HeaderError`, `splice.ContentError`) with a sentence.
 Does not: read files, know the time, or choose recipients.
 """
@@ -56,15 +56,14 @@ def compose(parts: Parts) -> bytes:
     """The finished message."""
     block = _head(parts)
     mime_head, body = _body(parts)
-    content = b"".join(block) + mime_head + b"\r\n" + body
-    content = splice.normalised(content)
-    _verify(content, block)
-    return content
+    head = b"".join(block) + mime_head
+    _verify(head, block)
+    return head + b"\r\n" + body
 
 
 def _head(parts: Parts) -> list[bytes]:
     block = [
-        headers.unstructured("Date", headers.date(parts.date_ms)),
+        b"Date: %b\r\n" % headers.date(parts.date_ms).encode(),
         headers.addresses("From", [parts.sender]),
     ]
     for name, people in (("Reply-To", parts.reply_to), ("To", parts.to), ("Cc", parts.cc)):
@@ -82,19 +81,27 @@ def _head(parts: Parts) -> list[bytes]:
 
 
 def _body(parts: Parts) -> tuple[bytes, bytes]:
-    """(MIME header fields, body), both with CRLF."""
+    """(MIME header fields, body), both with CRLF and no line too long."""
     if parts.html is None and not parts.attachments and not parts.inline:
-        text = (parts.text or "").replace("\r\n", "\n").replace("\r", "\n")
+        text = parts.text or ""
+        if "\r" in text:
+            text = text.replace("\r\n", "\n").replace("\r", "\n")
         if _plain(text):
-            return b'MIME-Version: 1.0\r\nContent-Type: text/plain; charset="us-ascii"\r\n', text.replace("\n", "\r\n").encode("ascii")
-    flat = _mime(parts).as_bytes()
+            plain = text.replace("\n", "\r\n").encode("ascii")
+            return _PLAIN, plain + b"\r\n" if text and not text.endswith("\n") else plain
+    flat = splice.normalised(_mime(parts).as_bytes())
+    _bounded(flat)
     end = splice.head_end(flat)
     return flat[:end], flat[end + 2 :]
 
 
+_MIME = (b"content-", b"mime-version:")
+_PLAIN = b'MIME-Version: 1.0\r\nContent-Type: text/plain; charset="us-ascii"\r\n'
+
+
 def _plain(text: str) -> bool:
     """True for text (line ends LF) that needs no transfer encoding at all."""
-    return text.isascii() and "\0" not in text and max(map(len, text.split("\n"))) <= headers.LINE
+    return text.isascii() and "\0" not in text and len(max(text.split("\n"), key=len)) <= headers.LINE
 
 
 def _mime(parts: Parts) -> Any:
@@ -145,13 +152,17 @@ def _cid(cid: str) -> str:
     return cid
 
 
-def _verify(content: bytes, block: list[bytes]) -> None:
+def _verify(head: bytes, block: list[bytes]) -> None:
     """The bytes decide, not the library's version."""
-    if not content.isascii():
-        # Only UTF-8 local parts in address fields are left; they go out by SMTPUTF8.
-        content[: splice.head_end(content)].decode("utf-8")
-    if max(map(len, content.split(b"\r\n"))) > headers.HARD_LINE:
-        raise splice.ContentError("a line of the composed message is longer than 998 octets", "bad-content")
-    written = [field for _, field in splice.fields(content)]
-    if written[: len(block)] != block or any(not field.lower().startswith((b"content-", b"mime-version:")) for field in written[len(block) :]):
+    if not head.isascii():
+        head.decode("utf-8")  # only UTF-8 local parts in address fields are left; they go out by SMTPUTF8
+    _bounded(head)
+    written = splice.split(head)
+    rest = written[len(block) :]
+    if b"".join(written) != head or b"\0" in head or written[: len(block)] != block or not all(field.lower().startswith(_MIME) for field in rest):
         raise splice.ContentError("the composed header does not read back as it was written", "bad-content")
+
+
+def _bounded(content: bytes) -> None:
+    if len(max(content.split(b"\r\n"), key=len)) > headers.HARD_LINE:
+        raise splice.ContentError("a line of the composed message is longer than 998 octets", "bad-content")

@@ -108,6 +108,11 @@ def short(text: str) -> str:
     return text[:500] if text.isprintable() else re.sub(r"[\x00-\x1f\x7f]+", " ", text)[:500]
 
 
+def split(head: bytes) -> list[bytes]:
+    """The fields of a header block, as they stand; what is no field is left out."""
+    return [match[0] for match in _FIELD.finditer(head)]
+
+
 def fields(content: bytes) -> list[tuple[str, bytes]]:
     """The header fields in order as (lower-case name, whole bytes)."""
     return [(m[1].decode("ascii").lower(), m[0]) for m in _FIELD.finditer(content[: head_end(content)])]

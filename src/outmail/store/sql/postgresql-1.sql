@@ -147,8 +147,8 @@ CREATE FUNCTION outmail.accept(
 #variable_conflict use_variable
 DECLARE
     seq bigint := nextval('outmail.message_seq');
-    n integer := 0;
-    person json;
+    everybody jsonb := people::jsonb;
+    person jsonb;
     route text;
     known text;
     why text;
@@ -160,8 +160,8 @@ BEGIN
         INSERT INTO outmail.body VALUES (seq, content);
     END IF;
     INSERT INTO outmail.event (at, event, message, n, state, uncertain, reason, attempts, attempt) VALUES (accepted_at, 'accepted', seq, NULL, 'queued', 0, '', 0, NULL);
-    FOR person IN SELECT value FROM json_array_elements(people::json) LOOP
-        n := n + 1;
+    FOR n IN 1 .. jsonb_array_length(everybody) LOOP -- expressions, not a query: those are dear in plpgsql
+        person := everybody -> n - 1;
         route := person ->> 1;
         why := person ->> 2;
         IF why = '' THEN
