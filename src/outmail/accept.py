@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from outmail.clock import Clock, as_datetime
+from outmail.clock import END, Clock, as_datetime
 from outmail.errors import NotStored, Refused
 from outmail.merger import Merger
 from outmail.mime import headers, splice
@@ -116,7 +116,7 @@ class Door:
         if draft.priority not in PRIORITIES:
             raise Refused(f"priority {draft.priority!r} does not exist: it is high, normal or low", code="bad-argument")
         for name, value in (("key", draft.key), ("tag", draft.tag)):
-            if value is not None and not (isinstance(value, str) and 0 < len(value) <= 255 and valid_key(value)):
+            if value is not None and not _nameable(value):
                 raise Refused(f"{name} must be text of 1 to 255 characters without control characters, not {printable(str(value))}", code="bad-argument")
         if draft.dsn is not None and not _asks_well(draft.dsn):
             raise Refused("dsn: notify is never, or some of success, failure, delay; ret is full or hdrs; envid is at most 100 printable characters", code="bad-argument")
@@ -126,6 +126,8 @@ class Door:
         content = draft.trace + _completed(content, head, message_id, now)
         recipients, content = self._recipients(draft, sender, content)
         expires_at = draft.expires_at if draft.expires_at is not None else max(now, draft.due or 0) + terms.expire
+        if not all(0 <= time < END for time in (draft.due or 0, expires_at)):
+            raise Refused("at and expires lie between 1970 and the year 9999", code="bad-argument")
         if expires_at <= max(now, draft.due or 0):
             raise Refused("the message would expire before its first attempt", code="bad-argument")
         needs = (NEEDS_8BIT if not content.isascii() else 0) | (NEEDS_UTF8 if not sender.isascii() else 0)
@@ -165,11 +167,12 @@ class Door:
         now = self.clock.now()
         id = draft.id or new_id(now)
         people = [printable(str(address))[:254] for address in draft.recipients] or ["(none)"]
-        recipients = tuple(Recipient(address, draft.route or "default", f"refused: {refusal}") for address in dict.fromkeys(people))
+        route = draft.route if draft.route and draft.route in self.terms.routes.relays else "default"
+        recipients = tuple(Recipient(address, route, f"refused: {refusal}") for address in dict.fromkeys(people))
         message_id = f"<{id}@{self.terms.hostname}>"
         return Message(
             id, draft.content, printable(str(draft.sender)), recipients, message_id, "", hashlib.sha256(draft.content).digest(), 0, now, now,
-            now + self.terms.expire, key=draft.key if isinstance(draft.key, str) else None,
+            now + self.terms.expire, key=draft.key if _nameable(draft.key) else None,
         )  # fmt: skip
 
     def _upload(self, message: Message) -> str:
@@ -219,6 +222,11 @@ def _completed(content: bytes, head: splice.Head, message_id: str, now: int) -> 
     if not head.has_message_id:
         extra += headers.unstructured("Message-ID", message_id)
     return extra + content if extra else content
+
+
+def _nameable(value: object) -> bool:
+    """True for what may be a key or a tag."""
+    return isinstance(value, str) and 0 < len(value) <= 255 and valid_key(value)
 
 
 def _asks_well(dsn: Dsn) -> bool:

@@ -15,6 +15,8 @@ SECOND = 1_000
 MINUTE = 60 * SECOND
 HOUR = 60 * MINUTE
 DAY = 24 * HOUR
+#: The first instant that no date can say: the year 10000.
+END = 253_402_300_800 * SECOND
 
 _UNITS = {"ms": 1, "s": SECOND, "m": MINUTE, "h": HOUR, "d": DAY, "w": 7 * DAY}
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)", re.ASCII)
@@ -43,6 +45,8 @@ def parse_span(text: str) -> int:
         at = match.end()
     if not compact or compact[at:].strip() or at == 0:
         raise ValueError(f"{text!r} is not a span of time: write a number with its unit, such as 90s, 15m, 2h or 5d")
+    if total >= END:
+        raise ValueError(f"{text[:40]!r} is longer than any time there is")
     return int(total)
 
 

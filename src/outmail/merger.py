@@ -66,7 +66,8 @@ class Merger:
         self._wishes.append(wish)
         with self._lock:
             if not wish.settled:
-                wishes, self._wishes = self._wishes, []
+                found, self._wishes = self._wishes, []
+                wishes = list(found)  # whoever still reaches the old list leads after us
                 if wish not in wishes:
                     wishes.append(wish)
                 try:

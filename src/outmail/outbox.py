@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
@@ -38,7 +38,7 @@ from outmail.reports import door as reports_door
 from outmail.store import Store, Trouble
 from outmail.store.caller import Rows, caller
 from outmail.wiring import build_engine, open_source, open_store, spool_of
-from outmail.worker import Worker
+from outmail.worker import Worker, started
 
 log = logging.getLogger("outmail")
 
@@ -57,17 +57,19 @@ def local_sender(hostname: str = "") -> str:
 
 
 class _EngineThread:
-    """An engine in a daemon thread of the program."""
+    """An engine in a daemon thread of the program; at the program's end, where no thread can be started any more, in whoever calls `drain`."""
 
     def __init__(self, engine: Any) -> None:
         self.engine = engine
         self.failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="outmail-engine", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, args=(engine.run,), name="outmail-engine", daemon=True)
+        self._thread = thread if started(thread) else None
 
-    def _run(self) -> None:
+    def _run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
-            asyncio.run(self.engine.run())
+            asyncio.run(work())
+        except KeyboardInterrupt:
+            pass  # whoever waits at the end has had enough
         except BaseException as problem:
             self.failure = problem
             log.exception("the engine ended by a bug of outmail; mail stays queued")
@@ -75,12 +77,22 @@ class _EngineThread:
     def drain(self, seconds: float) -> None:
         """Wait until there is nothing left that can be tried now."""
         deadline = time.monotonic() + seconds
-        while self._thread.is_alive() and time.monotonic() < deadline and not self.engine.quiet():
+        if self._thread is None:
+            self._run(partial(self._briefly, deadline))
+        while self._thread is not None and self._thread.is_alive() and time.monotonic() < deadline and not self.engine.quiet():
             time.sleep(0.005)
+
+    async def _briefly(self, deadline: float) -> None:
+        life = asyncio.ensure_future(self.engine.run())
+        while not life.done() and time.monotonic() < deadline and not self.engine.quiet():
+            await asyncio.sleep(0.005)
+        self.engine.stop()
+        await life
 
     def end(self) -> None:
         self.engine.stop()
-        self._thread.join(timeout=2.0)
+        if self._thread is not None:
+            self._thread.join(timeout=2.0)
 
 
 class Outbox:

@@ -2,7 +2,8 @@
 
 Why our own: at the end of a program CPython refuses to start threads, and the loop's default executor starts them when asked; these
 are started with the object. Promises: calls are answered in the loop that asked, each once, in order for one thread; a call whose
-loop has been closed meanwhile was made all the same. Does not: cancel a call, or keep a program alive.
+loop has been closed meanwhile was made all the same; where no thread can be started any more, calls are made in the loop's own.
+Does not: cancel a call, or keep a program alive.
 """
 
 from __future__ import annotations
@@ -17,18 +18,33 @@ R = TypeVar("R")
 Then = Callable[[Any], None]
 
 
+def started(thread: threading.Thread) -> bool:
+    """Start it; False when the program is at its end, where CPython refuses (3.12 and later)."""
+    try:
+        thread.start()
+    except RuntimeError as refusal:
+        if "shutdown" not in str(refusal):
+            raise
+        return False
+    return True
+
+
 class Worker:
     """One daemon thread, or ``count`` of them."""
 
     def __init__(self, name: str, count: int = 1) -> None:
         self._calls: queue.SimpleQueue[tuple[asyncio.AbstractEventLoop, Callable[[], Any], Then] | None] = queue.SimpleQueue()
         self._count = count
-        for i in range(count):
-            threading.Thread(target=self._serve, name=f"outmail-{name}" + (f"-{i}" if count > 1 else ""), daemon=True).start()
+        threads = [threading.Thread(target=self._serve, name=f"outmail-{name}" + (f"-{i}" if count > 1 else ""), daemon=True) for i in range(count)]
+        self._alone = not all(started(thread) for thread in threads)
 
     def call(self, function: Callable[[], Any], then: Then) -> None:
         """``then`` gets the result, or the exception as a value, in this loop."""
-        self._calls.put((asyncio.get_running_loop(), function, then))
+        loop = asyncio.get_running_loop()
+        if self._alone:
+            loop.call_soon(then, _answer(function))
+        else:
+            self._calls.put((loop, function, then))
 
     async def run(self, function: Callable[[], R]) -> R:
         """The same, awaited."""
@@ -44,14 +60,18 @@ class Worker:
     def _serve(self) -> None:
         while (call := self._calls.get()) is not None:
             loop, function, then = call
-            try:
-                answer = function()
-            except BaseException as problem:
-                answer = problem
+            answer = _answer(function)
             try:
                 loop.call_soon_threadsafe(then, answer)
             except RuntimeError:
                 pass  # the loop is closed: nobody waits any more
+
+
+def _answer(function: Callable[[], Any]) -> Any:
+    try:
+        return function()
+    except BaseException as problem:
+        return problem
 
 
 def _resolve(future: asyncio.Future[Any], answer: Any) -> None:

@@ -26,6 +26,14 @@ import outmail
 box = outmail.Outbox(sys.argv[1], relay=f"smtp://localhost:{sys.argv[2]}", exit_wait=float(sys.argv[3]))
 box.send("a@x.test", "the last line", "of a script", sender="me@x.test")
 """
+#: The same when no thread can be started any more: CPython 3.12 and later refuse.
+LAST_BREATH = """
+import atexit, outmail.outbox, sys
+def at_the_end():
+    box = outmail.Outbox(sys.argv[1], relay=f"smtp://localhost:{sys.argv[2]}", exit_wait=float(sys.argv[3]))
+    box.send("a@x.test", "the last line", "of a script", sender="me@x.test")
+atexit.register(at_the_end)
+"""
 
 
 def _pythons() -> list[str]:
@@ -38,11 +46,12 @@ def _pythons() -> list[str]:
 
 
 @pytest.mark.parametrize("python", _pythons(), ids=lambda path: Path(path).parent.parent.name if "pyenv" in path else Path(path).name)
-def test_the_last_line_of_a_script_sends_its_mail(sink: Sink, tmp_path: Path, python: str) -> None:
+@pytest.mark.parametrize("script", [LAST_LINE, LAST_BREATH], ids=["last line", "last breath"])
+def test_the_last_line_of_a_script_sends_its_mail(sink: Sink, tmp_path: Path, python: str, script: str) -> None:
     # sqlite+stdlib, because another Python need not have apsw installed; localhost, because names need the resolver.
     source, here = str(Path(__file__).parents[2] / "src"), python == sys.executable
     store = str(tmp_path / "q.db") if here else f"sqlite+stdlib:{tmp_path}/q.db"
-    done = subprocess.run([python, "-c", LAST_LINE, store, str(sink.port), "5"], env={**os.environ, "PYTHONPATH": source, "HOME": str(tmp_path)},
+    done = subprocess.run([python, "-c", script, store, str(sink.port), "5"], env={**os.environ, "PYTHONPATH": source, "HOME": str(tmp_path)},
                           capture_output=True, timeout=60, check=False)  # fmt: skip
     assert (done.returncode, done.stderr) == (0, b"")
     assert len(sink.messages) == 1

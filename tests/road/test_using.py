@@ -11,6 +11,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,10 +19,13 @@ from typing import Any
 
 import psycopg
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from outmail import AsyncOutbox, Outbox
 from outmail.config import from_toml
 from outmail.errors import ConfigError, NotFound, NotStored, Refused
+from outmail.intake.takeover import WORDS
 from outmail.model import is_id, keyed_id
 from outmail.testing import Sink
 from tests import pgserver
@@ -219,6 +223,43 @@ def test_a_row_that_cannot_be_sent_fails_with_the_reason_and_stops_nothing(tmp_p
                 assert recipient.state == "failed" and recipient.reason.startswith("refused: "), i
         assert "no word 'attachments'" in box.status("2" * 26).recipients[0].reason
     assert [m.recipients for m in sink.messages] == [("good@x.test",)]
+
+
+#: What anybody may write where text, a number or a list is meant.
+odd = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.sampled_from([10**30, -(10**30), 2**63, "99999999999999999999d", "9" * 400 + "d", "b@x.test", "\ud800", "a\0b", "high", "default"]) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["b@x.test", "X-A", "notify", "envid"]) | st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+ENVELOPE = ("sender", "recipients", "suppressed", "key", "due", "expires_at", "priority", "tag", "route", "dsn", "draft")
+spoilt = st.tuples(st.sampled_from(ENVELOPE), odd).map(lambda pair: {"recipients": ["b@x.test"]} | dict([pair]))
+spoilt_draft = st.tuples(st.sampled_from(WORDS), odd).map(lambda pair: {"draft": {"to": "b@x.test", "sender": "a@x.test"} | dict([pair])})
+rows_of_anybody = st.lists(spoilt | spoilt_draft | odd, min_size=10, max_size=40)
+
+
+@example([{"draft": {"to": "b@x.test", "sender": "a@x.test", "headers": {"X-A": 5}}}])
+@example([{"draft": {"to": "b@x.test", "sender": "a@x.test", "at": "9" * 400 + "d"}}])
+@example([{"recipients": ["b@x.test"], "due": 10**30}])
+@example([{"recipients": ["b@x.test"], "suppressed": {"b@x.test": ["x"]}}])
+@example([{"recipients": ["b@x.test"], "suppressed": {"b@x.test": "\ud800"}}])
+@settings(max_examples=60, deadline=None)
+@given(rows_of_anybody)
+def test_no_row_stops_the_others(rows: list[Any]) -> None:
+    """Whatever an application, or a person at its database, has written: each row ends in the queue, sent or failed with a reason."""
+    with tempfile.TemporaryDirectory() as folder:
+        with contextlib.closing(sqlite3.connect(f"{folder}/app.db")) as app:
+            app.executescript(DDL)
+            made = [(f"{i:026d}", 1, b"" if isinstance(row, dict) and "draft" in row else b"A: b\r\n\r\n", json.dumps(row)) for i, row in enumerate(rows)]
+            app.executemany("INSERT INTO outmail_outbox (id, added_at, content, envelope) VALUES (?, ?, ?, ?)", made)
+            app.commit()
+            with Outbox(f"{folder}/q.db", config=from_toml(f'relay = "null:"\n[[outbox]]\nurl = "{folder}/app.db"\n', "test", {}), deliver="never") as box:
+                takeover = box._take_over("stdlib", lambda: None)
+                assert takeover is not None
+                takeover.all()
+                takeover.stop()
+                assert waiting(app) == 0
+                keyed = [row for row in rows if isinstance(row, dict) and (row.get("key") or isinstance(row.get("draft"), dict))]
+                assert len(list(box.find())) >= len(rows) - len(keyed)  # those with one key are one
 
 
 def test_a_missing_table_or_file_is_said_once_and_waited_for(tmp_path: Path, sink: Sink, caplog: pytest.LogCaptureFixture) -> None:

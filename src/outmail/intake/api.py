@@ -101,6 +101,8 @@ def composed(
     for name, value in (("subject", subject), ("text", text), ("html", html)):
         if value is not None and not isinstance(value, str):
             raise Refused(f"{name} must be text, not {type(value).__name__}", code="bad-argument")
+    if headers and not (isinstance(headers, Mapping) and all(isinstance(word, str) for pair in headers.items() for word in pair)):
+        raise Refused("headers is a mapping of names to texts", code="bad-header")
     author = people(sender, "sender")
     if len(author) != 1:
         raise Refused("sender must be one address", code="bad-address")

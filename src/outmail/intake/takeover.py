@@ -26,6 +26,7 @@ from outmail.model import Dsn, Message
 from outmail.store import Store, Trouble, Verb
 from outmail.store.caller import Values, row
 from outmail.store.source import Row, Source, missing_table, take
+from outmail.worker import started
 
 log = logging.getLogger("outmail")
 
@@ -81,11 +82,12 @@ def _enveloped(content: bytes, envelope: Mapping[str, Any]) -> Draft:
         if value is not None and not isinstance(value, _FIELDS.get(name, object)):
             raise Refused(f"the envelope's {name} cannot be {value!r}", code="bad-argument")
     recipients = envelope.get("recipients") or []
+    suppressed = {address: str(why)[:200].encode("ascii", "replace").decode() for address, why in (envelope.get("suppressed") or {}).items()}
     notify, ret, envid = (str((envelope.get("dsn") or {}).get(name) or "") for name in ("notify", "ret", "envid"))
     return Draft(
         content, envelope.get("sender") or "", [recipients] if isinstance(recipients, str) else recipients, envelope.get("key"), envelope.get("due"),
         envelope.get("expires_at"), envelope.get("priority") or "normal", envelope.get("tag"), envelope.get("route"),
-        Dsn(notify, ret, envid) if notify or ret or envid else None, suppressed=envelope.get("suppressed") or {},
+        Dsn(notify, ret, envid) if notify or ret or envid else None, suppressed=suppressed,
     )  # fmt: skip
 
 
@@ -133,8 +135,8 @@ class TakeOver:
 
     def start(self) -> None:
         """Look on in a thread of its own."""
-        self._thread = threading.Thread(target=self._run, name="outmail-takeover", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name="outmail-takeover", daemon=True)
+        self._thread = thread if started(thread) else None
 
     def stop(self) -> None:
         """One batch may be under way: it is finished first."""
@@ -245,6 +247,11 @@ class TakeOver:
             return self._door.complete(draft)
         except Refused as refusal:
             log.error("a message that was left in a database cannot be sent: %s (%s)", refusal, found.id)
-            if not draft.content:
-                draft.content = found.envelope.encode()
-            return self._door.unfit(refusal, draft)
+            return self._unfit(found, draft, refusal)
+        except Exception as bug:
+            log.exception("a bug of outmail: a message that was left in a database cannot be read (%s)", found.id)
+            return self._unfit(found, draft, Refused(f"internal error: {bug!r}", code="bad-content"))
+
+    def _unfit(self, found: Row, draft: Draft, refusal: Refused) -> Message:
+        draft.content = draft.content or found.envelope.encode()
+        return self._door.unfit(refusal, draft)

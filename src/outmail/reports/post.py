@@ -21,6 +21,7 @@ from outmail.reports.door import ReportDoor
 from outmail.reports.mail import Report, as_html, as_text, one_line
 from outmail.reports.redact import redacted_report
 from outmail.store import Verb
+from outmail.worker import started
 
 
 def host() -> str:
@@ -126,11 +127,8 @@ class Poster:
 
     def _start(self) -> None:
         if self._thread is None or not self._thread.is_alive():
-            try:
-                self._thread = threading.Thread(target=self._run, name="outmail-reports", daemon=True)
-                self._thread.start()
-            except RuntimeError:
-                self._thread = None  # the interpreter is ending: `drain` says so, and the caller posts by itself
+            thread = threading.Thread(target=self._run, name="outmail-reports", daemon=True)
+            self._thread = thread if started(thread) else None  # `drain` says so, and the caller posts by itself
 
     def _run(self) -> None:
         ticked = time.monotonic()

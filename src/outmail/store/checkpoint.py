@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from outmail.store import Trouble
 from outmail.store.drivers import Apsw
+from outmail.worker import started
 
 log = logging.getLogger("outmail")
 
@@ -65,11 +66,8 @@ class Checkpoints:
         self._move(self._writer)
 
     def _started(self) -> bool:
-        self._thread = threading.Thread(target=self._work, name="outmail-checkpoint", daemon=True)
-        try:
-            self._thread.start()
-        except RuntimeError:  # the program is ending
-            self._thread = None
+        thread = threading.Thread(target=self._work, name="outmail-checkpoint", daemon=True)
+        self._thread = thread if started(thread) else None
         return self._thread is not None
 
     def _work(self) -> None:

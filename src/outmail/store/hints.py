@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from outmail.worker import started
+
 log = logging.getLogger("outmail")
 
 CHANNEL = "outmail_queue"
@@ -44,8 +46,8 @@ class Hints:
             log.info("the hint that there is new mail was not given: %s", problem)
 
     def listen(self, wake: Callable[[], None]) -> None:
-        """Call ``wake`` on a thread whenever somebody tells, until `close`."""
-        threading.Thread(target=self._listen, args=(wake,), name="outmail-hints", daemon=True).start()
+        """Call ``wake`` on a thread whenever somebody tells, until `close`; never at the end of a program."""
+        started(threading.Thread(target=self._listen, args=(wake,), name="outmail-hints", daemon=True))
 
     def close(self) -> None:
         """The thread ends within a second."""
