@@ -94,6 +94,13 @@ def test_the_program_is_never_harmed(make_box: MakeBox, capsys: pytest.CaptureFi
         pass
 
 
+@pytest.mark.parametrize("steps", [[float("inf"), -1, float("inf")], [float("nan"), 1], [10**30, -5]])
+def test_odd_numbers_do_no_harm(box: Outbox, steps: list[float]) -> None:
+    with outmail.job("odd", to="me@x.test", outbox=box) as job:
+        for step in steps:
+            job.update(step)  # type: ignore[arg-type]
+
+
 def test_no_recipient_is_one_line(make_box: MakeBox, capsys: pytest.CaptureFixture[str]) -> None:
     box = make_box(deliver="never")
     for _ in range(2):
@@ -192,7 +199,7 @@ def test_log_lines_go_with_a_failure(box: Outbox, mails: Mails) -> None:
             log.warning("line %d", i)
         raise KeyError("x")
     (mail,) = mails.wait(1)
-    assert "app: line 4" in text(mail) and "line 2" not in text(mail)
+    assert "app: line 4" in text(mail) and "app: line 2" not in text(mail)
 
 
 def test_threads_count_together(box: Outbox) -> None:

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from outmail.errors import Refused
+from outmail.errors import ConfigError, Refused
 from outmail.intake import api
 from outmail.mime import splice
 from outmail.model import Dsn
@@ -192,3 +192,41 @@ def test_what_is_known_of_a_composed_head_is_what_it_says(subject: str) -> None:
     known = draft.head
     assert known is not None and (read.message_id, read.dated, read.has_message_id) == (known.message_id, known.dated, known.has_message_id)
     assert read.subject.split() == known.subject.split()
+
+
+_leaf = st.sampled_from([
+    None, True, 0, -1, 1.5, 10**30, b"x", "", "b@x.test", "Ann <a@x.test>", "\ud800", "a\0b", "a\r\nBcc: x@y.test", "=?utf-8?q?x?=", "x" * 2000, "high", "2h", "9" * 400 + "d",
+    "null:", ("n", "b@x.test"), ("n\r\nX: y", "b@x.test"), ("a.txt", b"x"), ("a\r\n.txt", b"x"), ("a.txt", b"x", "text/plain\r\nX: y"), ("\ud800.txt", b"x"), ("m.eml", b"x", "message/rfc822"),
+])  # fmt: skip
+_odd = st.recursive(_leaf, lambda i: st.lists(i, max_size=3) | st.tuples(i, i) | st.dictionaries(st.sampled_from(["X-A", "Bcc", "a b", "logo", "\ud800"]), i, max_size=2), max_leaves=4)
+_SEND = ("to", "subject", "text", "html", "cc", "bcc", "sender", "reply_to", "headers", "attachments", "inline", "key", "at", "expires", "priority", "tag", "relay")
+_SUBMIT = ("content", "sender", "recipients", "key", "at", "expires", "priority", "tag", "relay", "dsn")
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.sampled_from(_SEND), _odd), min_size=1, max_size=2), st.lists(st.tuples(st.sampled_from(_SUBMIT), _odd), min_size=1, max_size=2))
+@example([("attachments", [None])], [("dsn", [])])
+@example([("inline", ["x"])], [("recipients", 5)])
+@example([("attachments", ["\ud800"])], [("content", "text")])
+@example([("subject", None)], [("due", 10**30)])
+def test_whatever_a_program_gives_is_stored_well_or_refused(make_box: MakeBox, send: list[tuple[str, object]], submit: list[tuple[str, object]]) -> None:
+    """Refused, ConfigError, or TypeError for what has the wrong type or name; else a message that can be read back, with no field that nobody asked for."""
+    box = _boxes[0] if _boxes else make_box(deliver="never")
+    _boxes[:] = [box]
+    good: list[tuple[Callable[..., object], dict[str, object]]] = [
+        (box.send, {"to": "b@x.test", "sender": "a@x.test", "subject": "s", "text": "t"} | dict(send)),
+        (box.submit, {"content": b"A: b\r\n\r\nx\r\n", "sender": "a@x.test", "recipients": ["b@x.test"]} | dict(submit)),
+    ]
+    for call, words in good:
+        try:
+            id = call(**words).id  # type: ignore[attr-defined]
+        except (Refused, ConfigError, TypeError):
+            continue
+        assert box.status(id).recipients
+        content = box.content(id)
+        if call == box.send:
+            names = [line.partition(b":")[0].lower() for line in content.partition(b"\r\n\r\n")[0].split(b"\r\n") if line[:1] not in b" \t"]
+            assert b"bcc" not in names and b"x" not in names and max(map(len, content.split(b"\r\n"))) <= 998
+
+
+_boxes: list[Outbox] = []

@@ -70,13 +70,19 @@ def attachment(value: File) -> Attachment:
     """A path, or (name, bytes[, type])."""
     if isinstance(value, tuple):
         if not 2 <= len(value) <= 3 or not isinstance(value[0], str) or not isinstance(value[1], (bytes, bytearray, memoryview)):
-            raise Refused("an attachment is a path, or (name, bytes) or (name, bytes, type)", code="bad-attachment")
+            raise Refused(_FILE, code="bad-attachment")
         return Attachment(value[0], bytes(value[1]), value[2] if len(value) == 3 else "")
+    if not isinstance(value, (str, os.PathLike)):
+        raise Refused(f"{_FILE}, not {value!r}", code="bad-attachment")
     path = Path(value)
     try:
         return Attachment(path.name, path.read_bytes())
-    except OSError as problem:
-        raise Refused(f"the attachment {printable(str(path))} cannot be read: {problem.strerror}", code="bad-attachment") from None
+    except (OSError, ValueError) as problem:  # ValueError: no name that a file could have
+        why = getattr(problem, "strerror", None) or str(problem)
+        raise Refused(f"the attachment {printable(str(path))} cannot be read: {why}", code="bad-attachment") from None
+
+
+_FILE = "an attachment is a path, or (name, bytes) or (name, bytes, type)"
 
 
 def timing(now: int, at: When | None, expires: When | None) -> tuple[int | None, int | None]:
@@ -90,7 +96,7 @@ def timing(now: int, at: When | None, expires: When | None) -> tuple[int | None,
 
 
 def composed(
-    now: int, hostname: str, *, to: Addresses = (), subject: str = "", text: str | None = None, html: str | None = None,
+    now: int, hostname: str, *, to: Addresses = (), subject: str | None = "", text: str | None = None, html: str | None = None,
     cc: Addresses = (), bcc: Addresses = (), sender: Address | None = None, reply_to: Addresses = (), headers: Mapping[str, str] | None = None,
     attachments: Iterable[File] = (), inline: Mapping[str, File] | None = None, key: str | None = None, at: When | None = None,
     expires: When | None = None, priority: str = "normal", tag: str | None = None, route: str | None = None,
@@ -103,6 +109,8 @@ def composed(
             raise Refused(f"{name} must be text, not {type(value).__name__}", code="bad-argument")
     if headers and not (isinstance(headers, Mapping) and all(isinstance(word, str) for pair in headers.items() for word in pair)):
         raise Refused("headers is a mapping of names to texts", code="bad-header")
+    if inline and not isinstance(inline, Mapping):
+        raise Refused("inline is a mapping of Content-IDs to files", code="bad-attachment")
     author = people(sender, "sender")
     if len(author) != 1:
         raise Refused("sender must be one address", code="bad-address")
@@ -114,7 +122,7 @@ def composed(
         raise Refused(f"key must be text and not empty, not {key!r}", code="bad-argument")
     id = keyed_id(key) if key else new_id(now)
     parts = Parts(
-        author[0], groups["to"], groups["cc"], groups["reply_to"], subject, text, html, dict(headers or {}), [attachment(a) for a in attachments],
+        author[0], groups["to"], groups["cc"], groups["reply_to"], subject or "", text, html, dict(headers or {}), [attachment(a) for a in attachments or ()],
         {cid: attachment(file) for cid, file in (inline or {}).items()}, now, f"<{id}@{author[0][1].domain.strip('[]') or hostname}>",
     )  # fmt: skip
     try:
@@ -122,7 +130,7 @@ def composed(
     except ValueError as problem:
         raise Refused(str(problem), code=getattr(problem, "code", "bad-header")) from None
     envelope = [str(mailbox) for where in ("to", "cc", "bcc") for _, mailbox in groups[where]]
-    head = splice.Head(parts.message_id, splice.short(subject.strip()), dated=True, has_message_id=True)
+    head = splice.Head(parts.message_id, splice.short(parts.subject.strip()), dated=True, has_message_id=True)
     return Draft(content, str(author[0][1]), envelope, key, due, end, priority, tag, route, id=id, normal=True, head=head)
 
 
@@ -156,6 +164,8 @@ def complete(
         content = content.read()
     if not isinstance(content, (bytes, bytearray, memoryview)):
         raise Refused("the file was opened as text; open it in binary mode", code="bad-content")
+    if not isinstance(recipients, Iterable) or not isinstance(dsn, Dsn | None):
+        raise Refused("recipients is an address or several of them, and dsn a Dsn", code="bad-argument")
     if at is not None or expires is not None:
         due, end = timing(now, at, expires)
     else:

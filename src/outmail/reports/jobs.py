@@ -275,7 +275,8 @@ class Job:
         if not self._mine() or self.state != "running":
             return
         with self._lock:
-            assert self._marks is not None
+            if self._marks is None:
+                return
             now = time.monotonic()
             try:
                 hit = self._marks.reached(self.done, now)
