@@ -45,6 +45,8 @@ SETTLE_DELAY = 0.01
 MAX_RECIPIENTS = 100
 UPKEEP = 30.0
 RECLAIM = 2.0
+#: Seconds between two complaints about the same trouble.
+AGAIN = 60.0
 #: How long `stop` lets dialogues in flight go on.
 PATIENCE = 60.0
 #: How long the end waits for a store that does not take the last outcomes.
@@ -106,6 +108,8 @@ class Engine:
         self._held_until = 0.0
         self._reclaim_at = 0.0
         self._upkeep_at = 0.0
+        #: The last trouble of the store that was logged, and when it may be logged again.
+        self._told = ("", 0.0)
         self._purge_after = 0
         self._once_before: int | None = None
         self._suspect: Delivery | None = None
@@ -715,7 +719,10 @@ class Engine:
         if problem.kind in ("busy", "conflict"):
             log.info("the store is busy: %s", problem)
         else:
-            log.error("the store is in trouble (%s): %s; the engine waits and tries again", problem.kind, problem)
+            text, time = str(problem), self.loop.time()
+            if self._told[0] != text or time >= self._told[1]:
+                self._told = text, time + AGAIN
+                log.error("the store is in trouble (%s): %s; the engine waits and tries again", problem.kind, text)
 
 
 def _made(message: Message, seq: int, lease: int) -> list[Delivery]:

@@ -96,6 +96,24 @@ def test_a_foreign_lock_is_waited_for_or_said(store: SqliteStore) -> None:
     assert len(store.read(store.verbs.find(Filter(), NOW))[0]) == 1
 
 
+def test_a_file_that_was_removed_or_replaced_takes_nothing(store: SqliteStore) -> None:
+    """It would be lost with the program: nobody could open that file again."""
+    path, aside = Path(store.path), Path(store.path).with_suffix(".aside")
+    add(store, message())
+    path.rename(aside)
+    for replaced in (False, True):
+        if replaced:
+            path.touch()
+        with pytest.raises(Trouble, match="removed or replaced") as problem:
+            add(store, message())
+        assert problem.value.kind == "io"
+        with pytest.raises(Trouble, match="removed or replaced"):
+            store.begin([store.verbs.add([message()])])()
+    aside.replace(path)
+    add(store, message())
+    assert store.read(store.verbs.stats(NOW))["states"] == {"queued": 2}
+
+
 def test_a_full_disk_is_said_and_leaves_nothing_half(store: SqliteStore) -> None:
     add(store, message())
     store._writer.execute(f"PRAGMA max_page_count = {store._writer.execute('PRAGMA page_count')[0][0] + 2}")

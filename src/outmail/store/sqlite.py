@@ -3,7 +3,7 @@
 Promises: ``synchronous=FULL``: what `commit` returned is on disk; ``BEGIN IMMEDIATE`` for whatever writes, with our own
 patient retries, so that no caller sees "database is locked"; threads that ask at the same moment share one commit
 (the first one commits for all); a loop's commits do not wait for checkpoints; a forked child opens its own connections
-and leaves the parent's alone.
+and leaves the parent's alone; a file that was removed or replaced while it is open takes nothing more.
 Fails: `Trouble`; after it nothing of the transaction is stored. A file of a later schema is refused, never touched.
 Does not: work on network file systems, or know what the verbs mean.
 """
@@ -89,7 +89,7 @@ class SqliteStore(GroupCommit):
     # -- opening ----------------------------------------------------------------------------------------------------
 
     def _open(self) -> None:
-        _create(self.path)
+        self._place = _create(self.path)
         self._claim = drivers.claim(self.path, self.library)
         driver = drivers.DRIVERS[self.library]
         try:
@@ -186,6 +186,8 @@ class SqliteStore(GroupCommit):
     def _begin(self, verbs: Sequence[Verb[Any]], wait: float) -> list[Any]:
         if self._pid < 0:
             raise Trouble("closed", f"{self.path} is closed")
+        if _place(self.path) != self._place:  # what is written to a file without a name is lost with the program
+            raise Trouble("io", f"{self.path} was removed or replaced while it was open: put it back, or start this program anew")
         drivers.patient(lambda: self._writer.execute("BEGIN IMMEDIATE"), wait)
         try:
             if len(verbs) == 1:
@@ -321,10 +323,20 @@ _CHECKS = (
 )
 
 
-def _create(path: str) -> None:
-    """Make the file private before SQLite sees it; a missing folder is said, not made."""
+def _place(path: str) -> tuple[int, int] | None:
+    """Which file has this name."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _create(path: str) -> tuple[int, int] | None:
+    """Make the file private before SQLite sees it, and say which one it is; a missing folder is said, not made."""
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        return _place(path)
     except FileNotFoundError:
         raise Trouble("forbidden", f"the folder of {path} does not exist: create it, or choose another store", 2) from None
     except OSError as problem:
