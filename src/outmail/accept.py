@@ -261,6 +261,6 @@ _HINTS = {
 }
 
 
-def not_stored(problem: Trouble) -> NotStored:
+def not_stored(problem: Trouble, what: str = "the message was not stored") -> NotStored:
     """The store's trouble as the caller's exception."""
-    return NotStored(f"the message was not stored: {problem}", hint=_HINTS.get(problem.kind, ""), errno=problem.errno, code=f"store-{problem.kind}")
+    return NotStored(f"{what}: {problem}", hint=_HINTS.get(problem.kind, ""), errno=problem.errno, code=f"store-{problem.kind}")

@@ -35,7 +35,8 @@ from outmail.intake.takeover import TakeOver, written
 from outmail.model import Attempt, Dsn, Event, Filter, Receipt, Status, is_id, keyed_id
 from outmail.policy.route import Routes
 from outmail.reports import door as reports_door
-from outmail.store import Store, Trouble
+from outmail.smtp.syntax import printable
+from outmail.store import Store, Trouble, shown
 from outmail.store.caller import Rows, caller
 from outmail.wiring import build_engine, open_source, open_store, spool_of
 from outmail.worker import Worker, started
@@ -114,10 +115,11 @@ class Outbox:
         self._exit_wait = exit_wait
         self._route, self._routes = _route(relay, self._config)
         self._threaded = deliver == "thread" or (deliver == "auto" and relay is not None)
+        place = os.fspath(store) if store is not None else self._config.store
         try:
-            self._store = open_store(os.fspath(store) if store is not None else self._config.store)
+            self._store = open_store(place)
         except Trouble as problem:
-            raise not_stored(problem) from None
+            raise not_stored(problem, f"the store {shown(place)} cannot be opened") from None
         self._door = Door(self._store, _terms(self._config, self._routes), self._clock, self._wake, failpoints.hit)
         self._engine: _EngineThread | None = None
         self._takeover: TakeOver | None = None
@@ -410,22 +412,22 @@ class Outbox:
 
     def _seq(self, id: str) -> int:
         head, _, n = str(id).partition("/")
-        seq = self._read(self._store.verbs.seq_of(head))
+        seq = self._read(self._store.verbs.seq_of(head)) if head.isascii() else None
         if seq is None or (n and not any(str(r.n) == n for r in self._read(self._store.verbs.statuses([seq]))[0].recipients)):
-            raise NotFound(f"no message {id} is in {self._store.url}")
+            raise NotFound(f"no message {printable(str(id))} is in {self._store.url}")
         return int(seq)
 
     def _read(self, verb: Any) -> Any:
         try:
             return self._store.read(verb)
         except Trouble as problem:
-            raise not_stored(problem) from None
+            raise not_stored(problem, "the store cannot be read") from None
 
     def _write(self, verb: Any) -> Any:
         try:
             return self._store.run(verb)
         except Trouble as problem:
-            raise not_stored(problem) from None
+            raise not_stored(problem, "the change was not stored") from None
 
 
 def _terms(config: Config, routes: Routes) -> Terms:

@@ -25,7 +25,10 @@ def parse_size(text: str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKmMgG]?[bB]?)\s*", text, re.ASCII)
     if not match or match[2].lower() == "b":
         raise ValueError(f"{text!r} is not a size: write a number of bytes, or such as 500kB, 50MB")
-    return int(float(match[1]) * _SIZES[match[2].lower()])
+    size = float(match[1]) * _SIZES[match[2].lower()]
+    if size >= 2**62:
+        raise ValueError(f"{text[:40]!r} is larger than anything there is")
+    return int(size)
 
 
 def select(selection: str, now: int) -> Filter:
@@ -39,6 +42,7 @@ def select(selection: str, now: int) -> Filter:
 def parse(text: str, now: int) -> Filter:
     """Filter text → Filter; raises `Refused` (code ``bad-filter``)."""
     try:
+        text.encode()
         words = shlex.split(text)
     except ValueError as problem:
         raise Refused(f"the filter {text!r} cannot be read: {problem}", code="bad-filter") from None

@@ -52,6 +52,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except Exception as problem:
+        return _unexpected(problem, getattr(arguments, "json", False))
+
+
+def _unexpected(problem: Exception, as_json: bool) -> int:
+    """The store's trouble where no message was at stake, or a bug of ours, which is shown whole."""
+    from outmail.accept import not_stored
+    from outmail.store import Trouble
+
+    if isinstance(problem, Trouble):
+        return _told(not_stored(problem, "the store cannot be used"), as_json)
+    import traceback
+
+    traceback.print_exception(problem)
+    print("outmail: this is a bug of outmail; please report it with the lines above", file=sys.stderr)
+    return EX_SOFTWARE
 
 
 def _told(problem: Error, as_json: bool) -> int:

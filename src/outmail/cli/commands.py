@@ -11,13 +11,12 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from outmail import failpoints, selection, service
-from outmail.accept import not_stored
 from outmail.cli import EX_DATAERR, EX_NOINPUT, EX_SOFTWARE, EX_TEMPFAIL, EX_UNAVAILABLE, EX_USAGE
 from outmail.cli.explanations import CODES
 from outmail.clock import Clock, human_span, rfc3339
@@ -242,7 +241,7 @@ def _selections(words: list[str], now: int) -> list[Filter]:
     if words == ["ALL"]:
         return [Filter()]
     if words == ["-"]:
-        words = sys.stdin.read().split()
+        words = sys.stdin.buffer.read().decode("utf-8", "replace").split()
     ids = tuple(pair for word in words if is_id(word) for pair in selection.select(word, now).ids)
     rest = [word for word in words if not is_id(word)]
     terms = tuple(term for word in rest for term in selection.parse(shlex.quote(word), now).terms)
@@ -495,18 +494,12 @@ def move(arguments: argparse.Namespace) -> int:
     """FROM TO."""
     if not is_postgres(arguments.old) and not os.path.exists(store_path(arguments.old)[0]):
         raise ConfigError(f"there is no queue at {arguments.old}")
-    old = open_store(arguments.old)
-    new = open_store(arguments.new)
-    try:
+    with closing(open_store(arguments.old)) as old, closing(open_store(arguments.new)) as new:
         with _progress("move") as tell:
             count = moved(old, new, Clock().now(), tell, failpoints.hit)
-    except Trouble as problem:
-        raise not_stored(problem) from None
-    print(f"{count} messages moved from {old.url} to {new.url}", file=sys.stderr)
-    if os.path.isdir(old.spool) and os.listdir(old.spool):
-        print(f"outmail: log records still lie in {old.spool}; they are mailed by whoever uses {old.url} next", file=sys.stderr)
-    old.close()
-    new.close()
+        print(f"{count} messages moved from {old.url} to {new.url}", file=sys.stderr)
+        if os.path.isdir(old.spool) and os.listdir(old.spool):
+            print(f"outmail: log records still lie in {old.spool}; they are mailed by whoever uses {old.url} next", file=sys.stderr)
     return 0
 
 

@@ -117,6 +117,10 @@ def _numbers(driver: Driver, request: Numbers) -> list[int]:
     return list(range(first, first + request.count))
 
 
+#: A value that no database takes: half a surrogate pair, a number of more than 64 bits.
+_ODD = (UnicodeEncodeError, OverflowError)
+
+
 class Apsw:
     """A connection by apsw, whose bundled SQLite is free of the WAL-reset bug."""
 
@@ -132,13 +136,13 @@ class Apsw:
     def execute(self, sql: str, params: Sequence[Any] = ()) -> list[Any]:
         try:
             return self._db.execute(sql, params).fetchall()
-        except self._apsw.Error as problem:
+        except (self._apsw.Error, *_ODD) as problem:
             raise self._trouble(problem) from None
 
     def many(self, sql: str, rows: Sequence[Sequence[Any]]) -> list[Any]:
         try:
             return self._db.executemany(sql, rows).fetchall()
-        except self._apsw.Error as problem:
+        except (self._apsw.Error, *_ODD) as problem:
             raise self._trouble(problem) from None
 
     def on_commit(self, hook: Callable[[int], None]) -> None:
@@ -182,7 +186,7 @@ class Stdlib:
     def execute(self, sql: str, params: Sequence[Any] = ()) -> list[Any]:
         try:
             return self._db.execute(sql, params).fetchall()
-        except self._sqlite3.Error as problem:
+        except (self._sqlite3.Error, *_ODD) as problem:
             raise self._trouble(problem) from None
 
     def many(self, sql: str, rows: Sequence[Sequence[Any]]) -> list[Any]:
@@ -191,7 +195,7 @@ class Stdlib:
                 self._db.executemany(sql, rows)
                 return []
             return [found for row in rows for found in self._db.execute(sql, row).fetchall()]
-        except self._sqlite3.Error as problem:
+        except (self._sqlite3.Error, *_ODD) as problem:
             raise self._trouble(problem) from None
 
     def in_transaction(self) -> bool:

@@ -335,8 +335,11 @@ def _place(path: str) -> tuple[int, int] | None:
 def _create(path: str) -> tuple[int, int] | None:
     """Make the file private before SQLite sees it, and say which one it is; a missing folder is said, not made."""
     try:
+        path.encode()
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         return _place(path)
+    except ValueError:
+        raise Trouble("other", f"SQLite takes no such file name: {path!r}") from None
     except FileNotFoundError:
         raise Trouble("forbidden", f"the folder of {path} does not exist: create it, or choose another store", 2) from None
     except OSError as problem:
