@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from outmail.smtp.lines import has_bare
+
 _FIRST = re.compile(rb"[!-9;-~]+[ \t]*:")
 _FIELD = re.compile(rb"(?im)^([!-9;-~]+)[ \t]*:[^\r\n]*\r\n(?:[ \t][^\r\n]*\r\n)*")
 _REST = re.compile(rb"[^\r\n]*(?:\r\n[ \t][^\r\n]*)*")
@@ -28,10 +30,10 @@ def normalised(content: bytes) -> bytes:
     """CRLF line ends and a last CRLF. NUL and bare CR are errors; lone LF becomes CRLF. Normal content comes back as it is."""
     if b"\0" in content:
         raise ContentError("the message contains a NUL byte, which no mail server may pass on", "bad-content")
-    if bare := _BARE_CR.search(content):
-        line = content.count(b"\n", 0, bare.start()) + 1
-        raise ContentError(f"the message contains a carriage return without line feed in line {line}", "bad-content")
-    if content.count(b"\n") != content.count(b"\r"):
+    if has_bare(content):
+        if bare := _BARE_CR.search(content):
+            line = content.count(b"\n", 0, bare.start()) + 1
+            raise ContentError(f"the message contains a carriage return without line feed in line {line}", "bad-content")
         content = content.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
     return content if content.endswith(b"\r\n") else content + b"\r\n"
 

@@ -18,7 +18,6 @@ Does not: connect, keep time, verify certificates (the shell does), or retry.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -26,6 +25,7 @@ from typing import Any
 
 from outmail.model import NEEDS_8BIT, NEEDS_UTF8, Delivery, Dsn, Leased, Outcome, Reply
 from outmail.smtp import auth
+from outmail.smtp.lines import stuffed
 from outmail.smtp.reply import ProtocolError, ReplyReader
 
 MAX_RECIPIENTS = 100
@@ -113,7 +113,6 @@ class _Transaction:
 
 
 _NOTHING_ASKED = Dsn()
-_DOTTED = re.compile(rb"\n\.")
 _WAIT, _NOWAIT = Take(True), Take(False)
 _READS = {stage: Read(stage) for stage in ("banner", "ehlo", "tls", "auth", "mail", "rcpt", "data", "dot", "rset", "quit")}
 
@@ -124,13 +123,6 @@ def by_digit(reply: Reply, scope: str, stage: str) -> Outcome:
     first = reply.code // 100
     kind = "delivered" if first == 2 else "refused" if first == 5 else "deferred"
     return Outcome(kind, scope, stage, reply)  # type: ignore[arg-type]
-
-
-def stuffed(content: bytes) -> bytes:
-    """Dot-stuffing (RFC 5321 §4.5.2) of CRLF-normal content; the same object when there is nothing to stuff."""
-    if _DOTTED.search(content):
-        content = content.replace(b"\r\n.", b"\r\n..")
-    return b"." + content if content.startswith(b".") else content
 
 
 def xtext(value: str) -> str:

@@ -26,6 +26,7 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 from outmail.model import Reply
+from outmail.smtp.lines import has_bare, unstuffed
 from outmail.smtp.syntax import AddressError, parse_mailbox, valid_notify, valid_original
 
 MAX_LINE = 2048
@@ -93,8 +94,6 @@ Request = Deliver | Verify | StartTls | Close
 
 _PATH = re.compile(rb'<((?:"(?:[^"\\\r\n]|\\.)*"|[^<>"\s])*)>(?:[ \t]+(.*))?')
 _PARAMETER = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([!-<>-~]+))?")
-_DOTTED = re.compile(rb"\n\.")
-_BARE_CR = re.compile(rb"\r[^\n]")
 _XTEXT = re.compile(r"\+([0-9A-F]{2})")
 _OK = b"250 2.1.0 Ok\r\n"
 _RCPT_OK = b"250 2.1.5 Ok\r\n"
@@ -268,13 +267,11 @@ class Server:
         envelope = self._envelope
         assert envelope is not None
         discarded, self._discarding, self._received = self._discarding, False, 0
-        if content.startswith(b".") or _DOTTED.search(content):
-            content = content.replace(b"\r\n.", b"\r\n")
-            content = content[1:] if content.startswith(b".") else content
+        content = unstuffed(content)
         if discarded or len(content) > self.settings.size:
             self._refuse_content(Reply(552, f"The message is longer than {self.settings.size} bytes", "5.3.4"))
             return
-        if content.count(b"\n") != content.count(b"\r") or _BARE_CR.search(content):
+        if has_bare(content):
             if not self.settings.normalise:
                 self._refuse_content(Reply(554, "The message holds a bare CR or LF", "5.6.0"))
                 return
