@@ -128,7 +128,7 @@ def drained(sink: lab.SinkProcess, count: int, action: Callable[[], object]) -> 
 
 def measured(folder: Path, version: str, *, quick: bool = False) -> Iterator[str]:
     """The section for benchmarks.md."""
-    rounds, accepts, many, drains = (1, 400, 4000, 1000) if quick else (3, 1600, 20_000, 10_000)
+    rounds, accepts, many, drains = (1, 400, 4000, 1000) if quick else (3, 8000, 20_000, 10_000)
     server = pgserver.PgServer(pgserver.installed()[version]).start()
     sink = lab.SinkProcess()
     try:
