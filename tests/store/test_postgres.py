@@ -23,6 +23,7 @@ from outmail.config import from_toml
 from outmail.errors import ConfigError, NotStored
 from outmail.model import Dsn, Filter, Message, Recipient
 from outmail.store import Trouble, hints, pgsql, postgres, shown, verbs
+from outmail.store.lane import Lane
 from outmail.store.postgres import PostgresStore, conninfo_of, place_of
 from outmail.testing import Sink
 from outmail.testing.conformance import NOW, add, lease, message, settle, standing
@@ -250,6 +251,32 @@ def test_a_statement_that_takes_too_long_is_said_and_leaves_nothing(stores: Any)
     with pytest.raises(Trouble) as caught:
         one.run(slow())
     assert caught.value.kind == "busy" and one.read(one.verbs.find(Filter(), NOW))[0] == []
+
+
+def test_a_table_that_somebody_holds_is_waited_for_and_then_said(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """VACUUM FULL, a migration, a forgotten session: nobody waits for ever, and what was in time is stored."""
+    monkeypatch.setattr("outmail.store.lane.LOCK_WAIT", 0.5)
+    with Outbox(url, deliver="never") as box, psycopg.connect(url) as db:
+        first = box.send("a@x.test", "s", sender="me@x.test").id
+        db.execute("LOCK TABLE outmail.message IN ACCESS EXCLUSIVE MODE")
+        began = time.monotonic()
+        with pytest.raises(NotStored, match="lock timeout") as problem:
+            box.send("b@x.test", "s", sender="me@x.test")
+        with pytest.raises(NotStored, match="lock timeout"):
+            box.status(first)
+        assert time.monotonic() - began < 5 and problem.value.code == "store-busy"
+        threading.Timer(0.2, db.rollback).start()
+        assert box.send("c@x.test", "s", sender="me@x.test")
+        assert [status.recipients[0].address for status in box.find()] == ["a@x.test", "c@x.test"]
+        with psycopg.connect(url) as other:  # who says otherwise for the role is heard
+            other.execute("ALTER ROLE outmail SET lock_timeout = '123s'")
+        try:
+            other_lane = Lane(url, conninfo_of(url)[0], prepare=True)
+            assert other_lane.connection.open().execute("SHOW lock_timeout").fetchone() == ("123s",)
+            other_lane.close()
+        finally:
+            with psycopg.connect(url) as other:
+                other.execute("ALTER ROLE outmail RESET lock_timeout")
 
 
 def test_a_commit_that_takes_long_does_not_hold_up_all_other_threads(stores: Any) -> None:

@@ -22,6 +22,9 @@ from outmail.store.group import GroupCommit
 
 log = logging.getLogger("outmail")
 
+#: Seconds that a statement waits for somebody's lock, where neither server nor role say otherwise.
+LOCK_WAIT = 30.0
+_BOUND = "SELECT set_config('lock_timeout', %s, false) WHERE current_setting('lock_timeout') = '0'"
 #: The class of advisory locks for message ids.
 _IDS = 0x6F75746E
 
@@ -78,6 +81,8 @@ class Connection:
         library = psycopg()
         try:
             self._db = library.connect(self._conninfo, autocommit=True, prepare_threshold=5 if self._prepare else None)
+            if self._prepare:  # not behind PgBouncer, where it would be somebody else's
+                self._db.execute(_BOUND, (f"{LOCK_WAIT * 1000:.0f}ms",))
         except library.Error as problem:
             raise trouble(problem) from None
         for dumper in _lenient():

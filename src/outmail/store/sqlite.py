@@ -233,7 +233,8 @@ class SqliteStore(GroupCommit):
             try:
                 return drivers.drive(self._reader, verb)  # type: ignore[no-any-return]
             finally:
-                self._reader.execute("COMMIT")
+                if self._reader.in_transaction():  # an error may have ended it
+                    self._reader.execute("COMMIT")
 
     def changed(self) -> bool:
         """True when another connection has committed since the last call; costs microseconds."""
