@@ -44,6 +44,8 @@ SETTLE_BATCH = 200
 SETTLE_DELAY = 0.01
 MAX_RECIPIENTS = 100
 UPKEEP = 30.0
+#: Seconds between looks at what is too old to be sent, while something is.
+EXPIRE = 1.0
 RECLAIM = 2.0
 #: Seconds between two complaints about the same trouble.
 AGAIN = 60.0
@@ -108,6 +110,7 @@ class Engine:
         self._held_until = 0.0
         self._reclaim_at = 0.0
         self._upkeep_at = 0.0
+        self._expire_at = 0.0
         #: The last trouble of the store that was logged, and when it may be logged again.
         self._told = ("", 0.0)
         self._purge_after = 0
@@ -337,12 +340,19 @@ class Engine:
             return
         self._leasing = True
         self._number += 1
+        if self.loop.time() >= self._expire_at:  # first, in the same transaction: what is too old by now is not sent any more
+            self._expire_at = self.loop.time() + EXPIRE
+            self.commits.ask(self.store.verbs.expire(self.clock.now()), self._expired)
         before = self._once_before if self._once_before is not None else self.clock.now()
         lease = self.store.verbs.lease(
             self._owner.id, self._number, room, before, turn=self._number, budget=max(1, WINDOW_BYTES - self._bytes),
             suspects=self._suspect is None, only=self._only,
         )  # fmt: skip
         self.commits.ask(lease, partial(self._leased, room, self._number))
+
+    def _expired(self, answer: int | BaseException) -> None:
+        if isinstance(answer, BaseException):
+            self._failed("a look at what is too old", answer)
 
     def _leased(self, room: dict[str, int], number: int, answer: list[Delivery] | BaseException) -> None:
         self._leasing = False

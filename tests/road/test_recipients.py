@@ -164,6 +164,14 @@ def test_high_overtakes_and_nobody_starves(make_box: MakeBox, sink: Sink) -> Non
     owner.close()
 
 
+def test_what_is_too_old_is_not_sent_any_more(make_box: MakeBox, sink: Sink) -> None:
+    """A code that is good for a moment: when its second try is due, it is not."""
+    sink.script("RCPT: 451 4.7.1 greylisted x1")
+    box = make_box(sink.url, '[retry]\nschedule = "1500ms…"\n')
+    id = send(box, "a@x.test", expires="300ms")
+    assert box.wait(id, 10).recipients[0].reason.startswith("too old") and not sink.messages
+
+
 def test_at_and_expires(make_box: MakeBox, sink: Sink) -> None:
     box = make_box(sink.url)
     later = send(box, "a@x.test", at="1h")
