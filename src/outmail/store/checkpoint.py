@@ -43,10 +43,16 @@ class Checkpoints:
         """From now on by a thread."""
         self._aside = True
 
-    def wait(self, seconds: float) -> None:
-        """For the one under way. Whoever waits holds the lock of commits, so that no other begins."""
+    def wait(self, seconds: float) -> bool:
+        """For the one under way; False when it still is. Whoever waits holds the lock of commits, so that no other begins."""
         if self._thread is not None:
             self._thread.join(seconds)
+        return self._thread is None or not self._thread.is_alive()
+
+    def forsake(self) -> None:
+        """In a forked child: the connection is the parent's."""
+        if self._side is not None:
+            self._side.forsake()
 
     def close(self) -> None:
         """Once the one under way is done."""

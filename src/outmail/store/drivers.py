@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -167,6 +168,11 @@ class Apsw:
     def close(self) -> None:
         self._db.close()
 
+    def forsake(self) -> None:
+        """Close what a fork has brought along: file and log are left to the parent."""
+        self._db.config(self._apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        self._db.close(True)
+
     def _trouble(self, problem: Exception) -> Trouble:
         return trouble(getattr(problem, "extendedresult", 0) or getattr(problem, "result", 1), str(problem))
 
@@ -202,6 +208,12 @@ class Stdlib:
         return self._db.in_transaction
 
     def close(self) -> None:
+        self._db.close()
+
+    def forsake(self) -> None:
+        """Close what a fork has brought along. Before Python 3.12 the parent's own lock keeps its log from being deleted."""
+        if sys.version_info >= (3, 12):
+            self._db.setconfig(self._sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, True)
         self._db.close()
 
     def _trouble(self, problem: Exception) -> Trouble:

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
-from outmail.store import Store, Trouble, Verb, drivers, shown
+from outmail.store import Store, Trouble, Verb, drivers, forks, shown
 from outmail.store.caller import lacks_table
 
 #: Rows, and bytes of content, taken over at a time.
@@ -113,6 +114,9 @@ class SqliteSource:
         self.name = f"sqlite:{self.path}"
         if not os.path.exists(self.path):
             raise Trouble("io", f"{self.path} does not exist")
+        forks.check(self.path)
+        self._lock = threading.Lock()
+        self._paused = self._over = False
         self._claimed = drivers.claim(self.path, library)
         try:
             self._db = drivers.DRIVERS[library](self.path)
@@ -121,6 +125,23 @@ class SqliteSource:
         except BaseException:
             drivers.release(self._claimed)
             raise
+        forks.attend(self)
+
+    def pause(self) -> bool:
+        """See `forks.Holder`."""
+        self._paused = self._lock.acquire(timeout=forks.WAIT)
+        return self._paused
+
+    def resume(self) -> None:
+        """See `forks.Holder`."""
+        if self._paused:
+            self._lock.release()
+
+    def forsake(self) -> None:
+        """See `forks.Holder`."""
+        if not self._over:
+            self._over = True
+            self._db.forsake()
 
     def claim(self, store: str) -> list[int]:
         mine = self._numbers(store)
@@ -150,16 +171,23 @@ class SqliteSource:
         return len(self._write([(_FREE, (store,))]))
 
     def close(self) -> None:
-        self._db.close()
-        drivers.release(self._claimed)
+        if not self._over:
+            self._over = True
+            self._db.close()
+            drivers.release(self._claimed)
 
     def _read(self, sql: str, params: Sequence[Any]) -> list[Any]:
         try:
-            return drivers.patient(lambda: self._db.execute(sql, params), 5.0)  # type: ignore[no-any-return]
+            with self._lock:
+                return drivers.patient(lambda: self._db.execute(sql, params), 5.0)  # type: ignore[no-any-return]
         except Trouble as problem:
             raise missing_table(problem, self.name) from None
 
     def _write(self, statements: Sequence[tuple[str, Sequence[Any]]]) -> list[Any]:
+        with self._lock:
+            return self._transaction(statements)
+
+    def _transaction(self, statements: Sequence[tuple[str, Sequence[Any]]]) -> list[Any]:
         drivers.patient(lambda: self._db.execute("BEGIN IMMEDIATE"), 5.0)
         try:
             rows = [row for sql, params in statements for row in self._db.execute(sql, params)]

@@ -14,13 +14,12 @@ import os
 import socket
 import threading
 import uuid
-import weakref
 from collections.abc import Callable, Iterable, Sequence
 from importlib import resources
 from typing import Any, TypeVar
 
 from outmail.model import Delivery, Leased
-from outmail.store import Trouble, Verb, drivers, verbs
+from outmail.store import Trouble, Verb, drivers, forks, verbs
 from outmail.store.checkpoint import PAGES, Checkpoints
 from outmail.store.group import GroupCommit
 from outmail.store.owner import Owner, OwnerFile, boot_id, dead_files
@@ -32,38 +31,6 @@ _DURABLE = ("PRAGMA synchronous = FULL", "PRAGMA fullfsync = ON")
 #: auto_vacuum first: it can only be chosen before the file has its first page.
 _PRAGMAS = ("PRAGMA auto_vacuum = INCREMENTAL", "PRAGMA journal_mode = WAL", *_DURABLE, "PRAGMA busy_timeout = 0", f"PRAGMA wal_autocheckpoint = {PAGES}",
             "PRAGMA cache_size = -32000", "PRAGMA temp_store = MEMORY")  # fmt: skip
-
-
-#: Grows in every forked child: cheaper to ask than the process's number.
-_forks = 0
-#: Those that live, so that no thread is inside SQLite at a fork: a child would wait for ever for a lock of a thread it has not.
-_stores: weakref.WeakValueDictionary[int, SqliteStore] = weakref.WeakValueDictionary()
-#: Seconds that a fork waits for a thread inside SQLite.
-FORK_WAIT = 5.0
-
-
-def _living() -> list[SqliteStore]:
-    return [store for found in _stores.valuerefs() if (store := found()) is not None]
-
-
-def _before_fork() -> None:
-    for store in _living():
-        store.pause()
-
-
-def _after_fork() -> None:
-    for store in _living():
-        store.resume()
-
-
-def _count_fork() -> None:
-    global _forks
-    _forks += 1
-    _after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_count_fork)
 
 
 class SqliteStore(GroupCommit):
@@ -81,14 +48,14 @@ class SqliteStore(GroupCommit):
         super().__init__()
         self._read_lock = threading.Lock()
         self._pid = 0
-        self._leaked: list[Any] = []
         self._paused: list[threading.Lock] = []
         self._open()
-        _stores[id(self)] = self
+        forks.attend(self)
 
     # -- opening ----------------------------------------------------------------------------------------------------
 
     def _open(self) -> None:
+        forks.check(self.path)
         self._place = _create(self.path)
         self._claim = drivers.claim(self.path, self.library)
         driver = drivers.DRIVERS[self.library]
@@ -102,25 +69,33 @@ class SqliteStore(GroupCommit):
         self._checkpoints = Checkpoints(self._writer, lambda: _prepared(drivers.Apsw(self.path), _DURABLE)) if isinstance(self._writer, drivers.Apsw) else None
         self._version = -1
         self._pid = os.getpid()
-        self._forks = _forks
+        self._forks = forks.count()
 
     def _check_fork(self) -> None:
-        if self._forks != _forks:
-            self._leaked += [self._writer, self._reader, self._checkpoints]  # closing them here would harm the parent
+        if self._forks != forks.count() and self._pid >= 0:
             self._begin_anew()
             self._read_lock = threading.Lock()
             self._open()
 
-    def pause(self) -> None:
-        """Wait until nobody is inside SQLite, and let nobody in."""
-        self._paused = [lock for lock in (self._write_lock, self._read_lock) if lock.acquire(timeout=FORK_WAIT)]
-        if self._checkpoints is not None:
-            self._checkpoints.wait(FORK_WAIT)
+    def pause(self) -> bool:
+        """See `forks.Holder`."""
+        self._paused = [lock for lock in (self._write_lock, self._read_lock) if lock.acquire(timeout=forks.WAIT)]
+        return len(self._paused) == 2 and (self._checkpoints is None or self._checkpoints.wait(forks.WAIT))
 
     def resume(self) -> None:
-        """After `pause`."""
+        """See `forks.Holder`."""
         while self._paused:
             self._paused.pop().release()
+
+    def forsake(self) -> None:
+        """See `forks.Holder`."""
+        if self._pid <= 0:
+            return  # closed, or forsaken in a child between
+        self._pid = 0
+        if self._checkpoints is not None:
+            self._checkpoints.forsake()
+        self._reader.forsake()
+        self._writer.forsake()
 
     def _upgrade(self) -> None:
         """Bring the file to this version's schema; each step is one transaction, guarded by the write lock."""
