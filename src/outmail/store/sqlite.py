@@ -268,12 +268,14 @@ class SqliteStore(GroupCommit):
 
     def give_space_back(self) -> None:
         """Return free pages to the file system, a bounded number at a time."""
+        self._check_fork()
         with self._write_lock:
             if self._writer.execute("PRAGMA freelist_count")[0][0] > 256:
                 drivers.patient(lambda: self._writer.execute("PRAGMA incremental_vacuum(2000)"), 0.5)
 
     def check(self) -> list[str]:
         """What is wrong with the file, in sentences; an empty list is good news."""
+        self._check_fork()
         with self._read_lock:
             rows = [row[0] for row in self._reader.execute("PRAGMA quick_check(20)")]
         problems = [f"SQLite: {row}" for row in rows if row != "ok"]
@@ -286,6 +288,7 @@ class SqliteStore(GroupCommit):
 
     def backup(self, target: str) -> None:
         """A consistent copy of the live queue, compacted, in a new file."""
+        self._check_fork()
         with self._read_lock:
             self._reader.execute("VACUUM INTO ?", (target,))
 
