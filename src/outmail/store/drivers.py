@@ -37,8 +37,17 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+def identity(path: str) -> tuple[int, int] | None:
+    """Which file has this name now, as `claim` says it; None for none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def claim(path: str, library: Library) -> tuple[int, int]:
-    """Note that this process opens the file by ``library``. Raises ConfigError when the other one has it open."""
+    """Note that this process opens the file by ``library``; answers which file it is. Raises ConfigError when the other one has it open."""
     found = os.stat(path)
     key = (found.st_dev, found.st_ino)
     with _guard:

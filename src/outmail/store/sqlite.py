@@ -56,7 +56,7 @@ class SqliteStore(GroupCommit):
 
     def _open(self) -> None:
         forks.check(self.path)
-        self._place = _create(self.path)
+        _create(self.path)
         self._claim = drivers.claim(self.path, self.library)
         driver = drivers.DRIVERS[self.library]
         try:
@@ -161,7 +161,7 @@ class SqliteStore(GroupCommit):
     def _begin(self, verbs: Sequence[Verb[Any]], wait: float) -> list[Any]:
         if self._pid < 0:
             raise Trouble("closed", f"{self.path} is closed")
-        if _place(self.path) != self._place:  # what is written to a file without a name is lost with the program
+        if drivers.identity(self.path) != self._claim:  # what is written to a file without a name is lost with the program
             raise Trouble("io", f"{self.path} was removed or replaced while it was open: put it back, or start this program anew")
         drivers.patient(lambda: self._writer.execute("BEGIN IMMEDIATE"), wait)
         try:
@@ -302,21 +302,11 @@ _CHECKS = (
 )
 
 
-def _place(path: str) -> tuple[int, int] | None:
-    """Which file has this name."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
-
-
-def _create(path: str) -> tuple[int, int] | None:
-    """Make the file private before SQLite sees it, and say which one it is; a missing folder is said, not made."""
+def _create(path: str) -> None:
+    """Make the file private before SQLite sees it; a missing folder is said, not made."""
     try:
         path.encode()
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        return _place(path)
     except ValueError:
         raise Trouble("other", f"SQLite takes no such file name: {path!r}") from None
     except FileNotFoundError:
