@@ -8,13 +8,12 @@ Fails: `Trouble`. Does not: check messages (`accept`), or know an asyncio loop (
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from outmail.model import Message
-from outmail.store import Trouble
+from outmail.store import Trouble, forks
 
 if TYPE_CHECKING:
     from outmail.accept import Door
@@ -47,9 +46,9 @@ class Merger:
 
     def __init__(self) -> None:
         self._begin_anew()
+        forks.in_child(self._begin_anew)
 
     def _begin_anew(self) -> None:
-        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._wishes: list[_Wish] = []
 
@@ -60,8 +59,6 @@ class Merger:
 
     def keep(self, door: Door, messages: Sequence[Message], uploads: dict[str, str], again: bool) -> Sequence[Any]:
         """What `verbs.add` says of these messages, once they are on disk."""
-        if self._pid != os.getpid():
-            self._begin_anew()
         wish = _Wish(messages, uploads, again)
         self._wishes.append(wish)
         with self._lock:

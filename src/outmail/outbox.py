@@ -36,7 +36,7 @@ from outmail.model import Attempt, Dsn, Event, Filter, Receipt, Status, is_id, k
 from outmail.policy.route import Routes
 from outmail.reports import door as reports_door
 from outmail.smtp.syntax import printable
-from outmail.store import Store, Trouble, shown
+from outmail.store import Store, Trouble, forks, shown
 from outmail.store.caller import Rows, caller
 from outmail.wiring import build_engine, open_source, open_store, spool_of
 from outmail.worker import Worker, started
@@ -124,6 +124,8 @@ class Outbox:
         self._engine: _EngineThread | None = None
         self._takeover: TakeOver | None = None
         self._pid = os.getpid()
+        self._begin_anew()
+        forks.in_child(self._begin_anew)
         self._closed = False
         self._listeners: list[tuple[str, Callable[[Event], Any]]] = []
         self._watcher: threading.Thread | None = None
@@ -373,12 +375,18 @@ class Outbox:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _begin_anew(self) -> None:
+        self._starting = threading.Lock()
+
     def _start(self) -> None:
-        self._engine = _EngineThread(build_engine(self._store, self._config, self._routes, self._clock))
-        self._pid = os.getpid()
-        self._takeover = self._take_over("stdlib", self._wake)
-        if self._takeover is not None:
-            self._takeover.start()
+        with self._starting:
+            if self._engine is not None and self._pid == os.getpid():
+                return  # another thread of a forked child was first
+            self._engine = _EngineThread(build_engine(self._store, self._config, self._routes, self._clock))
+            self._takeover = self._take_over("stdlib", self._wake)
+            if self._takeover is not None:
+                self._takeover.start()
+            self._pid = os.getpid()
 
     def _take_over(self, library: str, wake: Callable[[], None]) -> TakeOver | None:
         """What empties the tables of ``[[outbox]]`` into this queue; ``library`` opens the SQLite files among them."""

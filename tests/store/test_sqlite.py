@@ -114,58 +114,6 @@ def test_a_file_that_was_removed_or_replaced_takes_nothing(store: SqliteStore) -
     assert store.read(store.verbs.stats(NOW))["states"] == {"queued": 2}
 
 
-@pytest.mark.parametrize("library", ["apsw", "stdlib"])
-@pytest.mark.parametrize("generations", [1, 2])
-def test_what_a_forked_child_stores_outlives_its_parent(tmp_path: Path, library: str, generations: int) -> None:
-    """A server that forks its workers, and ends or closes its store before they do: SQLite took the parent for the last one, and deleted their log."""
-    code = f"""if True:
-        import os, sys
-        from outmail.store.sqlite import SqliteStore
-        from outmail.testing.conformance import add, message
-        store = SqliteStore({str(tmp_path / "q.db")!r}, {library!r})
-        add(store, message())
-        store.read(store.verbs.last_cursor())
-        closed, close = os.pipe()
-        stored, store_done = os.pipe()
-        for generation in range({generations}):
-            if os.fork():
-                os.read(stored, 1)
-                store.close()
-                os.write(close, b"x")
-                os.wait()
-                os._exit(0)
-        add(store, message())
-        os.write(store_done, b"x" * {generations})
-        for generation in range({generations}):
-            os.read(closed, 1)
-        for i in range(3):
-            add(store, message())
-        os._exit(0)  # killed, as it were
-    """
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60)
-    again = SqliteStore(str(tmp_path / "q.db"), library)
-    assert again.read(again.verbs.stats(NOW))["states"] == {"queued": 5} and again.check() == []
-    again.close()
-
-
-def test_a_child_of_a_parent_that_could_not_be_paused_stores_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its locks would be lost: it says so."""
-    monkeypatch.setattr("outmail.store.forks.WAIT", 0.05)
-    store = SqliteStore(str(tmp_path / "q.db"))
-    finish = store.begin([store.verbs.add([message()])])  # a commit is under way
-    pid = os.fork()
-    if pid == 0:
-        try:
-            add(store, message())
-        except Trouble as trouble:
-            os._exit(0 if "forked" in str(trouble) else 1)
-        os._exit(2)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    finish()
-    assert store.read(store.verbs.stats(NOW))["states"] == {"queued": 1}
-    store.close()
-
-
 def test_a_full_disk_is_said_and_leaves_nothing_half(store: SqliteStore) -> None:
     add(store, message())
     store._writer.execute(f"PRAGMA max_page_count = {store._writer.execute('PRAGMA page_count')[0][0] + 2}")

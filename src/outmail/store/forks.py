@@ -3,8 +3,9 @@
 SQLite keeps one list of its files and their locks for the whole process. A forked child inherits the list, not the locks: a connection that
 it opens beside an inherited one believes that it holds them. Then whoever closes the file elsewhere is the last one in the eyes of the
 system, and deletes the write-ahead log under the child, with all that the child stores from then on.
-How: each holder of connections is paused before a fork (nobody inside SQLite, no transaction open) and in the child forsakes them at once,
-before anything is opened there.
+How: each holder of connections is paused before a fork (nobody inside SQLite, no transaction open, nothing half opened) and in the child
+forsakes them at once, before anything is opened there; then whatever else has locks or connections of its own gets new ones (`in_child`). Both
+happen while the child has one thread, so that none of its threads need agree who does it.
 Promises: a child that opens a file that was open at the fork has locks of its own. Fails: `check` raises `Trouble` in a child whose parent could
 not be paused within `WAIT` seconds. Does not: know connections that an application opened by itself.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Protocol
 
 from outmail.store import Trouble
@@ -38,6 +40,7 @@ class Holder(Protocol):
 
 
 _holders: weakref.WeakValueDictionary[int, Holder] = weakref.WeakValueDictionary()
+_renewals: set[weakref.WeakMethod[Callable[[], None]]] = set()
 #: One fork at a time; whom it has paused; files whose holders it could not.
 _guard = threading.Lock()
 _moving: list[Holder] = []
@@ -50,6 +53,11 @@ _count = 0
 def attend(holder: Holder) -> None:
     """From now on, for as long as it lives."""
     _holders[id(holder)] = holder
+
+
+def in_child(renew: Callable[[], None]) -> None:
+    """A method that gives its object, in a forked child, new locks; called for as long as the object lives."""
+    _renewals.add(weakref.WeakMethod(renew, _renewals.discard))
 
 
 def count() -> int:
@@ -82,8 +90,13 @@ def _in_child() -> None:
     _torn.update(_missed)
     try:
         for holder in _moving:
-            if holder.path not in _missed:
+            if holder.path in _missed:
+                _holders.pop(id(holder), None)  # nobody waits for its locks again
+            else:
                 holder.forsake()
+        for found in list(_renewals):
+            if (renew := found()) is not None:
+                renew()
     finally:
         _after()
 

@@ -32,6 +32,10 @@ class Hints:
     def __init__(self, connect: Callable[[], Any]) -> None:
         self._connect = connect
         self._told = -PAUSE
+        self.renew()
+
+    def renew(self) -> None:
+        """In a forked child: nobody listens."""
         self._over = threading.Event()
 
     def tell(self, connection: Any) -> None:

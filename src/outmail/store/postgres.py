@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 from outmail.errors import ConfigError
 from outmail.model import Delivery, Leased
-from outmail.store import Trouble, Verb, pgsql, shown, verbs
+from outmail.store import Trouble, Verb, forks, pgsql, shown, verbs
 from outmail.store.hints import Hints
 from outmail.store.lane import Connection, Lane, drive, psycopg, trouble
 from outmail.store.owner import Owner, OwnerFile, boot_id, dead_files
@@ -82,25 +82,29 @@ class PostgresStore:
         self.spool = f"{base}.spool"
         self._base = base
         self._conninfo = conninfo
-        self._owners: set[LeasedOwner] = set()
         self._leaked: list[Any] = []
         self._looked = self._numbered = self._walked = 0.0
         self._closed = False
         self.verbs = pgsql.verbs_of(pgsql.Floor())
         self._connect()
+        forks.in_child(self._begin_anew)
         self._upgrade()
 
     def _connect(self) -> None:
         self._pid = os.getpid()
+        self._owners: set[LeasedOwner] = set()
         self._read_lock = threading.Lock()
         self._lanes = [Lane(self.url, self._conninfo, prepare=self._prepare) for _ in range(self.lanes)]
         self._reader = Connection(self._conninfo, prepare=self._prepare)
 
-    def _check_fork(self) -> None:
-        if self._pid != os.getpid():
-            self._leaked += [self._lanes, self._reader]  # closing them here would end the parent's sessions
-            self._owners = set()
-            self._connect()
+    def _begin_anew(self) -> None:
+        """In a forked child. Connections are made when they are needed."""
+        self._leaked += [self._lanes, self._reader]  # closing them here would end the parent's sessions
+        self._connect()
+        if self._hints is not None:
+            self._hints.renew()
+
+    def _check_open(self) -> None:
         if self._closed:
             raise Trouble("closed", f"{self.url} is closed")
 
@@ -143,7 +147,7 @@ class PostgresStore:
 
     def _lane(self) -> Lane:
         """A free one, or one where few wait."""
-        self._check_fork()
+        self._check_open()
         return min(self._lanes, key=lambda lane: lane.waiting)
 
     def run(self, verb: Verb[R], wait: float = 30.0) -> R:
@@ -162,7 +166,7 @@ class PostgresStore:
 
     def read(self, verb: Verb[R]) -> R:
         """A verb from one snapshot. (Reading events also gives them their cursors.)"""
-        self._check_fork()
+        self._check_open()
         library = psycopg()
         with self._read_lock:
             for last in (False, True):

@@ -116,16 +116,18 @@ class SqliteSource:
             raise Trouble("io", f"{self.path} does not exist")
         forks.check(self.path)
         self._lock = threading.Lock()
-        self._paused = self._over = False
-        self._claimed = drivers.claim(self.path, library)
-        try:
-            self._db = drivers.DRIVERS[library](self.path)
-            for pragma in ("PRAGMA busy_timeout = 0", "PRAGMA synchronous = FULL"):
-                drivers.patient(partial(self._db.execute, pragma), 5.0)
-        except BaseException:
-            drivers.release(self._claimed)
-            raise
+        self._paused, self._over = False, True
         forks.attend(self)
+        with self._lock:
+            self._claimed = drivers.claim(self.path, library)
+            try:
+                self._db = drivers.DRIVERS[library](self.path)
+                for pragma in ("PRAGMA busy_timeout = 0", "PRAGMA synchronous = FULL"):
+                    drivers.patient(partial(self._db.execute, pragma), 5.0)
+            except BaseException:
+                drivers.release(self._claimed)
+                raise
+            self._over = False
 
     def pause(self) -> bool:
         """See `forks.Holder`."""

@@ -10,11 +10,13 @@ Does not: work on network file systems, or know what the verbs mean.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from importlib import resources
 from typing import Any, TypeVar
 
@@ -45,25 +47,42 @@ class SqliteStore(GroupCommit):
         self.library = library
         self.url = f"sqlite:{self.path}"
         self.spool = f"{self.path}.spool"
-        super().__init__()
-        self._read_lock = threading.Lock()
         self._pid = 0
+        self._forks = -1
         self._paused: list[threading.Lock] = []
-        self._open()
+        self._checkpoints: Checkpoints | None = None
+        super().__init__()
         forks.attend(self)
+        self._check_fork()
 
     # -- opening ----------------------------------------------------------------------------------------------------
 
+    def _begin_anew(self) -> None:
+        super()._begin_anew()
+        self._read_lock = threading.Lock()
+        self._opening = threading.Lock()
+
+    def _check_fork(self) -> None:
+        """Connections of this process: the first call in it opens them."""
+        if self._forks != forks.count() and self._pid >= 0:
+            forks.check(self.path)
+            with self._opening:
+                if self._forks != forks.count():
+                    self._open()
+
     def _open(self) -> None:
-        forks.check(self.path)
         _create(self.path)
         self._claim = drivers.claim(self.path, self.library)
-        driver = drivers.DRIVERS[self.library]
+        made: list[Any] = []
         try:
-            self._writer = drivers.patient(lambda: _prepared(driver(self.path), _PRAGMAS))
-            self._reader = drivers.patient(lambda: _prepared(driver(self.path), _PRAGMAS))
+            for _ in range(2):
+                made.append(drivers.DRIVERS[self.library](self.path))
+                drivers.patient(partial(_prepared, made[-1], _PRAGMAS))
+            self._writer, self._reader = made
             self._upgrade()
         except BaseException:
+            for driver in made:
+                driver.close()
             drivers.release(self._claim)
             raise
         self._checkpoints = Checkpoints(self._writer, lambda: _prepared(drivers.Apsw(self.path), _DURABLE)) if isinstance(self._writer, drivers.Apsw) else None
@@ -71,16 +90,10 @@ class SqliteStore(GroupCommit):
         self._pid = os.getpid()
         self._forks = forks.count()
 
-    def _check_fork(self) -> None:
-        if self._forks != forks.count() and self._pid >= 0:
-            self._begin_anew()
-            self._read_lock = threading.Lock()
-            self._open()
-
     def pause(self) -> bool:
         """See `forks.Holder`."""
-        self._paused = [lock for lock in (self._write_lock, self._read_lock) if lock.acquire(timeout=forks.WAIT)]
-        return len(self._paused) == 2 and (self._checkpoints is None or self._checkpoints.wait(forks.WAIT))
+        self._paused = [lock for lock in (self._opening, self._write_lock, self._read_lock) if lock.acquire(timeout=forks.WAIT)]
+        return len(self._paused) == 3 and (self._checkpoints is None or self._checkpoints.wait(forks.WAIT))
 
     def resume(self) -> None:
         """See `forks.Holder`."""
@@ -89,8 +102,9 @@ class SqliteStore(GroupCommit):
 
     def forsake(self) -> None:
         """See `forks.Holder`."""
+        self._begin_anew()
         if self._pid <= 0:
-            return  # closed, or forsaken in a child between
+            return  # never opened, closed, or forsaken in a child between
         self._pid = 0
         if self._checkpoints is not None:
             self._checkpoints.forsake()
@@ -303,10 +317,18 @@ _CHECKS = (
 
 
 def _create(path: str) -> None:
-    """Make the file private before SQLite sees it; a missing folder is said, not made."""
+    """Make the file private before SQLite sees it; a missing folder is said, not made.
+
+    One that is there is not opened: closing it would drop the locks that other connections of this process hold on it.
+    """
     try:
         path.encode()
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        if not os.path.isfile(path):
+            raise Trouble("forbidden", f"{path} cannot be opened for writing: it is no file", errno.EISDIR) from None
+        if not os.access(path, os.R_OK | os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+            raise Trouble("forbidden", f"{path} cannot be opened for writing: permission denied", errno.EACCES) from None
     except ValueError:
         raise Trouble("other", f"SQLite takes no such file name: {path!r}") from None
     except FileNotFoundError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import encodings.idna  # noqa: F401  (else loaded by the first lookup, on its thread: a child forked in that moment could never load it)
 import socket
 from typing import Any
 
