@@ -46,7 +46,7 @@ class Merger:
 
     def __init__(self) -> None:
         self._begin_anew()
-        forks.in_child(self._begin_anew)
+        forks.in_child(self, Merger._begin_anew)
 
     def _begin_anew(self) -> None:
         self._lock = threading.Lock()

@@ -125,7 +125,7 @@ class Outbox:
         self._takeover: TakeOver | None = None
         self._pid = os.getpid()
         self._begin_anew()
-        forks.in_child(self._begin_anew)
+        forks.in_child(self, Outbox._begin_anew)
         self._closed = False
         self._listeners: list[tuple[str, Callable[[Event], Any]]] = []
         self._watcher: threading.Thread | None = None

@@ -16,10 +16,11 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from outmail.store import Trouble
 
+T = TypeVar("T")
 #: Seconds that a fork waits for a thread inside SQLite.
 WAIT = 5.0
 
@@ -40,7 +41,7 @@ class Holder(Protocol):
 
 
 _holders: weakref.WeakValueDictionary[int, Holder] = weakref.WeakValueDictionary()
-_renewals: set[weakref.WeakMethod[Callable[[], None]]] = set()
+_renewals: weakref.WeakKeyDictionary[Any, Callable[[Any], None]] = weakref.WeakKeyDictionary()
 #: One fork at a time; whom it has paused; files whose holders it could not.
 _guard = threading.Lock()
 _moving: list[Holder] = []
@@ -55,9 +56,9 @@ def attend(holder: Holder) -> None:
     _holders[id(holder)] = holder
 
 
-def in_child(renew: Callable[[], None]) -> None:
-    """A method that gives its object, in a forked child, new locks; called for as long as the object lives."""
-    _renewals.add(weakref.WeakMethod(renew, _renewals.discard))
+def in_child(one: T, renew: Callable[[T], None]) -> None:
+    """What gives an object, in a forked child, new locks; called for as long as the object lives."""
+    _renewals[one] = renew
 
 
 def count() -> int:
@@ -94,9 +95,8 @@ def _in_child() -> None:
                 _holders.pop(id(holder), None)  # nobody waits for its locks again
             else:
                 holder.forsake()
-        for found in list(_renewals):
-            if (renew := found()) is not None:
-                renew()
+        for one, renew in list(_renewals.items()):
+            renew(one)
     finally:
         _after()
 

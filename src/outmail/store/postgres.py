@@ -87,7 +87,7 @@ class PostgresStore:
         self._closed = False
         self.verbs = pgsql.verbs_of(pgsql.Floor())
         self._connect()
-        forks.in_child(self._begin_anew)
+        forks.in_child(self, PostgresStore._begin_anew)
         self._upgrade()
 
     def _connect(self) -> None:
