@@ -44,6 +44,8 @@ SETTLE_BATCH = 200
 SETTLE_DELAY = 0.01
 MAX_RECIPIENTS = 100
 UPKEEP = 30.0
+#: Seconds between two turns of retention, while there is more to look at.
+RETAIN = 2.0
 #: Seconds between looks at what is too old to be sent, while something is.
 EXPIRE = 1.0
 RECLAIM = 2.0
@@ -110,10 +112,13 @@ class Engine:
         self._held_until = 0.0
         self._reclaim_at = 0.0
         self._upkeep_at = 0.0
+        self._retain_at = 0.0
         self._expire_at = 0.0
         #: The last trouble of the store that was logged, and when it may be logged again.
         self._told = ("", 0.0)
-        self._purge_after = 0
+        #: Where retention goes on, and how many turns it has had since it began at the first message.
+        self._retained_to = 0
+        self._turns_of_retention = 0
         self._once_before: int | None = None
         self._suspect: Delivery | None = None
         self._only: int | None = None
@@ -175,7 +180,7 @@ class Engine:
             self._complain(problem)
         except Exception:
             log.exception("a bug of outmail; mail stays queued, the engine goes on")
-            self._reclaim_at = self._upkeep_at = self.loop.time() + 5.0
+            self._reclaim_at = self._upkeep_at = self._retain_at = self.loop.time() + 5.0
 
     def _ask_next(self) -> None:
         """When each destination has something to do."""
@@ -657,6 +662,9 @@ class Engine:
         if time >= self._upkeep_at:
             self._upkeep_at = time + UPKEEP
             self.commits.call(self._sweep, self._swept)
+        if self.settings.retention and time >= self._retain_at:
+            self._retain_at = time + UPKEEP
+            self.commits.call(partial(self._retain, **self.settings.retention), self._retained)
 
     async def _take_back_first(self) -> None:
         """Dead engines' work, before it is looked at what is due: a single run tries that too."""
@@ -691,7 +699,7 @@ class Engine:
             self._awake.set()
 
     def _sweep(self) -> None:
-        """On the writer's thread: old age, clocks that jumped, the sign of life, retention."""
+        """On the writer's thread: old age, clocks that jumped, the sign of life."""
         verbs, now = self.store.verbs, self.clock.now()
         while self.store.run(verbs.expire(now)) >= 2000:
             pass
@@ -700,8 +708,6 @@ class Engine:
         self.store.run(verbs.note_put("engine", "last", alive))
         if self.settings.service:
             self.store.run(verbs.note_put("engine", "service", alive))
-        if self.settings.retention:
-            self._retain(now)
 
     def _swept(self, answer: Any) -> None:
         if isinstance(answer, BaseException):
@@ -710,20 +716,26 @@ class Engine:
         self._wakes += 1
         self._awake.set()
 
-    def _retain(self, now: int) -> None:
-        """Retention, for at most a tenth of a second at a time."""
-        until = self.clock.monotonic() + 0.1
-        removed = 0
-        assert self.settings.retention is not None
+    def _retain(self, **ages: int) -> None:
+        """On the writer's thread: retention, for at most a tenth of a second at a time."""
+        now, until = self.clock.now(), self.clock.monotonic() + 0.1
+        if not self._retained_to:
+            self._turns_of_retention = 0
+            self.store.run(self.store.verbs.purge_uploads(now - 60 * MINUTE))
+        self._turns_of_retention += 1
         while True:
-            count, after = self.store.run(self.store.verbs.purge(now, after=self._purge_after, **self.settings.retention))
-            removed += count
-            self._purge_after = after or 0
-            if after is None or self.clock.monotonic() >= until:
+            self._retained_to = self.store.retain(now, self._retained_to, **ages) or 0
+            if not self._retained_to or self.clock.monotonic() >= until:
                 break
-        self.store.run(self.store.verbs.purge_uploads(now - 60 * MINUTE))
-        if removed:
-            getattr(self.store, "give_space_back", lambda: None)()
+
+    def _retained(self, answer: Any) -> None:
+        """Another turn soon; once through, rest as long as it took, so that it never takes more than a twentieth of the time."""
+        if isinstance(answer, BaseException):
+            self._failed("retention", answer)
+        elif self._retained_to:
+            self._retain_at = self.loop.time() + RETAIN
+        else:
+            self._retain_at = self.loop.time() + max(UPKEEP, self._turns_of_retention * RETAIN)
 
     def _complain(self, problem: Trouble) -> None:
         if problem.kind in ("busy", "conflict"):

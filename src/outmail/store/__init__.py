@@ -123,6 +123,9 @@ class Store(Protocol):
     def reclaim(self, now: int, *, hold: bool) -> list[dict[str, Any]]:
         """Take the work of dead engines back into the queue; returns what was found, an engine each."""
 
+    def retain(self, now: int, after: int, *, bodies: int, records: int, transcripts: int) -> int | None:
+        """Remove some of what is past retention (ms since it was final), from message ``after`` on; where to go on, None at the end."""
+
     def changed(self) -> bool:
         """True when anybody has committed since the last call: time to ask `next_due` again."""
 

@@ -33,6 +33,7 @@ _CLAIMED = " FOR UPDATE SKIP LOCKED"
 _OWN = {
     verbs._FIRST_DESTINATION: "SELECT min(name) FROM destination",
     verbs._NEXT_DESTINATION: "SELECT min(name) FROM destination WHERE name > ?",
+    verbs._NEWEST: "SELECT NULL::bigint, NULL::bigint",  # sequences remember
     # unnumbered ones are the newest
     parcels.EVENTS_OF: parcels.EVENTS_OF + " NULLS LAST, id",
     verbs._READY: verbs._READY + _CLAIMED,

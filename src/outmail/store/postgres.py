@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 from outmail.errors import ConfigError
 from outmail.model import Delivery, Leased
-from outmail.store import Trouble, Verb, forks, pgsql, shown, verbs
+from outmail.store import Trouble, Verb, forks, periods, pgsql, shown, verbs
 from outmail.store.hints import Hints
 from outmail.store.lane import Connection, Lane, drive, psycopg, trouble
 from outmail.store.owner import Owner, OwnerFile, boot_id, dead_files
@@ -84,6 +84,7 @@ class PostgresStore:
         self._conninfo = conninfo
         self._leaked: list[Any] = []
         self._looked = self._numbered = self._walked = 0.0
+        self._dropped = -periods.LOOK
         self._closed = False
         self.verbs = pgsql.verbs_of(pgsql.Floor())
         self._connect()
@@ -279,6 +280,26 @@ class PostgresStore:
         return tuple(self.read(_row(sql)))
 
     # -- upkeep -----------------------------------------------------------------------------------------------------
+
+    def retain(self, now: int, after: int, *, bodies: int, records: int, transcripts: int) -> int | None:
+        """See `Store`. Records go with their period, by row only where they outlive it by far."""
+        if not after:
+            self._turn_periods(now, records)
+        late = records + 2 * periods.length(records)
+        last: int | None = self.run(self.verbs.purge(now, after=after, bodies=bodies, records=late, transcripts=transcripts))[1]
+        return last
+
+    def _turn_periods(self, now: int, records: int) -> None:
+        try:
+            self.commit([periods.advance(records)])
+            if time.monotonic() - self._dropped > periods.LOOK:
+                self._dropped = time.monotonic()
+                while self.commit([periods.drop(now, records)])[0] is not None:
+                    pass
+        except Trouble as problem:
+            if problem.kind not in ("busy", "conflict"):
+                raise
+            log.info("a period of history is in use, it is opened or dropped later: %s", problem)
 
     def check(self) -> list[str]:
         """What is wrong with the queue, in sentences; an empty list is good news."""

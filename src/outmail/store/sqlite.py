@@ -280,6 +280,13 @@ class SqliteStore(GroupCommit):
 
     # -- upkeep -----------------------------------------------------------------------------------------------------
 
+    def retain(self, now: int, after: int, **ages: int) -> int | None:
+        """See `Store`."""
+        removed, last = self.run(verbs.purge(now, after=after, **ages))
+        if removed:
+            self.give_space_back()
+        return last
+
     def give_space_back(self) -> None:
         """Return free pages to the file system, a bounded number at a time."""
         self._check_fork()

@@ -535,7 +535,7 @@ def change(selection: Filter, event: str, now: int, reason: str = "", after: tup
     """One page of an operator's change; returns (recipients changed, where the next page begins or None)."""
     condition, params = where(selection, now)
     page = yield (
-        f"SELECT r.message, r.n FROM message m JOIN recipient r ON r.message = m.seq LEFT JOIN attempt a ON a.id = r.attempt"
+        f"SELECT r.message, r.n FROM message m JOIN recipient r ON r.message = m.seq LEFT JOIN attempt a ON a.id = r.attempt AND a.message = r.message"
         f" WHERE (r.message, r.n) > (?, ?) AND {condition} ORDER BY r.message, r.n LIMIT {PAGE}",
         (*after, *params),
     )
@@ -567,7 +567,7 @@ _STATUS = (
 )
 _STANDING = (
     "SELECT r.message, r.n, r.address, r.state, r.uncertain, r.reason, r.attempts, r.due, r.destination, a.code, a.enhanced, a.text"
-    " FROM recipient r LEFT JOIN attempt a ON a.id = r.attempt WHERE r.message = ? ORDER BY r.n"
+    " FROM recipient r LEFT JOIN attempt a ON a.id = r.attempt AND a.message = r.message WHERE r.message = ? ORDER BY r.n"
 )
 
 
@@ -581,7 +581,7 @@ def find(selection: Filter, now: int, after: int = 0, limit: int = 500) -> Verb[
     """A page of messages that have a matching recipient, oldest first; and where the next page begins, or None."""
     condition, params = where(selection, now)
     rows = yield (
-        f"SELECT DISTINCT m.seq FROM message m JOIN recipient r ON r.message = m.seq LEFT JOIN attempt a ON a.id = r.attempt"
+        f"SELECT DISTINCT m.seq FROM message m JOIN recipient r ON r.message = m.seq LEFT JOIN attempt a ON a.id = r.attempt AND a.message = r.message"
         f" WHERE m.seq > ? AND {condition} ORDER BY m.seq LIMIT ?",
         (after, *params, limit),
     )
@@ -639,7 +639,7 @@ def events_after(cursor: int, limit: int = 1000) -> Verb[list[Event]]:
     rows = yield (
         "SELECT e.cursor, e.at, e.event, m.id, e.n, r.address, e.state, e.uncertain, e.reason, e.attempts, a.code, a.enhanced, a.text"
         " FROM event e JOIN message m ON m.seq = e.message LEFT JOIN recipient r ON r.message = e.message AND r.n = e.n"
-        " LEFT JOIN attempt a ON a.id = e.attempt WHERE e.cursor > ? ORDER BY e.cursor LIMIT ?",
+        " LEFT JOIN attempt a ON a.id = e.attempt AND a.message = e.message WHERE e.cursor > ? ORDER BY e.cursor LIMIT ?",
         (cursor, limit),
     )
     return [
@@ -735,11 +735,14 @@ def purge(now: int, *, bodies: int, records: int, transcripts: int, after: int =
     return len(old_bodies) + len(uploads) + len(old_records), rows[-1][0] if len(rows) == limit else None
 
 
+_NEWEST = "SELECT (SELECT max(seq) FROM message), (SELECT max(id) FROM attempt)"
+
+
 def _forget(old: list[tuple[int]]) -> Verb[None]:
     """Remove whole records. Of the newest row of a numbered table the number stays, so that it is never given again."""
     if not old:
         return
-    newest = yield "SELECT (SELECT max(seq) FROM message), (SELECT max(id) FROM attempt)", ()
+    newest = yield _NEWEST, ()
     seq, attempt = newest[0]
     yield Many("DELETE FROM attempt WHERE message = ? AND id <> ?", [(row[0], attempt or 0) for row in old])
     yield Many("DELETE FROM recipient WHERE message = ?", old)

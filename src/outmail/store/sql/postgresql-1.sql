@@ -68,7 +68,7 @@ CREATE TABLE outmail.recipient (
 CREATE TABLE outmail.recipient_live PARTITION OF outmail.recipient FOR VALUES IN ('queued', 'sending', 'held')
     WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0,
           autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 5000);
-CREATE TABLE outmail.recipient_done PARTITION OF outmail.recipient FOR VALUES IN ('failed', 'cancelled', 'delivered');
+CREATE TABLE outmail.recipient_done PARTITION OF outmail.recipient FOR VALUES IN ('failed', 'cancelled', 'delivered') PARTITION BY RANGE (message);
 CREATE UNIQUE INDEX recipient_live_key  ON outmail.recipient_live (message, n);
 CREATE UNIQUE INDEX recipient_done_key  ON outmail.recipient_done (message, n);
 CREATE INDEX recipient_ready   ON outmail.recipient_live (destination, priority, due, message, n) WHERE state = 'queued' AND losses = 0;
@@ -81,7 +81,7 @@ CREATE INDEX recipient_expiry  ON outmail.recipient_live (expires_at) WHERE stat
 CREATE TABLE outmail.destination (name text PRIMARY KEY);
 
 CREATE TABLE outmail.attempt (
-    id          bigint  PRIMARY KEY,
+    id          bigint  NOT NULL,
     message     bigint  NOT NULL,
     at          bigint  NOT NULL,
     route       text    NOT NULL,
@@ -92,15 +92,16 @@ CREATE TABLE outmail.attempt (
     enhanced    text    NOT NULL,
     text        text    NOT NULL,
     recipients  text    NOT NULL,
-    transcript  text
-);
+    transcript  text,
+    PRIMARY KEY (message, id)
+) PARTITION BY RANGE (message);
 CREATE SEQUENCE outmail.attempt_seq OWNED BY outmail.attempt.id;
-CREATE INDEX attempt_message ON outmail.attempt (message);
 
 -- What happened. `cursor` is given after the commit, in one place at a time (see pgsql.NUMBER_EVENTS), so that whoever reads on from a
 -- cursor never misses a transaction that committed late, and waits for nobody's.
+CREATE SEQUENCE outmail.event_seq;
 CREATE TABLE outmail.event (
-    id        bigint   GENERATED ALWAYS AS IDENTITY,
+    id        bigint   NOT NULL DEFAULT nextval('outmail.event_seq'),
     cursor    bigint,
     at        bigint   NOT NULL,
     event     text     NOT NULL,
@@ -111,10 +112,33 @@ CREATE TABLE outmail.event (
     reason    text     NOT NULL,
     attempts  integer  NOT NULL,
     attempt   bigint
-) WITH (fillfactor = 80);
-CREATE UNIQUE INDEX event_cursor ON outmail.event (cursor) WHERE cursor IS NOT NULL;
+) PARTITION BY RANGE (message);
+ALTER SEQUENCE outmail.event_seq OWNED BY outmail.event.id;
 CREATE INDEX event_unnumbered ON outmail.event (id) WHERE cursor IS NULL;
 CREATE INDEX event_message ON outmail.event (message);
+
+-- What finished messages leave behind lies in partitions by periods (store/periods.py): the number of a message says in which one it was
+-- accepted, and all of a period is dropped together.
+CREATE TABLE outmail.period (
+    n        bigint PRIMARY KEY,
+    began_at bigint NOT NULL
+);
+CREATE FUNCTION outmail.open_period(n bigint) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    name text;
+BEGIN
+    -- made beside and attached, so that nobody who writes has to wait
+    FOREACH name IN ARRAY ARRAY['recipient_done', 'attempt', 'event'] LOOP
+        EXECUTE format('CREATE TABLE outmail.%1$s_%2$s (LIKE outmail.%1$s INCLUDING DEFAULTS INCLUDING CONSTRAINTS)', name, n);
+        EXECUTE format('ALTER TABLE outmail.%1$s ATTACH PARTITION outmail.%1$s_%2$s FOR VALUES FROM (%3$s) TO (%4$s)', name, n, n << 32, (n + 1) << 32);
+    END LOOP;
+    EXECUTE format('ALTER TABLE outmail.event_%s SET (fillfactor = 80)', n);
+    EXECUTE format('CREATE UNIQUE INDEX ON outmail.event_%s (cursor) WHERE cursor IS NOT NULL', n);
+    INSERT INTO outmail.period VALUES (n, extract(epoch FROM clock_timestamp()) * 1000);
+END
+$$;
+SELECT outmail.open_period(0);
+
 CREATE TABLE outmail.numbering (one boolean);
 INSERT INTO outmail.numbering VALUES (true);
 
