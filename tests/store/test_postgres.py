@@ -858,3 +858,35 @@ def test_thousands_of_events_are_numbered_in_a_moment(stores: Any, url: str) -> 
         assert one.run(pgsql.last_cursor(floor=pgsql.Floor())) == 45_000
         assert time.monotonic() - began < 30
         assert db.execute("SELECT count(*) FROM outmail.event WHERE cursor <> message").fetchone() == (0,)
+
+
+@pytest.mark.parametrize("few", [1, 30])
+@pytest.mark.parametrize("known", [False, True], ids=["never analysed", "analysed"])
+@pytest.mark.parametrize("version", sorted(pgserver.installed(), key=int))
+def test_rows_are_found_by_their_keys_whatever_the_planner_knows(version: str, known: bool, few: int, tmp_path: Path) -> None:
+    """Sessions keep plans: one that was made for a small table read the grown one whole, once for each batch or for each row."""
+    with pgserver.database(version) as url:
+        store = PostgresStore(url, str(tmp_path / "pg"))
+        add(store, *[message() for _ in range(few)])
+        db = store._lanes[0].connection.open()
+        if known:
+            db.execute("ANALYZE outmail.recipient_live, outmail.message, outmail.body")
+        db.execute("SET plan_cache_mode = force_generic_plan")
+        for i, sql in enumerate([verbs._SIZES, verbs._TO_SEND]):
+            db.execute(f"PREPARE made{i} AS {pgsql.translated(sql)[0].replace('%s', '$1')}")
+            db.execute(f"EXPLAIN EXECUTE made{i} ('[1]')")
+        add(store, *[message() for _ in range(3000)])
+        plans = {f"made{i}": f"EXPLAIN EXECUTE made{i} ('[1]')" for i in range(2)}
+        plans |= {sql: "EXPLAIN " + pgsql.translated(sql)[0].replace("%s::json", "'[]'::json").replace("%s", "1") for sql in (verbs._LEASE, verbs._DELIVERED)}
+        for sql, explain in plans.items():
+            plan = "\n".join(row[0] for row in db.execute(explain))
+            assert "Seq Scan on" not in plan and "recipient_leased" not in plan, plan
+            if not sql.startswith("made"):
+                assert re.search(r"Nested Loop.*\n +-> +Function Scan on batch.*\n +-> +Index Scan using recipient_live_key", plan), plan
+        owner = store.register(NOW)
+        for delivery in lease(store, owner, 10):
+            settle(store, owner, delivery, "delivered", "delivered")
+        kept = db.execute("SELECT statement FROM pg_prepared_statements").fetchall()
+        assert any("outmail.event" in sql for (sql,) in kept) and not any("outmail.batch" in sql for (sql,) in kept)
+        owner.file.abandon()
+        store.close()

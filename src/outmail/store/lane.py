@@ -24,7 +24,11 @@ log = logging.getLogger("outmail")
 
 #: Seconds that a statement waits for somebody's lock, where neither server nor role say otherwise.
 LOCK_WAIT = 30.0
-_BOUND = "SELECT set_config('lock_timeout', %s, false) WHERE current_setting('lock_timeout') = '0'"
+#: A session of ours. Everything here is found by an index; a plan that was made while a table was small, and kept, must not read it whole when it has grown.
+_SESSION = (
+    "SELECT set_config('enable_seqscan', 'off', false), set_config('jit', 'off', false),"
+    " set_config('lock_timeout', CASE current_setting('lock_timeout') WHEN '0' THEN %s ELSE current_setting('lock_timeout') END, false)"
+)
 #: The class of advisory locks for message ids.
 _IDS = 0x6F75746E
 
@@ -82,7 +86,7 @@ class Connection:
         try:
             self._db = library.connect(self._conninfo, autocommit=True, prepare_threshold=5 if self._prepare else None)
             if self._prepare:  # not behind PgBouncer, where it would be somebody else's
-                self._db.execute(_BOUND, (f"{LOCK_WAIT * 1000:.0f}ms",))
+                self._db.execute(_SESSION, (f"{LOCK_WAIT * 1000:.0f}ms",))
         except library.Error as problem:
             raise trouble(problem) from None
         for dumper in _lenient():
@@ -150,7 +154,7 @@ def _single(db: Any, verb: Verb[Any]) -> Any:
 def _answer(db: Any, request: Any) -> list[Any]:
     if isinstance(request, tuple):
         sql, numbered = pgsql.translated(request[0])
-        cursor = db.execute(sql, pgsql.parameters(request[1], numbered) or None, binary=True)
+        cursor = db.execute(sql, pgsql.parameters(request[1], numbered) or None, prepare=pgsql.prepared(sql), binary=True)
         return list(cursor.fetchall()) if _tells(sql) else []
     if isinstance(request, Many):
         return _many(db, request)

@@ -24,7 +24,8 @@ _TABLES = "message|body|chunk|recipient|destination|attempt|event|owner|note|num
 _QUALIFIED = re.compile(rf"\b(FROM|JOIN|INTO|UPDATE|TABLE) ({_TABLES})\b")
 _NUMBERED = re.compile(r"\?(\d+)")
 
-_KEYS = "(SELECT (value ->> 0)::bigint AS a, (value ->> 1)::bigint AS b FROM json_array_elements(?::json))"
+_BATCH = "outmail.batch("
+_KEYS = f"{_BATCH}?::json) j"
 _SEQS = "ANY(ARRAY(SELECT json_array_elements_text(?::json)::bigint))"
 _IN_SEQS = "IN (SELECT value FROM json_each(?))"
 #: Rows that another engine is taking in this moment are passed over.
@@ -45,14 +46,13 @@ _OWN = {
     verbs._SIZES: verbs._SIZES.replace(_IN_SEQS, f"= {_SEQS}"),
     verbs._TO_SEND: verbs._TO_SEND.replace(_IN_SEQS, f"= {_SEQS}"),
     verbs._LEASE: (
-        f"UPDATE recipient SET state = 'sending', owner = ?, lease = ?, leased_at = ? FROM {_KEYS} j"
+        f"UPDATE recipient SET state = 'sending', owner = ?, lease = ?, leased_at = ? FROM {_KEYS}"
         " WHERE message = j.a AND n = j.b AND state = 'queued'"
         " RETURNING message, n, address, destination, attempts, uncertain, losses, expires_at"
     ),
     verbs._DELIVERED: (
         "UPDATE recipient SET state = 'delivered', reason = '', due = NULL, attempts = attempts + 1, losses = 0, wish = NULL, owner = NULL,"
-        " lease = NULL, attempt = j.a, finished_at = j.b FROM (SELECT (value ->> 0)::bigint AS a, (value ->> 1)::bigint AS b,"
-        " (value ->> 2)::bigint AS c, (value ->> 3)::bigint AS d, (value ->> 4)::bigint AS e FROM json_array_elements(?::json)) j"
+        f" lease = NULL, attempt = j.a, finished_at = j.b FROM {_KEYS}"
         # said so, it is found in the live partition by its key, not by the index of leases, which may hold every one since a foreign
         # transaction began
         " WHERE message = j.c AND n = j.d AND state IN ('queued', 'sending', 'held') AND state || '' = 'sending' AND owner = ? AND lease = j.e"
@@ -78,6 +78,11 @@ def translated(sql: str) -> tuple[str, bool]:
     sql = _QUALIFIED.sub(r"\1 outmail.\2", sql).replace(" LIKE ", " ILIKE ")
     numbered = bool(_NUMBERED.search(sql))
     return (_NUMBERED.sub(r"%(p\1)s", sql) if numbered else sql.replace("?", "%s")), numbered
+
+
+def prepared(sql: str) -> bool | None:
+    """False for what is planned anew each time: the best plan for a batch depends on how large the table is now. None: as the connection does."""
+    return False if _BATCH in sql else None
 
 
 def parameters(values: Sequence[Any], numbered: bool) -> Any:

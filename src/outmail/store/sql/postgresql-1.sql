@@ -161,6 +161,12 @@ CREATE TABLE outmail.note (
     PRIMARY KEY (kind, key)
 ) WITH (fillfactor = 50);
 
+-- JSON rows of numbers, as statements take a whole batch of keys. ROWS 1 and no SQL that could be merged into the caller's: whatever the planner knows of
+-- the tables or not, it then looks each row up by its key. Otherwise a table that has not been analysed yet was read whole for each batch, or for each row.
+CREATE FUNCTION outmail.batch(keys json) RETURNS TABLE (a bigint, b bigint, c bigint, d bigint, e bigint) LANGUAGE sql VOLATILE ROWS 1 AS $$
+    SELECT (value ->> 0)::bigint, (value ->> 1)::bigint, (value ->> 2)::bigint, (value ->> 3)::bigint, (value ->> 4)::bigint FROM json_array_elements(keys)
+$$;
+
 -- Acceptance in one statement (`verbs.add`): one message with its body, its recipients and their events; returns its number.
 -- people: JSON [[address, destination, reason why it is not sent or ""], …]; taken_by and taken_as: the engine that leases it at once, and under
 -- what number.
