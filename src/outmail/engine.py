@@ -23,13 +23,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from outmail.clock import MINUTE, Clock
+from outmail.clock import Clock
 from outmail.commits import Committer
 from outmail.errors import ConfigError
 from outmail.hop import MOST, Hop, Seat
 from outmail.model import Delivery, Leased, Message, Outcome, Reply, Settled, Verdict
 from outmail.policy.retry import Retry, verdict
 from outmail.policy.route import Relay, Routes, allowed
+from outmail.retention import Retention
 from outmail.store import Store, Trouble
 from outmail.transport import Transport
 from outmail.worker import Worker
@@ -44,8 +45,11 @@ SETTLE_BATCH = 200
 SETTLE_DELAY = 0.01
 MAX_RECIPIENTS = 100
 UPKEEP = 30.0
-#: Seconds between two turns of retention, while there is more to look at.
-RETAIN = 2.0
+#: Seconds that a turn of retention takes, and between two of them while there is more to look at.
+TURN = 0.1
+RETAIN = 1.0
+#: After so many in a row it is behind: from then on the pauses are a fifth as long.
+PATIENT_TURNS = 60
 #: Seconds between looks at what is too old to be sent, while something is.
 EXPIRE = 1.0
 RECLAIM = 2.0
@@ -116,8 +120,8 @@ class Engine:
         self._expire_at = 0.0
         #: The last trouble of the store that was logged, and when it may be logged again.
         self._told = ("", 0.0)
-        #: Where retention goes on, and how many turns it has had since it began at the first message.
-        self._retained_to = 0
+        self._retention = Retention(store, self.settings.retention) if self.settings.retention else None
+        #: Turns that it has had since it last was through.
         self._turns_of_retention = 0
         self._once_before: int | None = None
         self._suspect: Delivery | None = None
@@ -662,9 +666,9 @@ class Engine:
         if time >= self._upkeep_at:
             self._upkeep_at = time + UPKEEP
             self.commits.call(self._sweep, self._swept)
-        if self.settings.retention and time >= self._retain_at:
+        if self._retention is not None and time >= self._retain_at:
             self._retain_at = time + UPKEEP
-            self.commits.call(partial(self._retain, **self.settings.retention), self._retained)
+            self.commits.call(partial(self._retain, self._retention), self._retained)
 
     async def _take_back_first(self) -> None:
         """Dead engines' work, before it is looked at what is due: a single run tries that too."""
@@ -716,26 +720,20 @@ class Engine:
         self._wakes += 1
         self._awake.set()
 
-    def _retain(self, **ages: int) -> None:
-        """On the writer's thread: retention, for at most a tenth of a second at a time."""
-        now, until = self.clock.now(), self.clock.monotonic() + 0.1
-        if not self._retained_to:
-            self._turns_of_retention = 0
-            self.store.run(self.store.verbs.purge_uploads(now - 60 * MINUTE))
-        self._turns_of_retention += 1
-        while True:
-            self._retained_to = self.store.retain(now, self._retained_to, **ages) or 0
-            if not self._retained_to or self.clock.monotonic() >= until:
-                break
+    def _retain(self, retention: Retention) -> bool:
+        """On the writer's thread."""
+        return self.store.read(self.store.verbs.eldest()) == self._owner.id and retention.turn(self.clock.now(), TURN)
 
     def _retained(self, answer: Any) -> None:
-        """Another turn soon; once through, rest as long as it took, so that it never takes more than a twentieth of the time."""
+        """Another turn soon, sooner when there is much; once through, rest as long as it took."""
         if isinstance(answer, BaseException):
             self._failed("retention", answer)
-        elif self._retained_to:
-            self._retain_at = self.loop.time() + RETAIN
-        else:
-            self._retain_at = self.loop.time() + max(UPKEEP, self._turns_of_retention * RETAIN)
+            return
+        self._turns_of_retention += 1
+        pause = RETAIN if self._turns_of_retention < PATIENT_TURNS else RETAIN / 5
+        self._retain_at = self.loop.time() + (pause if answer else max(UPKEEP, self._turns_of_retention * pause))
+        if not answer:
+            self._turns_of_retention = 0
 
     def _complain(self, problem: Trouble) -> None:
         if problem.kind in ("busy", "conflict"):

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 
 from outmail.model import Filter
+from outmail.retention import Retention
 from outmail.store import periods
 from outmail.store.postgres import PostgresStore
 from outmail.testing import conformance
@@ -56,8 +57,10 @@ def turn(store: PostgresStore, db: Any) -> None:
 
 def retained(store: PostgresStore, now: int = LATER) -> None:
     assert not store.run(store.verbs.number_events())
-    store._dropped = -periods.LOOK
-    assert store.retain(now, 0, **AGES) is None
+    store._turned = store._dropped = -periods.LOOK
+    retention = Retention(store, AGES)
+    while retention.turn(now, 5):
+        pass
 
 
 def partitions(db: Any) -> list[str]:
@@ -144,6 +147,28 @@ def test_who_reads_history_for_long_is_not_waited_for(store: PostgresStore, url:
         reader.rollback()
         retained(store)
         assert partitions(db) == of(2)
+
+
+def test_a_role_that_owns_nothing_keeps_and_removes_by_row(store: PostgresStore, url: str, caplog: pytest.LogCaptureFixture) -> None:
+    with psycopg.connect(url, autocommit=True) as db:
+        db.execute("DROP ROLE IF EXISTS clerk")
+        db.execute("CREATE ROLE clerk LOGIN")
+        db.execute("GRANT USAGE ON SCHEMA outmail TO clerk")
+        db.execute("GRANT ALL ON ALL TABLES IN SCHEMA outmail TO clerk")
+        db.execute("GRANT ALL ON ALL SEQUENCES IN SCHEMA outmail TO clerk")
+        clerk = PostgresStore(url.replace("outmail@", "clerk@"), store._base + "-clerk")
+        id = delivered(clerk)
+        db.execute("UPDATE outmail.period SET began_at = 1")
+        retained(clerk)
+        retained(clerk)
+        assert standing(store, id).state == "delivered" and len([r for r in caplog.records if "periods" in r.message]) == 1
+        retained(clerk, NOW + 200_000)
+        assert partitions(db) == of(0) and store.read(store.verbs.seq_of(id)) is None
+        for owner in list(clerk._owners):
+            owner.file.abandon()
+        clerk.close()
+        db.execute("DROP OWNED BY clerk")
+        db.execute("DROP ROLE clerk")
 
 
 def test_engines_that_turn_at_once_while_mail_comes(store: PostgresStore, url: str) -> None:

@@ -192,7 +192,7 @@ def test_space_is_given_back(store: SqliteStore) -> None:
     owner = store.register(NOW)
     for delivery in lease(store, owner, 299):
         settle(store, owner, delivery, "delivered", "delivered")
-    store.run(store.verbs.purge(NOW + 5000, bodies=1000, records=10**9, transcripts=10**9))
+    store.run(store.verbs.purge("bodies", NOW + 4000))
     before = Path(store.path).stat().st_size
     for _ in range(5):
         store.give_space_back()

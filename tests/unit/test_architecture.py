@@ -8,7 +8,7 @@ LAYERS = [
     ("model", "lifecycle", "errors", "clock"),
     ("policy", "smtp", "mime", "selection"),
     ("store", "transport", "failpoints", "worker", "held"),
-    ("accept", "merger", "loopdoor", "commits", "hop", "engine"),
+    ("accept", "merger", "loopdoor", "commits", "hop", "retention", "engine"),
     ("intake", "reports", "ops"),
     ("config", "wiring", "outbox", "service"),
     ("cli", "compat", "contrib", "__main__"),

@@ -123,8 +123,11 @@ class Store(Protocol):
     def reclaim(self, now: int, *, hold: bool) -> list[dict[str, Any]]:
         """Take the work of dead engines back into the queue; returns what was found, an engine each."""
 
-    def retain(self, now: int, after: int, *, bodies: int, records: int, transcripts: int) -> int | None:
-        """Remove some of what is past retention (ms since it was final), from message ``after`` on; where to go on, None at the end."""
+    def drop_history(self, now: int, records: int) -> int:
+        """Let go of finished mail that is kept in parts and is past retention as a whole; from which age on (ms) it is removed by row."""
+
+    def give_space_back(self) -> None:
+        """Return some of what has become free to the file system, where that is not done otherwise."""
 
     def changed(self) -> bool:
         """True when anybody has committed since the last call: time to ask `next_due` again."""

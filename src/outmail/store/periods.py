@@ -16,7 +16,8 @@ SPAN = 32
 #: Periods within the time that records are kept; the shortest in ms.
 SHARE = 12
 LEAST = 60_000
-#: Seconds between looks for a period that can be dropped, and for how long one may wait for its locks.
+#: Seconds: between two steps, between looks for a period that can be dropped, and for how long its locks may be waited for.
+STEP = 30.0
 LOOK = 600.0
 PATIENCE = 0.5
 

@@ -27,7 +27,6 @@ _NUMBERED = re.compile(r"\?(\d+)")
 _BATCH = "outmail.batch("
 _KEYS = f"{_BATCH}?::json) j"
 _SEQS = "ANY(ARRAY(SELECT json_array_elements_text(?::json)::bigint))"
-_IN_SEQS = "IN (SELECT value FROM json_each(?))"
 #: Rows that another engine is taking in this moment are passed over.
 _CLAIMED = " FOR UPDATE SKIP LOCKED"
 
@@ -41,10 +40,7 @@ _OWN = {
     verbs._ONLY: verbs._ONLY + _CLAIMED,
     verbs._SUSPECTS: verbs._SUSPECTS + _CLAIMED,
     source.TAKE: source.TAKE + _CLAIMED,
-    source.TAKEN: source.TAKEN.replace(_IN_SEQS, f"= {_SEQS}"),
     verbs._LOST: verbs._LOST + " FOR UPDATE",
-    verbs._SIZES: verbs._SIZES.replace(_IN_SEQS, f"= {_SEQS}"),
-    verbs._TO_SEND: verbs._TO_SEND.replace(_IN_SEQS, f"= {_SEQS}"),
     verbs._LEASE: (
         f"UPDATE recipient SET state = 'sending', owner = ?, lease = ?, leased_at = ? FROM {_KEYS}"
         " WHERE message = j.a AND n = j.b AND state = 'queued'"
@@ -75,7 +71,7 @@ def copying(sql: str) -> tuple[str, str, tuple[str, ...]] | None:
 def translated(sql: str) -> tuple[str, bool]:
     """(the statement for psycopg, True when its parameters are numbered)."""
     sql = _OWN.get(sql, sql)
-    sql = _QUALIFIED.sub(r"\1 outmail.\2", sql).replace(" LIKE ", " ILIKE ")
+    sql = _QUALIFIED.sub(r"\1 outmail.\2", sql.replace(verbs._LISTED, f"= {_SEQS}")).replace(" LIKE ", " ILIKE ")
     numbered = bool(_NUMBERED.search(sql))
     return (_NUMBERED.sub(r"%(p\1)s", sql) if numbered else sql.replace("?", "%s")), numbered
 

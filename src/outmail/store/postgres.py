@@ -84,7 +84,8 @@ class PostgresStore:
         self._conninfo = conninfo
         self._leaked: list[Any] = []
         self._looked = self._numbered = self._walked = 0.0
-        self._dropped = -periods.LOOK
+        self._turned = self._dropped = -periods.LOOK
+        self._told = ""
         self._closed = False
         self.verbs = pgsql.verbs_of(pgsql.Floor())
         self._connect()
@@ -281,13 +282,15 @@ class PostgresStore:
 
     # -- upkeep -----------------------------------------------------------------------------------------------------
 
-    def retain(self, now: int, after: int, *, bodies: int, records: int, transcripts: int) -> int | None:
-        """See `Store`. Records go with their period, by row only where they outlive it by far."""
-        if not after:
+    def drop_history(self, now: int, records: int) -> int:
+        """By periods; by row only what outlives its period by far."""
+        if time.monotonic() - self._turned > periods.STEP:
+            self._turned = time.monotonic()
             self._turn_periods(now, records)
-        late = records + 2 * periods.length(records)
-        last: int | None = self.run(self.verbs.purge(now, after=after, bodies=bodies, records=late, transcripts=transcripts))[1]
-        return last
+        return records + 2 * periods.length(records)
+
+    def give_space_back(self) -> None:
+        """Autovacuum does."""
 
     def _turn_periods(self, now: int, records: int) -> None:
         try:
@@ -297,9 +300,11 @@ class PostgresStore:
                 while self.commit([periods.drop(now, records)])[0] is not None:
                     pass
         except Trouble as problem:
-            if problem.kind not in ("busy", "conflict"):
-                raise
-            log.info("a period of history is in use, it is opened or dropped later: %s", problem)
+            if problem.kind in ("busy", "conflict"):
+                log.info("a period of history is in use, it is opened or dropped later: %s", problem)
+            elif str(problem) != self._told:  # a role that owns nothing, say: then everything goes by row, later
+                self._told = str(problem)
+                log.warning("history is not kept in periods: %s", problem)
 
     def check(self) -> list[str]:
         """What is wrong with the queue, in sentences; an empty list is good news."""

@@ -280,12 +280,9 @@ class SqliteStore(GroupCommit):
 
     # -- upkeep -----------------------------------------------------------------------------------------------------
 
-    def retain(self, now: int, after: int, **ages: int) -> int | None:
-        """See `Store`."""
-        removed, last = self.run(verbs.purge(now, after=after, **ages))
-        if removed:
-            self.give_space_back()
-        return last
+    def drop_history(self, now: int, records: int) -> int:
+        """Everything goes by row."""
+        return records
 
     def give_space_back(self) -> None:
         """Return free pages to the file system, a bounded number at a time."""

@@ -10,7 +10,7 @@ Does not: begin, commit, wait, look at a clock (``now`` is passed in), or touch 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -469,6 +469,12 @@ def engines() -> Verb[int]:
     yield
 
 
+def eldest() -> Verb[int | None]:
+    """The engine that has been there the longest: what needs to be done by one is done by it."""
+    rows = yield "SELECT min(id) FROM owner", ()
+    return rows[0][0]  # type: ignore[no-any-return]
+
+
 def forget_owner(owner: int) -> Verb[bool]:
     """An engine left in order; False when it still has leases."""
     rows = yield "DELETE FROM owner WHERE id = ? AND NOT EXISTS (SELECT 1 FROM recipient WHERE owner = ? AND state = 'sending') RETURNING id", (owner, owner)
@@ -709,52 +715,70 @@ def clamp(now: int, longest: int) -> Verb[int]:
     return count
 
 
-def purge(now: int, *, bodies: int, records: int, transcripts: int, after: int = 0, limit: int = 500) -> Verb[tuple[int, int | None]]:
-    """One page of retention: (how much it removed, where the next page begins or None).
+#: What retention removes, each at an age of its own.
+KINDS = ("bodies", "transcripts", "records")
 
-    Ages are spans in ms since the last recipient was final. The newest message, event and attempt stay, so that their
-    numbers are never used again.
+
+def purge(kind: str, before: int, after: int = 0, limit: int = 500) -> Verb[tuple[int, int, bool]]:
+    """One page of retention, of messages numbered above ``after`` whose last recipient was final before that instant.
+
+    Returns the last number looked at, the one up to which nothing is left to be done, and whether older ones may follow. The newest message,
+    event and attempt stay, so that their numbers are never used again.
     """
     rows = yield (
-        "SELECT m.seq, m.upload, max(coalesce(r.finished_at, 4611686018427387904)), EXISTS (SELECT 1 FROM body b WHERE b.seq = m.seq), m.accepted_at"
+        "SELECT m.seq, m.upload, m.accepted_at, max(coalesce(r.finished_at, 4611686018427387904))"
         " FROM (SELECT seq, upload, accepted_at FROM message WHERE seq > ? ORDER BY seq LIMIT ?) m JOIN recipient r ON r.message = m.seq"
         " GROUP BY m.seq, m.upload, m.accepted_at ORDER BY m.seq",
         (after, limit),
     )
-    if all(row[4] > now - min(bodies, records, transcripts) for row in rows):
-        return 0, None  # what follows is younger still
-    rows = [row[:4] for row in rows]
-    old_bodies = [(seq,) for seq, _, done, has in rows if has and done <= now - bodies]
-    uploads = [(upload,) for _, upload, done, _ in rows if upload and done <= now - bodies]
-    old_records = [(seq,) for seq, _, done, _ in rows if done <= now - records]
-    yield Many("DELETE FROM body WHERE seq = ?", old_bodies)
-    yield Many("DELETE FROM chunk WHERE upload = ?", uploads)
-    yield Many("UPDATE attempt SET transcript = NULL WHERE message = ? AND transcript IS NOT NULL AND at <= ?",
-               [(seq, now - transcripts) for seq, _, done, _ in rows if done <= now - transcripts])  # fmt: skip
-    yield from _forget(old_records)
-    return len(old_bodies) + len(uploads) + len(old_records), rows[-1][0] if len(rows) == limit else None
+    old = [(seq, upload) for seq, upload, _, final in rows if final <= before]
+    if old:
+        yield from _REMOVING[kind](old)
+    young = next((seq for seq, _, _, final in rows if final > before), None)
+    last = rows[-1][0] if rows else after
+    return last, last if young is None else young - 1, len(rows) == limit and any(row[2] <= before for row in rows)
 
 
+def _remove_bodies(old: list[tuple[int, str | None]]) -> Verb[None]:
+    yield f"DELETE FROM body WHERE seq {_LISTED}", (_numbers(old),)
+    yield Many("DELETE FROM chunk WHERE upload = ?", [(upload,) for _, upload in old if upload])
+
+
+def _remove_transcripts(old: list[tuple[int, str | None]]) -> Verb[None]:
+    yield (
+        f"UPDATE attempt SET transcript = NULL WHERE message {_LISTED} AND message >= ? AND message <= ? AND transcript IS NOT NULL",
+        (_numbers(old), old[0][0], old[-1][0]),
+    )
+
+
+_LISTED = "IN (SELECT value FROM json_each(?))"
 _NEWEST = "SELECT (SELECT max(seq) FROM message), (SELECT max(id) FROM attempt)"
 
 
-def _forget(old: list[tuple[int]]) -> Verb[None]:
+def _numbers(old: Sequence[tuple[int, Any]]) -> str:
+    return _list([row[0] for row in old])
+
+
+def _forget(old: Sequence[tuple[int, Any]]) -> Verb[None]:
     """Remove whole records. Of the newest row of a numbered table the number stays, so that it is never given again."""
-    if not old:
-        return
     newest = yield _NEWEST, ()
     seq, attempt = newest[0]
-    yield Many("DELETE FROM attempt WHERE message = ? AND id <> ?", [(row[0], attempt or 0) for row in old])
-    yield Many("DELETE FROM recipient WHERE message = ?", old)
-    yield Many("DELETE FROM body WHERE seq = ?", old)
-    yield Many("DELETE FROM chunk WHERE upload = (SELECT upload FROM message WHERE seq = ?)", old)
-    yield Many("DELETE FROM message WHERE seq = ?", [row for row in old if row[0] != seq])
-    yield "DELETE FROM event WHERE cursor < (SELECT max(cursor) FROM event) AND message <= ? AND NOT EXISTS (SELECT 1 FROM recipient r WHERE r.message = event.message)", (old[-1][0],)
+    these, first, last = _numbers(old), old[0][0], old[-1][0]
+    yield f"DELETE FROM attempt WHERE message {_LISTED} AND message >= ? AND message <= ? AND id <> ?", (these, first, last, attempt or 0)
+    yield f"DELETE FROM recipient WHERE message {_LISTED} AND message >= ? AND message <= ?", (these, first, last)
+    yield f"DELETE FROM body WHERE seq {_LISTED}", (these,)
+    yield f"DELETE FROM chunk WHERE upload IN (SELECT upload FROM message WHERE seq {_LISTED} AND upload IS NOT NULL)", (these,)
+    yield f"DELETE FROM message WHERE seq {_LISTED} AND seq <> ?", (these, seq or 0)
+    yield "DELETE FROM event WHERE cursor < (SELECT max(cursor) FROM event) AND message <= ? AND NOT EXISTS (SELECT 1 FROM recipient r WHERE r.message = event.message)", (last,)
+
+
+_REMOVING: dict[str, Callable[[list[tuple[int, str | None]]], Verb[None]]] = {"bodies": _remove_bodies, "transcripts": _remove_transcripts, "records": _forget}
 
 
 def forget_messages(seqs: Sequence[int]) -> Verb[int]:
     """Forget these finished messages now."""
-    yield from _forget([(seq,) for seq in sorted(seqs)])
+    if seqs:
+        yield from _forget([(seq, None) for seq in sorted(seqs)])
     return len(seqs)
 
 
