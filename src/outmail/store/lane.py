@@ -24,9 +24,9 @@ log = logging.getLogger("outmail")
 
 #: Seconds that a statement waits for somebody's lock, where neither server nor role say otherwise.
 LOCK_WAIT = 30.0
-#: A session of ours. Everything here is found by an index; a plan that was made while a table was small, and kept, must not read it whole when it has grown.
+#: A session of ours. What writes finds everything by an index: a plan that was made while a table was small, and kept, must not read it whole when it has grown.
 _SESSION = (
-    "SELECT set_config('enable_seqscan', 'off', false), set_config('jit', 'off', false),"
+    "SELECT set_config('enable_seqscan', %s, false), set_config('jit', 'off', false),"
     " set_config('lock_timeout', CASE current_setting('lock_timeout') WHEN '0' THEN %s ELSE current_setting('lock_timeout') END, false)"
 )
 #: The class of advisory locks for message ids.
@@ -71,11 +71,12 @@ def trouble(problem: Exception) -> Trouble:
 
 
 class Connection:
-    """One connection to the server, made when needed and again when broken. Used by one thread at a time."""
+    """One connection to the server, made when needed and again when broken. Used by one thread at a time. ``whole``: it may read whole tables."""
 
-    def __init__(self, conninfo: str, *, prepare: bool) -> None:
+    def __init__(self, conninfo: str, *, prepare: bool, whole: bool = False) -> None:
         self._conninfo = conninfo
         self._prepare = prepare
+        self._scans = "on" if whole else "off"
         self._db: Any = None
 
     def open(self) -> Any:
@@ -86,7 +87,7 @@ class Connection:
         try:
             self._db = library.connect(self._conninfo, autocommit=True, prepare_threshold=5 if self._prepare else None)
             if self._prepare:  # not behind PgBouncer, where it would be somebody else's
-                self._db.execute(_SESSION, (f"{LOCK_WAIT * 1000:.0f}ms",))
+                self._db.execute(_SESSION, (self._scans, f"{LOCK_WAIT * 1000:.0f}ms"))
         except library.Error as problem:
             raise trouble(problem) from None
         for dumper in _lenient():

@@ -97,7 +97,7 @@ class PostgresStore:
         self._owners: set[LeasedOwner] = set()
         self._read_lock = threading.Lock()
         self._lanes = [Lane(self.url, self._conninfo, prepare=self._prepare) for _ in range(self.lanes)]
-        self._reader = Connection(self._conninfo, prepare=self._prepare)
+        self._reader = Connection(self._conninfo, prepare=self._prepare, whole=True)
 
     def _begin_anew(self) -> None:
         """In a forked child. Connections are made when they are needed."""
