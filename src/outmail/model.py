@@ -60,7 +60,7 @@ def _time_part(now: int) -> str:
 
 def keyed_id(key: str, namespace: str = "") -> str:
     """The id of a message with an idempotency key: the same on every host, so the primary key is the idempotency."""
-    digest = hashlib.sha256(b"outmail key\0" + namespace.encode() + b"\0" + key.encode()).digest()
+    digest = hashlib.sha256(b"outmail key\0" + namespace.encode() + b"\0" + key.encode("utf-8", "surrogatepass")).digest()
     return _base32hex(int.from_bytes(digest[:17], "big") >> 6)
 
 

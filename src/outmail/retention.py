@@ -38,19 +38,20 @@ class Retention:
     def turn(self, now: int, seconds: float) -> bool:
         """Work for about so long; True when there is more to do at once."""
         until = time.monotonic() + seconds
-        late = self._store.drop_history(now, self._ages["records"])
+        while (more := self._store.drop_history(now, self._ages["records"])) and time.monotonic() < until:
+            pass
         if not self._left:
             self._begin(now)
         before = {kind: walk.done for kind, walk in self._walks.items()}
         while self._left:
             kind = self._left[0]
-            if not self._page(kind, now - (late if kind == "records" else self._ages[kind])):
+            if not self._page(kind, now - (self._store.kept(self._ages[kind]) if kind == "records" else self._ages[kind])):
                 self._left.pop(0)
             if time.monotonic() >= until:
                 break
         self._note(before)
         self._store.give_space_back()
-        return bool(self._left)
+        return more or bool(self._left)
 
     def _begin(self, now: int) -> None:
         verbs = self._store.verbs

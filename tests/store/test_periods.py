@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from outmail.model import Filter
+from outmail.model import Filter, Term
 from outmail.retention import Retention
 from outmail.store import periods
 from outmail.store.postgres import PostgresStore
@@ -106,6 +106,41 @@ def test_a_period_with_mail_that_is_not_finished_stays(store: PostgresStore, url
         delivered(store)
         retained(store)
         assert partitions(db) == of(2)
+
+
+def test_a_period_that_stays_does_not_keep_the_next_one(store: PostgresStore, url: str) -> None:
+    with psycopg.connect(url, autocommit=True) as db:
+        add(store, message(expires=10**11))
+        for _ in range(2):
+            turn(store, db)
+            add(store, message())
+        store.run(store.verbs.change(Filter(terms=(Term("state", "queued"),)), "hold", NOW))
+        newer = db.execute("SELECT id FROM outmail.message ORDER BY seq").fetchall()[1:]
+        store.run(store.verbs.change(Filter(ids=tuple((id, None) for (id,) in newer)), "cancel", NOW))
+        turn(store, db)
+        delivered(store)
+        retained(store)
+        assert partitions(db) == of(0, 3) and db.execute("SELECT count(*) FROM outmail.message").fetchone() == (2,)
+
+
+def test_what_is_dropped_is_swept_in_short_steps_and_not_found_meanwhile(store: PostgresStore, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(periods, "PAGE", 3)
+    with psycopg.connect(url, autocommit=True) as db:
+        made = [message() for _ in range(8)]
+        add(store, *made)
+        store.run(store.verbs.change(Filter(), "cancel", NOW))
+        turn(store, db)
+        delivered(store)
+        assert not store.run(store.verbs.number_events())
+        assert store.commit([periods.drop(LATER, AGES["records"])]) == [0]
+        left = []
+        while store.run(periods.sweep()):
+            (count,) = db.execute("SELECT count(*) FROM outmail.message").fetchone() or (None,)
+            left.append(count)
+            assert [store.read(store.verbs.seq_of(one.id)) for one in made] == [None] * 8 and len(store.read(store.verbs.find(Filter(), NOW))[0]) == 1
+            assert store.check() == []
+        assert left == [6, 3, 1, 1] and db.execute("SELECT n FROM outmail.period").fetchall() == [(1,)]
+        assert db.execute("SELECT count(*) FROM outmail.body").fetchone() == (1,)
 
 
 def test_one_put_back_in_the_last_moment_keeps_its_period(store: PostgresStore, url: str, monkeypatch: pytest.MonkeyPatch) -> None:

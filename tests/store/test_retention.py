@@ -79,7 +79,7 @@ def test_where_everything_is_done_is_not_walked_over_again(store: Any) -> None:
         return honest(kind, before, after)
 
     words = {name: getattr(store.verbs, name) for name in ("purge_uploads", "note_list", "note_put")}
-    there = SimpleNamespace(run=store.run, read=store.read, drop_history=store.drop_history, give_space_back=store.give_space_back,
+    there = SimpleNamespace(run=store.run, read=store.read, drop_history=store.drop_history, kept=store.kept, give_space_back=store.give_space_back,
                             verbs=SimpleNamespace(purge=watched, **words))  # fmt: skip
     through(Retention(there, AGES), NOW + 3_000)  # type: ignore[arg-type]  # another engine
     assert [kind for kind, _ in seen] == ["bodies", "transcripts", "records"]

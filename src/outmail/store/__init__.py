@@ -123,8 +123,11 @@ class Store(Protocol):
     def reclaim(self, now: int, *, hold: bool) -> list[dict[str, Any]]:
         """Take the work of dead engines back into the queue; returns what was found, an engine each."""
 
-    def drop_history(self, now: int, records: int) -> int:
-        """Let go of finished mail that is kept in parts and is past retention as a whole; from which age on (ms) it is removed by row."""
+    def drop_history(self, now: int, records: int) -> bool:
+        """One short step towards letting go of finished mail that is kept in parts and is past retention as a whole; True when another should follow."""
+
+    def kept(self, records: int) -> int:
+        """From which age on (ms) finished mail is removed row by row, where its records are kept for so long."""
 
     def give_space_back(self) -> None:
         """Return some of what has become free to the file system, where that is not done otherwise."""

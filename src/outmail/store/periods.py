@@ -1,11 +1,12 @@
 """History of a PostgreSQL store goes by whole partitions: what was accepted in one period is dropped together.
 
 How: the upper bits of a message's number (`SPAN`) are its period. A period is opened (its partitions of finished recipients, attempts and
-events are made), entered (the sequence of numbers is set forward to its first one), and dropped when all its mail is past retention. So a
-number says where everything lies that belongs to it, whatever the clocks of hosts say, and nobody has to look for old rows.
-Promises: a period that is entered has partitions; one is dropped only with nothing in it alive, young, or newer than every other event;
-mail is never held up for longer than `PATIENCE`. Fails: `Trouble`; then the step is taken another time.
-Does not: remove bodies (those go by row, each at its time), or rows that outlive their period (`verbs.purge` finds them).
+events are made), entered (the sequence of numbers is set forward to its first one), dropped when all its mail is past retention, and swept: the
+messages themselves, whose unique ids are kept in one table, go page by page. So a number says where everything lies that belongs to it, whatever the
+clocks of hosts say, and nobody has to look for old rows.
+Promises: a period that is entered has partitions; one is dropped only with nothing in it alive, young, or newer than every other event; from then on
+its messages are not found (`verbs.seq_of` asks for recipients); each step is short, and mail is never held up for longer than `PATIENCE`. Fails: `Trouble`; then the step is
+taken another time. Does not: remove bodies at their age, or rows that outlive their period (`verbs.purge` does both).
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ LEAST = 60_000
 STEP = 30.0
 LOOK = 600.0
 PATIENCE = 0.5
+#: Messages that are removed together.
+PAGE = 2000
 
 _LOCK = 0x6F75746F
 _ALONE = f"SELECT pg_try_advisory_xact_lock({_LOCK}, 0)"
@@ -29,7 +32,7 @@ _NEWEST = (
     " FROM outmail.period ORDER BY n DESC LIMIT 1"
 )
 _OVER = (
-    "SELECT n, ended_at FROM (SELECT n, lead(began_at) OVER (ORDER BY n) AS ended_at FROM outmail.period) p WHERE ended_at <= ? ORDER BY n LIMIT 1"
+    "SELECT n FROM (SELECT n, dropped, lead(began_at) OVER (ORDER BY n) AS ended_at FROM outmail.period) p WHERE ended_at <= ? AND NOT dropped ORDER BY n"
 )
 _ALIVE = "SELECT 1 FROM outmail.recipient_live WHERE message >= ? AND message < ? LIMIT 1"
 
@@ -52,24 +55,36 @@ def advance(records: int) -> Verb[None]:
 
 
 def drop(now: int, records: int) -> Verb[int | None]:
-    """Drop the oldest period if it is past retention; its number. In a transaction of its own."""
+    """Drop the oldest period that is past retention; its number. In a transaction of its own."""
     yield "SET TRANSACTION ISOLATION LEVEL READ COMMITTED", ()
     if not (yield _ALONE, ())[0][0]:
         return None
-    found = yield _OVER, (now - records,)
-    if not found or not (yield from _past(found[0][0], now - records)):
-        return None
+    for (n,) in (yield _OVER, (now - records,)):
+        if (yield from _past(n, now - records)):
+            yield _WAIT, ()
+            yield f"DROP TABLE outmail.attempt_{n}, outmail.recipient_done_{n}, outmail.event_{n}", ()
+            if (yield _ALIVE, (n << SPAN, (n + 1) << SPAN)):
+                raise Trouble("conflict", f"a message of period {n} was put back into the queue")
+            yield "UPDATE outmail.period SET dropped = true WHERE n = ?", (n,)
+            return int(n)
+    return None
+
+
+def sweep() -> Verb[bool]:
+    """Remove a page of messages of dropped periods; True when there may be more."""
+    found = yield "SELECT n FROM outmail.period WHERE dropped ORDER BY n LIMIT 1", ()
+    if not found:
+        return False
     n = found[0][0]
-    within = (n << SPAN, (n + 1) << SPAN)
-    yield "DELETE FROM chunk WHERE upload IN (SELECT upload FROM outmail.message WHERE seq >= ? AND seq < ? AND upload IS NOT NULL)", within
-    yield "DELETE FROM body WHERE seq >= ? AND seq < ?", within
-    yield "DELETE FROM message WHERE seq >= ? AND seq < ?", within
-    yield _WAIT, ()
-    yield f"DROP TABLE outmail.attempt_{n}, outmail.recipient_done_{n}, outmail.event_{n}", ()
-    if (yield _ALIVE, within):
-        raise Trouble("conflict", f"a message of period {n} was put back into the queue")
-    yield "DELETE FROM outmail.period WHERE n = ?", (n,)
-    return int(n)
+    rows = yield "SELECT seq FROM message WHERE seq >= ? AND seq < ? ORDER BY seq LIMIT ?", (n << SPAN, (n + 1) << SPAN, PAGE)
+    if not rows:
+        yield "DELETE FROM outmail.period WHERE n = ?", (n,)
+        return True
+    within = rows[0][0], rows[-1][0]
+    yield "DELETE FROM chunk WHERE upload IN (SELECT upload FROM outmail.message WHERE seq >= ? AND seq <= ? AND upload IS NOT NULL)", within
+    yield "DELETE FROM body WHERE seq >= ? AND seq <= ?", within
+    yield "DELETE FROM message WHERE seq >= ? AND seq <= ?", within
+    return True
 
 
 def _past(n: int, before: int) -> Verb[bool]:

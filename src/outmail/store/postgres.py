@@ -282,11 +282,15 @@ class PostgresStore:
 
     # -- upkeep -----------------------------------------------------------------------------------------------------
 
-    def drop_history(self, now: int, records: int) -> int:
-        """By periods; by row only what outlives its period by far."""
+    def drop_history(self, now: int, records: int) -> bool:
+        """By periods."""
         if time.monotonic() - self._turned > periods.STEP:
             self._turned = time.monotonic()
             self._turn_periods(now, records)
+        return self.run(periods.sweep())
+
+    def kept(self, records: int) -> int:
+        """By row goes only what outlives its period by far."""
         return records + 2 * periods.length(records)
 
     def give_space_back(self) -> None:

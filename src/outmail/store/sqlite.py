@@ -280,7 +280,11 @@ class SqliteStore(GroupCommit):
 
     # -- upkeep -----------------------------------------------------------------------------------------------------
 
-    def drop_history(self, now: int, records: int) -> int:
+    def drop_history(self, now: int, records: int) -> bool:
+        """There is none that goes as a whole."""
+        return False
+
+    def kept(self, records: int) -> int:
         """Everything goes by row."""
         return records
 

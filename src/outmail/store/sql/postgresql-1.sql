@@ -120,8 +120,9 @@ CREATE INDEX event_message ON outmail.event (message);
 -- What finished messages leave behind lies in partitions by periods (store/periods.py): the number of a message says in which one it was
 -- accepted, and all of a period is dropped together.
 CREATE TABLE outmail.period (
-    n        bigint PRIMARY KEY,
-    began_at bigint NOT NULL
+    n        bigint  PRIMARY KEY,
+    began_at bigint  NOT NULL,
+    dropped  boolean NOT NULL DEFAULT false -- its partitions are gone, its messages go page by page
 );
 CREATE FUNCTION outmail.open_period(n bigint) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
