@@ -31,21 +31,22 @@ class Retention:
 
     def __init__(self, store: Store, ages: Mapping[str, int]) -> None:
         self._store = store
-        self._ages = dict(ages)
+        self._records = ages["records"]
+        self._ages = {**ages, "records": store.kept(ages["records"])}
         self._walks: dict[str, _Walk] = {}
         self._left: list[str] = []
 
     def turn(self, now: int, seconds: float) -> bool:
         """Work for about so long; True when there is more to do at once."""
         until = time.monotonic() + seconds
-        while (more := self._store.drop_history(now, self._ages["records"])) and time.monotonic() < until:
+        while (more := self._store.drop_history(now, self._records)) and time.monotonic() < until:
             pass
         if not self._left:
             self._begin(now)
         before = {kind: walk.done for kind, walk in self._walks.items()}
         while self._left:
             kind = self._left[0]
-            if not self._page(kind, now - (self._store.kept(self._ages[kind]) if kind == "records" else self._ages[kind])):
+            if not self._page(kind, now - self._ages[kind]):
                 self._left.pop(0)
             if time.monotonic() >= until:
                 break

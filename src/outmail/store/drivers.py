@@ -37,19 +37,22 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+def _file(path: str) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
+
+
 def identity(path: str) -> tuple[int, int] | None:
     """Which file has this name now, as `claim` says it; None for none."""
     try:
-        found = os.stat(path)
+        return _file(path)
     except OSError:
         return None
-    return found.st_dev, found.st_ino
 
 
 def claim(path: str, library: Library) -> tuple[int, int]:
     """Note that this process opens the file by ``library``; answers which file it is. Raises ConfigError when the other one has it open."""
-    found = os.stat(path)
-    key = (found.st_dev, found.st_ino)
+    key = _file(path)
     with _guard:
         _claims[key] = (library, _holders(path, key, library, "") + 1)
     return key
@@ -57,9 +60,9 @@ def claim(path: str, library: Library) -> tuple[int, int]:
 
 def check(path: str, library: Library) -> None:
     """Raises ConfigError when this process has the file open by the other library."""
-    found = os.stat(path)
+    key = _file(path)
     with _guard:
-        _holders(path, (found.st_dev, found.st_ino), library, library)
+        _holders(path, key, library, library)
 
 
 def _holders(path: str, key: tuple[int, int], library: Library, keep: Library) -> int:

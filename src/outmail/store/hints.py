@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from outmail.store import forks
 from outmail.worker import started
 
 log = logging.getLogger("outmail")
@@ -32,10 +33,11 @@ class Hints:
     def __init__(self, connect: Callable[[], Any]) -> None:
         self._connect = connect
         self._told = -PAUSE
-        self.renew()
+        self._begin_anew()
+        forks.in_child(self, Hints._begin_anew)
 
-    def renew(self) -> None:
-        """In a forked child: nobody listens."""
+    def _begin_anew(self) -> None:
+        """At the start, and in a forked child: nobody listens."""
         self._over = threading.Event()
 
     def tell(self, connection: Any) -> None:

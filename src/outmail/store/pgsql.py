@@ -71,7 +71,7 @@ def copying(sql: str) -> tuple[str, str, tuple[str, ...]] | None:
 def translated(sql: str) -> tuple[str, bool]:
     """(the statement for psycopg, True when its parameters are numbered)."""
     sql = _OWN.get(sql, sql)
-    sql = _QUALIFIED.sub(r"\1 outmail.\2", sql.replace(verbs._LISTED, f"= {_SEQS}")).replace(" LIKE ", " ILIKE ")
+    sql = _QUALIFIED.sub(r"\1 outmail.\2", sql.replace(verbs.LISTED, f"= {_SEQS}")).replace(" LIKE ", " ILIKE ")
     numbered = bool(_NUMBERED.search(sql))
     return (_NUMBERED.sub(r"%(p\1)s", sql) if numbered else sql.replace("?", "%s")), numbered
 

@@ -103,8 +103,6 @@ class PostgresStore:
         """In a forked child. Connections are made when they are needed."""
         self._leaked += [self._lanes, self._reader]  # closing them here would end the parent's sessions
         self._connect()
-        if self._hints is not None:
-            self._hints.renew()
 
     def _check_open(self) -> None:
         if self._closed:

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from outmail.store import Store, Trouble, Verb, drivers, forks, shown
 from outmail.store.caller import lacks_table
+from outmail.store.verbs import LISTED
 
 #: Rows, and bytes of content, taken over at a time.
 BATCH = 200
@@ -84,7 +85,7 @@ _FREE = "UPDATE outmail_outbox SET store = NULL WHERE store = ? RETURNING n"
 
 #: Rows that another engine is taking in this moment are passed over (`pgsql`).
 TAKE = "SELECT n, length(content) FROM outmail_outbox WHERE store IS NULL OR store = ? ORDER BY n LIMIT ?"
-TAKEN = "DELETE FROM outmail_outbox WHERE n IN (SELECT value FROM json_each(?)) RETURNING n, id, added_at, content, envelope"
+TAKEN = f"DELETE FROM outmail_outbox WHERE n {LISTED} RETURNING n, id, added_at, content, envelope"
 
 
 def take(store: str) -> Verb[list[Row]]:

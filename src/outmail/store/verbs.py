@@ -40,6 +40,8 @@ MAX_BATCH = 100
 #: Content longer than this is kept in pieces.
 LONG = 1024 * 1024
 PIECE = 256 * 1024
+#: A condition on a column: one of many numbers, which are one parameter (`_list`). PostgreSQL has another form of it (`pgsql.translated`).
+LISTED = "IN (SELECT value FROM json_each(?))"
 #: Lines kept of either end of a long dialogue.
 TRANSCRIPT = 50
 
@@ -152,10 +154,10 @@ _LEASE = (
     " WHERE (message, n) IN (SELECT value ->> 0, value ->> 1 FROM json_each(?)) AND state = 'queued'"
     " RETURNING message, n, address, destination, attempts, uncertain, losses, expires_at"
 )
-_SIZES = "SELECT seq, size FROM message WHERE seq IN (SELECT value FROM json_each(?))"
+_SIZES = f"SELECT seq, size FROM message WHERE seq {LISTED}"
 _TO_SEND = (
     "SELECT m.seq, m.id, m.sender, m.sha256, m.needs, m.message_id, m.accepted_at, m.dsn, m.upload, b.content"
-    " FROM message m LEFT JOIN body b ON b.seq = m.seq WHERE m.seq IN (SELECT value FROM json_each(?))"
+    f" FROM message m LEFT JOIN body b ON b.seq = m.seq WHERE m.seq {LISTED}"
 )
 
 
@@ -740,18 +742,17 @@ def purge(kind: str, before: int, after: int = 0, limit: int = 500) -> Verb[tupl
 
 
 def _remove_bodies(old: list[tuple[int, str | None]]) -> Verb[None]:
-    yield f"DELETE FROM body WHERE seq {_LISTED}", (_numbers(old),)
+    yield f"DELETE FROM body WHERE seq {LISTED}", (_numbers(old),)
     yield Many("DELETE FROM chunk WHERE upload = ?", [(upload,) for _, upload in old if upload])
 
 
 def _remove_transcripts(old: list[tuple[int, str | None]]) -> Verb[None]:
     yield (
-        f"UPDATE attempt SET transcript = NULL WHERE message {_LISTED} AND message >= ? AND message <= ? AND transcript IS NOT NULL",
+        f"UPDATE attempt SET transcript = NULL WHERE message {LISTED} AND message >= ? AND message <= ? AND transcript IS NOT NULL",
         (_numbers(old), old[0][0], old[-1][0]),
     )
 
 
-_LISTED = "IN (SELECT value FROM json_each(?))"
 _NEWEST = "SELECT (SELECT max(seq) FROM message), (SELECT max(id) FROM attempt)"
 
 
@@ -764,11 +765,11 @@ def _forget(old: Sequence[tuple[int, Any]]) -> Verb[None]:
     newest = yield _NEWEST, ()
     seq, attempt = newest[0]
     these, first, last = _numbers(old), old[0][0], old[-1][0]
-    yield f"DELETE FROM attempt WHERE message {_LISTED} AND message >= ? AND message <= ? AND id <> ?", (these, first, last, attempt or 0)
-    yield f"DELETE FROM recipient WHERE message {_LISTED} AND message >= ? AND message <= ?", (these, first, last)
-    yield f"DELETE FROM body WHERE seq {_LISTED}", (these,)
-    yield f"DELETE FROM chunk WHERE upload IN (SELECT upload FROM message WHERE seq {_LISTED} AND upload IS NOT NULL)", (these,)
-    yield f"DELETE FROM message WHERE seq {_LISTED} AND seq <> ?", (these, seq or 0)
+    yield f"DELETE FROM attempt WHERE message {LISTED} AND message >= ? AND message <= ? AND id <> ?", (these, first, last, attempt or 0)
+    yield f"DELETE FROM recipient WHERE message {LISTED} AND message >= ? AND message <= ?", (these, first, last)
+    yield f"DELETE FROM body WHERE seq {LISTED}", (these,)
+    yield f"DELETE FROM chunk WHERE upload IN (SELECT upload FROM message WHERE seq {LISTED} AND upload IS NOT NULL)", (these,)
+    yield f"DELETE FROM message WHERE seq {LISTED} AND seq <> ?", (these, seq or 0)
     yield "DELETE FROM event WHERE cursor < (SELECT max(cursor) FROM event) AND message <= ? AND NOT EXISTS (SELECT 1 FROM recipient r WHERE r.message = event.message)", (last,)
 
 
