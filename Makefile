@@ -1,4 +1,5 @@
 # make demo: the main job · make test: all tests · make check: format, lint, types, architecture, tests
+# make cover: what the tests run · make dist: wheel and sdist, each installed into an empty environment and tried
 # make bench: ratios against peers in one run · make soak: the long campaigns. Each sets up what it needs.
 PYTHON ?= python3
 VENV   ?= .venv
@@ -8,10 +9,10 @@ SOAK_KILLS ?= 500
 SOAK_ROWS  ?= 10000000
 SOAK_MINUTES ?= 10
 
-.PHONY: help demo test check lint types bench soak clean setup
+.PHONY: help demo test check lint types cover dist bench soak clean setup
 
 help:
-	@sed -n '1,2s/^# //p' Makefile
+	@sed -n '1,3s/^# //p' Makefile
 
 $(READY): pyproject.toml requirements-dev.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "outmail needs Python 3.11 or later; say which: make PYTHON=python3.12" >&2; exit 69; }
@@ -36,6 +37,20 @@ types: $(READY)
 	$(BIN)/mypy
 
 check: lint types test
+
+cover: $(READY)
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -q
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --skip-covered
+
+dist: $(READY)
+	rm -rf dist build
+	$(BIN)/python -m build --quiet
+	for made in dist/*; do \
+	  $(PYTHON) -m venv --clear build/empty && build/empty/bin/python -m pip install --quiet --disable-pip-version-check $$made \
+	  && build/empty/bin/outmail --version && build/empty/bin/outmail demo >build/demo.log || { cat build/demo.log; exit 1; }; \
+	done
 
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "mailqueue-runner>=1.0"
