@@ -85,6 +85,8 @@ class Engine:
         self.settings = settings or Settings()
         self.clock = clock or Clock()
         self.stopping = False
+        #: By what name the store knows it; "" before it was let in, and once it leaves. May be read from any thread.
+        self.name = ""
         self.idle = 60.0
         #: How many engines share the limits of next hops.
         self.engines = 1
@@ -130,8 +132,9 @@ class Engine:
 
     # -- life -------------------------------------------------------------------------------------------------------
 
-    async def run(self, *, once: bool = False) -> None:
-        """Work until `stop`; with ``once`` until everything that was due at the start had one attempt."""
+    async def run(self, *, once: bool = False, first: Callable[[], object] | None = None) -> None:
+        """Work until `stop`; with ``once`` until everything that was due at the start had one attempt. ``first`` is called, on a thread of its
+        own, once the store has let the engine in and before it is looked what is due."""
         self.loop = asyncio.get_running_loop()
         self._awake = asyncio.Event()
         self._ready = self._ready or asyncio.Event()
@@ -146,6 +149,8 @@ class Engine:
             self._ready.set()
             try:
                 await self._take_back_first()
+                if first is not None:
+                    await self._prelude(first)
                 self._once_before = self.clock.now() if once else None
                 if self.settings.only:
                     self._only = self.store.read(self.store.verbs.seq_of(self.settings.only))
@@ -156,6 +161,18 @@ class Engine:
             self.commits.close()
             if self._reader is not None:
                 self._reader.close()
+
+    async def _prelude(self, first: Callable[[], object]) -> None:
+        """Meanwhile signs of life are given."""
+        worker = Worker("prelude")
+        over = asyncio.ensure_future(worker.run(first))
+        try:
+            while not over.done():
+                self._maintain()
+                await asyncio.wait([over], timeout=RECLAIM)
+            over.result()
+        finally:
+            worker.close()
 
     async def _turns(self, once: bool) -> None:
         while not self.stopping:
@@ -254,6 +271,7 @@ class Engine:
             try:
                 self._owner = self.store.register(self.clock.now())
                 self._refuse_when_moving()
+                self.name = self._owner.uuid
                 self.store.follow(self.wake)
                 return True
             except Trouble as problem:
@@ -272,6 +290,7 @@ class Engine:
 
     async def _leave(self) -> None:
         self.stopping = True
+        self.name = ""
         for hop in self._hops.values():
             for delivery in hop.stop():
                 self._give_back(hop, delivery)

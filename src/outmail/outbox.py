@@ -383,17 +383,17 @@ class Outbox:
             if self._engine is not None and self._pid == os.getpid():
                 return  # another thread of a forked child was first
             self._engine = _EngineThread(build_engine(self._store, self._config, self._routes, self._clock))
-            self._takeover = self._take_over("stdlib", self._wake)
+            self._takeover = self._take_over("stdlib", self._engine.engine)
             if self._takeover is not None:
                 self._takeover.start()
             self._pid = os.getpid()
 
-    def _take_over(self, library: str, wake: Callable[[], None]) -> TakeOver | None:
-        """What empties the tables of ``[[outbox]]`` into this queue; ``library`` opens the SQLite files among them."""
+    def _take_over(self, library: str, engine: Any) -> TakeOver | None:
+        """What empties the tables of ``[[outbox]]`` into this queue beside an engine; ``library`` opens the SQLite files among them."""
         if not self._config.outboxes:
             return None
-        door = replace(self._door, wake=wake)
-        return TakeOver(door, self._config.outboxes, partial(open_source, library=library), self._composed)
+        door = replace(self._door, wake=engine.wake)
+        return TakeOver(door, self._config.outboxes, partial(open_source, library=library), self._composed, lambda: str(engine.name))
 
     def _check_alive(self) -> None:
         if self._closed:

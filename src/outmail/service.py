@@ -40,13 +40,21 @@ KINDS = ("smtp", "submission", "lmtp")
 
 async def once(box: Outbox, engine: Engine) -> None:
     """What is due now, and then the end."""
-    _on_signals(engine.stop)
+    takeover = box._take_over("apsw", engine)
+
+    def stop() -> None:
+        if takeover is not None:
+            takeover.finish()
+        engine.stop()
+
+    def first() -> None:
+        if takeover is not None:
+            takeover.all()
+            takeover.stop()
+
+    _on_signals(stop)
     post.guarded(lambda: _look(box), "jobs could not be looked after")
-    takeover = box._take_over("apsw", engine.wake)
-    if takeover is not None:
-        takeover.all()
-        takeover.stop()
-    await engine.run(once=True)
+    await engine.run(once=True, first=first)
 
 
 async def serve(box: Outbox, engine: Engine, started: Callable[[list[str]], None] | None = None) -> None:
@@ -65,7 +73,7 @@ async def serve(box: Outbox, engine: Engine, started: Callable[[list[str]], None
         return found
 
     looking = asyncio.ensure_future(_keep_looking(box))
-    takeover = box._take_over("apsw", engine.wake)
+    takeover = box._take_over("apsw", engine)
     if takeover is not None:
         takeover.start()
     try:

@@ -25,9 +25,11 @@ from hypothesis import strategies as st
 from outmail import AsyncOutbox, Outbox
 from outmail.config import from_toml
 from outmail.errors import ConfigError, NotFound, NotStored, Refused
-from outmail.intake.takeover import WORDS
+from outmail.intake.takeover import WORDS, abandoned, store_id
 from outmail.model import is_id, keyed_id
-from outmail.testing import Sink
+from outmail.store import Trouble
+from outmail.store.source import Claim
+from outmail.testing import FakeClock, Sink
 from tests import pgserver
 
 DDL = (Path(__file__).parents[2] / "src/outmail/store/sql/outbox-sqlite.sql").read_text()
@@ -44,6 +46,16 @@ def app(tmp_path: Path) -> Iterator[sqlite3.Connection]:
 @pytest.fixture
 def box(make_box: Callable[..., Outbox]) -> Outbox:
     return make_box(deliver="never")
+
+
+class Beside:
+    """Stands for the engine that mail is taken over for: ``name`` is what the store knows it by."""
+
+    def __init__(self, name: str = "") -> None:
+        self.name = name
+
+    def wake(self) -> None:
+        """Nobody sleeps."""
 
 
 def waiting(connection: sqlite3.Connection) -> int:
@@ -160,7 +172,7 @@ def test_envelope_priority_schedule_tag_and_safety_travel(tmp_path: Path, app: s
         )  # fmt: skip
         app.commit()
     with Outbox(tmp_path / "q.db", config=config(tmp_path, sink), deliver="never") as box:
-        takeover = box._take_over("stdlib", lambda: None)
+        takeover = box._take_over("stdlib", Beside())
         assert takeover is not None and takeover.all() == 1
         takeover.stop()
         status = box.status(receipt.id)
@@ -253,7 +265,7 @@ def test_no_row_stops_the_others(rows: list[Any]) -> None:
             app.executemany("INSERT INTO outmail_outbox (id, added_at, content, envelope) VALUES (?, ?, ?, ?)", made)
             app.commit()
             with Outbox(f"{folder}/q.db", config=from_toml(f'relay = "null:"\n[[outbox]]\nurl = "{folder}/app.db"\n', "test", {}), deliver="never") as box:
-                takeover = box._take_over("stdlib", lambda: None)
+                takeover = box._take_over("stdlib", Beside())
                 assert takeover is not None
                 takeover.all()
                 takeover.stop()
@@ -284,6 +296,176 @@ def test_check_shows_and_frees_claims_of_a_vanished_store(tmp_path: Path, app: s
     assert shown.returncode == 65 and b"claimed by the store gone" in shown.stdout and b"--free gone" in shown.stdout
     assert outmail("store", "check", "--free", "gone").returncode == 0
     assert app.execute("SELECT store FROM outmail_outbox").fetchall() == [(None,)]
+
+
+def test_check_shows_one_line_for_all_engines_of_a_vanished_store(tmp_path: Path, app: sqlite3.Connection, outmail: Any) -> None:
+    (tmp_path / "outmail.toml").write_text('store = "q.db"\n[[outbox]]\nurl = "app.db"\n')
+    claims = ["gone", "gone/one", "gone/two", "other/one"]
+    app.executemany("INSERT INTO outmail_outbox (id, store, added_at, content, envelope) VALUES (?, ?, 1, '', '')", [(name, name) for name in claims])
+    app.commit()
+    shown = outmail("store", "check").stdout.decode()
+    assert shown.count("3 messages are claimed by the store gone,") == 1 and "--free other" in shown
+    assert outmail("store", "check", "--free", "gone").returncode == 65  # the other one is still there
+    assert app.execute("SELECT store FROM outmail_outbox ORDER BY n").fetchall() == [(None,)] * 3 + [("other/one",)]
+
+
+# -- several engines of one store ---------------------------------------------------------------------------------------
+
+OLD_DDL = DDL.replace(" AUTOINCREMENT", "")
+
+
+def takeovers(tmp_path: Path, sink: Sink, url: str, boxes: contextlib.ExitStack, store: str, *names: str) -> Iterator[tuple[Outbox, Any]]:
+    """One Outbox on the store for each name, and what takes over beside an engine of that name."""
+    for name in names:
+        found = from_toml(f'from = "me@outmail.test"\nrelay = "{sink.url}"\n[[outbox]]\nurl = "{url}"\n', "test", {})
+        box = boxes.enter_context(Outbox(store, config=found, deliver="never"))
+        takeover = box._take_over("stdlib", Beside(name))
+        assert takeover is not None
+        boxes.callback(takeover.stop)
+        yield box, takeover
+
+
+def once_at(takeover: Any, point: str, action: Callable[[], object]) -> None:
+    """The first time it comes to this failpoint."""
+    left = [action]
+
+    def fail(name: str) -> None:
+        if name == point and left:
+            left.pop()()
+
+    takeover._door.fail = fail
+
+
+def queued(box: Outbox) -> list[str]:
+    return sorted(r.address for status in box.find() for r in status.recipients)
+
+
+@pytest.mark.parametrize("point", ["T1", "T2"])
+@pytest.mark.parametrize("ddl", [DDL, OLD_DDL], ids=["new table", "old table"])
+def test_an_engine_that_stood_still_removes_no_row_of_others(tmp_path: Path, sink: Sink, ddl: str, point: str) -> None:
+    """Meanwhile it was taken for dead, another engine has taken its rows, and new rows have come, with the same numbers where the table is old."""
+    with contextlib.closing(sqlite3.connect(tmp_path / "app.db")) as app, contextlib.ExitStack() as boxes:
+        app.executescript(ddl)
+        (box, still), (_, other) = takeovers(tmp_path, sink, f"{tmp_path}/app.db", boxes, str(tmp_path / "q.db"), "a", "b")
+
+        def write(name: str) -> None:
+            box.send_many([{"to": f"{name}{i}@x.test", "using": app} for i in range(3)])
+            app.commit()
+
+        def meanwhile() -> None:
+            assert other.all() == 3 and waiting(app) == 0
+            write("second")
+
+        write("first")
+        once_at(still, point, meanwhile)
+        still.all()
+        other.all()
+        assert queued(box) == [f"{name}{i}@x.test" for name in ("first", "second") for i in range(3)] and waiting(app) == 0
+
+
+def test_a_repeated_key_under_a_number_given_again_is_not_removed_unseen(tmp_path: Path, sink: Sink) -> None:
+    """The one way to have number and id again: in an old table, the same key. The row is dropped by who claims it, not by a late delete."""
+    with contextlib.closing(sqlite3.connect(tmp_path / "app.db")) as app, contextlib.ExitStack() as boxes:
+        app.executescript(OLD_DDL)
+        (box, still), (_, other) = takeovers(tmp_path, sink, f"{tmp_path}/app.db", boxes, str(tmp_path / "q.db"), "a", "b")
+
+        def write() -> None:
+            box.send("a@x.test", key="k", using=app)
+            app.commit()
+
+        def meanwhile() -> None:
+            assert other.all() == 1
+            write()
+            app.execute("UPDATE outmail_outbox SET store = 'another store'")
+            app.commit()
+
+        write()
+        once_at(still, "T2", meanwhile)
+        still.all()
+        assert app.execute("SELECT n, store FROM outmail_outbox").fetchall() == [(1, "another store")] and queued(box) == ["a@x.test"]
+
+
+@pytest.mark.parametrize("server", [False, True], ids=["SQLite", "PostgreSQL"])
+def test_engines_of_one_store_do_not_read_the_same_rows(tmp_path: Path, sink: Sink, app: sqlite3.Connection, server: bool) -> None:
+    """What a living engine has claimed is its own; once it has left, it is everybody's."""
+    with contextlib.ExitStack() as boxes:
+        url, using = f"{tmp_path}/app.db", app
+        if server:
+            url = boxes.enter_context(pgserver.database(VERSION))
+            using = boxes.enter_context(contextlib.closing(psycopg.connect(url)))  # type: ignore[assignment]
+            using.execute(PG_DDL)
+        ((box, _),) = takeovers(tmp_path, sink, url, boxes, str(tmp_path / "q.db"), "nobody")
+        engine = box._store.register(0)
+        (_, living), (_, other) = takeovers(tmp_path, sink, url, boxes, str(tmp_path / "q.db"), engine.uuid, "b")
+        box.send_many([{"to": f"u{i}@x.test", "using": using} for i in range(300)])
+        using.commit()
+        seen: list[int] = []
+
+        def meanwhile() -> None:
+            seen.append(other.all())
+            raise Trouble("busy", "the disk is slow")
+
+        once_at(living, "T1", meanwhile)
+        assert living.look() == 0 and seen == [100] and other.all() == 0
+        engine.close()
+        assert other.all() == 200 and len(set(queued(box))) == 300
+
+
+def test_a_claim_of_a_dead_engine_is_taken_by_a_living_one(tmp_path: Path, app: sqlite3.Connection, sink: Sink) -> None:
+    with Outbox(tmp_path / "q.db", config=config(tmp_path, sink), deliver="thread") as box:
+        box.send("first@x.test", using=app)
+        app.commit()
+        sink.wait_for(1, timeout=10)
+        box.send("second@x.test", using=app)
+        app.execute("UPDATE outmail_outbox SET store = ?", (f"{store_id(box._store)}/{'0' * 32}",))
+        app.commit()
+        sink.wait_for(2, timeout=10)
+    assert [m.recipients for m in sink.messages] == [("first@x.test",), ("second@x.test",)]
+
+
+def test_claims_of_older_versions_are_finished(tmp_path: Path, app: sqlite3.Connection, sink: Sink, outmail: Any) -> None:
+    (tmp_path / "outmail.toml").write_text(f'store = "q.db"\nrelay = "{sink.url}"\n[[outbox]]\nurl = "app.db"\n')
+    with Outbox(tmp_path / "q.db", deliver="never") as box:
+        box.send("a@x.test", sender="me@x.test", using=app)
+        app.execute("UPDATE outmail_outbox SET store = ?", (store_id(box._store),))
+        app.commit()
+    assert outmail("run", "--once").returncode == 0
+    assert len(sink.messages) == 1 and waiting(app) == 0
+
+
+@pytest.mark.parametrize(
+    ("claims", "living", "stood", "expected"),
+    [
+        (["s/me", "s/b", "s/c"], ["me", "b"], False, ["s/c"]),
+        (["s/me", "s"], ["me"], False, ["s"]),
+        (["s/me", "s"], ["me", "b"], False, []),
+        (["s/me", "s"], ["me", "b"], True, ["s"]),
+        (["t", "t/c", "st/c"], ["me"], True, []),
+    ],
+)  # fmt: skip
+def test_which_claims_are_abandoned(claims: list[str], living: list[str], stood: bool, expected: list[str]) -> None:
+    assert abandoned([Claim(name, 1, 0) for name in claims], "s", "s/me", living, stood) == expected
+
+
+def test_a_claim_in_the_stores_name_stands_a_while_beside_other_engines(tmp_path: Path, app: sqlite3.Connection, sink: Sink) -> None:
+    """An engine of an older version may be at it. Only one that does not change any more is given up."""
+    clock = FakeClock(int(time.time() * 1000))
+    with contextlib.ExitStack() as boxes:
+        ((box, takeover),) = takeovers(tmp_path, sink, f"{tmp_path}/app.db", boxes, str(tmp_path / "q.db"), "nobody")
+        boxes.callback(box._store.register(0).close)
+        takeover._door.clock = clock
+        box.send_many([{"to": f"u{i}@x.test", "using": app} for i in range(2)])
+        app.execute("UPDATE outmail_outbox SET store = ?", (store_id(box._store),))
+        app.commit()
+        for change in (True, False):
+            assert takeover.all() == 0
+            clock.advance("6s")
+            assert takeover.all() == 0
+            if change:
+                app.execute("DELETE FROM outmail_outbox WHERE n = 1")
+                app.commit()
+            clock.advance("6s")
+        assert takeover.all() == 1
 
 
 def test_the_ddl_is_printed(outmail: Any) -> None:

@@ -526,18 +526,20 @@ def _foreign_claims(box: Outbox, free: str | None) -> list[str]:
         try:
             source = open_source(url, "apsw")
             claims = source.claims()
-            if free and any(claim.store == free for claim in claims):
-                print(f"{source.name}: {source.free(free)} messages claimed by {free} are free again", file=sys.stderr)
+            freed = [source.free(claim.claimant) for claim in claims if free in (claim.store, claim.claimant)]
+            if freed:
+                print(f"{source.name}: {sum(freed)} messages claimed by {free} are free again", file=sys.stderr)
         except Trouble as problem:
             found.append(str(problem))
             continue
         me = store_id(box._store)
-        for claim in claims:
-            age = Clock().now() - claim.oldest
-            if claim.store not in (me, free) and age > 60_000:
+        for store in sorted({claim.store for claim in claims} - {me, free}):
+            theirs = [claim for claim in claims if claim.store == store and claim.claimant != free]
+            age = Clock().now() - min((claim.oldest for claim in theirs), default=Clock().now())
+            if age > 60_000:
                 found.append(
-                    f"{source.name}: {claim.rows} messages are claimed by the store {claim.store}, the oldest for {human_span(age)}; "
-                    f"when that store is gone for good: outmail store check --free {claim.store}"
+                    f"{source.name}: {sum(claim.rows for claim in theirs)} messages are claimed by the store {store}, the oldest for {human_span(age)}; "
+                    f"when that store is gone for good: outmail store check --free {store}"
                 )
         source.close()
     return found

@@ -1,9 +1,11 @@
 """Mail that applications left in their own databases (``using=``): taken over into the queue.
 
-How: a thread looks at each source several times a second: claim, add to the store, delete; see `store.source`. A table in the store's own
-database is emptied in one transaction. A row of ours carries a
+How: a thread looks at each source several times a second: claim, add to the store, delete; see `store.source`. Rows are claimed for the
+engine that we run beside; what an engine has claimed that the store does not know any more (`Store.reclaim` forgets the dead) is freed. A
+table in the store's own database is emptied in one transaction. A row of ours carries a
 complete message; a row made by SQL (``outmail.enqueue``, ``outmail.draft``) is checked and composed here for the first time.
-Promises: a committed row is in the queue within a second; killed anywhere, nothing is lost and nothing doubled; a row that cannot be
+Promises: a committed row is in the queue within a second, one that a dead engine had claimed within seconds after its death is known; killed
+or stopped anywhere, nothing is lost, and nothing doubled while the store keeps the record of a message; a row that cannot be
 sent ends as failed, with the reason, and stops nothing; whoever may write rows can make outmail send mail, not run programs or write files; a source in trouble is told once, left alone for a moment, and tried again;
 the others go on.
 Fails: never into the program; it logs. Does not: hold an application's database, or deliver.
@@ -15,7 +17,7 @@ import json
 import logging
 import threading
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
@@ -25,7 +27,7 @@ from outmail.errors import ConfigError, NotStored, Refused
 from outmail.model import Dsn, Message
 from outmail.store import Store, Trouble, Verb
 from outmail.store.caller import Values, row
-from outmail.store.source import Row, Source, missing_table, take
+from outmail.store.source import Claim, Row, Source, claimant, missing_table, take
 from outmail.worker import started
 
 log = logging.getLogger("outmail")
@@ -33,6 +35,11 @@ log = logging.getLogger("outmail")
 #: Seconds between looks at an empty table, and after trouble.
 PAUSE = 0.25
 TROUBLE_PAUSE = 2.0
+#: Seconds between looks for what dead engines have claimed; more where a look takes long, so that it is one part in `SHARE` of all time.
+FREE = 2.0
+SHARE = 20
+#: So many seconds a claim in the store's own name stands beside other engines: one of an older version may be at it.
+STANDS = 10.0
 
 #: Relays that a row may name without their being configured.
 NETWORK = ("smtp://", "smtps://", "smtp+plain://", "lmtp://")
@@ -114,19 +121,37 @@ def store_id(store: Store) -> str:
         store.run(store.verbs.note_put("store", "id", uuid.uuid4().hex, 0))
 
 
-class TakeOver:
-    """All sources of one store. ``open_source`` opens one by its URL; ``compose`` makes a draft of the words of ``send``."""
+def abandoned(claims: Sequence[Claim], store: str, me: str, living: Collection[str], stood: bool) -> list[str]:
+    """Claimants of our store whose rows may be taken by others. ``living``: the engines that it knows; ``stood``: the claim in the store's own
+    name has stood for long enough. Whoever claims in an engine's name was known before."""
+    known = {claimant(store, engine) for engine in living}
+    alone = known <= {me}
+    return [
+        claim.claimant for claim in claims
+        if claim.store == store and claim.claimant != me and (alone or stood if claim.claimant == store else claim.claimant not in known)
+    ]  # fmt: skip
 
-    def __init__(self, door: Door, urls: Sequence[str], open_source: Callable[[str], Source], compose: Compose) -> None:
+
+class TakeOver:
+    """All sources of one store. ``open_source`` opens one by its URL; ``compose`` makes a draft of the words of ``send``; ``engine`` says by
+    what name the store knows the engine that we run beside, "" while it does not."""
+
+    def __init__(self, door: Door, urls: Sequence[str], open_source: Callable[[str], Source], compose: Compose, engine: Callable[[], str] = lambda: "") -> None:
         self._door = door
         self._urls = urls
         self._open = open_source
         self._compose = compose
+        self._engine = engine
         self._sources: dict[str, Source] = {}
         self._inside: dict[str, bool] = {}
+        #: Numbers that are ours and not taken over yet; none for a source where that is not known.
+        self._claimed: dict[str, list[int]] = {}
+        self._free_at: dict[str, float] = {}
+        #: A claim in the store's own name, and since when it has stood like this.
+        self._standing: dict[str, tuple[Claim, float]] = {}
         self._troubles: dict[str, str] = {}
         self._rest_until: dict[str, float] = {}
-        self._me = ""
+        self._store = ""
         self._guard = threading.Lock()
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
@@ -137,6 +162,10 @@ class TakeOver:
         """Look on in a thread of its own."""
         thread = threading.Thread(target=self._run, name="outmail-takeover", daemon=True)
         self._thread = thread if started(thread) else None
+
+    def finish(self) -> None:
+        """No further batch. Does not wait."""
+        self._over.set()
 
     def stop(self) -> None:
         """One batch may be under way: it is finished first."""
@@ -153,13 +182,14 @@ class TakeOver:
         """Take over what is there now, also where there was trouble a moment ago; returns how many rows."""
         count = 0
         self._rest_until.clear()
+        self._free_at.clear()
         while not self._over.is_set() and (taken := self.look()):
             count += taken
         return count
 
     def _run(self) -> None:
         while not self._over.is_set():
-            if not self.look():
+            if not self._engine() or not self.look():
                 self._over.wait(PAUSE)
 
     # -- work -------------------------------------------------------------------------------------------------------
@@ -198,28 +228,57 @@ class TakeOver:
             log.error("mail cannot be taken over: %s; trying again", text)
 
     def _step(self, url: str) -> int:
-        self._me = self._me or store_id(self._door.store)
+        self._store = self._store or store_id(self._door.store)
+        me = claimant(self._store, self._engine())
         source = self._sources.get(url)
         if source is None:
             source = self._sources[url] = self._open(url)
             self._inside[url] = source.inside(self._door.store)
-        if self._inside[url]:
-            return self._step_inside()
-        numbers = source.claim(self._me)
-        if not numbers:
-            return 0
-        self._door.fail("T1")
-        rows = source.rows(numbers)
-        self._door.keep([self._message(found) for found in rows], again=True)
-        self._door.fail("T2")
-        source.done([found.n for found in rows])
+        self._free_abandoned(url, source, me)
+        return self._step_inside(me) if self._inside[url] else self._step_across(url, source, me)
+
+    def _free_abandoned(self, url: str, source: Source, me: str) -> None:
+        """What is claimed in our store's name and nobody will finish."""
+        began = self._door.clock.monotonic()
+        if began < self._free_at.get(url, 0.0):
+            return
+        claims = [claim for claim in source.claims() if claim.store == self._store]
+        if claims:
+            living = {row[1] for row in self._door.store.read(self._door.store.verbs.owners())}
+            for name in abandoned(claims, self._store, me, living, self._stood(url, claims, began)):
+                log.info("%d messages in %s that an engine had claimed and not finished are free again", source.free(name), source.name)
+        now = self._door.clock.monotonic()
+        self._free_at[url] = now + max(FREE, SHARE * (now - began))
+
+    def _stood(self, url: str, claims: Sequence[Claim], now: float) -> bool:
+        named = next((claim for claim in claims if claim.claimant == self._store), None)
+        before, since = self._standing.pop(url, (None, now))
+        if named is None:
+            return False
+        self._standing[url] = (named, since if named == before else now)
+        return named == before and now - since >= STANDS
+
+    def _step_across(self, url: str, source: Source, me: str) -> int:
+        """Three transactions; whatever breaks them off, the next look asks anew what is ours."""
+        numbers = self._claimed.pop(url, None)
+        if numbers is None:
+            numbers = source.claimed(me)
+        numbers = numbers or source.claim(me)
+        if numbers:
+            self._door.fail("T1")
+        rows = source.rows(me, numbers) if numbers else []
+        if rows:
+            self._door.keep([self._message(found) for found in rows], again=True)
+            self._door.fail("T2")
+            source.done(me, rows)
+        self._claimed[url] = [n for n in numbers if n > rows[-1].n] if rows else []
         return len(rows)
 
-    def _step_inside(self) -> int:
+    def _step_inside(self, me: str) -> int:
         """The table is in the store's own database: one transaction moves the rows."""
 
         def move() -> Verb[int]:
-            messages = [self._message(found) for found in (yield from take(self._me))]
+            messages = [self._message(found) for found in (yield from take(me))]
             if messages:
                 yield from self._door.store.verbs.add(messages, again=True)
             self._door.fail("T2")

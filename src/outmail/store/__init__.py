@@ -81,6 +81,8 @@ class Lock(Protocol):
     """An engine's claim to be alive (`Store.register`): its leases stand while this object is held."""
 
     id: int
+    #: Its name among the engines that the store knows (`verbs.owners`), until it is closed or taken for dead.
+    uuid: str
 
     def close(self) -> None: ...
 

@@ -89,6 +89,7 @@ class Owner:
 
     def __init__(self, store: Any, id: int, file: OwnerFile) -> None:
         self.id = id
+        self.uuid = file.path.rpartition(".")[2]
         self.file = file
         self._store = store
 

@@ -1,8 +1,12 @@
-"""An application's database from the engine's side: rows of ``outmail_outbox`` are claimed for a store, read, and deleted.
+"""An application's database from the engine's side: rows of ``outmail_outbox`` are claimed by an engine, read, and deleted.
 
 How: three short transactions, with the store's own commit between the second and the third: `claim` (rows nobody has claimed become
-ours), the caller adds them to its store, `done` (they are deleted). A row claimed is finished by that store alone, whatever is killed
-when; a row that the store has already is dropped, so nothing is doubled.
+ours), the caller adds them to its store, `done` (they are deleted). Who claims is an engine of a store (`claimant`): engines of one store
+do not read the same rows, and what a dead one has left is freed by the others (`takeover`). A row claimed is finished by that store
+alone, whatever is killed when; a row that the store has already is dropped, so nothing is doubled.
+Why a delete names number, id and claimant: an engine that stood still may come back when its rows were freed, taken by another engine, and
+deleted. SQLite gives the number of a deleted row again where the table was made without AUTOINCREMENT, so a delete by number alone would
+remove a row that nobody has stored.
 Promises: the application's database is never held while the store is written; an empty table costs one read; SQLite files are opened
 by one library a process (`drivers.claim`), and their journal mode is left as it is.
 Fails: `Trouble`; kind "schema" where the table is missing. Does not: understand rows, or wait.
@@ -40,11 +44,21 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Rows that a store has claimed and not finished."""
+    """Rows that somebody has claimed and not finished."""
 
-    store: str
+    claimant: str
     rows: int
     oldest: int
+
+    @property
+    def store(self) -> str:
+        """Whose engine it is."""
+        return self.claimant.partition("/")[0]
+
+
+def claimant(store: str, engine: str) -> str:
+    """The name in claims. Without an engine it is the store's alone, as older versions wrote it."""
+    return f"{store}/{engine}" if engine else store
 
 
 class Source(Protocol):
@@ -52,33 +66,38 @@ class Source(Protocol):
 
     name: str
 
-    def claim(self, store: str) -> list[int]:
-        """Claim what nobody has claimed, oldest first, at most a batch; the numbers of all rows that are ours, or fewer."""
+    def claimed(self, claimant: str) -> list[int]:
+        """The numbers of rows that we have claimed already, at most a batch. Walks over the table."""
 
-    def rows(self, numbers: Sequence[int]) -> list[Row]:
-        """These rows, oldest first, up to `BATCH_BYTES` of content; at least one."""
+    def claim(self, claimant: str) -> list[int]:
+        """Claim what nobody has claimed, oldest first, at most a batch; their numbers."""
 
-    def done(self, numbers: Sequence[int]) -> None:
-        """They are in the store: delete them."""
+    def rows(self, claimant: str, numbers: Sequence[int]) -> list[Row]:
+        """Those of these rows that are still ours, oldest first, up to `BATCH_BYTES` of content; at least one where there is one."""
+
+    def done(self, claimant: str, rows: Sequence[Row]) -> None:
+        """They are in the store: delete them, unless they are not ours any more."""
 
     def inside(self, store: Store) -> bool:
         """True when the table is in the store's own database: then `take` moves rows in one transaction."""
 
     def claims(self) -> list[Claim]:
-        """Who has claimed what."""
+        """Who has claimed what. Walks over the table."""
 
-    def free(self, store: str) -> int:
-        """Make a vanished store's rows claimable again; returns how many."""
+    def free(self, claimant: str) -> int:
+        """Make a vanished claimant's rows claimable again; returns how many."""
 
     def close(self) -> None: ...
 
 
 _MINE = "SELECT n FROM outmail_outbox WHERE store = ? ORDER BY n LIMIT ?"
 _ANY = "SELECT 1 FROM outmail_outbox WHERE store IS NULL LIMIT 1"
-_CLAIM = "UPDATE outmail_outbox SET store = ? WHERE store IS NULL AND n IN (SELECT n FROM outmail_outbox WHERE store IS NULL ORDER BY n LIMIT ?)"
-_SIZES = "SELECT n, length(content) FROM outmail_outbox WHERE n IN ({marks}) ORDER BY n"
-_ROWS = "SELECT n, id, added_at, content, envelope FROM outmail_outbox WHERE n IN ({marks}) ORDER BY n"
-_DONE = "DELETE FROM outmail_outbox WHERE n = ?"
+_CLAIM = (
+    "UPDATE outmail_outbox SET store = ? WHERE n IN (SELECT n FROM outmail_outbox WHERE store IS NULL ORDER BY n LIMIT ?) AND store IS NULL RETURNING n"
+)
+_SIZES = "SELECT n, length(content) FROM outmail_outbox WHERE store = ? AND n IN ({marks}) ORDER BY n"
+_ROWS = "SELECT n, id, added_at, content, envelope FROM outmail_outbox WHERE store = ? AND n IN ({marks}) ORDER BY n"
+_DONE = "DELETE FROM outmail_outbox WHERE n = ? AND id = ? AND store = ?"
 _CLAIMS = "SELECT store, count(*), min(added_at) FROM outmail_outbox WHERE store IS NOT NULL GROUP BY store ORDER BY store"
 _FREE = "UPDATE outmail_outbox SET store = NULL WHERE store = ? RETURNING n"
 
@@ -88,9 +107,10 @@ TAKE = "SELECT n, length(content) FROM outmail_outbox WHERE store IS NULL OR sto
 TAKEN = f"DELETE FROM outmail_outbox WHERE n {LISTED} RETURNING n, id, added_at, content, envelope"
 
 
-def take(store: str) -> Verb[list[Row]]:
-    """Part of a store's own transaction: rows of a table beside it are deleted and returned, oldest first."""
-    fit = within((yield TAKE, (store, BATCH)))
+def take(claimant: str) -> Verb[list[Row]]:
+    """Part of a store's own transaction: rows of a table beside it are deleted and returned, oldest first. They are locked from the look
+    to the commit, so a number is enough."""
+    fit = within((yield TAKE, (claimant, BATCH)))
     rows = (yield TAKEN, (json.dumps(fit),)) if fit else []
     return [Row(*row) for row in sorted(rows, key=lambda row: row[0])]
 
@@ -146,23 +166,20 @@ class SqliteSource:
             self._over = True
             self._db.forsake()
 
-    def claim(self, store: str) -> list[int]:
-        mine = self._numbers(store)
-        if mine or not self._read(_ANY, ()):
-            return mine
-        self._write([(_CLAIM, (store, BATCH))])
-        return self._numbers(store)
+    def claimed(self, claimant: str) -> list[int]:
+        return [row[0] for row in self._read(_MINE, (claimant, BATCH))]
 
-    def _numbers(self, store: str) -> list[int]:
-        return [row[0] for row in self._read(_MINE, (store, BATCH))]
+    def claim(self, claimant: str) -> list[int]:
+        if not self._read(_ANY, ()):
+            return []
+        return sorted(row[0] for row in self._write([(_CLAIM, (claimant, BATCH))]))
 
-    def rows(self, numbers: Sequence[int]) -> list[Row]:
-        marks = ",".join("?" * len(numbers))
-        fit = within(self._read(_SIZES.format(marks=marks), numbers))
-        return [Row(*row) for row in self._read(_ROWS.format(marks=",".join("?" * len(fit))), fit)]
+    def rows(self, claimant: str, numbers: Sequence[int]) -> list[Row]:
+        fit = within(self._read(_SIZES.format(marks=",".join("?" * len(numbers))), (claimant, *numbers)))
+        return [Row(*row) for row in self._read(_ROWS.format(marks=",".join("?" * len(fit))), (claimant, *fit))]
 
-    def done(self, numbers: Sequence[int]) -> None:
-        self._write([(_DONE, (n,)) for n in numbers])
+    def done(self, claimant: str, rows: Sequence[Row]) -> None:
+        self._write([(_DONE, (row.n, row.id, claimant)) for row in rows])
 
     def inside(self, store: Store) -> bool:
         return os.path.realpath(getattr(store, "path", "")) == self.path
@@ -170,8 +187,8 @@ class SqliteSource:
     def claims(self) -> list[Claim]:
         return [Claim(*row) for row in self._read(_CLAIMS, ())]
 
-    def free(self, store: str) -> int:
-        return len(self._write([(_FREE, (store,))]))
+    def free(self, claimant: str) -> int:
+        return len(self._write([(_FREE, (claimant,))]))
 
     def close(self) -> None:
         if not self._over:
@@ -224,23 +241,29 @@ class PostgresSource:
         conninfo, prepare = conninfo_of(url)
         self._connection = Connection(conninfo, prepare=prepare)
 
-    def claim(self, store: str) -> list[int]:
-        mine = self._run("SELECT n FROM outmail_outbox WHERE store = %s ORDER BY n LIMIT %s", (store, BATCH))
-        if not mine and self._run(_ANY):
-            mine = self._run(
-                "WITH free AS MATERIALIZED (SELECT n FROM outmail_outbox WHERE store IS NULL ORDER BY n LIMIT %s FOR UPDATE SKIP LOCKED)"
-                " UPDATE outmail_outbox o SET store = %s FROM free WHERE o.n = free.n RETURNING o.n",
-                (BATCH, store),
-            )
+    def claimed(self, claimant: str) -> list[int]:
+        return [row[0] for row in self._run(_MINE.replace("?", "%s"), (claimant, BATCH))]
+
+    def claim(self, claimant: str) -> list[int]:
+        if not self._run(_ANY):
+            return []
+        mine = self._run(
+            "WITH free AS MATERIALIZED (SELECT n FROM outmail_outbox WHERE store IS NULL ORDER BY n LIMIT %s FOR UPDATE SKIP LOCKED)"
+            " UPDATE outmail_outbox o SET store = %s FROM free WHERE o.n = free.n RETURNING o.n",
+            (BATCH, claimant),
+        )
         return sorted(row[0] for row in mine)
 
-    def rows(self, numbers: Sequence[int]) -> list[Row]:
-        fit = within(self._run("SELECT n, length(content) FROM outmail_outbox WHERE n = ANY(%s) ORDER BY n", (list(numbers),)))
-        found = self._run("SELECT n, id, added_at, content, envelope FROM outmail_outbox WHERE n = ANY(%s) ORDER BY n", (fit,))
-        return [Row(*row) for row in found]
+    def rows(self, claimant: str, numbers: Sequence[int]) -> list[Row]:
+        ours = "FROM outmail_outbox WHERE n = ANY(%s) AND store = %s ORDER BY n"
+        fit = within(self._run(f"SELECT n, length(content) {ours}", (list(numbers), claimant)))
+        return [Row(*row) for row in self._run(f"SELECT n, id, added_at, content, envelope {ours}", (fit, claimant))]
 
-    def done(self, numbers: Sequence[int]) -> None:
-        self._run("DELETE FROM outmail_outbox WHERE n = ANY(%s) RETURNING n", (list(numbers),))
+    def done(self, claimant: str, rows: Sequence[Row]) -> None:
+        self._run(
+            "DELETE FROM outmail_outbox WHERE n = ANY(%s) AND id = ANY(%s) AND store = %s RETURNING n",
+            ([row.n for row in rows], [row.id for row in rows], claimant),
+        )
 
     def inside(self, store: Store) -> bool:
         identity = getattr(store, "identity", None)
@@ -249,8 +272,8 @@ class PostgresSource:
     def claims(self) -> list[Claim]:
         return [Claim(*row) for row in self._run(_CLAIMS)]
 
-    def free(self, store: str) -> int:
-        return len(self._run(_FREE.replace("?", "%s"), (store,)))
+    def free(self, claimant: str) -> int:
+        return len(self._run(_FREE.replace("?", "%s"), (claimant,)))
 
     def close(self) -> None:
         self._connection.drop()
