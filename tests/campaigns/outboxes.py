@@ -148,6 +148,7 @@ def main() -> int:
     arguments.add_argument("--jumps", action=argparse.BooleanOptionalAction, default=True, help="wall clocks jump")
     arguments.add_argument("--expire", default="5d", help="[retry] expire; below two hours the jumps reach it")
     options = arguments.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # nothing is left running
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1 << 32)
     version = options.server or max(servers, key=int)
     print(f"seed {seed}, the store in {'PostgreSQL ' + version if options.server else 'SQLite'}", flush=True)
