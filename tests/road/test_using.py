@@ -27,7 +27,7 @@ from outmail.config import from_toml
 from outmail.errors import ConfigError, NotFound, NotStored, Refused
 from outmail.intake.takeover import WORDS, abandoned, store_id
 from outmail.model import is_id, keyed_id
-from outmail.store import Trouble
+from outmail.store import Trouble, pgsql
 from outmail.store.source import Claim
 from outmail.testing import FakeClock, Sink
 from tests import pgserver
@@ -673,6 +673,46 @@ def test_killed_while_taking_over_from_postgresql(database: str, tmp_path: Path,
     (tmp_path / "outmail.toml").write_text(f'store = "q.db"\nrelay = "{sink.url}"\n[[outbox]]\nurl = "{database}"\n')
     assert outmail("run", "--once").returncode == 0
     assert sorted(m.recipients[0] for m in sink.messages) == [f"u{i}@x.test" for i in range(5)] and left(database) == 0
+
+
+@pytest.mark.parametrize("point", ["T1", "T2"])
+@pytest.mark.parametrize("table", ["old SQLite table", "PostgreSQL table"])
+def test_an_engine_that_wakes_up_after_its_lease_loses_and_doubles_nothing(
+    database: str, tmp_path: Path, sink: Sink, table: str, point: str, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """The store is in PostgreSQL: there an engine that was stopped (SIGSTOP) loses its lease, and comes back with the same name."""
+    monkeypatch.setattr(pgsql, "_EXPIRED", "renewed_at < clock_timestamp() - interval '120 seconds'")  # the server is young
+    with contextlib.ExitStack() as boxes:
+        queue = boxes.enter_context(pgserver.database(VERSION))
+        url, app = database, boxes.enter_context(contextlib.closing(psycopg.connect(database)))
+        if table == "old SQLite table":
+            url, app = f"{tmp_path}/app.db", boxes.enter_context(contextlib.closing(sqlite3.connect(tmp_path / "app.db")))  # type: ignore[assignment]
+            app.executescript(OLD_DDL)  # type: ignore[attr-defined]
+        ((box, _),) = takeovers(tmp_path, sink, url, boxes, queue, "nobody")
+        stopped, awake = box._store.register(0), box._store.register(0)
+        (_, still), (_, other) = takeovers(tmp_path, sink, url, boxes, queue, stopped.uuid, awake.uuid)
+
+        def write(name: str) -> None:
+            box.send_many([{"to": f"{name}{i}@x.test", "using": app} for i in range(3)])
+            app.commit()
+
+        def meanwhile() -> None:
+            assert other.all() == 0
+            with psycopg.connect(queue, autocommit=True) as db:
+                db.execute("UPDATE outmail.owner SET renewed_at = clock_timestamp() - interval '200 seconds' WHERE id = %s", (stopped.id,))
+            box._store.reclaim(0, hold=False)
+            assert other.all() == 3
+            write("second")
+            box._store.run(pgsql.renew(stopped.id, *stopped.row))  # type: ignore[attr-defined]
+
+        write("first")
+        once_at(still, point, meanwhile)
+        still.all()
+        other.all()
+        assert queued(box) == [f"{name}{i}@x.test" for name in ("first", "second") for i in range(3)] and other.all() == 0
+        assert not any(source.claims() for source in other._sources.values())
+        stopped.close()
+        awake.close()
 
 
 def test_mail_from_sql(database: str, sink: Sink) -> None:
