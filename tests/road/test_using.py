@@ -433,6 +433,25 @@ def test_claims_of_older_versions_are_finished(tmp_path: Path, app: sqlite3.Conn
     assert len(sink.messages) == 1 and waiting(app) == 0
 
 
+def test_a_single_run_claims_as_the_engine_that_the_store_knows(tmp_path: Path, app: sqlite3.Connection, sink: Sink, outmail: Any) -> None:
+    (tmp_path / "outmail.toml").write_text(f'store = "q.db"\nrelay = "{sink.url}"\n[[outbox]]\nurl = "app.db"\n')
+    with Outbox(tmp_path / "q.db", deliver="never") as box:
+        box.send("a@x.test", sender="me@x.test", using=app)
+        app.commit()
+        assert outmail("run", "--once", OUTMAIL_FAIL="T1:kill").returncode == -signal.SIGKILL
+        ((_, engine, *_),) = box._store.read(box._store.verbs.owners())
+        assert app.execute("SELECT store FROM outmail_outbox").fetchall() == [(f"{store_id(box._store)}/{engine}",)]
+
+
+def test_told_to_finish_it_takes_no_further_batch(tmp_path: Path, app: sqlite3.Connection, sink: Sink) -> None:
+    with contextlib.ExitStack() as boxes:
+        ((box, takeover),) = takeovers(tmp_path, sink, f"{tmp_path}/app.db", boxes, str(tmp_path / "q.db"), "a")
+        box.send_many([{"to": f"u{i}@x.test", "using": app} for i in range(300)])
+        app.commit()
+        once_at(takeover, "T2", takeover.finish)
+        assert takeover.all() == 200 and waiting(app) == 100
+
+
 @pytest.mark.parametrize(
     ("claims", "living", "stood", "expected"),
     [
