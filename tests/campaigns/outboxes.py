@@ -226,9 +226,8 @@ class Campaign:
         self.programs = [self.program() for _ in range(4)]
         end, told = time.monotonic() + seconds, time.monotonic()
         while time.monotonic() < end:
-            self._wake_up(time.monotonic())
+            self._wait_for_mail(self.chance.randint(0, 80), time.monotonic() + 5)
             self._disturb()
-            time.sleep(self.chance.random() * 0.8)
             if time.monotonic() > told + 60:
                 told = time.monotonic()
                 print(f"{dict(self.counts)}, {self.sink.count} transmissions", flush=True)
@@ -242,6 +241,15 @@ class Campaign:
         bad |= {"bugs in logs": logs[logs.index("bug of outmail") - 200 :][:2000]} if "bug of outmail" in logs else {}
         result["bad"] = bad | result["bad"]  # type: ignore[operator]
         return {"processes": self.made, **self.counts, **result}
+
+    def _wait_for_mail(self, count: int, deadline: float) -> None:
+        """So much is done before the next blow, also on a busy machine; but a moment in which nothing moves is one too."""
+        count += self.sink.count
+        while time.monotonic() < deadline:
+            self._wake_up(time.monotonic())
+            time.sleep(self.chance.random() * 0.1)
+            if self.sink.count >= count:
+                break
 
     def _disturb(self) -> None:
         awake = [process for process in (*self.engines, *self.programs) if process not in self.still]
