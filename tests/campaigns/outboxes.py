@@ -382,15 +382,17 @@ def judge(box: Outbox, sink: Sink, said: dict[str, set[str]]) -> dict[str, objec
     got: Counter[str] = Counter(address for message in sink.messages for address in message.recipients)
     states: Counter[str] = Counter()
     stored: Counter[str] = Counter()
-    marked: set[str] = set()
+    marked, failed = set(), set()
     for status in box.find():
         for recipient in status.recipients:
             states[recipient.state] += 1
             stored[recipient.address] += 1
             if recipient.uncertain:
                 marked.add(recipient.address)
+            if recipient.state == "failed":
+                failed.add(recipient.address)
     wrong = {
-        "lost": [address for address in said["kept"] if not got[address]],
+        "lost": [address for address in said["kept"] if not got[address] and address not in failed],
         "rolled back and sent": [address for address in said["gone"] if got[address]],
         "stored twice": [address for address, n in stored.items() if n > 1],
         "doubles without a mark": [address for address, n in got.items() if n > 1 and address not in marked],
