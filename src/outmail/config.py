@@ -22,6 +22,7 @@ from outmail.errors import ConfigError
 from outmail.policy.admission import Network, networks
 from outmail.policy.retry import Retry, Schedule
 from outmail.policy.route import RELAY_SETTINGS, Relay, Routes, Rule, is_loopback, parse_relay
+from outmail.policy.veil import known
 from outmail.selection import parse_size
 from outmail.smtp.syntax import AddressError, parse_mailbox
 from outmail.store import shown
@@ -111,6 +112,8 @@ class Config:
         """The same routes with the passwords that files and commands hold, read now: only an engine needs them."""
         filled = [replace(relay, password=_password(self.secrets[name], name)) for name, relay in routes.relays.items()
                   if name in self.secrets and relay.user and not relay.password]  # fmt: skip
+        for relay in filled:
+            known.add_login(relay.user, relay.password)
         return routes.with_relays(filled)
 
     def as_dict(self) -> dict[str, Any]:
@@ -200,6 +203,11 @@ def _build(data: dict[str, Any], source: str, env: Mapping[str, str]) -> Config:
         hostname=data.get("hostname") or socket.gethostname() or "localhost",
         source=source,
     )
+    known.add(env.get("OUTMAIL_PASSWORD", ""))
+    for relay in relays.values():
+        known.add_login(relay.user, relay.password)
+    for url in config.outboxes:
+        known.add_url(url)
     if "message_size" in limits:
         size = limits["message_size"]
         config = replace(config, message_size=size if isinstance(size, int) else parse_size(size))
@@ -292,6 +300,7 @@ def relay_in_code(url: str, env: Mapping[str, str] | None = None, name: str = ""
         raise ConfigError(str(problem)) from None
     if relay.user and not relay.password:
         relay = replace(relay, password=(os.environ if env is None else env).get("OUTMAIL_PASSWORD", ""))
+    known.add_login(relay.user, relay.password)
     return relay
 
 

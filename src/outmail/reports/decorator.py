@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from outmail.errors import ConfigError
 from outmail.reports.jobs import Job
 from outmail.reports.mail import one_line
+from outmail.reports.records import in_words
 
 F = TypeVar("F", bound=Callable[..., Any])
 WORDS = ("start", "finish", "fail", "stop")
@@ -109,4 +110,4 @@ def _show(job: Job, answer: Any, result: Callable[[Any], str] | None) -> None:
     try:
         job.update(0, Result=one_line(str(result(answer)), 500))
     except Exception as problem:
-        job.update(0, Result=f"({problem!r} while it was put into words)")
+        job.update(0, Result=f"({in_words(problem)} while it was put into words)")

@@ -26,14 +26,20 @@ from outmail.clock import parse_span
 from outmail.errors import ConfigError
 from outmail.policy import digest as policy
 from outmail.policy.incident import Incident, Rule
+from outmail.policy.plain import plain
 from outmail.policy.progress import sparkline, took
-from outmail.reports import spool, state, traces
+from outmail.policy.veil import known
+from outmail.reports import records, spool, state, traces
 from outmail.reports.door import ReportDoor, at_close, default_spool, door
-from outmail.reports.mail import Report, Section, local_time, one_line
-from outmail.reports.post import guarded, host, poster, root_id, tell, words
+from outmail.reports.mail import Report, Section, local_time, named, one_line
+from outmail.reports.post import guarded, host, poster, report_key, root_id, tell, words
 
 #: A first record that is worth a mail waits this long for others.
 GATHER = 3.0
+#: Characters of a logger's name, a template, a key.
+NAME = 1000
+#: Characters of a traceback: its end says what went wrong.
+TRACE = 16_000
 
 
 class DigestHandler(logging.Handler):
@@ -66,7 +72,7 @@ class DigestHandler(logging.Handler):
             self._max_delay = parse_span(max_delay) / 1000
         except (ValueError, TypeError) as problem:
             raise ConfigError(f"DigestHandler: {problem}") from None
-        self.title = name or os.path.basename(sys.argv[0] or "python") or "python"  # `name` is dictConfig's to set
+        self.title = named(name or os.path.basename(sys.argv[0] or "python")) or "python"  # `name` is dictConfig's to set
         self._to = (to,) if isinstance(to, str) else tuple(to or ())
         self._subject, self._group_by, self._given = subject, group_by, outbox
         self._head, self._tail, self._limit = head, tail, spool_limit
@@ -84,20 +90,18 @@ class DigestHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """One line into the spool."""
-        name = record.name
-        if name == "outmail" or name.startswith("outmail."):
+        if records.ours(record):
             return
         try:
             key = getattr(record, "key", "") or _bound(record)
-            try:
-                message = record.getMessage()
-            except Exception:
-                message = f"{record.msg!r} with arguments that do not fit: {record.args!r}"
+            level = records.level_of(record)
             template = record.msg if isinstance(record.msg, str) else type(record.msg).__name__
             if self._group_by is not None:
                 template = str(self._group_by(record))
-            values: list[Any] = [record.created, record.levelno, name, template, message, str(key) if key else ""]
-            if record.exc_info or record.exc_text:
+            values: list[Any] = [
+                records.time_of(record), level, records.name_of(record)[:NAME], template[:NAME], records.message_of(record), records.in_words(key)[:NAME] if key else "",
+            ]  # fmt: skip
+            if getattr(record, "exc_info", None) or getattr(record, "exc_text", None):
                 values += _exception(record)
             if not self._write(values):
                 return
@@ -107,21 +111,21 @@ class DigestHandler(logging.Handler):
             now = time.monotonic()
             if not self._first:
                 self._first = now
-            if not self._urgent and not self._said and record.levelno >= self._rules.trigger and self._rules.min_records <= 1 and not (key and self._rules.keys.after > 1):
+            if not self._urgent and not self._said and level >= self._rules.trigger and self._rules.min_records <= 1 and not (key and self._rules.keys.after > 1):
                 self._urgent = now
         except Exception as problem:
-            tell(f"a log record could not be kept for the digest: {problem!r}")
+            tell(f"a log record could not be kept for the digest: {records.in_words(problem)}")
 
     def ok(self, key: str) -> None:
         """This key is well: its failures in a row begin again at zero."""
         try:
             self.acquire()
             try:
-                self._write(["ok", time.time(), str(key)])
+                self._write(["ok", time.time(), records.in_words(key)[:NAME]])
             finally:
                 self.release()
         except Exception as problem:
-            tell(f"ok() could not be kept for the digest: {problem!r}")
+            tell(f"ok() could not be kept for the digest: {records.in_words(problem)}")
 
     def _write(self, values: list[Any]) -> bool:
         file = self._file()
@@ -289,7 +293,7 @@ def _decided(
              "muted": {key: until for key, until in muted.items() if until > now}, "rules": rules.in_words(), "alerts": pending_alerts}  # fmt: skip
     mail = None
     if wanted and to and (gathered.total or pending_alerts) and not quiet and (send or policy.allowed_now(mails, rules, now)):
-        key = f"report:digest:{settings.name}:{now}:{os.urandom(4).hex()}"
+        key = report_key(f"report:digest:{settings.name}:{now}:{os.urandom(4).hex()}")
         mail = _mail(box, settings, gathered, pending_alerts, incidents, int(document.get("held", 0)), to, key)
         for name in pending_alerts:
             if name in incidents and not incidents[name].thread:
@@ -312,17 +316,26 @@ def _read(path: str, start: int, upto: int | None, gathered: policy.Gathered, ru
         if not isinstance(values, list) or len(values) < 3:
             continue
         if values[0] == "ok":
-            run.well.add(values[2])
-            run.failed.discard(values[2])
+            run.well.add(named(str(values[2])))
+            run.failed.discard(named(str(values[2])))
             continue
-        try:
-            line = policy.Line(*values)
-            gathered.add(line, _shown(line), counts=settings.rules.counts(line, muted, now))
-        except (TypeError, ValueError):
+        line = _line(values)
+        if line is None:
             continue
+        gathered.add(line, _shown(line), counts=settings.rules.counts(line, muted, now))
         if line.key and line.level >= settings.rules.trigger:
             run.failed.add(line.key)
             run.well.discard(line.key)
+
+
+def _line(values: list[Any]) -> policy.Line | None:
+    """A record of the spool; None for what nobody of us wrote. The store gets no known password and no odd character."""
+    if not 5 <= len(values) <= 9 or not all(isinstance(text, str) for text in values[2:]):
+        return None
+    at, level, *texts = values
+    logger, template, message, *rest = (plain(known.over(text)) for text in texts)
+    key, exception, frame, trace = [*rest, *[""] * (4 - len(rest))]
+    return policy.Line(records.moment(at), records.whole(level), named(logger), template, message, named(key), exception, frame, trace)
 
 
 def _shown(line: policy.Line) -> str:
@@ -339,7 +352,7 @@ def _mail(
     report = digest_report(settings, gathered, alerts, incidents, held)
     thread = next((incidents[name].thread for name in alerts if name in incidents and incidents[name].thread), "")
     threads = (root_id("digest", settings.name, "all"), thread) if thread else (root_id("digest", settings.name, "all"),)
-    return words(report, to=to, kind="digests", name=settings.name, run=key.rpartition(":")[2], thread=threads, templates=box.report_templates, key=key, author=settings.name)
+    return words(report, to=to, kind="digests", name=settings.name, run=key.rpartition(":")[2], thread=threads, templates=box.report_templates, key=key)
 
 
 def digest_report(settings: Settings, gathered: policy.Gathered, alerts: list[str], incidents: dict[str, Incident], held: int = 0) -> Report:
@@ -404,9 +417,9 @@ def _say_recovered(box: ReportDoor, settings: Settings) -> None:
             down = took((box.clock.now() - standing.since) / 1000)
             report = Report("recovered", one_line(f"Re: {standing.subject}"), f"RECOVERED: {one['key']} is well again, after {standing.failures} failed runs in a row and {down}.",
                             [("Host", host()), ("Key", one["key"])], footer=[f"{settings.name} on {host()}", "Why: its failures had been told"])  # fmt: skip
-            key = f"report:digest:{settings.name}:well:{one['key']}:{standing.since}"
+            key = report_key(f"report:digest:{settings.name}:well:{one['key']}:{standing.since}")
             thread = (root_id("digest", settings.name, "all"), standing.thread) if standing.thread else ()
-            mail = words(report, to=to, kind="digests", name=settings.name, run=str(standing.since), thread=thread, templates=box.report_templates, key=key, author=settings.name)
+            mail = words(report, to=to, kind="digests", name=settings.name, run=str(standing.since), thread=thread, templates=box.report_templates, key=key)
             return {**document, "owed": waiting[1:]}, mail if to else None
 
         state.change(box, "digest", settings.name, decide)
@@ -427,17 +440,17 @@ def _bound(record: logging.LogRecord) -> Any:
 
 def _exception(record: logging.LogRecord) -> list[str]:
     """(exception's type and words, innermost own frame, traceback) of a record."""
-    info = record.exc_info
-    if not info or not isinstance(info, tuple) or info[1] is None:
-        return ["", "", record.exc_text or ""]
-    problem = info[1]
-    frame, step = "", info[2]
+    found = records.problem_of(record)
+    if found is None:
+        return ["", "", records.in_words(getattr(record, "exc_text", None) or "")[-TRACE:]]
+    problem, step = found
+    frame = ""
     while step is not None:
         code = step.tb_frame.f_code
         if traces.is_own(code.co_filename):
             frame = f"{os.path.basename(code.co_filename)}:{code.co_name}"
         step = step.tb_next
-    return [type(problem).__name__, frame, traces.formatted(problem)]
+    return [type(problem).__name__, frame, traces.formatted(problem)[-TRACE:]]
 
 
 def _whole(name: str, value: Any) -> int:

@@ -18,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any, TypeVar
 
 from outmail.accept import not_stored
@@ -27,11 +28,11 @@ from outmail.held import HeldFile
 from outmail.model import new_id
 from outmail.policy import incident
 from outmail.policy.progress import Estimate, Every, parse_every, remaining_in_words, span_in_words, sparkline, took
-from outmail.reports import state, traces, vigil
+from outmail.reports import records, state, traces, vigil
 from outmail.reports.bar import Bar
 from outmail.reports.door import ReportDoor, at_close, door
 from outmail.reports.liveness import alive
-from outmail.reports.mail import Report, Section, local_time, one_line
+from outmail.reports.mail import Report, Section, local_time, named, one_line
 from outmail.reports.post import guarded, host, poster, root_id, tell, words
 from outmail.store import Trouble
 
@@ -71,7 +72,7 @@ class Job:
             raise ConfigError(f"total must be a whole number of items, or None, not {total!r}")
         if start not in (True, False, "auto"):
             raise ConfigError(f"start={start!r}: it is True, False or 'auto'")
-        self.name, self.total, self.done, self.initial = name.strip(), total, initial, initial
+        self.name, self.total, self.done, self.initial = named(name), total, initial, initial
         try:
             self._marks = parse_every(every, total)
             self._min_interval = parse_span(min_interval) / 1000 if min_interval else 0.0
@@ -158,7 +159,7 @@ class Job:
     def fail(self, problem: BaseException | str) -> None:
         """End as failed without an exception passing through."""
         if self._mine() and self.state == "running":
-            self._end("failed", problem if isinstance(problem, BaseException) else _Reason(problem))
+            self._end("failed", problem if isinstance(problem, BaseException) else _Reason(records.in_words(problem)))
 
     def finish(self) -> None:
         """End as finished."""
@@ -178,7 +179,7 @@ class Job:
 
     def note(self, text: str) -> None:
         """A remark for the next mail."""
-        self._notes.append(f"{time.strftime('%H:%M:%S')}  {text}")
+        self._notes.append(f"{time.strftime('%H:%M:%S')}  {records.in_words(text)[:2000]}")
         del self._notes[:-200]
 
     def metric(self, name: str, value: float) -> None:
@@ -191,15 +192,15 @@ class Job:
     def milestone(self, text: str) -> None:
         """Something worth a mail of its own was reached."""
         if self._mine() and self.state == "running":
-            self._milestones.append(text)
+            self._milestones.append(records.in_words(text)[:2000])
             self._say_progress()
 
     def table(self, rows: Iterable[Sequence[Any]], title: str = "Table") -> None:
         """Rows for the next mail; the first one is the head."""
-        shown = [[str(cell) for cell in row] for row in rows][:200]
+        shown = [[records.in_words(cell) for cell in row] for row in islice(rows, 200)]
         width = max((len(row) for row in shown), default=0)
         if width:
-            self._tables.append((title, [row + [""] * (width - len(row)) for row in shown]))
+            self._tables.append((records.in_words(title), [row + [""] * (width - len(row)) for row in shown]))
 
     def iter(self, items: Iterable[T]) -> Iterator[T]:
         """The items, counted as they are done."""
@@ -281,7 +282,7 @@ class Job:
             try:
                 hit = self._marks.reached(self.done, now)
             except Exception as problem:
-                tell(f"every= of {self.name} raised {problem!r}: no more milestones")
+                tell(f"every= of {self.name} raised {records.in_words(problem)}: no more milestones")
                 self._marks, self._next = None, float("inf")
                 return
             self._next = self._marks.next_count()
@@ -336,7 +337,7 @@ class Job:
 
     def _words(self, box: ReportDoor, report: Report, to: tuple[str, ...], **more: Any) -> dict[str, Any]:
         thread = (self._root, *more.pop("thread", ()))
-        return words(report, to=to, kind="jobs", name=self.name, run=self.id, thread=thread, templates=self._templates or box.report_templates, author=self.name, **more)
+        return words(report, to=to, kind="jobs", name=self.name, run=self.id, thread=thread, templates=self._templates or box.report_templates, **more)
 
     @property
     def _root(self) -> str:
@@ -381,7 +382,7 @@ class Job:
             facts.append(("Rate", f"{self._estimate.smoothed or mean:,.1f}/s now, {mean:,.1f}/s on average"))
         if self.total and self.state == "running":
             facts.append(("Remaining", remaining_in_words(self.eta)))
-        facts += [(str(name), str(value)) for name, value in list(self._fields.items())[:30]]
+        facts += [(records.in_words(name), records.in_words(value)) for name, value in list(self._fields.items())[:30]]
         return [*facts, *_resources()]
 
     # -- the end ----------------------------------------------------------------------------------------------------
@@ -523,7 +524,7 @@ def _brief(problem: BaseException | None) -> str:
     if isinstance(problem, KeyboardInterrupt):
         return "Ctrl-C"
     if isinstance(problem, SystemExit):
-        return f"exit status {problem.code}"
+        return f"exit status {records.in_words(problem.code)}"
     return traces.last_line(problem)
 
 
@@ -558,17 +559,14 @@ class _Tail(logging.Handler):
         self.records: deque[logging.LogRecord] = deque(maxlen=size)
 
     def emit(self, record: logging.LogRecord) -> None:
-        if not record.name.startswith("outmail"):
+        if not records.ours(record):
             self.records.append(record)
 
     def text(self) -> str:
         lines = []
         for record in list(self.records):
-            try:
-                message = record.getMessage()
-            except Exception:
-                message = f"{record.msg!r} with arguments that do not fit"
-            lines.append(f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {record.levelname:<7} {record.name}: {message}")
+            clock = time.strftime("%H:%M:%S", time.localtime(records.time_of(record)))
+            lines.append(f"{clock} {records.in_words(getattr(record, 'levelname', '')):<7} {records.name_of(record)}: {records.message_of(record)}")
         return "\n".join(lines)
 
 

@@ -1,7 +1,8 @@
 """A report as a value, and as text and HTML that read well in both, light and dark.
 
 Promises: the text part is complete by itself and at most 78 columns wide; HTML is one column, its CSS inline, no remote
-content; everything that came from outside is escaped, freed of control characters and bounded. The same facts are in both.
+content; everything that came from outside is made safe in one place (`safe`): bounded, odd characters shown as escapes, secrets
+masked, and in HTML escaped. So any text can be reported. The same facts are in both.
 Templates can be replaced: a folder with ``report.txt`` and ``report.html`` (or ``failed.txt`` …, by state), which
 `string.Template` fills with $subject, $state, $headline, $facts, $sections and $footer.
 Does not: send, thread, or decide anything.
@@ -20,6 +21,9 @@ from pathlib import Path
 from string import Template
 from typing import Literal
 
+from outmail.policy.plain import plain, plain_line
+from outmail.policy.secrets import masked
+
 WIDTH = 78
 SUBJECT = 60
 #: Characters of one section, and of the whole text part.
@@ -32,7 +36,12 @@ _TONE = {
     "stalled": "warn", "stopped": "warn", "digest": "warn",
 }  # fmt: skip
 _COLOUR = {"info": "#2563a8", "good": "#1f7a3d", "bad": "#b3261e", "warn": "#8a5a00"}
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]|\x1b\[[0-9;]*[A-Za-z]")
+#: Looked at beyond what is shown, so that no secret is cut in two before it is masked.
+_MARGIN = 16_000
+#: The note about what was left out may come on top of a limit.
+_NOTE = 60
+#: What only colours text or moves the cursor says nothing; any other escape is shown.
+_TERMINAL = re.compile(r"\x1b\[[0-9;?]{0,30}[A-Za-z]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +66,17 @@ class Report:
     footer: Sequence[str] = field(default=())
 
 
-def clean(text: str) -> str:
-    """Without terminal sequences and control characters; tabs and line ends stay."""
-    return _CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n")).expandtabs(8)
+def safe(text: str, limit: int = SECTION_LIMIT) -> str:
+    """Any text as it may stand in a mail: its beginning, without terminal sequences, odd characters as escapes, secrets masked."""
+    text = text[: limit + _MARGIN]
+    if "\x1b" in text:
+        text = _TERMINAL.sub("", text)
+    return masked(plain(text.replace("\r\n", "\n").replace("\r", "\n")).expandtabs(8))[: limit + _NOTE]
+
+
+def named(text: str) -> str:
+    """A name of a job, a handler or a key: one line that can be stored, compared and shown."""
+    return plain_line(text[:1000]).strip()[:200]
 
 
 def local_time(ms: int) -> str:
@@ -69,16 +86,16 @@ def local_time(ms: int) -> str:
 
 def one_line(text: str, limit: int = SUBJECT) -> str:
     """For a subject: one line, at most ``limit`` characters, cut at the end with an ellipsis."""
-    text = " ".join(clean(text).split())
+    text = " ".join(safe(text, limit).split())
     return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
 
 
 def bounded(text: str, limit: int = SECTION_LIMIT) -> str:
     """The end of a long text, and how much was left out before it."""
-    text = clean(text).strip("\n")
-    if len(text) <= limit:
-        return text
-    return f"(… {len(text) - limit:,} characters left out)\n" + text[-limit:]
+    end = safe(text[-(limit + _MARGIN) :], limit + _MARGIN).strip("\n")
+    if len(text) <= limit + _NOTE and len(end) <= limit + _NOTE:
+        return end
+    return f"(… {max(len(text), len(end)) - limit:,} characters left out)\n" + end[-limit:]
 
 
 # -- text ---------------------------------------------------------------------------------------------------------------
@@ -90,9 +107,9 @@ def as_text(report: Report, templates: str = "") -> str:
     """The text part."""
     facts = _text_facts(report.facts)
     sections = "".join(_text_section(section) for section in report.sections)
-    footer = "-- \n" + "\n".join(_wrapped(line) for line in report.footer) + "\n" if report.footer else ""
+    footer = "-- \n" + "\n".join(_wrapped(safe(line)) for line in report.footer) + "\n" if report.footer else ""
     made = _template(templates, report.state, "txt", _TEXT).safe_substitute(
-        subject=report.subject, state=report.state, headline=_wrapped(report.headline), facts=facts, sections=sections, footer=footer
+        subject=one_line(report.subject), state=report.state, headline=_wrapped(safe(report.headline)), facts=facts, sections=sections, footer=footer
     )
     return made if len(made) <= BODY_LIMIT else made[:BODY_LIMIT] + "\n(… cut here)\n"
 
@@ -100,19 +117,21 @@ def as_text(report: Report, templates: str = "") -> str:
 def _text_facts(facts: Sequence[tuple[str, str]]) -> str:
     if not facts:
         return ""
-    width = max(len(label) for label, _ in facts) + 2
+    facts = [(one_line(label), safe(value)) for label, value in facts]
+    width = min(30, max(len(label) for label, _ in facts)) + 2
     lines = []
     for label, value in facts:
         lines += textwrap.wrap(
-            clean(value) or "-", WIDTH, initial_indent=f"  {label:<{width}}", subsequent_indent=" " * (width + 2), break_on_hyphens=False
+            value or "-", WIDTH, initial_indent=f"  {label:<{width}}", subsequent_indent=" " * (width + 2), break_on_hyphens=False
         )
     return "\n".join(lines) + "\n\n"
 
 
 def _text_section(section: Section) -> str:
-    parts = [section.title, "-" * len(section.title)]
+    title = one_line(section.title, WIDTH)
+    parts = [title, "-" * len(title)]
     if section.text:
-        parts.append(_wrapped(clean(section.text)))
+        parts.append(_wrapped(safe(section.text)))
     if section.table:
         parts.append(_text_table(section.table))
     if section.pre:
@@ -121,7 +140,7 @@ def _text_section(section: Section) -> str:
 
 
 def _text_table(rows: Sequence[Sequence[str]]) -> str:
-    cells = [[clean(cell) for cell in row] for row in rows]
+    cells = [[one_line(cell, 500) for cell in row] for row in rows]
     columns = len(cells[0])
     widths = [min(40, max(len(row[i]) for row in cells)) for i in range(columns)]
     wide = widths.index(max(widths))
@@ -184,25 +203,25 @@ def as_html(report: Report, templates: str = "") -> str:
     """The HTML part."""
     tone = _TONE.get(report.state, "info")
     return _template(templates, report.state, "html", _HTML).safe_substitute(
-        subject=html.escape(report.subject), state=html.escape(report.state), headline=html.escape(clean(report.headline)),
-        preheader=html.escape(clean(report.headline)), facts=_html_facts(report.facts), sections="".join(map(_html_section, report.sections)),
-        footer="<br>".join(html.escape(clean(line)) for line in report.footer), tone=tone, colour=_COLOUR[tone], font=_FONT,
+        subject=html.escape(one_line(report.subject)), state=html.escape(report.state), headline=html.escape(safe(report.headline)),
+        preheader=html.escape(safe(report.headline)), facts=_html_facts(report.facts), sections="".join(map(_html_section, report.sections)),
+        footer="<br>".join(html.escape(safe(line)) for line in report.footer), tone=tone, colour=_COLOUR[tone], font=_FONT,
     )  # fmt: skip
 
 
 def _html_facts(facts: Sequence[tuple[str, str]]) -> str:
     rows = [
-        f'<tr><td class="label" style="padding:3px 16px 3px 0;color:#5c6570;white-space:nowrap;vertical-align:top">{html.escape(label)}</td>'
-        f'<td style="padding:3px 0;word-break:break-word">{html.escape(clean(value))}</td></tr>'
+        f'<tr><td class="label" style="padding:3px 16px 3px 0;color:#5c6570;white-space:nowrap;vertical-align:top">{html.escape(one_line(label))}</td>'
+        f'<td style="padding:3px 0;word-break:break-word">{html.escape(safe(value))}</td></tr>'
         for label, value in facts
     ]
     return f'<table role="presentation" cellpadding="0" cellspacing="0" style="font-size:14px;line-height:1.45">{"".join(rows)}</table>' if rows else ""
 
 
 def _html_section(section: Section) -> str:
-    parts = [f'<div class="rule" style="margin-top:18px;padding-top:14px;border-top:1px solid #e3e7eb;font-weight:600">{html.escape(section.title)}</div>']
+    parts = [f'<div class="rule" style="margin-top:18px;padding-top:14px;border-top:1px solid #e3e7eb;font-weight:600">{html.escape(one_line(section.title, WIDTH))}</div>']
     if section.text:
-        parts.append(f'<div style="padding-top:6px">{html.escape(clean(section.text)).replace(chr(10), "<br>")}</div>')
+        parts.append(f'<div style="padding-top:6px">{html.escape(safe(section.text)).replace(chr(10), "<br>")}</div>')
     if section.table:
         parts.append(_html_table(section.table))
     if section.pre:
@@ -223,7 +242,7 @@ def _html_table(rows: Sequence[Sequence[str]]) -> str:
             style = f"padding:4px 14px 4px 0;text-align:{'right' if numeric else 'left'};vertical-align:top;border-bottom:1px solid #e3e7eb"
             tag, kind = ("th", ' class="th rule"') if head else ("td", ' class="rule"')
             weight = ";font-weight:600;color:#5c6570" if head else ""
-            shown.append(f'<{tag}{kind} style="{style}{weight}">{html.escape(clean(cell))}</{tag}>')
+            shown.append(f'<{tag}{kind} style="{style}{weight}">{html.escape(safe(cell))}</{tag}>')
         return f"<tr>{''.join(shown)}</tr>"
 
     body = row(rows[0], True) + "".join(row(cells, False) for cells in rows[1:])

@@ -7,6 +7,7 @@ Does not: exist before the first report, start at exit, or survive a fork (a chi
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import socket
@@ -17,9 +18,11 @@ from collections.abc import Callable
 from typing import Any
 
 from outmail.model import Receipt
+from outmail.policy.plain import plain_line
+from outmail.policy.veil import known
 from outmail.reports.door import ReportDoor
 from outmail.reports.mail import Report, as_html, as_text, one_line
-from outmail.reports.redact import redacted_report
+from outmail.reports.records import in_words
 from outmail.store import Verb
 from outmail.worker import started
 
@@ -31,7 +34,7 @@ def host() -> str:
 
 def slug(text: str) -> str:
     """A job's name where only letters, digits and dashes may stand."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:50] or "job"
+    return re.sub(r"[^a-z0-9]+", "-", text[:1000].lower()).strip("-")[:50] or "job"
 
 
 def root_id(kind: str, name: str, run: str) -> str:
@@ -46,7 +49,7 @@ def headers(kind: str, name: str, state: str, run: str, thread: tuple[str, ...])
         "X-Auto-Response-Suppress": "All",
         "List-Id": f"<{slug(name)}.{slug(host())}.{kind}.outmail.localhost>",
         "X-Outmail-Job": one_line(name, 200),
-        "X-Outmail-Run": run,
+        "X-Outmail-Run": one_line(run, 80),
         "X-Outmail-State": state,
         "X-Outmail-Host": host(),
     }
@@ -58,12 +61,16 @@ def headers(kind: str, name: str, state: str, run: str, thread: tuple[str, ...])
     return found
 
 
+def report_key(text: str) -> str:
+    """An idempotency key: as it is, or short where names make it long."""
+    return text if len(text) <= 200 else f"{text[:120]}:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
 def words(report: Report, *, to: tuple[str, ...], kind: str, name: str, run: str, thread: tuple[str, ...] = (), templates: str = "", **more: Any) -> dict[str, Any]:
     """A report → the arguments of `send`."""
-    report = redacted_report(report)
     return {
         "to": list(to), "subject": one_line(report.subject), "text": as_text(report, templates), "html": as_html(report, templates),
-        "headers": headers(kind, name, report.state, run, thread), "tag": f"report:{kind}", **more,
+        "headers": headers(kind, name, report.state, run, thread), "tag": f"report:{kind}", "author": one_line(name, 100), **more,
     }  # fmt: skip
 
 
@@ -72,6 +79,7 @@ _told: set[str] = set()
 
 def tell(text: str) -> None:
     """One line on stderr, once."""
+    text = plain_line(known.over(text[:2000]))
     if text in _told:
         return
     _told.add(text)
@@ -155,7 +163,7 @@ def guarded(function: Callable[[], Any], what: str = "a report was not stored") 
         return function()
     except Exception as problem:
         hint = getattr(problem, "hint", "")
-        tell(f"{what}: {problem or type(problem).__name__}" + (f" ({hint})" if hint else ""))
+        tell(f"{what}: {in_words(problem) or type(problem).__name__}" + (f" ({hint})" if hint else ""))
         return None
 
 

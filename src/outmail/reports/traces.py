@@ -1,6 +1,6 @@
 """A traceback for people: own frames marked, foreign ones indented, no local variables.
 
-Does not: redact (that is done to the whole report) or hold on to frames.
+Does not: mask secrets (`mail.safe` does) or hold on to frames.
 """
 
 from __future__ import annotations

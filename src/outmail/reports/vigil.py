@@ -67,7 +67,7 @@ def _tell_death(door: ReportDoor, id: str, run: dict[str, Any]) -> None:
             facts += [("Last sign of life", local_time(run["at"])), ("Done then", done)]
         report = Report("dead", subject, f"DEAD: {name} ended without a word: killed, or the machine went down.", facts,
                         footer=[f"{name} on {host()}, run {id}", "Why: the process that ran it is gone and had not said that it ended"])  # fmt: skip
-        return words(report, to=to, kind="jobs", name=name, run=id, thread=(root_id("run", name, id),), templates=door.report_templates, key=key, author=name)
+        return words(report, to=to, kind="jobs", name=name, run=id, thread=(root_id("run", name, id),), templates=door.report_templates, key=key)
 
     if run.get("kind") == "watch":
         marks.put(marks.attention(door.spool, name))
@@ -108,7 +108,7 @@ def _tell_lateness(door: ReportDoor, name: str, now: int) -> None:
             facts = [("Host", host()), ("Expected", f"at least every {human_span(late['every_ms'])}"), ("Last run", local_time(late["seen_at"]))]
             report = Report("late", subject, f"LATE: {name} should have run and did not.", facts,
                             footer=[f"{name} on {host()}", f"Why: it was registered with --late {human_span(late['every_ms'])}"])  # fmt: skip
-            mail = words(report, to=to, kind="watch", name=name, run=str(late["seen_at"]), templates=door.report_templates, key=key, author=name)
+            mail = words(report, to=to, kind="watch", name=name, run=str(late["seen_at"]), templates=door.report_templates, key=key)
         if not standing.alerted_at:
             standing = replace(standing, since=standing.since or now, alerted_at=now, said_at=now, thread=door.message_id(key), subject=subject)
         return {**document, "incident": standing.dump(), "late": {**late, "told": True}}, mail

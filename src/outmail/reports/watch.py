@@ -33,7 +33,7 @@ def started(door: ReportDoor, options: Any, command: list[str]) -> None:
     if to:
         now = door.clock.now()
         report = Report("started", f"[{host()}] {options.name} has started", f"{options.name} has started on {host()}.", _facts(command, now, None), footer=_footer(options, "it was asked for by --start"))
-        door.report(words(report, to=to, kind="watch", name=options.name, run=str(now), templates=door.report_templates, author=options.name))
+        door.report(words(report, to=to, kind="watch", name=options.name, run=str(now), templates=door.report_templates))
 
 
 def ended(door: ReportDoor, options: Any, command: list[str], result: Any) -> None:
@@ -120,7 +120,7 @@ def _mail(
     more: dict[str, Any] = {}
     if options.attach and not options.no_output and result.output:
         more["attachments"] = [("output.txt", result.output, "text/plain")]
-    return words(report, to=to, kind="watch", name=name, run=run, thread=tuple(filter(None, thread)), templates=door.report_templates, key=key, author=name, **more)
+    return words(report, to=to, kind="watch", name=name, run=run, thread=tuple(filter(None, thread)), templates=door.report_templates, key=key, **more)
 
 
 def options_rule(options: Any) -> str:

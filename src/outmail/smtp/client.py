@@ -11,7 +11,7 @@ Promises
   - No final dot without a permission (`Dot`): after it, a lost reply is the outcome *unknown*; before it, *deferred*.
   - 421 anywhere, a malformed reply, or any `Broken` ends the session; nothing is ever sent on it again.
   - Nothing, not even credentials, is sent in clear when TLS is required; bytes that came before the handshake abort it.
-  - The transcript is kept with the delivery, secrets masked; message content is noted by its size only.
+  - The transcript is kept with the delivery, secrets masked, also those that the server repeats; message content is noted by its size only.
 Fails: `SessionFailed` carries the outcome that ended the session; deliveries in hand were `Done` before.
 Does not: connect, keep time, verify certificates (the shell does), or retry.
 """
@@ -24,9 +24,10 @@ from functools import lru_cache
 from typing import Any
 
 from outmail.model import NEEDS_8BIT, NEEDS_UTF8, Delivery, Dsn, Leased, Outcome, Reply
+from outmail.policy.veil import Veil
 from outmail.smtp import auth
 from outmail.smtp.lines import stuffed
-from outmail.smtp.reply import ProtocolError, ReplyReader
+from outmail.smtp.reply import ProtocolError, ReplyReader, read
 
 MAX_RECIPIENTS = 100
 
@@ -148,6 +149,7 @@ class Client:
         self._dirty = False
         self._most_recipients = MAX_RECIPIENTS
         self._backlog: Iterator[_Transaction] = iter(())
+        self._veil: Veil | None = None
 
     # -- the seam to the shell --------------------------------------------------------------------------------------
 
@@ -213,6 +215,8 @@ class Client:
         mechanism = auth.choose(offered, safe=self.encrypted)
         if mechanism is None:
             raise SessionFailed(self._fatal("auth", f"no common way to authenticate; the relay offers {' '.join(sorted(offered)) or 'none'}"))
+        self._veil = Veil()
+        self._veil.add_login(self.settings.user, self.settings.password)
         first = auth.initial(mechanism, self.settings.user, self.settings.password)
         reply, lines = yield from self._ask(f"AUTH {mechanism}", "auth", secret=first, spaced=True)
         step = 0
@@ -445,6 +449,8 @@ class Client:
             self._send(command, self._script)
         else:
             self._out.append(command.encode() + (b" " if spaced else b"") + secret + b"\r\n")
+            if self._veil is not None:
+                self._veil.add_said(secret)
             self._note("C", (command + " ****").strip().encode())
         return (yield from self._read_lines(stage))
 
@@ -460,6 +466,8 @@ class Client:
             yield _READS[stage]
             got = self._reader.pop()
         reply, lines = got
+        if self._veil is not None and (hidden := [self._veil.over_bytes(line) for line in lines]) != lines:
+            reply, lines = read(*hidden), hidden
         self._script.append((self.now, "S", lines[0] if len(lines) == 1 else b"\n".join(lines)))
         if reply.code == 421:
             self.stage = stage

@@ -68,7 +68,7 @@ class ReplyReader:
             raise ProtocolError("a reply has too many lines")
         if mark != b"-":
             lines, self._lines = self._lines, []
-            self._ready.append((_reply(*lines), lines))
+            self._ready.append((read(*lines), lines))
 
 
 @lru_cache(512)
@@ -83,8 +83,8 @@ def _flight(data: bytes) -> tuple[tuple[Reply, list[bytes]], ...]:
 
 
 @lru_cache(512)
-def _reply(*lines: bytes) -> Reply:
-    """Servers repeat themselves, so the same lines are read once."""
+def read(*lines: bytes) -> Reply:
+    """The lines of one reply → its value. Servers repeat themselves, so the same lines are read once."""
     code = int(lines[0][:3])
     texts = [line[4:].decode("utf-8", "replace") for line in lines]
     enhanced = ""

@@ -1,0 +1,83 @@
+"""Log records and values of programs as text, whatever they are.
+
+Promises: never raises, for no record: one without a name, with arguments that do not fit, or with attributes of any type; bounded.
+Does not: hold on to the record.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from types import TracebackType
+from typing import Any
+
+#: Characters of one message that are kept.
+MESSAGE = 20_000
+#: The last instant that a record may name: the year 9999.
+_END = 253_402_300_000.0
+
+
+def in_words(value: Any) -> str:
+    """``str(value)``, also where that raises."""
+    for made in (str, repr):
+        try:
+            return str(made(value))
+        except Exception:  # a program's own __str__: reporting goes on
+            continue
+    return f"<{type(value).__name__}>"
+
+
+def ours(record: logging.LogRecord) -> bool:
+    """True for outmail's own records, which no handler of outmail may take: reporting would feed itself."""
+    name = name_of(record)
+    return name == "outmail" or name.startswith("outmail.")
+
+
+def name_of(record: logging.LogRecord) -> str:
+    name = getattr(record, "name", None)
+    return name if isinstance(name, str) else ""
+
+
+def message_of(record: logging.LogRecord) -> str:
+    """The message with its arguments, or both side by side where they do not fit."""
+    try:
+        return str(record.getMessage())[:MESSAGE]
+    except Exception:  # the program's mistake, which the reader has to see
+        return f"{in_words(getattr(record, 'msg', ''))} with arguments that do not fit: {in_words(getattr(record, 'args', None))}"[:MESSAGE]
+
+
+def level_of(record: logging.LogRecord) -> int:
+    return whole(getattr(record, "levelno", 0))
+
+
+def time_of(record: logging.LogRecord) -> float:
+    return moment(getattr(record, "created", None))
+
+
+def whole(value: Any) -> int:
+    """A level, 0 for what is none."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and -1_000_000 < value < 1_000_000 else 0
+
+
+def moment(value: Any) -> float:
+    """Seconds since 1970; now for what no calendar can show."""
+    if isinstance(value, (int, float)) and math.isfinite(value) and 0 <= value < _END:
+        return float(value)
+    return time.time()
+
+
+def problem_of(record: logging.LogRecord) -> tuple[BaseException, TracebackType | None] | None:
+    """The exception of a record and where it came from."""
+    info = getattr(record, "exc_info", None)
+    if isinstance(info, tuple) and len(info) == 3 and isinstance(info[1], BaseException):
+        return info[1], info[2] if isinstance(info[2], TracebackType) else None
+    return None
+
+
+def formatted(handler: logging.Handler, record: logging.LogRecord) -> str:
+    """What the handler's formatter makes of it; the message alone where that fails."""
+    try:
+        return str(handler.format(record))
+    except Exception:
+        return message_of(record)

@@ -1,0 +1,71 @@
+"""Secrets are masked, by the table's own examples, and ordinary text is left alone."""
+
+import base64
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from outmail.policy import secrets
+from outmail.policy.secrets import NOT_SECRET, examples, masked
+from outmail.policy.veil import MASK, Veil
+
+EXAMPLES = list(examples())
+
+
+@pytest.mark.parametrize(("text", "wanted"), [pytest.param(text, wanted, id=f"{kind}-{n}") for n, (kind, text, wanted) in enumerate(EXAMPLES)])
+def test_the_secret_of_an_example_is_masked_and_the_rest_stays(text: str, wanted: str) -> None:
+    assert text != wanted
+    assert masked(text) == wanted
+    assert masked(wanted) == wanted, "masking twice changes nothing"
+
+
+@pytest.mark.parametrize(("text", "wanted"), [pytest.param(text, wanted, id=str(n)) for n, (_, text, wanted) in enumerate(EXAMPLES)])
+def test_it_is_masked_in_the_middle_of_a_report_too(text: str, wanted: str) -> None:
+    before, after = "2026-11-24 17:20:58 INFO app: started\n", "\nall is well\n"
+    found = masked(before + text + after)
+    for part in wanted.split(MASK):
+        assert part.strip() in found
+    if not text.endswith("-----BEGIN RSA PRIVATE KEY-----"):
+        assert text not in found and found.startswith(before)
+
+
+def test_there_are_enough_kinds_and_each_has_an_example() -> None:
+    assert len({text for _, text, _ in EXAMPLES}) >= 77
+    assert {kind.name for kind in secrets.KINDS} == {kind for kind, _, _ in EXAMPLES}
+
+
+@pytest.mark.parametrize("text", NOT_SECRET)
+def test_ordinary_text_is_unchanged(text: str) -> None:
+    assert masked(text) == text
+
+
+@given(st.text(alphabet=st.characters(), max_size=300))
+@settings(max_examples=300, deadline=None)
+def test_any_text_is_masked_without_error(text: str) -> None:
+    assert isinstance(masked(text), str)
+    assert "geheim" not in masked(f"{text}\npassword: geheim\n{text}")
+
+
+@pytest.mark.parametrize("password", ["geheim-und-lang", "p w/d+ü", 'q"u\\o', "kurz"])
+def test_a_known_password_is_masked_in_every_form(password: str) -> None:
+    veil = Veil()
+    veil.add_login("me", password)
+    forms = [password, base64.b64encode(password.encode()).decode(), base64.b64encode(f"\0me\0{password}".encode()).decode(), quote(password, safe="")]
+    for form in forms:
+        assert veil.over(f"535 bad {form} !") == f"535 bad {MASK} !"
+        assert veil.over_bytes(f"535 bad {form} !".encode()) == b"535 bad **** !"
+    assert veil.over_bytes(b"535 no \xff") == b"535 no \xff"
+
+
+def test_a_short_known_password_is_masked_as_a_word_only() -> None:
+    veil = Veil("mail")
+    assert veil.over("mailbox me@mail e-mail is mail!") == f"mailbox me@mail e-mail is {MASK}!"
+
+
+def test_an_empty_password_masks_nothing() -> None:
+    veil = Veil("")
+    veil.add_login("me", "")
+    veil.add_said(b"")
+    assert veil.over("a b") == "a b" and veil.over_bytes(b"a b") == b"a b"
