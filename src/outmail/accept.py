@@ -19,6 +19,7 @@ from outmail.errors import NotStored, Refused
 from outmail.merger import Merger
 from outmail.mime import headers, splice
 from outmail.model import NEEDS_8BIT, NEEDS_UTF8, PRIORITIES, Dsn, Message, Receipt, Recipient, keyed_id, new_id
+from outmail.policy.plain import plain_line
 from outmail.policy.route import Routes, allowed
 from outmail.smtp.syntax import AddressError, parse_mailbox, printable, valid_key, valid_notify, valid_original
 from outmail.store import Store, Trouble, Verb
@@ -168,7 +169,7 @@ class Door:
         id = draft.id or new_id(now)
         people = [printable(str(address))[:254] for address in draft.recipients] or ["(none)"]
         route = draft.route if draft.route and draft.route in self.terms.routes.relays else "default"
-        recipients = tuple(Recipient(address, route, f"refused: {refusal}") for address in dict.fromkeys(people))
+        recipients = tuple(Recipient(address, route, f"refused: {plain_line(str(refusal)[:500])}") for address in dict.fromkeys(people))
         message_id = f"<{id}@{self.terms.hostname}>"
         return Message(
             id, draft.content, printable(str(draft.sender)), recipients, message_id, "", hashlib.sha256(draft.content).digest(), 0, now, now,

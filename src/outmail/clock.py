@@ -15,6 +15,8 @@ SECOND = 1_000
 MINUTE = 60 * SECOND
 HOUR = 60 * MINUTE
 DAY = 24 * HOUR
+#: Characters of a time or span as people write it.
+LONGEST = 100
 #: The first instant that no date can say: the year 10000.
 END = 253_402_300_800 * SECOND
 
@@ -36,6 +38,8 @@ class Clock:
 
 def parse_span(text: str) -> int:
     """``"90s"``, ``"2h"``, ``"1d12h"`` → milliseconds. A bare number is refused: say the unit."""
+    if len(text) > LONGEST:
+        raise ValueError(f"{text[:40]!r}… is too long for a span of time: write such as 90s, 15m, 2h or 5d")
     compact = text.strip()
     total, at = 0.0, 0
     for match in _SPAN.finditer(compact):
@@ -64,7 +68,9 @@ def instant(value: str | datetime | timedelta, now: int) -> int:
     if isinstance(value, datetime):
         return _from_datetime(value)
     if not isinstance(value, str):
-        raise ValueError(f"{value!r} is not a time: give an aware datetime, a timedelta, or text such as '2h'")
+        raise ValueError(f"{repr(value)[:80]} is not a time: give an aware datetime, a timedelta, or text such as '2h'")
+    if len(value) > LONGEST:
+        raise ValueError(f"{value[:40]!r}… is too long for a time")
     try:
         moment = datetime.fromisoformat(value)
     except ValueError:

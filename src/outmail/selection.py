@@ -15,6 +15,8 @@ from outmail.errors import Refused
 from outmail.lifecycle import STATES
 from outmail.model import Filter, Term, is_id
 
+#: Characters of a filter.
+LONGEST = 10_000
 _FIELDS = ("state", "to", "from", "subject", "tag", "key", "code", "route", "before", "after", "larger", "is", "was")
 _FLAGS = {"is": ("live", "uncertain", "deferred"), "was": ("uncertain",)}
 _SIZES = {"": 1, "k": 1000, "kb": 1000, "m": 1000**2, "mb": 1000**2, "g": 1000**3, "gb": 1000**3}
@@ -22,6 +24,8 @@ _SIZES = {"": 1, "k": 1000, "kb": 1000, "m": 1000**2, "mb": 1000**2, "g": 1000**
 
 def parse_size(text: str) -> int:
     """``"50MB"`` → bytes, in powers of ten."""
+    if len(text) > clock.LONGEST:
+        raise ValueError(f"{text[:40]!r}… is too long for a size")
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKmMgG]?[bB]?)\s*", text, re.ASCII)
     if not match or match[2].lower() == "b":
         raise ValueError(f"{text!r} is not a size: write a number of bytes, or such as 500kB, 50MB")
@@ -41,6 +45,8 @@ def select(selection: str, now: int) -> Filter:
 
 def parse(text: str, now: int) -> Filter:
     """Filter text → Filter; raises `Refused` (code ``bad-filter``)."""
+    if len(text) > LONGEST:
+        raise Refused(f"a filter has at most {LONGEST} characters, not {len(text)}", code="bad-filter")
     try:
         text.encode()
         words = shlex.split(text)
@@ -57,12 +63,12 @@ def _term(word: str, now: int) -> Term:
         return Term("any", body, negated)
     if field not in _FIELDS:
         raise Refused(
-            f"unknown filter word {field!r}; known are {', '.join(_FIELDS)}", code="bad-filter", hint="see: outmail queue --help"
+            f"unknown filter word {field[:80]!r}; known are {', '.join(_FIELDS)}", code="bad-filter", hint="see: outmail queue --help"
         )
     try:
         return Term(field, _value(field, value, now), negated)
     except ValueError as problem:
-        raise Refused(f"{word!r}: {problem}", code="bad-filter") from None
+        raise Refused(f"{word[:80]!r}: {problem}", code="bad-filter") from None
 
 
 def _value(field: str, value: str, now: int) -> object:

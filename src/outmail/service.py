@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 import ssl
+import stat
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from outmail.intake.receive import Everything, Receiver
 from outmail.intake.smtp import Listener, Settings
 from outmail.loopdoor import LoopDoor
 from outmail.outbox import Outbox
-from outmail.policy.aliases import AliasError, Directory, parse
+from outmail.policy.aliases import MAX_INCLUDED, AliasError, Directory, parse
 from outmail.policy.route import Routes, Rule, parse_relay
 from outmail.reports import post, vigil, watch
 from outmail.smtp import server as protocol
@@ -208,8 +209,8 @@ def directory(config: Config) -> Directory:
     """Users and aliases; raises `ConfigError` when the file is wrong or nobody is postmaster."""
     receive = config.receive
     try:
-        aliases = parse(Path(receive.aliases).read_text("utf-8"), receive.aliases) if receive.aliases else {}
-        made = Directory(frozenset(local_domains(config)), aliases, _knows(receive.users), lambda path: Path(path).read_text("utf-8"))
+        aliases = parse(_text_of(receive.aliases), receive.aliases) if receive.aliases else {}
+        made = Directory(frozenset(local_domains(config)), aliases, _knows(receive.users), _text_of)
         for name in aliases:
             made.expand(name)
         if not made.expand("postmaster"):
@@ -217,6 +218,21 @@ def directory(config: Config) -> Directory:
     except (AliasError, OSError, UnicodeDecodeError) as problem:
         raise ConfigError(f"[receive] {getattr(problem, 'strerror', None) or problem}") from None
     return made
+
+
+def _text_of(path: str) -> str:
+    """A file of aliases or of targets: regular and of bounded size, for whoever may name files here must not make the server wait or read without end."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise AliasError(f"{path} is not a regular file")
+        with open(fd, "rb", closefd=False) as file:
+            raw = file.read(MAX_INCLUDED + 1)
+    finally:
+        os.close(fd)
+    if len(raw) > MAX_INCLUDED:
+        raise AliasError(f"{path} is larger than {MAX_INCLUDED} bytes")
+    return raw.decode("utf-8")
 
 
 def _knows(users: tuple[str, ...]) -> Callable[[str], bool]:

@@ -25,6 +25,7 @@ from typing import Any
 from outmail.accept import Door, Draft
 from outmail.errors import ConfigError, NotStored, Refused
 from outmail.model import Dsn, Message
+from outmail.smtp.syntax import printable
 from outmail.store import Store, Trouble, Verb
 from outmail.store.caller import Values, row
 from outmail.store.source import Claim, Row, Source, claimant, missing_table, take
@@ -62,7 +63,7 @@ def drafted(found: Row, compose: Compose) -> Draft:
     """A row → what it asks for; raises `Refused` for what cannot be read."""
     try:
         envelope = json.loads(found.envelope)
-    except ValueError:
+    except (ValueError, RecursionError):
         envelope = None
     if not isinstance(envelope, dict):
         raise Refused("the envelope is not a JSON object", code="bad-content")
@@ -87,7 +88,7 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
 def _enveloped(content: bytes, envelope: Mapping[str, Any]) -> Draft:
     for name, value in envelope.items():
         if value is not None and not isinstance(value, _FIELDS.get(name, object)):
-            raise Refused(f"the envelope's {name} cannot be {value!r}", code="bad-argument")
+            raise Refused(f"the envelope's {name} cannot be {printable(repr(value))}", code="bad-argument")
     recipients = envelope.get("recipients") or []
     suppressed = {address: str(why)[:200].encode("ascii", "replace").decode() for address, why in (envelope.get("suppressed") or {}).items()}
     notify, ret, envid = (str((envelope.get("dsn") or {}).get(name) or "") for name in ("notify", "ret", "envid"))
@@ -105,7 +106,7 @@ WORDS = ("to", "cc", "bcc", "subject", "text", "html", "sender", "reply_to", "he
 def _composed(words: Mapping[str, Any], compose: Compose) -> Draft:
     unknown = sorted(set(words) - set(WORDS))
     if unknown:
-        raise Refused(f"a draft has no word {unknown[0]!r}; it has {', '.join(WORDS)}", code="bad-argument")
+        raise Refused(f"a draft has no word {printable(unknown[0])}; it has {', '.join(WORDS)}", code="bad-argument")
     try:
         return compose({name: value for name, value in words.items() if value is not None})
     except (ConfigError, TypeError, ValueError) as problem:

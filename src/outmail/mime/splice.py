@@ -1,20 +1,28 @@
 """Foreign messages as bytes: normalise once, look at header fields, cut or prepend whole ones.
 
 Promises: apart from line ends (`normalised`) no byte changes that a function was not asked to change; fields are found
-by their bytes, so a message that no parser likes passes unharmed.
+by their bytes, so a message that no parser likes passes unharmed; time is linear, and memory does not grow with the number of fields.
 Fails: `ContentError`, a ValueError with a stable ``code``. Does not: decode bodies, or write a header (`headers` does).
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from outmail.smtp.lines import has_bare
 
+#: Octets of a header block: ten thousand recipients by name fit in. Exim's header_maxsize is the same.
+MAX_HEAD = 1_000_000
+#: Octets of a value that are looked at for people, and characters of a Message-ID that are remembered.
+_LOOKED_AT = 8192
+_MESSAGE_ID = 998
+
 _FIRST = re.compile(rb"[!-9;-~]+[ \t]*:")
 _FIELD = re.compile(rb"(?im)^([!-9;-~]+)[ \t]*:[^\r\n]*\r\n(?:[ \t][^\r\n]*\r\n)*")
 _REST = re.compile(rb"[^\r\n]*(?:\r\n[ \t][^\r\n]*)*")
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f]+")
 _BARE_CR = re.compile(rb"\r(?!\n)")
 
 
@@ -70,12 +78,14 @@ def look(content: bytes, *, headless: bool = False) -> Head:
         first = content[:60].split(b"\r")[0].decode("utf-8", "replace")
         raise ContentError(f"the message does not begin with a header field but with {first!r}", "bad-content")
     head = content[: head_end(content)]
+    if len(head) > MAX_HEAD:
+        raise ContentError(f"the header block has {len(head)} bytes; the limit is {MAX_HEAD}", "too-large")
     low = b"\n" + head.lower()
     if b" :" in low or b"\t:" in low:  # obsolete syntax: white space before the colon
         spots = [match.end() if (match := re.search(rb"\n" + name + rb"[ \t]*:", low)) else -1 for name in _KNOWN]
     else:
         spots = [at + len(name) + 2 if (at := low.find(b"\n" + name + b":")) >= 0 else -1 for name in _KNOWN]
-    message_id = _value(head, spots[0]).strip().decode("utf-8", "replace")
+    message_id = _value(head, spots[0]).strip().decode("utf-8", "replace")[:_MESSAGE_ID]
     return Head(message_id, _readable(_value(head, spots[1])), spots[2] >= 0, bool(message_id))
 
 
@@ -91,7 +101,7 @@ def _value(head: bytes, at: int) -> bytes:
 
 
 def _readable(raw: bytes) -> str:
-    text = raw.decode("utf-8", "replace").strip()
+    text = raw[:_LOOKED_AT].decode("utf-8", "replace").strip()
     if "\r\n" in text:
         text = text.replace("\r\n", "")
     if "=?" in text:
@@ -107,7 +117,8 @@ def _readable(raw: bytes) -> str:
 
 def short(text: str) -> str:
     """A subject for lists: one line of at most 500 characters."""
-    return text[:500] if text.isprintable() else re.sub(r"[\x00-\x1f\x7f]+", " ", text)[:500]
+    text = text[:2000]
+    return text[:500] if text.isprintable() else _CONTROLS.sub(" ", text)[:500]
 
 
 def split(head: bytes) -> list[bytes]:
@@ -115,9 +126,10 @@ def split(head: bytes) -> list[bytes]:
     return [match[0] for match in _FIELD.finditer(head)]
 
 
-def fields(content: bytes) -> list[tuple[str, bytes]]:
-    """The header fields in order as (lower-case name, whole bytes)."""
-    return [(m[1].decode("ascii").lower(), m[0]) for m in _FIELD.finditer(content[: head_end(content)])]
+def fields(content: bytes) -> Iterator[tuple[str, bytes]]:
+    """The header fields in order as (lower-case name, whole bytes), one at a time: there may be millions."""
+    for match in _FIELD.finditer(content, 0, head_end(content)):
+        yield match[1].decode("ascii").lower(), match[0]
 
 
 def cut(content: bytes, *names: str) -> bytes:

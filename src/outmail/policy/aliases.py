@@ -1,16 +1,20 @@
 """aliases(5): who gets mail for a name.
 
-Promises: pure (``:include:`` files are read by a function passed in); names are folded to lower case; expansion ends: a name that leads
-to itself means the user, a circle of several names is an error. Rules of the table in docs/receive.md, one test a row.
+Promises: pure (``:include:`` files are read by a function passed in); names are folded to lower case; expansion ends and is bounded in
+depth, steps and bytes read: a name that leads to itself means the user, a circle of several names is an error. Rules of the table in docs/receive.md, one test a row.
 Fails: `AliasError` with file and line. Does not: write to files or pipes, or read ~/.forward (later).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 MAX_TARGETS = 10_000
+#: Names and files that lead from one to the next; targets looked at, and characters of included files, for one name.
+MAX_DEPTH = 50
+MAX_STEPS = 100_000
+MAX_INCLUDED = 5_000_000
 
 
 class AliasError(ValueError):
@@ -101,7 +105,8 @@ class Directory:
     aliases: Mapping[str, tuple[str, ...]]
     knows: Callable[[str], bool]
     read: Callable[[str], str]
-    _seen: set[str] = field(default_factory=set)
+    _steps: int = 0
+    _included: int = 0
 
     def is_local(self, domain: str) -> bool:
         return domain.lower() in self.domains
@@ -109,8 +114,9 @@ class Directory:
     def expand(self, local: str) -> list[str] | None:
         """A local part → users (plain names) and addresses elsewhere (with @), each once; None when nobody has this name.
 
-        Raises `AliasError` for circles.
+        Raises `AliasError` for circles, and for what is too deep or too much.
         """
+        self._steps = self._included = 0
         found: dict[str, None] = {}
         if not self._name(local.lower(), (), found):
             return None
@@ -134,13 +140,20 @@ class Directory:
         return False
 
     def _target(self, target: str, path: tuple[str, ...], found: dict[str, None]) -> None:
-        if len(found) > MAX_TARGETS:
+        self._steps += 1
+        if len(found) > MAX_TARGETS or self._steps > MAX_STEPS:
             raise AliasError(f"{path[0]} leads to more than {MAX_TARGETS} addresses")
+        if len(path) > MAX_DEPTH:
+            raise AliasError(f"{path[0]} leads through more than {MAX_DEPTH} names and files")
         if target.lower().startswith(":include:"):
             file = target[9:].strip()
             if f":include:{file}" in path:
                 raise AliasError(f"{file} includes itself")
-            for inner in included(self.read(file), file):
+            text = self.read(file)
+            self._included += len(text)
+            if self._included > MAX_INCLUDED:
+                raise AliasError(f"{path[0]} includes more than {MAX_INCLUDED} characters; the last file was {file}")
+            for inner in included(text, file):
                 self._target(inner, (*path, f":include:{file}"), found)
             return
         local, at, domain = target.rpartition("@")

@@ -83,6 +83,9 @@ class Relay:
         return f"{scheme}://{user}{host}:{self.port}"
 
 
+#: Characters of a relay's URL.
+MAX_URL = 2000
+
 #: What a relay table may hold beside ``url`` and the password's three sources.
 RELAY_SETTINGS: dict[str, type] = {
     "tls": str,
@@ -100,6 +103,8 @@ RELAY_SETTINGS: dict[str, type] = {
 
 def parse_relay(url: str, name: str = "", **settings: object) -> Relay:
     """A relay URL and settings (`RELAY_SETTINGS`, ``password``) → Relay; ValueError says what is wrong."""
+    if len(url) > MAX_URL:
+        raise ValueError(f"a relay's URL has at most {MAX_URL} characters, not {len(url)}")
     scheme, colon, rest = url.strip().partition(":")
     scheme = scheme.lower()
     if not colon or scheme not in (*_PORTS, *_LOCAL):
@@ -114,7 +119,7 @@ def parse_relay(url: str, name: str = "", **settings: object) -> Relay:
 
 
 def _masked(url: str) -> str:
-    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:…@", url)
+    return re.sub(r"(://[^:/@]{0,200}):[^@]{0,1000}@", r"\1:…@", url)
 
 
 def _local(scheme: str, rest: str, url: str) -> Relay:
@@ -240,7 +245,7 @@ class Routes:
         for relay in self.relays.values():
             if relay.url == name:
                 return relay
-        if ":" not in name:
+        if ":" not in name or len(name) > MAX_URL:
             return None
         try:
             relay = parse_relay(name)
