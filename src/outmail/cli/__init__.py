@@ -6,11 +6,13 @@ stdout is data, stderr is talk. Exit codes (sysexits): 0 done, 64 usage, 65 refu
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
 
 from outmail.errors import ConfigError, Error, NotFound, NotStored, Refused
+from outmail.policy.plain import plain_line
 
 EX_USAGE, EX_DATAERR, EX_NOINPUT, EX_UNAVAILABLE, EX_SOFTWARE, EX_TEMPFAIL, EX_NOPERM, EX_CONFIG = 64, 65, 66, 69, 70, 75, 77, 78
 
@@ -24,6 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return watch.main(words[1:])
     from outmail.cli.arguments import parser, place
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # an ASCII terminal shows what it can
     top = parser()
     arguments, rest = top.parse_known_args(words)
     if rest:
@@ -76,7 +81,7 @@ def _told(problem: Error, as_json: bool) -> int:
 
         print(json.dumps({"error": {"code": problem.code, "message": str(problem), "hint": problem.hint}}), file=sys.stderr)
     else:
-        print(f"outmail: {problem}" + (f" ({problem.hint})" if problem.hint else ""), file=sys.stderr)
+        print(plain_line(f"outmail: {problem}" + (f" ({problem.hint})" if problem.hint else "")), file=sys.stderr)
     if isinstance(problem, ConfigError):
         return EX_CONFIG
     if isinstance(problem, NotFound):

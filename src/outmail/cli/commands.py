@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import logging
 import os
 import shlex
@@ -28,6 +27,8 @@ from outmail.ops import delivery_log
 from outmail.ops.move import copied
 from outmail.ops.move import move as moved
 from outmail.outbox import Outbox, _route, local_sender
+from outmail.policy.plain import as_json, plain, plain_line
+from outmail.policy.veil import known
 from outmail.store import Trouble
 from outmail.store.caller import outbox_ddl
 from outmail.wiring import build_engine, is_postgres, open_source, open_store, store_path
@@ -45,8 +46,8 @@ def configured(file: str | None, store: str | None, relay: str | None) -> Config
         config = replace(config, store=store)
     if relay:
         routes = config.routes
-        known = routes.relays.get(relay) or relay_in_code(relay, name="default")
-        config = replace(config, routes=routes.with_relays([replace(known, name="default")]))
+        found = routes.relays.get(relay) or relay_in_code(relay, name="default")
+        config = replace(config, routes=routes.with_relays([replace(found, name="default")]))
     return config
 
 
@@ -76,7 +77,7 @@ def send(arguments: argparse.Namespace) -> int:
             arguments.recipients, arguments.subject, _text(body), _html(arguments.html), cc=arguments.cc, bcc=arguments.bcc, sender=sender,
             headers=_headers(arguments.header), attachments=arguments.attach, **common,
         )  # fmt: skip
-    print(json.dumps({"id": receipt.id, "message_id": receipt.message_id, "duplicate": receipt.duplicate}) if arguments.json else receipt.id, flush=True)
+    print(as_json({"id": receipt.id, "message_id": receipt.message_id, "duplicate": receipt.duplicate}) if arguments.json else receipt.id, flush=True)
     if arguments.wait is None:
         _warn_idle(box)
         return 0
@@ -125,7 +126,7 @@ def _deliver_here(box: Outbox, config: Config, relay: str | None, id: str, secon
     states = {r.state for r in status.recipients}
     for recipient in status.recipients:
         if recipient.state != "delivered":
-            print(f"outmail: {recipient.address}: {_in_words(recipient)}", file=sys.stderr)
+            print(plain_line(f"outmail: {recipient.address}: {_in_words(recipient)}"), file=sys.stderr)
     return 0 if states == {"delivered"} else EX_UNAVAILABLE if "failed" in states else EX_TEMPFAIL
 
 
@@ -139,13 +140,26 @@ def _warn_idle(box: Outbox) -> None:
         print(f"outmail: mail is due and no engine has run {since}: start `outmail run`, or `outmail run --once` from cron", file=sys.stderr)
 
 
+class _Lines(logging.Formatter):
+    """A service's log: no known password, and nothing that a terminal obeys."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return plain(known.over(super().format(record)))
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Lines("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
 # -- run ----------------------------------------------------------------------------------------------------------------
 
 
 def run(arguments: argparse.Namespace) -> int:
     """The engine, as a service or once."""
     config = _config(arguments)
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    _log_to_stderr()
     box = Outbox(config=config, deliver="never")
     if arguments.only:
         head = arguments.only.partition("/")[0]
@@ -197,7 +211,7 @@ def receive(arguments: argparse.Namespace) -> int:
     config = service.receiving(config, catch=arguments.catch)
     if not arguments.catch:
         service.directory(config)
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    _log_to_stderr()
     box = Outbox(config=config, deliver="never")
     engine = build_engine(box._store, config, config.routes, Clock(), observe=delivery_log.Batched(sys.stderr))
     asyncio.run(service.receive(box, engine, catch=arguments.catch))
@@ -269,7 +283,7 @@ def _list(box: Outbox, arguments: argparse.Namespace) -> int:
         if arguments.ids:
             print(status.id)
         elif arguments.json or arguments.jsonl:
-            print(json.dumps(status.as_dict(), ensure_ascii=False))
+            print(as_json(status.as_dict()))
         else:
             _print_message(status)
     if not (arguments.ids or arguments.json or arguments.jsonl):
@@ -281,9 +295,9 @@ def _list(box: Outbox, arguments: argparse.Namespace) -> int:
 
 def _print_message(status: Status) -> None:
     age = human_span(Clock().now() - status.accepted_at)
-    print(f"{status.id}  {age:>6}  {status.size:>9}  {status.sender or '<>'}  {status.subject[:50]}")
+    print(f"{status.id}  {age:>6}  {status.size:>9}  {plain_line(status.sender or '<>')}  {plain_line(status.subject[:50])}")
     for r in status.recipients:
-        print(f"    {r.address}: {_in_words(r)}")
+        print(plain_line(f"    {r.address}: {_in_words(r)}"))
 
 
 def _in_words(r: Any) -> str:
@@ -308,17 +322,17 @@ def _tell_owners(box: Outbox) -> None:
         if leases and now - oldest > 15 * 60_000:
             print(f"outmail: engine {id} (pid {pid}) has held {leases} recipients for up to {human_span(now - oldest)}", file=sys.stderr)
     for hop, note in box._read(box._store.verbs.note_list("hop")).items():
-        print(f"outmail: {hop} is paused since {rfc3339(note['since'])}: {note['trouble']}", file=sys.stderr)
+        print(f"outmail: {hop} is paused since {rfc3339(note['since'])}: {plain_line(str(note['trouble']))}", file=sys.stderr)
 
 
 def _stats(box: Outbox, arguments: argparse.Namespace) -> int:
     stats = box._read(box._store.verbs.stats(Clock().now()))
     if arguments.json or arguments.jsonl:
-        print(json.dumps(stats))
+        print(as_json(stats))
         return 0
     for row in stats["routes"]:
         age = human_span(Clock().now() - row["oldest_at"])
-        print(f"{row['route']:<40} {row['state']:<9} {row['recipients']:>9}  oldest {age}" + (f"  uncertain {row['uncertain']}" if row["uncertain"] else ""))
+        print(f"{plain_line(row['route']):<40} {row['state']:<9} {row['recipients']:>9}  oldest {age}" + (f"  uncertain {row['uncertain']}" if row["uncertain"] else ""))
     print("  ".join(f"{state} {count}" for state, count in sorted(stats["states"].items())) or "the queue is empty")
     return 0
 
@@ -335,15 +349,15 @@ def show(arguments: argparse.Namespace) -> int:
         return 0
     status = box.status(arguments.id)
     if arguments.json:
-        print(json.dumps(status.as_dict(), ensure_ascii=False))
+        print(as_json(status.as_dict()))
         return 0
-    print(f"id         {status.id}\nmessage-id {status.message_id}\nfrom       {status.sender or '<>'}\nsubject    {status.subject}")
+    print(f"id         {status.id}\nmessage-id {plain_line(status.message_id)}\nfrom       {plain_line(status.sender or '<>')}\nsubject    {plain_line(status.subject)}")
     print(f"size       {status.size} bytes, sha256 {status.sha256}\naccepted   {rfc3339(status.accepted_at)}, expires {rfc3339(status.expires_at)}")
     for name in ("key", "tag"):
         if getattr(status, name):
-            print(f"{name:<10} {getattr(status, name)}")
+            print(plain_line(f"{name:<10} {getattr(status, name)}"))
     for r in status.recipients:
-        print(f"  {r.n}. {r.address} via {r.route}: {_in_words(r)}")
+        print(plain_line(f"  {r.n}. {r.address} via {r.route}: {_in_words(r)}"))
     return 0
 
 
@@ -351,12 +365,12 @@ def log(arguments: argparse.Namespace) -> int:
     """Every attempt."""
     for attempt in _box(arguments).attempts(arguments.id):
         if arguments.jsonl:
-            print(json.dumps(attempt.as_dict(), ensure_ascii=False))
+            print(as_json(attempt.as_dict()))
             continue
-        print(f"{rfc3339(attempt.at)} {attempt.outcome} recipients {','.join(map(str, attempt.recipients))} via {attempt.host or attempt.route}"
-              f" in {attempt.duration_ms} ms: {attempt.reply}")  # fmt: skip
+        print(plain_line(f"{rfc3339(attempt.at)} {attempt.outcome} recipients {','.join(map(str, attempt.recipients))} via {attempt.host or attempt.route}"
+                         f" in {attempt.duration_ms} ms: {attempt.reply}"))  # fmt: skip
         for line in attempt.transcript:
-            print(f"  {line['ms']:>6} {line['dir']}: " + line["line"].replace("\n", "\n            "))
+            print(f"  {line['ms']:>6} {line['dir']}: " + "\n            ".join(map(plain_line, line["line"].split("\n"))))
     return 0
 
 
@@ -368,10 +382,10 @@ def events(arguments: argparse.Namespace) -> int:
         for event in box.events(after):
             after = event.cursor
             if arguments.jsonl:
-                print(json.dumps(event.as_dict(), ensure_ascii=False), flush=True)
+                print(as_json(event.as_dict()), flush=True)
             else:
                 who = f"{event.id}/{event.n} {event.address}" if event.n else event.id
-                print(f"{event.cursor} {rfc3339(event.at)} {event.event} {who}" + (f" {event.reason}" if event.reason else ""), flush=True)
+                print(plain_line(f"{event.cursor} {rfc3339(event.at)} {event.event} {who}" + (f" {event.reason}" if event.reason else "")), flush=True)
         if not arguments.follow:
             return 0
         time.sleep(0.2)
@@ -387,11 +401,11 @@ def why(arguments: argparse.Namespace) -> int:
     if not stories:
         raise NotFound(f"no message to {arguments.what} is in the queue's records")
     for status in stories:
-        print(f"{status.id} “{status.subject}” from {status.sender or '<>'}, accepted {rfc3339(status.accepted_at)}")
+        print(plain_line(f"{status.id} “{status.subject}” from {status.sender or '<>'}, accepted {rfc3339(status.accepted_at)}"))
         for r in status.recipients:
-            print(f"  {r.address}: {_in_words(r)}")
+            print(plain_line(f"  {r.address}: {_in_words(r)}"))
         for attempt in box.attempts(status.id):
-            print(f"    {rfc3339(attempt.at)} {attempt.host or attempt.route}: {attempt.outcome}; {attempt.reply}")
+            print(plain_line(f"    {rfc3339(attempt.at)} {attempt.host or attempt.route}: {attempt.outcome}; {attempt.reply}"))
     _tell_owners(box)
     return 0
 
@@ -420,14 +434,14 @@ def test(arguments: argparse.Namespace) -> int:
         for attempt in box.attempts(receipt.id):
             print(f"via {attempt.host or attempt.route}", file=sys.stderr)
             for line in attempt.transcript:
-                print(f"{line['ms']:>6} {line['dir']}: {line['line']}", file=sys.stderr)
+                print(plain_line(f"{line['ms']:>6} {line['dir']}: {line['line']}"), file=sys.stderr)
         status = box.status(receipt.id)
         box.close()
     recipient = status.recipients[0]
     if recipient.state == "delivered":
-        print(f"{recipient.address}: accepted by the relay: {recipient.reply}")
+        print(plain_line(f"{recipient.address}: accepted by the relay: {recipient.reply}"))
         return 0
-    print(f"{recipient.address}: {recipient.state}: {recipient.reason or 'not tried: no relay is known for this address'}", file=sys.stderr)
+    print(plain_line(f"{recipient.address}: {recipient.state}: {recipient.reason or 'not tried: no relay is known for this address'}"), file=sys.stderr)
     print(_advice(recipient.reason), file=sys.stderr)
     return EX_UNAVAILABLE if recipient.state == "failed" else EX_TEMPFAIL
 
@@ -554,9 +568,9 @@ def config(arguments: argparse.Namespace) -> int:
         return 0
     found = _config(arguments).as_dict()
     if arguments.json:
-        print(json.dumps(found))
+        print(as_json(found))
     else:
         for key, value in found.items():
-            print(f"{key:<12} {value if isinstance(value, str) else json.dumps(value)}")
+            print(f"{key:<12} {value if isinstance(value, str) else as_json(value)}")
     return 0
 

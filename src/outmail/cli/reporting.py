@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from typing import Any
 
@@ -14,6 +13,7 @@ from outmail.errors import NotFound, Refused
 from outmail.outbox import Outbox
 from outmail.policy.digest import Gathered, in_words
 from outmail.policy.incident import Incident
+from outmail.policy.plain import as_json, plain_line
 from outmail.policy.progress import sparkline, took
 from outmail.reports import digest as digests
 from outmail.reports import marks, state, vigil, watch
@@ -37,16 +37,16 @@ def jobs(arguments: argparse.Namespace) -> int:
 
 
 def _list(box: Outbox, arguments: argparse.Namespace) -> int:
-    documents: dict[str, Any] = box.store.read(box.store.verbs.note_list("job"))
+    documents: dict[str, Any] = state.documents(box, "job")
     if arguments.json:
-        print(json.dumps(documents))
+        print(as_json(documents))
         return 0
     now = box.clock.now()
     for name, document in documents.items():
         last = document.get("last", {})
         ago = human_span(now - last["at"]) + " ago" if last else "never"
         row = _row(Incident.load(document.get("incident")), now)
-        print(f"{name:<30} {document.get('kind', 'job'):<6} {last.get('state', 'no run'):<9} {ago:<14} {row}".rstrip())
+        print(f"{plain_line(name):<30} {document.get('kind', 'job'):<6} {last.get('state', 'no run'):<9} {ago:<14} {row}".rstrip())
     if not documents:
         print("no job is known yet", file=sys.stderr)
     return 0
@@ -66,7 +66,7 @@ def _row(standing: Incident, now: int) -> str:
 def _show(box: Outbox, arguments: argparse.Namespace, document: dict[str, Any]) -> int:
     found = state.runs(box, arguments.name)
     if arguments.json:
-        print(json.dumps({"name": arguments.name, **document, "runs": len(found)}))
+        print(as_json({"name": arguments.name, **document, "runs": len(found)}))
         return 0
     now = box.clock.now()
     standing = Incident.load(document.get("incident"))
@@ -83,18 +83,18 @@ def _show(box: Outbox, arguments: argparse.Namespace, document: dict[str, Any]) 
     newest = next(reversed(list(found.values())), None)
     if newest and newest.get("output"):
         print("  last output:")
-        print("\n".join(f"    {line}" for line in newest["output"].splitlines()[-20:]))
+        print("\n".join(f"    {plain_line(line)}" for line in newest["output"].split("\n")[-20:]))
     return 0
 
 
 def _history(box: Outbox, arguments: argparse.Namespace, document: dict[str, Any]) -> int:
     for id, run in state.runs(box, arguments.name).items():
         if arguments.json:
-            print(json.dumps({"run": id, **run}))
+            print(as_json({"run": id, **run}))
             continue
         lasted = took(run["duration_ms"] / 1000) if "duration_ms" in run else ""
         status = f"exit {run['status']}" if "status" in run else ""
-        print(f"{local_time(run['started_at'])}  {run.get('state', ''):<9} {lasted:>10}  {status:<9} {run.get('reason', '')}".rstrip())
+        print(f"{local_time(run['started_at'])}  {run.get('state', ''):<9} {lasted:>10}  {status:<9} {plain_line(str(run.get('reason', '')))}".rstrip())
     return 0
 
 
@@ -123,15 +123,15 @@ def _reset(box: Outbox, arguments: argparse.Namespace, document: dict[str, Any])
 def digest(arguments: argparse.Namespace) -> int:
     """What log handlers have gathered."""
     box = _box(arguments)
-    documents: dict[str, Any] = box.store.read(box.store.verbs.note_list("digest"))
+    documents: dict[str, Any] = state.documents(box, "digest")
     if arguments.verb == "ls":
         if arguments.json:
-            print(json.dumps({name: _digest(document) for name, document in documents.items()}))
+            print(as_json({name: _digest(document) for name, document in documents.items()}))
             return 0
         for name, document in documents.items():
             found = _digest(document)
             failing = f"  failing: {', '.join(found['failing'][:5])}" if found["failing"] else ""
-            print(f"{name:<30} {found['waiting']}{failing}")
+            print(plain_line(f"{name:<30} {found['waiting']}{failing}"))
         if not documents:
             print("no digest is known yet", file=sys.stderr)
         return 0
@@ -160,12 +160,12 @@ def _fold_orphans(box: Outbox, name: str, send: bool | None) -> None:
 def _show_digest(box: Outbox, arguments: argparse.Namespace) -> int:
     document = state.read(box, "digest", arguments.name)
     if arguments.json:
-        print(json.dumps({"name": arguments.name, **_digest(document)}))
+        print(as_json({"name": arguments.name, **_digest(document)}))
         return 0
     pending = Gathered.load(document.get("pending"), 100, 20)
     incidents = {key: Incident.load(found) for key, found in document.get("incidents", {}).items()}
     for key, one in incidents.items():
-        print(f"{key}: {one.failures} failed runs in a row" + (", told" if one.alerted_at else ""))
+        print(f"{plain_line(key)}: {one.failures} failed runs in a row" + (", told" if one.alerted_at else ""))
     if not pending.total:
         print(f"{arguments.name}: nothing waits", file=sys.stderr)
         return 0

@@ -79,7 +79,7 @@ def main(argv: list[str]) -> int:
     except Usage as problem:
         print(f"outmail watch: {problem}", file=sys.stderr)
         return EX_USAGE
-    options["name"] = options.name or os.path.basename(command[0])
+    options["name"] = _named(options.name or os.path.basename(command[0]))
     return _watch(options, command)
 
 
@@ -112,6 +112,15 @@ def _number(name: str, text: str, least: int) -> int:
     if not text.strip().isdecimal() or int(text) < least:
         raise Usage(f"--{name} {text!r}: a whole number of at least {least}")
     return int(text)
+
+
+def _named(name: str) -> str:
+    """A job's name as the store keeps it (`mail.named`), without importing more than an odd one needs."""
+    if name.isprintable() and len(name) <= 200:
+        return name
+    from outmail.reports.mail import named
+
+    return named(name)
 
 
 _UNITS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}

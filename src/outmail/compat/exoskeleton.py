@@ -13,6 +13,7 @@ from typing import Any
 from outmail.compat.bote import Mailer, checked
 from outmail.errors import Error
 from outmail.policy.progress import Marks, remaining_in_words
+from outmail.reports.mail import BODY_LIMIT, one_line, safe
 from outmail.reports.post import guarded
 
 BEHAVIOR = ("send_start_msg", "send_finish_msg", "milestone_num")
@@ -72,6 +73,7 @@ class NotificationManager:
         if self.mailer is None:
             return
         mailer = self.mailer
+        subject, body = one_line(subject, 500), safe(body, BODY_LIMIT)
         if self.strict:
             mailer.send_mail(subject, body)
         else:

@@ -15,6 +15,8 @@ from urllib.parse import quote
 
 from outmail.outbox import Outbox
 from outmail.policy.route import is_loopback
+from outmail.reports import records
+from outmail.reports.mail import BODY_LIMIT, one_line, safe
 from outmail.reports.post import guarded
 
 _boxes: dict[tuple[str, str | None], Outbox] = {}
@@ -54,14 +56,15 @@ class SMTPHandler(logging.Handler):
         return self.subject
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.name.startswith("outmail"):
+        if records.ours(record):
             return
         try:
-            subject, text = self.getSubject(record), self.format(record)
+            subject = str(self.getSubject(record))
         except Exception:
             self.handleError(record)
-            return
-        guarded(lambda: self._box.send(self.toaddrs, _line(subject), text, sender=self.fromaddr, headers={"Auto-Submitted": "auto-generated"}))
+            subject = self.subject
+        text = records.formatted(self, record)
+        guarded(lambda: self._box.send(self.toaddrs, one_line(subject, 500), safe(text, BODY_LIMIT), sender=self.fromaddr, headers={"Auto-Submitted": "auto-generated"}))
 
 
 class BufferingSMTPHandler(BufferingHandler):
@@ -79,7 +82,7 @@ class BufferingSMTPHandler(BufferingHandler):
         self._box = _box(mailhost, credentials, secure, store)
 
     def emit(self, record: logging.LogRecord) -> None:
-        if not record.name.startswith("outmail"):
+        if not records.ours(record):
             super().emit(record)
 
     def flush(self) -> None:
@@ -87,19 +90,9 @@ class BufferingSMTPHandler(BufferingHandler):
             return
         self.acquire()
         try:
-            text = "\n".join(self._formatted(record) for record in self.buffer) + "\n"
-            sent = guarded(lambda: self._box.send(self.toaddrs, _line(self.subject), text, sender=self.fromaddr, headers={"Auto-Submitted": "auto-generated"}))
+            text = "\n".join(safe(records.formatted(self, record)) for record in self.buffer) + "\n"
+            sent = guarded(lambda: self._box.send(self.toaddrs, one_line(str(self.subject), 500), text, sender=self.fromaddr, headers={"Auto-Submitted": "auto-generated"}))
             if sent is not None:
                 self.buffer.clear()
         finally:
             self.release()
-
-    def _formatted(self, record: logging.LogRecord) -> str:
-        try:
-            return self.format(record)
-        except Exception as problem:
-            return f"{record.levelname} {record.msg!r} with arguments that do not fit ({problem})"
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())

@@ -14,6 +14,7 @@ from typing import TextIO
 
 from outmail.clock import human_span
 from outmail.model import Leased, Settled, Verdict
+from outmail.policy.plain import plain_line
 
 logger = logging.getLogger("outmail.delivery")
 _PLAIN = re.compile(r"[!#-<>-~]+")
@@ -69,4 +70,4 @@ def _quoted(value: str) -> str:
 
 
 def _written(value: str) -> str:
-    return value if _PLAIN.fullmatch(value) else '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return value if _PLAIN.fullmatch(value) else '"' + plain_line(value).replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -29,7 +29,7 @@ from outmail.policy.incident import Incident, Rule
 from outmail.policy.plain import plain
 from outmail.policy.progress import sparkline, took
 from outmail.policy.veil import known
-from outmail.reports import records, spool, state, traces
+from outmail.reports import marks, records, spool, state, traces
 from outmail.reports.door import ReportDoor, at_close, default_spool, door
 from outmail.reports.mail import Report, Section, local_time, named, one_line
 from outmail.reports.post import guarded, host, poster, report_key, root_id, tell, words
@@ -229,13 +229,17 @@ def fold(box: ReportDoor, settings: Settings, own: spool.Spool | None, in_order:
     lost = spool.orphans(box.spool, settings.name)
     try:
         dropped, took_up = (own.dropped, own.size) if own is not None else (0, 0)
+        garbled: set[str] = set()
 
         def decide(document: state.Document) -> state.Decision:
-            return _decided(box, settings, document, own, took_up, dropped, lost, in_order, send)
+            return _decided(box, settings, document, own, took_up, dropped, lost, garbled, in_order, send)
 
         state.change(box, "digest", settings.name, decide)
         for _, path, _ in lost:
-            os.unlink(path)
+            if path in garbled:
+                tell(marks.set_aside(path))
+            else:
+                os.unlink(path)
         if own is not None:
             own.dropped -= dropped
     finally:
@@ -247,7 +251,7 @@ def fold(box: ReportDoor, settings: Settings, own: spool.Spool | None, in_order:
 
 def _decided(
     box: ReportDoor, settings: Settings, document: state.Document, own: spool.Spool | None, upto: int, dropped: int, lost: list[tuple[str, str, int]],
-    in_order: bool | None, send: bool | None,
+    garbled: set[str], in_order: bool | None, send: bool | None,
 ) -> state.Decision:  # fmt: skip
     rules, now = settings.rules, box.clock.now()
     gathered = policy.Gathered.load(document.get("pending"), settings.head, settings.tail)
@@ -266,7 +270,8 @@ def _decided(
 
     for id, path, _ in lost:
         run = runs.pop(id, policy.Run())
-        _read(path, offsets.pop(id, 0), None, gathered, run, settings, muted, now)
+        if not _read(path, offsets.pop(id, 0), None, gathered, run, settings, muted, now):
+            garbled.add(path)
         over(run, False)
     if own is not None:
         run = runs.pop(own.id, policy.Run())
@@ -308,12 +313,14 @@ def _decided(
     return after, mail
 
 
-def _read(path: str, start: int, upto: int | None, gathered: policy.Gathered, run: policy.Run, settings: Settings, muted: dict[str, int], now: int) -> None:
-    """Lines of a file into what waits and what the run said of keys."""
+def _read(path: str, start: int, upto: int | None, gathered: policy.Gathered, run: policy.Run, settings: Settings, muted: dict[str, int], now: int) -> bool:
+    """Lines of a file into what waits and what the run said of keys; False when some are not ours."""
+    ours = True
     for at, values in spool.lines(path, start):
         if upto is not None and at > upto:
-            return
+            break
         if not isinstance(values, list) or len(values) < 3:
+            ours = False
             continue
         if values[0] == "ok":
             run.well.add(named(str(values[2])))
@@ -321,11 +328,13 @@ def _read(path: str, start: int, upto: int | None, gathered: policy.Gathered, ru
             continue
         line = _line(values)
         if line is None:
+            ours = False
             continue
         gathered.add(line, _shown(line), counts=settings.rules.counts(line, muted, now))
         if line.key and line.level >= settings.rules.trigger:
             run.failed.add(line.key)
             run.well.discard(line.key)
+    return ours
 
 
 def _line(values: list[Any]) -> policy.Line | None:

@@ -11,6 +11,20 @@ from __future__ import annotations
 import os
 import re
 
+#: Bytes of a mark: a watched command's line of arguments fits in.
+_LONGEST = 1_000_000
+#: What is put behind the name of a file that nobody of us can read.
+UNREADABLE = ".unreadable"
+
+
+def set_aside(path: str) -> str:
+    """A file out of the way of the next run, under another name; says so. Where even that fails, it stays."""
+    try:
+        os.replace(path, path + UNREADABLE)
+    except OSError as problem:
+        return f"{path} cannot be read, and not be renamed: {problem.strerror}"
+    return f"{path} cannot be read: it is kept as {os.path.basename(path)}{UNREADABLE}"
+
 
 def slug(name: str) -> str:
     """A job's name as part of a file's."""
@@ -32,10 +46,15 @@ def runs(spool: str) -> str:
 def read(path: str) -> str:
     """The text of a mark, "" when there is none."""
     try:
-        with open(path, encoding="utf-8") as file:
-            return file.read()
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe in its place does not make us wait
+    except OSError:
+        return ""
+    try:
+        return os.read(fd, _LONGEST).decode("utf-8")
     except (OSError, UnicodeDecodeError):
         return ""
+    finally:
+        os.close(fd)
 
 
 def put(path: str, text: str = "") -> None:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Iterator
 from glob import escape, glob
 from typing import Any
 
 from outmail.held import HeldFile, try_lock
-from outmail.reports.marks import slug
+from outmail.reports.marks import set_aside, slug
+from outmail.reports.post import tell
 
 
 class Spool:
@@ -59,7 +61,7 @@ def exists(folder: str, name: str, id: str) -> bool:
 
 
 def lines(path: str, start: int = 0) -> Iterator[tuple[int, Any]]:
-    """(offset behind it, value) of each whole line; torn or foreign ones are passed over."""
+    """(offset behind it, value) of each whole line; None for one that is no JSON. A torn last line is left out."""
     with open(path, "rb") as file:
         file.seek(start)
         at = start
@@ -68,9 +70,10 @@ def lines(path: str, start: int = 0) -> Iterator[tuple[int, Any]]:
                 return
             at += len(raw)
             try:
-                yield at, json.loads(raw)
-            except ValueError:
-                continue
+                value = json.loads(raw)
+            except (ValueError, RecursionError):
+                value = None
+            yield at, value
 
 
 def orphans(folder: str, name: str) -> list[tuple[str, str, int]]:
@@ -80,9 +83,15 @@ def orphans(folder: str, name: str) -> list[tuple[str, str, int]]:
     for path in sorted(glob(os.path.join(escape(folder), escape(prefix) + "*.jsonl"))):
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
+        except FileNotFoundError:
             continue
-        if try_lock(fd):
+        except OSError:
+            tell(set_aside(path))
+            continue
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            tell(set_aside(path))
+        elif try_lock(fd):
             found.append((os.path.basename(path)[len(prefix) : -len(".jsonl")], path, fd))
         else:
             os.close(fd)

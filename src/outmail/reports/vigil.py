@@ -18,7 +18,7 @@ from outmail.reports import marks, state
 from outmail.reports.door import ReportDoor
 from outmail.reports.liveness import bury, dead
 from outmail.reports.mail import Report, local_time, one_line
-from outmail.reports.post import host, root_id, words
+from outmail.reports.post import host, root_id, tell, words
 
 log = logging.getLogger("outmail.reports")
 
@@ -32,22 +32,31 @@ def look(door: ReportDoor) -> None:
 def dead_runs(door: ReportDoor, job: str = "") -> None:
     """Report runs whose process is gone although they never ended: nobody holds the lock on their file."""
     for path in sorted(glob(os.path.join(escape(door.spool), "run.*"))):
-        id = path.rpartition("run.")[2]
-        if not dead(door.spool, id):
+        id = os.path.basename(path).removeprefix("run.")
+        if id.endswith(marks.UNREADABLE) or not dead(door.spool, id):
             continue
-        run = state.read(door, "run", id) or _in_file(path)
-        if run.get("job") and (not job or run["job"] == job):
-            if run.get("state") == "running":
-                _tell_death(door, id, run)
-            bury(door.spool, id)
+        try:
+            _dead_run(door, id, path, job)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as problem:
+            tell(f"{marks.set_aside(path)} ({problem!r})")
+
+
+def _dead_run(door: ReportDoor, id: str, path: str, job: str) -> None:
+    run = state.read(door, "run", id) or _in_file(path)
+    if not isinstance(run["job"], str) or not isinstance(run.get("to") or [], list):
+        raise ValueError("no run of ours")
+    if not job or run["job"] == job:
+        if run.get("state") == "running":
+            _tell_death(door, id, run)
+        bury(door.spool, id)
 
 
 def _in_file(path: str) -> dict[str, Any]:
     """A watched command's run is in its file only, until it ends."""
     try:
         return {**json.loads(marks.read(path)), "state": "running"}
-    except (ValueError, TypeError):
-        return {}
+    except (ValueError, TypeError, RecursionError):
+        raise ValueError("no run of ours") from None
 
 
 def _tell_death(door: ReportDoor, id: str, run: dict[str, Any]) -> None:
@@ -61,10 +70,10 @@ def _tell_death(door: ReportDoor, id: str, run: dict[str, Any]) -> None:
         return {**run, **document, "state": "dead", "at": door.clock.now()}, _mail() if to else None
 
     def _mail() -> dict[str, Any]:
-        facts = [("Host", f"{run['host']}, process {run['pid']}"), ("Started", local_time(run["started_at"]))]
+        facts = [("Host", f"{run['host']}, process {run['pid']}"), ("Started", local_time(state.whole(run["started_at"])))]
         if "done" in run:
             done = f"{run['done']:,}" + (f" of {run['total']:,}" if run.get("total") else "")
-            facts += [("Last sign of life", local_time(run["at"])), ("Done then", done)]
+            facts += [("Last sign of life", local_time(state.whole(run["at"]))), ("Done then", done)]
         report = Report("dead", subject, f"DEAD: {name} ended without a word: killed, or the machine went down.", facts,
                         footer=[f"{name} on {host()}, run {id}", "Why: the process that ran it is gone and had not said that it ended"])  # fmt: skip
         return words(report, to=to, kind="jobs", name=name, run=id, thread=(root_id("run", name, id),), templates=door.report_templates, key=key)
@@ -87,10 +96,9 @@ def _tell_death(door: ReportDoor, id: str, run: dict[str, Any]) -> None:
 def late_jobs(door: ReportDoor) -> None:
     """Report jobs that were to run every so often and did not."""
     now = door.clock.now()
-    jobs: dict[str, Any] = door.store.read(door.store.verbs.note_list("job"))
-    for name, document in jobs.items():
-        late = document.get("late") or {}
-        if late and now - late["seen_at"] > late["every_ms"] and not late.get("told"):
+    for name, document in state.documents(door, "job").items():
+        late = document.get("late")
+        if isinstance(late, dict) and not late.get("told") and now - state.whole(late.get("seen_at")) > state.whole(late.get("every_ms")):
             _tell_lateness(door, name, now)
 
 

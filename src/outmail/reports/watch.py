@@ -10,17 +10,19 @@ import hashlib
 import json
 import os
 import shlex
+import stat
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from outmail.clock import human_span
+from outmail.clock import END, human_span
 from outmail.model import keyed_id
 from outmail.policy import incident
 from outmail.policy.progress import took
+from outmail.policy.secrets import masked
 from outmail.reports import marks, state, vigil
 from outmail.reports.door import ReportDoor
-from outmail.reports.mail import Report, Section, local_time, one_line
+from outmail.reports.mail import Report, Section, local_time, named, one_line, safe
 from outmail.reports.post import host, root_id, tell, words
 
 #: Bytes of output kept with a run in the store.
@@ -62,7 +64,7 @@ def ended(door: ReportDoor, options: Any, command: list[str], result: Any) -> No
         if say == "alert" and mail is None:
             after = replace(after, alerted_at=0, said_at=0)  # nobody was told
         standing[0] = after
-        changed = {**document, "kind": "watch", "incident": after.dump(), "output": output, "command": command,
+        changed = {**document, "kind": "watch", "incident": after.dump(), "output": output, "command": [masked(word) for word in command],
                    "last": {"run": run, "state": "failed" if result.failed else "finished", "at": now, "reason": result.reason}}  # fmt: skip
         if options.late:
             changed["late"] = {"every_ms": options.late, "seen_at": now, "to": list(options.to)}
@@ -173,7 +175,7 @@ def _footer(options: Any, why: str) -> list[str]:
 
 def _tail(result: Any, lines: int) -> str:
     text = result.output.decode("utf-8", "replace")
-    kept = text.splitlines()[-lines:]
+    kept = text.replace("\r\n", "\n").removesuffix("\n").split("\n")[-lines:]
     return "\n".join(kept)
 
 
@@ -187,8 +189,8 @@ def _to(door: ReportDoor, options: Any) -> tuple[str, ...]:
 def _run(options: Any, command: list[str], result: Any) -> state.Document:
     return {
         "job": options.name, "kind": "watch", "host": host(), "started_at": result.began_ms, "at": result.began_ms + result.duration_ms,
-        "duration_ms": result.duration_ms, "status": result.status, "state": "failed" if result.failed else "finished", "reason": result.reason,
-        "command": command, "output": "" if options.no_output else result.output[-KEPT:].decode("utf-8", "replace"),
+        "duration_ms": result.duration_ms, "status": result.status, "state": "failed" if result.failed else "finished", "reason": safe(result.reason, 2000),
+        "command": [masked(word) for word in command], "output": "" if options.no_output else safe(result.output[-KEPT:].decode("utf-8", "replace"), KEPT),
     }  # fmt: skip
 
 
@@ -211,10 +213,19 @@ def fold(door: ReportDoor) -> int:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         return 0
+    except OSError:
+        tell(marks.set_aside(path))
+        return 0
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        tell(marks.set_aside(path))
+        return 0
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         lines = os.pread(fd, os.fstat(fd).st_size, 0).decode("utf-8", "replace").splitlines()
         found = [run for line in lines if (run := _parsed(line))]
+        for name in {run["job"] for run in found}:
+            state.read(door, "job", name)  # one that cannot be read is set aside
         if found:
             door.store.run(_keep(door, found))
         os.ftruncate(fd, 0)
@@ -228,8 +239,11 @@ def fold(door: ReportDoor) -> int:
 def _parsed(line: str) -> dict[str, Any] | None:
     try:
         run = json.loads(line)
-        return {**run, "job": str(run["job"]), "at": int(run["at"]), "duration_ms": int(run["duration_ms"]), "status": int(run["status"])}
-    except (ValueError, KeyError, TypeError):
+        at, lasted = int(run["at"]), int(run["duration_ms"])
+        if not (0 <= at < END and 0 <= lasted < END):
+            return None
+        return {**run, "job": named(str(run["job"])), "at": at, "duration_ms": lasted, "status": int(run["status"])}
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None  # a torn line: the disk was full, or somebody wrote here
 
 

@@ -824,6 +824,18 @@ def note_put(kind: str, key: str, value: Any, version: int | None = None) -> Ver
     return bool((yield sql, (text, kind, key, version)))
 
 
+def note_keys(kind: str) -> Verb[list[str]]:
+    """The keys of a kind, whatever the documents hold."""
+    rows = yield "SELECT key FROM note WHERE kind = ? ORDER BY key", (kind,)
+    return [key for (key,) in rows]
+
+
+def note_set_aside(kind: str, key: str) -> Verb[None]:
+    """A document that cannot be read, out of the way: under the kind ``<kind>.unreadable``, as it is."""
+    yield "DELETE FROM note WHERE kind = ? AND key = ?", (f"{kind}.unreadable", key)
+    yield "UPDATE note SET kind = ? WHERE kind = ? AND key = ?", (f"{kind}.unreadable", kind, key)
+
+
 def note_drop(kind: str, key: str) -> Verb[None]:
     """Remove a document."""
     yield "DELETE FROM note WHERE kind = ? AND key = ?", (kind, key)
