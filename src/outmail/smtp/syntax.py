@@ -18,6 +18,7 @@ _COMMON = re.compile(rf"({_ATEXT}+(?:\.{_ATEXT}+)*)@([A-Za-z0-9](?:[A-Za-z0-9\-]
 _DOT_STRING = re.compile(rf"(?:{_ATEXT}|[^\x00-\x7f])+(?:\.(?:{_ATEXT}|[^\x00-\x7f])+)*")
 _QUOTED = re.compile(r'"(?:[ !#-\[\]-~]|[^\x00-\x7f]|\\[ -~])*"')
 _LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_\-]{0,61}[A-Za-z0-9_])?")
+_LITERAL = re.compile(r"\[(?:(IPv6:)([0-9a-f:.]+)|([0-9.]+))\]", re.ASCII | re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]")
 
 MAX_LOCAL = 64
@@ -97,13 +98,12 @@ def _alabels(domain: str, text: str) -> str:
 
 
 def _literal(domain: str, text: str) -> str:
-    inner = domain[1:-1]
+    """RFC 5321 §4.1.3. Checked by letters first: `ipaddress` lets a zone id pass, and any text in it."""
+    match = _LITERAL.fullmatch(domain)
     try:
-        if not domain.endswith("]"):
+        if match is None:
             raise ValueError
-        if inner.lower().startswith("ipv6:"):
-            return f"[IPv6:{ipaddress.IPv6Address(inner[5:])}]"
-        return f"[{ipaddress.IPv4Address(inner)}]"
+        return f"[IPv6:{ipaddress.IPv6Address(match[2])}]" if match[1] else f"[{ipaddress.IPv4Address(match[3])}]"
     except ValueError:
         raise AddressError(f"{printable(text)}: the address literal is malformed") from None
 
