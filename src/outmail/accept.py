@@ -107,10 +107,11 @@ class Door:
         """Check a draft and make it a message; raises `Refused`."""
         now = self.clock.now()
         terms = self.terms
-        if len(draft.content) > terms.message_size:
-            raise Refused(f"the message has {len(draft.content)} bytes; the limit is {terms.message_size} ([limits] message_size)", code="too-large")
         try:
             content = draft.content if draft.normal else splice.normalised(draft.content)
+            if len(content) > terms.message_size:
+                size = f"the message has {len(content)} bytes with CRLF line ends"
+                raise Refused(f"{size}; the limit is {terms.message_size} ([limits] message_size)", code="too-large")
             head = draft.head or splice.look(content, headless=bool(draft.trace))
         except splice.ContentError as problem:
             raise Refused(str(problem), code=problem.code) from None

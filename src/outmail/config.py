@@ -62,7 +62,8 @@ class Listen:
     users_file: str = ""
     connections: int = 1000
     rate: int = 0
-    normalise: bool = False
+    #: None: for clients of this machine and of the networks.
+    normalise: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

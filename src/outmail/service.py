@@ -112,9 +112,11 @@ def settings_for(config: Config, kind: str) -> Settings:
     dialogue = protocol.Settings(
         hostname=config.hostname or "localhost", lmtp=kind == "lmtp", size=config.message_size, recipients=min(config.recipients, 10_000),
         starttls=tls is not None, require_tls=kind == "submission" and tls is not None, auth=bool(users) and kind != "lmtp",
-        auth_clear=loopback_only, require_auth=kind == "submission", normalise=listen.normalise,
+        auth_clear=loopback_only, require_auth=kind == "submission",
     )  # fmt: skip
-    return Settings(dialogue, listen.networks, users, tls, connections=listen.connections, rate=listen.rate, deepest=config.deepest)
+    return Settings(
+        dialogue, listen.networks, users, tls, connections=listen.connections, rate=listen.rate, normalise=listen.normalise, deepest=config.deepest
+    )
 
 
 def certificate(section: str, path: str, key: str) -> ssl.SSLContext | None:
@@ -262,11 +264,11 @@ async def receive(box: Outbox, engine: Engine, *, catch: bool, started: Callable
         for kind in ("smtp", "lmtp"):
             for address in getattr(config.receive, kind):
                 hostname = config.hostname or "localhost"
-                dialogue = protocol.Settings(hostname, lmtp=kind == "lmtp", size=config.message_size, starttls=tls is not None, normalise=catch)
+                dialogue = protocol.Settings(hostname, lmtp=kind == "lmtp", size=config.message_size, starttls=tls is not None)
                 if known is None:
-                    made = Listener(door, Settings(dialogue, tls=tls), lambda listener: Everything())
+                    made = Listener(door, Settings(dialogue, tls=tls, normalise=True), lambda listener: Everything())
                 else:
-                    made = _receiver(door, Settings(dialogue, tls=tls), known, config)
+                    made = _receiver(door, Settings(dialogue, config.receive.networks, tls=tls), known, config)
                 found.append((kind, made, address))
         return found
 

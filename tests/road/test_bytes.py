@@ -51,7 +51,8 @@ def test_bcc_reaches_the_envelope_only(sink: Sink, make_box: MakeBox) -> None:
 
 @pytest.mark.parametrize(
     ("content", "code"),
-    [(b"", "bad-content"), (b"no header\r\n", "bad-content"), (b"\r\nbody", "bad-content"), (b"A: b\r\n\r\nx\ry", "bad-content"), (b"A: b\n\n\0", "bad-content")],
+    [(b"", "bad-content"), (b"no header\r\n", "bad-content"), (b"\r\nbody", "bad-content"), (b"From me@x.test Mon Jan  1\nFrom: a@x.test\n\nbody\n", "bad-content"),
+     (b"A: b\r\n\r\nx\ry", "bad-content"), (b"A: b\n\n\0", "bad-content")],
 )  # fmt: skip
 def test_what_is_no_message_is_refused_before_anything_is_stored(make_box: MakeBox, content: bytes, code: str) -> None:
     box = make_box(deliver="never")
@@ -60,9 +61,15 @@ def test_what_is_no_message_is_refused_before_anything_is_stored(make_box: MakeB
     assert caught.value.code == code and not list(box.find())
 
 
+def test_send_raw_refuses_a_mailbox_line(outmail: Any) -> None:
+    done = outmail("send", "--raw", "--from", "me@x.test", "a@x.test", stdin=b"From me@x.test Mon Jan  1\nSubject: s\n\nbody\n")
+    assert done.returncode == 65 and b"does not begin with a header field but with 'From me@x.test" in done.stderr
+
+
 def test_limits_are_refused_before_anything_is_stored(make_box: MakeBox) -> None:
     box = make_box(deliver="never", toml='[limits]\nmessage_size = "1kB"\nrecipients = 2\n')
     for words, code in (({"content": b"A: b\r\n\r\n" + b"x" * 2000, "recipients": ["a@x.test"]}, "too-large"),
+                        ({"content": b"A: b\n\n" + b"\n" * 600, "recipients": ["a@x.test"]}, "too-large"),  # each LF is two bytes once it is stored
                         ({"content": b"A: b\r\n\r\n", "recipients": [f"{i}@x.test" for i in range(3)]}, "too-many-recipients"),
                         ({"content": b"A: b\r\n\r\n", "recipients": []}, "no-recipient"),
                         ({"content": b"A: b\r\n\r\n", "recipients": ["a@x.test\r\nDATA"]}, "bad-address")):  # fmt: skip

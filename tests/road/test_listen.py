@@ -193,6 +193,90 @@ def test_what_is_refused_is_refused_with_a_reply(start: Start, sink: Sink) -> No
         line.close()
 
 
+def _raw(port: int, content: bytes) -> bytes:
+    """The reply to a content that is sent as it is."""
+    with smtplib.SMTP("127.0.0.1", port, timeout=10) as client:
+        client.ehlo("me")
+        for command in ("MAIL FROM:<a@x.test>", "RCPT TO:<b@x.test>", "DATA"):
+            client.docmd(command)
+        client.send(content + b".\r\n")
+        code, text = client.getreply()
+        return b"%d %s" % (code, text)
+
+
+def test_a_first_line_that_is_no_header_field_is_refused(start: Start, sink: Sink, tmp_path: Path) -> None:
+    """Date and Message-ID would go in front of it, and its own fields would become body."""
+    service = start(toml(sink, f'smtp = ["127.0.0.1:0"]\nlmtp = ["unix:{tmp_path}/lmtp"]'))
+    port = service.ports["smtp"]
+    said = _raw(port, b"From me@x.test Mon Jan  1 10:00:00 2026\r\nFrom: a@x.test\r\n\r\nbody\r\n")
+    assert said.startswith(b"554 5.6.0 the message does not begin with a header field but with 'From me@x.test") and b"mailbox file" in said
+    assert _raw(port, b"hello\r\n").startswith(b"554 5.6.0 ") and _raw(port, b" folded: from nothing\r\n\r\n").startswith(b"554 5.6.0 ")
+    with smtplib.LMTP(f"{tmp_path}/lmtp") as client, pytest.raises(smtplib.SMTPDataError) as caught:
+        client.sendmail("a@x.test", ["b@x.test"], b"From me\r\n" + BODY)
+    assert caught.value.smtp_code == 554 and b"5.6.0" in caught.value.smtp_error
+    assert _raw(port, b"\r\nall of it is body\r\n").startswith(b"250 ") and _raw(port, b"").startswith(b"250 ")
+    bodies = sorted(got.content.partition(b"\r\n\r\n") for got in sink.wait_for(2))
+    assert [body for *_, body in bodies] in ([b"", b"all of it is body\r\n"], [b"all of it is body\r\n", b""])
+    assert all(b"\r\nReceived: " in b"\r\n" + head and b"\r\nMessage-ID: " in b"\r\n" + head for head, *_ in bodies)
+    assert service.stop() == 0
+
+
+@pytest.mark.parametrize("name", [b"Received", b"received", b"RECEIVED", b"Received "])
+def test_a_loop_is_seen_however_the_field_is_written(start: Start, sink: Sink, name: bytes) -> None:
+    service = start(toml(sink, 'smtp = ["127.0.0.1:0"]'))
+    trace = name + b": from a by b;\r\n\tThu, 01 Jan 1970 00:00:00 +0000\r\n"
+    said = _raw(service.ports["smtp"], trace * 50 + BODY)
+    assert said.startswith(b"554 5.4.6 ") and b"loop" in said
+    assert _raw(service.ports["smtp"], trace * 49 + b"Received-SPF: none\r\n" + BODY).startswith(b"250 ")
+
+
+def test_whose_line_ends_are_mended(listening: Callable[..., None], make_box: Callable[..., Outbox], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of this machine and of trusted networks, unless the configuration says everybody's or nobody's."""
+    from outmail.intake import smtp as intake
+    from outmail.policy.admission import networks
+    from outmail.smtp.server import Settings
+
+    client = ["127.0.0.1"]
+    monkeypatch.setattr(intake.Line, "connection_made", lambda self, transport, old=intake.Line.connection_made: old(self, _From(transport, client[0])))
+    bare = b"EHLO me\r\nMAIL FROM:<a@x.test>\r\nRCPT TO:<b@x.test>\r\nDATA\r\nSubject: s\n\n..one\n.\r\ntwo\r\n.\r\nQUIT\r\n"
+
+    async def code(port: int) -> str:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(bare)
+        lines = (await reader.read()).decode().splitlines()
+        writer.close()
+        return lines[-2][:9]
+
+    monkeypatch.setattr(intake.Relay, "mail", lambda self, session, sender: None)
+
+    async def scene(_: int, first: Any) -> None:
+        for normalise, address, wanted in (
+            (None, "127.0.0.1", "250 2.0.0"), (None, "", "250 2.0.0"), (None, "10.1.2.3", "250 2.0.0"), (None, "192.0.2.7", "554 5.6.0"),
+            (False, "127.0.0.1", "554 5.6.0"), (True, "192.0.2.7", "250 2.0.0"),
+        ):  # fmt: skip
+            client[0] = address
+            listener = intake.Listener(first.door, intake.Settings(Settings(), networks(["10.0.0.0/8"]), normalise=normalise))
+            assert await code(int((await listener.listen("127.0.0.1:0")).rpartition(":")[2])) == wanted, (normalise, address)
+            await listener.close()
+
+    listening(intake.Settings(), scene)
+    box = make_box(deliver="never")
+    assert [box.content(status.id).partition(b"Subject: ")[2] for status in box.find()] == [b"s\r\n\r\n.one\r\ntwo\r\n"] * 4
+
+
+class _From:
+    """A transport whose peer has another address."""
+
+    def __init__(self, transport: Any, address: str) -> None:
+        self._transport, self._address = transport, address
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def get_extra_info(self, name: str) -> Any:
+        return ((self._address, 1) if self._address else "") if name == "peername" else self._transport.get_extra_info(name)
+
+
 def test_a_disconnect_in_every_state_leaves_nothing(start: Start, sink: Sink, tmp_path: Path) -> None:
     service = start(toml(sink, 'smtp = ["127.0.0.1:0"]'))
     whole = b"EHLO me\r\nMAIL FROM:<a@x.test>\r\nRCPT TO:<b@x.test>\r\nDATA\r\nSubject: s\r\n\r\nhalf\r\n.\r"

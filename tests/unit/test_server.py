@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from outmail.model import Reply
+from outmail.smtp.lines import has_bare, stuffed
 from outmail.smtp.server import Close, Deliver, Server, Settings, StartTls, Verify
 
 OK = Reply(250, "queued", "2.0.0")
@@ -28,8 +29,8 @@ class Anyone:
 class Drive:
     """Feeds in any portions and answers requests."""
 
-    def __init__(self, portion: int = 0, **words: object) -> None:
-        self.server = Server(Settings(**words), Anyone(), tls=bool(words.pop("tls", False)) if "tls" in words else False)  # type: ignore[arg-type]
+    def __init__(self, portion: int = 0, normalise: bool = False, **words: object) -> None:
+        self.server = Server(Settings(**words), Anyone(), normalise=normalise)  # type: ignore[arg-type]
         self.portion = portion
         self.got: list[Deliver] = []
         self.said = self.server.outgoing()
@@ -109,8 +110,37 @@ def test_smuggling_sequences_end_nothing(ending: bytes, portion: int) -> None:
     assert not drive.got and codes == ["250", "250", "250", "354", "554"], codes
     assert drive(b"RCPT TO:<b@x.test>\r\n") == ["503"]
     mending = Drive(portion, normalise=True)
-    mending(b"EHLO me\r\nMAIL FROM:<a@x.test>\r\nRCPT TO:<b@x.test>\r\nDATA\r\nSubject: s\r\n\r\nbody" + ending + smuggled)
-    assert len(mending.got) <= 1 and all(got.sender == "a@x.test" for got in mending.got)
+    codes = mending(b"EHLO me\r\nMAIL FROM:<a@x.test>\r\nRCPT TO:<b@x.test>\r\nDATA\r\nSubject: s\r\n\r\nbody" + ending + smuggled)
+    if b"\0" in ending:
+        assert codes[-1] == "554" and not mending.got
+        return
+    (got,) = mending.got
+    assert got.sender == "a@x.test" and b"MAIL FROM:<evil@x.test>" in got.content and not has_bare(got.content)
+    assert b"\r\n.\r\n" not in stuffed(got.content), "nor is there another end for the next server"
+
+
+@pytest.mark.parametrize("portion", [0, 1, 5])
+def test_mended_line_ends_alter_nothing_else(portion: int) -> None:
+    """Dots are taken out behind line ends that were mended too; lone dots are nobody's content."""
+    head = b"EHLO me\nMAIL FROM:<a@x.test>\nRCPT TO:<b@x.test>\r\nDATA\n"
+    for sent, meant in (
+        (b"Subject: s\n\n..one\n..\r\n...two\nlast\r\n.\r\n", b"Subject: s\r\n\r\n.one\r\n.\r\n..two\r\nlast\r\n"),
+        (b"Subject: s\r\n\r\na\n.\nb\n.\r\nc\r\n.\nd\r\n.\r\n", b"Subject: s\r\n\r\na\r\nb\r\nc\r\nd\r\n"),
+        (b"Subject: s\r\n\r\na\rb\r\r\nc\r\n.\r\n", b"Subject: s\r\n\r\na b \r\nc\r\n"),
+        (b".\nSubject: s\n\r\n.\r\n", b"Subject: s\r\n\r\n"),
+    ):
+        drive = Drive(portion, normalise=True)
+        assert drive(head + sent) == ["250", "250", "250", "354", "250"]
+        assert [got.content for got in drive.got] == [meant]
+
+
+def test_the_limit_counts_what_is_stored() -> None:
+    envelope = b"MAIL FROM:<a@x.test>\r\nRCPT TO:<b@x.test>\r\nDATA\r\n"
+    drive = Drive(1000, normalise=True, size=10_000)
+    drive(b"EHLO me\r\n")
+    assert drive(envelope + b"S: s\n\n" + b"\n" * 6000 + b"\r\n.\r\n")[-1] == "552", "each LF is two bytes once it is stored"
+    assert drive(envelope + b"S: s\r\n\r\n" + b"..\r\n" * 3000 + b".\r\n")[-1] == "250", "a dot for the wire is not counted"
+    assert len(drive.got[0].content) == 9008
 
 
 def test_too_long_content_is_refused_and_not_kept() -> None:

@@ -73,7 +73,7 @@ class Receiver:
             _no_loop(request.content, {target.lower() for found in targets.values() for target in found})
             trace, content = traced(line, session, request.content, id, listener.settings.dialogue, clock.now())
         except Refused as refusal:
-            then([Reply(554, str(refusal), "5.4.6")] * times)
+            then([reply_for(refusal)] * times)
             return
         except (AliasError, OSError, UnicodeDecodeError) as problem:
             log.error("%s", problem)

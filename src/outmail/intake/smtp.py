@@ -54,7 +54,10 @@ _WRITE_LIMIT = 256 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What listens, and for whom. ``users``: name → `hashed` password. ``rate``: messages a minute for each client, 0 for no limit."""
+    """What listens, and for whom. ``users``: name → `hashed` password. ``rate``: messages a minute for each client, 0 for no limit.
+
+    ``normalise``: whose line ends are mended instead of refused: everybody's, nobody's, or those of trusted clients (None).
+    """
 
     dialogue: protocol.Settings = field(default_factory=protocol.Settings)
     networks: tuple[Network, ...] = ()
@@ -63,6 +66,7 @@ class Settings:
     implicit_tls: bool = False
     connections: int = 1000
     rate: int = 0
+    normalise: bool | None = None
     idle: float = IDLE
     #: Recipients that may wait in the queue, beyond which no new mail is taken; 0 for no limit.
     deepest: int = 0
@@ -116,7 +120,9 @@ class Line(asyncio.BufferedProtocol):
         peer = transport.get_extra_info("peername")
         self.client = peer[0] if isinstance(peer, tuple) else ""
         self.trusted = is_trusted(self.client, self.listener.settings.networks)
-        self._session = protocol.Server(self.listener.settings.dialogue, self.listener.policy, self, tls=self.listener.settings.implicit_tls)
+        settings = self.listener.settings
+        normalise = self.trusted if settings.normalise is None else settings.normalise
+        self._session = protocol.Server(settings.dialogue, self.listener.policy, self, tls=settings.implicit_tls, normalise=normalise)
         self.listener.joined(self)
         if len(self.listener.lines) > self.listener.settings.connections:
             self._session.outgoing()
@@ -361,7 +367,7 @@ class Listener:
         try:
             trace, content = traced(line, session, request.content, id, self.settings.dialogue, self.door.door.clock.now())
         except Refused as refusal:
-            then([Reply(554, str(refusal), "5.4.6")] * times)
+            then([reply_for(refusal)] * times)
             return
         draft = Draft(content, request.sender, request.recipients, id=id, dsn=_dsn(request), normal=True, trace=trace)
         self.door.accept(draft, lambda answer: then([reply_for(answer)] * times))
@@ -423,19 +429,30 @@ def reply_for(answer: str | Exception) -> Reply:
         return Reply(250, f"queued as {answer}", "2.0.0")
     if isinstance(answer, Refused):
         text = str(answer).encode("ascii", "backslashreplace").decode().replace("\n", " ")
-        return Reply(552, text, "5.3.4") if answer.code == "too-large" else Reply(554, text, "5.6.0")
+        code, enhanced = _REFUSALS.get(answer.code, (554, "5.6.0"))
+        return Reply(code, text, enhanced)
     full = isinstance(answer, NotStored) and answer.code == "store-full"
     return Reply(452 if full else 451, "The message could not be stored: come back later", "4.3.1" if full else "4.3.0")
 
 
+_REFUSALS = {"too-large": (552, "5.3.4"), "loop": (554, "5.4.6")}
+
+
 def traced(line: Line, session: protocol.Server, content: bytes, id: str, settings: protocol.Settings, now: int) -> tuple[bytes, bytes]:
-    """(Received field (RFC 5321 §4.4), content that has a header block); raises `Refused` when it has been around too often."""
-    if content.count(b"\nReceived:", 0, splice.head_end(content)) + content.startswith(b"Received:") >= HOPS:
+    """(Received field (RFC 5321 §4.4), content); raises `Refused` when it has been around too often, or begins with no header field.
+
+    An empty header block will do: the fields that are put in front become the header.
+    """
+    if splice.has_passed(content, HOPS):
         raise Refused(f"the message has passed {HOPS} servers already: a loop", code="loop")
+    try:
+        splice.check_first(content, headless=True)
+    except splice.ContentError as problem:
+        raise Refused(str(problem), code=problem.code) from None
     how = ("LMTP" if settings.lmtp else "ESMTP" if session.extended else "SMTP") + ("S" if session.tls else "") + ("A" if session.user else "")
     where = f" ([{line.client}])" if line.client else ""
     trace = f"Received: from {session.helo}{where}\r\n\tby {settings.hostname} with {how} id {id};\r\n\t{headers.date(now)}\r\n".encode()
-    return trace, content if splice.has_header(content) else b"\r\n" + content
+    return trace, content or b"\r\n"
 
 
 def _dsn(request: protocol.Deliver) -> Dsn | None:

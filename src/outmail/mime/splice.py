@@ -46,9 +46,20 @@ def normalised(content: bytes) -> bytes:
     return content if content.endswith(b"\r\n") else content + b"\r\n"
 
 
-def has_header(content: bytes) -> bool:
-    """True when the content begins with a header field, or with the empty line behind none."""
-    return content.startswith(b"\r\n") or _FIRST.match(content) is not None
+def check_first(content: bytes, *, headless: bool = False) -> None:
+    """Raises `ContentError` when the first line is no header field; with ``headless`` an empty line or nothing at all will do."""
+    if _FIRST.match(content) or (headless and (not content or content.startswith(b"\r\n"))):
+        return
+    first = content[:60].split(b"\r")[0].decode("utf-8", "replace")
+    hint = "; such a line belongs to a mailbox file: leave it out" if first.startswith("From ") else ""
+    raise ContentError(f"the message does not begin with a header field but with {first!r}{hint}", "bad-content")
+
+
+def has_passed(content: bytes, servers: int) -> bool:
+    """True when so many servers have passed the message on: each adds a Received field, however it writes the name."""
+    if content[: head_end(content)].lower().count(b"received") < servers:
+        return False
+    return sum(name == "received" for name, _ in fields(content)) >= servers
 
 
 def head_end(content: bytes) -> int:
@@ -74,9 +85,7 @@ def look(content: bytes, *, headless: bool = False) -> Head:
 
     ``headless``: an empty header block will do, because fields are put in front of it.
     """
-    if not (has_header(content) if headless else _FIRST.match(content)):
-        first = content[:60].split(b"\r")[0].decode("utf-8", "replace")
-        raise ContentError(f"the message does not begin with a header field but with {first!r}", "bad-content")
+    check_first(content, headless=headless)
     head = content[: head_end(content)]
     if len(head) > MAX_HEAD:
         raise ContentError(f"the header block has {len(head)} bytes; the limit is {MAX_HEAD}", "too-large")

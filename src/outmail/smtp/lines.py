@@ -1,7 +1,8 @@
 """Content as lines: what a dialogue does to it on the wire, and what may not be in it.
 
-Promises: ``unstuffed(stuffed(content)) == content``; where nothing is to be done, the same object comes back.
-Does not: find the end of content (the dialogues do), or mend line ends (`mime.splice`).
+Promises: ``unstuffed(stuffed(content)) == content``; where nothing is to be done, the same object comes back; what `mended` gives
+back can be stuffed by nobody into another end of the message.
+Does not: find the end of content (the dialogues do), or look at content that came by another way (`mime.splice`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import re
 
 _DOTTED = re.compile(rb"\n\.")
+_LONE_DOT = re.compile(rb"(?m)^\.\r\n")
 
 
 def stuffed(content: bytes) -> bytes:
@@ -23,6 +25,16 @@ def unstuffed(content: bytes) -> bytes:
     if _DOTTED.search(content):
         content = content.replace(b"\r\n.", b"\r\n")
     return content[1:] if content.startswith(b".") else content
+
+
+def mended(content: bytes) -> bytes:
+    """Content as it came over the wire, dots still doubled, with CRLF line ends only.
+
+    As Postfix 3.9 does it (``smtpd_forbid_bare_newline = normalize`` and ``cleanup_replace_stray_cr_lf``): a bare LF ends a line, a
+    bare CR becomes a space. A line of one dot can only come from an end of data that was not CRLF.CRLF: it is left out.
+    """
+    content = content.replace(b"\r\n", b"\n").replace(b"\r", b" ").replace(b"\n", b"\r\n")
+    return _LONE_DOT.sub(b"", content)
 
 
 def has_bare(content: bytes) -> bool:

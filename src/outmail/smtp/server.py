@@ -5,8 +5,8 @@ message: `answer`), `Verify` (credentials: `authenticated`), `StartTls` (shake h
 open nothing further is read from the buffer, so replies keep their order however much is pipelined.
 
 Promises
-  - Only CRLF.CRLF ends content; content with a bare CR or LF is refused, or normalised where asked; a command that does not
-    end in CRLF is refused and ends the session.
+  - Only CRLF.CRLF ends content. A client whose line ends are to be mended (``normalise``) may end lines with a bare LF; others
+    are refused content with a bare CR or LF, and a command that does not end in CRLF ends their session.
   - Lines, recipients, content, errors and what is buffered are bounded; a refused message leaves a clean state.
   - It advertises only what it honours. No AUTH in clear off loopback; bytes behind STARTTLS end the session.
   - LMTP answers once for each recipient (RFC 2033); SMTP once for the message.
@@ -26,7 +26,7 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 from outmail.model import Reply
-from outmail.smtp.lines import has_bare, unstuffed
+from outmail.smtp.lines import has_bare, mended, unstuffed
 from outmail.smtp.syntax import AddressError, parse_mailbox, valid_notify, valid_original
 
 MAX_LINE = 2048
@@ -43,7 +43,7 @@ class Policy(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What is offered and bounded. ``auth`` needs TLS unless ``auth_clear``; ``normalise`` mends line ends instead of refusing."""
+    """What is offered and bounded. ``auth`` needs TLS unless ``auth_clear``."""
 
     hostname: str = "localhost"
     lmtp: bool = False
@@ -54,7 +54,6 @@ class Settings:
     auth: bool = False
     auth_clear: bool = False
     require_auth: bool = False
-    normalise: bool = False
     max_errors: int = MAX_ERRORS
 
 
@@ -100,13 +99,14 @@ _RCPT_OK = b"250 2.1.5 Ok\r\n"
 
 
 class Server:
-    """One session. ``peer`` is whoever drives it, for the policy; ``user`` is set once authenticated."""
+    """One session. ``peer`` is whoever drives it, for the policy; ``user`` is set once authenticated. ``normalise`` mends line ends."""
 
-    def __init__(self, settings: Settings, policy: Policy, peer: Any = None, *, tls: bool = False) -> None:
+    def __init__(self, settings: Settings, policy: Policy, peer: Any = None, *, tls: bool = False, normalise: bool = False) -> None:
         self.settings = settings
         self.policy = policy
         self.peer = peer
         self.tls = tls
+        self.normalise = normalise
         self.user = ""
         self.helo = ""
         self.extended = False
@@ -126,6 +126,8 @@ class Server:
         self.collecting = False
         self._discarding = False
         self._received = 0
+        #: Bytes of content on the wire that may be worth reading: a third more than its size when all its lines are dots.
+        self._most = settings.size + settings.size // 3 + 1024
         self._envelope: Deliver | None = None
         self._reply(Reply(220, f"{settings.hostname} {'LMTP' if settings.lmtp else 'ESMTP'} outmail"))
 
@@ -234,10 +236,12 @@ class Server:
 
     def _checked(self, line: bytes) -> bytes | None:
         """A line without its CRLF; None ends the session."""
-        if not line.endswith(b"\r\n") or b"\r" in line[:-2] or b"\0" in line:
+        proper = line.endswith(b"\r\n")
+        text = line[:-2] if proper else line[:-1]
+        if not (proper or self.normalise) or b"\r" in text or b"\0" in text:
             self._fatal(Reply(500, "Lines end with CRLF and hold neither CR nor NUL", "5.5.2"))
             return None
-        return line[:-2]
+        return text
 
     def _data(self) -> bool:
         """Content up to CRLF.CRLF; True when it is complete. Each byte is looked at once."""
@@ -249,7 +253,7 @@ class Server:
             skip = 5
         if end < 0:
             self._scanned = len(buffer)
-            if self._scanned > self.settings.size + 1024:
+            if self._scanned > self._most:
                 self._discarding = True
             if self._discarding and self._scanned > 8:  # keep what may be the beginning of the end
                 self._received += self._scanned - 4
@@ -267,15 +271,15 @@ class Server:
         envelope = self._envelope
         assert envelope is not None
         discarded, self._discarding, self._received = self._discarding, False, 0
+        if not discarded and has_bare(content):
+            if not self.normalise:
+                self._refuse_content(Reply(554, "The message holds a bare CR or LF", "5.6.0"))
+                return
+            content = mended(content)
         content = unstuffed(content)
         if discarded or len(content) > self.settings.size:
             self._refuse_content(Reply(552, f"The message is longer than {self.settings.size} bytes", "5.3.4"))
             return
-        if has_bare(content):
-            if not self.settings.normalise:
-                self._refuse_content(Reply(554, "The message holds a bare CR or LF", "5.6.0"))
-                return
-            content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n")
         if b"\0" in content:
             self._refuse_content(Reply(554, "The message holds a NUL", "5.6.0"))
             return
