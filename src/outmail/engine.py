@@ -28,6 +28,7 @@ from outmail.commits import Committer
 from outmail.errors import ConfigError
 from outmail.hop import MOST, Hop, Seat
 from outmail.model import Delivery, Leased, Message, Outcome, Reply, Settled, Verdict
+from outmail.policy.pace import ahead_note, may_send_ahead
 from outmail.policy.retry import Retry, verdict
 from outmail.policy.route import Relay, Routes, allowed
 from outmail.retention import Retention
@@ -127,6 +128,8 @@ class Engine:
         self._turns_of_retention = 0
         self._once_before: int | None = None
         self._suspect: Delivery | None = None
+        #: Next hops (by their URL) that take nothing sent ahead: what we have learned, and the notes of other engines.
+        self._refuse_ahead: dict[str, dict[str, Any]] = {}
         self._only: int | None = None
         self.counts = {"delivered": 0, "deferred": 0, "refused": 0, "unknown": 0, "quarantined": 0, "expired": 0}
 
@@ -358,6 +361,7 @@ class Engine:
             hop = self._hops.get(relay.name)
             if hop is None or hop.relay != relay:
                 hop = self._hops[relay.name] = Hop(self, relay, self._transport(relay))
+                hop.ahead = may_send_ahead(self._refuse_ahead.get(relay.url), self.clock.now())
             if hop.pace.has_room(now):
                 return hop
         return None
@@ -539,8 +543,9 @@ class Engine:
             outcome = recipient.outcome
             assert outcome is not None
             decision = verdict(
-                outcome, attempts=recipient.attempts + 1, now=now, expires_at=delivery.expires_at, retry=retry, chance=chance
-            )
+                outcome, attempts=recipient.attempts + 1, now=now, accepted_at=delivery.accepted_at, expires_at=delivery.expires_at,
+                retry=retry, chance=chance,
+            )  # fmt: skip
             failed = failed or decision.event != "delivered"
             kind = "expired" if decision.event == "expired" else outcome.kind
             self.counts[kind] += 1
@@ -676,6 +681,18 @@ class Engine:
         self.commits.ask(verb, lambda answer: self._failed("a note", answer) if isinstance(answer, BaseException) else None)
         self.commits.soon(SETTLE_DELAY)
 
+    def refuses_ahead(self, hop: Hop, reply: Reply) -> None:
+        """This next hop takes nothing that is sent ahead: keep that in a note, so that later engines need not learn it."""
+        if not hop.ahead:
+            return
+        hop.ahead = False
+        note = ahead_note(reply, self.clock.now())
+        self._refuse_ahead[hop.relay.url] = note
+        log.warning("%s does not take commands that are sent ahead (%s): it gets one message after the other", hop.relay.name, reply)
+        verb = self.store.verbs.note_put("ahead", hop.relay.url, note)
+        self.commits.ask(verb, lambda answer: self._failed("a note", answer) if isinstance(answer, BaseException) else None)
+        self.commits.soon(SETTLE_DELAY)
+
     def _maintain(self) -> None:
         """At the start and from time to time: dead engines, old age, clocks that jumped, retention."""
         time = self.loop.time()
@@ -701,16 +718,21 @@ class Engine:
         self.commits.call(self._reclaim, then)
         await taken
 
-    def _reclaim(self) -> tuple[Iterable[dict[str, Any]], int]:
-        """On the writer's thread: dead engines' work, and how many live ones there are."""
+    def _reclaim(self) -> tuple[Iterable[dict[str, Any]], int, dict[str, Any]]:
+        """On the writer's thread: dead engines' work, how many live ones there are, and what they know of next hops."""
         found = self.store.reclaim(self.clock.now(), hold=self.settings.retry.on_uncertain == "hold")
-        return found, self.store.read(self.store.verbs.engines())
+        return found, self.store.read(self.store.verbs.engines()), self.store.read(self.store.verbs.note_list("ahead"))
 
     def _reclaimed(self, answer: Any) -> None:
         if isinstance(answer, BaseException):
             self._failed("taking back the work of dead engines", answer)
             return
-        dead, engines = answer
+        dead, engines, refuse_ahead = answer
+        for url, note in refuse_ahead.items():
+            if url not in self._refuse_ahead or note["since"] > self._refuse_ahead[url]["since"]:
+                self._refuse_ahead[url] = note
+        for hop in self._hops.values():
+            hop.ahead = may_send_ahead(self._refuse_ahead.get(hop.relay.url), self.clock.now())
         if engines != self.engines:
             self.engines = engines
             for hop in self._hops.values():
@@ -727,6 +749,9 @@ class Engine:
         while self.store.run(verbs.expire(now)) >= 2000:
             pass
         self.store.run(verbs.clamp(now, self.settings.retry.longest))
+        for url, note in self.store.read(verbs.note_list("ahead")).items():
+            if may_send_ahead(note, now):
+                self.store.run(verbs.note_drop("ahead", url))
         alive = {"at": now, "routes": sorted(self.routes.relays)}
         self.store.run(verbs.note_put("engine", "last", alive))
         if self.settings.service:

@@ -45,6 +45,8 @@ class Hop:
         self.out = 0
         #: Sessions that were told to end because other engines share the limit now.
         self.leaving = 0
+        #: False when the next hop refuses what is sent ahead.
+        self.ahead = True
         self._allowance = ALLOWANCE
         self._filled = 0.0
         self.pace.divide(relay.concurrency, relay.rate, engine.engines)
@@ -184,10 +186,17 @@ class Seat:
         if delivery.started:
             self.hop.pace.lasted(self._engine.loop.time() - delivery.started)
         for recipient in delivery.recipients:
-            if recipient.outcome is not None and recipient.outcome.scope != "destination":
+            if recipient.outcome is not None and recipient.outcome.scope not in ("destination", "session"):
                 self.hop.pace.success()
                 break
         self._engine.finished(self.hop, delivery)
+
+    @property
+    def ahead(self) -> bool:
+        return self.hop.ahead
+
+    def refuses_ahead(self, reply: Reply) -> None:
+        self._engine.refuses_ahead(self.hop, reply)
 
     def healthy(self) -> None:
         if self.hop.pace.tripped:

@@ -86,7 +86,7 @@ class Reply:
 
 
 Kind = Literal["delivered", "deferred", "refused", "unknown"]
-Scope = Literal["recipient", "message", "destination"]
+Scope = Literal["recipient", "message", "destination", "session"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +94,7 @@ class Outcome:
     """What an attempt learned for a recipient. A failure to deliver is this value, never an exception.
 
     ``stage`` is the step of the dialogue: connect, banner, ehlo, tls, auth, mail, rcpt, data, dot, local.
+    Scope ``session`` says nothing about the mail: it costs no attempt.
     ``fault`` is True when the connection or handshake itself failed, which is what opens a circuit breaker.
     """
 

@@ -1,7 +1,7 @@
 """Dialogues as text files: what the client says, what the server answers, what each recipient gets.
 
-``C:`` a line of ours, ``S:`` a line of theirs, ``S: <closed>`` the connection is gone, ``= address kind code`` an outcome,
-``! stage`` the session ended there. ``> sender -> rcpt …`` queues a message before the session begins. Each file runs with
+``C:`` a line of ours, ``S:`` a line of theirs, ``S: <closed>`` the connection is gone, ``= address kind code`` an outcome (with
+``session`` when it is about that alone), ``! stage`` the session ended there (with ``ahead`` when nothing is to be sent ahead again). ``> sender -> rcpt …`` queues a message before the session begins. Each file runs with
 the server's bytes whole, and again byte by byte. Files that begin with "both roles" are also played to our own server, by the client's lines.
 """
 
@@ -12,7 +12,18 @@ from pathlib import Path
 import pytest
 
 from outmail.model import Delivery, Leased, Reply
-from outmail.smtp.client import Broken, Client, Done, Dot, ProtocolError, Read, SessionFailed, Settings, Take
+from outmail.smtp.client import (
+    AheadRefused,
+    Broken,
+    Client,
+    Done,
+    Dot,
+    ProtocolError,
+    Read,
+    SessionFailed,
+    Settings,
+    Take,
+)
 from outmail.smtp.server import Deliver, Server
 from outmail.smtp.server import Settings as ServerSettings
 
@@ -46,7 +57,7 @@ class Script:
     def answer(self) -> bytes | None:
         """The next S: lines; None when the connection is gone."""
         lines = []
-        while self.talk and self.talk[0].startswith("S: "):
+        while self.talk and self.talk[0].startswith("S: ") and not (lines and self.talk[0] == "S: <closed>"):
             lines.append(self.talk.pop(0)[3:])
         assert lines, "the client waits for more than the dialogue has"
         return None if lines == ["<closed>"] else "".join(line + "\r\n" for line in lines).encode()
@@ -58,13 +69,13 @@ def test_dialogue(path: Path, step: int) -> None:
     script = Script(path.read_text())
     client = Client(script.settings)
     ended = run(client, script, step)
-    got = [(r.address, r.outcome.kind, str(r.outcome.reply.code)) for d in script.done for r in d.recipients if r.outcome]  # type: ignore[attr-defined]
+    got = [(r.address, r.outcome.kind, str(r.outcome.reply.code), *(["session"] if r.outcome.scope == "session" else [])) for d in script.done for r in d.recipients if r.outcome]  # type: ignore[attr-defined]
     assert got == script.outcomes
     assert ended == script.end and not script.talk
 
 
 def run(client: Client, script: Script, step: int) -> str:
-    flow, answer, trouble = client.dialogue(), None, None
+    flow, answer, trouble, ahead = client.dialogue(), None, None, ""
     script.done = []  # type: ignore[attr-defined]
     buffered = b""
     while True:
@@ -73,7 +84,7 @@ def run(client: Client, script: Script, step: int) -> str:
         except StopIteration:
             return ""
         except SessionFailed as failure:
-            return failure.outcome.stage
+            return failure.outcome.stage + ahead
         answer = trouble = None
         if isinstance(request, Read):
             said = b"".join(client.outgoing())
@@ -95,6 +106,8 @@ def run(client: Client, script: Script, step: int) -> str:
             answer = script.queue.pop(0) if script.queue else None
         elif isinstance(request, Dot):
             answer = True
+        elif isinstance(request, AheadRefused):
+            ahead = " ahead"
         elif isinstance(request, Done):
             script.done.append(request.delivery)  # type: ignore[attr-defined]
 

@@ -27,6 +27,7 @@ from outmail.ops import delivery_log
 from outmail.ops.move import copied
 from outmail.ops.move import move as moved
 from outmail.outbox import Outbox, _route, local_sender
+from outmail.policy.pace import may_send_ahead
 from outmail.policy.plain import as_json, plain, plain_line
 from outmail.policy.veil import known
 from outmail.store import Trouble
@@ -323,6 +324,16 @@ def _tell_owners(box: Outbox) -> None:
             print(f"outmail: engine {id} (pid {pid}) has held {leases} recipients for up to {human_span(now - oldest)}", file=sys.stderr)
     for hop, note in box._read(box._store.verbs.note_list("hop")).items():
         print(f"outmail: {hop} is paused since {rfc3339(note['since'])}: {plain_line(str(note['trouble']))}", file=sys.stderr)
+    _tell_ahead(box)
+
+
+def _tell_ahead(box: Outbox) -> None:
+    """Next hops that get one message after the other, because they refuse what is sent ahead."""
+    now = Clock().now()
+    for url, note in box._read(box._store.verbs.note_list("ahead")).items():
+        if not may_send_ahead(note, now):
+            since, until = rfc3339(note["since"]), rfc3339(note["until"])
+            print(f"outmail: nothing is sent ahead to {url} since {since}, and again from {until}: {plain_line(str(note['reply']))}", file=sys.stderr)
 
 
 def _stats(box: Outbox, arguments: argparse.Namespace) -> int:
@@ -437,6 +448,12 @@ def test(arguments: argparse.Namespace) -> int:
                 print(plain_line(f"{line['ms']:>6} {line['dir']}: {line['line']}"), file=sys.stderr)
         status = box.status(receipt.id)
         box.close()
+    if is_postgres(config.store) or os.path.exists(store_path(config.store)[0]):
+        try:
+            with closing(_box(arguments)) as box:
+                _tell_ahead(box)
+        except (ConfigError, Trouble) as problem:  # the test itself needs no store
+            print(f"outmail: what is known of this relay cannot be read: {problem}", file=sys.stderr)
     recipient = status.recipients[0]
     if recipient.state == "delivered":
         print(plain_line(f"{recipient.address}: accepted by the relay: {recipient.reply}"))

@@ -3,13 +3,19 @@
 Promises: pure arithmetic on numbers passed in (``now`` is monotonic seconds). Concurrency starts small and grows by one
 for every round of successes (the idea of Postfix's SCHEDULER_README); it is halved by trouble with the *connection* only,
 never by a refused recipient. After `TRIP` such faults in a row the breaker opens: nothing is tried until a pause is
-over, then one session probes; a success closes it, a fault doubles the pause up to five minutes.
+over, then one session probes; a success closes it, a fault doubles the pause up to five minutes. What a next hop refuses that was
+sent ahead is remembered as a note (milliseconds UTC) and tried again later.
 Does not: count by destination (a route's fallback relays each have their own pace), sleep, or open anything.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from outmail.clock import DAY, HOUR
+from outmail.model import Reply
 
 INITIAL = 5
 TRIP = 3
@@ -19,6 +25,9 @@ LONGEST_PAUSE = 300.0
 #: trips. So many at most, and only while the last of them waits no longer than this for the others (seconds).
 BUNCH = 6
 BUNCH_WAIT = 0.02
+#: For how long nothing is sent ahead to a next hop that said no to it, and to one whose session only broke off over it.
+AHEAD_REFUSED = 7 * DAY
+AHEAD_BROKE_OFF = HOUR
 
 
 @dataclass(slots=True)
@@ -111,6 +120,16 @@ class Pace:
         self.filled = now
         self.tokens -= 1.0
         return max(0.0, -self.tokens / self.rate)
+
+
+def ahead_note(reply: Reply, now: int) -> dict[str, Any]:
+    """What is kept of a next hop that did not take what was sent ahead; ``reply`` has code 0 when it said nothing."""
+    return {"since": now, "until": now + (AHEAD_REFUSED if reply.code else AHEAD_BROKE_OFF), "reply": str(reply)}
+
+
+def may_send_ahead(note: Mapping[str, Any] | None, now: int) -> bool:
+    """Without a note, when its time is over, and when it comes from the future of a clock that jumped."""
+    return note is None or not note["since"] <= now < note["until"]
 
 
 def shares(n: int, waiting: tuple[int, int, int], turn: int) -> tuple[int, int, int]:

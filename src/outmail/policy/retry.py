@@ -71,7 +71,7 @@ class Retry:
 DELIVERED = Verdict("delivered")
 
 
-def verdict(outcome: Outcome, *, attempts: int, now: int, expires_at: int, retry: Retry, chance: float) -> Verdict:
+def verdict(outcome: Outcome, *, attempts: int, now: int, accepted_at: int, expires_at: int, retry: Retry, chance: float) -> Verdict:
     """``attempts`` counts this one. The reason of a failure is the server's own word where there is one."""
     if outcome.kind == "delivered":
         return DELIVERED
@@ -80,6 +80,8 @@ def verdict(outcome: Outcome, *, attempts: int, now: int, expires_at: int, retry
         return Verdict("refused", reason=reason)
     if outcome.kind == "unknown" and retry.on_uncertain == "hold":
         return Verdict("unknown", now, reason)
+    if outcome.scope == "session" and now < expires_at:  # due at once, and in its old place among the others
+        return Verdict("deferred", accepted_at, f"no attempt: not taken when it was sent ahead: {reason}", charged=False)
     wait = retry.schedule.wait(attempts, chance)
     if wait is None and outcome.kind != "unknown":
         return Verdict("expired", reason=f"attempts used up ({attempts}); last: {reason}")

@@ -2,11 +2,15 @@
 
 How it is driven: ``dialogue()`` yields requests and is resumed with their answers: `Read` (send what `outgoing` holds,
 then feed at least one more portion of bytes to `feed`), `StartTls`, `Take` (the next delivery or None), `Dot` (may the
-final dot be sent?), `Done` (every recipient of the delivery has its outcome). I/O trouble is thrown in as `Broken`.
+final dot be sent?), `Done` (every recipient of the delivery has its outcome), `AheadRefused` (send nothing ahead to this
+server any more). I/O trouble is thrown in as `Broken`.
 
 Promises
   - With PIPELINING, MAIL, RCPT and DATA go out in one flight, and the envelope of the next message rides behind the
     final dot of this one (RFC 2920 §3.1): one round trip a message. Two cursors: what was sent, what was answered.
+  - Some servers refuse what is sent ahead in this way, at once or now and then. 503, 500, 502 and 421 to it say nothing about
+    the message: the session ends, what was sent ahead costs no attempt (scope ``session``), and `AheadRefused` is told.
+    ``ahead`` switches it off; every reply then counts as it always does.
   - Every recipient gets exactly one outcome, by the first digit of its own reply; unexpected codes are no error.
   - No final dot without a permission (`Dot`): after it, a lost reply is the outcome *unknown*; before it, *deferred*.
   - 421 anywhere, a malformed reply, or any `Broken` ends the session; nothing is ever sent on it again.
@@ -30,6 +34,10 @@ from outmail.smtp.lines import stuffed
 from outmail.smtp.reply import ProtocolError, ReplyReader, read
 
 MAX_RECIPIENTS = 100
+#: An envelope that is longer is not sent ahead: it would gain little, and servers hold only so much that comes before its turn.
+AHEAD_BYTES = 4096
+#: What servers say to a command that came before its turn, or that they have thrown away a part of.
+_OUT_OF_TURN = (503, 500, 502)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +88,23 @@ class Done:
     delivery: Delivery
 
 
-Request = Read | StartTls | Take | Dot | Done
+@dataclass(slots=True)
+class AheadRefused:
+    """The server does not take what is sent ahead; ``reply`` is what it said instead."""
+
+    reply: Reply
+
+
+Request = Read | StartTls | Take | Dot | Done | AheadRefused
 Flow = Generator[Request, Any, Any]
 
 
 class Broken(Exception):
-    """Thrown into the dialogue: the connection is gone or too slow. The text is for people."""
+    """Thrown into the dialogue: the connection is gone, or too slow (``late``). The text is for people."""
+
+    def __init__(self, text: str, *, late: bool = False) -> None:
+        super().__init__(text)
+        self.late = late
 
 
 class SessionFailed(Exception):
@@ -103,13 +122,21 @@ class _Closing(Exception):
         self.reply = reply
 
 
+class _OutOfTurn(_Closing):
+    """The server refused a command because it was sent ahead."""
+
+
 @dataclass(slots=True)
 class _Transaction:
     delivery: Delivery
     recipients: list[Leased]
     last: bool
     accepted: list[Leased] = field(default_factory=list)
+    #: Its envelope was sent before the answer to the last final dot was read, and is not answered yet.
+    ahead: bool = False
     dotted: bool = False
+    #: The final dot has its answers.
+    answered: bool = False
     done: bool = False
 
 
@@ -132,11 +159,13 @@ def xtext(value: str) -> str:
 
 
 class Client:
-    """One session. ``now`` (milliseconds since it began) is set by whoever drives it, for the transcript."""
+    """One session. Whoever drives it sets ``now`` (milliseconds since it began, for the transcript) and ``ahead`` (may the next
+    envelope be sent behind the final dot?)."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.now = 0
+        self.ahead = True
         self.stage = "banner"
         self.extensions: dict[str, str] = {}
         self.encrypted = settings.encrypted
@@ -147,6 +176,8 @@ class Client:
         self._out: list[bytes] = []
         self._script = self.greeting
         self._dirty = False
+        #: The server has taken an envelope that was sent ahead.
+        self._took_ahead = False
         self._most_recipients = MAX_RECIPIENTS
         self._backlog: Iterator[_Transaction] = iter(())
         self._veil: Veil | None = None
@@ -235,15 +266,19 @@ class Client:
     def _deliveries(self) -> Flow:
         previous: _Transaction | None = None
         while True:
-            current = yield from self._next(wait=previous is None)
-            if previous is not None and (current is None or not self.pipelining):
-                yield from self._guarded(self._final(previous), previous, current)
+            current: _Transaction | None = None
+            if previous is None or (self.pipelining and self.ahead):
+                current = yield from self._next(wait=previous is None)
+                if current is None and previous is None:
+                    return
+            commands = self._commands(current) if current is not None else []
+            if previous is not None and (current is None or _length(commands) > AHEAD_BYTES):
+                yield from self._guarded(self._final(previous), previous, None)
                 previous = None
-                if current is None:
-                    continue
             if current is None:
-                return
-            yield from self._guarded(self._envelope(current, previous), previous, current)
+                continue
+            current.ahead = previous is not None
+            yield from self._guarded(self._envelope(current, commands, previous), previous, current)
             previous = None
             if current.accepted:
                 yield from self._content(current)
@@ -270,18 +305,31 @@ class Client:
 
     def _guarded(self, flow: Flow, previous: _Transaction | None, current: _Transaction | None) -> Flow:
         """Run a part of the dialogue; if the session ends in it, everybody in hand gets an outcome first."""
+        trouble: _Closing | Broken
         try:
             return (yield from flow)
         except _Closing as closing:
-            reply = closing.reply
+            trouble, reply = closing, closing.reply
         except Broken as broken:
-            reply = Reply(0, str(broken))
-        outcome = Outcome("deferred", "destination", self.stage, reply)
+            trouble, reply = broken, Reply(0, str(broken))
+        ahead = current is not None and current.ahead
+        outcome = Outcome("deferred", "session" if ahead else "destination", self.stage, reply)
+        if current is not None and previous is not None and ahead:
+            for recipient in current.recipients:
+                recipient.outcome = None  # whatever was said in between
+            if self._blames_ahead(trouble, previous):
+                yield AheadRefused(reply)
         if previous is not None and not previous.done:
             yield from self._abandon(previous, reply, outcome)
         if current is not None and (previous is None or current.delivery is not previous.delivery):
             yield from self._abandon(current, reply, outcome)
         raise SessionFailed(outcome)
+
+    def _blames_ahead(self, trouble: _Closing | Broken, previous: _Transaction) -> bool:
+        """Did the session end because something was sent ahead? It was refused or never answered, or none was ever taken."""
+        if isinstance(trouble, _OutOfTurn) or not self._took_ahead:
+            return True
+        return previous.answered and (isinstance(trouble, _Closing) or trouble.late)
 
     def _abandon(self, transaction: _Transaction, reply: Reply, outcome: Outcome) -> Flow:
         if transaction.dotted:
@@ -292,11 +340,10 @@ class Client:
         transaction.delivery.all(outcome)
         yield Done(transaction.delivery)
 
-    def _envelope(self, current: _Transaction, previous: _Transaction | None) -> Flow:
+    def _envelope(self, current: _Transaction, commands: list[str], previous: _Transaction | None) -> Flow:
         """Send MAIL, RCPT and DATA; read the answers. Fills ``accepted`` when the content may follow."""
         self.transactions += 1
         script = current.delivery.transcript
-        commands = self._commands(current)
         reset = self._dirty
         self._dirty = True
         if self.pipelining:
@@ -306,15 +353,15 @@ class Client:
                 self._send(command, script)
             self._send("DATA", script)
             if previous is not None:
-                yield from self._final(previous)
+                yield from self._final(previous, ahead=True)
         self._script = script
         if reset:
             if not self.pipelining:
                 self._send("RSET", script)
-            yield from self._read("rset")
+            yield from self._read("rset", ahead=current.ahead)
         if not self.pipelining:
             self._send(commands[0], script)
-        mail = yield from self._read("mail")
+        mail = yield from self._read("mail", ahead=current.ahead)
         if mail.code // 100 != 2:
             outcome = by_digit(mail, "message", "mail")
             for recipient in current.recipients:
@@ -324,22 +371,32 @@ class Client:
         for i, recipient in enumerate(current.recipients, 1):
             if not self.pipelining:
                 self._send(commands[i], script)
-            reply = yield from self._read("rcpt")
+            # behind a refused MAIL, 503 is the right answer to RCPT, and so it is to DATA where no recipient was accepted
+            reply = yield from self._read("rcpt", ahead=current.ahead and mail.code // 100 == 2)
             if reply.code // 100 == 2:
                 current.accepted.append(recipient)
             elif recipient.outcome is None:
                 recipient.outcome = by_digit(reply, "recipient", "rcpt")
+        refused = mail if mail.code // 100 != 2 and current.accepted else None
         if mail.code // 100 != 2:
             current.accepted.clear()
         if not self.pipelining:
             if not current.accepted:
                 return
             self._send("DATA", script)
-        yield from self._data(current, mail)
+        yield from self._data(current, refused)
+        self._took_ahead = self._took_ahead or current.ahead
+        current.ahead = False
 
-    def _data(self, current: _Transaction, mail: Reply) -> Flow:
-        reply = yield from self._read("data")
+    def _data(self, current: _Transaction, refused: Reply | None) -> Flow:
+        """``refused`` is the answer to MAIL where recipients were accepted all the same."""
+        reply = yield from self._read("data", ahead=current.ahead and bool(current.accepted))
         if reply.code // 100 == 3:
+            self.stage = "data"
+            if refused is not None and current.ahead:
+                raise _OutOfTurn(refused)
+            if refused is not None:
+                raise Broken("the relay refused the sender and took recipients and DATA all the same: nothing was sent")
             if not current.accepted:
                 # RFC 2920 §3.1: DATA was accepted although no recipient was: end it with an empty message.
                 self._send(".", current.delivery.transcript)
@@ -371,21 +428,24 @@ class Client:
         self._out.append(b".\r\n")
         current.delivery.transcript.append((self.now, "C", b"(%d bytes of content and the final dot)" % len(content)))
 
-    def _final(self, transaction: _Transaction) -> Flow:
-        """The answer to the final dot: one, or with LMTP one for each accepted recipient (RFC 2033 §4.2)."""
+    def _final(self, transaction: _Transaction, *, ahead: bool = False) -> Flow:
+        """The answer to the final dot: one, or with LMTP one for each accepted recipient (RFC 2033 §4.2).
+
+        ``ahead``: the next envelope was sent behind the dot.
+        """
         self._script = transaction.delivery.transcript
         try:
-            reply = yield from self._read("dot")
-            outcome = by_digit(reply, "message", "dot")
             for i, recipient in enumerate(transaction.accepted):
-                if self.settings.lmtp and i:
-                    reply = yield from self._read("dot")
-                    outcome = by_digit(reply, "recipient", "dot")
+                if not i or self.settings.lmtp:
+                    reply = yield from self._read("dot", ahead=ahead)
+                    outcome = by_digit(reply, "recipient" if i else "message", "dot")
                 recipient.outcome = outcome
-        except _Closing as closing:  # 421 is an answer too: the message was not taken
+        except _Closing as closing:  # an answer too: the message was not taken
+            outcome = Outcome("deferred", "session" if ahead else "message", "dot", closing.reply)
             for recipient in transaction.accepted:
-                recipient.outcome = recipient.outcome or by_digit(closing.reply, "message", "dot")
+                recipient.outcome = recipient.outcome or outcome
             raise
+        transaction.answered = True
         if transaction.last:
             transaction.done = True
             yield Done(transaction.delivery)
@@ -459,7 +519,8 @@ class Client:
         self._out.append(line + b"\r\n")
         script.append((self.now, "C", line))
 
-    def _read(self, stage: str) -> Flow:
+    def _read(self, stage: str, *, ahead: bool = False) -> Flow:
+        """The next reply. ``ahead``: it answers what was sent ahead, or may not do so because of that."""
         got = self._reader.pop()
         while got is None:
             self.stage = stage
@@ -472,6 +533,9 @@ class Client:
         if reply.code == 421:
             self.stage = stage
             raise _Closing(reply)
+        if ahead and reply.code in _OUT_OF_TURN:
+            self.stage = stage
+            raise _OutOfTurn(reply)
         return reply
 
     def _read_lines(self, stage: str) -> Flow:
@@ -490,6 +554,11 @@ class Client:
 
     def _note(self, direction: str, line: bytes) -> None:
         self._script.append((self.now, direction, line))
+
+
+def _length(commands: list[str]) -> int:
+    """Bytes of a flight, about."""
+    return sum(map(len, commands)) if len(commands) > 8 else 0
 
 
 def _extensions(lines: list[bytes]) -> dict[str, str]:
@@ -517,4 +586,4 @@ def _slices(delivery: Delivery, recipients: list[Leased], size: int) -> Iterator
     return iter([_Transaction(delivery, recipients[start : start + size], start + size >= len(recipients)) for start in starts])
 
 
-__all__ = ["Broken", "Client", "Done", "Dot", "ProtocolError", "Read", "SessionFailed", "Settings", "StartTls", "Take", "stuffed"]
+__all__ = ["AheadRefused", "Broken", "Client", "Done", "Dot", "ProtocolError", "Read", "SessionFailed", "Settings", "StartTls", "Take", "stuffed"]

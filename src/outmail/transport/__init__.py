@@ -13,11 +13,18 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from outmail.model import Delivery, Leased, Outcome
+from outmail.model import Delivery, Leased, Outcome, Reply
 
 
 class Feed(Protocol):
     """What the engine gives a session."""
+
+    @property
+    def ahead(self) -> bool:
+        """May a session send the next envelope before the answer to the last final dot is read? May change at any time."""
+
+    def refuses_ahead(self, reply: Reply) -> None:
+        """The next hop does not take what is sent ahead; ``reply`` is what it said, code 0 when the session ended without a word."""
 
     def take_now(self) -> Delivery | None:
         """The next delivery if one waits."""

@@ -50,6 +50,7 @@ class _Session(asyncio.BufferedProtocol):
         self._state = _BUSY
         self._established = False
         self._lost: str | None = None
+        self._late = False
         self._unasked = False
         self._unsent: deque[bytes | memoryview] = deque()
         self._paused = False
@@ -107,6 +108,7 @@ class _Session(asyncio.BufferedProtocol):
         """Drive the dialogue until it has to wait for something."""
         self._deadline = 0.0
         self.dialogue.now = int((self._loop.time() - self._began) * 1000)
+        self.dialogue.ahead = self._feed.ahead
         try:
             self._drive(answer, trouble)
         except StopIteration:
@@ -123,7 +125,7 @@ class _Session(asyncio.BufferedProtocol):
             answer = trouble = None
             if isinstance(request, protocol.Read):
                 if self._lost is not None:
-                    trouble = protocol.Broken(self._lost)
+                    trouble = protocol.Broken(self._lost, late=self._late)
                     continue
                 self._state = _READING
                 self._expect(request.stage)
@@ -143,6 +145,8 @@ class _Session(asyncio.BufferedProtocol):
                     return
                 if answer is None and request.wait and self._lost is not None:
                     raise StopIteration
+            elif isinstance(request, protocol.AheadRefused):
+                feed.refuses_ahead(request.reply)
             else:
                 self._state = _BUSY
                 self.transport.pause_reading()
@@ -177,15 +181,15 @@ class _Session(asyncio.BufferedProtocol):
         else:
             self._on(granted)
 
-    def _break(self, why: str) -> None:
+    def _break(self, why: str, *, late: bool = False) -> None:
         """The line is of no more use: the dialogue hears of it at once, or when it next wants to read."""
         if self._state == _OVER or self._lost is not None:
             return
-        self._lost = why
+        self._lost, self._late = why, late
         self._unsent.clear()
         self.transport.abort()
         if self._state == _READING:
-            self._on(trouble=protocol.Broken(why))
+            self._on(trouble=protocol.Broken(why, late=late))
         elif self._state == _IDLE:
             self._feed.leave()
             self._end()
@@ -221,7 +225,7 @@ class _Session(asyncio.BufferedProtocol):
     def _watch(self, tick: float) -> None:
         """Look every ``tick`` seconds whether the step's deadline has passed: one timer a session, not one a step."""
         if self._deadline and self._loop.time() >= self._deadline:
-            self._break(f"no answer in time ({self._stage})")
+            self._break(f"no answer in time ({self._stage})", late=True)
         if self._state != _OVER:
             self._tick = self._loop.call_later(tick, self._watch, tick)
 
