@@ -64,6 +64,7 @@ soak: $(READY)
 	$(BIN)/python tests/campaigns/outboxes.py --minutes $(SOAK_MINUTES)
 	$(BIN)/python tests/campaigns/outboxes.py --minutes $(SOAK_MINUTES) --server 18
 	$(BIN)/python tests/campaigns/producers.py
+	$(BIN)/python tests/campaigns/moods.py --minutes $(SOAK_MINUTES)
 	$(BIN)/python tests/campaigns/finished.py --rows $(SOAK_ROWS)
 	$(BIN)/python tests/campaigns/listening.py --kills $(SOAK_KILLS)
 	$(BIN)/python tests/campaigns/listening.py --minutes $(SOAK_MINUTES)

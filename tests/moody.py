@@ -82,7 +82,8 @@ class _Line(asyncio.Protocol):
     def say(self, *lines: str) -> None:
         data = "".join(line + "\r\n" for line in lines).encode()
         for portion in [data[i : i + 1] for i in range(len(data))] if self.server.bytewise else [data]:
-            self.transport.write(portion)
+            if not self.transport.is_closing():
+                self.transport.write(portion)
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data

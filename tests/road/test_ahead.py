@@ -59,6 +59,28 @@ def test_a_server_that_refuses_what_is_sent_ahead(moody: Callable[..., Moody], m
     assert before <= 20 and server.refused == before, "once it is known, nothing is sent ahead any more"
 
 
+def test_a_single_run_carries_all_of_it(
+    moody: Callable[..., Moody], make_box: MakeBox, outmail: Callable[..., subprocess.CompletedProcess[bytes]], tmp_path: Any
+) -> None:
+    """What was refused for coming early is due in the same run: cron's next one may be far."""
+    server = moody(ahead="503 early")
+    (tmp_path / "outmail.toml").write_text(f'from = "me@x.test"\nstore = "{tmp_path}/q.db"\nrelay = "{server.url}"\n')
+    make_box(deliver="never").send_many({"to": [f"u{i}@x.test"], "subject": str(i), "text": "t\n"} for i in range(100))
+    assert outmail("run", "--once", "--config", "outmail.toml").returncode == 0
+    assert server.refused and Counter(server.got.values()) == {1: 100}
+
+
+def test_a_long_envelope_is_not_sent_ahead(moody: Callable[..., Moody], make_box: MakeBox) -> None:
+    """It would gain little, and Haraka hangs up when more than 8 KB come before their turn."""
+    server = moody(ahead="hang-up")
+    box = make_box(toml=f'[relay]\nurl = "{server.url}"\nconcurrency = 1\n', deliver="never")
+    sent = box.send_many({"to": [f"{'x' * 50}{n}.{i}@{'y' * 60}.test" for n in range(50)], "subject": str(i), "text": "t"} for i in range(5))
+    box.close()
+    with make_box(toml=f'[relay]\nurl = "{server.url}"\nconcurrency = 1\n', deliver="thread") as box:
+        assert [box.wait(receipt.id, 30).status for receipt in sent] == ["delivered"] * 5
+    assert Counter(server.got.values()) == {1: 250} and not server.refused
+
+
 def test_a_server_that_refuses_it_only_now_and_then(moody: Callable[..., Moody], make_box: MakeBox) -> None:
     server = moody(ahead="503 not now", odds=0.1)
     box = make_box(server.url)
