@@ -205,7 +205,7 @@ PATTERNS = _expressions()
 def test_the_expressions_are_found() -> None:
     texts = {pattern.pattern for pattern in PATTERNS}
     assert len(PATTERNS) > 90
-    assert {r"\r(?!\n)".encode(), r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)"} <= texts, "one of a module, one of a call"
+    assert {br"\r(?!\n)", r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)"} <= texts, "one of a module, one of a call"
     assert {*BOUNDED, *NEVER_SO} <= texts, "BOUNDED names an expression that is gone"
 
 
