@@ -258,7 +258,7 @@ class _Everybody:
 
 
 def _content(text: str) -> None:
-    session = server.Server(server.Settings("h", normalise=True), _Everybody())
+    session = server.Server(server.Settings("h"), _Everybody(), normalise=True)
     session.feed(b"EHLO x\r\nMAIL FROM:<>\r\nRCPT TO:<a@b.example>\r\nDATA\r\n")
     raw = text.encode("utf-8", "replace")
     for start in range(0, len(raw), 1000):
