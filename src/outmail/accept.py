@@ -9,6 +9,7 @@ Fails: `Refused` for the message, `NotStored` for the store. Does not: compose (
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,9 +23,13 @@ from outmail.model import NEEDS_8BIT, NEEDS_UTF8, PRIORITIES, Dsn, Message, Rece
 from outmail.policy.plain import plain_line
 from outmail.policy.route import Routes, allowed
 from outmail.smtp.syntax import AddressError, parse_mailbox, printable, valid_key, valid_notify, valid_original
-from outmail.store import Store, Trouble, Verb
+from outmail.store import Missing, Store, Trouble, Upload, Verb
 from outmail.store.verbs import LONG, PIECE
 
+log = logging.getLogger("outmail")
+
+#: How often a long content is written when its pieces vanish before their message comes.
+TRIES = 3
 #: A condition that is part of the transaction.
 When = Callable[[], Verb[bool]]
 
@@ -141,18 +146,37 @@ class Door:
     def keep(self, messages: Sequence[Message], supersede: str | None = None, when: When | None = None, *, again: bool = False) -> list[Receipt]:
         """Commit; returns only when the messages are on disk. With ``again`` those that are known already are left out."""
         try:
-            uploads = {message.id: self._upload(message) for message in messages if len(message.content) > LONG}
-            if supersede is not None or when is not None:
-                added = self.store.run(self._add(messages, uploads, supersede, when))
-            else:
-                merger = min(self._mergers, key=lambda merger: merger.waiting)
-                added = merger.keep(self, messages, uploads, again)
+            added = self._kept(messages, supersede, when, again)
         except Trouble as problem:
             raise not_stored(problem) from None
         self.fail("C2")
         self.wake()
         self.store.announce()
         return [receipt(one) for one in added]
+
+    def _kept(self, messages: Sequence[Message], supersede: str | None, when: When | None, again: bool) -> Sequence[Any]:
+        """What `verbs.add` says, once all is on disk. Long contents go ahead of their messages; what is gone when those come is written again."""
+        for _ in range(TRIES):
+            claims: list[Upload] = []
+            try:
+                uploads = {message.id: self._upload(message, claims) for message in messages if len(message.content) > LONG}
+                added = self._stored(messages, uploads, supersede, when, again)
+                if not any(one[3] for one in added):
+                    for claim in claims:
+                        claim.end()
+                return added
+            except Missing as problem:
+                log.warning("a long message is written once more: %s", problem)
+            finally:
+                for claim in claims:
+                    claim.abandon()
+        raise NotStored("the message was not stored: its content, written in pieces, was removed each time", hint="try again", code="store-io")
+
+    def _stored(self, messages: Sequence[Message], uploads: dict[str, str], supersede: str | None, when: When | None, again: bool) -> Sequence[Any]:
+        if supersede is not None or when is not None:
+            return self.store.run(self._add(messages, uploads, supersede, when))
+        merger = min(self._mergers, key=lambda merger: merger.waiting)
+        return merger.keep(self, messages, uploads, again)
 
     def _add(
         self, messages: Sequence[Message], uploads: dict[str, str], supersede: str | None, when: When | None,
@@ -177,9 +201,10 @@ class Door:
             now + self.terms.expire, key=draft.key if _nameable(draft.key) else None,
         )  # fmt: skip
 
-    def _upload(self, message: Message) -> str:
+    def _upload(self, message: Message, claims: list[Upload]) -> str:
         """Write a long content piece by piece, so that nobody else waits long for the write lock."""
         upload = os.urandom(12).hex()
+        claims.append(self.store.uploading(upload))
         for start in range(0, len(message.content), 4 * PIECE):
             part = message.content[start : start + 4 * PIECE]
             pieces = [part[i : i + PIECE] for i in range(0, len(part), PIECE)]

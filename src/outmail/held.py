@@ -55,6 +55,15 @@ class HeldFile:
         _open.discard(self)
 
 
+def sync_folder(folder: str | os.PathLike[str]) -> None:
+    """Names made or changed in it are on disk when this returns."""
+    fd = os.open(folder or ".", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def can_lock() -> bool:
     """True where the system has ``flock``."""
     try:

@@ -12,7 +12,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from outmail.clock import MINUTE
 from outmail.store import Store
 from outmail.store.verbs import KINDS
 
@@ -59,7 +58,7 @@ class Retention:
         done = self._store.read(verbs.note_list("retention"))
         self._walks = {kind: _Walk(done.get(kind, 0), done.get(kind, 0)) for kind in KINDS}
         self._left = list(KINDS)
-        self._store.run(verbs.purge_uploads(now - 60 * MINUTE))
+        self._store.sweep_uploads()
 
     def _note(self, before: Mapping[str, int]) -> None:
         for kind, walk in self._walks.items():

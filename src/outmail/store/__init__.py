@@ -72,6 +72,10 @@ class Trouble(Exception):
         return self.kind in ("busy", "conflict", "full", "readonly", "forbidden", "io", "other")
 
 
+class Missing(Exception):
+    """Pieces of a long content, written ahead of their message, are not all there. Nothing was stored: write them again."""
+
+
 def shown(url: str) -> str:
     """A store's URL without its password."""
     return re.sub(r"(password=)[^&\s]*", r"\1…", re.sub(r"(?<=://)([^/@:]*):[^@]*@", r"\1:…@", url))
@@ -85,6 +89,16 @@ class Lock(Protocol):
     uuid: str
 
     def close(self) -> None: ...
+
+
+class Upload(Protocol):
+    """A claim on the pieces of a long content that is being written (`Store.uploading`): while it is held, nobody sweeps them."""
+
+    def end(self) -> None:
+        """Their message is stored."""
+
+    def abandon(self) -> None:
+        """Whatever is left of them without a message may be swept."""
 
 
 class Store(Protocol):
@@ -131,6 +145,12 @@ class Store(Protocol):
     def kept(self, records: int) -> int:
         """From which age on (ms) finished mail is removed row by row, where its records are kept for so long."""
 
+    def uploading(self, upload: str) -> Upload:
+        """Pieces under this name are about to be written."""
+
+    def sweep_uploads(self) -> int:
+        """Remove the pieces whose message never came, of writers that are gone; returns how many pieces."""
+
     def give_space_back(self) -> None:
         """Return some of what has become free to the file system, where that is not done otherwise."""
 
@@ -146,4 +166,4 @@ class Store(Protocol):
     def close(self) -> None: ...
 
 
-__all__ = ["Alone", "Bulk", "Exclusive", "Lock", "Many", "Numbers", "Store", "Trouble", "Verb", "shown"]
+__all__ = ["Alone", "Bulk", "Exclusive", "Lock", "Many", "Missing", "Numbers", "Store", "Trouble", "Upload", "Verb", "shown"]

@@ -114,7 +114,7 @@ class Owner:
 
 
 class DeadFile:
-    """The file of a dead engine, locked by us until its work is taken back."""
+    """The file of a dead engine or upload, locked by us until its work is taken back."""
 
     def __init__(self, path: str, fd: int) -> None:
         self.path = path
@@ -134,16 +134,16 @@ class DeadFile:
         os.close(self._fd)
 
 
-def dead_files(store_path: str) -> Iterator[DeadFile]:
-    """The files nobody holds a lock on. The caller closes or removes each."""
-    for path in sorted(glob(escape(store_path) + ".engine.*") + glob(escape(store_path) + ".engine-new.*")):
+def dead_files(store_path: str, kind: str = "engine") -> Iterator[DeadFile]:
+    """The files of this kind nobody holds a lock on. The caller closes or removes each."""
+    for path in sorted(glob(f"{escape(store_path)}.{kind}.*") + glob(f"{escape(store_path)}.{kind}-new.*")):
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
             continue
         if not try_lock(fd) or not same_file(path, fd):
             os.close(fd)
-        elif ".engine-new." in path:
+        elif f".{kind}-new." in path:
             os.unlink(path)  # its maker was killed, or sees that it is gone and makes another
             os.close(fd)
         else:

@@ -143,8 +143,10 @@ def add(
             fresh.append(message)
             if again or message.key:
                 known[message.id] = (message.id, message.message_id, message.accepted_at)
+    if uploads:
+        yield from verbs.check_uploads(fresh, uploads)
     values = [_accepting(message, uploads, taken) for message in fresh]
-    if alone and not once:
+    if alone and not once and not uploads:
         (given,) = yield Alone(_accepting_all(len(values)), [value for row in values for value in row])
     else:
         given = [row[0] for row in (yield Many(_accepting_all(1), values))]
@@ -161,6 +163,26 @@ def add(
 def _accepting_all(count: int) -> str:
     """One statement, one row with a number for each of so many messages."""
     return f"SELECT {', '.join([_ACCEPT] * count)}"
+
+
+_SERVER_TIME = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
+#: Hours after which a long content that gets no further pieces is given up.
+_GIVEN_UP = 1
+
+
+def add_chunks(upload: str, first: int, pieces: Sequence[bytes], now: int) -> Verb[None]:
+    """`verbs.add_chunks` by the server's clock."""
+    rows = [(upload, first + i, piece) for i, piece in enumerate(pieces)]
+    yield Many(f"INSERT INTO chunk (upload, n, added_at, content) VALUES (?, ?, {_SERVER_TIME}, ?)", rows)
+
+
+def old_uploads() -> Verb[list[str]]:
+    """Pieces without a message that got no company for long."""
+    rows = yield (
+        "SELECT upload FROM chunk WHERE NOT EXISTS (SELECT 1 FROM message m WHERE m.upload = chunk.upload) GROUP BY upload"
+        f" HAVING max(added_at) < {_SERVER_TIME} - {_GIVEN_UP * 3_600_000}", ()
+    )  # fmt: skip
+    return [row[0] for row in rows]
 
 
 def know(destinations: set[str]) -> Verb[None]:
@@ -331,5 +353,5 @@ def verbs_of(floor: Floor) -> SimpleNamespace:
 _OF_A_STORE = {"lease", "next_due", "events_after", "last_cursor"}
 VERBS = SimpleNamespace(
     **{name: function for name, function in vars(verbs).items() if not name.startswith("_") and callable(function) and name not in _OF_A_STORE}
-    | {"add": add, "reclaim": reclaim, "engines": engines, "know": know}
+    | {"add": add, "add_chunks": add_chunks, "reclaim": reclaim, "engines": engines, "know": know}
 )

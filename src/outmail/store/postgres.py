@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 from outmail.errors import ConfigError
 from outmail.model import Delivery, Leased
-from outmail.store import Trouble, Verb, forks, periods, pgsql, shown, verbs
+from outmail.store import Trouble, Upload, Verb, forks, periods, pgsql, shown, verbs
 from outmail.store.hints import Hints
 from outmail.store.lane import Connection, Lane, drive, psycopg, trouble
 from outmail.store.owner import Owner, OwnerFile, boot_id, dead_files
@@ -66,6 +66,13 @@ class LeasedOwner(Owner):
     def close(self) -> None:
         self._owners.discard(self)
         super().close()
+
+
+class _Claimless:
+    def end(self) -> None:
+        pass
+
+    abandon = end
 
 
 class PostgresStore:
@@ -277,6 +284,16 @@ class PostgresStore:
     def identity(self, sql: str) -> tuple[Any, ...]:
         """One row that says which database this is (`source.IDENTITY`)."""
         return tuple(self.read(_row(sql)))
+
+    # -- long content -----------------------------------------------------------------------------------------------
+
+    def uploading(self, upload: str) -> Upload:
+        """Nothing: each piece carries the server's time."""
+        return _Claimless()
+
+    def sweep_uploads(self) -> int:
+        """By the server's clock, long after the last piece: its writer may be on any host. What goes too early is written again (`Missing`)."""
+        return sum(self.run(pgsql.VERBS.drop_upload(upload)) for upload in self.read(pgsql.old_uploads()))
 
     # -- upkeep -----------------------------------------------------------------------------------------------------
 

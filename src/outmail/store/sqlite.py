@@ -20,6 +20,7 @@ from functools import partial
 from importlib import resources
 from typing import Any, TypeVar
 
+from outmail.held import HeldFile, sync_folder
 from outmail.model import Delivery, Leased
 from outmail.store import Trouble, Verb, drivers, forks, verbs
 from outmail.store.checkpoint import PAGES, Checkpoints
@@ -278,6 +279,30 @@ class SqliteStore(GroupCommit):
                 found.append(self.run(verb))
         return [item for item in found if item["leases"]]
 
+    # -- long content -----------------------------------------------------------------------------------------------
+
+    def uploading(self, upload: str) -> HeldFile:
+        """A locked file beside the store, as engines have one: the lock goes with the process, whatever clocks say."""
+        try:
+            held = HeldFile(f"{self.path}.upload-new.{upload}", f"{self.path}.upload.{upload}")
+            sync_folder(os.path.dirname(self.path))  # pieces that outlive a power cut have their file: nothing lies there for ever
+        except OSError as problem:
+            raise file_trouble(problem, f"{self.path}.upload.{upload}") from None
+        return held
+
+    def sweep_uploads(self) -> int:
+        """By files that nobody holds: from then on no message can name those pieces any more."""
+        count = 0
+        for dead in dead_files(self.path, "upload"):
+            try:
+                if self.read(verbs.unused(dead.uuid)):
+                    count += self.run(verbs.drop_upload(dead.uuid))
+            except BaseException:
+                dead.close()
+                raise
+            dead.remove()
+        return count
+
     # -- upkeep -----------------------------------------------------------------------------------------------------
 
     def drop_history(self, now: int, records: int) -> bool:
@@ -322,6 +347,16 @@ _CHECKS = (
         "messages without recipients",
     ),
 )
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def file_trouble(problem: OSError, path: str) -> Trouble:
+    """What the system said of a file of ours → Trouble."""
+    code = problem.errno
+    kind = "full" if code in _FULL else "readonly" if code == errno.EROFS else "io" if code == errno.EIO else "forbidden"
+    return Trouble(kind, f"{path} cannot be written: {problem.strerror or problem}", code)
 
 
 def _create(path: str) -> None:

@@ -33,7 +33,7 @@ from outmail.model import (
 )
 from outmail.policy import pace
 from outmail.policy.retry import lost_due
-from outmail.store import Exclusive, Many, Numbers, Verb
+from outmail.store import Exclusive, Many, Missing, Numbers, Verb
 from outmail.store.filters import where
 
 MAX_BATCH = 100
@@ -73,7 +73,7 @@ def add(
 ) -> Verb[list[Added]]:  # fmt: skip
     """Store messages whole; all or none. A known key adds nothing and answers with the first receipt.
 
-    ``uploads`` names the chunks of messages whose content was written before. ``supersede`` cancels the waiting
+    ``uploads`` names the chunks of messages whose content was written before; raises `Missing` unless all of it is there. ``supersede`` cancels the waiting
     recipients of another message in the same transaction. ``taken`` names messages whose recipients an engine leases in the
     moment they are accepted, as (owner, lease): it has their content at hand and need not read it back. ``again`` says that
     these may have been added before, keyed or not: a known id adds nothing. ``alone`` promises that nothing else belongs to the
@@ -122,6 +122,8 @@ def add(
         result.append(added)
         if once:
             fresh[message.id] = added
+    if uploads:
+        yield from check_uploads([message for message, one in zip(messages, result) if not one[3]], uploads)
     if rows:
         yield Many(_MESSAGE, rows)
         yield Many(_BODY, bodies)
@@ -130,6 +132,19 @@ def add(
     if supersede is not None and messages:
         yield from change(Filter(ids=((supersede, None),)), "cancel", messages[0].accepted_at)
     return result
+
+
+def check_uploads(fresh: Sequence[Message], uploads: Mapping[str, str]) -> Verb[None]:
+    """Raises `Missing` unless every piece written ahead for these messages is there, whole; until the commit nobody sweeps them."""
+    written = [(uploads[message.id], len(message.content)) for message in fresh if message.id in uploads]
+    yield Exclusive([upload for upload, _ in written])
+    found = yield Many(_PIECES, [(upload,) for upload, _ in written])
+    for (upload, size), (count, have) in zip(written, found):
+        if (count, have) != (-(-size // PIECE), size):
+            raise Missing(f"of {size} bytes written ahead as {upload}, {have} are there")
+
+
+_PIECES = "SELECT count(*), coalesce(sum(length(content)), 0) FROM chunk WHERE upload = ?"
 
 
 def add_chunks(upload: str, first: int, pieces: Sequence[bytes], now: int) -> Verb[None]:
@@ -783,13 +798,18 @@ def forget_messages(seqs: Sequence[int]) -> Verb[int]:
     return len(seqs)
 
 
-def purge_uploads(before: int) -> Verb[int]:
-    """Chunks whose message never came: their writer died between the pieces and the message."""
-    rows = yield (
-        "DELETE FROM chunk WHERE added_at < ? AND NOT EXISTS (SELECT 1 FROM message m WHERE m.upload = chunk.upload) RETURNING n",
-        (before,),
-    )
-    return len(rows)
+_UNUSED = "NOT EXISTS (SELECT 1 FROM message m WHERE m.upload = chunk.upload)"
+
+
+def unused(upload: str) -> Verb[bool]:
+    """True when pieces of this name are there and no message has them."""
+    return bool((yield f"SELECT 1 FROM chunk WHERE upload = ? AND {_UNUSED} LIMIT 1", (upload,)))
+
+
+def drop_upload(upload: str) -> Verb[int]:
+    """Remove pieces whose message never came: their writer is gone. Returns how many."""
+    yield Exclusive([upload])  # a statement of its own: what a writer has committed meanwhile is seen by the next
+    return len((yield f"DELETE FROM chunk WHERE upload = ? AND {_UNUSED} RETURNING n", (upload,)))
 
 
 # -- notes --------------------------------------------------------------------------------------------------------------

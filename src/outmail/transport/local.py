@@ -15,6 +15,7 @@ import socket
 import time
 from pathlib import Path
 
+from outmail.held import sync_folder
 from outmail.model import Delivery, Outcome, Reply
 from outmail.policy.route import Relay
 from outmail.transport import Awaited, Feed
@@ -139,13 +140,3 @@ def _write_durably(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """A rename is on disk when its folder is."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-

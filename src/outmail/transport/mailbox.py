@@ -16,11 +16,12 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from outmail.held import sync_folder
 from outmail.mime import splice
 from outmail.model import Delivery, Outcome, Reply
 from outmail.policy.route import Relay
 from outmail.transport import Awaited, Feed
-from outmail.transport.local import maildir_host, sync_folder
+from outmail.transport.local import maildir_host
 from outmail.worker import Worker
 
 LOCK_PATIENCE = 10.0
