@@ -289,7 +289,7 @@ class Engine:
         found = self.store.read(self.store.verbs.note_get("store", "moving"))
         if found:
             self._owner.close()
-            raise ConfigError(f"the queue is being moved to {found[0]['to']}", hint=f"finish that first: outmail move {self.store.url} {found[0]['to']}")
+            raise ConfigError(f"the queue is being moved to {found[0]['to']}", hint=f"finish that first: outmail move {self.store.url} {found[0]['to']}, or give it up: outmail move --abandon {self.store.url}")
 
     async def _leave(self) -> None:
         self.stopping = True

@@ -25,9 +25,9 @@ from hypothesis import strategies as st
 from outmail import AsyncOutbox, Outbox
 from outmail.config import from_toml
 from outmail.errors import ConfigError, NotFound, NotStored, Refused
-from outmail.intake.takeover import WORDS, abandoned, store_id
+from outmail.intake.takeover import WORDS, abandoned
 from outmail.model import is_id, keyed_id
-from outmail.store import Trouble, pgsql
+from outmail.store import Trouble, pgsql, store_id
 from outmail.store.source import Claim
 from outmail.testing import FakeClock, Sink
 from tests import pgserver

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from outmail.errors import ConfigError
+from outmail.errors import ConfigError, NotFound
 from outmail.model import Filter
-from outmail.ops.move import copied, move
+from outmail.ops import move as moving
+from outmail.ops.move import abandon, copied, move, under_way
 from outmail.testing import Sink
 from outmail.testing.conformance import NOW, add, lease, message, settle
 from tests import pgserver
@@ -125,6 +129,184 @@ def test_a_copy_is_one_moment_and_changes_nothing(pair: tuple[Any, Any]) -> None
     copy = after[sending[0].id][0]["recipients"][sending[0].recipients[0].n - 1]
     assert copy["state"] == "queued" and copy["uncertain"]
     owner.close()
+
+
+# -- one move at a time -------------------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    pass
+
+
+def die(point: str) -> None:
+    raise Killed
+
+
+def many(store: Any, count: int = 250) -> list[str]:
+    made = [message(f"u{i}@x.test") for i in range(count)]
+    add(store, *made)
+    return sorted(one.id for one in made)
+
+
+def ids_in(store: Any) -> list[str]:
+    found, after = [], 0
+    while after is not None:
+        page, after = store.read(store.verbs.find(Filter(), NOW, after))
+        found += [status.id for status in page]
+    return sorted(found)
+
+
+def forget_all(store: Any) -> None:
+    """As purge does with what is finished."""
+    store.run(store.verbs.forget_messages([store.read(store.verbs.seq_of(id)) for id in ids_in(store)]))
+
+
+def test_a_second_target_is_refused_while_the_first_is_not_finished(pair: tuple[Any, Any], tmp_path: Path) -> None:
+    old, new = pair
+    ids = many(old)
+    (tmp_path / "third").mkdir()
+    with opened("apsw", tmp_path / "third") as third:
+
+        def meanwhile(point: str) -> None:
+            with pytest.raises(ConfigError, match="already being moved") as refused:
+                move(old, third, NOW)
+            assert "outmail move --abandon" in (refused.value.hint or "") and new.url in (refused.value.hint or "")
+
+        assert move(old, new, NOW, fail=meanwhile) == len(ids)
+        assert ids_in(third) == [] and ids_in(new) == ids and ids_in(old) == []
+        assert move(new, third, NOW) == len(ids)  # the note is gone with the move
+
+
+def test_two_at_once_to_the_same_target_share_the_work(pair: tuple[Any, Any]) -> None:
+    """The second begins and ends while the first stands between the commit in the new store and forgetting in the old one."""
+    old, new = pair
+    ids, counts = many(old), []
+
+    def meanwhile(point: str) -> None:
+        if not counts:
+            counts.append(0)
+            counts.append(move(old, new, NOW))
+            forget_all(new)  # delivered and purged meanwhile: still nothing comes twice
+
+    with contextlib.suppress(ConfigError):
+        counts.append(move(old, new, NOW, fail=meanwhile))
+    assert sum(counts) == len(ids) and ids_in(new) == [] and ids_in(old) == []
+
+
+def test_a_batch_that_was_read_before_another_brought_it_comes_once(pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = pair
+    ids, real, again = many(old, 150), old.read, []
+
+    def read(verb: Any) -> Any:
+        found = real(verb)
+        if verb.__name__ == "_waiting" and not again:
+            again.append(1)
+            assert move(old, new, NOW) == len(ids)
+            forget_all(new)
+        return found
+
+    monkeypatch.setattr(old, "read", read)
+    assert move(old, new, NOW) == 0
+    assert ids_in(new) == [] and ids_in(old) == []
+
+
+def test_what_had_arrived_before_a_kill_does_not_come_again_however_late_it_goes_on(pair: tuple[Any, Any]) -> None:
+    old, new = pair
+    ids = many(old)
+    with pytest.raises(Killed):
+        move(old, new, NOW, fail=die)
+    first = ids_in(new)
+    assert len(first) == 100 and len(ids_in(old)) == 250
+    forget_all(new)  # all of it delivered, and its records purged
+    assert move(old, new, NOW) == 150
+    assert sorted(first + ids_in(new)) == ids and ids_in(old) == []
+
+
+def test_a_move_can_be_given_up(pair: tuple[Any, Any]) -> None:
+    old, new = pair
+    ids = many(old)
+    with pytest.raises(Killed):
+        move(old, new, NOW, fail=die)
+    assert abandon(old, new) == (100, 150)
+    assert sorted(ids_in(old) + ids_in(new)) == ids and under_way(old) is None
+    with pytest.raises(NotFound):
+        abandon(old, new)
+    assert move(old, new, NOW) == 150 and ids_in(new) == ids
+
+
+def test_a_move_that_is_given_up_under_way_stops(pair: tuple[Any, Any]) -> None:
+    old, new = pair
+    ids, told = many(old), []
+    with pytest.raises(ConfigError, match="ended this move"):
+        move(old, new, NOW, fail=lambda point: told.append(abandon(old, new)))
+    assert told == [(100, 150)] and sorted(ids_in(old) + ids_in(new)) == ids
+
+
+def test_the_end_of_a_move_ends_no_later_one(pair: tuple[Any, Any]) -> None:
+    old, new = pair
+    many(old, 1)
+    with pytest.raises(Killed):
+        move(old, new, NOW, fail=die)
+    first = under_way(old)
+    assert first is not None
+    abandon(old, new)
+    many(old, 1)
+    with pytest.raises(Killed):
+        move(old, new, NOW, fail=die)
+    old.run(moving._let_go(old, first))
+    assert under_way(old) is not None
+
+
+def test_a_move_given_up_without_its_target_keeps_what_is_left(pair: tuple[Any, Any]) -> None:
+    old, new = pair
+    many(old)
+    with pytest.raises(Killed):
+        move(old, new, NOW, fail=die)
+    assert abandon(old, None) == (0, 250)
+
+
+def test_one_database_by_two_names_is_not_moved_onto_itself(tmp_path: Path) -> None:
+    with pgserver.database(PG.partition("-")[2]) as url:
+        from outmail.store.postgres import PostgresStore
+
+        one, other = (PostgresStore(place, str(tmp_path / "q")) for place in (url, url + ("&" if "?" in url else "?") + "connect_timeout=9"))
+        ids = many(one, 3)
+        with pytest.raises(ConfigError, match="onto itself"):
+            move(one, other, NOW)
+        assert ids_in(one) == ids and under_way(one) is None
+        one.close()
+        other.close()
+
+
+def test_two_commands_at_once(tmp_path: Path, outmail: Any) -> None:
+    from outmail.store.sqlite import SqliteStore
+
+    old = SqliteStore(str(tmp_path / "old.db"))
+    ids = many(old, 1500)
+    command = [sys.executable, "-m", "outmail", "move", "old.db", "new.db"]
+    both = [subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE) for _ in range(2)]
+    said = [process.communicate(timeout=60)[1] for process in both]
+    assert {process.returncode for process in both} <= {0, 78}, said
+    new = SqliteStore(str(tmp_path / "new.db"))
+    assert ids_in(new) == ids and ids_in(old) == []
+    old.close()
+    new.close()
+
+
+def test_the_command_gives_up(tmp_path: Path, outmail: Any) -> None:
+    for i in range(2):
+        outmail("send", "-f", "me@x.test", f"u{i}@x.test", "--store", "old.db", stdin=b"hello")
+    assert outmail("move", "--abandon", "old.db").returncode == 66
+    assert outmail("move", "old.db").returncode == 64
+    assert outmail("move", "old.db", "new.db", OUTMAIL_FAIL="M1:kill").returncode == -signal.SIGKILL
+    refused = outmail("move", "old.db", "third.db")
+    assert refused.returncode == 78 and b"outmail move --abandon" in refused.stderr and b"new.db" in refused.stderr
+    given_up = outmail("move", "--abandon", "old.db")
+    assert given_up.returncode == 0 and b"2 messages had arrived in" in given_up.stderr and b"0 stay in" in given_up.stderr
+    assert outmail("move", "new.db", "third.db", OUTMAIL_FAIL="M1:kill").returncode == -signal.SIGKILL
+    os.unlink(tmp_path / "third.db")
+    given_up = outmail("move", "--abandon", "new.db")
+    assert given_up.returncode == 0 and b"2 messages stay" in given_up.stderr and b"gone" in given_up.stderr
 
 
 @pytest.mark.parametrize("target", ["sqlite", "postgresql"])

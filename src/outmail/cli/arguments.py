@@ -114,7 +114,8 @@ def parser() -> argparse.ArgumentParser:
 
     move = sub.add_parser("move", parents=common, help="move a queue to another store while its mail waits; killed, it goes on where it was")
     move.add_argument("old", metavar="FROM", help="a path or a URL")
-    move.add_argument("new", metavar="TO")
+    move.add_argument("new", metavar="TO", nargs="?")
+    move.add_argument("--abandon", action="store_true", help="give up a move that was begun: what has arrived stays in TO, the rest in FROM")
     move.set_defaults(run="move")
 
     sub.add_parser("watch", add_help=False, help="run a command and mail when it fails: outmail watch --help")

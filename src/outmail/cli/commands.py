@@ -16,21 +16,21 @@ from pathlib import Path
 from typing import Any
 
 from outmail import failpoints, selection, service
+from outmail.accept import not_stored
 from outmail.cli import EX_DATAERR, EX_NOINPUT, EX_SOFTWARE, EX_TEMPFAIL, EX_UNAVAILABLE, EX_USAGE
 from outmail.cli.explanations import CODES
 from outmail.clock import Clock, human_span, rfc3339
 from outmail.config import Config, default_store, load, relay_in_code
 from outmail.errors import ConfigError, NotFound, Refused
-from outmail.intake.takeover import store_id
 from outmail.model import Filter, Status, Term, is_id
 from outmail.ops import delivery_log
-from outmail.ops.move import copied
+from outmail.ops.move import abandon, copied, under_way
 from outmail.ops.move import move as moved
 from outmail.outbox import Outbox, _route, local_sender
 from outmail.policy.pace import may_send_ahead
 from outmail.policy.plain import as_json, plain, plain_line
 from outmail.policy.veil import known
-from outmail.store import Trouble
+from outmail.store import Store, Trouble, store_id
 from outmail.store.caller import outbox_ddl
 from outmail.wiring import build_engine, is_postgres, open_source, open_store, store_path
 
@@ -522,15 +522,47 @@ def _backup(box: Outbox, file: str) -> None:
 
 
 def move(arguments: argparse.Namespace) -> int:
-    """FROM TO."""
-    if not is_postgres(arguments.old) and not os.path.exists(store_path(arguments.old)[0]):
+    """FROM TO, or --abandon FROM [TO]."""
+    if arguments.new is None and not arguments.abandon:
+        print("outmail: move needs FROM and TO", file=sys.stderr)
+        return EX_USAGE
+    if not _is_there(arguments.old):
         raise ConfigError(f"there is no queue at {arguments.old}")
-    with closing(open_store(arguments.old)) as old, closing(open_store(arguments.new)) as new:
-        with _progress("move") as tell:
-            count = moved(old, new, Clock().now(), tell, failpoints.hit)
-        print(f"{count} messages moved from {old.url} to {new.url}", file=sys.stderr)
+    with closing(open_store(arguments.old)) as old:
+        if arguments.abandon:
+            return _abandon(old, arguments.new)
+        with closing(open_store(arguments.new)) as new:
+            with _progress("move") as tell:
+                count = moved(old, new, Clock().now(), tell, failpoints.hit)
+            print(f"{count} messages moved from {old.url} to {new.url}", file=sys.stderr)
         if os.path.isdir(old.spool) and os.listdir(old.spool):
             print(f"outmail: log records still lie in {old.spool}; they are mailed by whoever uses {old.url} next", file=sys.stderr)
+    return 0
+
+
+def _is_there(url: str) -> bool:
+    return is_postgres(url) or os.path.exists(store_path(url)[0])
+
+
+def _abandon(old: Store, place: str | None) -> int:
+    """The new store, too, has a say: what it has must not stay in the old one."""
+    way = under_way(old)
+    place = place or (way.to if way else None)
+    if way is None or place is None:
+        raise NotFound(f"{old.url} is not being moved")
+    if "…" in place:
+        raise ConfigError(f"the password of {place} is not noted", hint="name it whole: outmail move --abandon FROM TO")
+    if not _is_there(place):
+        _, left = abandon(old, None)
+        print(f"the move is given up: {left} messages stay in {old.url}; {place} is gone, with all that had arrived there", file=sys.stderr)
+        return 0
+    try:
+        new = open_store(place)
+    except Trouble as problem:
+        raise not_stored(problem, f"the move is not given up, because {place} cannot say what has arrived there") from None
+    with closing(new):
+        arrived, left = abandon(old, new)
+    print(f"the move is given up: {arrived} messages had arrived in {new.url} and stay there, {left} stay in {old.url}", file=sys.stderr)
     return 0
 
 

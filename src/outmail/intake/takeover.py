@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import logging
 import threading
-import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -26,7 +25,7 @@ from outmail.accept import Door, Draft
 from outmail.errors import ConfigError, NotStored, Refused
 from outmail.model import Dsn, Message
 from outmail.smtp.syntax import printable
-from outmail.store import Store, Trouble, Verb
+from outmail.store import Trouble, Verb, store_id
 from outmail.store.caller import Values, row
 from outmail.store.source import Claim, Row, Source, claimant, missing_table, take
 from outmail.worker import started
@@ -111,15 +110,6 @@ def _composed(words: Mapping[str, Any], compose: Compose) -> Draft:
         return compose({name: value for name, value in words.items() if value is not None})
     except (ConfigError, TypeError, ValueError) as problem:
         raise problem if isinstance(problem, Refused) else Refused(str(problem), code="bad-argument") from None
-
-
-def store_id(store: Store) -> str:
-    """The store's own name in claims; made once."""
-    while True:
-        found = store.read(store.verbs.note_get("store", "id"))
-        if found:
-            return str(found[0])
-        store.run(store.verbs.note_put("store", "id", uuid.uuid4().hex, 0))
 
 
 def abandoned(claims: Sequence[Claim], store: str, me: str, living: Collection[str], stood: bool) -> list[str]:

@@ -1,20 +1,25 @@
 """A queue moves from one store to another while its mail waits.
 
-How: the old store gets a note that it is being moved, so that no engine starts on it; then, batch by batch, messages are added to the new
-store, with everything that is known of them, and after that commit forgotten in the old one. What the new store has already is only
-forgotten in the old one, so a move that was killed goes on where it was.
-Promises: nothing is lost, nothing doubled; ids, keys, bodies, attempts, events and notes come along; an engine alive on the old store stops
-the move before it begins; the new store may be in use. A copy (`copied`) is one snapshot and leaves the old store as it is.
-Fails: `ConfigError` for an engine that is alive, `Trouble`. Does not: move files of the spool, or keep the cursors of events.
+How: the old store gets a note that says where it is being moved, so that no engine starts on it and no other move begins. Then, batch by
+batch, messages are added to the new store, with everything that is known of them, and after that commit forgotten in the old one. In the
+same commit the new store notes which batch came last (`_Arrivals`): whoever goes on forgets that batch in the old store and adds none
+of it again, whatever became of it in the new one.
+Promises: nothing is lost, nothing doubled; ids, keys, bodies, attempts, events and notes come along; a killed move goes on when the same
+command is given again; two of the same command at once share the work; a move to another store is refused while one is under way, until that
+is finished or given up (`abandon`); an engine alive on the old store stops the move before it begins; the new store may be in use.
+A copy (`copied`) is one snapshot and leaves the old store as it is.
+Fails: `ConfigError` for an engine that is alive or another move, `Trouble`. Does not: move files of the spool, or keep the cursors of events.
 """
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from outmail.errors import ConfigError
-from outmail.store import Store, Verb, parcels
+from outmail.errors import ConfigError, NotFound
+from outmail.store import Store, Verb, parcels, store_id
 from outmail.store.parcels import Parcel
 
 #: Notes that belong to a store and its engines, not to its mail.
@@ -24,34 +29,190 @@ NOTE = ("store", "moving")
 Tell = Callable[[int, int], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A move under way, as the old store notes it: a name of its own, where it goes, and which store that is."""
+
+    id: str
+    to: str
+    target: str
+
+    @property
+    def arrivals(self) -> tuple[str, str]:
+        """The note in the new store."""
+        return "store", f"arriving.{self.id}"
+
+
+class _Overtaken(Exception):
+    """Another process has brought a batch of the same move meanwhile: look again."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrivals:
+    """What the new store notes of a move, from before it begins until it is over, and anew in the commit of each batch."""
+
+    count: int = 0
+    #: The ids of the last batch. Perhaps the old store has not forgotten them yet.
+    last: Sequence[str] = ()
+    over: bool = False
+    version: int = 0
+
+    def value(self) -> dict[str, Any]:
+        return {"count": self.count, "last": list(self.last), "over": self.over}
+
+
 def move(old: Store, new: Store, now: int, tell: Tell = lambda done, total: None, fail: Callable[[str], None] = lambda point: None) -> int:
     """Everything; returns how many messages. ``tell(done, total)`` is called after each batch."""
-    if old.url == new.url:
-        raise ConfigError("a queue cannot be moved onto itself")
-    if new.read(new.verbs.note_get(*NOTE)):
-        raise ConfigError(f"{new.url} is itself being moved; finish that first")
-    old.run(old.verbs.note_put(*NOTE, {"to": new.url, "since": now}))
+    way, begun = _begin(old, new, now)
     old.reclaim(now, hold=False)
     alive = old.read(old.verbs.owners())
     if alive:
-        old.run(old.verbs.note_drop(*NOTE))
+        if begun:
+            old.run(_let_go(old, way))
+            new.run(new.verbs.note_drop(*way.arrivals))
         raise ConfigError(f"an engine is working on {old.url} (pid {alive[0][2]}): stop it first, a moment later move again")
     total, done = sum_of(old), 0
-    while batch := old.read(parcels.parcels(0)):
-        new.run(_arrive(new, batch, now))
-        fail("M1")
-        old.run(old.verbs.forget_messages([parcel.seq for parcel in batch]))
-        done += len(batch)
+    while (step := _step(old, new, way, now, fail)) is not None:
+        done += step
         tell(done, max(total, done))
+    return done
+
+
+def under_way(old: Store) -> Way | None:
+    """The move that has begun here, if one has."""
+    found = old.read(old.verbs.note_get(*NOTE))
+    return _way(found[0]) if found else None
+
+
+def _way(value: dict[str, Any]) -> Way:
+    return Way(value["id"], value["to"], value["target"])
+
+
+def _begin(old: Store, new: Store, now: int) -> tuple[Way, bool]:
+    """The move that this command is: a new one (True), or the one that is under way to the same store."""
+    if old.url == new.url:
+        raise ConfigError("a queue cannot be moved onto itself")
+    way = Way(uuid.uuid4().hex, new.url, store_id(new))
+    new.run(new.verbs.note_put(*way.arrivals, _Arrivals().value()))
+    begun = old.run(old.verbs.note_put(*NOTE, {"id": way.id, "to": way.to, "target": way.target, "since": now}, 0))
+    if not begun:
+        new.run(new.verbs.note_drop(*way.arrivals))
+        found = under_way(old)
+        if found is None:
+            return _begin(old, new, now)  # it ended in this moment
+        if found.target != way.target:
+            raise ConfigError(
+                f"{old.url} is already being moved to {found.to}",
+                hint=f"finish that: outmail move {old.url} {found.to}, or give it up: outmail move --abandon {old.url}",
+            )
+        way = found
+    there = under_way(new)
+    if there is not None:
+        if begun:
+            old.run(_let_go(old, way))
+            new.run(new.verbs.note_drop(*way.arrivals))
+        same = there.id == way.id  # one database by two names
+        raise ConfigError("a queue cannot be moved onto itself" if same else f"{new.url} is itself being moved; finish that first")
+    return way, begun
+
+
+def _step(old: Store, new: Store, way: Way, now: int, fail: Callable[[str], None]) -> int | None:
+    """One batch, or at last the notes; returns how many messages arrived, None when the move is over."""
+    arrived = _arrived(new, way)
+    batch = old.read(_waiting(way))
+    if batch is None or arrived.over:
+        left = sum_of(old)
+        if left:
+            raise ConfigError(f"another command has ended this move, and {left} messages are in {old.url}: move again")
+        return None
+    if not batch:
+        _finish(old, new, way)
+        return None
+    try:
+        count = new.run(_arrive(new, way, arrived, batch, now))
+    except _Overtaken:
+        return 0
+    fail("M1")
+    old.run(old.verbs.forget_messages([parcel.seq for parcel in batch]))
+    return count
+
+
+def _waiting(way: Way) -> Verb[list[Parcel] | None]:
+    """The next batch; None when this move is no longer the one that is under way. One snapshot says both."""
+    rows = yield from parcels.note(*NOTE)
+    return None if rows is None or rows["id"] != way.id else (yield from parcels.parcels(0))
+
+
+def _arrived(new: Store, way: Way) -> _Arrivals:
+    found = new.read(new.verbs.note_get(*way.arrivals))
+    return _Arrivals(**found[0], version=found[1]) if found else _Arrivals(over=True)
+
+
+def _arrive(new: Store, way: Way, arrived: _Arrivals, batch: Sequence[Parcel], now: int) -> Verb[int]:
+    """A batch comes into the new store, unless anybody brought one since ``arrived`` was read. What came with the last one is there already."""
+    fresh = [parcel for parcel in batch if parcel.id not in arrived.last]
+    after = _Arrivals(arrived.count + len(fresh), [parcel.id for parcel in batch])
+    if not (yield from new.verbs.note_put(*way.arrivals, after.value(), arrived.version)):
+        raise _Overtaken
+    yield from _take_in(new, fresh, now)
+    return len(fresh)
+
+
+def _finish(old: Store, new: Store, way: Way) -> None:
     for kind, key, value in old.read(parcels.notes()):
         if kind not in _OWN:
             new.run(new.verbs.note_put(kind, key, value, 0))
             old.run(old.verbs.note_drop(kind, key))
-    old.run(old.verbs.note_drop(*NOTE))
-    return done
+    old.run(_let_go(old, way))
+    new.run(new.verbs.note_drop(*way.arrivals))
 
 
-def _arrive(store: Store, batch: Sequence[Parcel], now: int) -> Verb[int]:
+def _let_go(old: Store, way: Way) -> Verb[None]:
+    """The note of this move goes, and of no later one."""
+    found = yield from old.verbs.note_get(*NOTE)
+    if found and found[0]["id"] == way.id and (yield from old.verbs.note_put(*NOTE, *found)):
+        yield from old.verbs.note_drop(*NOTE)
+
+
+def abandon(old: Store, new: Store | None) -> tuple[int, int]:
+    """Give a move up: what has arrived stays in the new store, the rest in the old one; returns how many (arrived, stayed).
+
+    ``new`` is None when the new store is gone, and what had arrived with it.
+    """
+    way = under_way(old)
+    if way is None:
+        raise NotFound(f"{old.url} is not being moved")
+    arrived = _Arrivals()
+    if new is not None:
+        if store_id(new) != way.target:
+            raise ConfigError(f"{new.url} is not the store that {old.url} was being moved to ({way.to})")
+        arrived = _shut(new, way)
+        old.run(_forget(old, arrived.last))
+    old.run(_let_go(old, way))
+    if new is not None:
+        new.run(new.verbs.note_drop(*way.arrivals))
+    return arrived.count, sum_of(old)
+
+
+def _shut(new: Store, way: Way) -> _Arrivals:
+    """From now on nothing of this move arrives, should another process still be at it."""
+    while True:
+        arrived = _arrived(new, way)
+        if new.run(new.verbs.note_put(*way.arrivals, replace(arrived, over=True).value(), arrived.version)):
+            return arrived
+
+
+def _forget(old: Store, ids: Sequence[str]) -> Verb[int]:
+    """What has arrived already, if the old store still has it."""
+    seqs = []
+    for id in sorted(ids):
+        seq = yield from old.verbs.seq_of(id)
+        if seq is not None:
+            seqs.append(seq)
+    return int((yield from old.verbs.forget_messages(seqs)))
+
+
+def _take_in(store: Store, batch: Sequence[Parcel], now: int) -> Verb[int]:
     yield from store.verbs.know({destination for parcel in batch for destination in parcel.destinations})
     return (yield from parcels.take_in(batch, now))
 
@@ -74,7 +235,7 @@ def copied(old: Store, new: Store, now: int, tell: Tell = lambda done, total: No
         nonlocal done
         after = 0
         while batch := (yield from parcels.parcels(after)):
-            new.run(_arrive(new, batch, now))
+            new.run(_take_in(new, batch, now))
             after, done = batch[-1].seq, done + len(batch)
             tell(done, max(total, done))
         kept: list[tuple[str, str, Any]] = yield from parcels.notes()

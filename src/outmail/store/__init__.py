@@ -10,6 +10,7 @@ Does not: know transports, policy beyond fair shares, or when anything should ha
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -166,4 +167,13 @@ class Store(Protocol):
     def close(self) -> None: ...
 
 
-__all__ = ["Alone", "Bulk", "Exclusive", "Lock", "Many", "Missing", "Numbers", "Store", "Trouble", "Upload", "Verb", "shown"]
+def store_id(store: Store) -> str:
+    """The store's own name; made once."""
+    while True:
+        found = store.read(store.verbs.note_get("store", "id"))
+        if found:
+            return str(found[0])
+        store.run(store.verbs.note_put("store", "id", uuid.uuid4().hex, 0))
+
+
+__all__ = ["Alone", "Bulk", "Exclusive", "Lock", "Many", "Missing", "Numbers", "Store", "Trouble", "Upload", "Verb", "shown", "store_id"]

@@ -111,3 +111,9 @@ def notes() -> Verb[list[tuple[str, str, Any]]]:
     """All documents as (kind, key, value), but for what holds for the numbers of this store only."""
     rows = yield "SELECT kind, key, value FROM note WHERE kind <> 'retention' ORDER BY kind, key", ()
     return [(kind, key, json.loads(value)) for kind, key, value in rows]
+
+
+def note(kind: str, key: str) -> Verb[Any]:
+    """One document, or None."""
+    found = yield from verbs.note_get(kind, key)
+    return found[0] if found else None
