@@ -24,9 +24,11 @@ def open_store(url: str) -> Store:
         from outmail.store.postgres import PostgresStore
 
         return PostgresStore(url, _place(url))
+    from outmail.ops.backup import refuse_unfinished
     from outmail.store.sqlite import SqliteStore
 
     path, library = store_path(url)
+    refuse_unfinished(path)
     if url == default_store(os.environ):
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     return SqliteStore(path, library)

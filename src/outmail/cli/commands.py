@@ -21,7 +21,7 @@ from outmail.cli import EX_DATAERR, EX_NOINPUT, EX_SOFTWARE, EX_TEMPFAIL, EX_UNA
 from outmail.cli.explanations import CODES
 from outmail.clock import Clock, human_span, rfc3339
 from outmail.config import Config, default_store, load, relay_in_code
-from outmail.errors import ConfigError, NotFound, Refused
+from outmail.errors import ConfigError, NotFound, NotStored, Refused
 from outmail.model import Filter, Status, Term, is_id
 from outmail.ops import delivery_log
 from outmail.ops.move import abandon, copied, under_way
@@ -30,7 +30,7 @@ from outmail.outbox import Outbox, _route, local_sender
 from outmail.policy.pace import may_send_ahead
 from outmail.policy.plain import as_json, plain, plain_line
 from outmail.policy.veil import known
-from outmail.store import Store, Trouble, store_id
+from outmail.store import Store, Trouble, shown, store_id
 from outmail.store.caller import outbox_ddl
 from outmail.wiring import build_engine, is_postgres, open_source, open_store, store_path
 
@@ -492,33 +492,54 @@ def store(arguments: argparse.Namespace) -> int:
     if arguments.verb == "backup" and not arguments.file:
         print("outmail: store backup needs a FILE", file=sys.stderr)
         return EX_USAGE
+    if arguments.verb == "check":
+        return _check(arguments)
     box = _box(arguments)  # opening upgrades
     if arguments.verb == "backup":
-        if os.path.exists(arguments.file):
-            raise Refused(f"{arguments.file} exists; a backup goes into a new file", code="exists")
         _backup(box, arguments.file)
-    elif arguments.verb == "check":
-        problems = box._store.check()  # type: ignore[attr-defined]
-        problems += _foreign_claims(box, arguments.free)
-        for problem in problems:
-            print(problem)
-        print(f"{box._store.url}: {'no problem found' if not problems else f'{len(problems)} problems'}", file=sys.stderr)
-        return EX_DATAERR if problems else 0
     return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    """It looks before it opens: opening would make a store of an empty file."""
+    from outmail.store.sqlite import is_store
+
+    place = _config(arguments).store
+    if not _is_there(place):
+        raise NotFound(f"there is no queue at {place}")
+    if is_postgres(place) or is_store(store_path(place)[0]):
+        problems = _problems(arguments)
+    else:
+        problems = [f"{store_path(place)[0]} is no outmail store"]
+    for problem in problems:
+        print(problem)
+    print(f"{shown(place)}: {'no problem found' if not problems else f'{len(problems)} problems'}", file=sys.stderr)
+    return EX_DATAERR if problems else 0
+
+
+def _problems(arguments: argparse.Namespace) -> list[str]:
+    try:
+        box = _box(arguments)
+        return [*box._store.check(), *_foreign_claims(box, arguments.free)]  # type: ignore[attr-defined]
+    except (Trouble, NotStored) as problem:
+        if getattr(problem, "kind", "") == "corrupt" or getattr(problem, "code", "") == "store-corrupt":
+            return [str(problem)]
+        raise
 
 
 def _backup(box: Outbox, file: str) -> None:
     """A copy of the live queue in a new file; of a PostgreSQL store as a SQLite file, which `outmail move` brings back."""
-    whole = getattr(box._store, "backup", None)
-    if whole is not None:
-        whole(file)
-        return
+    from outmail.ops.backup import leftovers, whole
     from outmail.store.sqlite import SqliteStore
 
-    target = SqliteStore(file)
-    with _progress("backup") as tell:
-        copied(box._store, target, Clock().now(), tell)
-    target.close()
+    for left in leftovers(file):
+        print(f"outmail: {left} is of a backup that was killed, or is still under way; delete it when none is", file=sys.stderr)
+    with whole(file) as temporary:
+        if isinstance(box._store, SqliteStore):
+            box._store.backup(temporary)
+            return
+        with closing(SqliteStore(temporary)) as target, _progress("backup") as tell:
+            copied(box._store, target, Clock().now(), tell)
 
 
 def move(arguments: argparse.Namespace) -> int:

@@ -334,10 +334,25 @@ class SqliteStore(GroupCommit):
         return problems
 
     def backup(self, target: str) -> None:
-        """A consistent copy of the live queue, compacted, in a new file."""
+        """A consistent copy of the live queue, compacted, in a new or an empty file."""
         self._check_fork()
         with self._read_lock:
             self._reader.execute("VACUUM INTO ?", (target,))
+
+
+def is_store(path: str) -> bool:
+    """True when the file has the tables of a queue; it stays as it is."""
+    if not os.path.getsize(path):
+        return False
+    driver = drivers.Apsw(path)
+    try:
+        return bool(drivers.patient(lambda: driver.execute("SELECT 1 FROM sqlite_master WHERE name = 'recipient' AND sql IS NOT NULL")))
+    except Trouble as problem:
+        if problem.kind == "corrupt":
+            return False
+        raise
+    finally:
+        driver.close()
 
 
 _CHECKS = (
