@@ -798,18 +798,19 @@ def forget_messages(seqs: Sequence[int]) -> Verb[int]:
     return len(seqs)
 
 
-_UNUSED = "NOT EXISTS (SELECT 1 FROM message m WHERE m.upload = chunk.upload)"
+#: Not correlated: however many pieces there are, messages are looked at once.
+_UNUSED = "NOT EXISTS (SELECT 1 FROM message m WHERE m.upload = ?)"
 
 
 def unused(upload: str) -> Verb[bool]:
     """True when pieces of this name are there and no message has them."""
-    return bool((yield f"SELECT 1 FROM chunk WHERE upload = ? AND {_UNUSED} LIMIT 1", (upload,)))
+    return bool((yield f"SELECT 1 FROM chunk WHERE upload = ? AND {_UNUSED} LIMIT 1", (upload, upload)))
 
 
 def drop_upload(upload: str) -> Verb[int]:
     """Remove pieces whose message never came: their writer is gone. Returns how many."""
     yield Exclusive([upload])  # a statement of its own: what a writer has committed meanwhile is seen by the next
-    return len((yield f"DELETE FROM chunk WHERE upload = ? AND {_UNUSED} RETURNING n", (upload,)))
+    return len((yield f"DELETE FROM chunk WHERE upload = ? AND {_UNUSED} RETURNING n", (upload, upload)))
 
 
 # -- notes --------------------------------------------------------------------------------------------------------------
