@@ -59,6 +59,8 @@ bench: $(READY)
 
 soak: $(READY)
 	$(BIN)/python tests/campaigns/kills.py --kills $(SOAK_KILLS)
+	$(BIN)/python tests/campaigns/powercut.py --minutes $(SOAK_MINUTES)
+	$(BIN)/python tests/campaigns/faults.py --minutes $(SOAK_MINUTES)
 	$(BIN)/python tests/campaigns/programs.py --minutes $(SOAK_MINUTES)
 	$(BIN)/python tests/campaigns/programs.py --minutes $(SOAK_MINUTES) --server 18
 	$(BIN)/python tests/campaigns/outboxes.py --minutes $(SOAK_MINUTES)
