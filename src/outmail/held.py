@@ -95,6 +95,25 @@ def same_file(path: str, fd: int) -> bool:
     return (found.st_dev, found.st_ino) == (os.fstat(fd).st_dev, os.fstat(fd).st_ino)
 
 
+def boot_id() -> str:
+    """What tells one boot of the machine from the next; "" where the system does not say."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def started_at(pid: int) -> str:
+    """When a process began, in the kernel's ticks, which tells it from a later one of the same number. "" = it is gone, or nobody says."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            state, *rest = file.read().rpartition(b")")[2].split()
+    except (OSError, ValueError):
+        return ""
+    return "" if state in b"ZX" else rest[18].decode()
+
+
 def _locked(temporary: str, flags: int) -> int:
     """A new file that is locked. Whoever tidies up may catch it between its making and its locking: then once more."""
     for _ in range(1000):

@@ -28,14 +28,6 @@ _FRONT = 512 * 1024
 
 Note = tuple[int, int, int]
 
-def boot_id() -> str:
-    """What tells one boot of the machine from the next; "" where the system does not say."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
-            return file.read().strip()
-    except OSError:
-        return ""
-
 
 class OwnerFile:
     """The file of a living engine."""

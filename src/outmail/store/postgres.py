@@ -25,11 +25,12 @@ from importlib import resources
 from typing import Any, TypeVar
 
 from outmail.errors import ConfigError
+from outmail.held import boot_id
 from outmail.model import Delivery, Leased
 from outmail.store import Trouble, Upload, Verb, forks, periods, pgsql, shown, verbs
 from outmail.store.hints import Hints
 from outmail.store.lane import Connection, Lane, drive, psycopg, trouble
-from outmail.store.owner import Owner, OwnerFile, boot_id, dead_files
+from outmail.store.owner import Owner, OwnerFile, dead_files
 
 log = logging.getLogger("outmail")
 

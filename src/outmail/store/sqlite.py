@@ -20,12 +20,12 @@ from functools import partial
 from importlib import resources
 from typing import Any, TypeVar
 
-from outmail.held import HeldFile, sync_folder
+from outmail.held import HeldFile, boot_id, sync_folder
 from outmail.model import Delivery, Leased
 from outmail.store import Trouble, Verb, drivers, forks, verbs
 from outmail.store.checkpoint import PAGES, Checkpoints
 from outmail.store.group import GroupCommit
-from outmail.store.owner import Owner, OwnerFile, boot_id, dead_files
+from outmail.store.owner import Owner, OwnerFile, dead_files
 
 SCHEMA = 1
 R = TypeVar("R")
