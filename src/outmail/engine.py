@@ -58,6 +58,8 @@ RECLAIM = 2.0
 AGAIN = 60.0
 #: How long `stop` lets dialogues in flight go on.
 PATIENCE = 60.0
+#: How long a session that is broken off may take to end what it has begun.
+ENDING = 5.0
 #: How long the end waits for a store that does not take the last outcomes.
 LAST_WORDS = 10.0
 
@@ -303,7 +305,8 @@ class Engine:
             await asyncio.wait(tasks, timeout=PATIENCE)
         for task in tasks:
             task.cancel()
-        await asyncio.sleep(0)
+        if tasks:
+            await asyncio.wait(tasks, timeout=ENDING)  # they end what they have begun, such as a program
         for seat in seats:
             self.abandoned(seat)
         for hop in self._hops.values():

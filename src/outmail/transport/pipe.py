@@ -1,0 +1,219 @@
+"""Handing over to a program's stdin, as sendmail does.
+
+Promises: the program never sees less than the whole message: its stdin is a file that holds all of it, so killing us changes nothing for
+it; the dot is on record before it is started. It inherits stdin, stdout (nothing), stderr and our environment: no other descriptor, no blocked or
+ignored signal; it has a process group of its own, so that what is typed at our terminal does not reach it. Of its stderr the beginning is kept and the
+rest read away; when it has ended nobody waits for who still holds it. One that does not end in time, or is under way when the
+session is cancelled, gets SIGTERM, after `GRACE` seconds SIGKILL, and is reaped; its outcome is unknown.
+Fails: as outcomes; exit status by sysexits. Does not: run as another user.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+
+from outmail.model import Delivery, Outcome, Reply
+from outmail.policy.route import Relay
+from outmail.transport import Awaited, places
+
+_LATER = {69: "service unavailable", 70: "internal error", 71: "system error", 72: "system file missing", 73: "cannot create output",
+          74: "input/output error", 75: "temporary failure", 77: "permission denied", 78: "configuration error"}  # fmt: skip
+_NEVER = {64: "wrong usage", 65: "data error", 66: "no input", 67: "no such user", 68: "no such host", 76: "protocol error"}
+
+#: Seconds between SIGTERM and SIGKILL.
+GRACE = 2.0
+#: Bytes of stderr that are kept.
+WORDS = 4096
+#: Looks at whether it has ended: the first pause, growing to the last one.
+_LOOK, _LONGEST_LOOK = 0.002, 0.1
+
+
+async def hand_over(relay: Relay, delivery: Delivery, feed: Awaited) -> None:
+    """The message to one run of the program; every recipient has its outcome then."""
+    arguments = [relay.path, "-i", "-f", delivery.sender or "<>", "--", *(r.address for r in delivery.recipients)]
+    with contextlib.ExitStack() as stack:
+        try:
+            content = stack.enter_context(_whole_file(delivery.content.replace(b"\r\n", b"\n")))
+        except OSError as problem:
+            delivery.all(_trouble(f"the message could not be put into a file for {relay.path}: {problem.strerror}"))
+            return
+        if not await feed.dot(delivery, delivery.recipients):
+            delivery.all(Outcome("deferred", "destination", "dot", Reply(0, "the hand-over could not be put on record, so it did not happen")))
+            return
+        try:
+            program = stack.enter_context(Program(arguments, content))
+        except OSError as problem:
+            delivery.all(_trouble(f"{relay.path}: {problem.strerror}"))
+            return
+        try:
+            async with asyncio.timeout(relay.dot_timeout):
+                status = await program.ended()
+        except TimeoutError:
+            await program.end()
+            delivery.all(_unknown(f"{relay.path} did not end in time"))
+        except asyncio.CancelledError:
+            await program.end()
+            delivery.all(_unknown(f"{relay.path} was ended with outmail before it had answered"))
+            raise
+        else:
+            delivery.all(by_status(status, program.words()))
+
+
+def _trouble(text: str) -> Outcome:
+    return Outcome("deferred", "destination", "connect", Reply(0, text), fault=True)
+
+
+def _unknown(text: str) -> Outcome:
+    return Outcome("unknown", "message", "dot", Reply(0, text))
+
+
+def by_status(status: int | None, words: str) -> Outcome:
+    """An exit status as an outcome; negative: a signal, None: nobody knows."""
+    if status is None:
+        return _unknown("the exit status of the sendmail program is not to be had: something in this process takes it (SIGCHLD ignored?)")
+    if status < 0:
+        return _unknown(f"the sendmail program was killed by signal {-status}")
+    if status == 0:
+        return Outcome("delivered", "message", "local", Reply(250, "taken by the sendmail program", "2.0.0"))
+    meaning = _NEVER.get(status) or _LATER.get(status) or "unknown status"
+    text = " ".join((f"exit status {status} ({meaning})" + (f": {words}" if words else "")).split())[:500]
+    if status in _NEVER:
+        return Outcome("refused", "message", "local", Reply(550, text))
+    return Outcome("deferred", "message", "local", Reply(450, text))
+
+
+@contextlib.contextmanager
+def _whole_file(content: bytes) -> Iterator[int]:
+    """A file without a name that holds the content, to be read from its beginning."""
+    try:
+        fd = os.memfd_create("outmail", os.MFD_CLOEXEC)
+    except (AttributeError, OSError):  # not on this system, or not allowed
+        with tempfile.TemporaryFile() as file:
+            fd = os.dup(file.fileno())
+    try:
+        places.write_all(fd, content)
+        os.lseek(fd, 0, os.SEEK_SET)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+class Program:
+    """A child process. Leaving the context kills and reaps what still runs."""
+
+    def __init__(self, arguments: list[str], stdin: int) -> None:
+        self.status: int | None = None
+        self._running = False
+        self._words = b""
+        self._errors, theirs = os.pipe()
+        try:
+            os.set_blocking(self._errors, False)
+            self.pid = _spawned(arguments, stdin, theirs)
+        except BaseException:
+            os.close(self._errors)
+            raise
+        finally:
+            os.close(theirs)
+        self._running = True
+
+    def __enter__(self) -> Program:
+        asyncio.get_running_loop().add_reader(self._errors, self._read)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._running:
+            self._kill_and_reap()
+        asyncio.get_running_loop().remove_reader(self._errors)
+        os.close(self._errors)
+
+    async def ended(self) -> int | None:
+        """Its exit status: negative for a signal, None when the system does not say."""
+        pause = _LOOK
+        while not self._reaped():
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, _LONGEST_LOOK)
+        return self.status
+
+    async def end(self) -> None:
+        """SIGTERM, a short wait, SIGKILL. A second cancellation skips the wait."""
+        self._signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(GRACE):
+                await self.ended()
+        except TimeoutError:
+            self._kill_and_reap()
+        except asyncio.CancelledError:
+            self._kill_and_reap()
+            raise
+
+    def words(self) -> str:
+        """The beginning of its stderr."""
+        self._read()
+        return self._words.decode("utf-8", "replace").strip()
+
+    def _read(self) -> None:
+        """A pipe's buffer full, without waiting: one that never stops writing must not keep the loop."""
+        try:
+            data = os.read(self._errors, 65536)
+        except BlockingIOError:
+            return
+        self._words = (self._words + data)[:WORDS]
+        if not data:  # everybody has closed it
+            asyncio.get_running_loop().remove_reader(self._errors)
+
+    def _reaped(self) -> bool:
+        if self._running:
+            try:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:
+                self._running = False
+                return True
+            if pid:
+                self._running, self.status = False, os.waitstatus_to_exitcode(status)
+        return not self._running
+
+    def _signal(self, number: int) -> None:
+        """To its whole group, while its number is surely its own: it is not reaped yet."""
+        if not self._reaped():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, number)
+
+    def _kill_and_reap(self) -> None:
+        self._signal(signal.SIGKILL)
+        deadline = time.monotonic() + GRACE
+        while not self._reaped() and time.monotonic() < deadline:
+            time.sleep(0.001)  # it is being killed; only one that hangs in the kernel takes longer
+
+
+def _spawned(arguments: list[str], stdin: int, stderr: int) -> int:
+    """By posix_spawn, because nothing else sets the child's signal mask without running Python between fork and exec."""
+    import fcntl
+
+    above = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in (stdin, stderr)]  # where our own 0, 1, 2 are closed, these may have their place
+    try:
+        actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = [
+            (os.POSIX_SPAWN_DUP2, above[0], 0), (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0), (os.POSIX_SPAWN_DUP2, above[1], 2),
+        ]  # fmt: skip
+        actions += [(os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable()]
+        default = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+        return os.posix_spawn(arguments[0], arguments, os.environ, file_actions=actions, setpgroup=0, setsigmask=(), setsigdef=default)
+    finally:
+        for fd in above:
+            os.close(fd)
+
+
+def _inheritable() -> list[int]:
+    """Descriptors beyond stderr that a child would get: those the service manager handed over, those of C libraries."""
+    found = []
+    for name in os.listdir("/dev/fd"):
+        fd = int(name)
+        with contextlib.suppress(OSError):  # that of the listing itself
+            if fd > 2 and os.get_inheritable(fd):
+                found.append(fd)
+    return found
