@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from outmail.accept import Door, Draft, not_stored
 from outmail.commits import Committer
@@ -20,6 +20,8 @@ from outmail.store.verbs import LONG
 from outmail.worker import Worker
 
 log = logging.getLogger("outmail")
+
+R = TypeVar("R")
 
 
 class HandOver(Protocol):
@@ -75,6 +77,10 @@ class LoopDoor:
     def call(self, function: Callable[[], Any], then: Callable[[Any], None]) -> None:
         """A blocking call on a thread of its own, for intakes that have one to make (a password to verify, a mailbox to write)."""
         self._helper.call(function, then)
+
+    async def run(self, function: Callable[[], R]) -> R:
+        """The same, awaited."""
+        return await self._helper.run(function)
 
     def _contribute(self) -> None:
         if not self._waiting:

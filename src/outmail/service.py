@@ -31,6 +31,7 @@ from outmail.policy.aliases import MAX_INCLUDED, AliasError, Directory, parse
 from outmail.policy.route import Routes, Rule, parse_relay
 from outmail.reports import post, vigil, watch
 from outmail.smtp import server as protocol
+from outmail.transport.mailbox import Mailboxes
 
 log = logging.getLogger("outmail")
 
@@ -280,7 +281,9 @@ def _receiver(door: LoopDoor, settings: Settings, known: Directory, config: Conf
     holder: list[Receiver] = []
 
     def policy(listener: Listener) -> Receiver:
-        holder.append(Receiver(known, domain, config.receive.mailboxes, config.receive.networks, listener.gate))
+        template = config.receive.mailboxes
+        mailboxes = Mailboxes(template, listener.door.run) if template else None
+        holder.append(Receiver(known, domain, mailboxes, config.receive.networks, listener.gate))
         return holder[0]
 
     listener = Listener(door, settings, policy, lambda line, session, request, then: holder[0].take(listener, line, session, request, then))

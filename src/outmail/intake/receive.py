@@ -8,6 +8,7 @@ Fails: as replies. Does not: write mailboxes (`transport.mailbox` does), or know
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
@@ -15,7 +16,7 @@ from outmail.accept import Draft
 from outmail.errors import Refused
 from outmail.intake.smtp import Line, Listener, reply_for, traced
 from outmail.mime import splice
-from outmail.model import Reply, new_id
+from outmail.model import Outcome, Reply, new_id
 from outmail.policy.admission import Network, is_trusted
 from outmail.policy.aliases import AliasError, Directory
 from outmail.smtp import server as protocol
@@ -30,10 +31,14 @@ UNKNOWN = Reply(550, "Nobody has this name here", "5.1.1")
 class Receiver:
     """For local domains only, unless the client may relay (``networks``)."""
 
-    def __init__(self, directory: Directory, domain: str, mailboxes: str, networks: tuple[Network, ...], gate: Callable[[], Reply | None]) -> None:
+    def __init__(
+        self, directory: Directory, domain: str, mailboxes: mailbox.Mailboxes | None, networks: tuple[Network, ...], gate: Callable[[], Reply | None]
+    ) -> None:
         self._directory = directory
         self._domain = domain
         self._mailboxes = mailboxes
+        #: Deliveries by LMTP under way.
+        self._writing: set[asyncio.Future[Outcome]] = set()
         self._networks = networks
         self._gate = gate
 
@@ -96,9 +101,20 @@ class Receiver:
     def _by_lmtp(self, listener: Listener, sender: str, content: bytes, targets: list[str], then: Callable[[Reply], None]) -> None:
         """A plain user's mailbox at once; an alias with several targets, or one elsewhere, by the queue."""
         if len(targets) == 1 and targets[0].endswith(f"@{self._domain}") and self._mailboxes:
-            listener.door.call(lambda: mailbox.attempt(self._mailboxes, sender, targets[0], content), lambda answer: then(_outcome(answer)))
+            writing = asyncio.ensure_future(self._mailboxes.attempt(sender, targets[0], content))
+            self._writing.add(writing)
+            writing.add_done_callback(lambda done: self._written(done, then))
         else:
             listener.door.accept(Draft(content, sender, targets, normal=True), lambda answer: then(reply_for(answer)))
+
+    def _written(self, writing: asyncio.Future[Outcome], then: Callable[[Reply], None]) -> None:
+        self._writing.discard(writing)
+        if writing.cancelled():
+            return  # the service has ended: nobody is there to be answered
+        problem = writing.exception()
+        if problem is not None:
+            log.error("a delivery failed by a bug of outmail", exc_info=problem)
+        then(Reply(451, "Internal error: come back later", "4.3.0") if problem is not None else writing.result().reply)
 
 
 class Everything:
@@ -109,13 +125,6 @@ class Everything:
 
     def rcpt(self, session: protocol.Server, address: str) -> Reply | None:
         return None
-
-
-def _outcome(answer: object) -> Reply:
-    if isinstance(answer, BaseException):
-        log.error("a delivery failed by a bug of outmail", exc_info=answer)
-        return Reply(451, "Internal error: come back later", "4.3.0")
-    return answer.reply  # type: ignore[attr-defined,no-any-return]
 
 
 def _no_loop(content: bytes, targets: set[str]) -> None:
