@@ -16,6 +16,7 @@ import logging
 import os
 import socket
 import ssl
+import stat
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -481,12 +482,19 @@ def _bound(host: str, port: int) -> Iterator[socket.socket]:
 
 
 def _remove_stale(path: str) -> None:
-    """A unix socket nobody listens on any more, from a service that was killed."""
-    with contextlib.suppress(FileNotFoundError), socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
+    """A unix socket nobody listens on any more, from a service that was killed. Whatever else has the name stays: binding says that it is taken."""
+    with contextlib.suppress(FileNotFoundError):
+        found = os.stat(path, follow_symlinks=False)
+        if not stat.S_ISSOCK(found.st_mode) or found.st_uid not in (os.geteuid(), 0):
+            return
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(1.0)
+            try:
+                probe.connect(path)
+            except ConnectionRefusedError:
+                os.unlink(path)
+            except (TimeoutError, BlockingIOError):
+                pass  # somebody is there, and very busy
 
 
 # -- passwords ----------------------------------------------------------------------------------------------------------
