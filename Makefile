@@ -73,7 +73,6 @@ soak: $(READY)
 	$(BIN)/python tests/campaigns/hosts.py --messages 100000
 	$(BIN)/python tests/campaigns/hosts.py --failovers 20
 	$(BIN)/python tests/campaigns/steady.py --minutes 30
-	$(BIN)/python tests/campaigns/bare.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
