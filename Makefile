@@ -70,6 +70,7 @@ soak: $(READY)
 	$(BIN)/python tests/campaigns/finished.py --rows $(SOAK_ROWS)
 	$(BIN)/python tests/campaigns/listening.py --kills $(SOAK_KILLS)
 	$(BIN)/python tests/campaigns/listening.py --minutes $(SOAK_MINUTES)
+	$(BIN)/python tests/campaigns/writers.py --minutes $(SOAK_MINUTES)
 	$(BIN)/python tests/campaigns/hosts.py --messages 100000
 	$(BIN)/python tests/campaigns/hosts.py --failovers 20
 	$(BIN)/python tests/campaigns/steady.py --minutes 30

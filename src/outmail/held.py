@@ -105,7 +105,10 @@ def boot_id() -> str:
 
 
 def started_at(pid: int) -> str:
-    """When a process began, in the kernel's ticks, which tells it from a later one of the same number. "" = it is gone, or nobody says."""
+    """When a process began, in the kernel's ticks: tells it from a later one of the same number.
+
+    "" = it is gone, or the system does not say.
+    """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             state, *rest = file.read().rpartition(b")")[2].split()

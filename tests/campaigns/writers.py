@@ -1,11 +1,14 @@
-"""The writers' campaign: whatever writes mail on this machine is killed and stopped at every system call that changes something.
+"""The writers' campaign: whatever writes mail on this machine is killed and stopped at every system call
+that changes something.
 
-Run: python tests/campaigns/writers.py --minutes 10. Engines with `sendmail:`, `mailbox:` (mbox and Maildir), `maildir:` and `file:` relays kill
-or stop themselves at one call after the other (before it, after it, in the middle of a write), are killed at random moments, or are told to end
-while they are at work. Beside the mboxes a program that knows nothing of outmail locks, reads, appends, and puts a new file in the old one's place.
-At random symbolic links, hard links, FIFOs and folders stand where mail belongs. Prints the seed; writes soak-writers.json beside the caller.
-Exit status 0 only if every message came whole, nobody got one twice without the uncertain mark, no reader who has the locks ever saw a torn
-entry, no foreign message was harmed, and nothing behind a link got a byte.
+Run: python tests/campaigns/writers.py --minutes 10. Engines with `sendmail:`, `mailbox:` (mbox and Maildir),
+`maildir:` and `file:` relays kill or stop themselves at one call after the other (before it, after it, in the
+middle of a write), are killed at random moments, or are told to end while they are at work. Beside the mboxes
+a program that knows nothing of outmail locks, reads, appends, and puts a new file in the old one's place. At
+random symbolic links, hard links, FIFOs and folders stand where mail belongs. Prints the seed; writes
+soak-writers.json beside the caller.
+Exit status 0 only if every message came whole, nobody got one twice without the uncertain mark, no reader who
+has the locks ever saw a torn entry, no foreign message was harmed, and nothing behind a link got a byte.
 """
 
 from __future__ import annotations
@@ -40,7 +43,19 @@ from outmail.outbox import Outbox, _route
 from outmail.wiring import build_engine
 
 KINDS = ("mbox", "sendmail", "maildir box", "maildir", "file")
-CALLS = ("open", "write", "rename", "replace", "link", "unlink", "fsync", "ftruncate", "mkdir", "utime", "posix_spawn")
+CALLS = (
+    "open",
+    "write",
+    "rename",
+    "replace",
+    "link",
+    "unlink",
+    "fsync",
+    "ftruncate",
+    "mkdir",
+    "utime",
+    "posix_spawn",
+)
 PEOPLE = ("alice", "bob", "carol")
 #: Whose mailbox is replaced by traps.
 TRAPPED = "carol"
@@ -63,8 +78,13 @@ def main() -> int:
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1 << 32)
     print(f"seed {seed}", flush=True)
     result = campaign(options.minutes * 60, seed)
-    result |= {"seed": seed, "machine": platform.platform(), "python": platform.python_version(),
-               "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()}  # fmt: skip
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    result |= {
+        "seed": seed,
+        "machine": platform.platform(),
+        "python": platform.python_version(),
+        "commit": commit.stdout.strip(),
+    }
     print(json.dumps(result, indent=1))
     if options.minutes >= 10:
         Path("soak-writers.json").write_text(json.dumps(result, indent=1) + "\n")
@@ -92,20 +112,30 @@ def campaign(seconds: float, seed: int, kinds: tuple[str, ...] = KINDS) -> dict[
     return {"seconds": round(time.monotonic() - began, 1), **dict(counts), "reached": turns, "bad": bad[:50]}
 
 
-# -- what is sent -------------------------------------------------------------------------------------------------------
+# -- what is sent --------------------------------------------------------------------------------------------
 
 
 def content(serial: str) -> bytes:
     """The message with this serial, the same in every process."""
     chance = random.Random(serial)
     size = chance.choice(_SIZES)
-    lines = [f"From line {i} of {serial} {chance.random()}" if i % 7 == 3 else f"{i} {chance.random()} {'x' * chance.randrange(60)}" for i in range(size // 60)]
-    head = f"From: s@here.test\r\nTo: you@here.test\r\nDate: Sat, 21 Nov 2026 10:00:00 +0000\r\nMessage-ID: <{serial}@here.test>\r\nX-Serial: {serial}\r\n\r\n"
+    lines = [
+        f"From line {i} of {serial} {chance.random()}"
+        if i % 7 == 3
+        else f"{i} {chance.random()} {'x' * chance.randrange(60)}"
+        for i in range(size // 60)
+    ]
+    head = (
+        "From: s@here.test\r\nTo: you@here.test\r\nDate: Sat, 21 Nov 2026 10:00:00 +0000\r\n"
+        f"Message-ID: <{serial}@here.test>\r\nX-Serial: {serial}\r\n\r\n"
+    )
     return (head + "".join(f"{line}\r\n" for line in lines)).encode()
 
 
 def foreign_content(serial: str) -> bytes:
-    return f"From: foreign\nX-Serial: {serial}\n\n{hashlib.sha256(serial.encode()).hexdigest() * 20}\n".encode()
+    return (
+        f"From: foreign\nX-Serial: {serial}\n\n{hashlib.sha256(serial.encode()).hexdigest() * 20}\n".encode()
+    )
 
 
 def serial_of(text: bytes) -> str:
@@ -115,10 +145,12 @@ def serial_of(text: bytes) -> str:
 
 def delivered_to(address: str, serial: str) -> bytes:
     """What a mailbox holds."""
-    return f"Return-Path: <s@here.test>\nDelivered-To: {address}\n".encode() + content(serial).replace(b"\r\n", b"\n")
+    return f"Return-Path: <s@here.test>\nDelivered-To: {address}\n".encode() + content(serial).replace(
+        b"\r\n", b"\n"
+    )
 
 
-# -- a round ------------------------------------------------------------------------------------------------------------
+# -- a round -------------------------------------------------------------------------------------------------
 
 
 class Round:
@@ -132,7 +164,9 @@ class Round:
         self.place.mkdir()
         self.relay = self._relay()
         self.serials = [f"{chance.randrange(1 << 60):x}" for _ in range(MESSAGES)]
-        self.to = [f"{name}@here.test" for name in PEOPLE] if kind in ("mbox", "maildir box") else ["you@here.test"]
+        self.to = (
+            [f"{name}@here.test" for name in PEOPLE] if kind in ("mbox", "maildir box") else ["you@here.test"]
+        )
         self.victim = Victim(folder)
 
     def _relay(self) -> str:
@@ -146,7 +180,11 @@ class Round:
 
     def run(self) -> list[str]:
         ids = in_child(self.folder, self._accept)
-        foreigners = [start(self._foreign, name, self.chance.random()) for name in PEOPLE if self.kind == "mbox" and name != TRAPPED]
+        foreigners = [
+            start(self._foreign, name, self.chance.random())
+            for name in PEOPLE
+            if self.kind == "mbox" and name != TRAPPED
+        ]
         try:
             for _ in range(KILLS):
                 with self._trap(ids):
@@ -156,23 +194,35 @@ class Round:
             self._last_life()
         finally:
             (self.folder / "stop").touch()
-            self.bad += [f"the foreign program ended with status {status}" for pid in foreigners if (status := os.waitpid(pid, 0)[1])]
+            self.bad += [
+                f"the foreign program ended with status {status}"
+                for pid in foreigners
+                if (status := os.waitpid(pid, 0)[1])
+            ]
         self._await_programs()
         states = in_child(self.folder, self._states, ids)
         self._judge(ids, states)
         return self.bad
 
-    # lives ---------------------------------------------------------------------------------------------------------
+    # lives --------------------------------------------------------------------------------------------------
 
     def _one_life(self) -> bool:
         """An engine until it is killed, in one of the ways; True when it found nothing more to do."""
         way = self.chance.choice(("call", "call", "call", "call", "stop", "moment", "end"))
-        at = self.turn // len(HOWS) % REACH + 1 if way == "call" else self.chance.randrange(1, REACH) if way == "stop" else 0
+        at = (
+            self.turn // len(HOWS) % REACH + 1
+            if way == "call"
+            else self.chance.randrange(1, REACH)
+            if way == "stop"
+            else 0
+        )
         how = HOWS[self.turn % len(HOWS)] if way == "call" else self.chance.choice(HOWS)
         self.turn += way == "call"
         named = self.chance.random() < 0.2
         seen, begun = os.pipe()
-        pid = start(self._engine, begun, at, how, signal.SIGSTOP if way == "stop" else signal.SIGKILL, named, LIFE)
+        pid = start(
+            self._engine, begun, at, how, signal.SIGSTOP if way == "stop" else signal.SIGKILL, named, LIFE
+        )
         os.close(begun)
         if way in ("moment", "end"):
             select.select([seen], [], [], LIFE)
@@ -182,7 +232,9 @@ class Round:
         _, status = os.waitpid(pid, os.WUNTRACED)
         if os.WIFSTOPPED(status):
             self.counts["stops"] += 1
-            other = start(self._engine, -1, 0, "", signal.SIGKILL, False, 0.3)  # it must not take what a stopped one holds for a dead one's
+            other = start(
+                self._engine, -1, 0, "", signal.SIGKILL, False, 0.3
+            )  # it must not take what a stopped one holds for a dead one's
             time.sleep(LIFE)
             os.kill(other, signal.SIGKILL)  # the stopped one may have the store
             os.waitpid(other, 0)
@@ -212,7 +264,11 @@ class Round:
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, engine.stop)
             life = asyncio.ensure_future(engine.run())
             deadline = time.monotonic() + seconds
-            while not life.done() and time.monotonic() < deadline and next(iter(box.find("-state:delivered")), None):
+            while (
+                not life.done()
+                and time.monotonic() < deadline
+                and next(iter(box.find("-state:delivered")), None)
+            ):
                 box.release("state:held")
                 box.retry("state:queued")
                 await asyncio.sleep(0.05)
@@ -230,13 +286,18 @@ class Round:
 
     def _accept(self) -> list[str]:
         box = self._box()
-        ids = [box.submit(content(serial), sender="s@here.test", recipients=self.to).id for serial in self.serials]
+        ids = [
+            box.submit(content(serial), sender="s@here.test", recipients=self.to).id
+            for serial in self.serials
+        ]
         box.close()
         return ids
 
     def _states(self, ids: list[str]) -> list[list[tuple[str, str, bool, str]]]:
         box = self._box()
-        found = [[(r.address, r.state, r.uncertain, r.reason) for r in box.status(id).recipients] for id in ids]
+        found = [
+            [(r.address, r.state, r.uncertain, r.reason) for r in box.status(id).recipients] for id in ids
+        ]
         box.close()
         return found
 
@@ -246,7 +307,7 @@ class Round:
         while self.kind == "sendmail" and list(self.place.glob("tmp.*")) and time.monotonic() < deadline:
             time.sleep(0.02)
 
-    # a program that knows nothing of us ----------------------------------------------------------------------------
+    # a program that knows nothing of us ---------------------------------------------------------------------
 
     def _foreign(self, name: str, seed: float) -> None:
         chance = random.Random(seed)
@@ -273,7 +334,7 @@ class Round:
                 sent += 1
                 (self.folder / f"foreign.{name}").write_text(str(sent))
 
-    # traps ---------------------------------------------------------------------------------------------------------
+    # traps --------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def _trap(self, ids: list[str]) -> Iterator[None]:
@@ -282,10 +343,17 @@ class Round:
             yield
             return
         where = {
-            "mbox": [self.place / TRAPPED, self.place / f"{TRAPPED}.lock", self.place / f".{TRAPPED}.outmail"],
+            "mbox": [
+                self.place / TRAPPED,
+                self.place / f"{TRAPPED}.lock",
+                self.place / f".{TRAPPED}.outmail",
+            ],
             "maildir box": [self.place / TRAPPED / "new", self.place / TRAPPED / "tmp", self.place / TRAPPED],
             "maildir": [self.place / "it" / "new", self.place / "it" / "tmp", self.place / "it"],
-            "file": [self.place / "it", *(self.place / "it" / f"{dot}{id}-1.eml" for id in ids for dot in ("", "."))],
+            "file": [
+                self.place / "it",
+                *(self.place / "it" / f"{dot}{id}-1.eml" for id in ids for dot in ("", ".")),
+            ],
         }[self.kind]
         target = self.chance.choice(where)
         aside = target.with_name(f"aside.{target.name}")
@@ -294,7 +362,12 @@ class Round:
             os.rename(target, aside)
         self.counts["traps"] += 1
         wrong = "folder" if self.kind == "mbox" or target.suffix == ".eml" else "file"
-        self.victim.put(target, self.chance.choice(("link to a file", "link to a folder", "link to nothing", "hard link", "fifo", wrong)))
+        traps = ["link to a file", "link to a folder", "link to nothing", "fifo", wrong]
+        if (
+            target.suffix != ".outmail"
+        ):  # a journal that is none is ours to replace, but for what hides behind it
+            traps.append("hard link")
+        self.victim.put(target, self.chance.choice(traps))
         try:
             yield
         finally:
@@ -302,7 +375,7 @@ class Round:
             if os.path.lexists(aside) and not os.path.lexists(target):
                 os.rename(aside, target)
 
-    # the judge -----------------------------------------------------------------------------------------------------
+    # the judge ----------------------------------------------------------------------------------------------
 
     def _judge(self, ids: list[str], states: list[list[tuple[str, str, bool, str]]]) -> None:
         got = self._found(ids)
@@ -322,7 +395,11 @@ class Round:
         self.counts["messages"] += len(ids)
         self.bad += [f"{path.name}: {path.read_text()}" for path in self.folder.glob("torn.*")]
         if self.kind == "mbox":
-            self.bad += [f"left behind: {path.name}" for path in self.place.iterdir() if path.name.endswith((".lock", ".outmail"))]
+            self.bad += [
+                f"left behind: {path.name}"
+                for path in self.place.iterdir()
+                if path.name.endswith((".lock", ".outmail"))
+            ]
 
     def _found(self, ids: list[str]) -> Counter[tuple[str, str]]:
         """Whole copies by serial and address; everything else is bad."""
@@ -336,7 +413,11 @@ class Round:
                 file = self.folder / f"foreign.{name}"
                 sent = int(file.read_text()) if file.exists() else 0
                 self.counts["foreign messages"] += sent
-                self.bad += [f"foreign message {i} in {name}: {serials[f'{name}-{i}']} copies" for i in range(sent) if serials[f"{name}-{i}"] != 1]
+                self.bad += [
+                    f"foreign message {i} in {name}: {serials[f'{name}-{i}']} copies"
+                    for i in range(sent)
+                    if serials[f"{name}-{i}"] != 1
+                ]
             return got
         for path, address in self._files():
             text = path.read_bytes() if path.is_file() else b""
@@ -352,8 +433,16 @@ class Round:
 
     def _files(self) -> list[tuple[Path, str]]:
         if self.kind == "maildir box":
-            return [(path, f"{name}@here.test") for name in PEOPLE for path in (self.place / name / "new").iterdir()]
-        shown = {"sendmail": self.place.glob("got.*"), "maildir": (self.place / "it" / "new").glob("*"), "file": (self.place / "it").glob("[!.]*")}[self.kind]
+            return [
+                (path, f"{name}@here.test")
+                for name in PEOPLE
+                for path in (self.place / name / "new").iterdir()
+            ]
+        shown = {
+            "sendmail": self.place.glob("got.*"),
+            "maildir": (self.place / "it" / "new").glob("*"),
+            "file": (self.place / "it").glob("[!.]*"),
+        }[self.kind]
         return [(path, "you@here.test") for path in shown]
 
     def _torn(self, path: Path, address: str, foreign: str) -> list[str]:
@@ -365,15 +454,23 @@ class Round:
             if serial.startswith(foreign):
                 wanted = foreign_content(serial)
             else:
-                wanted = re.sub(rb"(?m)^(>*From )", rb">\1", delivered_to(address, serial)) if serial in self.serials else b""
+                wanted = (
+                    re.sub(rb"(?m)^(>*From )", rb">\1", delivered_to(address, serial))
+                    if serial in self.serials
+                    else b""
+                )
             if entry != wanted + b"\n":
-                found.append(f"{path.name} has {len(entry)} bytes of an entry of {len(wanted)}: {entry[-60:]!r}")
+                found.append(
+                    f"{path.name} has {len(entry)} bytes of an entry of {len(wanted)}: {entry[-60:]!r}"
+                )
         return found
 
 
 def entries(text: bytes) -> list[bytes]:
     """What a reader takes for the messages of an mbox, each without its From line."""
-    return [part.partition(b"\n")[2] for part in re.split(rb"(?m)^From ", text)[1:]] + ([b"before any From line"] if text and not text.startswith(b"From ") else [])
+    return [part.partition(b"\n")[2] for part in re.split(rb"(?m)^From ", text)[1:]] + (
+        [b"before any From line"] if text and not text.startswith(b"From ") else []
+    )
 
 
 @contextlib.contextmanager
@@ -424,7 +521,13 @@ class Victim:
         elif what == "hard link":
             os.link(self.file, target)
         else:
-            target.symlink_to({"link to a file": self.file, "link to a folder": self.folder, "link to nothing": self.folder / "made"}[what])
+            target.symlink_to(
+                {
+                    "link to a file": self.file,
+                    "link to a folder": self.folder,
+                    "link to nothing": self.folder / "made",
+                }[what]
+            )
 
     def take(self, target: Path) -> list[str]:
         """Remove the trap; what it caught."""
@@ -456,19 +559,23 @@ class Victim:
 def _program(folder: Path, place: Path) -> Path:
     """A sendmail that reads everything, not at once, and accepts it all or nothing."""
     path = folder / "sendmail"
-    path.write_text(f'#!/bin/sh\nt="{place}/tmp.$$"\n: > "$t"\nsleep 0.01\ncat > "$t" && echo taken >&2 && mv "$t" "{place}/got.$$.$(date +%s%N)"\n')
+    path.write_text(
+        f'#!/bin/sh\nt="{place}/tmp.$$"\n: > "$t"\nsleep 0.01\ncat > "$t" && echo taken >&2 && mv "$t" "{place}/got.$$.$(date +%s%N)"\n'
+    )
     path.chmod(0o755)
     return path
 
 
-# -- dying --------------------------------------------------------------------------------------------------------------
+# -- dying ---------------------------------------------------------------------------------------------------
 
 
 _UNNAMED = getattr(os, "O_TMPFILE", 0) & ~os.O_DIRECTORY
 
 
 class Countdown:
-    """A signal for ourselves at the n-th call of a transport that changes something; 0 for none. ``begun`` gets a byte at the first one."""
+    """A signal for ourselves at the n-th call of a transport that changes something; 0 for none. ``begun``
+    gets a byte at the first one.
+    """
 
     def __init__(self, begun: int, at: int, how: str, number: int) -> None:
         self.begun, self.left, self.how, self.number = begun, at, how, number

@@ -32,8 +32,9 @@ class Receiver:
     """For local domains only, unless the client may relay (``networks``)."""
 
     def __init__(
-        self, directory: Directory, domain: str, mailboxes: mailbox.Mailboxes | None, networks: tuple[Network, ...], gate: Callable[[], Reply | None]
-    ) -> None:
+        self, directory: Directory, domain: str, mailboxes: mailbox.Mailboxes | None,
+        networks: tuple[Network, ...], gate: Callable[[], Reply | None],
+    ) -> None:  # fmt: skip
         self._directory = directory
         self._domain = domain
         self._mailboxes = mailboxes
@@ -112,9 +113,11 @@ class Receiver:
         if writing.cancelled():
             return  # the service has ended: nobody is there to be answered
         problem = writing.exception()
-        if problem is not None:
+        if problem is None:
+            then(writing.result().reply)
+        else:
             log.error("a delivery failed by a bug of outmail", exc_info=problem)
-        then(Reply(451, "Internal error: come back later", "4.3.0") if problem is not None else writing.result().reply)
+            then(Reply(451, "Internal error: come back later", "4.3.0"))
 
 
 class Everything:

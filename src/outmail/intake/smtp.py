@@ -482,7 +482,10 @@ def _bound(host: str, port: int) -> Iterator[socket.socket]:
 
 
 def _remove_stale(path: str) -> None:
-    """A unix socket nobody listens on any more, from a service that was killed. Whatever else has the name stays: binding says that it is taken."""
+    """A unix socket nobody listens on any more, from a service that was killed.
+
+    Whatever else has the name stays: binding says that it is taken.
+    """
     with contextlib.suppress(FileNotFoundError):
         found = os.stat(path, follow_symlinks=False)
         if not stat.S_ISSOCK(found.st_mode) or found.st_uid not in (os.geteuid(), 0):

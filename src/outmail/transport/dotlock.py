@@ -1,9 +1,11 @@
 """``<mbox>.lock``, as mail readers and other deliverers know it, and who holds it.
 
-Ours says who made it (pid, start of the process, boot, host), and is held by ``flock`` as long as its maker lives; it has its name only
-when both is so. Promises: a lock of somebody else is never broken, whatever its age; one of ours is taken over, name and all, when
-the kernel has let go of it and the process it names is gone, so between the dead holder and the next one nobody else gets in.
-Fails: `Locked` at once when somebody holds it; this module does not wait. None where the folder is not ours to write.
+Ours says who made it (pid, start of the process, boot, host), and is held by ``flock`` as long as its maker
+lives; it has its name only when both is so. Promises: a lock of somebody else is never broken, whatever its
+age; one of ours is taken over, name and all, when the kernel has let go of it and the process it names is
+gone, so between the dead holder and the next one nobody else gets in.
+Fails: `Locked` at once when somebody holds it; this module does not wait. None where the folder is not ours
+to write.
 """
 
 from __future__ import annotations
@@ -82,7 +84,10 @@ def _nobody_holds(folder: int, name: str) -> None:
 
 
 def _of_the_dead(folder: int, name: str) -> int | None:
-    """The lock of a process of ours that is gone, now held by us; None when it has vanished. Raises `Locked`."""
+    """The lock of a process of ours that is gone, now held by us; None when it has vanished.
+
+    Raises `Locked`.
+    """
     taken = Locked(errno.EAGAIN, f"another program holds {name}; if none does, remove that file")
     try:
         fd = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
@@ -107,14 +112,31 @@ def _of_the_dead(folder: int, name: str) -> int | None:
 
 def _who() -> str:
     pid = os.getpid()
-    return json.dumps({"lock of": "outmail", "pid": pid, "started": started_at(pid), "boot": boot_id(), "host": socket.gethostname()}) + "\n"
+    return (
+        json.dumps(
+            {
+                "lock of": "outmail",
+                "pid": pid,
+                "started": started_at(pid),
+                "boot": boot_id(),
+                "host": socket.gethostname(),
+            }
+        )
+        + "\n"
+    )
 
 
 def _read(fd: int) -> dict[str, Any] | None:
     """What one of ours says; None for one of somebody else."""
     try:
         said = json.loads(os.pread(fd, _LONGEST, 0))
-        return said if said["lock of"] == "outmail" and isinstance(said["pid"], int) and {"started", "boot", "host"} <= said.keys() else None
+        return (
+            said
+            if said["lock of"] == "outmail"
+            and isinstance(said["pid"], int)
+            and {"started", "boot", "host"} <= said.keys()
+            else None
+        )
     except (ValueError, KeyError, TypeError):
         return None
 

@@ -1,8 +1,9 @@
 """Handing over on this machine: a program's stdin (`pipe`), a Maildir, a folder of .eml files, or nothing.
 
-Promises: files appear under their name only whole and on disk (write, fsync, link, fsync of the folder), in folders entered as
-`places` says, and take nobody's name; the final dot's place is taken by the moment before the program is started or the file gets its name.
-A file of a `file:` folder is named for its message, so another attempt of one that is there already changes nothing.
+Promises: files appear under their name only whole and on disk (write, fsync, link, fsync of the folder), in
+folders entered as `places` says, and take nobody's name; the final dot's place is taken by the moment before
+the program is started or the file gets its name. A file of a `file:` folder is named for its message, so
+another attempt of one that is there already changes nothing.
 Does not: lock mailboxes, or run as another user. Calls that block run one at a time in the engine's turn.
 """
 
@@ -26,7 +27,12 @@ class LocalTransport:
 
     def __init__(self, relay: Relay) -> None:
         self.relay = relay
-        self._deliver = {"sendmail": self._pipe, "maildir": self._maildir, "file": self._file, "null": self._null}[relay.scheme]
+        self._deliver = {
+            "sendmail": self._pipe,
+            "maildir": self._maildir,
+            "file": self._file,
+            "null": self._null,
+        }[relay.scheme]
 
     async def session(self, feed: Feed) -> None:
         """Deliver until the feed has no more."""
@@ -58,13 +64,21 @@ class LocalTransport:
                 file.appear(folder, name)
             except FileExistsError:
                 if not places.holds(folder, name, delivery.content):
-                    raise places.Unsafe(f"{self.relay.path}/{name} is there already and is something else: move it away") from None
+                    raise places.Unsafe(
+                        f"{self.relay.path}/{name} is there already and is something else: move it away"
+                    ) from None
             os.fsync(folder)
             return name
 
         await self._write(delivery, feed, lambda folder: places.Unseen(folder, delivery.content), appear)
 
-    async def _write(self, delivery: Delivery, feed: Awaited, prepared: Callable[[int], AbstractContextManager[F]], appear: Callable[[int, F], str]) -> None:
+    async def _write(
+        self,
+        delivery: Delivery,
+        feed: Awaited,
+        prepared: Callable[[int], AbstractContextManager[F]],
+        appear: Callable[[int, F], str],
+    ) -> None:
         """``prepared``: the file on disk, without its name; ``appear`` gives it the name."""
         with ExitStack() as stack:
             try:
@@ -74,14 +88,25 @@ class LocalTransport:
                 if await _dot(delivery, feed):
                     delivery.all(_delivered(f"written as {appear(folder, file)}"))
             except OSError as problem:
-                text = str(problem.strerror) if isinstance(problem, places.Unsafe) else f"{self.relay.path}: {problem.strerror or problem}"
+                text = (
+                    str(problem.strerror)
+                    if isinstance(problem, places.Unsafe)
+                    else f"{self.relay.path}: {problem.strerror or problem}"
+                )
                 delivery.all(Outcome("deferred", "destination", "local", Reply(0, text)))
 
 
 async def _dot(delivery: Delivery, feed: Awaited) -> bool:
     if await feed.dot(delivery, delivery.recipients):
         return True
-    delivery.all(Outcome("deferred", "destination", "dot", Reply(0, "the hand-over could not be put on record, so it did not happen")))
+    delivery.all(
+        Outcome(
+            "deferred",
+            "destination",
+            "dot",
+            Reply(0, "the hand-over could not be put on record, so it did not happen"),
+        )
+    )
     return False
 
 

@@ -1,10 +1,12 @@
 """Final delivery into Maildirs and mboxes that this user may write.
 
-Promises: a Maildir file appears only complete and synced; an mbox gets its entry whole or not at all (`mbox`); every recipient has its own
-outcome; Return-Path and Delivered-To are put in front; lines end in LF. A mailbox that somebody has locked is waited for in the
-loop, by one delivery at a time and two seconds at most, so it holds up nobody else; then, and for the next deliveries to it, it is deferred.
-A message that bears our own Delivered-To for the user is a loop and is refused.
-Fails: as outcomes: trouble with a file is deferred. Does not: create home folders, run programs, or change user.
+Promises: a Maildir file appears only complete and synced; an mbox gets its entry whole or not at all
+(`mbox`); every recipient has its own outcome; Return-Path and Delivered-To are put in front; lines end in LF.
+A mailbox that somebody has locked is waited for in the loop, by one delivery at a time and two seconds at
+most, so it holds up nobody else; then, and for the next deliveries to it, it is deferred. A message that
+bears our own Delivered-To for the user is a loop and is refused.
+Fails: as outcomes: trouble with a file is deferred. Does not: create home folders, run programs, or change
+user.
 """
 
 from __future__ import annotations
@@ -51,11 +53,20 @@ class MailboxTransport:
                 waiting = [r for r in delivery.recipients if r.outcome is None]
                 await asyncio.gather(*(self._one(delivery, recipient) for recipient in waiting))
             else:
-                delivery.all(Outcome("deferred", "destination", "dot", Reply(0, "the delivery could not be put on record, so it did not happen")))
+                delivery.all(
+                    Outcome(
+                        "deferred",
+                        "destination",
+                        "dot",
+                        Reply(0, "the delivery could not be put on record, so it did not happen"),
+                    )
+                )
             feed.done(delivery)
 
     async def _one(self, delivery: Delivery, recipient: Leased) -> None:
-        recipient.outcome = await self._mailboxes.attempt(delivery.sender, recipient.address, delivery.content)
+        recipient.outcome = await self._mailboxes.attempt(
+            delivery.sender, recipient.address, delivery.content
+        )
 
 
 class Mailboxes:
@@ -72,9 +83,19 @@ class Mailboxes:
         try:
             where = await self._patiently(address, partial(deliver, self._template, sender, address, content))
         except Looping:
-            return Outcome("refused", "recipient", "local", Reply(554, f"mail for {address} goes round in a circle", "5.4.6"))
+            return Outcome(
+                "refused",
+                "recipient",
+                "local",
+                Reply(554, f"mail for {address} goes round in a circle", "5.4.6"),
+            )
         except OSError as problem:
-            return Outcome("deferred", "recipient", "local", Reply(451, f"the mailbox of {address}: {problem.strerror or problem}", "4.2.0"))
+            return Outcome(
+                "deferred",
+                "recipient",
+                "local",
+                Reply(451, f"the mailbox of {address}: {problem.strerror or problem}", "4.2.0"),
+            )
         return Outcome("delivered", "recipient", "local", Reply(250, f"delivered to {where}", "2.0.0"))
 
     async def _patiently(self, address: str, delivering: Callable[[], str]) -> str:
@@ -99,12 +120,18 @@ class Mailboxes:
 
 
 def deliver(template: str, sender: str, address: str, content: bytes) -> str:
-    """Write the message into the user's mailbox; returns its path. Raises OSError (`Locked` without waiting) or `Looping`."""
+    """Write the message into the user's mailbox; returns its path. Raises OSError (`Locked` without waiting)
+    or `Looping`.
+    """
     user = address.rpartition("@")[0]
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", user, re.ASCII):
         raise PermissionError(1, f"{user!r} cannot be part of a path")
     mark = b"delivered-to: " + address.lower().encode()
-    if any(field.lower().split(b"\r\n", 1)[0].strip() == mark for name, field in splice.fields(content) if name == "delivered-to"):
+    if any(
+        field.lower().split(b"\r\n", 1)[0].strip() == mark
+        for name, field in splice.fields(content)
+        if name == "delivered-to"
+    ):
         raise Looping
     whole = f"Return-Path: <{sender}>\nDelivered-To: {address}\n".encode() + content.replace(b"\r\n", b"\n")
     path = template.replace("{user}", user)
@@ -117,12 +144,16 @@ def deliver(template: str, sender: str, address: str, content: bytes) -> str:
 
 
 def _fixed(template: str) -> int:
-    """How many of the path's parts are the administrator's word alone: before the user's name, and before the last one."""
+    """How many of the path's parts are the administrator's word alone: before the user's name, and before the
+    last one.
+    """
     parts = places.parts(template)
     return next((i for i, part in enumerate(parts) if "{user}" in part), len(parts) - 1)
 
 
-def to_maildir(path: str, content: bytes, owner: places.Owner = places.OURS, fixed: int | None = None) -> None:
+def to_maildir(
+    path: str, content: bytes, owner: places.Owner = places.OURS, fixed: int | None = None
+) -> None:
     """tmp, fsync, link to new, fsync of the folder."""
     root = places.open_folder(path, owner, linked=fixed, make=True)
     try:
@@ -132,11 +163,17 @@ def to_maildir(path: str, content: bytes, owner: places.Owner = places.OURS, fix
         os.close(root)
 
 
-def to_mbox(path: str, sender: str, content: bytes, owner: places.Owner = places.OURS, fixed: int | None = None) -> None:
+def to_mbox(
+    path: str, sender: str, content: bytes, owner: places.Owner = places.OURS, fixed: int | None = None
+) -> None:
     """Append an entry: From line, content with its From lines quoted, blank line."""
     stamp = time.strftime("%a %b %d %H:%M:%S %Y", time.gmtime())
     quoted = re.sub(rb"(?m)^(>*From )", rb">\1", content)
-    entry = f"From {sender or 'MAILER-DAEMON'} {stamp}\n".encode() + quoted + (b"\n" if quoted.endswith(b"\n") else b"\n\n")
+    entry = (
+        f"From {sender or 'MAILER-DAEMON'} {stamp}\n".encode()
+        + quoted
+        + (b"\n" if quoted.endswith(b"\n") else b"\n\n")
+    )
     above, _, name = path.rpartition("/")
     folder = places.open_folder(above, owner, linked=len(places.parts(above)) if fixed is None else fixed)
     try:

@@ -1,11 +1,12 @@
 """Appending to an mbox, so that a crash leaves no half message in it.
 
-Both locks are held (`dotlock`, and fcntl on the file). Before anything is appended, a journal beside the mbox (``.<mbox>.outmail``) holds
-the mbox's inode, its length and the whole entry, on disk; where that folder is not ours to write, the journal is in
-``$XDG_STATE_HOME/outmail/mbox`` (``~/.local/state``). Who opens the mbox next and finds a journal cuts the file back to that length,
-but only when the inode is the same and what stands behind it is a beginning of the entry, not all of it.
-Promises: an entry is there whole or not at all; if another program broke the lock and wrote behind a half one, nothing is cut, and the
-next entry still begins on a line of its own behind a blank one.
+Both locks are held (`dotlock`, and fcntl on the file). Before anything is appended, a journal beside the mbox
+(``.<mbox>.outmail``) holds the mbox's inode, its length and the whole entry, on disk; where that folder is
+not ours to write, the journal is in ``$XDG_STATE_HOME/outmail/mbox`` (``~/.local/state``). Who opens the mbox
+next and finds a journal cuts the file back to that length, but only when the inode is the same and what
+stands behind it is a beginning of the entry, not all of it.
+Promises: an entry is there whole or not at all; if another program broke the lock and wrote behind a half
+one, nothing is cut, and the next entry still begins on a line of its own behind a blank one.
 Fails: `OSError`; `Locked` at once when somebody else writes. Does not: wait, or know users.
 """
 
@@ -27,7 +28,8 @@ from outmail.transport.dotlock import Locked
 log = logging.getLogger("outmail.mailbox")
 
 _MARK = b"outmail mbox journal 1\n"
-#: One thread of this process writes a mailbox: fcntl's locks do not keep threads apart. Two mailboxes may share one of these.
+#: One thread of this process writes a mailbox: fcntl's locks do not keep threads apart. Two mailboxes may
+#: share one of these.
 _threads = tuple(threading.Lock() for _ in range(64))
 #: How long one of ours may take to write a message.
 _WRITING = 30.0
@@ -43,7 +45,9 @@ if hasattr(os, "register_at_fork"):
 
 
 def append(folder: int, name: str, where: str, entry: bytes, owner: places.Owner) -> None:
-    """One entry, from its From line to its blank line, at the end of ``name`` in ``folder``; ``where`` is its path, for people."""
+    """One entry, from its From line to its blank line, at the end of ``name`` in ``folder``; ``where`` is its
+    path, for people.
+    """
     with _only_thread(where), _locked(folder, name):
         for _ in range(10):
             fd, made = places.open_file(folder, name, where, owner)
@@ -118,7 +122,7 @@ def _separator(fd: int, size: int) -> bytes:
     return b"\n" if end.endswith(b"\n") else b"\n\n"
 
 
-# -- the journal --------------------------------------------------------------------------------------------------------
+# -- the journal ---------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -132,7 +136,11 @@ def _journal_folder(folder: int, name: str, where: str) -> Iterator[tuple[int, s
     try:
         place = places.open_folder(kept, make=True)
     except OSError as problem:
-        raise OSError(problem.errno, f"neither its folder nor {kept} may be written ({problem.strerror}), so a write cut short could not be undone") from None
+        raise OSError(
+            problem.errno,
+            f"neither its folder nor {kept} may be written ({problem.strerror}), so a write cut short could "
+            "not be undone",
+        ) from None
     try:
         yield place, hashlib.sha256(os.path.realpath(where).encode()).hexdigest()
     finally:
@@ -156,27 +164,41 @@ def _recover(fd: int, place: int, journal: str, where: str) -> None:
     if cut:
         os.ftruncate(fd, length)
         os.fsync(fd)
-        log.warning("%s: %d bytes of a message whose delivery was cut short are removed; it is delivered again", where, cut)
+        log.warning(
+            "%s: %d bytes of a message whose delivery was cut short are removed; it is delivered again",
+            where,
+            cut,
+        )
     os.unlink(journal, dir_fd=place)
 
 
 def partial(same: bool, behind: bytes, entry: bytes) -> int:
-    """How many bytes stand there that are the beginning of an entry, and nothing but that; 0 when it is whole, or something else."""
+    """How many bytes stand there that are the beginning of an entry, and nothing but that; 0 when it is
+    whole, or something else.
+    """
     return len(behind) if same and len(behind) < len(entry) and entry.startswith(behind) else 0
 
 
 def _read_journal(place: int, journal: str, where: str) -> tuple[int, int, bytes]:
-    """(inode, length, entry). The entry is empty when the journal cannot be meant: it was not written whole, so nothing was appended."""
+    """(inode, length, entry). The entry is empty when the journal cannot be meant: it was not written whole,
+    so nothing was appended.
+    """
     try:
         fd = os.open(journal, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=place)
     except FileNotFoundError:
         raise
     except OSError as problem:
-        raise places.Unsafe(f"the journal {journal} of {where} cannot be read ({problem.strerror}): see who made it, and remove it") from None
+        raise places.Unsafe(
+            f"the journal {journal} of {where} cannot be read ({problem.strerror}): see who made it, and "
+            "remove it"
+        ) from None
     with open(fd, "rb") as file:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
-            raise places.Unsafe(f"the journal {journal} of {where} is not a file of outmail's (uid {found.st_uid}): see who made it, and remove it")
+            raise places.Unsafe(
+                f"the journal {journal} of {where} is not a file of outmail's (uid {found.st_uid}): see who "
+                "made it, and remove it"
+            )
         mark, head, entry = file.readline(len(_MARK)), file.readline(200), file.read()
     try:
         said = json.loads(head)

@@ -1,10 +1,12 @@
 """Handing over to a program's stdin, as sendmail does.
 
-Promises: the program never sees less than the whole message: its stdin is a file that holds all of it, so killing us changes nothing for
-it; the dot is on record before it is started. It inherits stdin, stdout (nothing), stderr and our environment: no other descriptor, no blocked or
-ignored signal; it has a process group of its own, so that what is typed at our terminal does not reach it. Of its stderr the beginning is kept and the
-rest read away; when it has ended nobody waits for who still holds it. One that does not end in time, or is under way when the
-session is cancelled, gets SIGTERM, after `GRACE` seconds SIGKILL, and is reaped; its outcome is unknown.
+Promises: the program never sees less than the whole message: its stdin is a file that holds all of it, so
+killing us changes nothing for it; the dot is on record before it is started. It inherits stdin, stdout
+(nothing), stderr and our environment: no other descriptor, no blocked or ignored signal; it has a process
+group of its own, so that what is typed at our terminal does not reach it. Of its stderr the beginning is kept
+and the rest read away; when it has ended nobody waits for who still holds it. One that does not end in time,
+or is under way when the session is cancelled, gets SIGTERM, after `GRACE` seconds SIGKILL, and is reaped; its
+outcome is unknown.
 Fails: as outcomes; exit status by sysexits. Does not: run as another user.
 """
 
@@ -22,9 +24,17 @@ from outmail.model import Delivery, Outcome, Reply
 from outmail.policy.route import Relay
 from outmail.transport import Awaited, places
 
-_LATER = {69: "service unavailable", 70: "internal error", 71: "system error", 72: "system file missing", 73: "cannot create output",
-          74: "input/output error", 75: "temporary failure", 77: "permission denied", 78: "configuration error"}  # fmt: skip
-_NEVER = {64: "wrong usage", 65: "data error", 66: "no input", 67: "no such user", 68: "no such host", 76: "protocol error"}
+_LATER = {69: "service unavailable", 70: "internal error", 71: "system error", 72: "system file missing",
+          73: "cannot create output", 74: "input/output error", 75: "temporary failure", 77: "permission denied",
+          78: "configuration error"}  # fmt: skip
+_NEVER = {
+    64: "wrong usage",
+    65: "data error",
+    66: "no input",
+    67: "no such user",
+    68: "no such host",
+    76: "protocol error",
+}
 
 #: Seconds between SIGTERM and SIGKILL.
 GRACE = 2.0
@@ -36,15 +46,31 @@ _LOOK, _LONGEST_LOOK = 0.002, 0.1
 
 async def hand_over(relay: Relay, delivery: Delivery, feed: Awaited) -> None:
     """The message to one run of the program; every recipient has its outcome then."""
-    arguments = [relay.path, "-i", "-f", delivery.sender or "<>", "--", *(r.address for r in delivery.recipients)]
+    arguments = [
+        relay.path,
+        "-i",
+        "-f",
+        delivery.sender or "<>",
+        "--",
+        *(r.address for r in delivery.recipients),
+    ]
     with contextlib.ExitStack() as stack:
         try:
             content = stack.enter_context(_whole_file(delivery.content.replace(b"\r\n", b"\n")))
         except OSError as problem:
-            delivery.all(_trouble(f"the message could not be put into a file for {relay.path}: {problem.strerror}"))
+            delivery.all(
+                _trouble(f"the message could not be put into a file for {relay.path}: {problem.strerror}")
+            )
             return
         if not await feed.dot(delivery, delivery.recipients):
-            delivery.all(Outcome("deferred", "destination", "dot", Reply(0, "the hand-over could not be put on record, so it did not happen")))
+            delivery.all(
+                Outcome(
+                    "deferred",
+                    "destination",
+                    "dot",
+                    Reply(0, "the hand-over could not be put on record, so it did not happen"),
+                )
+            )
             return
         try:
             program = stack.enter_context(Program(arguments, content))
@@ -76,7 +102,10 @@ def _unknown(text: str) -> Outcome:
 def by_status(status: int | None, words: str) -> Outcome:
     """An exit status as an outcome; negative: a signal, None: nobody knows."""
     if status is None:
-        return _unknown("the exit status of the sendmail program is not to be had: something in this process takes it (SIGCHLD ignored?)")
+        return _unknown(
+            "the exit status of the sendmail program is not to be had: something in this process takes it "
+            "(SIGCHLD ignored?)"
+        )
     if status < 0:
         return _unknown(f"the sendmail program was killed by signal {-status}")
     if status == 0:
@@ -192,24 +221,40 @@ class Program:
 
 
 def _spawned(arguments: list[str], stdin: int, stderr: int) -> int:
-    """By posix_spawn, because nothing else sets the child's signal mask without running Python between fork and exec."""
+    """By posix_spawn, because nothing else sets the child's signal mask without running Python between fork
+    and exec.
+    """
     import fcntl
 
-    above = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in (stdin, stderr)]  # where our own 0, 1, 2 are closed, these may have their place
+    above = [
+        fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in (stdin, stderr)
+    ]  # where our own 0, 1, 2 are closed, these may have their place
     try:
         actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = [
-            (os.POSIX_SPAWN_DUP2, above[0], 0), (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0), (os.POSIX_SPAWN_DUP2, above[1], 2),
-        ]  # fmt: skip
+            (os.POSIX_SPAWN_DUP2, above[0], 0),
+            (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+            (os.POSIX_SPAWN_DUP2, above[1], 2),
+        ]
         actions += [(os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable()]
         default = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
-        return os.posix_spawn(arguments[0], arguments, os.environ, file_actions=actions, setpgroup=0, setsigmask=(), setsigdef=default)
+        return os.posix_spawn(
+            arguments[0],
+            arguments,
+            os.environ,
+            file_actions=actions,
+            setpgroup=0,
+            setsigmask=(),
+            setsigdef=default,
+        )
     finally:
         for fd in above:
             os.close(fd)
 
 
 def _inheritable() -> list[int]:
-    """Descriptors beyond stderr that a child would get: those the service manager handed over, those of C libraries."""
+    """Descriptors beyond stderr that a child would get: those the service manager handed over, those of C
+    libraries.
+    """
     found = []
     for name in os.listdir("/dev/fd"):
         fd = int(name)

@@ -1,10 +1,12 @@
 """Where mail is written: folders and files opened so that nobody can lead the writing elsewhere.
 
-Promises: a folder is entered part by part, by descriptor; a symbolic link is followed only among the parts that the administrator wrote,
-and only when it belongs to root or to us; a folder that everybody may write and that is not sticky is not entered, and below a sticky one
-only what belongs to root, to us, or to the mailbox's user. A file that is appended to is a regular one with one name and one of these owners.
-A new file gets its name whole and on disk, and never takes a name that something else has.
-Fails: `OSError`; as `Unsafe` with a sentence for the administrator. Does not: guard against root, or against whoever is us.
+Promises: a folder is entered part by part, by descriptor; a symbolic link is followed only among the parts
+that the administrator wrote, and only when it belongs to root or to us; a folder that everybody may write and
+that is not sticky is not entered, and below a sticky one only what belongs to root, to us, or to the
+mailbox's user. A file that is appended to is a regular one with one name and one of these owners. A new file
+gets its name whole and on disk, and never takes a name that something else has.
+Fails: `OSError`; as `Unsafe` with a sentence for the administrator. Does not: guard against root, or against
+whoever is us.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ class Unsafe(PermissionError):
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Whose files these may be: ours, and of the account that the mailbox is named for. What root makes is given to that account."""
+    """Whose files these may be: ours, and of the account that the mailbox is named for. What root makes is
+    given to that account.
+    """
 
     user: str = ""
 
@@ -68,11 +72,13 @@ class Owner:
 OURS = Owner()
 
 
-# -- folders ------------------------------------------------------------------------------------------------------------
+# -- folders -------------------------------------------------------------------------------------------------
 
 
 def open_folder(path: str, owner: Owner = OURS, *, linked: int | None = None, make: bool = False) -> int:
-    """The folder as a descriptor. Among its first ``linked`` parts (all but the last) links may stand; ``make`` makes what is missing."""
+    """The folder as a descriptor. Among its first ``linked`` parts (all but the last) links may stand;
+    ``make`` makes what is missing.
+    """
     wanted = parts(path)
     linked = len(wanted) - 1 if linked is None else linked
     ahead = [(part, i < linked) for i, part in enumerate(wanted)][::-1]
@@ -82,7 +88,15 @@ def open_folder(path: str, owner: Owner = OURS, *, linked: int | None = None, ma
             part, may_link = ahead.pop()
             target = _link(fd, part, os.path.join(here, part), may_link)
             if target is None:
-                deeper = enter(fd, part, os.path.join(here, part), owner, make=make, give=not may_link, passing=bool(ahead))
+                deeper = enter(
+                    fd,
+                    part,
+                    os.path.join(here, part),
+                    owner,
+                    make=make,
+                    give=not may_link,
+                    passing=bool(ahead),
+                )
                 os.close(fd)
                 fd, here = deeper, os.path.join(here, part)
                 continue
@@ -99,7 +113,16 @@ def open_folder(path: str, owner: Owner = OURS, *, linked: int | None = None, ma
     return fd
 
 
-def enter(above: int, name: str, where: str, owner: Owner, *, make: bool = False, give: bool = True, passing: bool = False) -> int:
+def enter(
+    above: int,
+    name: str,
+    where: str,
+    owner: Owner,
+    *,
+    make: bool = False,
+    give: bool = True,
+    passing: bool = False,
+) -> int:
     """One folder further, never by a link. ``where`` is its path, for people."""
     made = False
     while True:
@@ -135,7 +158,10 @@ def _link(above: int, name: str, where: str, allowed: bool) -> str | None:
     if not stat.S_ISLNK(found.st_mode):
         return None
     if not allowed or found.st_uid not in (0, os.geteuid()):
-        raise Unsafe(f"{where} is a symbolic link, and mail is not written through it: configure the folder it means, or put a folder there")
+        raise Unsafe(
+            f"{where} is a symbolic link, and mail is not written through it: configure the folder it "
+            "means, or put a folder there"
+        )
     return os.readlink(name, dir_fd=above)
 
 
@@ -154,9 +180,15 @@ def _made(above: int, name: str) -> bool:
 
 def _check_folder(above: os.stat_result, found: os.stat_result, where: str, owner: Owner) -> None:
     if found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX:
-        raise Unsafe(f"everybody may write {where} (mode {stat.S_IMODE(found.st_mode):o}), so mail is not safe there: chmod o-w {where}")
+        raise Unsafe(
+            f"everybody may write {where} (mode {stat.S_IMODE(found.st_mode):o}), so mail is not safe "
+            f"there: chmod o-w {where}"
+        )
     if above.st_mode & stat.S_IWOTH and found.st_uid != 0 and not owner.owns(found.st_uid):
-        raise Unsafe(f"{where} lies where everybody may make folders, and uid {found.st_uid} made it: remove it, or use another folder")
+        raise Unsafe(
+            f"{where} lies where everybody may make folders, and uid {found.st_uid} made it: remove it, or "
+            "use another folder"
+        )
 
 
 def _what_is_it(above: int, name: str, where: str, problem: OSError) -> OSError:
@@ -166,11 +198,13 @@ def _what_is_it(above: int, name: str, where: str, problem: OSError) -> OSError:
     except OSError:
         return problem
     if stat.S_ISLNK(mode):
-        return Unsafe(f"{where} is a symbolic link, and mail is not written through it: put what it means in its place")
+        return Unsafe(
+            f"{where} is a symbolic link, and mail is not written through it: put what it means in its place"
+        )
     return problem
 
 
-# -- files that are appended to -----------------------------------------------------------------------------------------
+# -- files that are appended to ------------------------------------------------------------------------------
 
 
 def open_file(folder: int, name: str, where: str, owner: Owner) -> tuple[int, bool]:
@@ -199,10 +233,16 @@ def _check_file(found: os.stat_result, where: str, owner: Owner) -> None:
     if not stat.S_ISREG(found.st_mode):
         raise Unsafe(f"{where} is not a regular file, so no mail is written into it: remove it")
     if found.st_nlink > 1:
-        raise Unsafe(f"{where} is the same file as another one ({found.st_nlink} hard links), so no mail is written into it: make it a file of its own")
+        raise Unsafe(
+            f"{where} is the same file as another one ({found.st_nlink} hard links), so no mail is written "
+            "into it: make it a file of its own"
+        )
     if not owner.owns(found.st_uid):
         whose = f"outmail (uid {os.geteuid()})" + (f" nor {owner.user}" if owner.user else "")
-        raise Unsafe(f"{where} belongs to uid {found.st_uid}, neither to {whose}: chown it to the one who gets the mail")
+        raise Unsafe(
+            f"{where} belongs to uid {found.st_uid}, neither to {whose}: chown it to the one who gets the "
+            "mail"
+        )
 
 
 def names(folder: int, name: str, fd: int) -> bool:
@@ -215,11 +255,13 @@ def names(folder: int, name: str, fd: int) -> bool:
     return (found.st_dev, found.st_ino) == (held.st_dev, held.st_ino)
 
 
-# -- new files ----------------------------------------------------------------------------------------------------------
+# -- new files -----------------------------------------------------------------------------------------------
 
 
 class Unseen:
-    """A new file, whole and on disk, that has no name yet (or, where the system needs one, a name that says it is temporary)."""
+    """A new file, whole and on disk, that has no name yet (or, where the system needs one, a name that says
+    it is temporary).
+    """
 
     def __init__(self, folder: int, content: bytes, owner: Owner = OURS) -> None:
         self.fd, self._name, self._folder = -1, "", folder
@@ -284,12 +326,16 @@ def holds(folder: int, name: str, content: bytes) -> bool:
         return stat.S_ISREG(found.st_mode) and found.st_size == len(content) and file.read() == content
 
 
-# -- names --------------------------------------------------------------------------------------------------------------
+# -- names ---------------------------------------------------------------------------------------------------
 
 
 def file_name(id: str, n: int) -> str:
     """The name of a message's file: its id when that is one of ours, else made from its hash."""
-    safe = id if _OWN_ID.fullmatch(id) else "other-" + hashlib.sha256(id.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    safe = (
+        id
+        if _OWN_ID.fullmatch(id)
+        else "other-" + hashlib.sha256(id.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    )
     return f"{safe}-{int(n)}.eml"
 
 
