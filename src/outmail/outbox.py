@@ -32,7 +32,7 @@ from outmail.config import Config, load, relay_in_code
 from outmail.errors import ConfigError, NotFound, NotStored, Refused
 from outmail.intake import api
 from outmail.intake.takeover import TakeOver, written
-from outmail.model import Attempt, Dsn, Event, Filter, Receipt, Status, is_id, keyed_id
+from outmail.model import Attempt, Dsn, Event, Filter, Receipt, RecipientStatus, Status, is_id, keyed_id
 from outmail.policy.route import Routes
 from outmail.reports import door as reports_door
 from outmail.smtp.syntax import printable
@@ -43,6 +43,8 @@ from outmail.worker import Worker, started
 
 log = logging.getLogger("outmail")
 
+#: What a recipient waits for whose route the engines of this configuration do not know.
+UNKNOWN_ROUTE = "route unknown here"
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -180,12 +182,18 @@ class Outbox:
         return self._accept(_indexed(items, self._complete), using)
 
     def _composed(self, words: dict[str, Any]) -> Draft:
+        self._learn(words.get("relay"))
+        return self._drafted(words)
+
+    def _drafted(self, words: dict[str, Any]) -> Draft:
+        """The words of ``send``, perhaps from a row of somebody's database: nothing is learned from them."""
         words = self._named(words)
         words.setdefault("sender", None)
         words["sender"] = words["sender"] or self._config.sender or None
         return _call(api.composed, "send", self._clock.now(), self._config.hostname, **words)  # type: ignore[no-any-return]
 
     def _complete(self, words: dict[str, Any]) -> Draft:
+        self._learn(words.get("relay"))
         return _call(api.complete, "submit", self._clock.now(), **self._named(words))  # type: ignore[no-any-return]
 
     def _named(self, words: dict[str, Any]) -> dict[str, Any]:
@@ -193,6 +201,18 @@ class Outbox:
         relay = words.pop("relay", None)
         words["route"] = _route(relay, self._config)[0] if relay is not None else self._route
         return words
+
+    def _learn(self, relay: Any) -> None:
+        """A relay named in code, for the engine of this program: it knows then what a stored name alone would not tell (`Routes.resolve`)."""
+        if relay is None or not self._threaded:
+            return
+        name, routes = _route(relay, self._config)
+        if name is None or self._routes.resolve(name):
+            return
+        with self._starting:
+            self._routes = self._routes.with_relays([routes.relays[name]])
+            if self._engine is not None and self._pid == os.getpid():
+                self._engine.engine.routes = self._engine.engine.routes.with_relays([routes.relays[name]])
 
     def _accept(self, drafts: list[Draft], using: Any = None) -> list[Receipt]:
         self._check_alive()
@@ -252,16 +272,25 @@ class Outbox:
 
     def status(self, id: str) -> Status:
         """Where a message stands; raises `NotFound`."""
-        return self._read(self._store.verbs.statuses([self._seq(id)]))[0]  # type: ignore[no-any-return]
+        return self._explained(self._read(self._store.verbs.statuses([self._seq(id)]))[0])
 
     def find(self, filter: str = "", **words: str) -> Iterator[Status]:
         """Messages with a matching recipient, oldest first. ``find(state="queued", to="*@x.org")`` is the same as text."""
         text = " ".join([filter, *(f"{key}:{shlex.quote(str(value))}" for key, value in words.items())])
-        selected = selection.parse(text, self._clock.now())
+        yield from self._matching(selection.parse(text, self._clock.now()))
+
+    def _matching(self, selected: Filter) -> Iterator[Status]:
+        """`find` by a filter that was read already."""
         after: int | None = 0
         while after is not None:
             page, after = self._read(self._store.verbs.find(selected, self._clock.now(), after))
-            yield from page
+            yield from map(self._explained, page)
+
+    def _explained(self, status: Status) -> Status:
+        """Why a recipient waits, where no engine with our configuration would take it."""
+        if all(r.state != "queued" or self._routes.resolve(r.route) for r in status.recipients):
+            return status
+        return replace(status, recipients=tuple(_stranded(r, self._routes) for r in status.recipients))
 
     def content(self, id: str) -> bytes:
         """The bytes of the next DATA before dot-stuffing; raises `NotFound` also when retention has taken them."""
@@ -393,7 +422,7 @@ class Outbox:
         if not self._config.outboxes:
             return None
         door = replace(self._door, wake=engine.wake)
-        return TakeOver(door, self._config.outboxes, partial(open_source, library=library), self._composed, lambda: str(engine.name))
+        return TakeOver(door, self._config.outboxes, partial(open_source, library=library), self._drafted, lambda: str(engine.name))
 
     def _check_alive(self) -> None:
         if self._closed:
@@ -416,6 +445,8 @@ class Outbox:
             reasons = sorted({r.reason for r in left if r.reason})[:2]
             why = f" ({'; '.join(reasons)})" if reasons else ""
             command = f"outmail run --once --store {self._store.url}"
+            if self._route is not None and not self._config.routes.resolve(self._route):
+                command += f" --relay {self._route}"  # nobody else would know it
             print(f"outmail: {len(left)} recipient{'s' if len(left) > 1 else ''} still queued{why}; to go out with the next run, or by: {command}", file=sys.stderr)
 
     def _seq(self, id: str) -> int:
@@ -457,6 +488,12 @@ def _route(relay: str | None, config: Config) -> tuple[str | None, Routes]:
         raise ConfigError(f"no relay is named {relay!r}; known are {', '.join(routes.relays)}", hint="or give a URL such as smtp://localhost:25")
     made = relay_in_code(relay)
     return made.name, routes.with_relays([made])
+
+
+def _stranded(recipient: RecipientStatus, routes: Routes) -> RecipientStatus:
+    if recipient.state != "queued" or routes.resolve(recipient.route):
+        return recipient
+    return replace(recipient, reason="; ".join(filter(None, (recipient.reason, UNKNOWN_ROUTE))))
 
 
 def _call(function: Any, name: str, *args: Any, **words: Any) -> Any:

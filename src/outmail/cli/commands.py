@@ -80,6 +80,7 @@ def send(arguments: argparse.Namespace) -> int:
         )  # fmt: skip
     print(as_json({"id": receipt.id, "message_id": receipt.message_id, "duplicate": receipt.duplicate}) if arguments.json else receipt.id, flush=True)
     if arguments.wait is None:
+        _warn_unknown(config, arguments.relay)
         _warn_idle(box)
         return 0
     return _deliver_here(box, config, arguments.relay, receipt.id, arguments.wait)
@@ -129,6 +130,13 @@ def _deliver_here(box: Outbox, config: Config, relay: str | None, id: str, secon
         if recipient.state != "delivered":
             print(plain_line(f"outmail: {recipient.address}: {_in_words(recipient)}"), file=sys.stderr)
     return 0 if states == {"delivered"} else EX_UNAVAILABLE if "failed" in states else EX_TEMPFAIL
+
+
+def _warn_unknown(config: Config, relay: str | None) -> None:
+    """Say when no engine with this configuration will take the message: what a relay in a store may do by its name alone is little."""
+    name = _route(relay, config)[0]
+    if name is not None and not config.routes.resolve(name):
+        print(f"outmail: the message waits until an engine knows {name}: put it into [relays], or deliver here with --wait", file=sys.stderr)
 
 
 def _warn_idle(box: Outbox) -> None:
@@ -237,7 +245,7 @@ def queue(arguments: argparse.Namespace) -> int:
         return EX_USAGE
     selected = _selections(arguments.selection, Clock().now())
     if arguments.dry_run:
-        count = sum(1 for one in selected for s in _matching(box, one) for _ in s.recipients)
+        count = sum(1 for one in selected for s in box._matching(one) for _ in s.recipients)
         print(f"{_count(count, 'recipient')} of matching messages; nothing was changed", file=sys.stderr)
         return 0
     if arguments.verb == "purge":
@@ -263,15 +271,8 @@ def _selections(words: list[str], now: int) -> list[Filter]:
     return [Filter(terms, ids)]
 
 
-def _matching(box: Outbox, selected: Filter) -> Iterator[Status]:
-    after: int | None = 0
-    while after is not None:
-        page, after = box._read(box._store.verbs.find(selected, Clock().now(), after))
-        yield from page
-
-
 def _purge(box: Outbox, selected: Filter) -> int:
-    seqs = [box._seq(s.id) for s in _matching(box, selected) if all(r.final for r in s.recipients)]
+    seqs = [box._seq(s.id) for s in box._matching(selected) if all(r.final for r in s.recipients)]
     return int(box._write(box._store.verbs.forget_messages(seqs)))
 
 
@@ -279,7 +280,7 @@ def _list(box: Outbox, arguments: argparse.Namespace) -> int:
     words = arguments.selection
     selected = _selections(words, Clock().now())[0] if words else Filter((Term("is", "live"),))
     found = 0
-    for status in _matching(box, selected):
+    for status in box._matching(selected):
         found += 1
         if arguments.ids:
             print(status.id)

@@ -41,9 +41,6 @@ SHARE = 20
 #: So many seconds a claim in the store's own name stands beside other engines: one of an older version may be at it.
 STANDS = 10.0
 
-#: Relays that a row may name without their being configured.
-NETWORK = ("smtp://", "smtps://", "smtp+plain://", "lmtp://")
-
 Compose = Callable[[dict[str, Any]], Draft]
 
 
@@ -285,9 +282,8 @@ class TakeOver:
 
     def _check_route(self, route: str | None) -> None:
         """Who may write a row may not thereby run a program or write a file here: such relays must be configured."""
-        for name in (route or "").split(","):
-            if name and name not in self._door.terms.routes.relays and not name.startswith(NETWORK):
-                raise Refused(f"the relay {name!r} is not configured where the mail is sent from", code="bad-argument")
+        if route and (name := self._door.terms.routes.hopeless(route)):
+            raise Refused(f"the relay {printable(name)} is not configured where the mail is sent from", code="bad-argument")
 
     def _message(self, found: Row) -> Message:
         draft = Draft(bytes(found.content or found.envelope.encode()), "", (), id=found.id)

@@ -62,6 +62,11 @@ class Relay:
         return is_loopback(self.host) or (self.scheme == "lmtp" and bool(self.path))
 
     @property
+    def acts_here(self) -> bool:
+        """True when it starts a program, writes files or opens a socket file on this machine: only configuration and code may say so."""
+        return self.scheme != "null" and (self.scheme in _LOCAL or bool(self.path))
+
+    @property
     def starttls(self) -> bool:
         """True when the dialogue must be encrypted by STARTTLS."""
         return self.tls == "required" or (self.tls == "off-loopback" and not self.loopback)
@@ -234,8 +239,9 @@ class Routes:
     def resolve(self, route: str) -> tuple[Relay, ...]:
         """The relays of a stored route name in fallback order; empty = unknown here, leave it queued.
 
-        Known are configured names, URLs given in code, URLs equal to a configured relay's, and every URL without
-        a user name: such a URL needs no secret, so whoever reads it can use it.
+        Known are configured names, URLs given in code, URLs equal to a configured relay's, and every URL that needs no secret and
+        only talks to a server. A program, a file or a socket on this machine that a row of the store names is not touched: whoever
+        may leave mail must not thereby act as the user who sends it.
         """
         return tuple(relay for relay in map(self._relay, route.split(",")) if relay is not None)
 
@@ -245,17 +251,30 @@ class Routes:
         for relay in self.relays.values():
             if relay.url == name:
                 return relay
-        if ":" not in name or len(name) > MAX_URL:
-            return None
-        try:
-            relay = parse_relay(name)
-        except ValueError:
-            return None
-        return None if relay.user else relay
+        named = _parsed(name)
+        return None if named is None or named.user or named.acts_here else named
+
+    def hopeless(self, route: str) -> str:
+        """The first part of a route's name that no engine may use unless it is configured there, and that is not known here; "" for none.
+        A URL with a user name is not hopeless: another engine may know its password."""
+        for name in route.split(","):
+            if self._relay(name) is None and ((relay := _parsed(name)) is None or relay.acts_here):
+                return name or route or "(empty)"
+        return ""
 
     def with_relays(self, extra: Iterable[Relay]) -> Routes:
         """The same rules with more relays, which win over those of the same name."""
         return replace(self, relays={**self.relays, **{relay.name: relay for relay in extra}})
+
+
+def _parsed(name: str) -> Relay | None:
+    """A URL that stands for itself; None for what is none."""
+    if ":" not in name or len(name) > MAX_URL:
+        return None
+    try:
+        return parse_relay(name)
+    except ValueError:
+        return None
 
 
 def allowed(only_to: tuple[str, ...], address: str) -> bool:
