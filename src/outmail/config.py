@@ -1,7 +1,9 @@
 """Configuration: TOML, environment, defaults → one immutable `Config`.
 
-Promises: the first file found wins (``--config``, ``$OUTMAIL_CONFIG``, ``./outmail.toml``, the user's, the system's);
-unknown keys are errors that suggest the nearest known one; every error names the file and the key. Passwords are read
+Promises: the first file found wins (``--config``, ``$OUTMAIL_CONFIG``, ``./outmail.toml``, the user's, the system's); one that was found
+and that somebody else may have written (`trust`) is an error, never passed over: the next one might name another relay, or lack the
+``[safety]`` that holds a test machine's mail back, and mail that went out cannot be called back; from one that was named, and that somebody
+else may have written, neither passwords nor relays that act on this machine are taken; unknown keys are errors that suggest the nearest known one; every error names the file and the key. Passwords are read
 when an engine needs them, from a file, a command or ``$OUTMAIL_PASSWORD``, and are never printed.
 Fails: `ConfigError`. Does not: open stores or connect.
 """
@@ -9,14 +11,15 @@ Fails: `ConfigError`. Does not: open stores or connect.
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import socket
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
+from outmail import trust
 from outmail.clock import parse_span
 from outmail.errors import ConfigError
 from outmail.policy.admission import Network, networks
@@ -26,6 +29,8 @@ from outmail.policy.veil import known
 from outmail.selection import parse_size
 from outmail.smtp.syntax import AddressError, parse_mailbox
 from outmail.store import shown
+
+log = logging.getLogger("outmail")
 
 DEFAULT_RELAY = "smtp://localhost:25"
 
@@ -146,32 +151,32 @@ def default_store(env: Mapping[str, str]) -> str:
 def load(path: str | None = None, env: Mapping[str, str] | None = None) -> Config:
     """Find and read the configuration; with nothing found the defaults hold."""
     env = os.environ if env is None else env
-    named = path or env.get("OUTMAIL_CONFIG")
-    if named:
-        return from_toml(_read(named), named, env)
-    user = env.get("XDG_CONFIG_HOME") or os.path.join(env.get("HOME") or os.path.expanduser("~"), ".config")
-    for candidate in ("outmail.toml", os.path.join(user, "outmail", "config.toml"), "/etc/outmail/config.toml"):
-        if os.path.exists(candidate):
-            return from_toml(_read(candidate), candidate, env)
-    return from_toml("", "defaults", env)
-
-
-def _read(path: str) -> str:
     try:
-        return Path(path).read_text("utf-8")
+        file = trust.configuration(path or "", env)
     except OSError as problem:
-        raise ConfigError(f"{path}: {problem.strerror}", hint="name an existing, readable file") from None
+        raise ConfigError(f"{problem.filename}: {problem.strerror}", hint="name an existing, readable file") from None
+    if file is None:
+        return from_toml("", "defaults", env)
+    if file.found and file.doubt:
+        raise ConfigError(
+            f"{file.path} lies here and is not read, because {file.doubt}, and a configuration can run programs",
+            hint=f"if it is yours, let only you write it and its folder, or name it: --config {file.path}; if not, name the one you mean",
+        )
+    try:
+        return from_toml(file.content.decode("utf-8"), file.path, env, file.doubt)
     except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not UTF-8 text") from None
+        raise ConfigError(f"{file.path}: not UTF-8 text") from None
 
 
-def from_toml(text: str, source: str, env: Mapping[str, str]) -> Config:
-    """The checked configuration of a TOML text and the ``OUTMAIL_*`` variables that override it."""
+def from_toml(text: str, source: str, env: Mapping[str, str], doubt: str = "") -> Config:
+    """The checked configuration of a TOML text and the ``OUTMAIL_*`` variables that override it. ``doubt``: see `trust`."""
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as problem:
         raise ConfigError(f"{source}: {problem}") from None
     try:
+        if doubt:
+            _check_harmless(data, doubt)
         return _build(data, source, env)
     except ValueError as problem:
         raise ConfigError(f"{source}: {problem}") from None
@@ -236,12 +241,26 @@ def _check(table: Mapping[str, Any], known: Mapping[str, Any], where: str) -> No
             raise ValueError(f"{where}{key} must be {names}, not {value!r}")
 
 
+def _check_harmless(data: dict[str, Any], doubt: str) -> None:
+    """Somebody else may have written this: no passwords, and no relay that acts on this machine."""
+    for name, relay in _relays(data, {}).items():
+        table = {"default": data.get("relay"), **data.get("relays", {})}.get(name)
+        given = [key for key in ("password", "password_file", "password_command") if isinstance(table, dict) and table.get(key)]
+        what = given[0] if given else "a password" if relay.password else f"{relay.scheme}:" if relay.acts_here else ""
+        if what:
+            raise ValueError(f"{_where(name)}{what} is not taken from this file, because {doubt}; let only yourself or root own and write it")
+
+
+def _where(name: str) -> str:
+    return "[relay] " if name == "default" else f"[relays.{name}] "
+
+
 def _relays(data: dict[str, Any], env: Mapping[str, str]) -> dict[str, Relay]:
     tables: dict[str, Any] = {"default": data.get("relay", DEFAULT_RELAY), **data.get("relays", {})}
     relays = {}
     for name, table in tables.items():
         table = {"url": table} if isinstance(table, str) else table
-        where = "[relay] " if name == "default" else f"[relays.{name}] "
+        where = _where(name)
         if not isinstance(table, dict):
             raise ValueError(f"{where}must be a table with a url")
         _check(table, _RELAY_KEYS, where)
@@ -270,15 +289,31 @@ def _secrets(data: dict[str, Any], env: Mapping[str, str]) -> dict[str, dict[str
 
 
 def _password(source: Mapping[str, Any], name: str) -> str:
-    where = "[relay] " if name == "default" else f"[relays.{name}] "
+    where = _where(name)
     if "password_file" in source:
-        try:
-            return Path(source["password_file"]).read_text("utf-8").rstrip("\r\n")
-        except (OSError, UnicodeDecodeError) as problem:
-            raise ConfigError(f"{where}password_file {source['password_file']}: {getattr(problem, 'strerror', None) or problem}") from None
+        return secret_text(source["password_file"], f"{where}password_file").rstrip("\r\n")
     if "password_command" in source:
         return _command(source["password_command"], where)
     return str(source["password"])
+
+
+def secret_text(path: str, what: str) -> str:
+    """The text of a file that says who may do what: believed only when nobody else may have written it. Raises `ConfigError`."""
+    try:
+        file = trust.read(path)
+        text = file.content.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise ConfigError(f"{what} {path}: {getattr(problem, 'strerror', None) or problem}") from None
+    if file.doubt:
+        raise ConfigError(f"{what} {path} is not used, because {file.doubt}", hint="let only yourself or root own and write it")
+    warn_if_open(path, what)
+    return text
+
+
+def warn_if_open(path: str, what: str) -> None:
+    """A secret that everybody on the machine may read is worth a sentence, not a refusal."""
+    if trust.readable_by_all(path):
+        log.warning("%s %s can be read by every user of this machine: chmod o= %s", what, path, path)
 
 
 def _command(command: str | list[str], where: str) -> str:

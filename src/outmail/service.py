@@ -1,6 +1,6 @@
 """The service: one loop with the engine, what listens, and the watch over jobs. Also its one-time form, for cron.
 
-Promises: SIGTERM and SIGINT stop it in order: nothing new comes in, what is being stored is answered, dialogues in flight end, the rest
+Promises: SIGHUP makes it look at its certificate's files at once; SIGTERM and SIGINT stop it in order: nothing new comes in, what is being stored is answered, dialogues in flight end, the rest
 goes back to the queue. Sockets handed over by systemd are used under their names (smtp, lmtp, submission).
 Fails: `ConfigError` before anything starts. Does not: fork, write a pid file, or change its user.
 """
@@ -15,12 +15,13 @@ import signal
 import socket
 import ssl
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from outmail.config import Config
+from outmail.certificate import Certificate
+from outmail.config import Config, secret_text
 from outmail.engine import Engine
 from outmail.errors import ConfigError
 from outmail.intake.receive import Everything, Receiver
@@ -37,6 +38,8 @@ log = logging.getLogger("outmail")
 
 #: How often the service looks for dead runs and late jobs, in seconds.
 VIGIL = 20.0
+#: And whether the files of its certificate have changed.
+FRESH = 60.0
 KINDS = ("smtp", "submission", "lmtp")
 
 
@@ -63,7 +66,9 @@ async def serve(box: Outbox, engine: Engine, started: Callable[[list[str]], None
     """Until a signal. ``started`` hears where it listens."""
     config: Config = box._config
     _enough_descriptors(config.listen.connections)
-    prepared = {kind: settings_for(config, kind) for kind in KINDS}
+    tls = certificate("listen", config.listen.certificate, config.listen.key)
+    users = read_users(config.listen.users_file) if config.listen.users_file else {}
+    prepared = {kind: settings_for(config, kind, _context(tls), users) for kind in KINDS}
     handed = handed_over(os.environ)
 
     def listeners(door: LoopDoor) -> list[tuple[str, Listener, str | socket.socket]]:
@@ -79,7 +84,7 @@ async def serve(box: Outbox, engine: Engine, started: Callable[[list[str]], None
     if takeover is not None:
         takeover.start()
     try:
-        await _until_signal(box, engine, listeners, started)
+        await _until_signal(box, engine, listeners, started, tls=tls)
     finally:
         looking.cancel()
         if takeover is not None:
@@ -103,11 +108,9 @@ def _enough_descriptors(connections: int) -> None:
         log.warning("only %d files may be open (ulimit -n -H): %d connections ([listen] connections) need %d", granted, connections, wanted)
 
 
-def settings_for(config: Config, kind: str) -> Settings:
-    """What one kind of listener offers; raises `ConfigError` for files that cannot be read."""
+def settings_for(config: Config, kind: str, tls: ssl.SSLContext | None, users: Mapping[str, str]) -> Settings:
+    """What one kind of listener offers."""
     listen = config.listen
-    tls = certificate("listen", listen.certificate, listen.key)
-    users = read_users(listen.users_file) if listen.users_file else {}
     addresses = getattr(listen, kind)
     loopback_only = bool(addresses) and all(address.startswith(("127.", "[::1]", "localhost", "unix:")) for address in addresses)
     dialogue = protocol.Settings(
@@ -120,27 +123,31 @@ def settings_for(config: Config, kind: str) -> Settings:
     )
 
 
-def certificate(section: str, path: str, key: str) -> ssl.SSLContext | None:
+def certificate(section: str, path: str, key: str) -> Certificate | None:
     """A section's TLS, if it has any; raises `ConfigError`."""
-    if not path:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        context.load_cert_chain(path, key or None)
-    except (OSError, ssl.SSLError) as problem:
-        raise ConfigError(f"[{section}] certificate {path}: {getattr(problem, 'strerror', None) or problem}") from None
-    return context
+    return Certificate(section, path, key) if path else None
+
+
+def _context(tls: Certificate | None) -> ssl.SSLContext | None:
+    return tls.context if tls is not None else None
+
+
+async def _keep_fresh(tls: Certificate, listeners: Sequence[Listener], look: asyncio.Event) -> None:
+    """New handshakes use what the files hold now: looked at from time to time, and when asked to."""
+    while True:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FRESH):
+                await look.wait()
+        look.clear()
+        if tls.renew():
+            for listener in listeners:
+                listener.settings = replace(listener.settings, tls=tls.context)
 
 
 def read_users(path: str) -> dict[str, str]:
     """``name:scrypt$…`` a line; # begins a comment."""
-    try:
-        lines = Path(path).read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as problem:
-        raise ConfigError(f"[listen] users_file {path}: {getattr(problem, 'strerror', None) or problem}") from None
     users = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(secret_text(path, "[listen] users_file").splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
         name, colon, hashed = line.strip().rpartition(":")
@@ -267,13 +274,13 @@ async def receive(box: Outbox, engine: Engine, *, catch: bool, started: Callable
                 hostname = config.hostname or "localhost"
                 dialogue = protocol.Settings(hostname, lmtp=kind == "lmtp", size=config.message_size, starttls=tls is not None)
                 if known is None:
-                    made = Listener(door, Settings(dialogue, tls=tls, normalise=True), lambda listener: Everything())
+                    made = Listener(door, Settings(dialogue, tls=_context(tls), normalise=True), lambda listener: Everything())
                 else:
-                    made = _receiver(door, Settings(dialogue, config.receive.networks, tls=tls), known, config)
+                    made = _receiver(door, Settings(dialogue, config.receive.networks, tls=_context(tls)), known, config)
                 found.append((kind, made, address))
         return found
 
-    await _until_signal(box, engine, open_listeners, started, "receive")
+    await _until_signal(box, engine, open_listeners, started, "receive", tls)
 
 
 def _receiver(door: LoopDoor, settings: Settings, known: Directory, config: Config) -> Listener:
@@ -290,12 +297,17 @@ def _receiver(door: LoopDoor, settings: Settings, known: Directory, config: Conf
     return listener
 
 
-async def _until_signal(box: Outbox, engine: Engine, make: Callable[[LoopDoor], Sequence[tuple[str, Listener, str | socket.socket]]], started: Callable[[list[str]], None] | None, section: str = "listen") -> None:
-    over = asyncio.Event()
+async def _until_signal(
+    box: Outbox, engine: Engine, make: Callable[[LoopDoor], Sequence[tuple[str, Listener, str | socket.socket]]],
+    started: Callable[[list[str]], None] | None, section: str = "listen", tls: Certificate | None = None,
+) -> None:  # fmt: skip
+    over, look = asyncio.Event(), asyncio.Event()
     _on_signals(over.set)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, look.set)
     running = asyncio.ensure_future(engine.run())
     waits = [running, asyncio.ensure_future(over.wait()), asyncio.ensure_future(engine.ready())]
     listeners: list[Listener] = []
+    fresh = asyncio.ensure_future(_keep_fresh(tls, listeners, look)) if tls is not None else None
     try:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         if waits[2].done():
@@ -312,6 +324,8 @@ async def _until_signal(box: Outbox, engine: Engine, make: Callable[[LoopDoor], 
                 started(names)
         await asyncio.wait(waits[:2], return_when=asyncio.FIRST_COMPLETED)
     finally:
+        if fresh is not None:
+            fresh.cancel()
         await asyncio.gather(*(listener.close() for listener in listeners))
         engine.stop()
         await running

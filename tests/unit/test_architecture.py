@@ -7,10 +7,10 @@ SRC = Path(__file__).parents[2] / "src" / "outmail"
 LAYERS = [
     ("model", "lifecycle", "errors", "clock"),
     ("policy", "smtp", "mime", "selection"),
-    ("store", "transport", "failpoints", "worker", "held"),
+    ("store", "transport", "failpoints", "worker", "held", "trust"),
     ("accept", "merger", "loopdoor", "commits", "hop", "retention", "engine"),
     ("intake", "reports", "ops"),
-    ("config", "wiring", "outbox", "service"),
+    ("config", "certificate", "wiring", "outbox", "service"),
     ("cli", "compat", "contrib", "__main__"),
 ]
 RANK = {name: i for i, names in enumerate(LAYERS) for name in names}

@@ -228,15 +228,17 @@ def _spool(options: Options) -> str:
     """The folder beside the store, found without loading the configuration's checks; "" where only they can tell."""
     store = options.store or os.environ.get("OUTMAIL_STORE", "")
     if not store:
-        path = _config_file(options.config or os.environ.get("OUTMAIL_CONFIG", ""))
-        if path:
-            import tomllib
+        import tomllib
 
-            try:
-                with open(path, "rb") as file:
-                    store = tomllib.load(file).get("store", "")
-            except (OSError, ValueError):
+        from outmail import trust
+
+        try:
+            file = trust.configuration(options.config, os.environ)
+            if file is not None and file.found and file.doubt:
                 return ""
+            store = tomllib.loads(file.content.decode("utf-8")).get("store", "") if file is not None else ""
+        except (OSError, ValueError):
+            return ""
     if not store:
         if hasattr(os, "geteuid") and os.geteuid() == 0:
             store = "/var/lib/outmail/queue.db"
@@ -249,13 +251,3 @@ def _spool(options: Options) -> str:
             return ""
         store = "/" + rest.lstrip("/") if rest.startswith("//") else rest
     return os.path.realpath(store) + ".spool"
-
-
-def _config_file(named: str) -> str:
-    if named:
-        return named
-    user = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.environ.get("HOME") or os.path.expanduser("~"), ".config")
-    for path in ("outmail.toml", os.path.join(user, "outmail", "config.toml"), "/etc/outmail/config.toml"):
-        if os.path.exists(path):
-            return path
-    return ""

@@ -11,18 +11,22 @@ Does not: send, thread, or decide anything.
 from __future__ import annotations
 
 import html
+import logging
+import os
 import re
 import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from string import Template
 from typing import Literal
 
+from outmail import trust
 from outmail.policy.plain import plain, plain_line
 from outmail.policy.secrets import masked
+
+log = logging.getLogger("outmail")
 
 WIDTH = 78
 SUBJECT = 60
@@ -254,12 +258,15 @@ def _html_table(rows: Sequence[Sequence[str]]) -> str:
 
 @lru_cache(64)
 def _template(folder: str, state: str, kind: str, built_in: Template) -> Template:
-    """The user's template for this state, else for all, else ours. One that cannot be read is passed over: a report matters more."""
+    """The user's template for this state, else for all, else ours. One that cannot be read, or that somebody else may have written, is passed
+    over: a report matters more."""
     if folder:
         for name in (state, "report"):
-            path = Path(folder) / f"{name}.{kind}"
             try:
-                return Template(path.read_text("utf-8"))
+                file = trust.read_found(os.path.join(folder, f"{name}.{kind}"))
+                if not file.doubt:
+                    return Template(file.content.decode("utf-8"))
+                log.warning("the template %s is not used, because %s; let only yourself or root own and write it and its folder", file.path, file.doubt)
             except (OSError, UnicodeDecodeError):
                 continue
     return built_in
