@@ -231,6 +231,63 @@ def test_the_admin_lists_retries_and_cancels(project: Project) -> None:
     assert out == "seen\n"
 
 
+def test_every_page_of_the_admin_answers_for_every_kind_of_message(project: Project) -> None:
+    out = project.story(r"""
+        from django.contrib.auth.models import User
+        from django.contrib.contenttypes.models import ContentType
+        from django.test import Client
+        from outmail.contrib.django import queue
+        from outmail.contrib.django.models import Message
+        User.objects.create_superuser("root", "r@x.test", "pw")
+        box = queue.outbox()
+        odd = ["<script>alert(1)</script>", "=?utf-8?b?G1szMW0bXTA7eAc=?=", "=?utf-8?q?=C2=9B31m=E2=80=AEevil?=", "ä😀中", "", "a" * 3000]
+        ids = [box.submit(f"A: b\r\nSubject: {subject}\r\n\r\n".encode(), sender=None, recipients=["a@x.test", '"<b>"@x.test'], tag="<i>").id for subject in odd]
+        ids += [box.send("k@x.test", "with a key", "t", sender="m@x.test", key="<u>", priority="high").id]
+        for id, change in zip(ids, (box.hold, box.cancel, box.retry)):
+            assert change(id)
+        client = Client(raise_request_exception=True); assert client.login(username="root", password="pw")
+        base = "/admin/outmail/message/"
+        for filter in ("", "is:live", "state:held", "to:a@x.test", "'", "‮", "before:x", "larger:x", "-", "is:nothing", "x" * 5000):
+            page = client.get(base, {"q": filter})
+            assert page.status_code == 200, filter
+            text = page.content.decode()
+            assert "<script>alert(1)" not in text and not any(mark in text for mark in "\x1b\x9b\u202e") or filter == "‮", filter
+        for id in [*ids, "0" * 26, "nothing", "is:live", "a_2Fb", "ä", "x" * 300]:
+            known = 200 if id in ids else 404
+            page = client.get(f"{base}{id}/change/")
+            assert page.status_code == known, (id, page.status_code)
+            if known == 200:
+                text = page.content.decode()
+                assert "<script>alert(1)" not in text and "<b>" not in text and "<i>" not in text and "<u>" not in text and "\x1b" not in text
+            assert client.get(f"{base}{id}/history/").status_code == 302
+            assert client.get(f"{base}{id}/history/", follow=True).status_code == known
+            assert client.get(f"{base}{id}/", follow=True).status_code == known
+            for ask in (client.get, client.post):
+                assert ask(f"{base}{id}/delete/").status_code == 403
+                assert ask(f"{base}add/").status_code == 403
+            kind = ContentType.objects.get_for_model(Message, for_concrete_model=False)
+            assert client.get(f"/admin/r/{kind.pk}/{id}/").status_code == 404
+        assert client.get("/admin/autocomplete/?app_label=outmail&model_name=message&field_name=id").status_code in (403, 404)
+        for page in ("/admin/", "/admin/outmail/", "/admin/jsi18n/"):
+            assert client.get(page).status_code == 200
+        assert client.post(f"{base}is:live/change/", {"action": "cancel"}).status_code == 302
+        assert client.post(base, {"action": "cancel", "id": ["is:live", "", ids[3]]}).status_code == 302
+        assert {s.status for s in box.find("state:cancelled")} == {"cancelled"} and len(list(box.find("state:cancelled"))) == 2
+        nobody = Client()
+        for path in ("", f"{ids[0]}/history/", f"{ids[0]}/delete/", f"{ids[0]}/change/", "add/"):
+            assert nobody.get(base + path).status_code == 302
+        box.close()
+        broken = queue.options()["store"]
+        for name in (broken, broken + "-wal", broken + "-shm"):
+            os.path.exists(name) and os.unlink(name)
+        open(broken, "w").write("this is no database" * 100)
+        page = client.get(f"{base}{ids[0]}/change/", follow=True)
+        assert page.status_code == 200 and "cannot be opened" in page.content.decode()
+        print("seen")
+    """)
+    assert out == "seen\n"
+
+
 def test_the_command_is_outmails_own(project: Project) -> None:
     project.story('mail.send_mail("listed", "text", None, ["a@x.test"])')
     assert "listed" in project.manage("outmail", "queue", "list").stdout

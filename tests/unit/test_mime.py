@@ -2,6 +2,7 @@
 
 import email
 import email.policy
+from base64 import b64encode
 
 import pytest
 from hypothesis import given, settings
@@ -92,3 +93,12 @@ def test_fields_are_cut_whole() -> None:
 
 def test_date_is_not_the_locales() -> None:
     assert headers.date(0) == "Thu, 01 Jan 1970 00:00:00 +0000"
+
+
+@pytest.mark.parametrize("mark", ["\x1b[31m", "\x9b31m", "\u202e", "\u2066", "\u2028", "\x85"])
+def test_a_subject_for_lists_holds_nothing_that_a_terminal_obeys(mark: str) -> None:
+    encoded = b"=?utf-8?b?" + b64encode(f"a{mark}b".encode()) + b"?="
+    for subject in (encoded, f"a{mark}b".encode()):
+        found = splice.look(b"Subject: " + subject + b"\r\n\r\n").subject
+        assert mark[0] not in found and found.startswith("a ") and found.endswith("b")
+    assert splice.short("family \U0001f469\u200d\U0001f467 ä") == "family \U0001f469\u200d\U0001f467 ä"

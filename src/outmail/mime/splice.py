@@ -22,7 +22,8 @@ _MESSAGE_ID = 998
 _FIRST = re.compile(rb"[!-9;-~]+[ \t]*:")
 _FIELD = re.compile(rb"(?im)^([!-9;-~]+)[ \t]*:[^\r\n]*\r\n(?:[ \t][^\r\n]*\r\n)*")
 _REST = re.compile(rb"[^\r\n]*(?:\r\n[ \t][^\r\n]*)*")
-_CONTROLS = re.compile(r"[\x00-\x1f\x7f]+")
+#: Controls of both sets, marks that turn the direction of writing, line separators, halves of surrogate pairs.
+_OBEYED = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]+")
 _BARE_CR = re.compile(rb"\r(?!\n)")
 
 
@@ -125,9 +126,9 @@ def _readable(raw: bytes) -> str:
 
 
 def short(text: str) -> str:
-    """A subject for lists: one line of at most 500 characters."""
+    """A subject for lists: one line of at most 500 characters, and nothing that a terminal or a page would obey."""
     text = text[:2000]
-    return text[:500] if text.isprintable() else _CONTROLS.sub(" ", text)[:500]
+    return text[:500] if text.isprintable() else _OBEYED.sub(" ", text)[:500]
 
 
 def split(head: bytes) -> list[bytes]:

@@ -9,10 +9,12 @@ from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
+from django.urls import reverse
 
 from outmail import Error, NotFound
 from outmail.contrib.django import queue
 from outmail.contrib.django.models import Message
+from outmail.model import is_id
 
 PAGE = 100
 
@@ -57,11 +59,24 @@ class MessageAdmin(admin.ModelAdmin):
             status, attempts = queue.outbox().status(object_id), queue.outbox().attempts(object_id)
         except NotFound as problem:
             raise Http404(str(problem)) from None
+        except Error as problem:
+            messages.error(request, str(problem))
+            return HttpResponseRedirect(reverse(f"{self.admin_site.name}:outmail_message_changelist"))
         context = {
             **self.admin_site.each_context(request), **(extra_context or {}), "title": status.subject or status.id, "opts": self.model._meta,
             "status": status, "attempts": attempts, "may_change": self.has_change_permission(request),
         }  # fmt: skip
         return TemplateResponse(request, "admin/outmail/message.html", context)
+
+    def history_view(self, request: HttpRequest, object_id: str, extra_context: Any = None) -> HttpResponse:
+        """The message's own page is its history: every try is on it."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        return HttpResponseRedirect(reverse(f"{self.admin_site.name}:outmail_message_change", args=(object_id,)))
+
+    def delete_view(self, request: HttpRequest, object_id: str, extra_context: Any = None) -> HttpResponse:
+        """Mail is cancelled, not deleted."""
+        raise PermissionDenied
 
     def _act(self, request: HttpRequest, ids: list[str]) -> None:
         """Retry or cancel what was chosen."""
@@ -72,7 +87,7 @@ class MessageAdmin(admin.ModelAdmin):
         if call is None:
             return
         count = 0
-        for id in ids:
+        for id in filter(is_id, ids):  # anything else would be a filter
             try:
                 count += call(id)
             except Error as problem:

@@ -20,13 +20,22 @@ class OutboxRow(models.Model):
         default_permissions = ()
 
 
+class Nothing(models.Manager["Message"]):
+    """Whoever asks the database (the admin's links to objects do) finds no message, instead of no table."""
+
+    def get_queryset(self) -> models.QuerySet[Message]:
+        return super().get_queryset().none()
+
+
 class Message(models.Model):
     """What is in the queue. It has no table: the admin asks the queue."""
 
     id = models.CharField(primary_key=True, max_length=26)
+    objects = Nothing()
 
     class Meta:
         managed = False
+        base_manager_name = "objects"
         default_permissions = ("view", "change")
         verbose_name = "message"
         verbose_name_plural = "messages"

@@ -21,7 +21,10 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name="Message",
             fields=[("id", models.CharField(max_length=26, primary_key=True, serialize=False))],
-            options={"managed": False, "default_permissions": ("view", "change"), "verbose_name": "message", "verbose_name_plural": "messages"},
+            options={
+                "managed": False, "base_manager_name": "objects", "default_permissions": ("view", "change"), "verbose_name": "message",
+                "verbose_name_plural": "messages",
+            },
         ),
         migrations.CreateModel(
             name="OutboxRow",
