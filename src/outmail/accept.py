@@ -121,7 +121,7 @@ class Door:
         except splice.ContentError as problem:
             raise Refused(str(problem), code=problem.code) from None
         if draft.priority not in PRIORITIES:
-            raise Refused(f"priority {draft.priority!r} does not exist: it is high, normal or low", code="bad-argument")
+            raise Refused(f"priority {printable(str(draft.priority))} does not exist: it is high, normal or low", code="bad-argument")
         for name, value in (("key", draft.key), ("tag", draft.tag)):
             if value is not None and not _nameable(value):
                 raise Refused(f"{name} must be text of 1 to 255 characters without control characters, not {printable(str(value))}", code="bad-argument")
@@ -192,7 +192,7 @@ class Door:
         """What was promised to a caller who is gone by now, and cannot be sent: a record that failed, with the reason."""
         now = self.clock.now()
         id = draft.id or new_id(now)
-        people = [printable(str(address))[:254] for address in draft.recipients] or ["(none)"]
+        people = [printable(str(address))[:254] for address in draft.recipients[: self.terms.recipients]] or ["(none)"]
         route = draft.route if draft.route and draft.route in self.terms.routes.relays else "default"
         recipients = tuple(Recipient(address, route, f"refused: {plain_line(str(refusal)[:500])}") for address in dict.fromkeys(people))
         message_id = f"<{id}@{self.terms.hostname}>"

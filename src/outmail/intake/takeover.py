@@ -23,11 +23,12 @@ from typing import Any
 
 from outmail.accept import Door, Draft
 from outmail.errors import ConfigError, NotStored, Refused
-from outmail.model import Dsn, Message
+from outmail.model import Dsn, Message, is_id, keyed_id, new_id
+from outmail.policy.plain import plain_line
 from outmail.smtp.syntax import printable
 from outmail.store import Trouble, Verb, store_id
 from outmail.store.caller import Values, row
-from outmail.store.source import Claim, Row, Source, claimant, missing_table, take
+from outmail.store.source import MOST, Claim, Row, Source, claimant, missing_table, take
 from outmail.worker import started
 
 log = logging.getLogger("outmail")
@@ -58,7 +59,7 @@ def written(message: Message, draft: Draft, now: int) -> Values:
 def drafted(found: Row, compose: Compose) -> Draft:
     """A row → what it asks for; raises `Refused` for what cannot be read."""
     try:
-        envelope = json.loads(found.envelope)
+        envelope = json.loads(found.envelope.decode("utf-8"))
     except (ValueError, RecursionError):
         envelope = None
     if not isinstance(envelope, dict):
@@ -69,8 +70,8 @@ def drafted(found: Row, compose: Compose) -> Draft:
             raise Refused("a draft is a JSON object with the words of send", code="bad-content")
         draft = _composed(words, compose)
     else:
-        draft = _enveloped(bytes(found.content), envelope)
-    draft.id = found.id
+        draft = _enveloped(found.content, envelope)
+    draft.id = keyed_id(draft.key) if draft.key and isinstance(draft.key, str) else found.id
     return draft
 
 
@@ -86,7 +87,7 @@ def _enveloped(content: bytes, envelope: Mapping[str, Any]) -> Draft:
         if value is not None and not isinstance(value, _FIELDS.get(name, object)):
             raise Refused(f"the envelope's {name} cannot be {printable(repr(value))}", code="bad-argument")
     recipients = envelope.get("recipients") or []
-    suppressed = {address: str(why)[:200].encode("ascii", "replace").decode() for address, why in (envelope.get("suppressed") or {}).items()}
+    suppressed = {address: plain_line(str(why)[:200]) for address, why in (envelope.get("suppressed") or {}).items()}
     notify, ret, envid = (str((envelope.get("dsn") or {}).get(name) or "") for name in ("notify", "ret", "envid"))
     return Draft(
         content, envelope.get("sender") or "", [recipients] if isinstance(recipients, str) else recipients, envelope.get("key"), envelope.get("due"),
@@ -105,8 +106,21 @@ def _composed(words: Mapping[str, Any], compose: Compose) -> Draft:
         raise Refused(f"a draft has no word {printable(unknown[0])}; it has {', '.join(WORDS)}", code="bad-argument")
     try:
         return compose({name: value for name, value in words.items() if value is not None})
-    except (ConfigError, TypeError, ValueError) as problem:
+    except (ConfigError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError) as problem:
         raise problem if isinstance(problem, Refused) else Refused(str(problem), code="bad-argument") from None
+
+
+def check_storable(message: Message) -> None:
+    """What every store can take: one row that it cannot would keep all others of its batch from being stored. Raises `Refused`."""
+    texts = (message.sender, message.message_id, message.subject, message.key or "", message.tag or "")
+    for text in (*texts, *(text for r in message.recipients for text in (r.address, r.destination, r.suppressed))):
+        if "\0" in text or (not text.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in text)):
+            raise Refused(f"{printable(text)} holds a character that cannot be stored", code="bad-content")
+
+
+def usable(id: str) -> bool:
+    """True for what can be a message's id."""
+    return is_id(id) and "/" not in id
 
 
 def abandoned(claims: Sequence[Claim], store: str, me: str, living: Collection[str], stood: bool) -> list[str]:
@@ -256,11 +270,20 @@ class TakeOver:
             self._door.fail("T1")
         rows = source.rows(me, numbers) if numbers else []
         if rows:
+            self._name(source, me, rows)
             self._door.keep([self._message(found) for found in rows], again=True)
             self._door.fail("T2")
             source.done(me, rows)
         self._claimed[url] = [n for n in numbers if n > rows[-1].n] if rows else []
         return len(rows)
+
+    def _name(self, source: Source, me: str, rows: Sequence[Row]) -> None:
+        """Rows whose id can be none get one of ours, and there first: killed behind the next step, the row is known again by it."""
+        ids = {found.n: new_id(self._door.clock.now()) for found in rows if not usable(found.id)}
+        if ids:
+            source.rename(me, ids)
+        for found in rows:
+            found.id = ids.get(found.n, found.id)
 
     def _step_inside(self, me: str) -> int:
         """The table is in the store's own database: one transaction moves the rows."""
@@ -286,18 +309,25 @@ class TakeOver:
             raise Refused(f"the relay {printable(name)} is not configured where the mail is sent from", code="bad-argument")
 
     def _message(self, found: Row) -> Message:
-        draft = Draft(bytes(found.content or found.envelope.encode()), "", (), id=found.id)
+        found.id = found.id if usable(found.id) else new_id(self._door.clock.now())
+        draft = Draft(found.content or found.envelope, "", (), id=found.id)
         try:
+            if found.size > MOST:
+                draft.content = b""
+                raise Refused(f"the row has {found.size} bytes; no more than {MOST} are read", code="too-large")
             draft = drafted(found, self._compose)
             self._check_route(draft.route)
-            return self._door.complete(draft)
+            message = self._door.complete(draft)
+            check_storable(message)
+            return message
         except Refused as refusal:
-            log.error("a message that was left in a database cannot be sent: %s (%s)", refusal, found.id)
+            log.error("a message that was left in a database cannot be sent: %s (%s)", plain_line(str(refusal)[:500]), found.id)
             return self._unfit(found, draft, refusal)
         except Exception as bug:
             log.exception("a bug of outmail: a message that was left in a database cannot be read (%s)", found.id)
             return self._unfit(found, draft, Refused(f"internal error: {bug!r}", code="bad-content"))
 
     def _unfit(self, found: Row, draft: Draft, refusal: Refused) -> Message:
-        draft.content = draft.content or found.envelope.encode()
+        if found.size <= MOST:
+            draft.content = draft.content or found.envelope
         return self._door.unfit(refusal, draft)

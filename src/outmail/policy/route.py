@@ -88,8 +88,9 @@ class Relay:
         return f"{scheme}://{user}{host}:{self.port}"
 
 
-#: Characters of a relay's URL.
+#: Characters of a relay's URL, and of a route that a stranger names: a store's index takes 2,700 bytes.
 MAX_URL = 2000
+MAX_STORED = 600
 
 #: What a relay table may hold beside ``url`` and the password's three sources.
 RELAY_SETTINGS: dict[str, type] = {
@@ -257,6 +258,8 @@ class Routes:
     def hopeless(self, route: str) -> str:
         """The first part of a route's name that no engine may use unless it is configured there, and that is not known here; "" for none.
         A URL with a user name is not hopeless: another engine may know its password."""
+        if len(route) > MAX_STORED:
+            return route
         for name in route.split(","):
             if self._relay(name) is None and ((relay := _parsed(name)) is None or relay.acts_here):
                 return name or route or "(empty)"
@@ -269,7 +272,7 @@ class Routes:
 
 def _parsed(name: str) -> Relay | None:
     """A URL that stands for itself; None for what is none."""
-    if ":" not in name or len(name) > MAX_URL:
+    if ":" not in name or len(name) > MAX_URL or not name.isprintable():
         return None
     try:
         return parse_relay(name)

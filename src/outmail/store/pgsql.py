@@ -39,7 +39,8 @@ _OWN = {
     verbs._READY: verbs._READY + _CLAIMED,
     verbs._ONLY: verbs._ONLY + _CLAIMED,
     verbs._SUSPECTS: verbs._SUSPECTS + _CLAIMED,
-    source.TAKE: source.TAKE + _CLAIMED,
+    source.TAKE: source.PG_TAKE,
+    source.TAKEN: source.PG_TAKEN,
     verbs._LOST: verbs._LOST + " FOR UPDATE",
     verbs._LEASE: (
         f"UPDATE recipient SET state = 'sending', owner = ?, lease = ?, leased_at = ? FROM {_KEYS}"

@@ -9,6 +9,8 @@ deleted. SQLite gives the number of a deleted row again where the table was made
 remove a row that nobody has stored.
 Promises: the application's database is never held while the store is written; an empty table costs one read; SQLite files are opened
 by one library a process (`drivers.claim`), and their journal mode is left as it is.
+Whoever may write rows may write anything, and SQLite's columns take anything: text, id and envelope are read as bytes, at most `MOST` of
+each, and nothing that stands there keeps other rows from being read.
 Fails: `Trouble`; kind "schema" where the table is missing. Does not: understand rows, or wait.
 """
 
@@ -17,11 +19,12 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
+from outmail.smtp.syntax import printable
 from outmail.store import Store, Trouble, Verb, drivers, forks, shown
 from outmail.store.caller import lacks_table
 from outmail.store.verbs import LISTED
@@ -29,17 +32,33 @@ from outmail.store.verbs import LISTED
 #: Rows, and bytes of content, taken over at a time.
 BATCH = 200
 BATCH_BYTES = 16 * 1024 * 1024
+#: Bytes of content, and of an envelope, that are read of one row. A longer one is no mail.
+MOST = 256 * 1024 * 1024
 
 
 @dataclass(slots=True)
 class Row:
-    """One row of ``outmail_outbox``."""
+    """One row of ``outmail_outbox``. Nothing of it is checked: ``id`` is the begin of what stands there, ``envelope`` is meant to be JSON.
+    ``size`` counts content and envelope, read or not."""
 
     n: int
     id: str
-    added_at: int
     content: bytes
-    envelope: str
+    envelope: bytes
+    size: int
+
+
+def _row(n: int, id: Any, kind: str, content: Any, envelope: Any, size: int, encoding: str) -> Row:
+    """What `_COLUMNS` gave. ``kind``: of the content; ``encoding``: of the database's texts."""
+    return Row(n, _utf8(id, encoding).decode("utf-8", "replace"), _utf8(content, encoding if kind == "text" else ""), _utf8(envelope, encoding), size)
+
+
+def _utf8(value: Any, encoding: str) -> bytes:
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace")
+    if encoding in ("", "UTF-8"):
+        return bytes(value or b"")
+    return bytes(value or b"").decode(encoding, "replace").encode("utf-8", "replace")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +94,9 @@ class Source(Protocol):
     def rows(self, claimant: str, numbers: Sequence[int]) -> list[Row]:
         """Those of these rows that are still ours, oldest first, up to `BATCH_BYTES` of content; at least one where there is one."""
 
+    def rename(self, claimant: str, ids: Mapping[int, str]) -> None:
+        """Give these rows of ours other ids."""
+
     def done(self, claimant: str, rows: Sequence[Row]) -> None:
         """They are in the store: delete them, unless they are not ours any more."""
 
@@ -95,16 +117,38 @@ _ANY = "SELECT 1 FROM outmail_outbox WHERE store IS NULL LIMIT 1"
 _CLAIM = (
     "UPDATE outmail_outbox SET store = ? WHERE n IN (SELECT n FROM outmail_outbox WHERE store IS NULL ORDER BY n LIMIT ?) AND store IS NULL RETURNING n"
 )
-_SIZES = "SELECT n, length(content) FROM outmail_outbox WHERE store = ? AND n IN ({marks}) ORDER BY n"
-_ROWS = "SELECT n, id, added_at, content, envelope FROM outmail_outbox WHERE store = ? AND n IN ({marks}) ORDER BY n"
+_BYTES = "CASE typeof(content) WHEN 'blob' THEN length(content) ELSE coalesce(length(CAST(content AS BLOB)), 0) END + coalesce(length(CAST(envelope AS BLOB)), 0)"
+_COLUMNS = (
+    "n, substr(CAST(id AS BLOB), 1, 100), typeof(content),"
+    f" CASE WHEN typeof(content) = 'blob' AND length(content) <= {MOST} THEN content ELSE substr(CAST(content AS BLOB), 1, {MOST}) END,"
+    f" substr(CAST(envelope AS BLOB), 1, {MOST}), {_BYTES}, (SELECT encoding FROM pragma_encoding)"
+)
+_SIZES = f"SELECT n, {_BYTES} FROM outmail_outbox WHERE store = ? AND n IN ({{marks}}) ORDER BY n"
+_ROWS = f"SELECT {_COLUMNS} FROM outmail_outbox WHERE store = ? AND n IN ({{marks}}) ORDER BY n"
+_RENAME = "UPDATE outmail_outbox SET id = ? WHERE n = ? AND store = ? RETURNING n"
 _DONE = "DELETE FROM outmail_outbox WHERE n = ? AND id = ? AND store = ?"
-_CLAIMS = "SELECT store, count(*), min(added_at) FROM outmail_outbox WHERE store IS NOT NULL GROUP BY store ORDER BY store"
+_CLAIMS = (
+    "SELECT CAST(store AS BLOB), count(*), coalesce(min(CASE typeof(added_at) WHEN 'integer' THEN added_at END), 0)"
+    " FROM outmail_outbox WHERE store IS NOT NULL GROUP BY store ORDER BY store"
+)
 _FREE = "UPDATE outmail_outbox SET store = NULL WHERE store = ? RETURNING n"
 
 
+#: The same three on PostgreSQL.
+_PG_BYTES = "octet_length(content) + octet_length(envelope)"
+_PG_COLUMNS = f"n, left(id, 100), 'blob', substr(content, 1, {MOST}), left(envelope, {MOST}), {_PG_BYTES}, 'UTF-8'"
+_PG_CLAIMS = "SELECT store, count(*), min(added_at) FROM outmail_outbox WHERE store IS NOT NULL GROUP BY store ORDER BY store"
+
 #: Rows that another engine is taking in this moment are passed over (`pgsql`).
-TAKE = "SELECT n, length(content) FROM outmail_outbox WHERE store IS NULL OR store = ? ORDER BY n LIMIT ?"
-TAKEN = f"DELETE FROM outmail_outbox WHERE n {LISTED} RETURNING n, id, added_at, content, envelope"
+TAKE = f"SELECT n, {_BYTES} FROM outmail_outbox WHERE store IS NULL OR store = ? ORDER BY n LIMIT ?"
+TAKEN = f"DELETE FROM outmail_outbox WHERE n {LISTED} RETURNING {_COLUMNS}"
+PG_TAKE = TAKE.replace(_BYTES, _PG_BYTES) + " FOR UPDATE SKIP LOCKED"
+PG_TAKEN = TAKEN.replace(_COLUMNS, _PG_COLUMNS)
+
+
+def _claim(store: Any, rows: int, oldest: int) -> Claim:
+    name = store if isinstance(store, str) else bytes(store).decode("utf-8", "replace")
+    return Claim(name if name.isprintable() else printable(name), rows, oldest)
 
 
 def take(claimant: str) -> Verb[list[Row]]:
@@ -112,7 +156,7 @@ def take(claimant: str) -> Verb[list[Row]]:
     to the commit, so a number is enough."""
     fit = within((yield TAKE, (claimant, BATCH)))
     rows = (yield TAKEN, (json.dumps(fit),)) if fit else []
-    return [Row(*row) for row in sorted(rows, key=lambda row: row[0])]
+    return [_row(*row) for row in sorted(rows, key=lambda row: row[0])]
 
 
 def within(sizes: Sequence[tuple[int, int]]) -> list[int]:
@@ -176,7 +220,10 @@ class SqliteSource:
 
     def rows(self, claimant: str, numbers: Sequence[int]) -> list[Row]:
         fit = within(self._read(_SIZES.format(marks=",".join("?" * len(numbers))), (claimant, *numbers)))
-        return [Row(*row) for row in self._read(_ROWS.format(marks=",".join("?" * len(fit))), (claimant, *fit))]
+        return [_row(*row) for row in self._read(_ROWS.format(marks=",".join("?" * len(fit))), (claimant, *fit))]
+
+    def rename(self, claimant: str, ids: Mapping[int, str]) -> None:
+        self._write([(_RENAME, (id, n, claimant)) for n, id in ids.items()])
 
     def done(self, claimant: str, rows: Sequence[Row]) -> None:
         self._write([(_DONE, (row.n, row.id, claimant)) for row in rows])
@@ -185,7 +232,7 @@ class SqliteSource:
         return os.path.realpath(getattr(store, "path", "")) == self.path
 
     def claims(self) -> list[Claim]:
-        return [Claim(*row) for row in self._read(_CLAIMS, ())]
+        return [_claim(*row) for row in self._read(_CLAIMS, ())]
 
     def free(self, claimant: str) -> int:
         return len(self._write([(_FREE, (claimant,))]))
@@ -256,8 +303,12 @@ class PostgresSource:
 
     def rows(self, claimant: str, numbers: Sequence[int]) -> list[Row]:
         ours = "FROM outmail_outbox WHERE n = ANY(%s) AND store = %s ORDER BY n"
-        fit = within(self._run(f"SELECT n, length(content) {ours}", (list(numbers), claimant)))
-        return [Row(*row) for row in self._run(f"SELECT n, id, added_at, content, envelope {ours}", (fit, claimant))]
+        fit = within(self._run(f"SELECT n, {_PG_BYTES} {ours}", (list(numbers), claimant)))
+        return [_row(*row) for row in self._run(f"SELECT {_PG_COLUMNS} {ours}", (fit, claimant))]
+
+    def rename(self, claimant: str, ids: Mapping[int, str]) -> None:
+        for n, id in ids.items():
+            self._run(_RENAME.replace("?", "%s"), (id, n, claimant))
 
     def done(self, claimant: str, rows: Sequence[Row]) -> None:
         self._run(
@@ -270,7 +321,7 @@ class PostgresSource:
         return identity is not None and identity(IDENTITY) == self._run(IDENTITY)[0]
 
     def claims(self) -> list[Claim]:
-        return [Claim(*row) for row in self._run(_CLAIMS)]
+        return [_claim(*row) for row in self._run(_PG_CLAIMS)]
 
     def free(self, claimant: str) -> int:
         return len(self._run(_FREE.replace("?", "%s"), (claimant,)))
