@@ -17,7 +17,6 @@ import ssl
 import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from outmail.certificate import Certificate
