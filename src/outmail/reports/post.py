@@ -70,7 +70,7 @@ def words(report: Report, *, to: tuple[str, ...], kind: str, name: str, run: str
     """A report → the arguments of `send`."""
     return {
         "to": list(to), "subject": one_line(report.subject), "text": as_text(report, templates), "html": as_html(report, templates),
-        "headers": headers(kind, name, report.state, run, thread), "tag": f"report:{kind}", "author": one_line(name, 100), **more,
+        "headers": headers(kind, name, report.state, run, thread), "tag": f"report:{kind}", "author": one_line(name, 100).replace("@", " at "), **more,
     }  # fmt: skip
 
 
