@@ -1,6 +1,6 @@
 # make demo: the main job · make test: all tests · make check: format, lint, types, architecture, tests
 # make cover: what the tests run · make dist: wheel and sdist, each installed into an empty environment and tried
-# make bench: ratios against peers in one run · make soak: the long campaigns. Each sets up what it needs.
+# make bench: ratios against peers in one run · make soak: the long campaigns · make fuzz: hostile input. Each sets up what it needs.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -8,8 +8,10 @@ READY  := $(VENV)/.ready
 SOAK_KILLS ?= 500
 SOAK_ROWS  ?= 10000000
 SOAK_MINUTES ?= 10
+FUZZ_SECONDS ?= 30
+FUZZ := server client headers addresses filters configuration outbox_rows redaction mime
 
-.PHONY: help demo test check lint types cover dist bench soak clean setup
+.PHONY: help demo test check lint types cover dist bench soak fuzz clean setup
 
 help:
 	@sed -n '1,3s/^# //p' Makefile
@@ -57,7 +59,11 @@ bench: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "django-post_office>=3.10" "django-mailer>=2.3"
 	$(BIN)/python bench/run.py
 
+fuzz: $(READY)
+	@for target in $(FUZZ); do $(BIN)/python tests/fuzz/$$target.py --seconds $(FUZZ_SECONDS) || exit 1; done
+
 soak: $(READY)
+	$(MAKE) fuzz FUZZ_SECONDS=120
 	$(BIN)/python tests/campaigns/kills.py --kills $(SOAK_KILLS)
 	$(BIN)/python tests/campaigns/powercut.py --minutes $(SOAK_MINUTES)
 	$(BIN)/python tests/campaigns/faults.py --minutes $(SOAK_MINUTES)

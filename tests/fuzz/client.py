@@ -26,7 +26,7 @@ def make() -> Callable[[bytes], None]:
             return
         user = "me" if data[0] & 1 else ""
         session = client.Client(client.Settings("me.example", lmtp=bool(data[0] & 2), user=user, password="geheim-4711" if user else "", may_clear=True))
-        mail = Delivery(1, "0" * 26, 1, "default", "a@b.example", b"Subject: x\r\n\r\nx\r\n", b"", 0, "<x@y>", 0, 10**15, [Leased(n, f"u{n}@c.example", 0) for n in (1, 2)])
+        mail = Delivery(1, "0" * 26, 1, "default", "a@b.example", b"Subject: x\r\n\r\nx\r\n", b"", 0, "<x@y>", 0, 10**15, [Leased(n, f"u{n}@c.example", 0, False, 0) for n in (1, 2)])
         waiting, at, size = [mail], 1, data[0] % 90 + 1
         flow, answer, trouble, done, dotted = session.dialogue(), None, None, False, False
         try:

@@ -349,6 +349,10 @@ def test_a_function_that_sees_foreign_text_takes_no_more_than_linear_time(name: 
             assert not problem, f"{name} on {front!r} + {part!r} * n: {problem}"
 
 
+def test_a_charset_that_cannot_be_one_is_shown_as_it_stands() -> None:
+    assert splice.look(b"Subject: =?u\xff-8?q?=C3?=\r\n\r\n").subject == "=?u\ufffd-8?q?=C3?="
+
+
 def test_a_subject_of_encoded_words_is_read_at_once() -> None:
     content = b"Subject: " + b"=?utf-8?q?=C3=BC?= " * 50_000 + b"\r\n\r\n"
     began = __import__("time").thread_time()

@@ -115,12 +115,12 @@ def _readable(raw: bytes) -> str:
     if "\r\n" in text:
         text = text.replace("\r\n", "")
     if "=?" in text:
-        from email.errors import HeaderParseError
+        from email.errors import MessageError
         from email.header import decode_header, make_header
 
         try:
             text = str(make_header(decode_header(text)))
-        except (HeaderParseError, LookupError, UnicodeError, ValueError):
+        except (MessageError, LookupError, UnicodeError, ValueError):
             pass  # shown as it stands: this text is for people, the bytes are kept
     return short(text)
 
