@@ -55,3 +55,36 @@ def test_circles_and_dead_ends_are_errors(text: str, name: str, words: str) -> N
 def test_wrong_lines_are_told(text: str) -> None:
     with pytest.raises(AliasError):
         parse(text)
+
+
+def test_expansion_is_bounded_in_depth_steps_and_bytes() -> None:
+    chain = "\n".join(f"a{i}: a{i + 1}" for i in range(5000)) + "\na5000: alice"
+    with pytest.raises(AliasError, match="more than 50 names"):
+        expand(chain, "a0")
+    doubled = "\n".join(f"a{i}: b{i}, c{i}\nb{i}: a{i + 1}\nc{i}: a{i + 1}" for i in range(24)) + "\na24: alice"
+    with pytest.raises(AliasError, match="leads to more than"):
+        expand(doubled, "a0")
+    with pytest.raises(AliasError, match="includes more than"):
+        expand("list: :include:/l, :include:/l", "list", {"/l": "# " + "x" * 3_000_000})
+    nested = {f"/{i}": f":include:/{i + 1}" for i in range(1000)}
+    with pytest.raises(AliasError, match="more than 50 names"):
+        expand("list: :include:/0", "list", nested)
+
+
+@pytest.mark.parametrize("make", ["pipe", "folder", "endless", "long", "missing"])
+def test_an_included_file_is_regular_and_bounded(tmp_path: Path, make: str) -> None:
+    import os
+
+    from outmail import service
+
+    path = tmp_path / "list"
+    if make == "pipe":
+        os.mkfifo(path)
+    elif make == "folder":
+        path.mkdir()
+    elif make == "endless":
+        path = Path("/dev/zero")
+    elif make == "long":
+        path.write_bytes(b"#" * 6_000_000)
+    with pytest.raises((AliasError, OSError)):
+        service._text_of(str(path))
