@@ -29,7 +29,7 @@ def make() -> Callable[[bytes], None]:
     def target(data: bytes) -> None:
         if not data:
             return
-        session = server.Server(server.Settings("h", lmtp=bool(data[0] & 1), normalise=bool(data[0] & 2), size=4000), Everybody(), tls=bool(data[0] & 4))
+        session = server.Server(server.Settings("h", lmtp=bool(data[0] & 1), size=4000), Everybody(), tls=bool(data[0] & 4))
         size = data[0] % 50 + 1
         for start in range(1, len(data), size):
             session.feed(data[start : start + size])
