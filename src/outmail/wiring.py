@@ -14,6 +14,7 @@ from outmail.clock import Clock
 from outmail.config import Config, default_store
 from outmail.errors import ConfigError
 from outmail.policy.route import Relay, Routes
+from outmail.policy.veil import known
 from outmail.store import Store
 from outmail.store.source import PostgresSource, Source, SqliteSource
 
@@ -23,6 +24,7 @@ def open_store(url: str) -> Store:
     if is_postgres(url):
         from outmail.store.postgres import PostgresStore
 
+        known.add_url(url)
         return PostgresStore(url, _place(url))
     from outmail.ops.backup import refuse_unfinished
     from outmail.store.sqlite import SqliteStore
@@ -62,6 +64,7 @@ def store_path(url: str) -> tuple[str, str]:
 def open_source(url: str, library: str) -> Source:
     """An application's database (``[[outbox]]``). ``library`` opens SQLite files, unless the URL names one."""
     if is_postgres(url):
+        known.add_url(url)
         return PostgresSource(url)
     path, named = store_path(url)
     return SqliteSource(path, named if url.startswith("sqlite+") else library)
