@@ -79,6 +79,8 @@ soak: $(READY)
 	$(BIN)/python tests/campaigns/writers.py --minutes $(SOAK_MINUTES)
 	$(BIN)/python tests/campaigns/hosts.py --messages 100000
 	$(BIN)/python tests/campaigns/hosts.py --failovers 20
+	$(BIN)/python tests/campaigns/leases.py --minutes $(SOAK_MINUTES) --store sqlite
+	$(BIN)/python tests/campaigns/leases.py --minutes $(SOAK_MINUTES) --store postgresql
 	$(BIN)/python tests/campaigns/steady.py --minutes 30
 
 clean:

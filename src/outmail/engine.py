@@ -5,7 +5,8 @@ Theory of operation
   sessions learn is gathered and written together (`commits.Committer`): settles, returns and the next lease share one
   transaction. Before final dots go out, those of a turn are put on record together (`store.dots`); no record, no dot.
   No transaction is open while the network is used, and leasing never touches a destination without room.
-Promises: what was leased is settled, returned, or found by `reclaim`; outcomes learned while the store was away are
+Promises: what was leased is settled, returned, or found by `reclaim`; what others may have taken meanwhile is dropped, and no
+dialogue and no final dot begins for it; a clock that is set makes nothing older; outcomes learned while the store was away are
 kept and written when it is back; SIGTERM (`stop`) lets dialogues in flight finish and returns the rest; a bug of ours
 gives mail back and is logged, it never fails a recipient.
 Fails: never by raising into the program; it logs and waits. Does not: accept, compose, or know SMTP.
@@ -23,9 +24,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from outmail.clock import Clock
+from outmail.clock import HOUR, JUMP, Clock, Steady, human_span, rfc3339
 from outmail.commits import Committer
 from outmail.errors import ConfigError
+from outmail.held import boot_id
 from outmail.hop import MOST, Hop, Seat
 from outmail.model import Delivery, Leased, Message, Outcome, Reply, Settled, Verdict
 from outmail.policy.pace import ahead_note, may_send_ahead
@@ -33,6 +35,7 @@ from outmail.policy.retry import Retry, verdict
 from outmail.policy.route import Relay, Routes, allowed
 from outmail.retention import Retention
 from outmail.store import Store, Trouble
+from outmail.store.verbs import Mark
 from outmail.transport import Transport
 from outmail.worker import Worker
 
@@ -53,6 +56,14 @@ RETAIN = 1.0
 PATIENT_TURNS = 60
 #: Seconds between looks at what is too old to be sent, while something is.
 EXPIRE = 1.0
+#: Seconds between looks whether the clock was set.
+CLOCK = 1.0
+#: How long (ms) what became too old while no engine ran may wait for one attempt before it fails.
+GRACE = HOUR
+#: Milliseconds by which a message that is handed over may be due later than now: another clock dated it.
+SLACK = 100
+#: After so many seconds in a session without harm a suspect is not suspected if the engine dies.
+HARMLESS = 1.0
 RECLAIM = 2.0
 #: Seconds between two complaints about the same trouble.
 AGAIN = 60.0
@@ -86,7 +97,9 @@ class Engine:
         self.store = store
         self.routes = routes
         self.settings = settings or Settings()
-        self.clock = clock or Clock()
+        self.clock = Steady(clock or Clock())
+        #: What ages go by: the store's own clock where it has one.
+        self._ages = self.clock
         self.stopping = False
         #: By what name the store knows it; "" before it was let in, and once it leaves. May be read from any thread.
         self.name = ""
@@ -107,7 +120,9 @@ class Engine:
         self._withheld = False
         self._returns: list[Delivery] = []
         #: Numbers of leases that may stand in the store without our knowing what they hold.
-        self._lost: list[int] = []
+        self._lost: list[tuple[int, int]] = []
+        #: We are becoming another engine, because others may have taken what this one held.
+        self._anew = False
         self._reader: Worker | None = None
         self._asking = False
         self._dots: list[tuple[Delivery, Sequence[Leased], Callable[[bool], None]]] = []
@@ -123,6 +138,13 @@ class Engine:
         self._upkeep_at = 0.0
         self._retain_at = 0.0
         self._expire_at = 0.0
+        self._clock_at = 0.0
+        self._leaping = False
+        #: The last two signs of life (`verbs.Mark`), older first.
+        self._marks: list[Mark] = [(1 << 62, 0), (1 << 62, 0)]
+        #: The time in which no engine ran, from and to: what became too old in it gets one attempt.
+        self._unattended = 0, 0
+        self._spare_until = 0
         #: The last trouble of the store that was logged, and when it may be logged again.
         self._told = ("", 0.0)
         self._retention = Retention(store, self.settings.retention) if self.settings.retention else None
@@ -153,10 +175,11 @@ class Engine:
                 return
             self._ready.set()
             try:
-                await self._take_back_first()
+                await self._first(self._begin_ageing, self._aged)
+                await self._first(self._reclaim, self._reclaimed)
                 if first is not None:
                     await self._prelude(first)
-                self._once_before = self.clock.now() if once else None
+                self._once_before = self._due_by() if once else None
                 if self.settings.only:
                     self._only = self.store.read(self.store.verbs.seq_of(self.settings.only))
                 await self._turns(once)
@@ -213,7 +236,7 @@ class Engine:
         wakes = self._wakes
 
         def ask() -> dict[str, int]:
-            return self.store.read(self.store.verbs.next_due(self.clock.now()))
+            return self.store.read(self.store.verbs.next_due(self._due_by()))
 
         def told(answer: Any) -> None:
             self._asking = False
@@ -261,7 +284,7 @@ class Engine:
         """True when there is nothing in hand and nothing that could be tried now. May be asked from any thread."""
         if self.commits is None or self._hungry or self._out or self._unwritten():
             return False
-        now = self.clock.now()
+        now = self._due_by()
         return not any(due <= now and self._pressable(name) for name, due in list(self._next.items()))
 
     def _unwritten(self) -> bool:
@@ -285,6 +308,48 @@ class Engine:
                 log.error("the store does not let the engine in: %s", problem)
                 await asyncio.sleep(1)
         return False
+
+    def standing(self) -> bool:
+        """True while what we hold is certainly ours."""
+        return self._owner.stands()  # type: ignore[no-any-return]
+
+    def ours(self, delivery: Delivery) -> bool:
+        """False for what was leased before we began anew."""
+        return delivery.owner == self._owner.id and not self._owner.lost
+
+    def begin(self, delivery: Delivery) -> None:
+        """A session is about to work on it: if we die of that, our record says so."""
+        self._owner.begin(delivery)
+        if self._suspect is delivery:
+            self.loop.call_later(HARMLESS, self._no_harm, delivery)
+
+    def _no_harm(self, delivery: Delivery) -> None:
+        if self._suspect is delivery:
+            self._owner.harmless(delivery)
+
+    def _begin_anew(self) -> None:
+        """Our lease was lost: others have, or will have, what we held. It is dropped; a final dot that is out is still listened to."""
+        if self._anew:
+            return
+        self._anew = True
+        dropped = self._out
+        for hop in self._hops.values():
+            for delivery in hop.drop():
+                self._release(hop, delivery)
+        self._returns = []
+        log.warning("this engine lost its lease, because it was stopped or cut off from the store: %d recipients are left to others, and it begins anew", dropped)
+        self.commits.call(lambda: self.store.register(self.clock.now()), self._begun_anew)
+
+    def _begun_anew(self, answer: Any) -> None:
+        self._anew = False
+        if isinstance(answer, BaseException):
+            self._failed("a new registration", answer)  # the next look tries again
+            return
+        before, self._owner = self._owner, answer
+        self.name = answer.uuid
+        before.file.close()
+        self._wakes += 1
+        self._awake.set()
 
     def _refuse_when_moving(self) -> None:
         """After we are known: `ops.move` writes its note first and looks for engines then, so one of the two sees the other."""
@@ -322,7 +387,7 @@ class Engine:
         self._owner.close()
 
     def _pause(self) -> float:
-        now = self.clock.now()
+        now = self._due_by()
         ahead = [due - now for due in self._next.values() if due > now]
         probes = [hop.pace.open_until - self.loop.time() for hop in self._hops.values() if hop.pace.tripped and not hop.pace.probing]
         soonest = min([POLL * 1000, *ahead]) / 1000
@@ -338,7 +403,7 @@ class Engine:
 
     def _room(self) -> dict[str, int]:
         """How many recipients of each destination may be leased now."""
-        before = self._once_before if self._once_before is not None else self.clock.now()
+        before = self._once_before if self._once_before is not None else self._due_by()
         free = WINDOW - self._out
         room: dict[str, int] = {}
         shared: dict[Hop, list[str]] = {}
@@ -370,29 +435,30 @@ class Engine:
         return None
 
     def _ask_lease(self) -> None:
-        room = {} if self.stopping or self._leasing else self._room()
+        room = {} if self.stopping or self._leasing or not self.standing() else self._room()
         if not room:
             return
         self._leasing = True
         self._number += 1
         if self.loop.time() >= self._expire_at:  # first, in the same transaction: what is too old by now is not sent any more
             self._expire_at = self.loop.time() + EXPIRE
-            self.commits.ask(self.store.verbs.expire(self.clock.now()), self._expired)
-        before = self._once_before if self._once_before is not None else self.clock.now()
+            now = self._past()
+            self.commits.ask(self.store.verbs.expire(now, self._unattended[1] if now < self._spare_until else -1, self._marks[0]), self._expired)
+        before = self._once_before if self._once_before is not None else self._due_by()
         lease = self.store.verbs.lease(
             self._owner.id, self._number, room, before, turn=self._number, budget=max(1, WINDOW_BYTES - self._bytes),
             suspects=self._suspect is None, only=self._only,
         )  # fmt: skip
-        self.commits.ask(lease, partial(self._leased, room, self._number))
+        self.commits.ask(lease, partial(self._leased, room, (self._owner.id, self._number)))
 
     def _expired(self, answer: int | BaseException) -> None:
         if isinstance(answer, BaseException):
             self._failed("a look at what is too old", answer)
 
-    def _leased(self, room: dict[str, int], number: int, answer: list[Delivery] | BaseException) -> None:
+    def _leased(self, room: dict[str, int], lease: tuple[int, int], answer: list[Delivery] | BaseException) -> None:
         self._leasing = False
         if isinstance(answer, BaseException):
-            self._lost.append(number)
+            self._lost.append(lease)
             self._failed("a lease", answer)
             return
         found: Counter[str] = Counter()
@@ -410,7 +476,11 @@ class Engine:
 
     def _distribute(self, deliveries: Sequence[Delivery], *, fresh: bool = False) -> None:
         hops: dict[str, Hop | None] = {}
+        now = self.clock.now()
         for delivery in deliveries:
+            if not self.ours(delivery):
+                self._lost.append((delivery.owner, delivery.lease))
+                continue
             name = delivery.destination
             if name not in hops:
                 hops[name] = self._hop(name)
@@ -419,6 +489,8 @@ class Engine:
                 self._quarantine(delivery)
             elif hop is None or self.stopping:
                 self._returns.append(delivery)
+            elif delivery.expires_at <= now and self._too_old(delivery) and delivery.expires_at - delivery.accepted_at < self.settings.retry.expire:
+                self._take_in(hop, delivery, late=True)  # whoever sets an end of his own does not want it later
             else:
                 self._take_in(hop, delivery)
         if deliveries:
@@ -428,14 +500,22 @@ class Engine:
         if self._returns:
             self.commits.soon(SETTLE_DELAY)
 
-    def _take_in(self, hop: Hop, delivery: Delivery) -> None:
+    def _take_in(self, hop: Hop, delivery: Delivery, *, late: bool = False) -> None:
         hop.out += len(delivery.recipients)
         self._out += len(delivery.recipients)
         self._bytes += len(delivery.content)
         if any(r.losses for r in delivery.recipients):
             self._suspect = delivery
-        if not self.settings.only_to or self._safe(hop, delivery):
+        if late:
+            self._fail_late(hop, delivery)
+        elif not self.settings.only_to or self._safe(hop, delivery):
             hop.push(delivery)
+
+    def _fail_late(self, hop: Hop, delivery: Delivery) -> None:
+        outcome, decision = Outcome("deferred", "recipient", "local", Reply(0, "too old")), Verdict("expired", reason="too old", charged=False)
+        delivery.all(outcome)
+        self.counts["expired"] += len(delivery.recipients)
+        self._learn(hop, delivery, [(recipient, decision) for recipient in delivery.recipients], keep=False)
 
     def _safe(self, hop: Hop, delivery: Delivery) -> bool:
         """``[safety]`` once more: the rule may be stricter than when the mail was accepted."""
@@ -465,9 +545,9 @@ class Engine:
 
     def offer(self, messages: Sequence[Message]) -> dict[str, tuple[int, int]]:
         """Which of these the engine takes in the moment they are accepted: due now, routes with room, nothing older waiting."""
-        if self.stopping or self._owner is None:
+        if self.stopping or self._owner is None or not self.standing():
             return {}
-        now = self.clock.now()
+        now = self.clock.now() + SLACK
         left: dict[str, int] = {}
         taken: dict[str, tuple[int, int]] = {}
         space = WINDOW_BYTES - self._bytes
@@ -500,12 +580,12 @@ class Engine:
     def taken(self, messages: Sequence[Message], leases: dict[str, tuple[int, int]], added: Sequence[Any] | None) -> None:
         """They are on disk, leased by this engine: make deliveries of what is in memory."""
         if added is None:
-            self._lost.extend({number for _, number in leases.values()})
+            self._lost.extend(set(leases.values()))
             return
         deliveries = []
         for message, (_, _, _, duplicate, seq) in zip(messages, added):
             if message.id in leases and not duplicate:
-                deliveries += _made(message, seq, leases[message.id][1])
+                deliveries += _made(message, seq, leases[message.id])
         self._distribute(deliveries, fresh=True)
 
     # -- dots -------------------------------------------------------------------------------------------------------
@@ -523,40 +603,47 @@ class Engine:
             return  # `_settled` comes back
         dots, self._dots = self._dots, []
         try:
-            self.store.dots(self._owner, [(delivery, recipients) for delivery, recipients, _ in dots])
+            self.store.dots(self._owner, [(delivery, recipients) for delivery, recipients, _ in dots if self.ours(delivery)])
             granted = True
         except (OSError, Trouble) as problem:
             log.error("final dots cannot be put on record (%s); nothing is sent", problem)
             granted = False
-        for _, recipients, then in dots:
+        for delivery, recipients, then in dots:
+            may = granted and self.ours(delivery)
             for recipient in recipients:
-                recipient.dotted = granted
-            then(granted)
+                recipient.dotted = may
+            then(may)
 
     # -- settling ---------------------------------------------------------------------------------------------------
 
     def finished(self, hop: Hop, delivery: Delivery) -> None:
         """A delivery's outcomes are known: decide, and write with the others of this moment."""
         self.settings.fail("C4")
+        if not self.ours(delivery) and not any(r.dotted for r in delivery.recipients):
+            self._release(hop, delivery)
+            return
         now, retry = self.clock.now(), self.settings.retry
         verdicts: list[tuple[Leased, Verdict]] = []
         failed = False
+        expired = now >= delivery.expires_at and self._too_old(delivery)
         chance = random.random()  # one for all: those who failed together come back together
         for recipient in delivery.recipients:
             outcome = recipient.outcome
             assert outcome is not None
             decision = verdict(
-                outcome, attempts=recipient.attempts + 1, now=now, accepted_at=delivery.accepted_at, expires_at=delivery.expires_at,
-                retry=retry, chance=chance,
-            )  # fmt: skip
+                outcome, attempts=recipient.attempts + 1, now=now, accepted_at=delivery.accepted_at, expired=expired, retry=retry, chance=chance
+            )
             failed = failed or decision.event != "delivered"
             kind = "expired" if decision.event == "expired" else outcome.kind
             self.counts[kind] += 1
             verdicts.append((recipient, decision))
         mode = self.settings.transcripts
-        keep = mode == "all" or (failed and mode != "none")
+        self._learn(hop, delivery, verdicts, keep=mode == "all" or (failed and mode != "none"))
+
+    def _learn(self, hop: Hop, delivery: Delivery, verdicts: list[tuple[Leased, Verdict]], *, keep: bool) -> None:
+        """Write it with the others of this moment."""
         duration = int((self.loop.time() - delivery.started) * 1000) if delivery.started else 0
-        self._learned.append(Settled(delivery, tuple(verdicts), now, duration, keep))
+        self._learned.append(Settled(delivery, tuple(verdicts), self.clock.now(), duration, keep))
         self._unsettled += 1
         suspect = self._suspect is delivery  # it was alone: the next one waits for it
         self._wakes += suspect
@@ -591,6 +678,8 @@ class Engine:
 
     def _give_back(self, hop: Hop, delivery: Delivery) -> None:
         self._release(hop, delivery)
+        if not self.ours(delivery):
+            return
         self._returns.append(delivery)
         self.commits.soon(SETTLE_DELAY)
 
@@ -606,8 +695,9 @@ class Engine:
         if self.loop.time() < self._held_until:
             return
         lost, self._lost = self._lost, []
-        if lost:
-            self.commits.ask(self.store.verbs.unlease(self._owner.id, lost, self.clock.now()), partial(self._unleased, lost))
+        for owner in {owner for owner, _ in lost}:
+            leases = [lease for lease in lost if lease[0] == owner]
+            self.commits.ask(self.store.verbs.unlease(owner, [number for _, number in leases], self.clock.now()), partial(self._unleased, leases))
         learned, self._learned = self._learned, []
         returns, self._returns = self._returns, []
         if learned:
@@ -618,7 +708,9 @@ class Engine:
 
     def _ask_settle(self, learned: list[Settled]) -> None:
         hold = self.settings.retry.on_uncertain == "hold"
-        self.commits.ask(self.store.verbs.settle(self._owner.id, learned, hold_unknown=hold), partial(self._settled, learned))
+        for owner in {item.delivery.owner for item in learned}:
+            theirs = [item for item in learned if item.delivery.owner == owner]
+            self.commits.ask(self.store.verbs.settle(owner, theirs, hold_unknown=hold), partial(self._settled, theirs))
 
     def _settled(self, learned: list[Settled], answer: int | BaseException) -> None:
         if isinstance(answer, Trouble):
@@ -652,10 +744,12 @@ class Engine:
             self._failed("returned mail", answer)
         elif isinstance(answer, BaseException):
             log.error("%d deliveries could not be returned: a bug of outmail; they are taken back when this engine ends", len(returns), exc_info=answer)
+        else:
+            self.store.settled(self._owner, returns)
         self._wakes += 1
         self._awake.set()
 
-    def _unleased(self, lost: list[int], answer: int | BaseException) -> None:
+    def _unleased(self, lost: list[tuple[int, int]], answer: int | BaseException) -> None:
         if isinstance(answer, BaseException):
             self._lost += lost
             self._failed("a lost lease", answer)
@@ -699,6 +793,9 @@ class Engine:
     def _maintain(self) -> None:
         """At the start and from time to time: dead engines, old age, clocks that jumped, retention."""
         time = self.loop.time()
+        if time >= self._clock_at and not self._leaping:
+            self._clock_at = time + CLOCK
+            self._look_at_clock()
         if time >= self._reclaim_at:
             self._reclaim_at = time + RECLAIM
             self.commits.call(self._reclaim, self._reclaimed)
@@ -709,28 +806,129 @@ class Engine:
             self._retain_at = time + UPKEEP
             self.commits.call(partial(self._retain, self._retention), self._retained)
 
-    async def _take_back_first(self) -> None:
-        """Dead engines' work, before it is looked at what is due: a single run tries that too."""
-        taken: asyncio.Future[None] = self.loop.create_future()
+    async def _first(self, work: Callable[[], Any], then: Callable[[Any], None]) -> None:
+        """What comes before it is looked at what is due: ages are right, and a single run tries what dead engines held."""
+        done: asyncio.Future[None] = self.loop.create_future()
 
-        def then(answer: Any) -> None:
-            self._reclaimed(answer)
-            taken.set_result(None)
+        def answered(answer: Any) -> None:
+            then(answer)
+            done.set_result(None)
 
         self._reclaim_at = self.loop.time() + RECLAIM
-        self.commits.call(self._reclaim, then)
-        await taken
+        self.commits.call(work, answered)
+        await done
 
-    def _reclaim(self) -> tuple[Iterable[dict[str, Any]], int, dict[str, Any]]:
-        """On the writer's thread: dead engines' work, how many live ones there are, and what they know of next hops."""
+    # -- age --------------------------------------------------------------------------------------------------------
+
+    def _begin_ageing(self) -> tuple[int, int]:
+        """On the writer's thread: when an engine last saw the time, and how far the clock has been set since.
+
+        In one boot of the machine the time that has passed is known. Across boots it is not: then nobody grows older by what no engine saw.
+        """
+        if self.store.time() is not None:
+            self._ages = Steady(_Its(self.store))
+        now, up, signs = self._ages.now(), self.clock.elapsed(), self.store.read(self.store.verbs.note_list("clock"))
+        seen, here = max((sign["at"] for sign in signs.values()), default=0), signs.get(boot_id())
+        if here and here["up"] <= up:
+            by, spare = now - here["at"] - int((up - here["up"]) * 1000), 0
+        else:
+            by, spare = (now - seen if signs else 0), self.settings.retry.expire
+        if abs(by) <= (JUMP if not spare else 2 * int(UPKEEP * 1000)):
+            by = 0
+        self._leap(by, now, spare)
+        if signs:
+            self._marks = [(max(sign["newest"] for sign in signs.values()), seen + by)] * 2
+        return seen + by, now
+
+    def _aged(self, answer: Any) -> None:
+        now = self._ages.now()
+        if isinstance(answer, BaseException):
+            self._failed("a look at the clock", answer)
+            answer = 0, now
+        self._unattended, self._spare_until = answer, now + GRACE
+
+    def _due_by(self) -> int:
+        """What is due by either clock is due."""
+        return self.clock.now() if self._ages is self.clock else max(self.clock.now(), self._ages.now())
+
+    def _past(self) -> int:
+        """A time that is past by whatever clock: before anything fails for its age."""
+        return min(self._ages.now(), self.clock.wall())
+
+    def _too_old(self, delivery: Delivery) -> bool:
+        past, (number, at) = self._past(), self._marks[0]
+        return past >= delivery.expires_at and (delivery.seq <= number or past >= at + delivery.expires_at - delivery.accepted_at)
+
+    def _look_at_clock(self) -> None:
+        """Nothing is done by the new time until all that waits has been told of it."""
+        by = self.clock.look()
+        if not by:
+            return
+        if self._ages is not self.clock:
+            self._say(by, "of this machine", self.clock)
+            self.clock.follow(by)
+            return
+        self._leaping = True
+        self.commits.call(lambda: self._leap_with(by), partial(self._leapt, by))
+
+    def _say(self, by: int, whose: str, clock: Steady) -> None:
+        way, now = "ahead" if by > 0 else "back", rfc3339(clock.now() + by)
+        log.warning("the clock %s was set %s by %s, to %s: nothing that waits grows older by that", whose, way, human_span(abs(by)), now)
+
+    def _leap_with(self, by: int) -> None:
+        """On the writer's thread."""
+        self._say(by, "of this machine" if self._ages is self.clock else "of the store", self._ages)
+        self._leap(by, self._ages.now() + by, 0)
+
+    def _leap(self, by: int, now: int, spare: int) -> None:
+        """On the writer's thread."""
+        page = None
+        while by and (page := self.store.run(self.store.verbs.leap(by, now, spare, page))) is not None:
+            pass
+        self._sign(now)
+
+    def _leapt(self, by: int, answer: Any) -> None:
+        self._leaping = False
+        if isinstance(answer, BaseException):
+            self._failed("a clock that was set", answer)
+            return
+        self._ages.follow(by)
+        gain = max(by, 0)
+        for hop in self._hops.values():
+            for delivery in hop.held():
+                delivery.expires_at += gain
+        self._marks = [(number, at + gain) for number, at in self._marks]
+        self._unattended = self._unattended[0] + gain, self._unattended[1] + gain
+        self._spare_until = self._ages.now() + GRACE
+        self._wakes += 1
+        self._awake.set()
+
+    def _sign(self, now: int) -> None:
+        """On the writer's thread: at this time, and so long after the machine's start, an engine was at work."""
+        verbs = self.store.verbs
+        self.store.run(verbs.note_put("engine", "last", {"at": self.clock.wall(), "routes": sorted(self.routes.relays)}))
+        newest = self.store.read(verbs.newest())
+        self.store.run(verbs.note_put("clock", boot_id(), {"at": now, "up": self.clock.elapsed(), "newest": newest}))
+        self._marks = [self._marks[1], (newest, now)]
+
+    def _reclaim(self) -> tuple[Iterable[dict[str, Any]], int, int, dict[str, Any]]:
+        """On the writer's thread: dead engines' work, how many live ones there are, how far the store's clock was set, what they know of next
+        hops."""
+        by = self._ages.look() if self._ages is not self.clock else 0
+        if by:
+            self._leap_with(by)
         found = self.store.reclaim(self.clock.now(), hold=self.settings.retry.on_uncertain == "hold")
-        return found, self.store.read(self.store.verbs.engines()), self.store.read(self.store.verbs.note_list("ahead"))
+        return found, self.store.read(self.store.verbs.engines()), by, self.store.read(self.store.verbs.note_list("ahead"))
 
     def _reclaimed(self, answer: Any) -> None:
+        if self._owner.lost:
+            self._begin_anew()
         if isinstance(answer, BaseException):
             self._failed("taking back the work of dead engines", answer)
             return
-        dead, engines, refuse_ahead = answer
+        dead, engines, by, refuse_ahead = answer
+        if by:
+            self._leapt(by, None)
         for url, note in refuse_ahead.items():
             if url not in self._refuse_ahead or note["since"] > self._refuse_ahead[url]["since"]:
                 self._refuse_ahead[url] = note
@@ -748,17 +946,20 @@ class Engine:
 
     def _sweep(self) -> None:
         """On the writer's thread: old age, clocks that jumped, the sign of life."""
-        verbs, now = self.store.verbs, self.clock.now()
-        while self.store.run(verbs.expire(now)) >= 2000:
-            pass
+        verbs, now, past = self.store.verbs, self.clock.now(), self._past()
+        spans = [(-1, min(past, self._unattended[0])), (self._unattended[1], past)] if past < self._spare_until else [(-1, past)]
+        for after, until in spans:
+            while self.store.run(verbs.expire(until, after, self._marks[0])) >= 2000:
+                pass
         self.store.run(verbs.clamp(now, self.settings.retry.longest))
         for url, note in self.store.read(verbs.note_list("ahead")).items():
             if may_send_ahead(note, now):
                 self.store.run(verbs.note_drop("ahead", url))
-        alive = {"at": now, "routes": sorted(self.routes.relays)}
-        self.store.run(verbs.note_put("engine", "last", alive))
+        if past >= self._spare_until:
+            self.store.run(verbs.shorten(past, self.settings.retry.expire))
+        self._sign(self._ages.now())
         if self.settings.service:
-            self.store.run(verbs.note_put("engine", "service", alive))
+            self.store.run(verbs.note_put("engine", "service", {"at": now, "routes": sorted(self.routes.relays)}))
 
     def _swept(self, answer: Any) -> None:
         if isinstance(answer, BaseException):
@@ -792,7 +993,17 @@ class Engine:
                 log.error("the store is in trouble (%s): %s; the engine waits and tries again", problem.kind, text)
 
 
-def _made(message: Message, seq: int, lease: int) -> list[Delivery]:
+class _Its(Clock):
+    """A store's clock."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def now(self) -> int:
+        return self._store.time() or 0
+
+
+def _made(message: Message, seq: int, lease: tuple[int, int]) -> list[Delivery]:
     """A message in memory → its deliveries, as a lease would have read them."""
     groups: dict[str, list[Leased]] = {}
     for n, recipient in enumerate(message.recipients, 1):
@@ -800,8 +1011,8 @@ def _made(message: Message, seq: int, lease: int) -> list[Delivery]:
             groups.setdefault(recipient.destination, []).append(Leased(n, recipient.address, 0, False, 0))
     return [
         Delivery(
-            seq, message.id, lease, destination, message.sender, message.content, message.sha256, message.needs, message.message_id, message.accepted_at,
-            message.expires_at, people[start : start + MAX_RECIPIENTS], dsn=message.dsn,
+            seq, message.id, lease[1], destination, message.sender, message.content, message.sha256, message.needs, message.message_id, message.accepted_at,
+            message.expires_at, people[start : start + MAX_RECIPIENTS], dsn=message.dsn, owner=lease[0],
         )
         for destination, people in groups.items() for start in range(0, len(people), MAX_RECIPIENTS)
     ]  # fmt: skip

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from outmail.model import Delivery, Leased, Outcome, Reply
@@ -78,7 +78,7 @@ class Hop:
 
     def serve(self) -> None:
         """Give to idle sessions, and open new ones as the pace allows. Sessions that were given one take the next by themselves."""
-        if self.engine.stopping:
+        if self.engine.stopping or not self.engine.standing():
             return
         wake = -(-len(self.queue) // self.pace.bunch)
         while wake > 0 and self.queue and self.waiting:
@@ -107,6 +107,19 @@ class Hop:
         rest, self.queue = list(self.queue), deque()
         for seat in self.seats:
             rest += seat.stop()
+        return rest
+
+    def held(self) -> Iterator[Delivery]:
+        """What waits and what is in the sessions' hands."""
+        yield from self.queue
+        for seat in self.seats:
+            yield from seat.flying
+
+    def drop(self) -> list[Delivery]:
+        """Others may have all of it: hang up where no final dot is out; returns what waited."""
+        rest, self.queue = list(self.queue), deque()
+        for seat in self.seats:
+            rest += seat.drop()
         return rest
 
     def _ended(self, seat: Seat, task: asyncio.Task[None]) -> None:
@@ -143,10 +156,11 @@ class Seat:
     def take_now(self) -> Delivery | None:
         """Without waiting; a rate limit means waiting."""
         hop = self.hop
-        if not hop.queue or hop.pace.rate or self._engine.stopping or self._too_many():
+        if not hop.queue or hop.pace.rate or self._engine.stopping or self._too_many() or not self._engine.standing():
             return None
         delivery = hop.queue.popleft()
         self.flying.add(delivery)
+        self._engine.begin(delivery)
         return delivery
 
     def ask(self, then: Callable[[Delivery | None], None]) -> None:
@@ -235,6 +249,18 @@ class Seat:
         self._tell(None)
         return unbegun
 
+    def drop(self) -> list[Delivery]:
+        """As `stop` for what is not begun; a session that waits for the answer to a final dot goes on, others in a dialogue are ended."""
+        unbegun = [] if self._late is None else [self._late]
+        self._late = None
+        self.flying.difference_update(unbegun)
+        if unbegun:
+            self._quiet()
+            self._tell(None)
+        elif self.flying and self.task is not None and not any(r.dotted for delivery in self.flying for r in delivery.recipients):
+            self.task.cancel()
+        return unbegun
+
     def idle(self, before: float) -> None:
         """Send the session home if it has waited since before that moment."""
         if self._since < before:
@@ -249,7 +275,12 @@ class Seat:
             self.hop.waiting.remove(self)
 
     def _tell(self, delivery: Delivery | None) -> None:
+        if delivery is not None and not self._engine.standing():
+            self._late, self._timer = delivery, self._engine.loop.call_later(1.0, self._tell, delivery)
+            return
         self._late = None
+        if delivery is not None:
+            self._engine.begin(delivery)
         then, self._then = self._then, None
         if then is not None:
             then(delivery)

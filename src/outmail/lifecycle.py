@@ -9,9 +9,10 @@ Theory of operation
   A recipient waits (QUEUED), is taken by one engine (SENDING), and comes back by the next hop's word (DELIVERED,
   FAILED) or to wait again. Two things are remembered across all of it. ``uncertain`` is a fact about the past: once
   a final dot went out and no answer was recorded, the next hop may have the mail, and no later event can make that
-  untrue; the mark is set once and never cleared. ``losses`` counts engines that died while holding the recipient:
+  untrue; the mark is set once and never cleared. ``losses`` counts engines that died while they worked on the recipient:
   a first loss makes it a suspect, which is leased alone; the third loss holds it as poison, so that a message which
-  kills engines takes no bystander with it. Any settle clears the suspicion.
+  kills engines takes no bystander with it. Any settle clears the suspicion, and what was leased and never begun is
+  under none (decision 6).
   While SENDING nobody but the engine may move the recipient: an operator's hold or cancel becomes a ``wish``, and
   every arrow from SENDING back to QUEUED honours it.
 
@@ -59,7 +60,7 @@ ARROWS: dict[str, dict[State, tuple[State, ...]]] = {
 #: Arrows whose record is the attempt, not an event row.
 SILENT: frozenset[str] = frozenset(("lease", "returned"))
 
-#: The third engine that dies holding a recipient is the last one.
+#: The third engine that dies while it works on a recipient is the last one.
 POISON_LOSSES = 3
 
 
@@ -125,11 +126,11 @@ def returned(now: Standing) -> Standing:
     return _back(now, "returned", now.reason)
 
 
-def lost(now: Standing, *, dot: bool, rebooted: bool, hold: bool) -> Standing:
-    """The lease's owner is gone. ``dot``: it had noted a final dot. ``rebooted``: the machine died, not the engine."""
-    losses = now.losses + (0 if rebooted else 1)
+def lost(now: Standing, *, dot: bool, begun: bool, hold: bool) -> Standing:
+    """The lease's owner is gone. ``dot``: it had noted a final dot. ``begun``: it died while it worked on this."""
+    losses = now.losses + begun
     marked = now.uncertain or dot
-    if losses >= POISON_LOSSES and now.wish != "cancel":
+    if begun and losses >= POISON_LOSSES and now.wish != "cancel":
         return _step(now, "lost", HELD, "poison", uncertain=marked, losses=losses, wish=None)
     if dot and hold and now.wish != "cancel":
         return _step(now, "lost", HELD, "uncertain", uncertain=True, losses=losses, wish=None)

@@ -196,6 +196,8 @@ class Delivery:
     host: str = ""
     dsn: Dsn | None = None
     transcript: list[tuple[int, str, bytes]] = field(default_factory=list)
+    #: The number of the engine's registration that leased it; with ``lease`` it says whose it is.
+    owner: int = 0
 
     def all(self, outcome: Outcome) -> None:
         """The same outcome for every recipient that has none yet."""

@@ -1,6 +1,6 @@
 """The service: one loop with the engine, what listens, and the watch over jobs. Also its one-time form, for cron.
 
-Promises: SIGHUP makes it look at its certificate's files at once; SIGTERM and SIGINT stop it in order: nothing new comes in, what is being stored is answered, dialogues in flight end, the rest
+Promises: SIGHUP makes it look at the queue and at its certificate's files at once; SIGTERM and SIGINT stop it in order: nothing new comes in, what is being stored is answered, dialogues in flight end, the rest
 goes back to the queue. Sockets handed over by systemd are used under their names (smtp, lmtp, submission).
 Fails: `ConfigError` before anything starts. Does not: fork, write a pid file, or change its user.
 """
@@ -56,7 +56,7 @@ async def once(box: Outbox, engine: Engine) -> None:
             takeover.all()
             takeover.stop()
 
-    _on_signals(stop)
+    _on_signals(engine, stop)
     post.guarded(lambda: _look(box), "jobs could not be looked after")
     await engine.run(once=True, first=first)
 
@@ -171,10 +171,16 @@ def handed_over(env: Any) -> dict[str, list[socket.socket]]:
     return found
 
 
-def _on_signals(call: Callable[[], None]) -> None:
+def _on_signals(engine: Engine, call: Callable[[], None], look: Callable[[], None] = lambda: None) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, call)
+
+    def look_now() -> None:
+        look()
+        engine.wake()
+
+    loop.add_signal_handler(signal.SIGHUP, look_now)
 
 
 def _look(box: Outbox) -> None:
@@ -301,8 +307,7 @@ async def _until_signal(
     started: Callable[[list[str]], None] | None, section: str = "listen", tls: Certificate | None = None,
 ) -> None:  # fmt: skip
     over, look = asyncio.Event(), asyncio.Event()
-    _on_signals(over.set)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, look.set)
+    _on_signals(engine, over.set, look.set)
     running = asyncio.ensure_future(engine.run())
     waits = [running, asyncio.ensure_future(over.wait()), asyncio.ensure_future(engine.ready())]
     listeners: list[Listener] = []

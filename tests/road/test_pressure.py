@@ -253,7 +253,8 @@ def test_suspects_go_one_after_the_other_without_a_pause(make_box: MakeBox, sink
     box.send_many([{"to": f"u{i}@x.test", "subject": "s", "text": "t"} for i in range(300)])
     store: Any = box._store
     dead = store.register(Clock().now())
-    store.run(verbs.lease(dead.id, 1, {"default": 300}, Clock().now()))
+    for delivery in store.run(verbs.lease(dead.id, 1, {"default": 300}, Clock().now())):
+        dead.begin(delivery)
     dead.file.abandon()  # its lock is free, its file is there: killed
     engine = engine_of(box)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ import psycopg
 import pytest
 
 from outmail import Outbox
+from outmail.clock import Clock
 from outmail.config import from_toml
 from outmail.errors import ConfigError, NotStored
 from outmail.model import Dsn, Filter, Message, Recipient
@@ -27,6 +29,7 @@ from outmail.store.lane import Lane
 from outmail.store.postgres import PostgresStore, conninfo_of, place_of
 from outmail.testing import Sink
 from outmail.testing.conformance import NOW, add, lease, message, settle, standing
+from outmail.wiring import build_engine
 from tests import pgserver
 
 VERSION = max(pgserver.installed(), key=int)
@@ -78,8 +81,14 @@ def test_rows_being_leased_elsewhere_are_passed_over_not_waited_for(stores: Any,
         foreign.rollback()
 
 
-def test_another_hosts_lease_ends_by_the_servers_clock(stores: Any, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pgsql, "_EXPIRED", "renewed_at < clock_timestamp() - interval '120 seconds'")  # the server is young
+@pytest.fixture
+def settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the server had been up for long."""
+    monkeypatch.setattr(pgsql, "_silent", lambda seconds: f"clock_timestamp() - renewed_at > interval '{seconds} seconds'")
+
+
+def test_another_hosts_lease_ends_by_the_servers_clock(stores: Any, url: str, settled: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pgsql, "DOUBT", 0)
     one, two = stores("one"), stores("two")
     add(one, message(), message())
     dead, alive = one.register(NOW), two.register(NOW)
@@ -91,13 +100,34 @@ def test_another_hosts_lease_ends_by_the_servers_clock(stores: Any, url: str, mo
         late(db, dead)
         assert [(f["leases"], f["uncertain"]) for f in two.reclaim(NOW, hold=False)] == [(1, 1)]
     assert two.reclaim(NOW, hold=False) == [] and standing(two, delivery.id).uncertain
-    # it was alive after all: it comes back, its leases do not, and what it learns is a late answer
-    one.run(pgsql.renew(dead.id, *dead.row))
+    # it was alive after all: it cannot renew, and what it learns is a late answer
+    assert not one.run(pgsql.renew(dead.id))
     assert settle(one, dead, delivery, "deferred") == 0 and settle(one, dead, delivery, "delivered", "delivered") == 1
     assert standing(one, delivery.id).state == "delivered"
 
 
-def test_nobody_reclaims_for_one_lease_after_the_server_started(stores: Any, url: str) -> None:
+def test_a_servers_clock_that_is_set_ahead_takes_no_live_lease(stores: Any, url: str, settled: None) -> None:
+    one, two = stores("one"), stores("two")
+    add(one, message(), message())
+    mine, other = one.register(NOW), two.register(NOW)
+    lease(one, mine, 1)
+    lease(two, other, 1)
+    with psycopg.connect(url, autocommit=True) as db:
+        late(db, mine, 3600)
+        late(db, other, 3600)
+        for _ in range(3):
+            assert one.reclaim(NOW, hold=False) == [] == two.reclaim(NOW, hold=False)
+        mine.renewed -= 31  # it renews as always
+        one.reclaim(NOW, hold=False)
+        assert not mine.lost
+        db.execute("UPDATE outmail.note SET value = jsonb_set(value::jsonb, '{at}', to_jsonb((value::jsonb ->> 'at')::float8 - 46))::text WHERE kind = 'doubt'")
+        assert two.reclaim(NOW, hold=False) == []  # a doubt about a renewal that is past
+        assert [f["leases"] for f in one.reclaim(NOW, hold=False)] == [1]  # the other was doubted, and has not renewed since
+        assert db.execute("SELECT count(*) FROM outmail.note WHERE kind = 'doubt' AND key = %s", (str(other.id),)).fetchone() == (0,)
+
+
+def test_nobody_reclaims_for_one_lease_after_the_server_started(stores: Any, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pgsql, "DOUBT", 0)
     one, two = stores("one"), stores("two")
     add(one, message())
     dead = one.register(NOW)
@@ -117,6 +147,41 @@ def test_without_renewal_no_dot_is_granted(stores: Any) -> None:
     owner.renewed -= 91
     with pytest.raises(Trouble):
         one.dots(owner, [(delivery, delivery.recipients)])
+
+
+def test_an_engine_that_slept_beyond_its_lease_sends_nothing_of_it_and_begins_anew(url: str, sink: Sink, stores: Any, settled: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is stopped with its hands full: one dialogue waits for the answer to the final dot, the others for their first. Another host takes
+    all of it. Awake, it drops that, confirms what was answered meanwhile, and works on under another number."""
+    monkeypatch.setattr(pgsql, "DOUBT", 0)
+    sink.script("DOT: delay 1.5")
+    other = stores("other")
+    with Outbox(url, config=config(sink), deliver="never") as box:
+        ids = [r.id for r in box.send_many({"to": f"u{i}@x.test", "subject": "s", "text": "t"} for i in range(50))]
+        engine = build_engine(box._store, box._config, box._routes, Clock())
+
+        async def scene() -> None:
+            running = asyncio.ensure_future(engine.run())
+            await sees(lambda: sum(r.dotted for hop in engine._hops.values() for d in hop.held() for r in d.recipients) > 0)
+            before, out = engine._owner, [r for hop in engine._hops.values() for d in hop.held() for r in d.recipients if r.dotted]
+            before.renewed -= 3600  # the process was stopped for an hour, and wakes here
+            with psycopg.connect(url, autocommit=True) as db:
+                late(db, before)
+                taken = other.reclaim(Clock().now(), hold=True)
+                assert taken[0]["leases"] >= len(out)
+            assert not engine.standing()
+            await sees(lambda: engine._owner is not before and bool(engine._owner.id))
+            assert before.lost and engine._owner.id != before.id
+            await sees(lambda: sink.count >= len(out))
+            await asyncio.sleep(0.2)
+            assert sink.count == len(out), "final dots went out for what others held"
+            await asyncio.to_thread(box.release, "state:held")
+            await sees(lambda: all(s.status == "delivered" for s in box.find()))
+            engine.stop()
+            await running
+
+        asyncio.run(scene())
+        assert len(ids) == 50 and sink.count == 50  # whose answer came late was confirmed, not sent again
+        assert [event.event for event in box.events()].count("confirm") >= 1
 
 
 def test_a_late_commit_is_never_skipped_and_strangers_are_not_waited_for(stores: Any, url: str) -> None:
@@ -743,6 +808,13 @@ def test_hints_and_pgbouncer_exclude_each_other() -> None:
     with pytest.raises(ConfigError, match="PgBouncer"):
         conninfo_of("postgresql://u@h/db?notify=1&pgbouncer=1")
     assert "notify" not in conninfo_of("postgresql://u@h/db?notify=1&connect_timeout=3")[0]
+
+
+async def sees(condition: Any, seconds: float = 15.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        await asyncio.sleep(0.01)
+    assert condition()
 
 
 def until(condition: Any, seconds: float = 15.0) -> None:

@@ -15,7 +15,7 @@ EVENTS = {
     "deferred": lambda s, f: life.deferred(s, "451"),
     "unknown": lambda s, f: life.unknown(s, "lost", hold=f),
     "returned": lambda s, f: life.returned(s),
-    "lost": lambda s, f: life.lost(s, dot=f, rebooted=False, hold=False),
+    "lost": lambda s, f: life.lost(s, dot=f, begun=f, hold=False),
     "confirm": lambda s, f: life.confirm(s),
     "expired": lambda s, f: life.expired(s, "old"),
     "due": lambda s, f: life.due(s),
@@ -53,23 +53,25 @@ def test_walks(steps: list[tuple[str, bool]]) -> None:
 def test_three_engines_die_then_it_is_poison() -> None:
     now = life.Standing()
     for losses in (1, 2):
-        now = life.lost(life.lease(now), dot=False, rebooted=False, hold=False)
+        now = life.lost(life.lease(now), dot=False, begun=True, hold=False)
         assert (now.state, now.losses) == ("queued", losses)
-    now = life.lost(life.lease(now), dot=False, rebooted=False, hold=False)
+    now = life.lost(life.lease(now), dot=False, begun=True, hold=False)
     assert (now.state, now.reason) == ("held", "poison")
 
 
-def test_a_reboot_is_nobodys_fault() -> None:
+def test_what_was_not_begun_is_not_suspected_and_a_suspicion_stays() -> None:
     now = life.Standing()
     for _ in range(5):
-        now = life.lost(life.lease(now), dot=True, rebooted=True, hold=False)
-    assert now.state == "queued" and now.uncertain
+        now = life.lost(life.lease(now), dot=True, begun=False, hold=False)
+    assert now.state == "queued" and now.uncertain and not now.losses
+    suspect = life.Standing(losses=2)
+    assert life.lost(life.lease(suspect), dot=False, begun=False, hold=False).losses == 2
 
 
 def test_a_wish_is_honoured_on_the_way_back() -> None:
     sending = life.lease(life.Standing())
     assert life.deferred(life.hold(sending), "451").state == "held"
-    assert life.lost(life.cancel(sending), dot=False, rebooted=False, hold=False).state == "cancelled"
+    assert life.lost(life.cancel(sending), dot=False, begun=True, hold=False).state == "cancelled"
     assert life.delivered(life.cancel(sending)).state == "delivered"
 
 

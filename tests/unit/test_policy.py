@@ -13,7 +13,7 @@ from outmail.policy.route import Routes, Rule, matches, parse_relay
 
 def decide(kind: str, attempts: int = 1, retry: Retry | None = None, now: int = 0, expires_at: int = 10**12) -> object:
     outcome = Outcome(kind, "recipient", "rcpt", Reply(451, "later", "4.7.1"))  # type: ignore[arg-type]
-    return verdict(outcome, attempts=attempts, now=now, accepted_at=-7, expires_at=expires_at, retry=retry or Retry(), chance=0.5)
+    return verdict(outcome, attempts=attempts, now=now, accepted_at=-7, expired=now >= expires_at, retry=retry or Retry(), chance=0.5)
 
 
 def test_schedule_is_data() -> None:

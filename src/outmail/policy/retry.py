@@ -71,8 +71,8 @@ class Retry:
 DELIVERED = Verdict("delivered")
 
 
-def verdict(outcome: Outcome, *, attempts: int, now: int, accepted_at: int, expires_at: int, retry: Retry, chance: float) -> Verdict:
-    """``attempts`` counts this one. The reason of a failure is the server's own word where there is one."""
+def verdict(outcome: Outcome, *, attempts: int, now: int, accepted_at: int, expired: bool, retry: Retry, chance: float) -> Verdict:
+    """``attempts`` counts this one; ``expired``: its age is used up. The reason of a failure is the server's own word where there is one."""
     if outcome.kind == "delivered":
         return DELIVERED
     reason = str(outcome.reply)
@@ -80,12 +80,12 @@ def verdict(outcome: Outcome, *, attempts: int, now: int, accepted_at: int, expi
         return Verdict("refused", reason=reason)
     if outcome.kind == "unknown" and retry.on_uncertain == "hold":
         return Verdict("unknown", now, reason)
-    if outcome.scope == "session" and now < expires_at:  # due at once, and in its old place among the others
+    if outcome.scope == "session" and not expired:  # due at once, and in its old place among the others
         return Verdict("deferred", accepted_at, f"no attempt: not taken when it was sent ahead: {reason}", charged=False)
     wait = retry.schedule.wait(attempts, chance)
     if wait is None and outcome.kind != "unknown":
         return Verdict("expired", reason=f"attempts used up ({attempts}); last: {reason}")
-    if now >= expires_at and outcome.kind != "unknown":
+    if expired and outcome.kind != "unknown":
         return Verdict("expired", reason=f"too old; last: {reason}")
     event = "unknown" if outcome.kind == "unknown" else "deferred"
     return Verdict(event, now + (wait or retry.schedule.steps[-1]), reason)

@@ -137,6 +137,9 @@ class Store(Protocol):
     def settled(self, owner: Any, deliveries: Iterable[Delivery]) -> None:
         """These leases are over: their dots need no record any more."""
 
+    def time(self) -> int | None:
+        """What the store's own clock says, where it has one: several machines age mail by that."""
+
     def reclaim(self, now: int, *, hold: bool) -> list[dict[str, Any]]:
         """Take the work of dead engines back into the queue; returns what was found, an engine each."""
 

@@ -1,17 +1,21 @@
-"""An engine's file beside the store: proof that it lives, and its record of final dots.
+"""An engine's file beside the store: proof that it lives, and its record of what it had begun.
 
 ``<store>.engine.<uuid>``: the engine holds ``flock`` on it as long as it lives, whatever its pid becomes; the kernel
-lets go when it dies. The content is the dot record: 16 bytes (message, recipient, lease) per final dot about to be
-sent, written by one ``write`` before the dots of a turn. It needs no fsync: it must survive a killed process, and after
-a power cut (another boot id) all leases of the engine count as noted anyway.
+lets go when it dies. The content is a head of 16 bytes and then notes of 16 bytes (message, recipient, lease): one per
+final dot about to be sent, written by one ``write`` before the dots of a turn; and, with the recipient `BEGUN`, one per
+delivery before a session works on it. It needs no fsync: it must survive a killed process, and after a power cut
+(another boot id) all leases of the engine count as noted anyway.
 Promises: the file appears under its name only when locked; only who holds the lock unlinks it; a forked child closes
-its copy of the descriptor, so that the lock dies with the engine.
+its copy of the descriptor, so that the lock dies with the engine; a file that cannot be looked at is no proof of death,
+is named once, and stops nobody; of one that holds anything but notes every lease counts as noted.
 Fails: `OSError` from `note`: then no dot may be sent. Does not: exist where ``fcntl`` does not (an engine needs it).
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import stat
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from glob import escape, glob
@@ -21,12 +25,21 @@ from outmail.errors import ConfigError
 from outmail.held import HeldFile, can_lock, same_file, try_lock
 from outmail.model import Delivery, Leased
 from outmail.store import Trouble
+from outmail.store.verbs import BEGUN, HARMLESS
+
+log = logging.getLogger("outmail")
 
 _NOTE = struct.Struct("<QII")
+_HEAD = b"outmail engine 1"
+#: No message has such a number, and no note so many recipients: what says so was not written by an engine.
+_MESSAGES, _RECIPIENTS = 1 << 56, 1 << 24
 #: Where compaction starts: live notes are written again at the front once all of them lie behind it.
 _FRONT = 512 * 1024
 
 Note = tuple[int, int, int]
+#: Files that were named in the log because nothing can be known of them.
+_named: set[str] = set()
+
 
 
 class OwnerFile:
@@ -35,13 +48,13 @@ class OwnerFile:
     def __init__(self, store_path: str, uuid: str) -> None:
         if not can_lock():
             raise ConfigError("an engine needs file locks (fcntl), which this system does not have; use deliver='never' here")
-        self._held = HeldFile(f"{store_path}.engine-new.{uuid}", f"{store_path}.engine.{uuid}")
+        self._held = HeldFile(f"{store_path}.engine-new.{uuid}", f"{store_path}.engine.{uuid}", _HEAD)
         self.path = self._held.path
-        self._offset = 0
+        self._offset = len(_HEAD)
         self._live: dict[Note, int] = {}
 
     def note(self, notes: Iterable[Note]) -> None:
-        """Record final dots that are about to be sent."""
+        """Put on record what is about to be done."""
         fresh = list(notes)
         data = b"".join([_NOTE.pack(*note) for note in fresh])
         if self._held.fd < 0 or os.pwrite(self._held.fd, data, self._offset) != len(data):
@@ -60,12 +73,12 @@ class OwnerFile:
     def _compact(self) -> None:
         """Begin the file anew. While the live notes lie behind the front, both copies exist until the cut."""
         data = b"".join([_NOTE.pack(*note) for note in self._live])
-        if len(data) > _FRONT or min(self._live.values(), default=_FRONT) < _FRONT:
+        if len(_HEAD) + len(data) > _FRONT or min(self._live.values(), default=_FRONT) < _FRONT:
             return
-        if os.pwrite(self._held.fd, data, 0) == len(data):
-            os.ftruncate(self._held.fd, len(data))
-            self._live = {note: i * _NOTE.size for i, note in enumerate(self._live)}
-            self._offset = len(data)
+        if os.pwrite(self._held.fd, data, len(_HEAD)) == len(data):
+            os.ftruncate(self._held.fd, len(_HEAD) + len(data))
+            self._live = {note: len(_HEAD) + i * _NOTE.size for i, note in enumerate(self._live)}
+            self._offset = len(_HEAD) + len(data)
 
     def close(self) -> None:
         """Say goodbye: only when nothing is leased any more."""
@@ -79,11 +92,32 @@ class OwnerFile:
 class Owner:
     """An engine's registration: its number in the store and its locked file."""
 
+    #: True when others may have what it leased: then it is nobody's any more, and the engine registers anew.
+    lost = False
+
     def __init__(self, store: Any, id: int, file: OwnerFile) -> None:
         self.id = id
         self.uuid = file.path.rpartition(".")[2]
         self.file = file
         self._store = store
+
+    def stands(self) -> bool:
+        """True while nobody else can have taken what it leased. Here: as long as it holds its file, however long it is stopped."""
+        return True
+
+    def begin(self, delivery: Delivery) -> None:
+        """A session is about to work on this. If that cannot be put on record it goes on: a record of what was begun is only for suspicion."""
+        try:
+            self.file.note([(delivery.seq, BEGUN, delivery.lease)])
+        except OSError:
+            pass
+
+    def harmless(self, delivery: Delivery) -> None:
+        """A session has worked on this for a while, and the engine lives."""
+        try:
+            self.file.note([(delivery.seq, HARMLESS, delivery.lease)])
+        except OSError:
+            pass
 
     def note(self, notes: Iterable[tuple[Delivery, Sequence[Leased]]]) -> None:
         """Put final dots on record: one write."""
@@ -91,7 +125,10 @@ class Owner:
 
     def forget(self, deliveries: Iterable[Delivery]) -> None:
         """These leases are over."""
-        self.file.forget([(delivery.seq, r.n, delivery.lease) for delivery in deliveries for r in delivery.recipients])
+        notes: list[Note] = []
+        for delivery in deliveries:
+            notes += [(delivery.seq, n, delivery.lease) for n in (BEGUN, HARMLESS, *[r.n for r in delivery.recipients])]
+        self.file.forget(notes)
 
     def close(self) -> None:
         """Leave in order. With leases still out the file stays, and its dot record with it, for whoever takes them back."""
@@ -113,13 +150,22 @@ class DeadFile:
         self.uuid = path.rpartition(".")[2]
         self._fd = fd
 
-    def notes(self) -> set[Note]:
-        """What it had on record; a torn last note counts as none, because its dot was not sent."""
-        data = os.pread(self._fd, os.fstat(self._fd).st_size, 0)
-        return set(_NOTE.iter_unpack(data[: len(data) - len(data) % _NOTE.size]))
+    def notes(self) -> set[Note] | None:
+        """What it had on record; None when that cannot be known: then every lease counts as noted."""
+        try:
+            data = os.pread(self._fd, os.fstat(self._fd).st_size, 0)
+        except OSError as problem:
+            _name(self.path, f"cannot be read ({problem.strerror})", "what that engine had leased counts as sent")
+            return None
+        if data[: len(_HEAD)] == _HEAD and len(data) % _NOTE.size == 0:
+            notes = set(_NOTE.iter_unpack(data[len(_HEAD) :]))
+            if all(0 < message < _MESSAGES and (n < _RECIPIENTS or n == HARMLESS) and lease for message, n, lease in notes):
+                return notes
+        _name(self.path, "does not hold what an engine writes", "what that engine had leased counts as sent")
+        return None
 
     def remove(self) -> None:
-        os.unlink(self.path)
+        _unlink(self.path)
         self.close()
 
     def close(self) -> None:
@@ -127,16 +173,53 @@ class DeadFile:
 
 
 def dead_files(store_path: str, kind: str = "engine") -> Iterator[DeadFile]:
-    """The files of this kind nobody holds a lock on. The caller closes or removes each."""
+    """The files of this kind nobody holds a lock on. The caller closes or removes each. What cannot be looked at is passed over."""
     for path in sorted(glob(f"{escape(store_path)}.{kind}.*") + glob(f"{escape(store_path)}.{kind}-new.*")):
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError:
             continue
-        if not try_lock(fd) or not same_file(path, fd):
+        except OSError as problem:
+            _name(path, f"cannot be opened ({problem.strerror})", _UNKNOWN)
+            continue
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            _name(path, "is no file", _UNKNOWN)
+            os.close(fd)
+        elif not try_lock(fd) or not same_file(path, fd):
             os.close(fd)
         elif f".{kind}-new." in path:
-            os.unlink(path)  # its maker was killed, or sees that it is gone and makes another
+            _unlink(path)  # its maker was killed, or sees that it is gone and makes another
             os.close(fd)
         else:
+            _named.discard(path)
             yield DeadFile(path, fd)
+
+
+def gone(store_path: str, uuid: str) -> bool:
+    """True when an engine has no file any more. A folder that cannot be looked into is no proof."""
+    try:
+        os.lstat(f"{store_path}.engine.{uuid}")
+    except FileNotFoundError:
+        return True
+    except OSError as problem:
+        _name(f"{store_path}.engine.{uuid}", f"cannot be looked at ({problem.strerror})", _UNKNOWN)
+    return False
+
+
+_UNKNOWN = "whether that engine lives cannot be known, so what it had leased stays with it; mend the file, or remove it when the engine has ended"
+
+
+def _name(path: str, what: str, then: str) -> None:
+    """Once for each file, not with each look."""
+    if path not in _named:
+        _named.add(path)
+        log.warning("%s %s: %s", path, what, then)
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    except OSError as problem:
+        _name(path, f"cannot be removed ({problem.strerror})", "its engine is dead and taken care of; remove it")

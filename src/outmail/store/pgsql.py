@@ -90,9 +90,11 @@ def parameters(values: Sequence[Any], numbered: bool) -> Any:
 # -- verbs of its own ---------------------------------------------------------------------------------------------------
 
 #: A lease by the server's clock, how often it is renewed, and after what time without renewal an engine sends nothing more.
-LEASE = 120
+LEASE = 120.0
 RENEWAL = 30.0
 CONFIDENCE = 90.0
+#: Nobody is declared dead by one look at a clock, which may have been set: it is doubted first, and then has so long to renew.
+DOUBT = 45.0
 
 #: LOCK comes before the transaction's snapshot, so the numbering that went before is seen. The other form is for transactions whose
 #: every statement has a snapshot of its own. Each waits for the other.
@@ -108,15 +110,12 @@ _NUMBER = (
 )
 #: However many the planner thinks there are: a nested loop over twenty thousand would never end.
 _NO_LOOPS, _LOOPS = "SET LOCAL enable_nestloop = off", "SET LOCAL enable_nestloop = DEFAULT"
-_RENEW = (
-    "INSERT INTO owner (id, uuid, pid, host, boot, started_at) OVERRIDING SYSTEM VALUE VALUES (?,?,?,?,?,?)"
-    " ON CONFLICT (id) DO UPDATE SET renewed_at = clock_timestamp()"
-)
-#: An owner that has not renewed for a lease; none while the server itself has not been up for one.
-_EXPIRED = (
-    f"renewed_at < clock_timestamp() - interval '{LEASE} seconds'"
-    f" AND pg_postmaster_start_time() < clock_timestamp() - interval '{LEASE} seconds'"
-)
+_RENEW = "UPDATE owner SET renewed_at = clock_timestamp() WHERE id = ? RETURNING id"
+
+
+def _silent(seconds: float) -> str:
+    """An owner that has not renewed for so long; none while the server itself has not been up for it."""
+    return f"least(clock_timestamp() - renewed_at, clock_timestamp() - pg_postmaster_start_time()) > interval '{seconds} seconds'"
 
 
 FEW = 30
@@ -312,9 +311,9 @@ def last_cursor(*, floor: Floor) -> Verb[int]:
     return (yield from verbs.last_cursor())
 
 
-def renew(owner: int, uuid: str, pid: int, host: str, boot: str, now: int) -> Verb[None]:
-    """A sign of life. An owner that was given up meanwhile comes back, without the leases that were taken from it."""
-    yield _RENEW, (owner, uuid, pid, host, boot, now)
+def renew(owner: int) -> Verb[bool]:
+    """A sign of life; False when the owner was given up meanwhile, and what it had leased with it."""
+    return bool((yield _RENEW, (owner,)))
 
 
 def engines() -> Verb[int]:
@@ -323,9 +322,10 @@ def engines() -> Verb[int]:
     return int(rows[0][0])
 
 
-def expired_owners(*, orphans: bool = True) -> Verb[list[int]]:
-    """Owners whose lease is over; with ``orphans`` also those that lease without being known, which takes a walk over all leases."""
-    rows = yield f"SELECT id FROM owner WHERE {_EXPIRED}", ()
+def silent_owners(*, orphans: bool = True) -> Verb[list[int]]:
+    """Owners whose lease is over or to be doubted; with ``orphans`` also those that lease without being known, which takes a walk over all
+    leases."""
+    rows = yield f"SELECT id FROM owner WHERE {_silent(LEASE - DOUBT)}", ()
     if orphans:
         rows += yield (
             "SELECT DISTINCT owner FROM recipient r WHERE state = 'sending' AND NOT EXISTS (SELECT 1 FROM owner o WHERE o.id = r.owner)", ()
@@ -333,14 +333,21 @@ def expired_owners(*, orphans: bool = True) -> Verb[list[int]]:
     return [row[0] for row in rows]
 
 
-def reclaim(owner: int, noted: set[tuple[int, int, int]] | None, now: int, *, rebooted: bool, hold: bool, sure: bool = True) -> Verb[dict[str, int]]:
-    """Take back all leases of a dead engine; unless ``sure``, only if its lease is over by the server's clock."""
-    condition = "TRUE" if sure else _EXPIRED
-    found = yield f"SELECT id FROM owner WHERE id = ? AND {condition} FOR UPDATE", (owner,)
-    known = yield "SELECT 1 FROM owner WHERE id = ?", (owner,)
-    if known and not found:
-        return {"owner": owner, "leases": 0, "uncertain": 0}
-    return (yield from verbs.reclaim(owner, noted, now, rebooted=rebooted, hold=hold))
+def reclaim(owner: int, noted: set[tuple[int, int, int]] | None, now: int, *, hold: bool, sure: bool = True) -> Verb[dict[str, int]]:
+    """Take back all leases of a dead engine; unless ``sure``, only if its lease is over by the server's clock and it was doubted before."""
+    known = yield f"SELECT renewed_at::text, {_silent(LEASE)}, extract(epoch FROM clock_timestamp())::float8 FROM owner WHERE id = ? FOR UPDATE", (owner,)
+    if known and not sure:
+        renewed, over, time = known[0]
+        doubt = yield from verbs.note_get("doubt", str(owner))
+        if doubt is None or doubt[0]["renewed"] != renewed:
+            yield from verbs.note_put("doubt", str(owner), {"renewed": renewed, "at": time})
+            over = over and DOUBT == 0
+        elif not over or abs(time - doubt[0]["at"]) < DOUBT:
+            over = False
+        if not over:
+            return {"owner": owner, "leases": 0, "uncertain": 0}
+    yield from verbs.note_drop("doubt", str(owner))
+    return (yield from verbs.reclaim(owner, noted, now, hold=hold))
 
 
 def verbs_of(floor: Floor) -> SimpleNamespace:

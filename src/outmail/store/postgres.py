@@ -4,8 +4,8 @@ Promises: what `commit` returned was committed (``synchronous_commit`` is the se
 network of mail is used; no state is kept in a session, so PgBouncer may stand between (``?pgbouncer=1``: no prepared statements);
 threads that ask at the same moment share one commit; a connection that broke is made anew with the next call, with several hosts in
 the URL on the one that takes writes; when it breaks while a call is under way, the caller is told that the call may have happened.
-Engines hold leases by the server's clock, renewed every 30 s; one that could not renew for 90 s puts no more dots on record. The dot
-record is a local file: an engine killed is taken back at once and exactly on its own host, elsewhere after the lease, and then
+Engines hold leases by the server's clock, renewed every 30 s; one that has not renewed for 90 s, stopped or asleep or cut off, begins
+nothing and puts no more dots on record until it has; one whose row is gone has lost all it held, and registers anew. The record is a local file: an engine killed is taken back at once and exactly on its own host, elsewhere after the lease, and then
 everything it had leased counts as uncertain.
 Fails: `Trouble`. Does not: create databases or roles, or tune the server.
 """
@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Sequence
 from importlib import resources
 from typing import Any, TypeVar
 
+from outmail.clock import elapsed
 from outmail.errors import ConfigError
 from outmail.held import boot_id
 from outmail.model import Delivery, Leased
@@ -58,11 +59,16 @@ def schema_step(n: int) -> str:
 class LeasedOwner(Owner):
     """An engine's registration that must be renewed: its row, its lease, and its file on this host."""
 
-    def __init__(self, store: PostgresStore, id: int, file: OwnerFile, row: tuple[Any, ...]) -> None:
+    def __init__(self, store: PostgresStore, id: int, file: OwnerFile, row: tuple[Any, ...], began: float) -> None:
         super().__init__(store, id, file)
         self.row = row
-        self.renewed = time.monotonic()
+        #: When the last renewal began that the server confirmed, by a clock that goes on while this process is stopped.
+        self.renewed = began
         self._owners = store._owners
+
+    def stands(self) -> bool:
+        """True while the lease cannot be over."""
+        return not self.lost and elapsed() - self.renewed <= pgsql.CONFIDENCE
 
     def close(self) -> None:
         self._owners.discard(self)
@@ -219,7 +225,7 @@ class PostgresStore:
 
     def register(self, now: int) -> LeasedOwner:
         """Become an engine of this store."""
-        name = uuid.uuid4().hex
+        name, began = uuid.uuid4().hex, elapsed()
         row = (name, os.getpid(), socket.gethostname(), boot_id(), now)
         try:
             os.makedirs(os.path.dirname(self._base), mode=0o700, exist_ok=True)
@@ -231,39 +237,50 @@ class PostgresStore:
         except BaseException:
             file.close()
             raise
-        owner = LeasedOwner(self, number, file, row)
+        owner = LeasedOwner(self, number, file, row, began)
         self._owners.add(owner)
         return owner
 
     def dots(self, owner: LeasedOwner, notes: Iterable[tuple[Delivery, Sequence[Leased]]]) -> None:
-        """Put final dots on record, unless the lease may be in others' hands soon."""
-        if time.monotonic() - owner.renewed > pgsql.CONFIDENCE:
-            raise Trouble("io", f"the lease has not been renewed for {pgsql.CONFIDENCE:.0f} s")
+        """Put final dots on record, unless the lease may be in others' hands. The look at the clock comes last: the process may be stopped
+        in any line before."""
         owner.note(notes)
+        if not owner.stands():
+            raise Trouble("io", f"the lease has not been renewed for {pgsql.CONFIDENCE:.0f} s")
 
     def settled(self, owner: LeasedOwner, deliveries: Iterable[Delivery]) -> None:
         owner.forget(deliveries)
 
+    def time(self) -> int | None:
+        """The server's."""
+        return int(self.read(_row("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint"))[0])
+
     def reclaim(self, now: int, *, hold: bool) -> list[dict[str, Any]]:
         """Renew our own leases, take back the work of dead engines, number events."""
-        self._renew(now)
+        self._renew()
         found = self._reclaim_here(now, hold)
         walk = time.monotonic() - self._walked > WALK
         self._walked = time.monotonic() if walk else self._walked
-        for id in self.read(pgsql.expired_owners(orphans=walk)):
-            found.append(self.run(pgsql.reclaim(id, None, now, rebooted=False, hold=hold, sure=False)))
+        own = {owner.id for owner in self._owners}
+        for id in self.read(pgsql.silent_owners(orphans=walk)):
+            if id not in own:
+                found.append(self.run(pgsql.reclaim(id, None, now, hold=hold, sure=False)))
         if time.monotonic() - self._numbered > NUMBERING:
             self._numbered = time.monotonic()
             while self.run(self.verbs.number_events()):
                 pass
         return [item for item in found if item["leases"]]
 
-    def _renew(self, now: int) -> None:
+    def _renew(self) -> None:
         for owner in list(self._owners):
-            began = time.monotonic()
-            if began - owner.renewed >= pgsql.RENEWAL:
-                self.run(pgsql.renew(owner.id, *owner.row))
+            began = elapsed()
+            if began - owner.renewed < pgsql.RENEWAL:
+                continue
+            if self.run(pgsql.renew(owner.id)):
                 owner.renewed = began
+            else:
+                owner.lost = True
+                self._owners.discard(owner)
 
     def _reclaim_here(self, now: int, hold: bool) -> list[dict[str, Any]]:
         """Engines of this host whose file nobody holds."""
@@ -274,8 +291,7 @@ class PostgresStore:
             row = known.get(dead.uuid)
             try:
                 if row is not None:
-                    rebooted = row[3] != boot_id()
-                    found.append(self.run(pgsql.reclaim(row[0], None if rebooted else dead.notes(), now, rebooted=rebooted, hold=hold)))
+                    found.append(self.run(pgsql.reclaim(row[0], dead.notes() if row[3] == boot_id() else None, now, hold=hold)))
             except BaseException:
                 dead.close()
                 raise

@@ -25,7 +25,7 @@ from outmail.model import Delivery, Leased
 from outmail.store import Trouble, Verb, drivers, forks, verbs
 from outmail.store.checkpoint import PAGES, Checkpoints
 from outmail.store.group import GroupCommit
-from outmail.store.owner import Owner, OwnerFile, dead_files
+from outmail.store.owner import Owner, OwnerFile, dead_files, gone
 
 SCHEMA = 1
 R = TypeVar("R")
@@ -239,7 +239,11 @@ class SqliteStore(GroupCommit):
     def register(self, now: int) -> Owner:
         """Become an engine of this store."""
         name = uuid.uuid4().hex
-        file = OwnerFile(self.path, name)
+        try:
+            file = OwnerFile(self.path, name)
+        except OSError as problem:
+            kind = "full" if problem.errno in (errno.ENOSPC, errno.EDQUOT) else "forbidden"
+            raise Trouble(kind, f"no file can be made beside {self.path}: {problem.strerror}", problem.errno) from None
         try:
             number = self.run(verbs.register(name, os.getpid(), socket.gethostname(), boot_id(), now))
         except BaseException:
@@ -254,6 +258,10 @@ class SqliteStore(GroupCommit):
     def settled(self, owner: Owner, deliveries: Iterable[Delivery]) -> None:
         owner.forget(deliveries)
 
+    def time(self) -> int | None:
+        """It has none of its own."""
+        return None
+
     def reclaim(self, now: int, *, hold: bool) -> list[dict[str, Any]]:
         """Take back the work of engines whose file nobody holds, or that have none."""
         known = {row[1]: row for row in self.read(verbs.owners())}
@@ -267,16 +275,14 @@ class SqliteStore(GroupCommit):
                 dead.remove()
                 continue
             try:
-                rebooted = row[3] != boot
-                found.append(self.run(verbs.reclaim(row[0], None if rebooted else dead.notes(), now, rebooted=rebooted, hold=hold)))
+                found.append(self.run(verbs.reclaim(row[0], dead.notes() if row[3] == boot else None, now, hold=hold)))
             except BaseException:
                 dead.close()
                 raise
             dead.remove()
         for name, row in known.items():
-            if not os.path.exists(f"{self.path}.engine.{name}"):
-                verb = verbs.reclaim(row[0], None, now, rebooted=row[3] != boot, hold=hold)
-                found.append(self.run(verb))
+            if gone(self.path, name):
+                found.append(self.run(verbs.reclaim(row[0], None, now, hold=hold)))
         return [item for item in found if item["leases"]]
 
     # -- long content -----------------------------------------------------------------------------------------------

@@ -219,7 +219,7 @@ def lease(owner: int, number: int, room: Mapping[str, int], now: int, *, turn: i
     if not picked:
         return []
     rows = yield _LEASE, (owner, number, now, json.dumps(picked))
-    return (yield from _deliveries(picked, rows, number))
+    return (yield from _deliveries(picked, rows, owner, number))
 
 
 def _within(picked: list[tuple[int, int]], budget: int) -> Verb[list[tuple[int, int]]]:
@@ -241,7 +241,7 @@ def _suspect(room: Mapping[str, int], now: int) -> Verb[list[tuple[int, int]]]:
     return [(message, n) for message, n, destination in mine if (message, destination) == (mine[0][0], mine[0][2])]
 
 
-def _deliveries(picked: list[tuple[int, int]], rows: list[Any], number: int) -> Verb[list[Delivery]]:
+def _deliveries(picked: list[tuple[int, int]], rows: list[Any], owner: int, number: int) -> Verb[list[Delivery]]:
     """Leased rows → one delivery per message and destination, at most 100 recipients each, with the content, in the order picked."""
     groups: dict[tuple[int, str], list[Leased]] = {}
     expiry: dict[tuple[int, str], int] = {}
@@ -263,7 +263,7 @@ def _deliveries(picked: list[tuple[int, int]], rows: list[Any], number: int) -> 
             deliveries.append(
                 Delivery(
                     seq, id, number, destination, sender, content if content is not None else b"", sha256, needs, message_id, accepted_at,
-                    expiry[seq, destination], recipients[start : start + MAX_BATCH], dsn=Dsn(**json.loads(dsn)) if dsn else None,
+                    expiry[seq, destination], recipients[start : start + MAX_BATCH], dsn=Dsn(**json.loads(dsn)) if dsn else None, owner=owner,
                 )
             )  # fmt: skip
     return deliveries
@@ -498,26 +498,26 @@ def forget_owner(owner: int) -> Verb[bool]:
     return bool(rows)
 
 
-_LOST = "SELECT message, n, lease, losses, uncertain, wish, expires_at FROM recipient WHERE state = 'sending' AND owner = ?"
+#: In the place of a recipient in an engine's record: a session is about to work on the delivery; it has done so for a while, and the
+#: engine lives.
+BEGUN, HARMLESS = 0, 0xFFFFFFFF
+_LOST = "SELECT message, n, lease, losses, uncertain, wish FROM recipient WHERE state = 'sending' AND owner = ?"
 
 
-def reclaim(owner: int, noted: set[tuple[int, int, int]] | None, now: int, *, rebooted: bool, hold: bool) -> Verb[dict[str, int]]:
-    """Take back all leases of a dead engine. ``noted``: its dot record, None = every lease counts as noted."""
+def reclaim(owner: int, noted: set[tuple[int, int, int]] | None, now: int, *, hold: bool) -> Verb[dict[str, int]]:
+    """Take back all leases of a dead engine. ``noted``: its record, None = every lease counts as noted, and none as begun."""
     rows = yield _LOST, (owner,)
     updates, events, uncertain = [], [], 0
-    for message, n, number, losses, mark, wish, expires_at in rows:
+    for message, n, number, losses, mark, wish in rows:
         dot = noted is None or (message, n, number) in noted
+        begun = noted is not None and (message, BEGUN, number) in noted and (message, HARMLESS, number) not in noted
         before = Standing("sending", "", bool(mark), losses, wish)
-        after = lifecycle.lost(before, dot=dot, rebooted=rebooted, hold=hold)
-        event = "lost"
-        if after.state == "queued" and now >= expires_at and not dot:
-            after, event = lifecycle.expired(before, "too old; its engine was lost"), "expired"
+        after = lifecycle.lost(before, dot=dot, begun=begun, hold=hold)
         finished = now if after.state in lifecycle.FINAL else None
         due = lost_due(after.losses, now) if after.state == "queued" else None
         uncertain += after.uncertain and not before.uncertain
-        updates.append((after.state, after.reason, due, int(after.uncertain), max(after.losses, 1) if after.state == "queued" else after.losses,
-                        int(dot), finished, message, n, owner, number))  # fmt: skip
-        events.append((now, event, message, n, after.state, int(after.uncertain), after.reason, 0, None))
+        updates.append((after.state, after.reason, due, int(after.uncertain), after.losses, int(dot), finished, message, n, owner, number))
+        events.append((now, "lost", message, n, after.state, int(after.uncertain), after.reason, 0, None))
     yield Many(
         "UPDATE recipient SET state = ?, reason = ?, due = ?, uncertain = ?, losses = ?, attempts = attempts + ?, finished_at = ?, wish = NULL,"
         " owner = NULL, lease = NULL WHERE message = ? AND n = ? AND state = 'sending' AND owner = ? AND lease = ?",
@@ -715,10 +715,68 @@ CHECKS = (
 # -- upkeep -------------------------------------------------------------------------------------------------------------
 
 
-def expire(now: int, limit: int = PAGE) -> Verb[int]:
-    """Fail what waited too long; returns how many, at most ``limit``."""
-    rows = yield "SELECT message, n FROM recipient WHERE state IN ('queued', 'held') AND expires_at <= ? LIMIT ?", (now, limit)
-    return (yield from _apply("expired", rows, now, "too old")) if rows else 0
+#: (message, time): all with a higher number were accepted later than that, whatever the clock said that dated them.
+Mark = tuple[int, int]
+
+
+def expire(now: int, after: int = -1, mark: Mark = (1 << 62, 0), limit: int = PAGE) -> Verb[int]:
+    """Fail what has waited too long since a moment behind ``after``, unless the ``mark`` says that it has not; returns how many, at most
+    ``limit``."""
+    rows = yield (
+        "SELECT r.message, r.n, m.expires_at - m.accepted_at FROM recipient r JOIN message m ON m.seq = r.message"
+        " WHERE r.state IN ('queued', 'held') AND r.expires_at > ? AND r.expires_at <= ? LIMIT ?",
+        (after, now, limit),
+    )
+    young = [(mark[1] + life, message, n) for message, n, life in rows if message > mark[0] and mark[1] + life > now]
+    yield Many("UPDATE recipient SET expires_at = ? WHERE message = ? AND n = ?", young)
+    spared = {(message, n) for _, message, n in young}
+    old = [(message, n) for message, n, _ in rows if (message, n) not in spared]
+    return (yield from _apply("expired", old, now, "too old")) if old else 0
+
+
+def newest() -> Verb[int]:
+    """The highest number of a message."""
+    rows = yield "SELECT max(seq) FROM message", ()
+    return rows[0][0] or 0
+
+
+_LIFE = "(SELECT m.expires_at - m.accepted_at FROM message m WHERE m.seq = recipient.message)"
+#: Parameters: 1 what due times lose, 2 what ends of age gain, 3 now, 4 the shortest life that is meant.
+_LEAP = (
+    "UPDATE recipient SET due = CASE WHEN due + ?1 < not_before THEN not_before ELSE due + ?1 END, expires_at = CASE"
+    f" WHEN expires_at + ?2 <= ?3 + {_LIFE} THEN expires_at + ?2 WHEN expires_at < ?3 + {_LIFE} THEN ?3 + {_LIFE} ELSE expires_at END"
+    f" WHERE state IN ('queued', 'held', 'sending') AND {_LIFE} >= ?4"
+)
+
+
+def leap(by: int, now: int, spare: int = 0, after: tuple[int, int, int] | None = None) -> Verb[tuple[int, int, int] | None]:
+    """One page of what follows when the clock has been set to ``now``, ``by`` from where it was: nobody grows older by that, and nobody
+    waits longer for the next try. Lives shorter than ``spare`` do not gain. Nobody loses: this clock may be the wrong one (`shorten`).
+
+    Returns where the next page begins, or None. Pages go against the leap, so that no recipient is met twice.
+    """
+    values = (min(by, 0), max(by, 0), now, spare if by > 0 else 0)
+    if after is None:
+        yield f"{_LEAP} AND state = 'sending'", values
+    order, way = ("DESC", "<") if by > 0 else ("ASC", ">")
+    begin = after or ((1 << 62, 0, 0) if by > 0 else (-1, 0, 0))
+    page = yield (
+        f"SELECT expires_at, message, n FROM recipient WHERE state IN ('queued', 'held') AND expires_at {way}= ? AND (expires_at, message, n) {way} (?, ?, ?)"
+        f" ORDER BY expires_at {order}, message {order}, n {order} LIMIT {PAGE}",
+        (begin[0], *begin),
+    )
+    yield Many(f"{_LEAP} AND message = ?5 AND n = ?6", [(*values, message, n) for _, message, n in page])
+    return tuple(page[-1]) if len(page) == PAGE else None
+
+
+def shorten(now: int, life: int) -> Verb[int]:
+    """Nobody has more time left than a whole life, ``life`` at the least: for a clock that has been right for a while."""
+    rows = yield (
+        f"UPDATE recipient SET expires_at = ? + {_LIFE} WHERE state IN ('queued', 'held') AND expires_at > ? AND expires_at > ? + {_LIFE}"
+        " AND not_before <= ? RETURNING n",
+        (now, now + life, now, now),
+    )
+    return len(rows)
 
 
 def clamp(now: int, longest: int) -> Verb[int]:

@@ -20,6 +20,9 @@ class FakeClock(Clock):
     def monotonic(self) -> float:
         return self._monotonic
 
+    def elapsed(self) -> float:
+        return self._monotonic
+
     def advance(self, by: str | timedelta) -> None:
         """Time passes."""
         self._now += span(by)

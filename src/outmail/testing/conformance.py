@@ -27,7 +27,8 @@ from hypothesis import strategies as st
 from outmail import lifecycle as life
 from outmail.lifecycle import Standing
 from outmail.model import Delivery, Filter, Message, Outcome, Recipient, Reply, Settled, Term, Verdict, keyed_id, new_id
-from outmail.store import Store, Trouble
+from outmail.store import Store, Trouble, verbs
+from outmail.store.verbs import BEGUN, HARMLESS
 
 NOW = 1_800_000_000_000
 
@@ -110,7 +111,7 @@ def test_a_late_delivered_confirms_only_the_uncertain(store: Any) -> None:
     add(store, certain, marked)
     owner = store.register(NOW)
     first, second = lease(store, owner)
-    store.run(store.verbs.reclaim(owner.id, {(second.seq, 1, 1)}, NOW, rebooted=False, hold=False))
+    store.run(store.verbs.reclaim(owner.id, {(second.seq, 1, 1)}, NOW, hold=False))
     assert settle(store, owner, first, "delivered", "delivered") == 0
     assert settle(store, owner, second, "delivered", "delivered") == 1
     assert standing(store, certain.id).state == "queued" and standing(store, marked.id).state == "delivered"
@@ -158,9 +159,72 @@ def test_suspects_go_alone_and_the_third_loss_is_poison(store: Any) -> None:
         owner = store.register(now)
         deliveries = lease(store, owner, 10, now, losses)
         assert [d.id for d in deliveries] == [bad.id]
-        store.run(store.verbs.reclaim(owner.id, set(), now, rebooted=False, hold=False))
+        store.run(store.verbs.reclaim(owner.id, {(deliveries[0].seq, BEGUN, losses)}, now, hold=False))
         now += 61_000
     assert (standing(store, bad.id).state, standing(store, bad.id).reason) == ("held", "poison")
+
+
+def test_only_what_was_begun_is_a_suspect_and_one_that_did_no_harm_is_not_blamed(store: Any) -> None:
+    begun, waiting = message(), message()
+    add(store, begun, waiting)
+    owner = store.register(NOW)
+    first, second = lease(store, owner, 10)
+    store.run(store.verbs.reclaim(owner.id, {(first.seq, BEGUN, 1)}, NOW, hold=False))
+    owner = store.register(NOW)
+    (alone,) = lease(store, owner, 1, NOW, 2, "nowhere") or store.run(store.verbs.lease(owner.id, 3, {"default": 1}, NOW))[1:]
+    assert (alone.id, [r.losses for r in alone.recipients]) == (begun.id, [1]) and second.recipients[0].losses == 0
+    for number in range(4, 9):  # whoever kills engines now, it is not this one
+        record = {(alone.seq, BEGUN, alone.lease), (alone.seq, HARMLESS, alone.lease)}
+        store.run(store.verbs.reclaim(owner.id, record, NOW, hold=False))
+        owner = store.register(NOW)
+        (alone,) = [d for d in store.run(store.verbs.lease(owner.id, number, {"default": 1}, NOW)) if d.id == begun.id]
+    assert alone.recipients[0].losses == 1
+
+
+def test_a_clock_that_was_set_makes_nothing_older(store: Any) -> None:
+    day = 86_400_000
+    short, whole, planned, held = message(expires=day), message(expires=5 * day), message(due=NOW + day, expires=6 * day), message(expires=5 * day)
+    add(store, short, whole, planned, held)
+    store.run(store.verbs.change(Filter(ids=((held.id, None),)), "hold", NOW))
+    owner = store.register(NOW)
+    (sending,) = lease(store, owner, 1)
+    assert sending.id == short.id
+    later = NOW + 1000 * day
+    assert store.run(store.verbs.leap(1000 * day - 1000, later)) is None
+    assert store.run(store.verbs.expire(later)) == 0
+    store.run(store.verbs.give_back(owner.id, [sending], later))
+    assert store.run(store.verbs.expire(later + day - 1001)) == 0 and store.run(store.verbs.expire(later + day)) == 1
+    assert store.run(store.verbs.leap(-1000 * day, NOW)) is None
+    assert standing(store, whole.id).next_try_at <= NOW and standing(store, planned.id).next_try_at == NOW + day
+    assert store.run(store.verbs.expire(NOW + 7 * day)) == 0
+    store.run(store.verbs.shorten(NOW, 5 * day))
+    assert store.run(store.verbs.expire(NOW + 5 * day - 1)) == 0 and store.run(store.verbs.expire(NOW + 5 * day)) == 2
+
+
+def test_a_leap_goes_page_by_page_and_meets_everybody_once(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verbs, "PAGE", 7)
+    monkeypatch.setattr(verbs.expire, "__defaults__", (-1, (1 << 62, 0), 1000))
+    add(store, *[message(expires=1000 + i // 3, now=NOW) for i in range(50)])
+    page = None
+    while (page := store.run(store.verbs.leap(400, NOW + 500, 0, page))) is not None:
+        pass
+    assert store.run(store.verbs.expire(NOW + 1399)) == 0 and store.run(store.verbs.expire(NOW + 1416)) == 50
+
+
+def test_too_old_is_said_of_a_span_of_time(store: Any) -> None:
+    add(store, *[message(expires=1000 * (i + 1)) for i in range(4)])
+    assert store.run(store.verbs.expire(NOW + 3000, NOW + 1000)) == 2
+    assert store.run(store.verbs.expire(NOW + 1000)) == 1
+
+
+def test_what_was_dated_by_a_clock_that_was_wrong_is_as_young_as_its_number(store: Any) -> None:
+    before, wrong = message(expires=1000), message(now=1000, expires=5000)
+    add(store, before)
+    mark = store.read(store.verbs.newest()), NOW
+    add(store, wrong)
+    assert store.run(store.verbs.expire(NOW + 2000, -1, mark)) == 1
+    assert standing(store, before.id).state == "failed" and standing(store, wrong.id).state == "queued"
+    assert store.run(store.verbs.expire(NOW + 5000 - 1)) == 0 and store.run(store.verbs.expire(NOW + 5000)) == 1
 
 
 def test_age_ends_waiting_and_clocks_that_jumped_do_not_hold_mail(store: Any) -> None:
@@ -228,7 +292,7 @@ def test_the_store_walks_as_the_lifecycle(store: Any, steps: list[str]) -> None:
         elif held is not None and step == "quarantine" and model.state == "sending":
             store.run(store.verbs.quarantine(owner.id, held, now, "test"))
         elif step == "lost":
-            store.run(store.verbs.reclaim(owner.id, set(), now, rebooted=False, hold=False))
+            store.run(store.verbs.reclaim(owner.id, set(), now, hold=False))
         elif step in ("hold", "release", "cancel", "due", "requeue", "confirm"):
             store.run(store.verbs.change(Filter(ids=((one.id, None),)), step, now))
         else:
@@ -237,7 +301,7 @@ def test_the_store_walks_as_the_lifecycle(store: Any, steps: list[str]) -> None:
         call = {
             "lease": life.lease, "delivered": life.confirm if late else life.delivered, "refused": lambda s: life.refused(s, "why"),
             "deferred": lambda s: life.deferred(s, "why"), "unknown": lambda s: life.unknown(s, "why", hold=False), "returned": life.returned,
-            "lost": lambda s: life.lost(s, dot=False, rebooted=False, hold=False), "hold": life.hold, "release": life.release, "cancel": life.cancel,
+            "lost": lambda s: life.lost(s, dot=False, begun=False, hold=False), "hold": life.hold, "release": life.release, "cancel": life.cancel,
             "due": life.due, "requeue": life.requeue, "confirm": life.confirm, "quarantine": life.quarantine,
         }[step]  # fmt: skip
         try:

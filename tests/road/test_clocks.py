@@ -1,0 +1,200 @@
+"""Clocks that are set, and mail that lies while no engine runs: nothing fails for an age that it does not have, and all of it in the end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from outmail import Outbox
+from outmail import engine as engine_module
+from outmail.clock import DAY, HOUR, Clock, Steady
+from outmail.testing import FakeClock, Sink
+from outmail.wiring import build_engine
+
+MakeBox = Callable[..., Outbox]
+
+
+class Set(Clock):
+    """The system's clocks; somebody sets the wall's."""
+
+    offset = 0
+
+    def now(self) -> int:
+        return super().now() + self.offset
+
+
+async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        await asyncio.sleep(0.01)
+    assert condition()
+
+
+def work(box: Outbox, clock: Clock, scene: Callable[[Any], Any]) -> None:
+    """An engine runs while the scene plays."""
+    engine = build_engine(box._store, box._config, box._routes, clock)
+
+    async def life() -> None:
+        running = asyncio.ensure_future(engine.run())
+        try:
+            await scene(engine)
+        finally:
+            engine.stop()
+            await running
+
+    asyncio.run(life())
+
+
+def once(box: Outbox, clock: Clock) -> None:
+    asyncio.run(build_engine(box._store, box._config, box._routes, clock).run(once=True))
+
+
+def states(box: Outbox) -> list[str]:
+    return [r.state for status in box.find() for r in status.recipients]
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "CLOCK", 0.05)
+    monkeypatch.setattr(engine_module, "UPKEEP", 0.2)
+
+
+def test_a_steady_clock_follows_what_is_little_and_tells_of_a_jump() -> None:
+    fake = FakeClock()
+    steady = Steady(fake)
+    start = steady.now()
+    fake.jump("4s")
+    assert steady.look() == 0 and steady.now() == start + 4000
+    fake.advance("1h")
+    assert steady.now() == start + 4000 + HOUR and steady.look() == 0
+    fake.jump("6d")
+    assert steady.now() == start + 4000 + HOUR and steady.look() == 6 * DAY
+    steady.follow(6 * DAY)
+    assert steady.look() == 0 and steady.now() == start + 4000 + HOUR + 6 * DAY
+    fake.jump("1h", back=True)
+    assert steady.look() == -HOUR
+
+
+@pytest.mark.parametrize("by", [6 * DAY, 400 * DAY])
+def test_a_clock_that_jumps_ahead_fails_nothing_and_is_named_once(make_box: MakeBox, sink: Sink, caplog: pytest.LogCaptureFixture, by: int) -> None:
+    sink.script("RCPT: 451 4.7.1 later x20")
+    clock = Set()
+    box = make_box(toml=f'relay = "{sink.url}"\n[retry]\nschedule = "300ms…"\n', deliver="never", clock=clock)
+    box.send_many([{"to": f"u{i}@x.test", "subject": "s", "text": "t", **({"expires": "1h"} if i % 2 else {})} for i in range(20)])
+
+    async def scene(engine: Any) -> None:
+        await until(lambda: engine.counts["deferred"] > 0)
+        clock.offset = by
+        await until(lambda: set(states(box)) == {"delivered"})
+
+    with caplog.at_level(logging.WARNING, "outmail"):
+        work(box, clock, scene)
+    assert len([r for r in caplog.records if "was set ahead by" in r.message]) == 1
+    assert len(sink.messages) == 20
+
+
+def test_a_clock_set_back_makes_no_mail_wait(make_box: MakeBox, sink: Sink) -> None:
+    sink.script("RCPT: 451 4.7.1 later x5")
+    clock = Set()
+    box = make_box(toml=f'relay = "{sink.url}"\n[retry]\nschedule = "2s…"\n', deliver="never", clock=clock)
+    box.send_many([{"to": f"u{i}@x.test", "subject": "s", "text": "t"} for i in range(5)])
+
+    async def scene(engine: Any) -> None:
+        await until(lambda: engine.counts["deferred"] == 5)
+        clock.offset = -2 * HOUR
+        await until(lambda: set(states(box)) == {"delivered"}, 10)
+
+    work(box, clock, scene)
+    assert len(sink.messages) == 5
+
+
+def test_time_that_passes_still_ends_waiting_after_a_jump(make_box: MakeBox, sink: Sink) -> None:
+    sink.script("RCPT: 451 4.7.1 later")
+    clock = FakeClock()
+    box = make_box(toml=f'relay = "{sink.url}"\n[retry]\nschedule = "1h…"\n', deliver="never", clock=clock)
+    id = box.send("a@x.test", "s", "t", expires="3h").id
+
+    async def scene(engine: Any) -> None:
+        await until(lambda: engine.counts["deferred"] == 1)
+        clock.jump("6d")
+        await until(lambda: abs(engine.clock.now() - clock.now()) < 1000)
+        await asyncio.sleep(0.5)
+        assert box.status(id).status == "queued"
+        clock.advance("3h")
+        await until(lambda: box.status(id).status == "failed")
+
+    work(box, clock, scene)
+    assert box.status(id).recipients[0].reason.startswith("too old")
+
+
+def test_what_became_too_old_while_no_engine_ran_gets_one_attempt(make_box: MakeBox, sink: Sink) -> None:
+    """Except where the program said itself when it is no use any more."""
+    sink.script("RCPT later@*: 451 4.7.1 later")
+    clock = FakeClock()
+    box = make_box(toml=f'relay = "{sink.url}"\n', deliver="never", clock=clock)
+    once(box, clock)
+    taken, deferred, code = box.send("a@x.test", "s", "t").id, box.send("later@x.test", "s", "t").id, box.send("b@x.test", "s", "t", expires="2h").id
+    clock.advance("10d")
+
+    async def scene(engine: Any) -> None:
+        await until(lambda: engine.counts["expired"] == 2)
+        await until(lambda: set(states(box)) <= {"delivered", "failed"})
+
+    work(box, clock, scene)
+    assert [box.status(id).status for id in (taken, deferred, code)] == ["delivered", "failed", "failed"]
+    assert box.status(code).recipients[0].reason == "too old" and box.status(deferred).recipients[0].attempts == 1
+    assert [m.recipients for m in sink.messages] == [("a@x.test",)]
+
+
+def test_a_clock_that_was_set_while_no_engine_ran_is_found_out(make_box: MakeBox, sink: Sink) -> None:
+    clock = FakeClock()
+    box = make_box(toml=f'relay = "{sink.url}"\n', deliver="never", clock=clock)
+    once(box, clock)
+    id = box.send("a@x.test", "s", "t", expires="2h").id
+    clock.jump("10d")
+    once(box, clock)
+    assert box.status(id).status == "delivered"
+
+
+def test_mail_dated_by_a_clock_that_was_wrong_does_not_fail_at_once(make_box: MakeBox, sink: Sink) -> None:
+    """The machine starts in 1970, a program sends, the time comes from the network, an engine starts."""
+    sink.script("RCPT: 451 4.7.1 later x2")
+    clock = FakeClock()
+    box = make_box(toml=f'relay = "{sink.url}"\n[retry]\nschedule = "1s…"\n', deliver="never", clock=clock)
+    once(box, clock)
+    clock.jump("5000d", back=True)
+    ids = [box.send("a@x.test", "s", "t").id, box.send("b@x.test", "s", "t", expires="2h").id]
+    clock.jump("5000d")
+    clock.advance("1m")
+
+    async def scene(engine: Any) -> None:
+        await until(lambda: engine.counts["deferred"] == 2)
+        await asyncio.sleep(0.5)
+        clock.advance("1m")
+        await until(lambda: set(states(box)) == {"delivered"})
+
+    work(box, clock, scene)
+    assert [box.status(id).status for id in ids] == ["delivered", "delivered"]
+
+
+def test_after_a_start_of_the_machine_the_time_it_was_off_does_not_count(make_box: MakeBox, sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
+    sink.script("RCPT: 451 4.7.1 later")
+    clock = FakeClock()
+    box = make_box(toml=f'relay = "{sink.url}"\n[retry]\nschedule = "1h…"\n', deliver="never", clock=clock)
+    once(box, clock)
+    id = box.send("a@x.test", "s", "t").id
+    clock.advance("10d")
+    monkeypatch.setattr(engine_module, "boot_id", lambda: "another")
+    once(box, clock)
+    assert box.status(id).status == "queued" and box.status(id).recipients[0].attempts == 1
+    for _ in range(5):
+        clock.advance("1d")
+        once(box, clock)
+    clock.advance("1d")
+    once(box, clock)
+    assert box.status(id).status == "failed"  # every few days a run of its own: it grows old all the same
