@@ -140,6 +140,8 @@ class Engine:
         self._expire_at = 0.0
         self._clock_at = 0.0
         self._leaping = False
+        #: Until then nothing is removed for its age: the clock was set not long ago.
+        self._calm_at = 0.0
         #: The last two signs of life (`verbs.Mark`), older first.
         self._marks: list[Mark] = [(1 << 62, 0), (1 << 62, 0)]
         #: The time in which no engine ran, from and to: what became too old in it gets one attempt.
@@ -802,7 +804,7 @@ class Engine:
         if time >= self._upkeep_at:
             self._upkeep_at = time + UPKEEP
             self.commits.call(self._sweep, self._swept)
-        if self._retention is not None and time >= self._retain_at:
+        if self._retention is not None and time >= max(self._retain_at, self._calm_at):
             self._retain_at = time + UPKEEP
             self.commits.call(partial(self._retain, self._retention), self._retained)
 
@@ -866,6 +868,7 @@ class Engine:
             return
         if self._ages is not self.clock:
             self._say(by, "of this machine", self.clock)
+            self._calm_at = self.loop.time() + GRACE / 1000
             self.clock.follow(by)
             return
         self._leaping = True
@@ -882,6 +885,8 @@ class Engine:
 
     def _leap(self, by: int, now: int, spare: int) -> None:
         """On the writer's thread."""
+        if by:
+            self._calm_at = self.loop.time() + GRACE / 1000
         page = None
         while by and (page := self.store.run(self.store.verbs.leap(by, now, spare, page))) is not None:
             pass
