@@ -810,7 +810,7 @@ def test_hints_and_pgbouncer_exclude_each_other() -> None:
     assert "notify" not in conninfo_of("postgresql://u@h/db?notify=1&connect_timeout=3")[0]
 
 
-async def sees(condition: Any, seconds: float = 15.0) -> None:
+async def sees(condition: Any, seconds: float = 45.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         await asyncio.sleep(0.01)
