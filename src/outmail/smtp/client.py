@@ -272,7 +272,7 @@ class Client:
                 if current is None and previous is None:
                     return
             commands = self._commands(current) if current is not None else []
-            if previous is not None and (current is None or _length(commands) > AHEAD_BYTES):
+            if previous is not None and (current is None or _is_long(commands)):
                 yield from self._guarded(self._final(previous), previous, None)
                 previous = None
             if current is None:
@@ -353,15 +353,15 @@ class Client:
                 self._send(command, script)
             self._send("DATA", script)
             if previous is not None:
-                yield from self._final(previous, ahead=True)
+                yield from self._final(previous, True)
         self._script = script
         if reset:
             if not self.pipelining:
                 self._send("RSET", script)
-            yield from self._read("rset", ahead=current.ahead)
+            yield from self._read("rset", current.ahead)
         if not self.pipelining:
             self._send(commands[0], script)
-        mail = yield from self._read("mail", ahead=current.ahead)
+        mail = yield from self._read("mail", current.ahead)
         if mail.code // 100 != 2:
             outcome = by_digit(mail, "message", "mail")
             for recipient in current.recipients:
@@ -372,7 +372,7 @@ class Client:
             if not self.pipelining:
                 self._send(commands[i], script)
             # behind a refused MAIL, 503 is the right answer to RCPT, and so it is to DATA where no recipient was accepted
-            reply = yield from self._read("rcpt", ahead=current.ahead and mail.code // 100 == 2)
+            reply = yield from self._read("rcpt", current.ahead and mail.code // 100 == 2)
             if reply.code // 100 == 2:
                 current.accepted.append(recipient)
             elif recipient.outcome is None:
@@ -390,7 +390,7 @@ class Client:
 
     def _data(self, current: _Transaction, refused: Reply | None) -> Flow:
         """``refused`` is the answer to MAIL where recipients were accepted all the same."""
-        reply = yield from self._read("data", ahead=current.ahead and bool(current.accepted))
+        reply = yield from self._read("data", current.ahead and bool(current.accepted))
         if reply.code // 100 == 3:
             self.stage = "data"
             if refused is not None and current.ahead:
@@ -428,7 +428,7 @@ class Client:
         self._out.append(b".\r\n")
         current.delivery.transcript.append((self.now, "C", b"(%d bytes of content and the final dot)" % len(content)))
 
-    def _final(self, transaction: _Transaction, *, ahead: bool = False) -> Flow:
+    def _final(self, transaction: _Transaction, ahead: bool = False) -> Flow:
         """The answer to the final dot: one, or with LMTP one for each accepted recipient (RFC 2033 §4.2).
 
         ``ahead``: the next envelope was sent behind the dot.
@@ -437,7 +437,7 @@ class Client:
         try:
             for i, recipient in enumerate(transaction.accepted):
                 if not i or self.settings.lmtp:
-                    reply = yield from self._read("dot", ahead=ahead)
+                    reply = yield from self._read("dot", ahead)
                     outcome = by_digit(reply, "recipient" if i else "message", "dot")
                 recipient.outcome = outcome
         except _Closing as closing:  # an answer too: the message was not taken
@@ -519,7 +519,7 @@ class Client:
         self._out.append(line + b"\r\n")
         script.append((self.now, "C", line))
 
-    def _read(self, stage: str, *, ahead: bool = False) -> Flow:
+    def _read(self, stage: str, ahead: bool = False) -> Flow:
         """The next reply. ``ahead``: it answers what was sent ahead, or may not do so because of that."""
         got = self._reader.pop()
         while got is None:
@@ -556,9 +556,9 @@ class Client:
         self._script.append((self.now, direction, line))
 
 
-def _length(commands: list[str]) -> int:
-    """Bytes of a flight, about."""
-    return sum(map(len, commands)) if len(commands) > 8 else 0
+def _is_long(commands: list[str]) -> bool:
+    """Too long to be sent ahead."""
+    return len(commands) > 8 and sum(map(len, commands)) > AHEAD_BYTES
 
 
 def _extensions(lines: list[bytes]) -> dict[str, str]:
