@@ -225,6 +225,18 @@ def test_stored_routes_start_no_program_and_write_no_file(make_box: Callable[...
     assert json.loads(outmail("show", ids[0], "--json", "--store", "q.db").stdout)["recipients"][0]["reason"] == "route unknown here"
 
 
+def test_an_id_in_a_store_names_no_file_elsewhere(tmp_path: Path) -> None:
+    config = from_toml('from = "me@x.test"', "t", {})
+    with Outbox(tmp_path / "q.db", relay=f"file:{tmp_path}/out/in", config=config, deliver="never") as box:
+        box.send("a@x.test", "s", "t")
+    with sqlite3.connect(tmp_path / "q.db") as store:
+        store.execute("UPDATE message SET id = '../../evil'")
+    store.close()
+    with Outbox(tmp_path / "q.db", relay=f"file:{tmp_path}/out/in", config=config, exit_wait=10) as box:
+        pass
+    assert [file.parent.name for file in tmp_path.rglob("*.eml")] == ["in"]
+
+
 def test_what_the_process_itself_names_is_used(make_box: Callable[..., Outbox], tmp_path: Path, outmail: Run) -> None:
     folder = tmp_path / "acted"
     send = ("send", "--store", "q.db", "-f", "me@x.test", "a@x.test")
