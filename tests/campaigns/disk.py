@@ -269,16 +269,22 @@ class Folder:
 
 def watch_folders(log: Log, *, syncs: bool = True) -> None:
     """From now on the log has this process's own flushes and renames."""
-    fsync, replace = os.fsync, os.replace
+    fsync, link = os.fsync, os.link
+
+    def place(name: Any, folder: int | None) -> str:
+        return os.path.join(os.readlink(f"/proc/self/fd/{folder}"), name) if folder is not None else os.path.abspath(name)
 
     def watched_fsync(fd: int) -> None:
-        path = os.readlink(f"/proc/self/fd/{fd}")
+        path = os.readlink(f"/proc/self/fd/{fd}").removesuffix(" (deleted)")
         if syncs:
             fsync(fd)
             log.note("folder flushed" if os.path.isdir(path) else "file flushed", path)
 
-    def watched_replace(old: Any, new: Any) -> None:
-        replace(old, new)
-        log.note("renamed", os.path.abspath(old), os.path.abspath(new))
+    def watched_link(old: Any, new: Any, *, src_dir_fd: int | None = None, dst_dir_fd: int | None = None, **words: Any) -> None:
+        there, here = place(old, src_dir_fd), place(new, dst_dir_fd)
+        if there.startswith("/proc/self/fd/"):
+            there = os.readlink(there).removesuffix(" (deleted)")
+        link(old, new, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd, **words)
+        log.note("renamed", there, here)
 
-    os.fsync, os.replace = watched_fsync, watched_replace  # type: ignore[assignment]
+    os.fsync, os.link = watched_fsync, watched_link
