@@ -207,6 +207,27 @@ def test_an_mbox_write_that_fails_is_cut_off_again(tmp_path: Path, monkeypatch: 
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["box"]
 
 
+def test_a_locked_mailbox_is_451_by_lmtp_and_holds_up_nobody(start: Callable[..., Server], tmp_path: Path) -> None:
+    (tmp_path / "mail").mkdir()
+    (tmp_path / "mail" / "alice.lock").write_text("somebody")
+    server = start(toml=settings(tmp_path, f"{tmp_path}/mail/{{user}}"))
+    until(lambda: "listening: lmtp" in server.log.read_text())
+    clients = [smtplib.LMTP(str(tmp_path / "lmtp")) for _ in range(6)]
+    for client, name in zip(clients, ["alice"] * 5 + ["bob"]):
+        client.ehlo()
+        client.mail("a@far.test")
+        client.rcpt(f"{name}@here.test")
+        client.putcmd("data")
+        client.getreply()
+        client.send(BODY + b".\r\n")
+    began = time.monotonic()
+    assert clients[-1].getreply()[0] == 250 and time.monotonic() - began < 5, "five times two seconds, one after the other"
+    answers = [client.getreply() for client in clients[:-1]]
+    assert all(code == 451 and b"alice.lock" in text for code, text in answers)
+    for client in clients:
+        client.close()
+
+
 def test_killed_while_delivering_loses_nothing(tmp_path: Path) -> None:
     toml = settings(tmp_path, f"{tmp_path}/mail/{{user}}/")
     accepted = 0
