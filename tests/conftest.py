@@ -13,6 +13,7 @@ import pytest
 
 from outmail.config import from_toml
 from outmail.outbox import Outbox
+from outmail.policy import veil
 from outmail.testing import Sink
 
 pytest.register_assert_rewrite("outmail.testing.conformance")
@@ -27,6 +28,13 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "xdg-data"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "xdg-state"))
     monkeypatch.setenv("HOME", str(tmp_path))
+
+
+@pytest.fixture(autouse=True)
+def no_password_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one test told the process is not masked in the next one."""
+    for name, value in vars(veil.Veil()).items():
+        monkeypatch.setattr(veil.known, name, value)
 
 
 @pytest.fixture

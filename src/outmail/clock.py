@@ -1,7 +1,6 @@
 """Time: instants are whole milliseconds since 1970 UTC, spans are whole milliseconds.
 
-A machine has two: the wall's, which somebody may set, and one that only goes on (`elapsed`). `Steady` makes of both one that
-follows the wall's and does not jump with it.
+A machine has two clocks: the wall's, which somebody may set, and one that only goes on (`elapsed`); see `policy.age`.
 Promises: one place that reads the system's clocks, so that a test can put `outmail.testing.FakeClock` in its stead;
 parsing of what people write ("2h", "5d", an ISO date) raises `ValueError` with a sentence.
 Does not: know time zones other than UTC; naive datetimes are refused, because they are how mail goes out an hour late.
@@ -29,8 +28,6 @@ _SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)", re.ASCII)
 
 #: The clock that also goes on while the machine sleeps, where there is one.
 _AWAKE = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC if sys.platform == "darwin" else None)
-#: Milliseconds that a clock may be off without anybody calling it a jump.
-JUMP = 5 * SECOND
 
 
 def elapsed() -> float:
@@ -52,53 +49,6 @@ class Clock:
     def elapsed(self) -> float:
         """See the function of this name."""
         return elapsed()
-
-
-class Steady(Clock):
-    """The wall's time as it would be had nobody set it since the last `look`: a little off is followed, a jump is not until `follow`."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._anchor = self._read()
-
-    def now(self) -> int:
-        """Rounded up, so that what another clock dates now is not later than now."""
-        wall, at = self._anchor
-        return wall + 1 + int((self._clock.elapsed() - at) * 1000)
-
-    def monotonic(self) -> float:
-        return self._clock.monotonic()
-
-    def elapsed(self) -> float:
-        return self._clock.elapsed()
-
-    def look(self) -> int:
-        """By how many milliseconds the wall's clock has been set ahead (or back, below zero) and not been followed."""
-        wall, at = self._read()
-        off = wall - self._anchor[0] - int((at - self._anchor[1]) * 1000)
-        if abs(off) > JUMP:
-            return off
-        self._anchor = wall, at
-        return 0
-
-    def wall(self) -> int:
-        """What the wall says in this moment."""
-        return self._clock.now()
-
-    def follow(self, by: int) -> None:
-        """Take part in a jump."""
-        wall, at = self._anchor
-        self._anchor = wall + by, at
-
-    def _read(self) -> tuple[int, float]:
-        """Both clocks in one moment: the process may be stopped between two lines."""
-        for _ in range(10):
-            before = self._clock.elapsed()
-            wall = self._clock.now()
-            at = self._clock.elapsed()
-            if at - before < 0.1:
-                break
-        return wall, at
 
 
 def parse_span(text: str) -> int:

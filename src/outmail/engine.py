@@ -20,22 +20,22 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
-from outmail.clock import HOUR, JUMP, Clock, Steady, human_span, rfc3339
+from outmail.clock import HOUR, Clock, human_span, rfc3339
 from outmail.commits import Committer
 from outmail.errors import ConfigError
 from outmail.held import boot_id
 from outmail.hop import MOST, Hop, Seat
 from outmail.model import Delivery, Leased, Message, Outcome, Reply, Settled, Verdict
+from outmail.policy.age import Mark, Sign, following, was_set
 from outmail.policy.pace import ahead_note, may_send_ahead
 from outmail.policy.retry import Retry, verdict
 from outmail.policy.route import Relay, Routes, allowed
 from outmail.retention import Retention
 from outmail.store import Store, Trouble
-from outmail.store.verbs import Mark
 from outmail.transport import Transport
 from outmail.worker import Worker
 
@@ -56,12 +56,10 @@ RETAIN = 1.0
 PATIENT_TURNS = 60
 #: Seconds between looks at what is too old to be sent, while something is.
 EXPIRE = 1.0
-#: Seconds between looks whether the clock was set.
-CLOCK = 1.0
 #: How long (ms) what became too old while no engine ran may wait for one attempt before it fails.
 GRACE = HOUR
-#: Milliseconds by which a message that is handed over may be due later than now: another clock dated it.
-SLACK = 100
+#: Seconds in which both clocks of the machine are read, or they are read again: the process may be stopped between two lines.
+ONE_MOMENT = 0.1
 #: After so many seconds in a session without harm a suspect is not suspected if the engine dies.
 HARMLESS = 1.0
 RECLAIM = 2.0
@@ -97,9 +95,7 @@ class Engine:
         self.store = store
         self.routes = routes
         self.settings = settings or Settings()
-        self.clock = Steady(clock or Clock())
-        #: What ages go by: the store's own clock where it has one.
-        self._ages = self.clock
+        self.clock = clock or Clock()
         self.stopping = False
         #: By what name the store knows it; "" before it was let in, and once it leaves. May be read from any thread.
         self.name = ""
@@ -138,12 +134,9 @@ class Engine:
         self._upkeep_at = 0.0
         self._retain_at = 0.0
         self._expire_at = 0.0
-        self._clock_at = 0.0
-        self._leaping = False
-        #: Until then nothing is removed for its age: the clock was set not long ago.
-        self._calm_at = 0.0
-        #: The last two signs of life (`verbs.Mark`), older first.
-        self._marks: list[Mark] = [(1 << 62, 0), (1 << 62, 0)]
+        #: The last sign of the time, and the mark of the one before.
+        self._seen = Sign(0, 0, 0.0, 0, 0)
+        self._mark: Mark = (1 << 62, 0)
         #: The time in which no engine ran, from and to: what became too old in it gets one attempt.
         self._unattended = 0, 0
         self._spare_until = 0
@@ -177,11 +170,11 @@ class Engine:
                 return
             self._ready.set()
             try:
-                await self._first(self._begin_ageing, self._aged)
+                await self._first(self._begin_ageing, self._ageing)
                 await self._first(self._reclaim, self._reclaimed)
                 if first is not None:
                     await self._prelude(first)
-                self._once_before = self._due_by() if once else None
+                self._once_before = self.clock.now() if once else None
                 if self.settings.only:
                     self._only = self.store.read(self.store.verbs.seq_of(self.settings.only))
                 await self._turns(once)
@@ -238,7 +231,7 @@ class Engine:
         wakes = self._wakes
 
         def ask() -> dict[str, int]:
-            return self.store.read(self.store.verbs.next_due(self._due_by()))
+            return self.store.read(self.store.verbs.next_due(self.clock.now()))
 
         def told(answer: Any) -> None:
             self._asking = False
@@ -286,7 +279,7 @@ class Engine:
         """True when there is nothing in hand and nothing that could be tried now. May be asked from any thread."""
         if self.commits is None or self._hungry or self._out or self._unwritten():
             return False
-        now = self._due_by()
+        now = self.clock.now()
         return not any(due <= now and self._pressable(name) for name, due in list(self._next.items()))
 
     def _unwritten(self) -> bool:
@@ -389,7 +382,7 @@ class Engine:
         self._owner.close()
 
     def _pause(self) -> float:
-        now = self._due_by()
+        now = self.clock.now()
         ahead = [due - now for due in self._next.values() if due > now]
         probes = [hop.pace.open_until - self.loop.time() for hop in self._hops.values() if hop.pace.tripped and not hop.pace.probing]
         soonest = min([POLL * 1000, *ahead]) / 1000
@@ -405,7 +398,7 @@ class Engine:
 
     def _room(self) -> dict[str, int]:
         """How many recipients of each destination may be leased now."""
-        before = self._once_before if self._once_before is not None else self._due_by()
+        before = self._once_before if self._once_before is not None else self.clock.now()
         free = WINDOW - self._out
         room: dict[str, int] = {}
         shared: dict[Hop, list[str]] = {}
@@ -444,9 +437,8 @@ class Engine:
         self._number += 1
         if self.loop.time() >= self._expire_at:  # first, in the same transaction: what is too old by now is not sent any more
             self._expire_at = self.loop.time() + EXPIRE
-            now = self._past()
-            self.commits.ask(self.store.verbs.expire(now, self._unattended[1] if now < self._spare_until else -1, self._marks[0]), self._expired)
-        before = self._once_before if self._once_before is not None else self._due_by()
+            self.commits.ask(self._expiry(), self._expired)
+        before = self._once_before if self._once_before is not None else self.clock.now()
         lease = self.store.verbs.lease(
             self._owner.id, self._number, room, before, turn=self._number, budget=max(1, WINDOW_BYTES - self._bytes),
             suspects=self._suspect is None, only=self._only,
@@ -478,7 +470,7 @@ class Engine:
 
     def _distribute(self, deliveries: Sequence[Delivery], *, fresh: bool = False) -> None:
         hops: dict[str, Hop | None] = {}
-        now = self.clock.now()
+        age = self._age()
         for delivery in deliveries:
             if not self.ours(delivery):
                 self._lost.append((delivery.owner, delivery.lease))
@@ -491,7 +483,7 @@ class Engine:
                 self._quarantine(delivery)
             elif hop is None or self.stopping:
                 self._returns.append(delivery)
-            elif delivery.expires_at <= now and self._too_old(delivery) and delivery.expires_at - delivery.accepted_at < self.settings.retry.expire:
+            elif delivery.expires_at <= age and self._too_old(delivery, age) and delivery.life < self.settings.retry.expire:
                 self._take_in(hop, delivery, late=True)  # whoever sets an end of his own does not want it later
             else:
                 self._take_in(hop, delivery)
@@ -549,7 +541,7 @@ class Engine:
         """Which of these the engine takes in the moment they are accepted: due now, routes with room, nothing older waiting."""
         if self.stopping or self._owner is None or not self.standing():
             return {}
-        now = self.clock.now() + SLACK
+        now = self.clock.now()
         left: dict[str, int] = {}
         taken: dict[str, tuple[int, int]] = {}
         space = WINDOW_BYTES - self._bytes
@@ -627,7 +619,8 @@ class Engine:
         now, retry = self.clock.now(), self.settings.retry
         verdicts: list[tuple[Leased, Verdict]] = []
         failed = False
-        expired = now >= delivery.expires_at and self._too_old(delivery)
+        age = self._age()
+        expired = delivery.expires_at <= age and self._too_old(delivery, age)
         chance = random.random()  # one for all: those who failed together come back together
         for recipient in delivery.recipients:
             outcome = recipient.outcome
@@ -795,16 +788,13 @@ class Engine:
     def _maintain(self) -> None:
         """At the start and from time to time: dead engines, old age, clocks that jumped, retention."""
         time = self.loop.time()
-        if time >= self._clock_at and not self._leaping:
-            self._clock_at = time + CLOCK
-            self._look_at_clock()
         if time >= self._reclaim_at:
             self._reclaim_at = time + RECLAIM
             self.commits.call(self._reclaim, self._reclaimed)
         if time >= self._upkeep_at:
             self._upkeep_at = time + UPKEEP
             self.commits.call(self._sweep, self._swept)
-        if self._retention is not None and time >= max(self._retain_at, self._calm_at):
+        if self._retention is not None and time >= self._retain_at:
             self._retain_at = time + UPKEEP
             self.commits.call(partial(self._retain, self._retention), self._retained)
 
@@ -823,107 +813,74 @@ class Engine:
     # -- age --------------------------------------------------------------------------------------------------------
 
     def _begin_ageing(self) -> tuple[int, int]:
-        """On the writer's thread: when an engine last saw the time, and how far the clock has been set since.
+        """On the writer's thread: from when to when no engine saw the time."""
+        signs = map(Sign.of, self.store.read(self.store.verbs.note_list("clock")).values())
+        last = max((sign for sign in signs if sign is not None), key=lambda sign: sign.at, default=None)
+        self._sign(last)
+        if last is None:
+            return 0, self._seen.age
+        self._mark = last.mark
+        return last.age, self._seen.age
 
-        In one boot of the machine the time that has passed is known. Across boots it is not: then nobody grows older by what no engine saw.
-        """
-        if self.store.time() is not None:
-            self._ages = Steady(_Its(self.store))
-        now, up, signs = self._ages.now(), self.clock.elapsed(), self.store.read(self.store.verbs.note_list("clock"))
-        seen, here = max((sign["at"] for sign in signs.values()), default=0), signs.get(boot_id())
-        if here and here["up"] <= up:
-            by, spare = now - here["at"] - int((up - here["up"]) * 1000), 0
-        else:
-            by, spare = (now - seen if signs else 0), self.settings.retry.expire
-        if abs(by) <= (JUMP if not spare else 2 * int(UPKEEP * 1000)):
-            by = 0
-        self._leap(by, now, spare)
-        if signs:
-            self._marks = [(max(sign["newest"] for sign in signs.values()), seen + by)] * 2
-        return seen + by, now
-
-    def _aged(self, answer: Any) -> None:
-        now = self._ages.now()
+    def _ageing(self, answer: Any) -> None:
         if isinstance(answer, BaseException):
             self._failed("a look at the clock", answer)
-            answer = 0, now
-        self._unattended, self._spare_until = answer, now + GRACE
-
-    def _due_by(self) -> int:
-        """What is due by either clock is due."""
-        return self.clock.now() if self._ages is self.clock else max(self.clock.now(), self._ages.now())
-
-    def _past(self) -> int:
-        """A time that is past by whatever clock: before anything fails for its age."""
-        return min(self._ages.now(), self.clock.wall())
-
-    def _too_old(self, delivery: Delivery) -> bool:
-        past, (number, at) = self._past(), self._marks[0]
-        return past >= delivery.expires_at and (delivery.seq <= number or past >= at + delivery.expires_at - delivery.accepted_at)
-
-    def _look_at_clock(self) -> None:
-        """Nothing is done by the new time until all that waits has been told of it."""
-        by = self.clock.look()
-        if not by:
             return
-        if self._ages is not self.clock:
-            self._say(by, "of this machine", self.clock)
-            self._calm_at = self.loop.time() + GRACE / 1000
-            self.clock.follow(by)
-            return
-        self._leaping = True
-        self.commits.call(lambda: self._leap_with(by), partial(self._leapt, by))
+        self._unattended, self._spare_until = answer, answer[1] + GRACE
 
-    def _say(self, by: int, whose: str, clock: Steady) -> None:
-        way, now = "ahead" if by > 0 else "back", rfc3339(clock.now() + by)
-        log.warning("the clock %s was set %s by %s, to %s: nothing that waits grows older by that", whose, way, human_span(abs(by)), now)
+    def _age(self) -> int:
+        """What ages are counted by, now."""
+        return self._seen.aged(self.clock.elapsed())
 
-    def _leap_with(self, by: int) -> None:
-        """On the writer's thread."""
-        self._say(by, "of this machine" if self._ages is self.clock else "of the store", self._ages)
-        self._leap(by, self._ages.now() + by, 0)
+    def _too_old(self, delivery: Delivery, age: int) -> bool:
+        """Of one whose end has come by its dates. One that is younger than they say gets the end of its true life."""
+        number, at = self._mark
+        if delivery.seq > number and age < at + delivery.life:
+            delivery.accepted_at, delivery.expires_at = at, at + delivery.life
+        return delivery.expires_at <= age
 
-    def _leap(self, by: int, now: int, spare: int) -> None:
-        """On the writer's thread."""
-        if by:
-            self._calm_at = self.loop.time() + GRACE / 1000
-        page = None
-        while by and (page := self.store.run(self.store.verbs.leap(by, now, spare, page))) is not None:
-            pass
-        self._sign(now)
+    def _expiry(self) -> Any:
+        age = self._age()
+        return self.store.verbs.expire(age, self._unattended if age < self._spare_until else (0, 0), self._mark)
 
-    def _leapt(self, by: int, answer: Any) -> None:
-        self._leaping = False
-        if isinstance(answer, BaseException):
-            self._failed("a clock that was set", answer)
-            return
-        self._ages.follow(by)
-        gain = max(by, 0)
-        for hop in self._hops.values():
-            for delivery in hop.held():
-                delivery.expires_at += gain
-        self._marks = [(number, at + gain) for number, at in self._marks]
-        self._unattended = self._unattended[0] + gain, self._unattended[1] + gain
-        self._spare_until = self._ages.now() + GRACE
-        self._wakes += 1
-        self._awake.set()
-
-    def _sign(self, now: int) -> None:
-        """On the writer's thread: at this time, and so long after the machine's start, an engine was at work."""
+    def _sign(self, last: Sign | None = None) -> None:
+        """On the writer's thread: leave a sign of the time. ``last``: where this boot of the machine has none yet."""
         verbs = self.store.verbs
-        self.store.run(verbs.note_put("engine", "last", {"at": self.clock.wall(), "routes": sorted(self.routes.relays)}))
-        newest = self.store.read(verbs.newest())
-        self.store.run(verbs.note_put("clock", boot_id(), {"at": now, "up": self.clock.elapsed(), "newest": newest}))
-        self._marks = [self._marks[1], (newest, now)]
+        written = False
+        while not written:
+            found = self.store.read(verbs.note_get("clock", boot_id()))
+            here, version = (Sign.of(found[0]), found[1]) if found else (None, 0)
+            before = here or last
+            wall, at, up = self._times()
+            same = here is not None and here.up <= up
+            seen = following(before, same, wall, at, up, self.store.read(verbs.newest()), self.settings.retry.expire)
+            written = self.store.run(verbs.note_put("clock", boot_id(), asdict(seen), version))
+        for own, by in zip((True, False), was_set(before, same, seen)):
+            if by and (own or seen.at != seen.wall):
+                self._clock_was_set(by, own, wall if own else at)
+        self._mark, self._seen = self._seen.mark if self._seen.at else (1 << 62, 0), seen
 
-    def _reclaim(self) -> tuple[Iterable[dict[str, Any]], int, int, dict[str, Any]]:
-        """On the writer's thread: dead engines' work, how many live ones there are, how far the store's clock was set, what they know of next
-        hops."""
-        by = self._ages.look() if self._ages is not self.clock else 0
-        if by:
-            self._leap_with(by)
+    def _times(self) -> tuple[int, int, float]:
+        """The machine's clock, the one that ages go by, and the machine's time since its start, in one moment."""
+        for _ in range(10):
+            before = self.clock.elapsed()
+            wall = self.clock.now()
+            at = self.store.time()
+            up = self.clock.elapsed()
+            if up - before < ONE_MOMENT:
+                break
+        return wall, wall if at is None else at, up
+
+    def _clock_was_set(self, by: int, own: bool, to: int) -> None:
+        whose, way = "of this machine" if own else "of the store", "ahead" if by > 0 else "back"
+        log.warning("the clock %s was set %s by %s, to %s: nothing that waits grows older by that", whose, way, human_span(abs(by)), rfc3339(to))
+        if own and by < 0:  # nobody waits longer for that: what had a time to wait for is tried at once
+            self.store.run(self.store.verbs.clamp(to, 0))
+
+    def _reclaim(self) -> tuple[Iterable[dict[str, Any]], int, dict[str, Any]]:
+        """On the writer's thread: dead engines' work, how many live ones there are, and what they know of next hops."""
         found = self.store.reclaim(self.clock.now(), hold=self.settings.retry.on_uncertain == "hold")
-        return found, self.store.read(self.store.verbs.engines()), by, self.store.read(self.store.verbs.note_list("ahead"))
+        return found, self.store.read(self.store.verbs.engines()), self.store.read(self.store.verbs.note_list("ahead"))
 
     def _reclaimed(self, answer: Any) -> None:
         if self._owner.lost:
@@ -931,9 +888,7 @@ class Engine:
         if isinstance(answer, BaseException):
             self._failed("taking back the work of dead engines", answer)
             return
-        dead, engines, by, refuse_ahead = answer
-        if by:
-            self._leapt(by, None)
+        dead, engines, refuse_ahead = answer
         for url, note in refuse_ahead.items():
             if url not in self._refuse_ahead or note["since"] > self._refuse_ahead[url]["since"]:
                 self._refuse_ahead[url] = note
@@ -951,20 +906,22 @@ class Engine:
 
     def _sweep(self) -> None:
         """On the writer's thread: old age, clocks that jumped, the sign of life."""
-        verbs, now, past = self.store.verbs, self.clock.now(), self._past()
-        spans = [(-1, min(past, self._unattended[0])), (self._unattended[1], past)] if past < self._spare_until else [(-1, past)]
-        for after, until in spans:
-            while self.store.run(verbs.expire(until, after, self._marks[0])) >= 2000:
-                pass
+        if not self._seen.at:  # the store was in trouble when we began
+            self._ageing(self._begin_ageing())
+        verbs, now = self.store.verbs, self.clock.now()
+        self.store.run(verbs.rejuvenate(self._age(), self._mark))
+        while self.store.run(self._expiry()) >= 2000:
+            pass
+        self._sign()  # afterwards: what came since the last one has been looked at by its mark
         self.store.run(verbs.clamp(now, self.settings.retry.longest))
         for url, note in self.store.read(verbs.note_list("ahead")).items():
             if may_send_ahead(note, now):
                 self.store.run(verbs.note_drop("ahead", url))
-        if past >= self._spare_until:
-            self.store.run(verbs.shorten(past, self.settings.retry.expire))
-        self._sign(self._ages.now())
+        self.store.run(verbs.shorten(self._seen.at, self.settings.retry.expire))
+        alive = {"at": now, "routes": sorted(self.routes.relays)}
+        self.store.run(verbs.note_put("engine", "last", alive))
         if self.settings.service:
-            self.store.run(verbs.note_put("engine", "service", {"at": now, "routes": sorted(self.routes.relays)}))
+            self.store.run(verbs.note_put("engine", "service", alive))
 
     def _swept(self, answer: Any) -> None:
         if isinstance(answer, BaseException):
@@ -975,7 +932,7 @@ class Engine:
 
     def _retain(self, retention: Retention) -> bool:
         """On the writer's thread."""
-        return self.store.read(self.store.verbs.eldest()) == self._owner.id and retention.turn(self.clock.now(), TURN)
+        return self.store.read(self.store.verbs.eldest()) == self._owner.id and retention.turn(self._age(), TURN)
 
     def _retained(self, answer: Any) -> None:
         """Another turn soon, sooner when there is much; once through, rest as long as it took."""
@@ -996,16 +953,6 @@ class Engine:
             if self._told[0] != text or time >= self._told[1]:
                 self._told = text, time + AGAIN
                 log.error("the store is in trouble (%s): %s; the engine waits and tries again", problem.kind, text)
-
-
-class _Its(Clock):
-    """A store's clock."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    def now(self) -> int:
-        return self._store.time() or 0
 
 
 def _made(message: Message, seq: int, lease: tuple[int, int]) -> list[Delivery]:

@@ -199,6 +199,11 @@ class Delivery:
     #: The number of the engine's registration that leased it; with ``lease`` it says whose it is.
     owner: int = 0
 
+    @property
+    def life(self) -> int:
+        """How long it may wait in all."""
+        return self.expires_at - self.accepted_at
+
     def all(self, outcome: Outcome) -> None:
         """The same outcome for every recipient that has none yet."""
         for recipient in self.recipients:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email
 import email.policy
+import itertools
 import json
 import logging
 import os
@@ -65,8 +66,8 @@ def result(output: str = "", reason: str = "exit status 1") -> SimpleNamespace:
     return SimpleNamespace(failed=True, reason=reason, output=raw, cut=0, began_ms=int(time.time() * 1000), duration_ms=5, status=1, peak_kb=1, cpu=0.1)
 
 
-def a_job(box: Outbox, words: str) -> None:
-    job = jobs.Job(words or "x", outbox=box, strict=True, bar=False, tail=0) if words.strip() else jobs.Job("x", outbox=box, strict=True, bar=False, tail=0)
+def a_job(box: Outbox, words: str, number: str = "") -> None:
+    job = jobs.Job((words if words.strip() else "x") + number, outbox=box, strict=True, bar=False, tail=0)
     job.start()
     job.note(words)
     job.table([[words, words], [words]], words)
@@ -75,14 +76,14 @@ def a_job(box: Outbox, words: str) -> None:
     job.fail(ValueError(words))
 
 
-def a_watch(box: Outbox, words: str) -> None:
+def a_watch(box: Outbox, words: str, number: str = "") -> None:
     from outmail.cli.watch import _named
 
-    watch.ended(box, options(name=_named(words or "x")), ["sh", words], result(words, words or "failed"))
+    watch.ended(box, options(name=_named((words or "x") + number)), ["sh", words], result(words, words or "failed"))
 
 
-def a_digest(box: Outbox, words: str) -> None:
-    handler = DigestHandler(outbox=box, name=words or "x", at_most=10_000)
+def a_digest(box: Outbox, words: str, number: str = "") -> None:
+    handler = DigestHandler(outbox=box, name=(words or "x") + number, at_most=10_000)
     logger = logging.Logger(words or "app")
     logger.addHandler(handler)
     with handler.run():
@@ -95,8 +96,8 @@ def a_digest(box: Outbox, words: str) -> None:
     assert handler._spool is None or not os.path.exists(handler._spool.path), "everything was folded"
 
 
-def a_decorated_call(box: Outbox, words: str) -> None:
-    @outmail.notify(on="finish", name=words if words.strip() else "x", result=str, outbox=box, strict=True)
+def a_decorated_call(box: Outbox, words: str, number: str = "") -> None:
+    @outmail.notify(on="finish", name=(words if words.strip() else "x") + number, result=str, outbox=box, strict=True)
     def work() -> str:
         return words
 
@@ -116,11 +117,13 @@ def test_a_report_with_odd_characters_goes_out_and_shows_them(quiet: Outbox, kin
 
 @pytest.mark.parametrize("kind", REPORTS)
 def test_any_text_goes_out(quiet: Outbox, kind: str) -> None:
+    numbers = map(str, itertools.count())  # a second failure under the same name is no news
+
     @given(ANY)
     @FEW
     def check(words: str) -> None:
         before = quiet.stats()["states"].get("queued", 0) if hasattr(quiet, "stats") else len(list(quiet.find()))
-        REPORTS[kind](quiet, words)
+        REPORTS[kind](quiet, words, next(numbers))
         after = quiet.stats()["states"].get("queued", 0) if hasattr(quiet, "stats") else len(list(quiet.find()))
         assert after > before
 

@@ -11,6 +11,7 @@ import pytest
 
 from outmail.engine import Engine, Settings
 from outmail.model import Filter
+from outmail.policy.age import Sign
 from outmail.policy.route import Routes
 from outmail.retention import Retention
 from outmail.testing.clock import FakeClock
@@ -78,8 +79,8 @@ def test_where_everything_is_done_is_not_walked_over_again(store: Any) -> None:
         seen.append((kind, after))
         return honest(kind, before, after)
 
-    words = {name: getattr(store.verbs, name) for name in ("purge_uploads", "note_list", "note_put")}
-    there = SimpleNamespace(run=store.run, read=store.read, drop_history=store.drop_history, kept=store.kept, give_space_back=store.give_space_back,
+    words = {name: getattr(store.verbs, name) for name in ("note_list", "note_put")}
+    there = SimpleNamespace(run=store.run, read=store.read, drop_history=store.drop_history, kept=store.kept, give_space_back=store.give_space_back, sweep_uploads=store.sweep_uploads,
                             verbs=SimpleNamespace(purge=watched, **words))  # fmt: skip
     through(Retention(there, AGES), NOW + 3_000)  # type: ignore[arg-type]  # another engine
     assert [kind for kind, _ in seen] == ["bodies", "transcripts", "records"]
@@ -101,6 +102,7 @@ def test_only_the_eldest_engine_removes(store: Any) -> None:
     engine = Engine(store, Routes({}), lambda relay: pytest.fail(relay.name), Settings(retention=AGES), FakeClock(NOW + 3_000))
     assert engine._retention is not None
     engine._owner = store.register(NOW)
+    engine._seen = Sign(NOW + 3_000, NOW + 3_000, engine.clock.elapsed(), 0, NOW + 3_000)
     assert engine._retain(engine._retention) is False and bodies(store) == 3
     elder.close()
     assert engine._retain(engine._retention) is False and bodies(store) == 0

@@ -109,7 +109,7 @@ def _take_in_content(seq: int, parcel: Parcel, now: int) -> Verb[str | None]:
 
 def notes() -> Verb[list[tuple[str, str, Any]]]:
     """All documents as (kind, key, value), but for what holds for the numbers of this store only."""
-    rows = yield "SELECT kind, key, value FROM note WHERE kind <> 'retention' ORDER BY kind, key", ()
+    rows = yield "SELECT kind, key, value FROM note WHERE kind NOT IN ('retention', 'clock') ORDER BY kind, key", ()
     return [(kind, key, json.loads(value)) for kind, key, value in rows]
 
 

@@ -32,6 +32,7 @@ from outmail.model import (
     Verdict,
 )
 from outmail.policy import pace
+from outmail.policy.age import Mark
 from outmail.policy.retry import lost_due
 from outmail.store import Exclusive, Many, Missing, Numbers, Verb
 from outmail.store.filters import where
@@ -715,23 +716,27 @@ CHECKS = (
 # -- upkeep -------------------------------------------------------------------------------------------------------------
 
 
-#: (message, time): all with a higher number were accepted later than that, whatever the clock said that dated them.
-Mark = tuple[int, int]
+def expire(now: int, spared: tuple[int, int] = (0, 0), mark: Mark = (1 << 62, 0), limit: int = PAGE) -> Verb[int]:
+    """Fail what waits and whose end has come; returns how many, at most ``limit``.
 
-
-def expire(now: int, after: int = -1, mark: Mark = (1 << 62, 0), limit: int = PAGE) -> Verb[int]:
-    """Fail what has waited too long since a moment behind ``after``, unless the ``mark`` says that it has not; returns how many, at most
-    ``limit``."""
-    rows = yield (
-        "SELECT r.message, r.n, m.expires_at - m.accepted_at FROM recipient r JOIN message m ON m.seq = r.message"
-        " WHERE r.state IN ('queued', 'held') AND r.expires_at > ? AND r.expires_at <= ? LIMIT ?",
-        (after, now, limit),
-    )
-    young = [(mark[1] + life, message, n) for message, n, life in rows if message > mark[0] and mark[1] + life > now]
-    yield Many("UPDATE recipient SET expires_at = ? WHERE message = ? AND n = ?", young)
-    spared = {(message, n) for _, message, n in young}
-    old = [(message, n) for message, n, _ in rows if (message, n) not in spared]
+    Ends behind ``spared[0]`` and up to ``spared[1]`` are passed over. What the ``mark`` says is younger than its dates
+    gets the end of its true life.
+    """
+    old: list[tuple[int, int]] = []
+    for after, until in ((-1, min(now, spared[0])), (spared[1], now)):
+        if after < until:
+            rows = yield _ENDED, (after, until, limit - len(old))
+            young = [(mark[1] + life, message, n) for message, n, life in rows if message > mark[0] and mark[1] + life > now]
+            yield Many("UPDATE recipient SET expires_at = ? WHERE message = ? AND n = ?", young)
+            spare = {(message, n) for _, message, n in young}
+            old += [(message, n) for message, n, _ in rows if (message, n) not in spare]
     return (yield from _apply("expired", old, now, "too old")) if old else 0
+
+
+_ENDED = (
+    "SELECT r.message, r.n, m.expires_at - m.accepted_at FROM recipient r JOIN message m ON m.seq = r.message"
+    " WHERE r.state IN ('queued', 'held') AND r.expires_at > ? AND r.expires_at <= ? LIMIT ?"
+)
 
 
 def newest() -> Verb[int]:
@@ -741,39 +746,23 @@ def newest() -> Verb[int]:
 
 
 _LIFE = "(SELECT m.expires_at - m.accepted_at FROM message m WHERE m.seq = recipient.message)"
-#: Parameters: 1 what due times lose, 2 what ends of age gain, 3 now, 4 the shortest life that is meant.
-_LEAP = (
-    "UPDATE recipient SET due = CASE WHEN due + ?1 < not_before THEN not_before ELSE due + ?1 END, expires_at = CASE"
-    f" WHEN expires_at + ?2 <= ?3 + {_LIFE} THEN expires_at + ?2 WHEN expires_at < ?3 + {_LIFE} THEN ?3 + {_LIFE} ELSE expires_at END"
-    f" WHERE state IN ('queued', 'held', 'sending') AND {_LIFE} >= ?4"
-)
 
 
-def leap(by: int, now: int, spare: int = 0, after: tuple[int, int, int] | None = None) -> Verb[tuple[int, int, int] | None]:
-    """One page of what follows when the clock has been set to ``now``, ``by`` from where it was: nobody grows older by that, and nobody
-    waits longer for the next try. Lives shorter than ``spare`` do not gain. Nobody loses: this clock may be the wrong one (`shorten`).
-
-    Returns where the next page begins, or None. Pages go against the leap, so that no recipient is met twice.
-    """
-    values = (min(by, 0), max(by, 0), now, spare if by > 0 else 0)
-    if after is None:
-        yield f"{_LEAP} AND state = 'sending'", values
-    order, way = ("DESC", "<") if by > 0 else ("ASC", ">")
-    begin = after or ((1 << 62, 0, 0) if by > 0 else (-1, 0, 0))
-    page = yield (
-        f"SELECT expires_at, message, n FROM recipient WHERE state IN ('queued', 'held') AND expires_at {way}= ? AND (expires_at, message, n) {way} (?, ?, ?)"
-        f" ORDER BY expires_at {order}, message {order}, n {order} LIMIT {PAGE}",
-        (begin[0], *begin),
+def rejuvenate(now: int, mark: Mark) -> Verb[int]:
+    """What is being sent and is younger than its dates say gets the end of its true life, before it comes back."""
+    rows = yield (
+        f"UPDATE recipient SET expires_at = ? + {_LIFE} WHERE state = 'sending' AND message > ? AND expires_at <= ?"
+        f" AND expires_at < ? + {_LIFE} RETURNING n",
+        (mark[1], mark[0], now, mark[1]),
     )
-    yield Many(f"{_LEAP} AND message = ?5 AND n = ?6", [(*values, message, n) for _, message, n in page])
-    return tuple(page[-1]) if len(page) == PAGE else None
+    return len(rows)
 
 
 def shorten(now: int, life: int) -> Verb[int]:
-    """Nobody has more time left than a whole life, ``life`` at the least: for a clock that has been right for a while."""
+    """Nobody has more time left than a whole life, ``life`` at the least: a clock that was ahead dated it."""
     rows = yield (
-        f"UPDATE recipient SET expires_at = ? + {_LIFE} WHERE state IN ('queued', 'held') AND expires_at > ? AND expires_at > ? + {_LIFE}"
-        " AND not_before <= ? RETURNING n",
+        f"UPDATE recipient SET expires_at = ? + {_LIFE} WHERE state IN ('queued', 'held') AND expires_at > ?"
+        f" AND expires_at > ? + {_LIFE} AND not_before <= ? RETURNING n",
         (now, now + life, now, now),
     )
     return len(rows)

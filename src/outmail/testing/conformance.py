@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from outmail import lifecycle as life
 from outmail.lifecycle import Standing
 from outmail.model import Delivery, Filter, Message, Outcome, Recipient, Reply, Settled, Term, Verdict, keyed_id, new_id
-from outmail.store import Store, Trouble, verbs
+from outmail.store import Store, Trouble
 from outmail.store.verbs import BEGUN, HARMLESS
 
 NOW = 1_800_000_000_000
@@ -181,40 +181,20 @@ def test_only_what_was_begun_is_a_suspect_and_one_that_did_no_harm_is_not_blamed
     assert alone.recipients[0].losses == 1
 
 
-def test_a_clock_that_was_set_makes_nothing_older(store: Any) -> None:
+def test_nobody_has_more_time_left_than_a_whole_life(store: Any) -> None:
     day = 86_400_000
-    short, whole, planned, held = message(expires=day), message(expires=5 * day), message(due=NOW + day, expires=6 * day), message(expires=5 * day)
-    add(store, short, whole, planned, held)
-    store.run(store.verbs.change(Filter(ids=((held.id, None),)), "hold", NOW))
-    owner = store.register(NOW)
-    (sending,) = lease(store, owner, 1)
-    assert sending.id == short.id
-    later = NOW + 1000 * day
-    assert store.run(store.verbs.leap(1000 * day - 1000, later)) is None
-    assert store.run(store.verbs.expire(later)) == 0
-    store.run(store.verbs.give_back(owner.id, [sending], later))
-    assert store.run(store.verbs.expire(later + day - 1001)) == 0 and store.run(store.verbs.expire(later + day)) == 1
-    assert store.run(store.verbs.leap(-1000 * day, NOW)) is None
-    assert standing(store, whole.id).next_try_at <= NOW and standing(store, planned.id).next_try_at == NOW + day
-    assert store.run(store.verbs.expire(NOW + 7 * day)) == 0
-    store.run(store.verbs.shorten(NOW, 5 * day))
-    assert store.run(store.verbs.expire(NOW + 5 * day - 1)) == 0 and store.run(store.verbs.expire(NOW + 5 * day)) == 2
+    short, ahead, planned = message(expires=day), message(now=NOW + 100 * day, expires=5 * day), message(due=NOW + day, expires=6 * day)
+    add(store, short, ahead, planned)
+    assert store.run(store.verbs.shorten(NOW, 5 * day)) == 1
+    assert store.run(store.verbs.expire(NOW + 5 * day - 1)) == 1 and standing(store, short.id).state == "failed"
+    assert store.run(store.verbs.expire(NOW + 5 * day)) == 1 and standing(store, ahead.id).state == "failed"
+    assert standing(store, planned.id).state == "queued"
 
 
-def test_a_leap_goes_page_by_page_and_meets_everybody_once(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verbs, "PAGE", 7)
-    monkeypatch.setattr(verbs.expire, "__defaults__", (-1, (1 << 62, 0), 1000))
-    add(store, *[message(expires=1000 + i // 3, now=NOW) for i in range(50)])
-    page = None
-    while (page := store.run(store.verbs.leap(400, NOW + 500, 0, page))) is not None:
-        pass
-    assert store.run(store.verbs.expire(NOW + 1399)) == 0 and store.run(store.verbs.expire(NOW + 1416)) == 50
-
-
-def test_too_old_is_said_of_a_span_of_time(store: Any) -> None:
+def test_too_old_is_not_said_of_a_span_that_is_spared(store: Any) -> None:
     add(store, *[message(expires=1000 * (i + 1)) for i in range(4)])
-    assert store.run(store.verbs.expire(NOW + 3000, NOW + 1000)) == 2
-    assert store.run(store.verbs.expire(NOW + 1000)) == 1
+    assert store.run(store.verbs.expire(NOW + 3500, (NOW + 1000, NOW + 2000))) == 2
+    assert store.run(store.verbs.expire(NOW + 3500)) == 1
 
 
 def test_what_was_dated_by_a_clock_that_was_wrong_is_as_young_as_its_number(store: Any) -> None:
@@ -222,9 +202,20 @@ def test_what_was_dated_by_a_clock_that_was_wrong_is_as_young_as_its_number(stor
     add(store, before)
     mark = store.read(store.verbs.newest()), NOW
     add(store, wrong)
-    assert store.run(store.verbs.expire(NOW + 2000, -1, mark)) == 1
+    assert store.run(store.verbs.expire(NOW + 2000, (0, 0), mark)) == 1
     assert standing(store, before.id).state == "failed" and standing(store, wrong.id).state == "queued"
     assert store.run(store.verbs.expire(NOW + 5000 - 1)) == 0 and store.run(store.verbs.expire(NOW + 5000)) == 1
+
+
+def test_what_is_being_sent_is_as_young_as_its_number_too(store: Any) -> None:
+    mark = store.read(store.verbs.newest()), NOW
+    wrong = message(now=1000, expires=5000)
+    add(store, wrong)
+    owner = store.register(NOW)
+    (sending,) = lease(store, owner, 1)
+    assert store.run(store.verbs.rejuvenate(NOW + 2000, mark)) == 1
+    store.run(store.verbs.give_back(owner.id, [sending], NOW + 2000))
+    assert store.run(store.verbs.expire(NOW + 4999)) == 0 and store.run(store.verbs.expire(NOW + 5000)) == 1
 
 
 def test_age_ends_waiting_and_clocks_that_jumped_do_not_hold_mail(store: Any) -> None:
