@@ -1,6 +1,6 @@
 # make demo: the main job · make test: all tests · make check: format, lint, types, architecture, tests
 # make cover: what the tests run · make dist: wheel and sdist, each installed into an empty environment and tried
-# make bench: ratios against peers in one run · make soak: the long campaigns · make fuzz: hostile input. Each sets up what it needs.
+# make bench: ratios against peers in one run · make campaigns: random programs, kills and faults, ten minutes in all · make soak: hours of it · make fuzz: hostile input. Each sets up what it needs.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -11,7 +11,7 @@ SOAK_MINUTES ?= 10
 FUZZ_SECONDS ?= 30
 FUZZ := server client headers addresses filters configuration outbox_rows redaction mime
 
-.PHONY: help demo test check lint types cover dist bench soak fuzz clean setup
+.PHONY: help demo test check lint types cover dist campaigns bench soak fuzz clean setup
 
 help:
 	@sed -n '1,3s/^# //p' Makefile
@@ -61,6 +61,18 @@ bench: $(READY)
 
 fuzz: $(READY)
 	@for target in $(FUZZ); do $(BIN)/python tests/fuzz/$$target.py --seconds $(FUZZ_SECONDS) || exit 1; done
+
+campaigns: $(READY)
+	$(BIN)/python tests/campaigns/outboxes.py --minutes 1
+	$(BIN)/python tests/campaigns/outboxes.py --minutes 0.7 --server 18
+	$(BIN)/python tests/campaigns/leases.py --minutes 0.7
+	$(BIN)/python tests/campaigns/leases.py --minutes 0.7 --store postgresql
+	$(BIN)/python tests/campaigns/programs.py --minutes 0.4
+	$(BIN)/python tests/campaigns/writers.py --minutes 0.5
+	$(BIN)/python tests/campaigns/powercut.py --minutes 0.5
+	$(BIN)/python tests/campaigns/faults.py --minutes 0.5
+	$(BIN)/python tests/campaigns/moods.py --minutes 0.5
+	$(MAKE) fuzz FUZZ_SECONDS=8
 
 soak: $(READY)
 	$(MAKE) fuzz FUZZ_SECONDS=120

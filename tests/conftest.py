@@ -15,8 +15,29 @@ from outmail.config import from_toml
 from outmail.outbox import Outbox
 from outmail.policy import veil
 from outmail.testing import Sink
+from tests import programs
 
 pytest.register_assert_rewrite("outmail.testing.conformance")
+
+
+#: Where every package was installed that tests use, none may be skipped for the want of one.
+ALL_PACKAGES = "OUTMAIL_ALL_PACKAGES" in os.environ
+_missing: list[str] = []
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if ALL_PACKAGES and report.skipped and isinstance(report.longrepr, tuple) and programs.INSTALL in report.longrepr[2]:
+        _missing.append(f"{report.nodeid}: {report.longrepr[2]}")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    for line in _missing:
+        terminalreporter.write_line(f"could have been run: {line}", red=True)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if _missing and session.exitstatus == 0:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture(autouse=True)

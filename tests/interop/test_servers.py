@@ -20,6 +20,7 @@ from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult
 
 from outmail.outbox import Outbox
+from tests import programs
 from tests.pgserver import free_port
 
 MakeBox = Callable[..., Outbox]
@@ -77,7 +78,7 @@ def test_aiosmtpd(make_box: MakeBox, certificate: tuple[Path, Path, Path], kind:
         controller.stop()
 
 
-POSTFIX = shutil.which("postfix") or ("/usr/sbin/postfix" if os.path.exists("/usr/sbin/postfix") else None)
+POSTFIX = programs.found("postfix")
 
 
 @pytest.fixture
@@ -147,8 +148,8 @@ postlog unix-dgram n - n - 1 postlogd
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.mark.skipif(POSTFIX is None, reason="Debian's package postfix is not installed")
-@pytest.mark.skipif(os.geteuid() != 0, reason="Postfix is started as root only")
+@programs.needs("postfix", "postfix")
+@programs.as_root("Postfix is started as root only")
 @pytest.mark.parametrize("kind", ["plain", "starttls"])
 def test_postfix(make_box: MakeBox, postfix: tuple[int, Path], certificate: tuple[Path, Path, Path], kind: str) -> None:
     port, maildir = postfix

@@ -28,6 +28,7 @@ from outmail.intake import smtp as intake
 from outmail.loopdoor import LoopDoor
 from outmail.outbox import Outbox
 from outmail.wiring import build_engine
+from tests import programs
 from tests.interop.test_servers import POSTFIX, Keep, certificate, postfix  # noqa: F401  (fixtures)
 from tests.pgserver import free_port
 
@@ -36,9 +37,8 @@ ENDINGS = (
     b"\n.\n", b"\n.\r\n", b"\r\n.\n", b"\r.\r", b"\r.\r\n", b"\r\n.\r", b"\r.\n", b"\n.\r", b"\n\r\n.\n", b"\r\r\n.\r\r\n", b"\n\r.\r\n", b"\n..\r\n", b"\r\n..\n", b"\r\n.\r\r\n",
 )  # fmt: skip
 ENVELOPE = b"MAIL FROM:<evil@example.test>\r\nRCPT TO:<a@example.test>\r\nDATA\r\nSubject: smuggled\r\n\r\nyou have won\r\n"
-EXIM = shutil.which("exim4", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-OPENSMTPD = "/usr/sbin/smtpd" if os.path.exists("/usr/sbin/smtpctl") else None
-ROOT = os.geteuid() == 0
+EXIM = programs.found("exim4")
+OPENSMTPD = programs.found("smtpd") if programs.found("smtpctl") else None
 
 
 def content(number: int, ending: bytes) -> bytes:
@@ -190,22 +190,22 @@ def test_aiosmtpd(make_box: MakeBox, tmp_path: Path) -> None:
         check(make_box, port, look)
 
 
-@pytest.mark.skipif(POSTFIX is None, reason="Debian's package postfix is not installed")
-@pytest.mark.skipif(not ROOT, reason="Postfix is started as root only")
+@programs.needs("postfix", "postfix")
+@programs.as_root("Postfix is started as root only")
 def test_postfix(make_box: MakeBox, postfix: Any) -> None:  # noqa: F811
     port, maildir = postfix
     check(make_box, port, lambda: [path.read_bytes() for path in maildir.glob("*")])
 
 
-@pytest.mark.skipif(EXIM is None, reason="Debian's package exim4-daemon-light is not installed")
-@pytest.mark.skipif(not ROOT, reason="Exim is started as root only")
+@pytest.mark.skipif(EXIM is None, reason="Exim is not installed; on Debian it cannot be beside Postfix")
+@programs.as_root("Exim is started as root only")
 def test_exim(make_box: MakeBox, tmp_path: Path) -> None:
     with exim(tmp_path) as (port, look):
         check(make_box, port, look)
 
 
-@pytest.mark.skipif(OPENSMTPD is None, reason="Debian's package opensmtpd is not installed")
-@pytest.mark.skipif(not ROOT, reason="OpenSMTPD is started as root only")
+@pytest.mark.skipif(OPENSMTPD is None, reason="OpenSMTPD is not installed; on Debian it cannot be beside Postfix")
+@programs.as_root("OpenSMTPD is started as root only")
 def test_opensmtpd(make_box: MakeBox, tmp_path: Path) -> None:
     with opensmtpd(tmp_path) as (port, look):
         check(make_box, port, look)

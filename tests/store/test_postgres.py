@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -30,7 +29,7 @@ from outmail.store.postgres import PostgresStore, conninfo_of, place_of
 from outmail.testing import Sink
 from outmail.testing.conformance import NOW, add, lease, message, settle, standing
 from outmail.wiring import build_engine
-from tests import pgserver
+from tests import pgserver, programs
 
 VERSION = max(pgserver.installed(), key=int)
 
@@ -541,7 +540,7 @@ def test_outcomes_learned_while_the_server_was_away_are_kept(sink: Sink) -> None
     assert len(sink.messages) == 1
 
 
-@pytest.mark.skipif(not shutil.which("pgbouncer"), reason="needs pgbouncer (Debian: apt install pgbouncer)")
+@programs.needs("pgbouncer", "pgbouncer")
 def test_pgbouncer_in_transaction_mode_may_stand_between(url: str, sink: Sink, tmp_path: Path) -> None:
     server, port = pgserver.running(VERSION), pgserver.free_port()
     settings = server.home / "bouncer.ini"
@@ -551,7 +550,7 @@ def test_pgbouncer_in_transaction_mode_may_stand_between(url: str, sink: Sink, t
     )
     who: dict[str, Any] = {"user": server.user, "group": server._group(), "extra_groups": []} if server.user else {}
     with open(tmp_path / "bouncer.log", "wb") as log:
-        bouncer = subprocess.Popen(["pgbouncer", str(settings)], stderr=log, stdout=log, cwd=server.home, **who)
+        bouncer = subprocess.Popen([str(programs.found("pgbouncer")), str(settings)], stderr=log, stdout=log, cwd=server.home, **who)
     try:
         deadline = time.monotonic() + 10
         while True:
