@@ -103,8 +103,6 @@ def run_engine(settings: str, clock: str) -> int:
     from outmail.store import owner, pgsql, postgres, sqlite
 
     pgsql.LEASE, pgsql.RENEWAL, pgsql.CONFIDENCE, pgsql.DOUBT, engine.RECLAIM = LEASE, RENEWAL, CONFIDENCE, DOUBT, 0.5  # type: ignore[assignment]
-    if hasattr(pgsql, "_EXPIRED"):  # before leases could be lost
-        pgsql._EXPIRED = f"renewed_at < clock_timestamp() - interval '{LEASE} seconds'"
     if "postgresql" in Path(settings).read_text():
         for module in (owner, engine, postgres, sqlite):
             if hasattr(module, "boot_id"):

@@ -50,8 +50,7 @@ from outmail.clock import Clock
 from outmail.store import pgsql
 
 lease = int(os.environ["CAMPAIGN_LEASE"])
-pgsql.LEASE, pgsql.RENEWAL, pgsql.CONFIDENCE = lease, lease / 8, lease * 0.75
-pgsql._EXPIRED = pgsql._EXPIRED.replace("120 seconds", f"{lease} seconds")
+pgsql.LEASE, pgsql.RENEWAL, pgsql.CONFIDENCE, pgsql.DOUBT = lease, lease / 8, lease * 0.75, lease * 3 / 8
 
 class Jumping:
     def __init__(self):
@@ -225,13 +224,15 @@ class Campaign:
         self.engines = [self.engine() for _ in range(3)]
         self.programs = [self.program() for _ in range(4)]
         end, told = time.monotonic() + seconds, time.monotonic()
-        while time.monotonic() < end:
+        alone: dict[str, object] = {}
+        while time.monotonic() < end and not alone:
             self._wait_for_mail(self.chance.randint(0, 80), time.monotonic() + 5)
+            alone = self._ended_alone()
             self._disturb()
             if time.monotonic() > told + 60:
                 told = time.monotonic()
                 print(f"{dict(self.counts)}, {self.sink.count} transmissions", flush=True)
-        bad = self._end()
+        bad = alone | self._end()
         bad |= self._drain(time.monotonic() + 240)
         with contextlib.closing(Outbox(self.store, config=from_toml("", "campaign", {}), deliver="never")) as box:
             result = judge(box, self.sink, kept_and_gone(self.folder))
@@ -250,6 +251,14 @@ class Campaign:
             time.sleep(self.chance.random() * 0.1)
             if self.sink.count >= count:
                 break
+
+    def _ended_alone(self) -> dict[str, object]:
+        """Whoever ended without a blow, in words: nobody does."""
+        for process in (*self.engines, *self.programs):
+            if process.poll() is not None:
+                log = self.folder / f"log.{self.all.index(process) + 1}"
+                return {"ended by itself": [process.returncode, log.read_text(errors="replace")[-1500:]]}
+        return {}
 
     def _disturb(self) -> None:
         awake = [process for process in (*self.engines, *self.programs) if process not in self.still]
