@@ -3,6 +3,8 @@
 ``C:`` a line of ours, ``S:`` a line of theirs, ``S: <closed>`` the connection is gone, ``= address kind code`` an outcome (with
 ``session`` when it is about that alone), ``! stage`` the session ended there (with ``ahead`` when nothing is to be sent ahead again). ``> sender -> rcpt …`` queues a message before the session begins. Each file runs with
 the server's bytes whole, and again byte by byte. Files that begin with "both roles" are also played to our own server, by the client's lines.
+Files that begin with "server" and its settings are played to our server only: each answer begins with what its ``S:`` lines say, of an answer in
+several lines the first and some of the others; ``(3000 letters)`` stands for what it says.
 """
 
 from __future__ import annotations
@@ -24,10 +26,12 @@ from outmail.smtp.client import (
     Settings,
     Take,
 )
-from outmail.smtp.server import Deliver, Server
+from outmail.smtp.server import Close, Deliver, Server, StartTls
 from outmail.smtp.server import Settings as ServerSettings
 
-FILES = sorted(Path(__file__).parent.glob("*.txt"))
+ALL = sorted(Path(__file__).parent.glob("*.txt"))
+SERVER = [path for path in ALL if path.name.startswith("server-")]
+FILES = [path for path in ALL if path not in SERVER]
 CONTENT = b"Subject: x\r\n\r\n.dot\r\n"
 
 
@@ -169,5 +173,36 @@ def test_the_servers_side(path: Path, step: int) -> None:
     assert codes == [reply.code for reply in replies] and not stored and not policy
 
 
+@pytest.mark.parametrize("step", [0, 1], ids=["whole", "byte-by-byte"])
+@pytest.mark.parametrize("path", SERVER, ids=lambda path: path.stem)
+def test_what_the_server_says(path: Path, step: int) -> None:
+    first, *lines = path.read_text().splitlines()
+    words = first.partition(":")[0].split()[2:]
+    server = Server(ServerSettings(hostname="server.test", **dict.fromkeys(words, True)), Scripted([Reply(250, "ok")] * 9))  # type: ignore[arg-type]
+    closed = False
+    said = server.outgoing().decode().splitlines()
+    while lines:
+        wanted = []
+        while lines and lines[0].startswith("S: "):
+            wanted.append(lines.pop(0)[3:])
+        if "<closed>" in wanted:
+            assert closed and not lines
+            wanted.remove("<closed>")
+        assert len(wanted) > 1 or len(said) == 1, said
+        for line in wanted:
+            assert any(got.replace("-", " ", 1).startswith(line.replace("-", " ", 1)) for got in said), (line, said)
+        if not lines:
+            break
+        data = lines.pop(0).removeprefix("C: ").replace("(3000 letters)", "x" * 3000).encode() + b"\r\n"
+        for portion in [data[i : i + 1] for i in range(len(data))] if step else [data]:
+            server.feed(portion)
+        said = server.outgoing().decode().splitlines()
+        while server.requests:
+            request = server.requests.popleft()
+            closed = closed or isinstance(request, Close)
+            if isinstance(request, StartTls):
+                server.encrypted()
+
+
 def test_there_are_dialogues() -> None:
-    assert len(FILES) >= 8 and len(BOTH) >= 4
+    assert len(FILES) >= 8 and len(BOTH) >= 4 and len(SERVER) >= 8

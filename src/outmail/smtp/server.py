@@ -96,6 +96,10 @@ _PARAMETER = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([!-<>-~]+))?")
 _XTEXT = re.compile(r"\+([0-9A-F]{2})")
 _OK = b"250 2.1.0 Ok\r\n"
 _RCPT_OK = b"250 2.1.5 Ok\r\n"
+_TOO_LONG = Reply(421, "Line too long", "4.5.2")
+_HTTP = frozenset((b"GET", b"POST", b"PUT", b"HEAD", b"OPTIONS", b"CONNECT"))
+#: What has an answer where TLS is required and does not stand yet (RFC 3207 §4); all else gets 530.
+_BEFORE_TLS = frozenset((b"EHLO", b"LHLO", b"NOOP", b"STARTTLS", b"QUIT", b"HELP")) | _HTTP
 
 
 class Server:
@@ -224,13 +228,13 @@ class Server:
         if end < 0:
             self._scanned = len(self._buffer)
             if self._scanned > limit:
-                self._fatal(Reply(500, "Line too long", "5.5.2"))
+                self._fatal(_TOO_LONG)
             return None
         line = bytes(self._buffer[: end + 1])
         del self._buffer[: end + 1]
         self._scanned = 0
         if len(line) > limit:
-            self._fatal(Reply(500, "Line too long", "5.5.2"))
+            self._fatal(_TOO_LONG)
             return None
         return self._checked(line)
 
@@ -299,7 +303,9 @@ class Server:
 
     def _command(self, line: bytes) -> None:
         head = line[:10].upper()
-        if head == b"MAIL FROM:":
+        if self.settings.require_tls and not self.tls and line.partition(b" ")[0].upper() not in _BEFORE_TLS:
+            self._error(Reply(530, "Say STARTTLS first", "5.7.0"))
+        elif head == b"MAIL FROM:":
             self._mail(line[10:].strip(b" \t"))
         elif head[:8] == b"RCPT TO:":
             self._rcpt(line[8:].strip(b" \t"))
@@ -312,7 +318,7 @@ class Server:
                 handler(self, rest.strip(b" \t"))
 
     def _unknown(self, verb: bytes) -> None:
-        if verb.upper() in (b"GET", b"POST", b"PUT", b"HEAD", b"OPTIONS", b"CONNECT"):
+        if verb.upper() in _HTTP:
             self._fatal(Reply(421, "This is a mail server", "4.7.0"))
         elif verb.upper() in (b"MAIL", b"RCPT"):
             self._error(Reply(501, "Write MAIL FROM:<address> and RCPT TO:<address>", "5.5.4"))
@@ -358,9 +364,6 @@ class Server:
     def _mail(self, rest: bytes) -> None:
         if not self.helo:
             self._error(Reply(503, "Say EHLO first", "5.5.1"))
-            return
-        if self.settings.require_tls and not self.tls:
-            self._error(Reply(530, "Say STARTTLS first", "5.7.0"))
             return
         if self.settings.require_auth and not self.user:
             self._error(Reply(530, "Authenticate first", "5.7.0"))
@@ -453,6 +456,9 @@ class Server:
             self._out.append(b"354 End with CRLF.CRLF\r\n")
 
     def _rset(self, rest: bytes) -> None:
+        if rest:
+            self._error(Reply(501, "RSET takes no argument", "5.5.4"))
+            return
         self._reset()
         self._reply(Reply(250, "Ok", "2.0.0"))
 
@@ -460,18 +466,26 @@ class Server:
         self._reply(Reply(250, "Ok", "2.0.0"))
 
     def _vrfy(self, rest: bytes) -> None:
-        self._reply(Reply(252, "Send the message and see", "2.5.0"))
+        if rest:
+            self._reply(Reply(252, "Send the message and see", "2.5.0"))
+        else:
+            self._error(Reply(501, "Write VRFY and a name", "5.5.4"))
 
     def _help(self, rest: bytes) -> None:
         self._reply(Reply(214, "RFC 5321", "2.0.0"))
 
     def _quit(self, rest: bytes) -> None:
+        if rest:
+            self._error(Reply(501, "QUIT takes no argument", "5.5.4"))
+            return
         self._reply(Reply(221, "Bye", "2.0.0"))
         self._close()
 
     def _starttls(self, rest: bytes) -> None:
-        if not self.settings.starttls or self.tls:
-            self._error(Reply(503, "STARTTLS is not possible here", "5.5.1"))
+        if not self.settings.starttls:
+            self._error(Reply(502, "STARTTLS is not offered here", "5.5.1"))
+        elif self.tls:
+            self._error(Reply(503, "The line is encrypted already", "5.5.1"))
         elif rest:
             self._error(Reply(501, "STARTTLS takes no argument", "5.5.4"))
         elif self._buffer:
@@ -489,7 +503,9 @@ class Server:
     def _auth(self, rest: bytes) -> None:
         words = rest.split(b" ")
         self._mechanism = words[0].upper().decode("ascii", "replace")
-        if not self.settings.auth or not self.extended:
+        if not rest:
+            self._error(Reply(501, "Write AUTH and a mechanism", "5.5.4"))
+        elif not self.settings.auth or not self.extended:
             self._error(Reply(503, "AUTH is not possible here", "5.5.1"))
         elif not self._may_auth():
             self._error(Reply(538, "Say STARTTLS first", "5.7.11"))

@@ -21,8 +21,9 @@ _LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_\-]{0,61}[A-Za-z0-9_])?")
 _LITERAL = re.compile(r"\[(?:(IPv6:)([0-9a-f:.]+)|([0-9.]+))\]", re.ASCII | re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]")
 
-MAX_LOCAL = 64
 MAX_DOMAIN = 255
+#: The whole address. RFC 5321 §4.5.3.1.1 wants 64 octets of local part from everybody and asks for as few limits as possible: VERP, SRS and
+#: reply tokens are longer, so only the path's limit holds.
 MAX_PATH = 254
 
 
@@ -47,11 +48,9 @@ def parse_mailbox(text: str) -> Mailbox:
     if _CONTROL.search(text):
         raise AddressError(f"{printable(text)} contains a control character")
     common = _COMMON.fullmatch(text)
-    if common and len(common[1]) <= MAX_LOCAL and len(text) <= MAX_PATH and len(max(common[2].split("."), key=len)) < 64:
+    if common and len(text) <= MAX_PATH and len(max(common[2].split("."), key=len)) < 64:
         return Mailbox(common[1], _domain(common[2], text) if "xn--" in text.lower() else common[2])
     local, domain = _split(text)
-    if len(local.encode()) > MAX_LOCAL:
-        raise AddressError(f"{printable(text)}: the part before the @ is longer than {MAX_LOCAL} octets")
     mailbox = Mailbox(local, _domain(domain, text))
     if len(str(mailbox).encode()) > MAX_PATH:
         raise AddressError(f"{printable(text)} is longer than {MAX_PATH} octets")
