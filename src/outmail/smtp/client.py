@@ -13,7 +13,8 @@ Promises
     ``ahead`` switches it off; every reply then counts as it always does.
   - Every recipient gets exactly one outcome, by the first digit of its own reply; unexpected codes are no error.
   - No final dot without a permission (`Dot`): after it, a lost reply is the outcome *unknown*; before it, *deferred*.
-  - 421 anywhere, a malformed reply, or any `Broken` ends the session; nothing is ever sent on it again.
+  - 421 anywhere, a malformed reply, a reply to nothing, or any `Broken` ends the session; nothing is ever sent on it again. A reply that came
+    before its command went out answers nothing: it would be taken for the answer to the next one, and all that follow for the one after.
   - Nothing, not even credentials, is sent in clear when TLS is required; bytes that came before the handshake abort it.
   - The transcript is kept with the delivery, secrets masked, also those that the server repeats; message content is noted by its size only.
 Fails: `SessionFailed` carries the outcome that ended the session; deliveries in hand were `Done` before.
@@ -36,6 +37,8 @@ from outmail.smtp.reply import ProtocolError, ReplyReader, read
 MAX_RECIPIENTS = 100
 #: An envelope that is longer is not sent ahead: it would gain little, and servers hold only so much that comes before its turn.
 AHEAD_BYTES = 4096
+#: So many bytes an envelope that was sent ahead can have.
+_AHEAD_MOST = 32 * 1024
 #: What servers say to a command that came before its turn, or that they have thrown away a part of.
 _OUT_OF_TURN = (503, 500, 502)
 
@@ -100,11 +103,13 @@ Flow = Generator[Request, Any, Any]
 
 
 class Broken(Exception):
-    """Thrown into the dialogue: the connection is gone, or too slow (``late``). The text is for people."""
+    """Thrown into the dialogue: the connection is gone, or too slow (``late``). The text is for people. ``withheld``: at least so many of the
+    last bytes of what was outgoing have not been sent."""
 
-    def __init__(self, text: str, *, late: bool = False) -> None:
+    def __init__(self, text: str, *, late: bool = False, withheld: int = 0) -> None:
         super().__init__(text)
         self.late = late
+        self.withheld = withheld
 
 
 class SessionFailed(Exception):
@@ -172,6 +177,10 @@ class Client:
         self.pipelining = False
         self.greeting: list[tuple[int, str, bytes]] = []
         self.transactions = 0
+        #: Final dots whose answers have been waited for.
+        self.finals = 0
+        #: Replies that are still to come for what was sent; the first one is the banner.
+        self._due = 1
         self._reader = ReplyReader()
         self._out: list[bytes] = []
         self._script = self.greeting
@@ -187,6 +196,28 @@ class Client:
     def feed(self, data: bytes) -> None:
         """Bytes from the server. Raises `ProtocolError`; throw that into the dialogue as `Broken`."""
         self._reader.feed(data)
+        if len(self._reader.ready) > self._due and self.stage != "tls":  # there `_starttls` looks itself
+            self._check_unasked()
+
+    @property
+    def heard(self) -> bool:
+        """True when a whole reply waits to be read: the dialogue can go on."""
+        return bool(self._reader.ready)
+
+    @property
+    def hearing(self) -> bool:
+        """True when a reply has begun."""
+        return self._reader.buffered
+
+    def _check_unasked(self) -> None:
+        """421 may come at any time (RFC 5321 §3.8); nothing else may. What was asked for stays."""
+        ready = self._reader.ready
+        unasked = ready[self._due][0]
+        closing = unasked.code == 421
+        while len(ready) > self._due + closing:
+            ready.pop()
+        if not closing:
+            raise ProtocolError(f"the relay answered what it had not been asked: {unasked}")
 
     def outgoing(self) -> list[bytes]:
         """Bytes for the server since the last call, in order."""
@@ -306,13 +337,17 @@ class Client:
     def _guarded(self, flow: Flow, previous: _Transaction | None, current: _Transaction | None) -> Flow:
         """Run a part of the dialogue; if the session ends in it, everybody in hand gets an outcome first."""
         trouble: _Closing | Broken
+        withheld = 0
         try:
             return (yield from flow)
         except _Closing as closing:
             trouble, reply = closing, closing.reply
         except Broken as broken:
             trouble, reply = broken, Reply(0, str(broken))
+            withheld = broken.withheld + sum(map(len, self._out))
         ahead = current is not None and current.ahead
+        if previous is not None and not previous.answered and withheld > (_AHEAD_MOST if ahead else 0):
+            previous.dotted = False  # its dot has not left this process
         outcome = Outcome("deferred", "session" if ahead else "destination", self.stage, reply)
         if current is not None and previous is not None and ahead:
             for recipient in current.recipients:
@@ -320,7 +355,7 @@ class Client:
             if self._blames_ahead(trouble, previous):
                 yield AheadRefused(reply)
         if previous is not None and not previous.done:
-            yield from self._abandon(previous, reply, outcome)
+            yield from self._abandon(previous, reply, outcome if previous.dotted else Outcome("deferred", "destination", "dot", reply))
         if current is not None and (previous is None or current.delivery is not previous.delivery):
             yield from self._abandon(current, reply, outcome)
         raise SessionFailed(outcome)
@@ -426,6 +461,7 @@ class Client:
         content = current.delivery.content
         self._out.append(stuffed(content))
         self._out.append(b".\r\n")
+        self._due += len(current.accepted) if self.settings.lmtp else 1
         current.delivery.transcript.append((self.now, "C", b"(%d bytes of content and the final dot)" % len(content)))
 
     def _final(self, transaction: _Transaction, ahead: bool = False) -> Flow:
@@ -434,6 +470,7 @@ class Client:
         ``ahead``: the next envelope was sent behind the dot.
         """
         self._script = transaction.delivery.transcript
+        self.finals += 1
         try:
             for i, recipient in enumerate(transaction.accepted):
                 if not i or self.settings.lmtp:
@@ -509,6 +546,7 @@ class Client:
             self._send(command, self._script)
         else:
             self._out.append(command.encode() + (b" " if spaced else b"") + secret + b"\r\n")
+            self._due += 1
             if self._veil is not None:
                 self._veil.add_said(secret)
             self._note("C", (command + " ****").strip().encode())
@@ -517,6 +555,7 @@ class Client:
     def _send(self, command: str, script: list[tuple[int, str, bytes]]) -> None:
         line = command.encode()
         self._out.append(line + b"\r\n")
+        self._due += 1
         script.append((self.now, "C", line))
 
     def _read(self, stage: str, ahead: bool = False) -> Flow:
@@ -526,6 +565,7 @@ class Client:
             self.stage = stage
             yield _READS[stage]
             got = self._reader.pop()
+        self._due -= 1
         reply, lines = got
         if self._veil is not None and (hidden := [self._veil.over_bytes(line) for line in lines]) != lines:
             reply, lines = read(*hidden), hidden

@@ -1,6 +1,6 @@
 """Replies of a server (RFC 5321 §4.2): bytes in any portions → `Reply` values.
 
-Promises: bounded (a line of 2 KB, a reply of 64 lines, else `ProtocolError`); only the first digit of a code carries
+Promises: bounded (a line of 2 KB, a reply of 64 lines and 16 KB, else `ProtocolError`); only the first digit of a code carries
 meaning, so an unexpected but well-formed code is never an error; text is kept printable and bounded.
 Does not: wait, or know which command a reply answers.
 """
@@ -15,10 +15,11 @@ from outmail.model import Reply
 
 MAX_LINE = 2048
 MAX_LINES = 64
+MAX_REPLY = 16 * 1024
 MAX_TEXT = 500
 
 _ENHANCED = re.compile(r"([245]\.\d{1,3}\.\d{1,3})(?:\s+|$)", re.ASCII)
-_UNSAFE = re.compile(r"[\x00-\x1f\x7f]+")
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]+")
 
 
 class ProtocolError(Exception):
@@ -31,12 +32,14 @@ class ReplyReader:
     def __init__(self) -> None:
         self._rest = b""
         self._lines: list[bytes] = []
-        self._ready: deque[tuple[Reply, list[bytes]]] = deque()
+        self._size = 0
+        #: Whole replies that nobody has taken yet.
+        self.ready: deque[tuple[Reply, list[bytes]]] = deque()
 
     def feed(self, data: bytes) -> None:
         """Take in bytes; raises `ProtocolError` when they cannot be SMTP."""
         if not self._rest and not self._lines and len(data) <= MAX_TEXT and (known := _flight(data)):
-            self._ready.extend(known)
+            self.ready.extend(known)
         else:
             self._read(data)
 
@@ -44,18 +47,18 @@ class ReplyReader:
         lines = (self._rest + data).split(b"\n") if self._rest else data.split(b"\n")
         self._rest = lines.pop()
         if len(self._rest) > MAX_LINE:
-            raise ProtocolError("a reply line is too long")
+            raise ProtocolError(f"a line of a reply has more than {MAX_LINE} bytes")
         for line in lines:
             self._line(line.rstrip(b"\r"))
 
     def pop(self) -> tuple[Reply, list[bytes]] | None:
         """The next whole reply and its lines, or None."""
-        return self._ready.popleft() if self._ready else None
+        return self.ready.popleft() if self.ready else None
 
     @property
     def buffered(self) -> bool:
         """True when anything at all was received and not taken: fatal before a TLS handshake."""
-        return bool(self._rest or self._lines or self._ready)
+        return bool(self._rest or self._lines or self.ready)
 
     def _line(self, line: bytes) -> None:
         code, mark = line[:3], line[3:4]
@@ -64,11 +67,12 @@ class ReplyReader:
         if self._lines and self._lines[0][:3] != code:
             raise ProtocolError("the lines of one reply carry different codes")
         self._lines.append(line)
-        if len(self._lines) > MAX_LINES:
-            raise ProtocolError("a reply has too many lines")
+        self._size += len(line)
+        if len(self._lines) > MAX_LINES or self._size > MAX_REPLY:
+            raise ProtocolError(f"a reply has more than {MAX_LINES} lines or {MAX_REPLY} bytes")
         if mark != b"-":
-            lines, self._lines = self._lines, []
-            self._ready.append((read(*lines), lines))
+            lines, self._lines, self._size = self._lines, [], 0
+            self.ready.append((read(*lines), lines))
 
 
 @lru_cache(512)
@@ -79,7 +83,7 @@ def _flight(data: bytes) -> tuple[tuple[Reply, list[bytes]], ...]:
         reader._read(data)
     except ProtocolError:
         return ()
-    return () if reader._rest or reader._lines else tuple(reader._ready)
+    return () if reader._rest or reader._lines else tuple(reader.ready)
 
 
 @lru_cache(512)

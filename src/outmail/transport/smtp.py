@@ -1,8 +1,9 @@
 """SMTP and LMTP over real connections: the shell around the dialogue of `outmail.smtp.client`.
 
-Promises: every wait has a limit of its own (connect, each reply, ten minutes at the final dot); a time-out or a lost
-connection ends the session; a session is used for at most five minutes or a thousand messages, then a new one
-begins; certificates are verified unless the relay's settings say otherwise.
+Promises: every step has a deadline of its own (connect, each handshake, each reply, ten minutes at the final dot) that no byte puts off but
+the last one of a reply; content has to be read at `LEAST_RATE`; a time-out or a lost connection ends the session; a session is used for
+at most five minutes or a thousand messages, then a new one begins, and ends after an hour whatever it is at, but for content under way and an hour
+for the answers to its last final dot; certificates are verified unless the relay's settings say otherwise.
 Fails: as outcomes through the feed. Does not: choose relays, retry, or decide anything about mail.
 """
 
@@ -24,7 +25,11 @@ from outmail.transport.wire import Wire
 
 REUSE_SECONDS = 300.0
 REUSE_MESSAGES = 1000
+#: Seconds a session may last, and seconds for all answers to one final dot (LMTP has one for each recipient).
+LONGEST = 3600.0
 CONNECT_TIMEOUT = 30.0
+#: Bytes a second that a relay has to read of a content, on the whole, beyond the time of one step (Postfix: smtp_min_data_rate).
+LEAST_RATE = 500
 _PIECE = 256 * 1024
 _BUFFER = 16 * 1024
 _READING, _IDLE, _BUSY, _OVER = range(4)
@@ -49,13 +54,15 @@ class _Session(asyncio.BufferedProtocol):
         self._buffer = memoryview(bytearray(_BUFFER))
         self._state = _BUSY
         self._established = False
-        self._lost: str | None = None
-        self._late = False
+        self._lost: protocol.Broken | None = None
         self._unasked = False
         self._unsent: deque[bytes | memoryview] = deque()
         self._paused = False
         self._stage = "banner"
         self._limit = self._deadline = 0.0
+        self._final = self._final_since = 0.0
+        #: Since when bytes wait for the relay to read, and how many there were.
+        self._writing: tuple[float, int] | None = None
         self._tick: asyncio.TimerHandle | None = None
         self._shaking: asyncio.Task[None] | None = None
 
@@ -78,10 +85,13 @@ class _Session(asyncio.BufferedProtocol):
         try:
             self.dialogue.feed(bytes(self._buffer[:nbytes]))
         except protocol.ProtocolError as problem:
+            if self._state == _READING and self.dialogue.heard:
+                self._on()  # what came before is an answer
             self._break(str(problem))
             return
         if self._state == _READING:
-            self._on()
+            if self.dialogue.heard:  # part of a reply puts off nothing
+                self._on()
         elif self._state == _IDLE:  # said unasked: goodbye
             self._unasked = True
             self._feed.leave()
@@ -98,8 +108,6 @@ class _Session(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._paused = False
-        if self._deadline:
-            self._deadline = self._loop.time() + self._limit
         self._push()
 
     # -- the dialogue -----------------------------------------------------------------------------------------------
@@ -125,7 +133,7 @@ class _Session(asyncio.BufferedProtocol):
             answer = trouble = None
             if isinstance(request, protocol.Read):
                 if self._lost is not None:
-                    trouble = protocol.Broken(self._lost, late=self._late)
+                    trouble = self._lost
                     continue
                 self._state = _READING
                 self._expect(request.stage)
@@ -177,7 +185,7 @@ class _Session(asyncio.BufferedProtocol):
         if self._state == _OVER:
             return
         if self._lost is not None:  # while it waited: nothing was sent, so nothing is uncertain
-            self._on(trouble=protocol.Broken(self._lost))
+            self._on(trouble=protocol.Broken(str(self._lost)))
         else:
             self._on(granted)
 
@@ -185,11 +193,13 @@ class _Session(asyncio.BufferedProtocol):
         """The line is of no more use: the dialogue hears of it at once, or when it next wants to read."""
         if self._state == _OVER or self._lost is not None:
             return
-        self._lost, self._late = why, late
+        # what asyncio's TLS holds is not counted: it is more, or less, than what was given to it
+        held = self.transport.get_write_buffer_size() if isinstance(self.transport, Wire) else 0
+        self._lost = protocol.Broken(why, late=late, withheld=held + sum(map(len, self._unsent)))
         self._unsent.clear()
         self.transport.abort()
         if self._state == _READING:
-            self._on(trouble=protocol.Broken(why, late=late))
+            self._on(trouble=self._lost)
         elif self._state == _IDLE:
             self._feed.leave()
             self._end()
@@ -207,27 +217,54 @@ class _Session(asyncio.BufferedProtocol):
             self.ended.set_result(failure)
 
     def close(self) -> None:
-        """Hang up, whatever is under way."""
+        """Hang up, whatever is under way; with a word of TLS only to a relay that was said goodbye."""
+        goodbye = self.ended.done() and not self.ended.cancelled() and self.ended.exception() is None and self.ended.result() is None
         self._end()
         if self._shaking is not None:
             self._shaking.cancel()
-        self.transport.close()
+        if goodbye:
+            self.transport.close()
+        else:
+            self.transport.abort()  # nobody may be there to read what is unsent
 
     # -- time -------------------------------------------------------------------------------------------------------
 
     def _expect(self, stage: str) -> None:
+        now = self._loop.time()
         self._stage = stage
-        self._limit = 5.0 if stage == "quit" else self.relay.timeout
+        self._limit = min(5.0, self.relay.timeout) if stage == "quit" else self.relay.timeout
         if stage == "dot":
             self._limit = max(self._limit, self.relay.dot_timeout)
-        self._deadline = self._loop.time() + self._limit
+            if self._final != self.dialogue.finals:
+                self._final, self._final_since = self.dialogue.finals, now
+        self._deadline = now + self._limit
 
     def _watch(self, tick: float) -> None:
-        """Look every ``tick`` seconds whether the step's deadline has passed: one timer a session, not one a step."""
-        if self._deadline and self._loop.time() >= self._deadline:
-            self._break(f"no answer in time ({self._stage})", late=True)
+        """Look every ``tick`` seconds whether a deadline has passed: one timer a session, not one a step."""
+        if self._state == _READING and (why := self._overdue(self._loop.time())):
+            self._break(f"{why} ({self._stage})", late=True)
         if self._state != _OVER:
             self._tick = self._loop.call_later(tick, self._watch, tick)
+
+    def _overdue(self, now: float) -> str:
+        """What the relay is too late with, or ""."""
+        left = sum(map(len, self._unsent)) + self.transport.get_write_buffer_size()
+        if left:
+            return self._reads_too_slowly(now, left)
+        self._writing = None
+        if now >= self._deadline:
+            return f"{'no whole answer' if self.dialogue.hearing else 'no answer'} within {self._limit:g} s"
+        if now >= (self._final_since if self._stage == "dot" else self._began) + LONGEST:
+            return f"the session was not over after {LONGEST:g} s"
+        return ""
+
+    def _reads_too_slowly(self, now: float, left: int) -> str:
+        since, most = self._writing = self._writing or (now, left)
+        if now - since > self.relay.timeout + (most - left) / LEAST_RATE:
+            return f"the relay has read only {max(0, most - left)} bytes in {now - since:.0f} s, and {left} are left"
+        self._deadline = now + self._limit  # for the answer, once all is sent
+        self._final_since = now
+        return ""
 
     # -- writing ----------------------------------------------------------------------------------------------------
 

@@ -96,6 +96,10 @@ class Wire:
             self._paused = True
             self._protocol.pause_writing()
 
+    def get_write_buffer_size(self) -> int:
+        """Bytes that wait for the peer to read."""
+        return len(self._unsent)
+
     def _writable(self) -> None:
         try:
             sent = self._sock.send(self._unsent)
