@@ -42,7 +42,7 @@ _TOP: dict[str, tuple[type, ...]] = {
 _TABLES: dict[str, dict[str, tuple[type, ...]]] = {
     "retry": {"schedule": (str,), "expire": (str,), "soft_bounce": (bool,), "on_uncertain": (str,)},
     "listen": {"smtp": (list,), "lmtp": (list,), "submission": (list,), "networks": (list,), "certificate": (str,), "key": (str,), "users_file": (str,),
-               "connections": (int,), "rate": (int,), "normalise": (bool,)},
+               "connections": (int,), "connections_per_client": (int,), "rate": (int,), "normalise": (bool,)},
     "limits": {"message_size": (str, int), "recipients": (int,), "queue": (int,)},
     "safety": {"only_to": (list,), "redirect_to": (str,)},
     "retention": {"bodies": (str,), "records": (str,), "transcripts": (str,)},
@@ -66,6 +66,8 @@ class Listen:
     key: str = ""
     users_file: str = ""
     connections: int = 1000
+    #: None: a quarter of them; 0: no limit.
+    connections_per_client: int | None = None
     rate: int = 0
     #: None: for clients of this machine and of the networks.
     normalise: bool | None = None
@@ -387,10 +389,10 @@ def _retry(table: Mapping[str, Any]) -> Retry:
 
 def _listen(table: dict[str, Any]) -> Listen:
     texts = {key: tuple(_texts(f"[listen] {key}", table.get(key, []))) for key in ("smtp", "lmtp", "submission", "networks")}
-    settings = {key: table[key] for key in ("certificate", "key", "users_file", "connections", "rate", "normalise") if key in table}
+    settings = {key: table[key] for key in ("certificate", "key", "users_file", "connections", "connections_per_client", "rate", "normalise") if key in table}
     listen = Listen(texts["smtp"], texts["lmtp"], texts["submission"], networks(texts["networks"]), **settings)
-    if listen.connections < 1 or listen.rate < 0:
-        raise ValueError("[listen] connections must be at least 1, and rate must not be negative")
+    if listen.connections < 1 or listen.rate < 0 or (listen.connections_per_client or 0) < 0:
+        raise ValueError("[listen] connections must be at least 1; connections_per_client and rate must not be negative")
     for kind in ("smtp", "lmtp", "submission"):
         for address in texts[kind]:
             _check_address(listen, kind, address)

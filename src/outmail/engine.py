@@ -35,6 +35,7 @@ from outmail.policy.pace import ahead_note, may_send_ahead
 from outmail.policy.retry import Retry, verdict
 from outmail.policy.route import Relay, Routes, allowed
 from outmail.retention import Retention
+from outmail.seldom import Seldom
 from outmail.store import Store, Trouble
 from outmail.transport import Transport
 from outmail.worker import Worker
@@ -100,6 +101,7 @@ class Engine:
         #: By what name the store knows it; "" before it was let in, and once it leaves. May be read from any thread.
         self.name = ""
         self.idle = 60.0
+        self.seldom = Seldom(log)
         #: How many engines share the limits of next hops.
         self.engines = 1
         self.loop: asyncio.AbstractEventLoop = None  # type: ignore[assignment]
@@ -600,7 +602,7 @@ class Engine:
             self.store.dots(self._owner, [(delivery, recipients) for delivery, recipients, _ in dots if self.ours(delivery)])
             granted = True
         except (OSError, Trouble) as problem:
-            log.error("final dots cannot be put on record (%s); nothing is sent", problem)
+            self.seldom.say(logging.ERROR, "dots", "final dots cannot be put on record (%s); nothing is sent", problem)
             granted = False
         for delivery, recipients, then in dots:
             may = granted and self.ours(delivery)

@@ -214,7 +214,8 @@ class Seat:
 
     def healthy(self) -> None:
         if self.hop.pace.tripped:
-            log.info("%s answers again", self.hop.relay.name)
+            name = self.hop.relay.name
+            self._engine.seldom.say(logging.INFO, f"well {name}", "%s answers again", name)
             self._engine.tell_hop(self.hop, None)
         self.hop.pace.success()
 
@@ -224,7 +225,8 @@ class Seat:
         hop = self.hop
         fatal = outcome.stage in ("tls", "auth")
         if hop.pace.fault(self._engine.loop.time(), str(outcome.reply), fatal=fatal):
-            log.warning("%s is paused: %s (%s); next probe in %.0f s", hop.relay.name, outcome.reply, outcome.stage, hop.pace.pause)
+            text = "%s is paused: %s (%s); next probe in %.0f s"
+            self._engine.seldom.say(logging.WARNING, f"paused {hop.relay.name}", text, hop.relay.name, outcome.reply, outcome.stage, hop.pace.pause)
             self._engine.tell_hop(hop, str(outcome.reply))
         self._engine.hop_failed(hop, outcome, transcript)
 

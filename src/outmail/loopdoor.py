@@ -47,6 +47,8 @@ class LoopDoor:
     def __init__(self, door: Door, commits: Committer, engine: HandOver | None = None) -> None:
         self.door = door
         self.in_flight = 0
+        #: The listeners, which share one budget of memory.
+        self.listeners: list[Any] = []
         #: When each acceptance without an answer began (monotonic), oldest first.
         self._unanswered: dict[int, float] = {}
         self._commits = commits

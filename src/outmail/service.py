@@ -118,8 +118,9 @@ def settings_for(config: Config, kind: str, tls: ssl.SSLContext | None, users: M
         auth_clear=loopback_only, require_auth=kind == "submission",
     )  # fmt: skip
     return Settings(
-        dialogue, listen.networks, users, tls, connections=listen.connections, rate=listen.rate, normalise=listen.normalise, deepest=config.deepest
-    )
+        dialogue, listen.networks, users, tls, connections=listen.connections, per_client=listen.connections_per_client, rate=listen.rate,
+        normalise=listen.normalise, deepest=config.deepest,
+    )  # fmt: skip
 
 
 def certificate(section: str, path: str, key: str) -> Certificate | None:

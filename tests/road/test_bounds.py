@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import functools
+import logging
 import smtplib
+import ssl
+import threading
+import time
+from base64 import b64encode
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from outmail import Outbox
+from outmail.intake import logins
+from outmail.intake import smtp as intake
+from outmail.policy.admission import neighbourhood
 from outmail.testing import Sink
 from tests.road.test_listen import BODY, Start, listening, start, toml  # noqa: F401 - fixtures
 
@@ -23,3 +36,237 @@ def test_local_parts_as_long_as_the_path_allows_go_in_and_out(start: Start, sink
     box = make_box(relay=sink.url, store=str(tmp_path / "own.db"), exit_wait=20)
     box.send(LONG, "subject", "text", sender=LONG)
     assert [(got.sender, got.recipients) for got in sink.wait_for(3, 30)] == [(LONG, (LONG,))] * 3
+
+
+def settings(**words: Any) -> Any:
+    return intake.Settings(**words)
+
+
+async def opened(port: int, *lines: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A client that has said these lines and heard the answer to the last one."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    await reader.readline()
+    for line in lines:
+        writer.write(line.encode() + b"\r\n")
+        while (await reader.readline())[3:4] == b"-":
+            pass
+    return reader, writer
+
+
+async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, portion: bytes, most: float = 15.0) -> tuple[bytes, float]:
+    """(What was said in the end, after how many seconds of dripping)"""
+    began = time.monotonic()
+    reading = asyncio.ensure_future(reader.read())
+    while not reading.done() and time.monotonic() - began < most:
+        writer.write(portion)
+        await asyncio.sleep(0.1)
+    reading.done() or reading.cancel()
+    return (reading.result() if reading.done() and not reading.cancelled() else b""), time.monotonic() - began
+
+
+def test_a_command_that_drips_is_not_waited_for(listening: Callable[..., None]) -> None:  # noqa: F811
+    async def scene(port: int, listener: Any) -> None:
+        reader, writer = await opened(port)
+        said, lasted = await drip(reader, writer, b"x")
+        assert said == b"421 4.4.2 Idle too long\r\n" and lasted < 10
+        writer.close()
+        reader, writer = await opened(port, "EHLO me")
+        assert (await reader.read()) == b"421 4.4.2 Idle too long\r\n"
+        writer.close()
+
+    listening(settings(idle=1.5), scene)
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_a_session_has_a_length(listening: Callable[..., None], monkeypatch: pytest.MonkeyPatch, within: bool) -> None:  # noqa: F811
+    """Whatever keeps it busy; within a message a little longer."""
+    monkeypatch.setattr(intake, "LONGEST", 1.0)
+
+    async def scene(port: int, listener: Any) -> None:
+        reader, writer = await opened(port, "EHLO me", *(["MAIL FROM:<a@x.test>"] if within else []))
+        said, lasted = await drip(reader, writer, b"RCPT TO:<a@x.test>\r\n" if within else b"NOOP\r\n")
+        assert said.endswith(b"421 4.3.2 This session has lasted long enough: connect again\r\n")
+        assert lasted > (2.5 if within else 0.8)
+        writer.close()
+
+    listening(settings(idle=2.0), scene)
+
+
+def test_a_slow_but_honest_client_is_waited_for(listening: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """A block in its time is enough, however long the whole takes."""
+    monkeypatch.setattr(intake, "BLOCK", 500)
+    monkeypatch.setattr(intake, "CONTENT", 3.0)
+
+    async def scene(port: int, listener: Any) -> None:
+        reader, writer = await opened(port, "EHLO me", "MAIL FROM:<a@x.test>", "RCPT TO:<b@x.test>", "DATA")
+        for _ in range(70):
+            writer.write(b"Subject: " + b"x" * 80 + b"\r\n")
+            await asyncio.sleep(0.1)
+        writer.write(b"\r\n.\r\n")
+        assert (await reader.readline()).startswith(b"250 ")
+        writer.close()
+
+    listening(settings(idle=2.0), scene)
+
+
+def test_envelopes_count_as_memory(listening: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    monkeypatch.setattr(intake, "IN_FLIGHT", 1_000_000)
+
+    async def scene(port: int, listener: Any) -> None:
+        small = await opened(port, "EHLO me", "MAIL FROM:<a@x.test>")
+        large = await opened(port, "EHLO me", "MAIL FROM:<a@x.test>")
+        large[1].write(b"".join(b"RCPT TO:<u%d@x.test>\r\n" % n for n in range(4000)))
+        said = await large[0].read()
+        assert said.endswith(b"421 4.3.1 Too much mail in flight: come back later\r\n")
+        for command in ("RCPT TO:<b@x.test>", "RSET", "MAIL FROM:<a@x.test>"):
+            small[1].write(command.encode() + b"\r\n")
+            assert (await small[0].readline())[:9] == (b"250 2.0.0" if command == "RSET" else b"452 4.3.1")
+        while listener.full:
+            await asyncio.sleep(0.05)
+        small[1].write(b"MAIL FROM:<a@x.test>\r\n")
+        assert (await small[0].readline())[:3] == b"250"
+        for _, writer in (small, large):
+            writer.close()
+
+    listening(settings(), scene)
+
+
+def test_the_budget_is_one_for_all_listeners(listening: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    monkeypatch.setattr(intake, "IN_FLIGHT", 1_000_000)
+
+    async def scene(port: int, listener: Any) -> None:
+        another = intake.Listener(listener.door, settings())
+        other = int((await another.listen("127.0.0.1:0")).rpartition(":")[2])
+        here = await opened(port, "EHLO me")
+        there = await opened(other, "EHLO me", "MAIL FROM:<a@x.test>")
+        there[1].write(b"".join(b"RCPT TO:<u%d@x.test>\r\n" % n for n in range(4000)))
+        assert (await there[0].read()).endswith(b"421 4.3.1 Too much mail in flight: come back later\r\n")
+        assert not here[0].at_eof(), "the largest is sent away, wherever it came in"
+        here[1].write(b"NOOP\r\n")
+        assert (await here[0].readline())[:3] == b"250"
+        for _, writer in (here, there):
+            writer.close()
+        await another.close()
+
+    listening(settings(), scene)
+
+
+@pytest.mark.parametrize("implicit", [False, True])
+def test_one_address_has_its_share_of_the_connections(
+    listening: Callable[..., None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, implicit: bool  # noqa: F811
+) -> None:
+    monkeypatch.setattr(intake, "is_trusted", lambda client, networks: False)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH) if implicit else None
+
+    async def scene(port: int, listener: Any) -> None:
+        lines = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+        until = time.monotonic() + 10
+        while len(listener.lines) + len(listener.shaking) < 3 and time.monotonic() < until:
+            await asyncio.sleep(0.01)
+        for _ in range(20):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            with contextlib.suppress(ConnectionError):
+                assert (await reader.read()) == (b"" if implicit else b"421 4.7.0 Too many connections from your address\r\n")
+            writer.close()
+        assert sum("too many connections" in record.message for record in caplog.records) == 1
+        lines.pop()[1].close()
+        while listener.clients["127.0.0.1"] > 2 and time.monotonic() < until:
+            await asyncio.sleep(0.01)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        if not implicit:
+            assert (await reader.readline())[:3] == b"220"
+        for _, line in (*lines, (reader, writer)):
+            line.close()
+        while listener.clients and time.monotonic() < until:
+            await asyncio.sleep(0.01)
+        assert not listener.clients
+
+    listening(settings(per_client=3, tls=context, implicit_tls=implicit), scene)
+    assert settings(connections=1000).most_of_one == 250 and settings(per_client=0).most_of_one == 1000
+
+
+def test_those_of_this_machine_may_take_all(listening: Callable[..., None]) -> None:  # noqa: F811
+    async def scene(port: int, listener: Any) -> None:
+        for _, writer in [await opened(port, "EHLO me") for _ in range(9)]:
+            writer.close()
+
+    listening(settings(per_client=3), scene)
+
+
+def test_what_a_client_is_counted_by() -> None:
+    assert neighbourhood("192.0.2.7") == "192.0.2.7" and neighbourhood("::ffff:192.0.2.7") == "192.0.2.7"
+    assert neighbourhood("2001:db8:0:1:2::3") == neighbourhood("2001:db8:0:1::9%eth0") != neighbourhood("2001:db8:0:2::3")
+
+
+def test_guesses_of_one_client_delay_another_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And of one client, the newest is first, and those too many are told."""
+    looked: list[str] = []
+    gate = threading.Event()
+
+    def verified(password: str, stored: str) -> bool:
+        gate.wait(10)
+        looked.append(password)
+        return password == "right"
+
+    monkeypatch.setattr(logins, "verified", verified)
+
+    async def scene() -> None:
+        door = logins.Logins()
+        answers: dict[str, bool | None] = {}
+        for n in range(150):
+            door.ask("192.0.2.1", f"guess{n}", "", functools.partial(answers.__setitem__, f"guess{n}"))
+        door.ask("192.0.2.2", "right", "", functools.partial(answers.__setitem__, "right"))
+        gate.set()
+        async with asyncio.timeout(20):
+            while len(answers) < 151:
+                await asyncio.sleep(0.01)
+        door.close()
+        assert answers["right"] is True and looked.index("right") <= 2
+        assert looked[:2] == ["guess0", "guess149"] and len(looked) <= logins.MOST_WAITING + 2
+        assert sum(answer is None for answer in answers.values()) == 151 - len(looked)
+
+    asyncio.run(scene())
+
+
+def test_wrong_passwords_end_the_session_and_are_one_line_of_the_log(
+    listening: Callable[..., None], caplog: pytest.LogCaptureFixture  # noqa: F811
+) -> None:
+    login = b"AUTH PLAIN " + b64encode(b"\0me\0wrong") + b"\r\n"
+
+    async def scene(port: int, listener: Any) -> None:
+        for _ in range(3):
+            reader, writer = await opened(port, "EHLO me")
+            writer.write(login * 9)
+            said = (await reader.read()).splitlines()
+            assert [line[:3] for line in said] == [b"535"] * 3 + [b"421"]
+            writer.close()
+
+    listening(settings(dialogue=intake.protocol.Settings(auth=True, auth_clear=True), users={"me": logins.hashed("right")}), scene)
+    assert sum("authentication failed" in record.message for record in caplog.records) == 1
+
+
+def test_a_complaint_is_made_once_a_minute_with_a_count(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    from outmail import seldom
+
+    now = [100.0]
+    monkeypatch.setattr(seldom, "monotonic", lambda: now[0])
+    complaints = seldom.Seldom(logging.getLogger("outmail.test"))
+
+    def lines() -> list[str]:
+        found = [record.getMessage() for record in caplog.records]
+        caplog.clear()
+        return found
+
+    for n in range(100):
+        complaints.say(logging.WARNING, "a", "from %s", n)
+    complaints.say(logging.WARNING, "b", "another")
+    complaints.tell()
+    assert lines() == ["from 0", "another"]
+    now[0] += 61
+    complaints.say(logging.WARNING, "a", "from %s", 100)
+    assert lines() == ["from 100 (and 99 more like this)"]
+    complaints.say(logging.WARNING, "a", "from %s", 101)
+    now[0] += 61
+    complaints.tell()
+    complaints.tell()
+    assert lines() == ["1 more like this in the last 61 s: from 101"]

@@ -23,7 +23,7 @@ import trustme
 
 from outmail import Outbox
 from outmail.config import from_toml
-from outmail.intake.smtp import hashed, verified
+from outmail.intake.logins import hashed, verified
 from outmail.testing import Sink
 from tests import programs
 
@@ -445,7 +445,7 @@ def test_clients_that_drip_are_sent_away(listening: Callable[..., None], monkeyp
             writer.write(b"x")
             await asyncio.sleep(0.1)
         said = await reading
-        assert said.endswith(b"421 4.4.2 Idle too long\r\n") and 1.0 < time.monotonic() - began < 6
+        assert said.endswith(b"421 4.4.2 The message comes too slowly\r\n") and 1.0 < time.monotonic() - began < 6
         assert (await silent[0].read()).endswith(b"421 4.4.2 Idle too long\r\n")
         writer.close()
         silent[1].close()

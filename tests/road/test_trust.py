@@ -20,7 +20,7 @@ import trustme
 from outmail import ConfigError, Outbox
 from outmail.certificate import Certificate
 from outmail.config import from_toml, load
-from outmail.intake.smtp import hashed
+from outmail.intake.logins import hashed
 from outmail.reports import mail
 from outmail.service import read_users
 from outmail.testing import Sink

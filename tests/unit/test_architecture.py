@@ -7,7 +7,7 @@ SRC = Path(__file__).parents[2] / "src" / "outmail"
 LAYERS = [
     ("model", "lifecycle", "errors", "clock"),
     ("policy", "smtp", "mime", "selection"),
-    ("store", "transport", "failpoints", "worker", "held", "trust"),
+    ("store", "transport", "failpoints", "worker", "seldom", "held", "trust"),
     ("accept", "merger", "loopdoor", "commits", "hop", "retention", "engine"),
     ("intake", "reports", "ops"),
     ("config", "certificate", "wiring", "outbox", "service"),

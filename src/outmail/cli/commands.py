@@ -633,7 +633,7 @@ def _foreign_claims(box: Outbox, free: str | None) -> list[str]:
 def config(arguments: argparse.Namespace) -> int:
     """The configuration in force, without passwords; or with --hash, a password from stdin hashed for [listen] users_file."""
     if arguments.hash:
-        from outmail.intake.smtp import hashed
+        from outmail.intake.logins import hashed
 
         print(hashed(sys.stdin.readline().rstrip("\r\n")))
         return 0

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from outmail.accept import Draft
 from outmail.errors import Refused
-from outmail.intake.smtp import Line, Listener, reply_for, traced
+from outmail.intake.smtp import FULL, Line, Listener, reply_for, traced
 from outmail.mime import splice
 from outmail.model import Outcome, Reply, new_id
 from outmail.policy.admission import Network, is_trusted
@@ -50,13 +50,15 @@ class Receiver:
 
     def rcpt(self, session: protocol.Server, address: str) -> Reply | None:
         local, _, domain = address.rpartition("@")
+        line: Line = session.peer
+        if line.listener.full:
+            return FULL
         if not self._directory.is_local(domain):
-            line: Line = session.peer
             return None if self._networks and line.client and is_trusted(line.client, self._networks) else NO_RELAY
         try:
             return None if self._directory.expand(local) else UNKNOWN
         except (AliasError, OSError, UnicodeDecodeError) as problem:
-            log.error("%s: %s", address, problem)
+            line.listener.seldom.say(logging.ERROR, "aliases", "%s: %s", address, problem)
             return Reply(451, "The aliases are in disorder: come back later", "4.3.5")
 
     # taking --------------------------------------------------------------------------------------------------------
@@ -82,7 +84,7 @@ class Receiver:
             then([reply_for(refusal)] * times)
             return
         except (AliasError, OSError, UnicodeDecodeError) as problem:
-            log.error("%s", problem)
+            listener.seldom.say(logging.ERROR, "aliases", "%s", problem)
             then([Reply(451, "The aliases are in disorder: come back later", "4.3.5")] * times)
             return
         if not lmtp:
@@ -124,10 +126,10 @@ class Everything:
     """``--catch``: every sender and recipient is welcome, and nothing is delivered."""
 
     def mail(self, session: protocol.Server, sender: str) -> Reply | None:
-        return None
+        return FULL if session.peer.listener.full else None
 
     def rcpt(self, session: protocol.Server, address: str) -> Reply | None:
-        return None
+        return FULL if session.peer.listener.full else None
 
 
 def _no_loop(content: bytes, targets: set[str]) -> None:

@@ -1,7 +1,8 @@
 """Mail comes in by SMTP or LMTP: listeners in the service's loop around the dialogue of `outmail.smtp.server`.
 
-Promises: 250 only after the commit; a session that breaks off leaves nothing; what is buffered, the number of connections, idle time
-and the time for one message are bounded; when the disk runs low, the store is slow or too much is in flight, clients are asked to
+Promises: 250 only after the commit; a session that breaks off leaves nothing; what is held for clients (content and envelopes), the number of
+connections, of all and of each client, the time for a command, for a block of content and for a session are bounded, and no byte but the last
+of a command puts its time off; what a client can have logged is logged once a minute; when the disk runs low, the store is slow or too much is in flight, clients are asked to
 come back later (4xx) instead of being kept waiting; stopping answers what is being stored, then says 421.
 Fails: as replies. Does not: decide who may relay (`Relay` below, or the receiving server's policy), or deliver.
 """
@@ -10,14 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import hmac
 import logging
 import os
 import socket
 import ssl
 import stat
-from base64 import b64decode, b64encode
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
@@ -25,18 +24,24 @@ from typing import Any
 
 from outmail.accept import Draft
 from outmail.errors import NotStored, Refused
+from outmail.intake.logins import Logins
 from outmail.loopdoor import LoopDoor
 from outmail.mime import headers, splice
 from outmail.model import Dsn, Reply, new_id
-from outmail.policy.admission import Meter, Network, is_trusted
+from outmail.policy.admission import Meter, Network, is_trusted, neighbourhood
+from outmail.seldom import Seldom
 from outmail.smtp import server as protocol
 from outmail.transport.wire import Wire
 
 log = logging.getLogger("outmail.intake")
 
+#: Seconds for a command, however it drips (RFC 5321 §4.5.3.2.7: five minutes).
 IDLE = 300.0
-#: One message's content may take this long, however it drips.
-CONTENT = 600.0
+#: So many bytes of content have to come in so many seconds (§4.5.3.2.5 has three minutes for a block): 50 MB may take a day, and none may stop.
+BLOCK = 64 * 1024
+CONTENT = 180.0
+#: A session ends after so many seconds, between messages if there is such a moment within the time of one more command.
+LONGEST = 3600.0
 #: A client that was said goodbye may take this long to read it.
 LINGER = 30.0
 TLS_HANDSHAKE = 30.0
@@ -66,11 +71,24 @@ class Settings:
     tls: ssl.SSLContext | None = None
     implicit_tls: bool = False
     connections: int = 1000
+    #: Of one address (IPv6: of one /64) that is not trusted; None for a quarter of all, 0 for no limit.
+    per_client: int | None = None
     rate: int = 0
     normalise: bool | None = None
     idle: float = IDLE
     #: Recipients that may wait in the queue, beyond which no new mail is taken; 0 for no limit.
     deepest: int = 0
+
+    @property
+    def most_of_one(self) -> int:
+        """Connections of one client."""
+        if self.per_client is None:
+            return max(1, self.connections // 4)
+        return self.per_client or self.connections
+
+
+#: Said at MAIL and RCPT.
+FULL = Reply(452, "Too much mail in flight: come back soon", "4.3.1")
 
 
 class Relay:
@@ -92,7 +110,7 @@ class Relay:
         return None
 
     def rcpt(self, session: protocol.Server, address: str) -> Reply | None:
-        return None
+        return FULL if session.peer.listener.full else None
 
 
 class Line(asyncio.BufferedProtocol):
@@ -103,10 +121,13 @@ class Line(asyncio.BufferedProtocol):
         self.client = ""
         self.trusted = False
         self.transport: Any = None
-        self.moved = monotonic()
+        self.began = self.moved = monotonic()
         self._view = listener.buffer
         self._session: protocol.Server = None  # type: ignore[assignment]
-        self._data_since = 0.0
+        #: What it is counted by among its listener's clients, once it is.
+        self._counted: str | None = None
+        #: Since when, and at how many bytes of which message, the present block of content has been awaited.
+        self._block: tuple[float, int, int] | None = None
         self._shaking: asyncio.Task[None] | None = None
 
     def now(self) -> float:
@@ -118,23 +139,47 @@ class Line(asyncio.BufferedProtocol):
         self.transport = transport
         if self._session is not None:  # the second time: TLS stands
             return
-        peer = transport.get_extra_info("peername")
-        self.client = peer[0] if isinstance(peer, tuple) else ""
-        self.trusted = is_trusted(self.client, self.listener.settings.networks)
+        if self._counted is None:
+            self.enter(transport.get_extra_info("peername"))
         settings = self.listener.settings
         normalise = self.trusted if settings.normalise is None else settings.normalise
         self._session = protocol.Server(settings.dialogue, self.listener.policy, self, tls=settings.implicit_tls, normalise=normalise)
         self.listener.joined(self)
-        if len(self.listener.lines) > self.listener.settings.connections:
+        crowded = self.crowded
+        if crowded or len(self.listener.lines) > settings.connections:
             self._session.outgoing()
-            self._session.refuse(Reply(421, "Too many connections", "4.7.0"))
+            self._session.refuse(Reply(421, "Too many connections from your address" if crowded else "Too many connections", "4.7.0"))
         self._serve()
+
+    def enter(self, peer: Any) -> None:
+        """Somebody has come, from there."""
+        self.client = peer[0] if isinstance(peer, tuple) else ""
+        self.trusted = is_trusted(self.client, self.listener.settings.networks)
+        self._counted = "" if self.trusted else neighbourhood(self.client)
+        self.listener.clients[self._counted] += 1
+
+    def leave(self) -> None:
+        """And has gone. Called as often as you like."""
+        self.listener.lines.discard(self)
+        self.listener.shaking.discard(self)
+        counted, self._counted = self._counted, ""
+        if counted:
+            self.listener.clients[counted] -= 1
+            if not self.listener.clients[counted]:
+                del self.listener.clients[counted]
+
+    @property
+    def crowded(self) -> bool:
+        """True when more have come from there than may."""
+        if not self._counted or self.listener.clients[self._counted] <= self.listener.settings.most_of_one:
+            return False
+        self.listener.seldom.say(logging.WARNING, "crowded", "too many connections from %s at once: further ones are sent away", self.client)
+        return True
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._view
 
     def buffer_updated(self, nbytes: int) -> None:
-        self.moved = monotonic()
         self._session.feed(bytes(self._view[:nbytes]))
         self._serve()
 
@@ -142,7 +187,7 @@ class Line(asyncio.BufferedProtocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.listener.lines.discard(self)
+        self.leave()
 
     def pause_writing(self) -> None:
         self.transport.pause_reading()
@@ -157,6 +202,7 @@ class Line(asyncio.BufferedProtocol):
         session = self._session
         out = session.outgoing()
         if out:
+            self.moved = monotonic()
             self.listener.say(self.transport, out)
         while session.requests:
             request = session.requests.popleft()
@@ -173,7 +219,6 @@ class Line(asyncio.BufferedProtocol):
                 self.transport.close()
         if session.waiting and session.buffered > _WRITE_LIMIT:
             self.transport.pause_reading()
-        self._data_since = (self._data_since or self.moved) if session.collecting else 0.0
 
     def _deliver(self, request: protocol.Deliver) -> None:
         self.listener.take(self, self._session, request, self._answered)
@@ -187,20 +232,19 @@ class Line(asyncio.BufferedProtocol):
 
     def _verify(self, request: protocol.Verify) -> None:
         stored = self.listener.settings.users.get(request.user, "")
-        # on another thread: scrypt takes its time on purpose, also for users that do not exist
-        self.listener.door.call(lambda: verified(request.password, stored), lambda good: self._authenticated(request.user if good is True else None))
+        self.listener.logins.ask(neighbourhood(self.client), request.password, stored, lambda good: self._authenticated(request.user, good))
 
-    def _authenticated(self, user: str | None) -> None:
+    def _authenticated(self, user: str, good: bool | None) -> None:
         if self._session.closed:
             return
-        if user is None:
-            log.warning("authentication failed from %s", self.client or "a unix socket")
-        self._session.authenticated(user)
+        if good is False:
+            self.listener.seldom.say(logging.WARNING, "auth", "authentication failed from %s", self.client or "a unix socket")
+        self._session.authenticated(user if good else None, looked=good is not None)
         self.transport.resume_reading()
         self._serve()
 
     def encrypt(self, sock: socket.socket) -> None:
-        """A connection that begins with TLS."""
+        """A connection that begins with TLS; it has entered."""
         self._shaking = self.listener.loop.create_task(self._encrypt(sock))
         self.listener.shaking.add(self)
 
@@ -209,8 +253,12 @@ class Line(asyncio.BufferedProtocol):
             async with asyncio.timeout(TLS_HANDSHAKE):
                 await self.listener.loop.connect_accepted_socket(lambda: self, sock, ssl=self.listener.settings.tls)
         except (OSError, ValueError) as problem:
-            log.info("a TLS handshake failed: %s", problem)
+            self.listener.seldom.say(logging.INFO, "tls", "a TLS handshake with %s failed: %s", self.client, problem)
             sock.close()
+            self.leave()
+        except BaseException:
+            self.leave()
+            raise
         finally:
             self.listener.shaking.discard(self)
 
@@ -220,7 +268,7 @@ class Line(asyncio.BufferedProtocol):
             async with asyncio.timeout(TLS_HANDSHAKE):
                 await loop.connect_accepted_socket(lambda: self, self.transport.detach(), ssl=self.listener.settings.tls)
         except (OSError, ValueError) as problem:
-            log.info("the TLS handshake with %s failed: %s", self.client, problem)
+            self.listener.seldom.say(logging.INFO, "tls", "a TLS handshake with %s failed: %s", self.client, problem)
             self._session.refuse(Reply(421, "TLS failed", "4.7.0"))
             self.transport.abort()
             self.connection_lost(problem)  # nobody else says so: the wire was given away, and TLS never stood
@@ -238,9 +286,25 @@ class Line(asyncio.BufferedProtocol):
             if now - self.moved > LINGER:
                 self.transport.abort()  # it does not even read our last word
             return
-        late = now - self.moved > self.listener.settings.idle or (self._data_since and now - self._data_since > CONTENT)
-        if late:
+        if self._session.collecting:
+            if self._stopped(now):
+                self.refuse(Reply(421, "The message comes too slowly", "4.4.2"))
+            return
+        self._block = None
+        idle = self.listener.settings.idle
+        if now - self.moved > idle:
             self.refuse(Reply(421, "Idle too long", "4.4.2"))
+        elif now - self.began > LONGEST + (idle if self._session.begun else 0):
+            self.refuse(Reply(421, "This session has lasted long enough: connect again", "4.3.2"))
+
+    def _stopped(self, now: float) -> bool:
+        """True when the content comes too slowly to be waited for."""
+        received, message = self._session.received, self._session.messages
+        since, before, which = self._block or (now, received, message)
+        if which != message or received - before >= BLOCK:
+            since, before = now, received
+        self._block = (since, before, message)
+        return now - since > CONTENT
 
     def refuse(self, reply: Reply) -> None:
         """Say a last word and hang up; a message that is being stored is answered first by whoever waits for it."""
@@ -265,6 +329,12 @@ class Listener:
         self.settings = settings
         self.loop = asyncio.get_running_loop()
         self.lines: set[Line] = set()
+        #: Connections by client; those who are trusted are not told apart.
+        self.clients: Counter[str] = Counter()
+        self.logins = Logins()
+        self.seldom = Seldom(log)
+        #: True while more is held than may be.
+        self.full = False
         #: Connections whose first TLS handshake is under way.
         self.shaking: set[Line] = set()
         self.buffer = memoryview(bytearray(_BUFFER))
@@ -276,6 +346,7 @@ class Listener:
         self._said: list[tuple[Any, bytes]] = []
         self._counted = 0.0
         self._tick: asyncio.TimerHandle | None = None
+        door.listeners.append(self)
         self._check()
 
     async def listen(self, address: str | socket.socket) -> str:
@@ -308,16 +379,20 @@ class Listener:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as problem:  # no descriptors or no memory left: the others go on
-                log.error("no connection can be taken: %s", problem.strerror)
+                self.seldom.say(logging.ERROR, "accept", "no connection can be taken: %s", problem.strerror)
                 self.loop.remove_reader(listening)
                 self.loop.call_later(1.0, self._listen_again, listening)
                 return
             sock.setblocking(False)
             if not self.settings.implicit_tls:
                 Wire(self.loop, sock, Line(self), peer)
-            elif len(self.lines) + len(self.shaking) < self.settings.connections:
-                Line(self).encrypt(sock)
+                continue
+            line = Line(self)
+            line.enter(peer)
+            if len(self.lines) + len(self.shaking) < self.settings.connections and not line.crowded:
+                line.encrypt(sock)
             else:  # too many, and no word can be said before the handshake
+                line.leave()
                 sock.close()
 
     def _listen_again(self, listening: socket.socket) -> None:
@@ -350,6 +425,9 @@ class Listener:
             await asyncio.sleep(0.01)
         if self._tick is not None:
             self._tick.cancel()
+        if self in self.door.listeners:
+            self.door.listeners.remove(self)
+        self.logins.close()
         for line in list(self.lines):
             line.refuse(Reply(421, "Shutting down", "4.3.2"))
         await asyncio.sleep(0)
@@ -378,7 +456,7 @@ class Listener:
     def gate(self) -> Reply | None:
         """Asked at MAIL: may mail come in at all now?"""
         if self._trouble is None and self.door.in_flight > IN_FLIGHT:
-            return Reply(452, "Too much mail in flight: come back soon", "4.3.1")
+            return FULL
         if self._trouble is None and self.door.longest() > SLOW_STORE:
             return Reply(451, "The store is slow: come back soon", "4.3.0")
         if self._trouble is None and self._deep:
@@ -395,7 +473,7 @@ class Listener:
             log.warning("the queue is shorter again: mail is taken")
 
     def _check(self) -> None:
-        """Once a second: idle lines, free disk."""
+        """Once a second: idle lines, memory, free disk."""
         now = monotonic()
         for line in list(self.lines):
             line.check(now)
@@ -404,10 +482,14 @@ class Listener:
             store = self.door.door.store
             self.door.call(lambda: store.read(store.verbs.deeper(self.settings.deepest)), self._told_depth)
         self._trouble = None
-        held = sum(line.buffered for line in self.lines) + self.door.in_flight
-        if held > IN_FLIGHT:
-            self._trouble = Reply(452, "Too much mail in flight: come back soon", "4.3.1")
-            for line in sorted(self.lines, key=lambda line: line.buffered, reverse=True):
+        self.seldom.tell()
+        lines = [line for listener in self.door.listeners for line in listener.lines]
+        held = sum(line.buffered for line in lines) + self.door.in_flight
+        self.full = held > IN_FLIGHT
+        if self.full:
+            self._trouble = FULL
+            self.seldom.say(logging.WARNING, "full", "%d bytes are held for clients: the largest are asked to come back later", held)
+            for line in sorted((line for line in lines if line.buffered and not line.busy), key=lambda line: line.buffered, reverse=True):
                 if held <= IN_FLIGHT:
                     break
                 held -= line.buffered
@@ -498,28 +580,3 @@ def _remove_stale(path: str) -> None:
                 os.unlink(path)
             except (TimeoutError, BlockingIOError):
                 pass  # somebody is there, and very busy
-
-
-# -- passwords ----------------------------------------------------------------------------------------------------------
-
-
-def hashed(password: str) -> str:
-    """``scrypt$salt$hash``, for the users' file."""
-    salt = os.urandom(16)
-    return f"scrypt${b64encode(salt).decode()}${b64encode(_scrypt(password, salt)).decode()}"
-
-
-def verified(password: str, stored: str) -> bool:
-    """Constant time, also for a user that does not exist."""
-    kind, _, rest = stored.partition("$")
-    salt, _, digest = rest.partition("$")
-    try:
-        wanted = b64decode(digest, validate=True) if kind == "scrypt" else b""
-        made = _scrypt(password, b64decode(salt, validate=True) if kind == "scrypt" else b"nobody")
-    except ValueError:
-        return False
-    return bool(wanted) and hmac.compare_digest(made, wanted)
-
-
-def _scrypt(password: str, salt: bytes) -> bytes:
-    return hashlib.scrypt(password.encode(), salt=salt, n=2**14, r=8, p=1, dklen=32)

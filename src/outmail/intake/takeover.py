@@ -25,6 +25,7 @@ from outmail.accept import Door, Draft
 from outmail.errors import ConfigError, NotStored, Refused
 from outmail.model import Dsn, Message, is_id, keyed_id, new_id
 from outmail.policy.plain import plain_line
+from outmail.seldom import Seldom
 from outmail.smtp.syntax import printable
 from outmail.store import Trouble, Verb, store_id
 from outmail.store.caller import Values, row
@@ -152,6 +153,7 @@ class TakeOver:
         #: A claim in the store's own name, and since when it has stood like this.
         self._standing: dict[str, tuple[Claim, float]] = {}
         self._troubles: dict[str, str] = {}
+        self._seldom = Seldom(log)
         self._rest_until: dict[str, float] = {}
         self._store = ""
         self._guard = threading.Lock()
@@ -321,10 +323,10 @@ class TakeOver:
             check_storable(message)
             return message
         except Refused as refusal:
-            log.error("a message that was left in a database cannot be sent: %s (%s)", plain_line(str(refusal)[:500]), found.id)
+            self._seldom.say(logging.ERROR, "unfit", "a message that was left in a database cannot be sent: %s (%s)", plain_line(str(refusal)[:500]), found.id)
             return self._unfit(found, draft, refusal)
         except Exception as bug:
-            log.exception("a bug of outmail: a message that was left in a database cannot be read (%s)", found.id)
+            self._seldom.say(logging.ERROR, "bug", "a bug of outmail: a message that was left in a database cannot be read (%s)", found.id, exc_info=bug)
             return self._unfit(found, draft, Refused(f"internal error: {bug!r}", code="bad-content"))
 
     def _unfit(self, found: Row, draft: Draft, refusal: Refused) -> Message:

@@ -37,6 +37,17 @@ def is_trusted(peer: str, trusted: tuple[Network, ...]) -> bool:
     return address.is_loopback or any(address in network for network in trusted if network.version == address.version)
 
 
+def neighbourhood(peer: str) -> str:
+    """What a client is counted by: its address, of IPv6 the first half, for whoever has one address there has 2^64."""
+    try:
+        address = ipaddress.ip_address(peer.partition("%")[0])
+    except ValueError:
+        return peer
+    if isinstance(address, ipaddress.IPv4Address):
+        return peer
+    return str(address.ipv4_mapped or ipaddress.IPv6Network((int(address) >> 64 << 64, 64)))
+
+
 @dataclass(slots=True)
 class Meter:
     """A token bucket for each client: ``rate`` messages a minute, 0 for no limit. Idle clients are forgotten."""

@@ -32,6 +32,10 @@ from outmail.smtp.syntax import AddressError, parse_mailbox, valid_notify, valid
 MAX_LINE = 2048
 MAX_AUTH_LINE = 12_288
 MAX_ERRORS = 20
+#: Wrong passwords in one session.
+MAX_GUESSES = 3
+#: Bytes that a recipient takes beside its address and what is said of it.
+RECIPIENT = 500
 
 
 class Policy(Protocol):
@@ -130,6 +134,9 @@ class Server:
         self.collecting = False
         self._discarding = False
         self._received = 0
+        self._guesses = 0
+        #: Bytes of the envelope.
+        self._held = 0
         #: Bytes of content on the wire that may be worth reading: a third more than its size when all its lines are dots.
         self._most = settings.size + settings.size // 3 + 1024
         self._envelope: Deliver | None = None
@@ -139,8 +146,18 @@ class Server:
 
     @property
     def buffered(self) -> int:
-        """Bytes held for this session."""
-        return len(self._buffer)
+        """Bytes held for this session: what was read and the envelope."""
+        return len(self._buffer) + self._held
+
+    @property
+    def received(self) -> int:
+        """Bytes of the present content that have come."""
+        return self._received + len(self._buffer)
+
+    @property
+    def begun(self) -> bool:
+        """True within a message."""
+        return self._envelope is not None
 
     def outgoing(self) -> bytes:
         """Bytes for the client since the last call."""
@@ -165,13 +182,18 @@ class Server:
         self._reset()
         self._resume()
 
-    def authenticated(self, user: str | None) -> None:
-        """The answer to `Verify`: the user's name, or None."""
+    def authenticated(self, user: str | None, *, looked: bool = True) -> None:
+        """The answer to `Verify`: the user's name, or None. ``looked`` is False when nobody had time to look."""
         if user:
             self.user = user
             self._reply(Reply(235, "Authentication succeeded", "2.7.0"))
-        else:
+        elif looked:
+            self._guesses += 1
             self._error(Reply(535, "Authentication failed", "5.7.8"))
+            if self._guesses >= MAX_GUESSES and not self.closed:
+                self._fatal(Reply(421, "Too many wrong passwords", "4.7.0"))
+        else:
+            self._error(Reply(454, "Too many log in at once: try again", "4.7.0"))
         self._resume()
 
     def encrypted(self) -> None:
@@ -441,6 +463,7 @@ class Server:
         envelope.recipients.append(address)
         envelope.notify.append(notify)
         envelope.originals.append(original)
+        self._held += RECIPIENT + len(address) + len(original)
         self._out.append(_RCPT_OK)
 
     def _data_command(self, rest: bytes) -> None:
@@ -568,12 +591,13 @@ class Server:
         self.closed = True
         self._buffer.clear()
         self._envelope = None
+        self._held = 0
         self.requests.append(Close())
 
     def _reset(self) -> None:
         self._envelope = None
         self.collecting = self._discarding = False
-        self._received = 0
+        self._received = self._held = 0
 
 
 _COMMANDS = {

@@ -12,12 +12,31 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import sys
 from typing import Any
+from weakref import WeakKeyDictionary
+
+from outmail.seldom import Seldom
 
 log = logging.getLogger("outmail")
+#: Complaints of each loop.
+seldom: WeakKeyDictionary[asyncio.AbstractEventLoop, Seldom] = WeakKeyDictionary()
 
 #: Bytes that may wait for a peer before its protocol is paused.
 HIGH_WATER = 64 * 1024
+
+
+def unread(sock: Any) -> int:
+    """Bytes that the peer's system has not taken yet (a slow line, a peer that does not read); 0 where that cannot be asked, as on Windows."""
+    try:
+        import fcntl
+        import termios
+
+        if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+            return 0
+        return int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    except (ImportError, OSError):
+        return 0
 
 
 class Wire:
@@ -58,7 +77,7 @@ class Wire:
             else:
                 self.close()
         except Exception as bug:
-            log.exception("a connection is closed because of a bug of outmail")
+            seldom.setdefault(self._loop, Seldom(log)).say(logging.ERROR, "bug", "a connection is closed because of a bug of outmail", exc_info=bug)
             self._end(bug)
 
     def pause_reading(self) -> None:

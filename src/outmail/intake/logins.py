@@ -1,0 +1,83 @@
+"""Passwords of clients: hashed, and verified in turn.
+
+Verifying costs time on purpose (scrypt), so it is something to attack with. Promises: one password at a time, on a thread of its own;
+clients (addresses) take turns, so that a thousand guesses of one delay a log-in of another by one guess; of one client the newest comes
+first, and no more than `MOST_WAITING` wait: the oldest is told to come back. A user that does not exist costs the same time.
+Does not: count failures (the dialogue ends a session after a few), or know where users are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+from base64 import b64decode, b64encode
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import Any
+
+from outmail.worker import Worker
+
+#: Log-ins of one client that may wait.
+MOST_WAITING = 10
+
+
+class Logins:
+    """Whoever waits to be let in. ``then`` hears True, False, or None: it was not looked at, too many wait."""
+
+    def __init__(self) -> None:
+        self._waiting: OrderedDict[str, deque[tuple[str, str, Callable[[bool | None], None]]]] = OrderedDict()
+        self._worker: Worker | None = None
+        self._busy = False
+
+    def ask(self, client: str, password: str, stored: str, then: Callable[[bool | None], None]) -> None:
+        """Is this the password? ``stored`` is what `hashed` made, "" for a user that does not exist."""
+        queue = self._waiting.setdefault(client, deque())
+        queue.append((password, stored, then))
+        if len(queue) > MOST_WAITING:
+            queue.popleft()[2](None)
+        self._next()
+
+    def close(self) -> None:
+        """Nobody is waited for any more."""
+        self._waiting.clear()
+        if self._worker is not None:
+            self._worker.close()
+
+    def _next(self) -> None:
+        if self._busy or not self._waiting:
+            return
+        client, queue = self._waiting.popitem(last=False)
+        password, stored, then = queue.pop()
+        if queue:
+            self._waiting[client] = queue  # behind all others
+        self._busy = True
+        self._worker = self._worker or Worker("logins")
+        self._worker.call(lambda: verified(password, stored), lambda answer: self._answer(then, answer))
+
+    def _answer(self, then: Callable[[bool | None], None], answer: Any) -> None:
+        self._busy = False
+        then(answer is True)
+        self._next()
+
+
+def hashed(password: str) -> str:
+    """``scrypt$salt$hash``, for the users' file."""
+    salt = os.urandom(16)
+    return f"scrypt${b64encode(salt).decode()}${b64encode(_scrypt(password, salt)).decode()}"
+
+
+def verified(password: str, stored: str) -> bool:
+    """Constant time, also for a user that does not exist."""
+    kind, _, rest = stored.partition("$")
+    salt, _, digest = rest.partition("$")
+    try:
+        wanted = b64decode(digest, validate=True) if kind == "scrypt" else b""
+        made = _scrypt(password, b64decode(salt, validate=True) if kind == "scrypt" else b"nobody")
+    except ValueError:
+        return False
+    return bool(wanted) and hmac.compare_digest(made, wanted)
+
+
+def _scrypt(password: str, salt: bytes) -> bytes:
+    return hashlib.scrypt(password.encode(), salt=salt, n=2**14, r=8, p=1, dklen=32)
