@@ -389,7 +389,8 @@ def _retry(table: Mapping[str, Any]) -> Retry:
 
 def _listen(table: dict[str, Any]) -> Listen:
     texts = {key: tuple(_texts(f"[listen] {key}", table.get(key, []))) for key in ("smtp", "lmtp", "submission", "networks")}
-    settings = {key: table[key] for key in ("certificate", "key", "users_file", "connections", "connections_per_client", "rate", "normalise") if key in table}
+    plain = ("certificate", "key", "users_file", "connections", "connections_per_client", "rate", "normalise")
+    settings = {key: table[key] for key in plain if key in table}
     listen = Listen(texts["smtp"], texts["lmtp"], texts["submission"], networks(texts["networks"]), **settings)
     if listen.connections < 1 or listen.rate < 0 or (listen.connections_per_client or 0) < 0:
         raise ValueError("[listen] connections must be at least 1; connections_per_client and rate must not be negative")

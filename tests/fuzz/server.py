@@ -44,7 +44,7 @@ def make() -> Callable[[bytes], None]:
                     session.encrypted()
             out = session.outgoing()
             assert not out or out.endswith(b"\r\n")
-            assert session.buffered < 20_000
+            assert len(session._buffer) < 20_000
 
     return target
 

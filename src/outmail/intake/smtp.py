@@ -1,9 +1,10 @@
 """Mail comes in by SMTP or LMTP: listeners in the service's loop around the dialogue of `outmail.smtp.server`.
 
-Promises: 250 only after the commit; a session that breaks off leaves nothing; what is held for clients (content and envelopes), the number of
-connections, of all and of each client, the time for a command, for a block of content and for a session are bounded, and no byte but the last
-of a command puts its time off; what a client can have logged is logged once a minute; when the disk runs low, the store is slow or too much is in flight, clients are asked to
-come back later (4xx) instead of being kept waiting; stopping answers what is being stored, then says 421.
+Promises: 250 only after the commit; a session that breaks off leaves nothing; bounded are what is held for clients
+(content and envelopes), connections, of all and of each client, and the time for a command, for a block of content and
+for a session; no byte but the last of a command puts its time off; what a client can have logged is logged once a minute;
+when the disk runs low, the store is slow or too much is in flight, clients are asked to come back later (4xx) instead of
+being kept waiting; stopping answers what is being stored, then says 421.
 Fails: as replies. Does not: decide who may relay (`Relay` below, or the receiving server's policy), or deliver.
 """
 
@@ -37,7 +38,8 @@ log = logging.getLogger("outmail.intake")
 
 #: Seconds for a command, however it drips (RFC 5321 §4.5.3.2.7: five minutes).
 IDLE = 300.0
-#: So many bytes of content have to come in so many seconds (§4.5.3.2.5 has three minutes for a block): 50 MB may take a day, and none may stop.
+#: So many bytes of content have to come in so many seconds (§4.5.3.2.5 has three minutes for a block): 50 MB may
+#: take a day, but not stop on the way.
 BLOCK = 64 * 1024
 CONTENT = 180.0
 #: A session ends after so many seconds, between messages if there is such a moment within the time of one more command.
@@ -156,7 +158,8 @@ class Line(asyncio.BufferedProtocol):
         self.client = peer[0] if isinstance(peer, tuple) else ""
         self.trusted = is_trusted(self.client, self.listener.settings.networks)
         self._counted = "" if self.trusted else neighbourhood(self.client)
-        self.listener.clients[self._counted] += 1
+        if self._counted:
+            self.listener.clients[self._counted] += 1
 
     def leave(self) -> None:
         """And has gone. Called as often as you like."""
@@ -329,7 +332,7 @@ class Listener:
         self.settings = settings
         self.loop = asyncio.get_running_loop()
         self.lines: set[Line] = set()
-        #: Connections by client; those who are trusted are not told apart.
+        #: Connections by client, of those who are not trusted.
         self.clients: Counter[str] = Counter()
         self.logins = Logins()
         self.seldom = Seldom(log)
@@ -489,7 +492,8 @@ class Listener:
         if self.full:
             self._trouble = FULL
             self.seldom.say(logging.WARNING, "full", "%d bytes are held for clients: the largest are asked to come back later", held)
-            for line in sorted((line for line in lines if line.buffered and not line.busy), key=lambda line: line.buffered, reverse=True):
+            idle = (line for line in lines if line.buffered and not line.busy)
+            for line in sorted(idle, key=lambda line: line.buffered, reverse=True):
                 if held <= IN_FLIGHT:
                     break
                 held -= line.buffered

@@ -1,9 +1,10 @@
 """SMTP and LMTP over real connections: the shell around the dialogue of `outmail.smtp.client`.
 
-Promises: every step has a deadline of its own (connect, each handshake, each reply, ten minutes at the final dot) that no byte puts off but
-the last one of a reply; of a content `BLOCK` bytes have to be read in the time of each step; a time-out or a lost connection ends the session; a session is used for
-at most five minutes or a thousand messages, then a new one begins, and ends after an hour whatever it is at, but for content under way and an hour
-for the answers to its last final dot; certificates are verified unless the relay's settings say otherwise.
+Promises: every step has a deadline of its own (connect, each handshake, each reply, ten minutes at the final dot) that
+no byte puts off but the last one of a reply; of a content `BLOCK` bytes have to be read in the time of each step; a
+time-out or a lost connection ends the session; a session is used for at most five minutes or a thousand messages, then a
+new one begins, and ends after an hour whatever it is at, but for content under way and an hour for the answers to its
+last final dot; certificates are verified unless the relay's settings say otherwise.
 Fails: as outcomes through the feed. Does not: choose relays, retry, or decide anything about mail.
 """
 
@@ -28,7 +29,8 @@ REUSE_MESSAGES = 1000
 #: Seconds a session may last, and seconds for all answers to one final dot (LMTP has one for each recipient).
 LONGEST = 3600.0
 CONNECT_TIMEOUT = 30.0
-#: Bytes of a content that a relay has to read in the time of a step; in two minutes it is 550 bytes a second (Postfix: smtp_min_data_rate = 500).
+#: Bytes of a content that a relay has to read in the time of a step: with two minutes 550 bytes a second (Postfix has
+#: smtp_min_data_rate = 500).
 BLOCK = 64 * 1024
 _PIECE = 256 * 1024
 _BUFFER = 16 * 1024
