@@ -241,7 +241,8 @@ class Line(asyncio.BufferedProtocol):
         if self._session.closed:
             return
         if good is False:
-            self.listener.seldom.say(logging.WARNING, "auth", "authentication failed from %s", self.client or "a unix socket")
+            who = self.client or "a unix socket"
+            self.listener.seldom.say(logging.WARNING, f"auth {who}", "authentication failed from %s", who)  # fail2ban reads it
         self._session.authenticated(user if good else None, looked=good is not None)
         self.transport.resume_reading()
         self._serve()
