@@ -24,13 +24,13 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
-from outmail.clock import HOUR, Clock, human_span, rfc3339
+from outmail.clock import DAY, HOUR, Clock, human_span, rfc3339
 from outmail.commits import Committer
 from outmail.errors import ConfigError
-from outmail.held import boot_id
+from outmail.held import clock_id
 from outmail.hop import MOST, Hop, Seat
 from outmail.model import Delivery, Leased, Message, Outcome, Reply, Settled, Verdict
-from outmail.policy.age import Mark, Sign, following, was_set
+from outmail.policy.age import JUMP, NO_MARK, Mark, Sign, following, latest, mark_of, was_set
 from outmail.policy.pace import ahead_note, may_send_ahead
 from outmail.policy.retry import Retry, verdict
 from outmail.policy.route import Relay, Routes, allowed
@@ -61,6 +61,10 @@ EXPIRE = 1.0
 GRACE = HOUR
 #: Seconds in which both clocks of the machine are read, or they are read again: the process may be stopped between two lines.
 ONE_MOMENT = 0.1
+#: How long (ms) signs of other boots and machines are kept.
+KEPT = 90 * DAY
+#: Seconds until upkeep that failed is tried again.
+UPKEEP_AGAIN = 10.0
 #: After so many seconds in a session without harm a suspect is not suspected if the engine dies.
 HARMLESS = 1.0
 RECLAIM = 2.0
@@ -136,9 +140,9 @@ class Engine:
         self._upkeep_at = 0.0
         self._retain_at = 0.0
         self._expire_at = 0.0
-        #: The last sign of the time, and the mark of the one before.
-        self._seen = Sign(0, 0, 0.0, 0, 0)
-        self._mark: Mark = (1 << 62, 0)
+        #: The last two signs of the time, the older one first; None before there was one.
+        self._before: Sign | None = None
+        self._seen: Sign | None = None
         #: The time in which no engine ran, from and to: what became too old in it gets one attempt.
         self._unattended = 0, 0
         self._spare_until = 0
@@ -218,6 +222,7 @@ class Engine:
             for hop in self._hops.values():
                 if hop.waiting:
                     hop.tidy()
+                if hop.waiting or hop.queue:  # also when all sessions have ended while the lease did not stand
                     hop.serve()
             if self._hungry or self.store.changed():
                 self._ask_next()
@@ -295,7 +300,7 @@ class Engine:
         while not self.stopping:
             try:
                 self._owner = self.store.register(self.clock.now())
-                self._refuse_when_moving()
+                self._refuse_when_moving(self._owner)
                 self.name = self._owner.uuid
                 self.store.follow(self.wake)
                 return True
@@ -335,10 +340,20 @@ class Engine:
                 self._release(hop, delivery)
         self._returns = []
         log.warning("this engine lost its lease, because it was stopped or cut off from the store: %d recipients are left to others, and it begins anew", dropped)
-        self.commits.call(lambda: self.store.register(self.clock.now()), self._begun_anew)
+        self.commits.call(self._known_anew, self._begun_anew)
+
+    def _known_anew(self) -> Any:
+        """On the writer's thread."""
+        owner = self.store.register(self.clock.now())
+        self._refuse_when_moving(owner)
+        return owner
 
     def _begun_anew(self, answer: Any) -> None:
         self._anew = False
+        if isinstance(answer, ConfigError):
+            log.error("this engine ends: %s (%s)", answer, answer.hint)
+            self.stop()
+            return
         if isinstance(answer, BaseException):
             self._failed("a new registration", answer)  # the next look tries again
             return
@@ -348,11 +363,11 @@ class Engine:
         self._wakes += 1
         self._awake.set()
 
-    def _refuse_when_moving(self) -> None:
+    def _refuse_when_moving(self, owner: Any) -> None:
         """After we are known: `ops.move` writes its note first and looks for engines then, so one of the two sees the other."""
         found = self.store.read(self.store.verbs.note_get("store", "moving"))
         if found:
-            self._owner.close()
+            owner.close()
             raise ConfigError(f"the queue is being moved to {found[0]['to']}", hint=f"finish that first: outmail move {self.store.url} {found[0]['to']}, or give it up: outmail move --abandon {self.store.url}")
 
     async def _leave(self) -> None:
@@ -472,7 +487,7 @@ class Engine:
 
     def _distribute(self, deliveries: Sequence[Delivery], *, fresh: bool = False) -> None:
         hops: dict[str, Hop | None] = {}
-        age = self._age()
+        now = self._now()
         for delivery in deliveries:
             if not self.ours(delivery):
                 self._lost.append((delivery.owner, delivery.lease))
@@ -485,7 +500,7 @@ class Engine:
                 self._quarantine(delivery)
             elif hop is None or self.stopping:
                 self._returns.append(delivery)
-            elif delivery.expires_at <= age and self._too_old(delivery, age) and delivery.life < self.settings.retry.expire:
+            elif self._too_old(delivery, now) and delivery.life < self.settings.retry.expire:
                 self._take_in(hop, delivery, late=True)  # whoever sets an end of his own does not want it later
             else:
                 self._take_in(hop, delivery)
@@ -621,8 +636,7 @@ class Engine:
         now, retry = self.clock.now(), self.settings.retry
         verdicts: list[tuple[Leased, Verdict]] = []
         failed = False
-        age = self._age()
-        expired = delivery.expires_at <= age and self._too_old(delivery, age)
+        expired = self._too_old(delivery, self._now())
         chance = random.random()  # one for all: those who failed together come back together
         for recipient in delivery.recipients:
             outcome = recipient.outcome
@@ -754,12 +768,16 @@ class Engine:
             log.info("%d recipients were leased without our knowing and are back in the queue", answer)
             self._wakes += 1
 
-    def _failed(self, what: str, problem: BaseException) -> None:
-        """The store did not take it: complain, and leave it alone for a moment."""
+    def _upkeep_failed(self, what: str, problem: BaseException) -> None:
+        """Complain; the road goes on."""
         if isinstance(problem, Trouble):
             self._complain(problem)
         else:
             log.error("%s failed by a bug of outmail", what, exc_info=problem)
+
+    def _failed(self, what: str, problem: BaseException) -> None:
+        """The store did not take it: complain, and leave it alone for a moment."""
+        self._upkeep_failed(what, problem)
         self._held_until = self.loop.time() + (0.01 if self.stopping else 1.0)
         self.loop.call_later(1.01, self.wake)
 
@@ -816,51 +834,90 @@ class Engine:
 
     def _begin_ageing(self) -> tuple[int, int]:
         """On the writer's thread: from when to when no engine saw the time."""
-        signs = map(Sign.of, self.store.read(self.store.verbs.note_list("clock")).values())
-        last = max((sign for sign in signs if sign is not None), key=lambda sign: sign.at, default=None)
-        self._sign(last)
-        if last is None:
-            return 0, self._seen.age
-        self._mark = last.mark
-        return last.age, self._seen.age
+        last = self._sign()
+        assert self._seen is not None
+        self._before = last
+        return (last.age if last is not None else 0), self._seen.age
 
     def _ageing(self, answer: Any) -> None:
         if isinstance(answer, BaseException):
-            self._failed("a look at the clock", answer)
+            self._upkeep_failed("a look at the clock", answer)
             return
         self._unattended, self._spare_until = answer, answer[1] + GRACE
 
-    def _age(self) -> int:
-        """What ages are counted by, now."""
-        return self._seen.aged(self.clock.elapsed())
+    def _now(self) -> Sign | None:
+        """The time, as carried on from the last sign."""
+        return self._seen and self._seen.later(self.clock.elapsed())
 
-    def _too_old(self, delivery: Delivery, age: int) -> bool:
-        """Of one whose end has come by its dates. One that is younger than they say gets the end of its true life."""
-        number, at = self._mark
-        if delivery.seq > number and age < at + delivery.life:
-            delivery.accepted_at, delivery.expires_at = at, at + delivery.life
-        return delivery.expires_at <= age
+    def _mark(self, now: Sign) -> Mark:
+        return NO_MARK if self._before is None else mark_of(self._before, now)
 
-    def _expiry(self) -> Any:
-        age = self._age()
-        return self.store.verbs.expire(age, self._unattended if age < self._spare_until else (0, 0), self._mark)
+    def _too_old(self, delivery: Delivery, now: Sign | None) -> bool:
+        """One that is younger than its dates say gets the end of its true life."""
+        if now is None or delivery.expires_at > (time := now.time_of(delivery.seq)):
+            return False
+        number, ago = self._mark(now)
+        if delivery.seq > number and delivery.life > ago:
+            delivery.expires_at = time + delivery.life - ago
+        return delivery.expires_at <= time
 
-    def _sign(self, last: Sign | None = None) -> None:
-        """On the writer's thread: leave a sign of the time. ``last``: where this boot of the machine has none yet."""
+    def _expiry(self, *, later: bool = False) -> Any:
+        """Fails what is too old; ``later``: of the messages that are dated by the clock as it was set."""
+        now = self._now()
+        if now is None:
+            return self.store.verbs.expire(0)
+        spared = self._unattended if now.age < self._spare_until else (0, 0)
+        if later:
+            return self.store.verbs.expire(now.at, spared, self._mark(now), above=now.since, after=now.age)
+        return self.store.verbs.expire(now.age, spared, self._mark(now))
+
+    def _sweep_ages(self) -> None:
+        """On the writer's thread."""
+        now = self._now()
+        if now is None:  # the store was in trouble when we began
+            self._ageing(self._begin_ageing())
+            return
         verbs = self.store.verbs
+        number, ago = self._mark(now)
+        imported = self.store.read(verbs.note_get("imported", "newest"))
+        number = max(number, imported[0] if imported else 0)
+        if number < now.since:
+            self.store.run(verbs.rejuvenate(now.age, number, now.since, ago))
+        if number < NO_MARK[0]:
+            self.store.run(verbs.rejuvenate(now.at, max(number, now.since), NO_MARK[0], ago))
+        for later in (False, True) if now.at > now.age + JUMP else (False,):
+            while self.store.run(self._expiry(later=later)) >= 2000:
+                pass
+        self._sign()  # afterwards: what came since the last one has been looked at by its mark
+
+    def _sign(self) -> Sign | None:
+        """On the writer's thread: leave a sign of the time; returns the one before it."""
+        verbs, name = self.store.verbs, clock_id()
         written = False
         while not written:
-            found = self.store.read(verbs.note_get("clock", boot_id()))
+            found = self.store.read(verbs.note_get("clock", name))
             here, version = (Sign.of(found[0]), found[1]) if found else (None, 0)
-            before = here or last
             wall, at, up = self._times()
             same = here is not None and here.up <= up
+            before = here if same else self._elsewhere(name, at)
             seen = following(before, same, wall, at, up, self.store.read(verbs.newest()), self.settings.retry.expire)
-            written = self.store.run(verbs.note_put("clock", boot_id(), asdict(seen), version))
+            written = self.store.run(verbs.note_put("clock", name, asdict(seen), version))
+        if before is not None and not same and at < before.at + JUMP:
+            self.store.run(verbs.shorten(at, self.settings.retry.expire))
         for own, by in zip((True, False), was_set(before, same, seen)):
             if by and (own or seen.at != seen.wall):
                 self._clock_was_set(by, own, wall if own else at)
-        self._mark, self._seen = self._seen.mark if self._seen.at else (1 << 62, 0), seen
+        self._before, self._seen = self._seen, seen
+        return before
+
+    def _elsewhere(self, name: str, at: int) -> Sign | None:
+        """The last sign of other boots and machines; what is old, or cannot be, is dropped."""
+        verbs = self.store.verbs
+        signs = {key: Sign.of(note) for key, note in self.store.read(verbs.note_list("clock")).items() if key != name}
+        for key, sign in signs.items():
+            if sign is None or not at - KEPT <= sign.at <= at + JUMP:
+                self.store.run(verbs.note_drop("clock", key))
+        return latest((sign for sign in signs.values() if sign is not None), at)
 
     def _times(self) -> tuple[int, int, float]:
         """The machine's clock, the one that ages go by, and the machine's time since its start, in one moment."""
@@ -876,8 +933,12 @@ class Engine:
     def _clock_was_set(self, by: int, own: bool, to: int) -> None:
         whose, way = "of this machine" if own else "of the store", "ahead" if by > 0 else "back"
         log.warning("the clock %s was set %s by %s, to %s: nothing that waits grows older by that", whose, way, human_span(abs(by)), rfc3339(to))
-        if own and by < 0:  # nobody waits longer for that: what had a time to wait for is tried at once
-            self.store.run(self.store.verbs.clamp(to, 0))
+        if by > 0 or (own and self.store.time() is not None):
+            return
+        verbs = self.store.verbs
+        for destination in self.store.read(verbs.destinations()) if own else ():
+            self.store.run(verbs.earlier(-by, to, destination))
+        self.store.run(verbs.shorten(to, self.settings.retry.expire))
 
     def _reclaim(self) -> tuple[Iterable[dict[str, Any]], int, dict[str, Any]]:
         """On the writer's thread: dead engines' work, how many live ones there are, and what they know of next hops."""
@@ -908,18 +969,12 @@ class Engine:
 
     def _sweep(self) -> None:
         """On the writer's thread: old age, clocks that jumped, the sign of life."""
-        if not self._seen.at:  # the store was in trouble when we began
-            self._ageing(self._begin_ageing())
+        self._sweep_ages()
         verbs, now = self.store.verbs, self.clock.now()
-        self.store.run(verbs.rejuvenate(self._age(), self._mark))
-        while self.store.run(self._expiry()) >= 2000:
-            pass
-        self._sign()  # afterwards: what came since the last one has been looked at by its mark
         self.store.run(verbs.clamp(now, self.settings.retry.longest))
         for url, note in self.store.read(verbs.note_list("ahead")).items():
             if may_send_ahead(note, now):
                 self.store.run(verbs.note_drop("ahead", url))
-        self.store.run(verbs.shorten(self._seen.at, self.settings.retry.expire))
         alive = {"at": now, "routes": sorted(self.routes.relays)}
         self.store.run(verbs.note_put("engine", "last", alive))
         if self.settings.service:
@@ -927,19 +982,20 @@ class Engine:
 
     def _swept(self, answer: Any) -> None:
         if isinstance(answer, BaseException):
-            self._failed("upkeep", answer)
-            self._upkeep_at = self.loop.time() + 1.0
+            self._upkeep_failed("upkeep", answer)
+            self._upkeep_at = self.loop.time() + UPKEEP_AGAIN
         self._wakes += 1
         self._awake.set()
 
     def _retain(self, retention: Retention) -> bool:
         """On the writer's thread."""
-        return self.store.read(self.store.verbs.eldest()) == self._owner.id and retention.turn(self._age(), TURN)
+        now = self._now()
+        return now is not None and self.store.read(self.store.verbs.eldest()) == self._owner.id and retention.turn(now.age, TURN)
 
     def _retained(self, answer: Any) -> None:
         """Another turn soon, sooner when there is much; once through, rest as long as it took."""
         if isinstance(answer, BaseException):
-            self._failed("retention", answer)
+            self._upkeep_failed("retention", answer)
             return
         self._turns_of_retention += 1
         pause = RETAIN if self._turns_of_retention < PATIENT_TURNS else RETAIN / 5
@@ -967,6 +1023,7 @@ def _made(message: Message, seq: int, lease: tuple[int, int]) -> list[Delivery]:
         Delivery(
             seq, message.id, lease[1], destination, message.sender, message.content, message.sha256, message.needs, message.message_id, message.accepted_at,
             message.expires_at, people[start : start + MAX_RECIPIENTS], dsn=message.dsn, owner=lease[0],
+            life=message.expires_at - message.accepted_at,
         )
         for destination, people in groups.items() for start in range(0, len(people), MAX_RECIPIENTS)
     ]  # fmt: skip

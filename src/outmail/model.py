@@ -198,11 +198,8 @@ class Delivery:
     transcript: list[tuple[int, str, bytes]] = field(default_factory=list)
     #: The number of the engine's registration that leased it; with ``lease`` it says whose it is.
     owner: int = 0
-
-    @property
-    def life(self) -> int:
-        """How long it may wait in all."""
-        return self.expires_at - self.accepted_at
+    #: How long (ms) the message may wait from its acceptance on.
+    life: int = 0
 
     def all(self, outcome: Outcome) -> None:
         """The same outcome for every recipient that has none yet."""

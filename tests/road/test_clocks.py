@@ -172,7 +172,7 @@ def test_what_became_too_old_while_the_machine_was_off_gets_one_attempt(make_box
     once(box, clock)
     taken, deferred = box.send("a@x.test", "s", "t").id, box.send("later@x.test", "s", "t").id
     clock.advance("10d")
-    monkeypatch.setattr(engine_module, "boot_id", lambda: "another")
+    monkeypatch.setattr(engine_module, "clock_id", lambda: "another")
     once(box, clock)
     assert [box.status(id).status for id in (taken, deferred)] == ["delivered", "failed"]
     assert box.status(deferred).recipients[0].reason == "too old; last: 451 4.7.1 later"
@@ -189,3 +189,146 @@ def test_single_runs_seldom_end_waiting_all_the_same(make_box: MakeBox, sink: Si
         clock.advance("1d")
     once(box, clock)
     assert box.status(id).status == "failed"
+
+
+LATER = "RCPT: 451 4.7.1 later x1000000"
+HOURLY = '\n[retry]\nschedule = "1h…"\n'
+
+
+@pytest.mark.parametrize("seen", [True, False], ids=["the jump was seen", "nobody saw it"])
+def test_a_sign_from_the_future_keeps_nothing_alive(make_box: MakeBox, sink: Sink, monkeypatch: pytest.MonkeyPatch, seen: bool) -> None:
+    """The clock was a year ahead in one boot; the machine starts again with the right time."""
+    sink.script(LATER)
+    clock = FakeClock()
+    box = make_box(toml=f'relay = "{sink.url}"{HOURLY}', deliver="never", clock=clock)
+    if seen:
+        once(box, clock)
+    clock.jump("365d")
+    once(box, clock)
+    clock.jump("365d", back=True)
+    monkeypatch.setattr(engine_module, "clock_id", lambda: "another boot")
+    once(box, clock)
+    ids = [box.send("a@x.test", "s", "t").id, box.send("b@x.test", "s", "t", expires="1h").id]
+    for _ in range(6):
+        clock.advance("1d")
+        once(box, clock)
+    assert [box.status(id).status for id in ids] == ["failed", "failed"]
+
+
+def test_what_is_sent_after_a_jump_has_its_own_end(make_box: MakeBox, sink: Sink) -> None:
+    sink.script(LATER)
+    clock = FakeClock()
+    box = make_box(toml=f'relay = "{sink.url}"{HOURLY}', deliver="never", clock=clock)
+    once(box, clock)
+    clock.jump("1d")
+    once(box, clock)
+    id = box.send("a@x.test", "s", "t", expires="10m").id
+    clock.advance("11m")
+    once(box, clock)
+    assert box.status(id).status == "failed"
+
+
+def test_a_program_whose_clock_is_behind_has_its_whole_life(make_box: MakeBox, sink: Sink, tmp_path: Any) -> None:
+    sink.script(LATER)
+    clock = FakeClock()
+    box = make_box(toml=f'relay = "{sink.url}"{HOURLY}', deliver="never", clock=clock)
+    once(box, clock)
+    clock.advance("1m")
+    once(box, clock)
+    late = make_box(toml=f'relay = "{sink.url}"', deliver="never", clock=FakeClock(clock.now() - 5 * DAY + 2 * HOUR))
+    id = late.send("a@x.test", "s", "t").id
+    for hours in range(1, 130):
+        clock.advance("1h")
+        once(box, clock)
+        if box.status(id).status == "failed":
+            break
+    assert 118 <= hours <= 121
+
+
+def test_requeued_mail_with_an_end_of_its_own_is_not_sent_late(make_box: MakeBox, sink: Sink) -> None:
+    sink.script("RCPT: 550 no x1")
+    clock = FakeClock()
+    box = make_box(toml=f'relay = "{sink.url}"{HOURLY}', deliver="never", clock=clock)
+    id = box.send("a@x.test", "s", "t", expires="1h").id
+    once(box, clock)
+    clock.advance("6d")
+    once(box, clock)
+    assert box.requeue(id) == 1
+    clock.advance("5h")
+    once(box, clock)
+    assert box.status(id).status == "failed" and not sink.messages
+
+
+def test_small_steps_back_make_nothing_due_before_its_time(make_box: MakeBox, sink: Sink) -> None:
+    sink.script(LATER)
+    clock = FakeClock()
+    box = make_box(toml=f'relay = "{sink.url}"\n[retry]\nschedule = "4h…"\n', deliver="never", clock=clock)
+    id = box.send("a@x.test", "s", "t").id
+    once(box, clock)
+    for _ in range(5):
+        clock.advance("30s")
+        clock.jump("6s", back=True)
+        once(box, clock)
+    assert box.status(id).recipients[0].attempts == 1
+
+
+def test_moved_mail_keeps_its_age(make_box: MakeBox, sink: Sink, tmp_path: Any) -> None:
+    from outmail.ops.move import move
+
+    sink.script(LATER)
+    clock = FakeClock()
+    old = make_box(toml=f'relay = "{sink.url}"', deliver="never", clock=clock)
+    new = make_box(toml=f'relay = "{sink.url}"{HOURLY}', deliver="never", clock=clock, store=str(tmp_path / "new.db"))
+    id = old.send("a@x.test", "s", "t", expires="1h").id
+
+    async def scene(engine: Any) -> None:
+        await until(lambda: engine._before is not None)
+        clock.advance("3h")
+        await until(lambda: engine._before.age >= clock.now())
+        move(old._store, new._store, clock.now())
+        engine.wake()
+        await until(lambda: new.status(id).status == "failed")
+
+    work(new, clock, scene)
+    assert not any(line.startswith("RCPT") for line in sink.commands)
+
+
+def test_upkeep_that_fails_does_not_stop_the_road(make_box: MakeBox, sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Set()
+    box = make_box(toml=f'relay = "{sink.url}"', deliver="never", clock=clock)
+    box.send_many([{"to": f"u{i}@x.test", "subject": "s", "text": "t"} for i in range(20)])
+
+    def broken(*words: object) -> Any:
+        raise RuntimeError("statement time-out")
+        yield
+
+    monkeypatch.setattr(box._store.verbs, "clamp", broken)
+
+    async def scene(engine: Any) -> None:
+        await until(lambda: len(sink.messages) == 20)
+
+    work(box, clock, scene)
+
+
+def test_after_a_doubt_about_the_lease_the_sessions_begin_again(make_box: MakeBox, sink: Sink) -> None:
+    """All of them had ended while the lease did not stand, and what was leased lay there for ever."""
+    box = make_box(toml=f'relay = "{sink.url}"', deliver="never", clock=Set())
+    box.send_many([{"to": f"u{i}@x.test", "subject": "s", "text": "t"} for i in range(20)])
+
+    async def scene(engine: Any) -> None:
+        await until(lambda: engine._owner is not None)
+        stands = [True]
+        engine._owner.stands = lambda: stands[0]
+        given = engine._distribute
+
+        def distribute(deliveries: Any, **words: Any) -> None:
+            stands[0] = not deliveries
+            given(deliveries, **words)
+
+        engine._distribute = distribute
+        await until(lambda: engine._out > 0)
+        await asyncio.sleep(0.2)
+        engine._distribute, stands[0] = given, True
+        await until(lambda: len(sink.messages) == 20)
+
+    work(box, Set(), scene)

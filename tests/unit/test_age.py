@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outmail.policy.age import JUMP, Sign, following, was_set
+from outmail.policy.age import JUMP, Sign, following, latest, was_set
 
 HOUR = 3_600_000
 DAY = 24 * HOUR
@@ -33,6 +33,7 @@ def test_a_clock_set_ahead_ages_nothing_until_what_was_dated_before_is_over() ->
     assert sign.age == START + 30_000
     sign = after(sign, 3600)
     assert sign.age == START + 30_000 + HOUR and sign.at - sign.age == 100 * DAY
+    assert sign.time_of(7) == sign.age and sign.time_of(8) == sign.at  # dated by the clock as it is now
     sign = after(sign, 5 * 86_400)
     assert sign.age == sign.at
 
@@ -60,8 +61,16 @@ def test_only_a_sign_is_a_sign() -> None:
     from dataclasses import asdict
 
     assert Sign.of(asdict(FIRST)) == FIRST
-    for odd in (None, 3, {}, {"at": 1, "up": 2.0, "newest": 3}, {**asdict(FIRST), "up": None}, {**asdict(FIRST), "more": 1}):
+    assert Sign.of({**asdict(FIRST), "of a later version": 1}) == FIRST
+    for odd in (None, 3, [], {}, {"at": 1, "up": 2.0, "newest": 3}, *({**asdict(FIRST), "up": up} for up in (None, "1", 1e300, float("nan"), -(10**30)))):
         assert Sign.of(odd) is None
+
+
+def test_a_sign_from_the_future_says_nothing() -> None:
+    ahead = after(FIRST, 30, 365 * DAY)
+    back = following(ahead, False, START + HOUR, START + HOUR, 5.0, 9, LIFE)
+    assert (back.age, back.until) == (START + HOUR, 0)
+    assert latest([FIRST, ahead], START + HOUR) == FIRST and latest([ahead], START) is None
 
 
 steps = st.lists(st.tuples(st.integers(0, 2 * 86_400), st.integers(-400 * DAY, 400 * DAY)), max_size=30)
@@ -71,7 +80,7 @@ steps = st.lists(st.tuples(st.integers(0, 2 * 86_400), st.integers(-400 * DAY, 4
 def test_nothing_fails_before_its_life_has_passed_and_all_of_it_in_the_end(walk: list[tuple[int, int]]) -> None:
     """Mail accepted at any moment, by the clock as it was: its end comes after its life, and no later than after two of them."""
     sign, passed = FIRST, 0
-    mail: list[tuple[int, int]] = []
+    mail: list[tuple[int, int]] = []  # when it was accepted, its end; accepted right behind a sign, so its number is that sign's
     for seconds, set_by in walk:
         mail.append((passed, sign.at + LIFE))
         sign = after(sign, seconds, set_by)

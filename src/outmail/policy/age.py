@@ -11,14 +11,16 @@ is believed, and the engine gives what became too old meanwhile one attempt.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 #: Milliseconds that a clock may be off without anybody calling it a jump.
 JUMP = 5_000
 
-#: (message, time): all with a higher number were accepted later than that, whatever the clock said that dated them.
+#: (message, milliseconds): all with a higher number are not older than that, whatever the clock said that dated them.
 Mark = tuple[int, int]
+NO_MARK: Mark = (1 << 62, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,49 +35,70 @@ class Sign:
     up: float
     #: The highest number of a message.
     newest: int
-    #: What ages are counted by: ``at``, less what it was set ahead.
+    #: What ages of messages up to ``since`` are counted by: ``at``, less what it was set ahead.
     age: int
     #: By ``at``: until then ``age`` may stay behind it.
     until: int = 0
+    #: The highest number when the clock was last set ahead: later messages are dated by the clock as it is.
+    since: int = 0
 
     @classmethod
     def of(cls, note: Any) -> Sign | None:
-        """As it was kept; None for what is no sign."""
+        """As it was kept, also by a version that keeps more; None for what is no sign."""
         names = {field.name for field in fields(cls)}
-        if not isinstance(note, dict) or note.keys() != names or not all(isinstance(n, (int, float)) for n in note.values()):
+        if not isinstance(note, dict) or not names <= note.keys():
             return None
-        return cls(**note)
+        values = {name: note[name] for name in names}
+        if not all(isinstance(n, (int, float)) and abs(n) < _MOST for n in values.values()):
+            return None
+        kept: dict[str, Any] = {name: float(n) if name == "up" else int(n) for name, n in values.items()}
+        return cls(**kept)
 
-    @property
-    def mark(self) -> Mark:
-        return self.newest, self.age
+    def later(self, up: float) -> Sign:
+        """What would be seen when the machine has been up for so long, had nobody set a clock."""
+        passed = int((up - self.up) * 1000)
+        return replace(self, wall=self.wall + passed, at=self.at + passed, up=up, age=self.age + passed)
 
-    def aged(self, up: float) -> int:
-        """What ages are counted by when the machine has been up for so long."""
-        return self.age + int((up - self.up) * 1000)
+    def time_of(self, message: int) -> int:
+        """What a message's age is counted by."""
+        return self.at if message > self.since else self.age
+
+
+def mark_of(sign: Sign, now: Sign) -> Mark:
+    """What an earlier sign says of messages, now."""
+    return sign.newest, max(0, now.age - sign.age)
 
 
 def following(before: Sign | None, same_boot: bool, wall: int, at: int, up: float, newest: int, life: int) -> Sign:
     """The next sign. ``life``: the longest that mail usually has; then what was dated before a jump is over."""
-    if before is None:
+    if before is None or (not same_boot and at < before.at):
         return Sign(wall, at, up, newest, at)
-    age, until = before.age + at - before.at, before.until
+    age, until, since = before.age + at - before.at, before.until, before.since
     if same_boot:
-        age = before.aged(up)
+        age = before.later(up).age
         off = at - before.at - (age - before.age)
         if off > JUMP:
-            until = at + life
+            until, since = at + life, newest
         elif off < -JUMP:
             until += off
     if at >= until or at <= age + JUMP:
         age = at
-    return Sign(wall, at, up, newest, age, until)
+    return Sign(wall, at, up, newest, age, until, since)
 
 
 def was_set(before: Sign | None, same_boot: bool, after: Sign) -> tuple[int, int]:
     """By how much the machine's clock, and the one that ages go by, were set between two signs; 0 for what is no jump."""
     if before is None or not same_boot:
         return 0, 0
-    passed = int((after.up - before.up) * 1000)
-    by = after.wall - before.wall - passed, after.at - before.at - passed
+    expected = before.later(after.up)
+    by = after.wall - expected.wall, after.at - expected.at
     return (by[0] if abs(by[0]) > JUMP else 0), (by[1] if abs(by[1]) > JUMP else 0)
+
+
+def latest(signs: Iterable[Sign], at: int) -> Sign | None:
+    """The last one of other boots and machines. One from the future was left by a clock that was ahead, and says nothing."""
+    return max((sign for sign in signs if sign.at <= at + JUMP), key=lambda sign: sign.at, default=None)
+
+
+#: No clock and no number goes further.
+_MOST = 1 << 62

@@ -78,6 +78,8 @@ def take_in(found: Sequence[Parcel], now: int) -> Verb[int]:
         rows = [(seq, *_settled_down(row, now)[:13], renamed.get(row[13]), row[14]) for row in parcel.recipients]
         yield Many(f"INSERT INTO recipient (message, {RECIPIENT}) VALUES ({_marks(1, RECIPIENT)})", rows)
         yield Many(f"INSERT INTO event (message, {EVENT}) VALUES ({_marks(1, EVENT)})", [(seq, *row[:7], renamed.get(row[7])) for row in parcel.events])
+    if fresh:  # what is dated long before its number is old all the same
+        yield from verbs.note_put("imported", "newest", max(seqs))
     return len(fresh)
 
 
@@ -109,7 +111,7 @@ def _take_in_content(seq: int, parcel: Parcel, now: int) -> Verb[str | None]:
 
 def notes() -> Verb[list[tuple[str, str, Any]]]:
     """All documents as (kind, key, value), but for what holds for the numbers of this store only."""
-    rows = yield "SELECT kind, key, value FROM note WHERE kind NOT IN ('retention', 'clock') ORDER BY kind, key", ()
+    rows = yield "SELECT kind, key, value FROM note WHERE kind NOT IN ('retention', 'clock', 'doubt', 'imported') ORDER BY kind, key", ()
     return [(kind, key, json.loads(value)) for kind, key, value in rows]
 
 

@@ -350,6 +350,14 @@ def reclaim(owner: int, noted: set[tuple[int, int, int]] | None, now: int, *, ho
     return (yield from verbs.reclaim(owner, noted, now, hold=hold))
 
 
+def forget_owner(owner: int) -> Verb[bool]:
+    """An engine left in order; nobody doubts it any more."""
+    left = yield from verbs.forget_owner(owner)
+    if left:
+        yield from verbs.note_drop("doubt", str(owner))
+    return left
+
+
 def verbs_of(floor: Floor) -> SimpleNamespace:
     """The verbs of one store, which remembers where to begin to look."""
     looking: dict[str, Any] = {
@@ -361,5 +369,5 @@ def verbs_of(floor: Floor) -> SimpleNamespace:
 _OF_A_STORE = {"lease", "next_due", "events_after", "last_cursor"}
 VERBS = SimpleNamespace(
     **{name: function for name, function in vars(verbs).items() if not name.startswith("_") and callable(function) and name not in _OF_A_STORE}
-    | {"add": add, "add_chunks": add_chunks, "reclaim": reclaim, "engines": engines, "know": know}
+    | {"forget_owner": forget_owner, "add": add, "add_chunks": add_chunks, "reclaim": reclaim, "engines": engines, "know": know}
 )

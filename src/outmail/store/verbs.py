@@ -32,7 +32,7 @@ from outmail.model import (
     Verdict,
 )
 from outmail.policy import pace
-from outmail.policy.age import Mark
+from outmail.policy.age import JUMP, NO_MARK, Mark
 from outmail.policy.retry import lost_due
 from outmail.store import Exclusive, Many, Missing, Numbers, Verb
 from outmail.store.filters import where
@@ -172,7 +172,7 @@ _LEASE = (
 )
 _SIZES = f"SELECT seq, size FROM message WHERE seq {LISTED}"
 _TO_SEND = (
-    "SELECT m.seq, m.id, m.sender, m.sha256, m.needs, m.message_id, m.accepted_at, m.dsn, m.upload, b.content"
+    "SELECT m.seq, m.id, m.sender, m.sha256, m.needs, m.message_id, m.accepted_at, m.expires_at - m.accepted_at, m.dsn, m.upload, b.content"
     f" FROM message m LEFT JOIN body b ON b.seq = m.seq WHERE m.seq {LISTED}"
 )
 
@@ -257,7 +257,7 @@ def _deliveries(picked: list[tuple[int, int]], rows: list[Any], owner: int, numb
     messages = {row[0]: row for row in found}
     deliveries = []
     for (seq, destination), recipients in groups.items():
-        _, id, sender, sha256, needs, message_id, accepted_at, dsn, upload, content = messages[seq]
+        _, id, sender, sha256, needs, message_id, accepted_at, life, dsn, upload, content = messages[seq]
         if upload is not None:
             content = yield from _chunks(upload)
         for start in range(0, len(recipients), MAX_BATCH):
@@ -265,6 +265,7 @@ def _deliveries(picked: list[tuple[int, int]], rows: list[Any], owner: int, numb
                 Delivery(
                     seq, id, number, destination, sender, content if content is not None else b"", sha256, needs, message_id, accepted_at,
                     expiry[seq, destination], recipients[start : start + MAX_BATCH], dsn=Dsn(**json.loads(dsn)) if dsn else None, owner=owner,
+                    life=life,
                 )
             )  # fmt: skip
     return deliveries
@@ -716,17 +717,20 @@ CHECKS = (
 # -- upkeep -------------------------------------------------------------------------------------------------------------
 
 
-def expire(now: int, spared: tuple[int, int] = (0, 0), mark: Mark = (1 << 62, 0), limit: int = PAGE) -> Verb[int]:
-    """Fail what waits and whose end has come; returns how many, at most ``limit``.
+def expire(now: int, spared: tuple[int, int] = (0, 0), mark: Mark = NO_MARK, *, above: int = -1, after: int = -1) -> Verb[int]:
+    """Fail what waits and whose end has come, at most `PAGE`; returns how many.
 
-    Ends behind ``spared[0]`` and up to ``spared[1]`` are passed over. What the ``mark`` says is younger than its dates
-    gets the end of its true life.
+    Ends behind ``spared[0]`` and up to ``spared[1]`` are passed over, and those up to ``after``; so are messages that are
+    not numbered ``above``. What the ``mark`` says is younger than its dates gets the end of its true life.
     """
     old: list[tuple[int, int]] = []
-    for after, until in ((-1, min(now, spared[0])), (spared[1], now)):
-        if after < until:
-            rows = yield _ENDED, (after, until, limit - len(old))
-            young = [(mark[1] + life, message, n) for message, n, life in rows if message > mark[0] and mark[1] + life > now]
+    for begin, until in ((after, min(now, spared[0])), (max(after, spared[1]), now)):
+        if begin < until:
+            rows = yield _ENDED, (begin, until, above, PAGE - len(old))
+            young = [(now + life - mark[1], message, n) for message, n, life in rows if message > mark[0] and life > mark[1]]
+            if young:  # they have come lately, but perhaps from another store
+                moved = yield from note_get("imported", "newest")
+                young = [row for row in young if row[1] > (moved[0] if moved else 0)]
             yield Many("UPDATE recipient SET expires_at = ? WHERE message = ? AND n = ?", young)
             spare = {(message, n) for _, message, n in young}
             old += [(message, n) for message, n, _ in rows if (message, n) not in spare]
@@ -735,7 +739,7 @@ def expire(now: int, spared: tuple[int, int] = (0, 0), mark: Mark = (1 << 62, 0)
 
 _ENDED = (
     "SELECT r.message, r.n, m.expires_at - m.accepted_at FROM recipient r JOIN message m ON m.seq = r.message"
-    " WHERE r.state IN ('queued', 'held') AND r.expires_at > ? AND r.expires_at <= ? LIMIT ?"
+    " WHERE r.state IN ('queued', 'held') AND r.expires_at > ? AND r.expires_at <= ? AND r.message > ? LIMIT ?"
 )
 
 
@@ -748,24 +752,43 @@ def newest() -> Verb[int]:
 _LIFE = "(SELECT m.expires_at - m.accepted_at FROM message m WHERE m.seq = recipient.message)"
 
 
-def rejuvenate(now: int, mark: Mark) -> Verb[int]:
-    """What is being sent and is younger than its dates say gets the end of its true life, before it comes back."""
+def rejuvenate(now: int, low: int, high: int, ago: int) -> Verb[int]:
+    """Messages numbered above ``low`` and up to ``high`` are not older than ``ago``: their end is not earlier than that
+    allows, whatever clock dated them."""
     rows = yield (
-        f"UPDATE recipient SET expires_at = ? + {_LIFE} WHERE state = 'sending' AND message > ? AND expires_at <= ?"
+        f"UPDATE recipient SET expires_at = ? + {_LIFE} WHERE message > ? AND message <= ? AND state IN ('queued', 'held', 'sending')"
         f" AND expires_at < ? + {_LIFE} RETURNING n",
-        (mark[1], mark[0], now, mark[1]),
+        (now - ago, low, high, now - ago - JUMP),
     )
     return len(rows)
 
 
 def shorten(now: int, life: int) -> Verb[int]:
-    """Nobody has more time left than a whole life, ``life`` at the least: a clock that was ahead dated it."""
+    """After a clock was set back: nobody has more time left than a whole life, ``life`` at the least."""
     rows = yield (
         f"UPDATE recipient SET expires_at = ? + {_LIFE} WHERE state IN ('queued', 'held') AND expires_at > ?"
         f" AND expires_at > ? + {_LIFE} AND not_before <= ? RETURNING n",
         (now, now + life, now, now),
     )
     return len(rows)
+
+
+def destinations() -> Verb[list[str]]:
+    """Those that have queued mail."""
+    return (yield from _destinations())
+
+
+def earlier(by: int, now: int, destination: str) -> Verb[int]:
+    """After a clock was set back by so much: what waits is due as long from now as it was, but not before its time."""
+    sooner = "CASE WHEN due - ? > not_before THEN due - ? WHEN not_before < due THEN not_before ELSE due END"
+    count = 0
+    for losses in ("losses = 0", "losses > 0"):
+        rows = yield Many(
+            f"UPDATE recipient SET due = {sooner} WHERE state = 'queued' AND {losses} AND destination = ? AND priority = ? AND due > ? RETURNING n",
+            [(by, by, destination, priority, now) for priority in range(3)],
+        )
+        count += len(rows)
+    return count
 
 
 def clamp(now: int, longest: int) -> Verb[int]:

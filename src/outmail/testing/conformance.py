@@ -200,22 +200,42 @@ def test_too_old_is_not_said_of_a_span_that_is_spared(store: Any) -> None:
 def test_what_was_dated_by_a_clock_that_was_wrong_is_as_young_as_its_number(store: Any) -> None:
     before, wrong = message(expires=1000), message(now=1000, expires=5000)
     add(store, before)
-    mark = store.read(store.verbs.newest()), NOW
+    number = store.read(store.verbs.newest())
     add(store, wrong)
-    assert store.run(store.verbs.expire(NOW + 2000, (0, 0), mark)) == 1
+    assert store.run(store.verbs.expire(NOW + 2000, (0, 0), (number, 2000))) == 1
     assert standing(store, before.id).state == "failed" and standing(store, wrong.id).state == "queued"
     assert store.run(store.verbs.expire(NOW + 5000 - 1)) == 0 and store.run(store.verbs.expire(NOW + 5000)) == 1
 
 
-def test_what_is_being_sent_is_as_young_as_its_number_too(store: Any) -> None:
-    mark = store.read(store.verbs.newest()), NOW
-    wrong = message(now=1000, expires=5000)
-    add(store, wrong)
+def test_what_came_lately_is_as_young_as_its_number_whatever_becomes_of_it(store: Any) -> None:
+    number = store.read(store.verbs.newest())
+    wrong, right, behind = message(now=1000, expires=50_000), message(expires=50_000), message(now=NOW - 40_000, expires=50_000)
+    add(store, wrong, right, behind)
     owner = store.register(NOW)
     (sending,) = lease(store, owner, 1)
-    assert store.run(store.verbs.rejuvenate(NOW + 2000, mark)) == 1
-    store.run(store.verbs.give_back(owner.id, [sending], NOW + 2000))
-    assert store.run(store.verbs.expire(NOW + 4999)) == 0 and store.run(store.verbs.expire(NOW + 5000)) == 1
+    assert store.run(store.verbs.rejuvenate(NOW + 20_000, number, 1 << 62, 20_000)) == 2
+    store.run(store.verbs.give_back(owner.id, [sending], NOW + 20_000))
+    assert store.run(store.verbs.expire(NOW + 49_999)) == 0 and store.run(store.verbs.expire(NOW + 50_000)) == 3
+
+
+def test_messages_dated_by_a_clock_that_was_set_are_looked_at_apart(store: Any) -> None:
+    before = message(expires=1000)
+    add(store, before)
+    number = store.read(store.verbs.newest())
+    later = message(expires=1000)
+    add(store, later)
+    assert store.run(store.verbs.expire(NOW + 5000, above=number, after=NOW)) == 1
+    assert (standing(store, before.id).state, standing(store, later.id).state) == ("queued", "failed")
+
+
+def test_after_a_clock_was_set_back_what_waits_is_due_as_long_from_now_as_it_was(store: Any) -> None:
+    deferred, planned = message(due=NOW), message(due=NOW + 9_000)
+    add(store, deferred, planned)
+    owner = store.register(NOW)
+    (first,) = lease(store, owner, 1)
+    settle(store, owner, first, "deferred", "deferred", due=NOW + 60_000)
+    assert store.run(store.verbs.earlier(50_000, NOW, "default")) == 2
+    assert standing(store, deferred.id).next_try_at == NOW + 10_000 and standing(store, planned.id).next_try_at == NOW + 9_000
 
 
 def test_age_ends_waiting_and_clocks_that_jumped_do_not_hold_mail(store: Any) -> None:
