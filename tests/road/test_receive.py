@@ -148,6 +148,28 @@ def test_loops_are_refused(start: Callable[..., Server], tmp_path: Path) -> None
             assert caught.value.smtp_code == 554 and b"5.4.6" in caught.value.smtp_error  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("lmtp", [False, True])
+@pytest.mark.parametrize("line", [b"a:\r\n", b"Received:\r\n", b"Delivered-To: x\r\n"])
+def test_a_header_without_end_is_refused_at_once(start: Callable[..., Server], tmp_path: Path, line: bytes, lmtp: bool) -> None:
+    """Nobody else is kept waiting for it: it is never walked."""
+    server = start(toml=settings(tmp_path, f"{tmp_path}/mail/{{user}}/"))
+    with smtplib.LMTP(str(tmp_path / "lmtp")) if lmtp else server.client() as client:
+        client.ehlo()
+        client.mail("a@far.test")
+        client.rcpt("alice@here.test")
+        client.docmd("DATA")
+        before = cpu(server.process.pid)
+        client.sock.sendall(line * (30_000_000 // len(line)) + b"\r\n.\r\n")  # type: ignore[union-attr]
+        assert client.getreply() == (552, b"5.3.4 the header block has more than 1000000 bytes")
+        assert cpu(server.process.pid) - before < 3, "seconds; walking it takes more than five"
+
+
+def cpu(pid: int) -> float:
+    """Seconds that a process has used."""
+    used = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(used[11]) + int(used[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def test_catch_keeps_everything_and_delivers_nothing(start: Callable[..., Server], tmp_path: Path, outmail: Run) -> None:
     server = start("--catch", "--listen", "127.0.0.1:0", "--store", str(tmp_path / "catch.db"))
     with server.client() as client:

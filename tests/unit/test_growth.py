@@ -27,6 +27,7 @@ from outmail.reports import digest as digests
 from outmail.reports import mail, records
 from outmail.smtp import client, lines, reply, server, syntax
 from outmail.store import source
+from outmail.transport import mailbox
 from tests.growth import superlinear
 
 SRC = Path(outmail.__file__).parent
@@ -241,7 +242,7 @@ def test_the_test_finds_what_is_worse(text: str) -> None:
 
 TEXTS = [
     "secret-", "password=\"", "password: ", "://", "a:b@", "a@a.", "eyJ", "-----BEGIN PRIVATE KEY-----", "\\\"token\\\":\\\"", "Authorization: ", "--password ", "A", "a ", "\n", "\t", " ", "\x1b[", "\x1b", "\u202e", "\udc80", "1", "1.", "9h",
-    "=?utf-8?b?QQ==?= ", "=?utf-8?q?", "=?", "a:\r\n", "Subject: x\r\n ", "\r\n ", "\r\n.\r\n", "X-A: b\r\n", "\"", "'", "\\", "<", ">", "(", ",", ", ", "a: b\n", "x,", "\"a\",", ":include:", "{", "[", "[\"a\",", "ü", ".", "-", "xn--", "@", "250-a\r\n", "250 ",
+    "=?utf-8?b?QQ==?= ", "=?utf-8?q?", "=?", "a:\r\n", "Received:\r\n", "Delivered-To:\r\n ", "From \n", ">", "\n>", "Subject: x\r\n ", "\r\n ", "\r\n.\r\n", "X-A: b\r\n", "\"", "'", "\\", "<", ">", "(", ",", ", ", "a: b\n", "x,", "\"a\",", ":include:", "{", "[", "[\"a\",", "ü", ".", "-", "xn--", "@", "250-a\r\n", "250 ",
 ]  # fmt: skip
 
 
@@ -321,7 +322,8 @@ def _report(text: str) -> None:
 
 FUNCTIONS: dict[str, Callable[[str], object]] = {
     "secrets.masked": secrets.masked, "plain": lambda text: (plain.plain(text), plain.plain_line(text), plain.as_json(text)), "report": _report, "one_line": mail.one_line, "named": mail.named, "digest": _folded,
-    "splice.look": _look, "splice.fields": lambda text: list(splice.fields(text.encode("utf-8", "replace"))), "splice.cut": lambda text: splice.cut(text.encode("utf-8", "replace"), "bcc", "a"),
+    "splice.look": _look, "splice loops": lambda text: (splice.has_passed(text.encode("utf-8", "replace"), 1), splice.delivered_to(text.encode("utf-8", "replace"))), "mbox quoting": lambda text: mailbox._quoted(text.encode("utf-8", "replace")),
+    "splice.fields": lambda text: list(splice.fields(text.encode("utf-8", "replace"))), "splice.cut": lambda text: splice.cut(text.encode("utf-8", "replace"), "bcc", "a"),
     "splice.split": lambda text: splice.split(text.encode("utf-8", "replace")), "stuffing": lambda text: lines.unstuffed(lines.stuffed(text.encode("utf-8", "replace"))),
     "headers.unstructured": lambda text: headers.unstructured("X-A", text), "syntax.parse_mailbox": syntax.parse_mailbox, "syntax.valid_original": syntax.valid_original, "syntax.valid_notify": syntax.valid_notify,
     "server commands": _server, "server content": _content, "client replies": _client, "client.xtext": client.xtext, "aliases.parse": aliases.parse, "aliases.included": lambda text: aliases.included(text, "f"), "aliases.expand": _expand,
@@ -377,3 +379,18 @@ def test_a_header_block_of_many_fields_is_refused_and_its_fields_come_one_by_one
         tracemalloc.stop()
     with pytest.raises(splice.ContentError):
         splice.look(b"Message-ID: <" + b"a" * 2_000_000 + b"@b>\r\n\r\n")
+
+
+def test_mbox_quoting_lets_other_threads_run_and_holds_no_more_than_its_result() -> None:
+    """Pieces are short, and what is quoted is the same as without them."""
+    import tracemalloc
+
+    content = b"From x\n" * 100_000 + b">>From y\n" * 100_000 + b"a From \n From z\n"
+    expected = b">From x\n" * 100_000 + b">>>From y\n" * 100_000 + b"a From \n From z\n"
+    tracemalloc.start()
+    try:
+        assert mailbox._quoted(content) == expected
+        assert tracemalloc.get_traced_memory()[1] < 3 * len(expected) + 20 * mailbox._PIECE
+    finally:
+        tracemalloc.stop()
+    assert mailbox._quoted(b"> x\n") == b"> x\n"

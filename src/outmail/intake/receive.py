@@ -78,8 +78,8 @@ class Receiver:
         id = new_id(clock.now())
         try:
             targets = {address: self.targets(address) for address in request.recipients}
-            _no_loop(request.content, {target.lower() for found in targets.values() for target in found})
             trace, content = traced(line, session, request.content, id, listener.settings.dialogue, clock.now())
+            _no_loop(content, {target.lower() for found in targets.values() for target in found})
         except Refused as refusal:
             then([reply_for(refusal)] * times)
             return
@@ -133,6 +133,6 @@ class Everything:
 
 
 def _no_loop(content: bytes, targets: set[str]) -> None:
-    for name, field in splice.fields(content):
-        if name == "delivered-to" and field.partition(b":")[2].strip().lower().decode("ascii", "replace") in targets:
-            raise Refused("the message has been delivered here before: a loop", code="loop")
+    """The header's length has been checked."""
+    if splice.delivered_to(content) & targets:
+        raise Refused("the message has been delivered here before: a loop", code="loop")

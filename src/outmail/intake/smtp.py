@@ -527,16 +527,17 @@ _REFUSALS = {"too-large": (552, "5.3.4"), "loop": (554, "5.4.6")}
 
 
 def traced(line: Line, session: protocol.Server, content: bytes, id: str, settings: protocol.Settings, now: int) -> tuple[bytes, bytes]:
-    """(Received field (RFC 5321 §4.4), content); raises `Refused` when it has been around too often, or begins with no header field.
+    """(Received field (RFC 5321 §4.4), content); raises `Refused` when it has been around too often, or its header is none or too long.
 
     An empty header block will do: the fields that are put in front become the header.
     """
-    if splice.has_passed(content, HOPS):
-        raise Refused(f"the message has passed {HOPS} servers already: a loop", code="loop")
     try:
+        splice.check_head(content)
         splice.check_first(content, headless=True)
     except splice.ContentError as problem:
         raise Refused(str(problem), code=problem.code) from None
+    if splice.has_passed(content, HOPS):
+        raise Refused(f"the message has passed {HOPS} servers already: a loop", code="loop")
     how = ("LMTP" if settings.lmtp else "ESMTP" if session.extended else "SMTP") + ("S" if session.tls else "") + ("A" if session.user else "")
     where = f" ([{line.client}])" if line.client else ""
     trace = f"Received: from {session.helo}{where}\r\n\tby {settings.hostname} with {how} id {id};\r\n\t{headers.date(now)}\r\n".encode()

@@ -21,6 +21,8 @@ _MESSAGE_ID = 998
 
 _FIRST = re.compile(rb"[!-9;-~]+[ \t]*:")
 _FIELD = re.compile(rb"(?im)^([!-9;-~]+)[ \t]*:[^\r\n]*\r\n(?:[ \t][^\r\n]*\r\n)*")
+_RECEIVED = re.compile(rb"(?im)^received[ \t]*:")
+_DELIVERED_TO = re.compile(rb"(?m)^delivered-to[ \t]*:([^\r\n]*(?:\r\n[ \t][^\r\n]*)*)")
 _REST = re.compile(rb"[^\r\n]*(?:\r\n[ \t][^\r\n]*)*")
 #: Controls of both sets, marks that turn the direction of writing, line separators, halves of surrogate pairs.
 _OBEYED = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]+")
@@ -56,11 +58,22 @@ def check_first(content: bytes, *, headless: bool = False) -> None:
     raise ContentError(f"the message does not begin with a header field but with {first!r}{hint}", "bad-content")
 
 
+def check_head(content: bytes) -> None:
+    """Raises `ContentError` when the header block is too long to be walked. Looks at no more than the limit."""
+    if len(content) > MAX_HEAD and not content.startswith(b"\r\n") and content.find(b"\r\n\r\n", 0, MAX_HEAD + 2) < 0:
+        raise ContentError(f"the header block has more than {MAX_HEAD} bytes", "too-large")
+
+
 def has_passed(content: bytes, servers: int) -> bool:
     """True when so many servers have passed the message on: each adds a Received field, however it writes the name."""
-    if content[: head_end(content)].lower().count(b"received") < servers:
-        return False
-    return sum(name == "received" for name, _ in fields(content)) >= servers
+    head = content[: head_end(content)]
+    return head.lower().count(b"received") >= servers and len(_RECEIVED.findall(head)) >= servers
+
+
+def delivered_to(content: bytes) -> set[str]:
+    """Whom the message says it has been delivered to, in lower case. A header without that name is not walked."""
+    head = content[: head_end(content)].lower()
+    return {value.strip().decode("ascii", "replace") for value in _DELIVERED_TO.findall(head)} if b"delivered-to" in head else set()
 
 
 def head_end(content: bytes) -> int:
@@ -87,9 +100,8 @@ def look(content: bytes, *, headless: bool = False) -> Head:
     ``headless``: an empty header block will do, because fields are put in front of it.
     """
     check_first(content, headless=headless)
+    check_head(content)
     head = content[: head_end(content)]
-    if len(head) > MAX_HEAD:
-        raise ContentError(f"the header block has {len(head)} bytes; the limit is {MAX_HEAD}", "too-large")
     low = b"\n" + head.lower()
     if b" :" in low or b"\t:" in low:  # obsolete syntax: white space before the colon
         spots = [match.end() if (match := re.search(rb"\n" + name + rb"[ \t]*:", low)) else -1 for name in _KNOWN]

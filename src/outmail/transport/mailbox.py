@@ -29,6 +29,10 @@ from outmail.worker import Worker
 LOCK_PATIENCE = 2.0
 LOOK = 0.05
 
+_FROM = re.compile(rb"(?m)^(?=>*From )")
+#: Bytes that are quoted at a time, and the rest of their last line.
+_PIECE = 65536
+
 #: Makes a blocking call on a thread.
 Run = Callable[[Callable[[], str]], Awaitable[str]]
 
@@ -126,12 +130,7 @@ def deliver(template: str, sender: str, address: str, content: bytes) -> str:
     user = address.rpartition("@")[0]
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", user, re.ASCII):
         raise PermissionError(1, f"{user!r} cannot be part of a path")
-    mark = b"delivered-to: " + address.lower().encode()
-    if any(
-        field.lower().split(b"\r\n", 1)[0].strip() == mark
-        for name, field in splice.fields(content)
-        if name == "delivered-to"
-    ):
+    if address.lower() in splice.delivered_to(content):
         raise Looping
     whole = f"Return-Path: <{sender}>\nDelivered-To: {address}\n".encode() + content.replace(b"\r\n", b"\n")
     path = template.replace("{user}", user)
@@ -141,6 +140,20 @@ def deliver(template: str, sender: str, address: str, content: bytes) -> str:
     else:
         to_mbox(path, sender, whole, owner, _fixed(template))
     return path
+
+
+def _quoted(content: bytes) -> bytes:
+    """Its From lines with one more ``>``. Piece by piece: an expression lets no other thread run, and a
+    message may be nothing but such lines.
+    """
+    if b"From " not in content:
+        return content
+    pieces, start = [], 0
+    while start < len(content):
+        end = content.find(b"\n", start + _PIECE) + 1 or len(content)
+        pieces.append(_FROM.sub(b">", content[start:end]))
+        start = end
+    return b"".join(pieces)
 
 
 def _fixed(template: str) -> int:
@@ -168,7 +181,7 @@ def to_mbox(
 ) -> None:
     """Append an entry: From line, content with its From lines quoted, blank line."""
     stamp = time.strftime("%a %b %d %H:%M:%S %Y", time.gmtime())
-    quoted = re.sub(rb"(?m)^(>*From )", rb">\1", content)
+    quoted = _quoted(content)
     entry = (
         f"From {sender or 'MAILER-DAEMON'} {stamp}\n".encode()
         + quoted
