@@ -164,6 +164,32 @@ def test_a_header_without_end_is_refused_at_once(start: Callable[..., Server], t
         assert cpu(server.process.pid) - before < 3, "seconds; walking it takes more than five"
 
 
+def test_lmtp_writes_once_for_who_is_named_thrice_and_answers_each(start: Callable[..., Server], tmp_path: Path) -> None:
+    start(toml=settings(tmp_path, f"{tmp_path}/mail/{{user}}/"))
+    with smtplib.LMTP(str(tmp_path / "lmtp")) as client:
+        client.ehlo()
+        client.mail("a@far.test")
+        for address in ("alice@here.test", "bob@here.test", "alice@here.test", "Alice@HERE.test", "postmaster@here.test"):
+            assert client.rcpt(address)[0] == 250
+        said = [client.data(BODY), *(client.getreply() for _ in range(4))]
+    assert [code for code, _ in said] == [250] * 5 and [b"/bob/" in text for _, text in said] == [False, True, False, False, False]
+    assert [len(list((tmp_path / "mail" / name / "new").iterdir())) for name in ("alice", "bob")] == [1, 1]
+
+
+def test_lmtp_holds_the_content_once_for_all_its_recipients(start: Callable[..., Server], tmp_path: Path) -> None:
+    names = [f"u{i}" for i in range(30)]
+    server = start(toml=settings(tmp_path, f"{tmp_path}/mail/{{user}}/").replace('"alice", "bob"', '"alice", "bob", ' + ", ".join(f'"{name}"' for name in names)))
+    with smtplib.LMTP(str(tmp_path / "lmtp")) as client:
+        client.ehlo()
+        client.mail("a@far.test")
+        for name in names:
+            assert client.rcpt(f"{name}@here.test")[0] == 250
+        assert client.data(BODY + (b"x" * 70 + b"\r\n") * 150_000)[0] == 250
+        assert all(client.getreply()[0] == 250 for _ in names[1:])
+    (peak,) = re.findall(r"VmHWM:\s*(\d+)", Path(f"/proc/{server.process.pid}/status").read_text())
+    assert int(peak) < 220_000, "KB; thirty times 11 MB are more"
+
+
 def cpu(pid: int) -> float:
     """Seconds that a process has used."""
     used = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -91,15 +91,18 @@ class Receiver:
             unique = list(dict.fromkeys(target for found in targets.values() for target in found))
             listener.door.accept(Draft(content, request.sender, unique, id=id, normal=True, trace=trace), lambda answer: then([reply_for(answer)]))
             return
-        answers: list[Reply | None] = [None] * times
+        whole = trace + content
+        #: Recipients that mean the same are one delivery, and have the same answer.
+        wanted = {tuple(found): found for found in targets.values()}
+        answers: dict[tuple[str, ...], Reply] = {}
 
-        def answered(i: int, reply: Reply) -> None:
-            answers[i] = reply
-            if all(answers):
-                then([reply for reply in answers if reply is not None])
+        def answered(found: tuple[str, ...], reply: Reply) -> None:
+            answers[found] = reply
+            if len(answers) == len(wanted):
+                then([answers[tuple(targets[address])] for address in request.recipients])
 
-        for i, address in enumerate(request.recipients):
-            self._by_lmtp(listener, request.sender, trace + content, targets[address], lambda reply, i=i: answered(i, reply))  # type: ignore[misc]
+        for key, found in wanted.items():
+            self._by_lmtp(listener, request.sender, whole, found, lambda reply, key=key: answered(key, reply))  # type: ignore[misc]
 
     def _by_lmtp(self, listener: Listener, sender: str, content: bytes, targets: list[str], then: Callable[[Reply], None]) -> None:
         """A plain user's mailbox at once; an alias with several targets, or one elsewhere, by the queue."""
