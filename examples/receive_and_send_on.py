@@ -13,6 +13,7 @@ import time
 
 store, relay = sys.argv[1:3]
 folder = pathlib.Path(store).resolve().parent
+(folder / "mail").mkdir(exist_ok=True)
 (folder / "aliases").write_text("postmaster: alice\nteam: alice, eve@elsewhere.example\n")
 (folder / "receive.toml").write_text(f"""
 store = "{folder / pathlib.Path(store).name}"

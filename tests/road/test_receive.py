@@ -61,6 +61,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Server]]:
 
 
 def settings(tmp_path: Path, boxes: str, relay: str = "smtp://127.0.0.1:1", extra: str = "") -> str:
+    (tmp_path / "mail").mkdir(exist_ok=True)
     (tmp_path / "aliases").write_text("postmaster: alice\nteam: alice, bob, eve@far.test\nalice+news: bob\n")
     return (
         f'store = "{tmp_path}/q.db"\nhostname = "here.test"\nrelay = "{relay}"\n[receive]\nsmtp = ["127.0.0.1:0"]\nlmtp = ["unix:{tmp_path}/lmtp"]\nusers = ["alice", "bob"]\n'
@@ -87,7 +88,6 @@ def test_maildirs_aliases_and_what_is_not_local(start: Callable[..., Server], tm
 
 
 def test_mboxes_for_several_users_at_once(start: Callable[..., Server], tmp_path: Path) -> None:
-    (tmp_path / "mail").mkdir()
     server = start(toml=settings(tmp_path, f"{tmp_path}/mail/{{user}}"))
 
     def send() -> None:
@@ -256,7 +256,6 @@ def test_an_mbox_write_that_fails_is_cut_off_again(tmp_path: Path, monkeypatch: 
 
 
 def test_a_locked_mailbox_is_451_by_lmtp_and_holds_up_nobody(start: Callable[..., Server], tmp_path: Path) -> None:
-    (tmp_path / "mail").mkdir()
     (tmp_path / "mail" / "alice.lock").write_text("somebody")
     server = start(toml=settings(tmp_path, f"{tmp_path}/mail/{{user}}"))
     until(lambda: "listening: lmtp" in server.log.read_text())

@@ -6,10 +6,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
+import errno
+import json
 import mailbox
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -23,6 +27,7 @@ import pytest
 
 from outmail import engine as engine_module
 from outmail.clock import Clock
+from outmail.held import boot_id, try_lock
 from outmail.intake.smtp import _remove_stale
 from outmail.model import Delivery, Leased
 from outmail.outbox import Outbox, _route
@@ -329,11 +334,32 @@ def test_our_lock_is_taken_over_when_its_holder_is_gone_and_not_before(tmp_path:
         os.close(folder)
 
 
-def test_a_lock_that_says_another_host_stays(tmp_path: Path) -> None:
-    text = dotlock._who().replace(socket.gethostname(), "elsewhere").replace(str(os.getpid()), "999999")
-    (tmp_path / "alice.lock").write_text(text)
+def left_lock(path: Path, **words: object) -> None:
+    path.write_text(json.dumps({**json.loads(dotlock._who()), **words}) + "\n")
+
+
+def test_a_lock_of_another_host_and_kernel_stays(tmp_path: Path) -> None:
+    left_lock(tmp_path / "alice.lock", host="elsewhere", boot="another", pid=2**22 - 3)
     with pytest.raises(dotlock.Locked):
         to_mbox(f"{tmp_path}/alice", "a@x.test", b"Subject: s\n\nx\n")
+
+
+@pytest.mark.skipif(not boot_id(), reason="the system does not name its boots")
+@pytest.mark.parametrize("words", [{"pid": 2**22 - 3}, {"pid": 1}, {}], ids=["no process", "another's", "ours"])
+def test_a_lock_of_a_killed_container_is_taken_over(tmp_path: Path, words: dict[str, object]) -> None:
+    """Another host name on the same kernel, and a process number that means somebody else here."""
+    left_lock(tmp_path / "alice.lock", host="3f2a9c", **words)
+    to_mbox(f"{tmp_path}/alice", "a@x.test", b"Subject: s\n\nx\n")
+    assert os.listdir(tmp_path) == ["alice"]
+
+
+@pytest.mark.skipif(not boot_id(), reason="the system does not name its boots")
+def test_a_lock_that_a_living_container_holds_stays(tmp_path: Path) -> None:
+    left_lock(tmp_path / "alice.lock", host="3f2a9c", pid=2**22 - 3)
+    with open(tmp_path / "alice.lock") as holder:
+        assert try_lock(holder.fileno())
+        with pytest.raises(dotlock.Locked):
+            to_mbox(f"{tmp_path}/alice", "a@x.test", b"Subject: s\n\nx\n")
 
 
 def test_a_forked_child_does_not_keep_the_lock(tmp_path: Path) -> None:
@@ -459,6 +485,7 @@ def test_a_strangers_folder_in_a_sticky_one_is_deferred(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
 def test_what_root_makes_belongs_to_the_user(tmp_path: Path) -> None:
+    (tmp_path / "dir").mkdir()
     attempt(f"{tmp_path}/{{user}}", "nobody@x.test")
     attempt(f"{tmp_path}/dir/{{user}}/", "nobody@x.test")
     nobody = (tmp_path / "nobody").stat().st_uid
@@ -566,6 +593,145 @@ def test_where_every_file_needs_a_name_the_same_holds(
     assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 3 and not list(
         tmp_path.rglob("*.tmp")
     )
+
+
+# -- trouble when it is there already ------------------------------------------------------------------------
+
+
+def once(monkeypatch: pytest.MonkeyPatch, name: str, number: int, match: Callable[..., bool], done: bool = True) -> list[Any]:
+    """``os.<name>`` fails one time, with or without having done it."""
+    real, failed = getattr(os, name), list[Any]()
+
+    def call(*given: Any, **words: Any) -> Any:
+        if failed or not match(*given):
+            return real(*given, **words)
+        failed.append(given)
+        if done:
+            real(*given, **words)
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, name, call)
+    return failed
+
+
+def wrote(url: str) -> str:
+    """One delivery of whatever kind; returns its outcome's kind."""
+    scheme, _, path = url.partition(":")
+    return attempt(path, "alice@x.test").kind if scheme == "mailbox" else handed(url).kind
+
+
+def there(folder: Path) -> int:
+    """Messages under a name that says so."""
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    return sum(path.read_bytes().count(b"Subject: ") for path in files)
+
+
+KINDS = ["file:{}/out", "maildir:{}/m", "mailbox:{}/{{user}}", "mailbox:{}/{{user}}/"]
+
+
+@pytest.mark.parametrize("url", KINDS)
+@pytest.mark.parametrize("number", [errno.EEXIST, errno.EIO])
+@pytest.mark.parametrize("unnamed", [False, True])
+def test_a_link_that_was_done_though_it_says_no_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, number: int, unnamed: bool
+) -> None:
+    """A network file system repeats a request whose answer was lost: the dot lock, the journal, the mail."""
+    if not unnamed:
+        monkeypatch.setattr(places, "_UNNAMED", 0)
+    failed = once(monkeypatch, "link", number, lambda *_: True)
+    assert wrote(url.format(tmp_path)) == "delivered" and failed
+    assert there(tmp_path) == 1 and not list(tmp_path.glob("*.lock"))
+    if url.startswith("mailbox:"):
+        assert wrote(url.format(tmp_path)) == "delivered", "we are not locked out"
+
+
+@pytest.mark.parametrize("url", KINDS)
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EIO])
+@pytest.mark.parametrize("what", [".tmp", ".outmail", ".lock"])
+def test_trouble_in_clearing_up_is_no_trouble_with_the_mail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, number: int, what: str
+) -> None:
+    monkeypatch.setattr(places, "_UNNAMED", 0)
+    failed = once(monkeypatch, "unlink", number, lambda name: str(name).endswith(what))
+    assert wrote(url.format(tmp_path)) == "delivered" and there(tmp_path) == 1
+    assert bool(failed) == (what == ".tmp" or url == KINDS[2])
+
+
+@pytest.mark.parametrize("url", [kind for kind in KINDS if kind != KINDS[2]])
+def test_what_is_there_and_may_not_be_on_disk_is_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setattr(places, "_UNNAMED", 0)
+    failed = once(
+        monkeypatch, "fsync", errno.EIO, lambda fd: stat.S_ISDIR(os.fstat(fd).st_mode) and there(tmp_path) > 0
+    )
+    assert wrote(url.format(tmp_path)) == "unknown" and failed and there(tmp_path) == 1
+
+
+@pytest.mark.parametrize("truncates", [False, True])
+def test_an_entry_that_may_not_be_on_disk_is_cut_off_or_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, truncates: bool
+) -> None:
+    box = tmp_path / "alice"
+    box.touch()
+    once(monkeypatch, "fsync", errno.EIO, lambda fd: os.path.sameopenfile(fd, os.open(box, os.O_RDONLY)))
+    if not truncates:
+        once(monkeypatch, "ftruncate", errno.EIO, lambda *_: True, done=False)
+    assert wrote(f"mailbox:{tmp_path}/{{user}}") == ("deferred" if truncates else "unknown")
+    assert there(tmp_path) == (0 if truncates else 1)
+
+
+@pytest.mark.parametrize("call", [True, False], ids=["renameat2", "looking first"])
+@pytest.mark.parametrize("url", KINDS)
+def test_where_there_are_no_hard_links_files_are_renamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, call: bool
+) -> None:
+    def none(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(places, "_UNNAMED", 0)
+    monkeypatch.setattr(os, "link", none)
+    if not call:
+        monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
+    kind = wrote(url.format(tmp_path))
+    if url == KINDS[2] and not call:
+        assert kind == "deferred" and there(tmp_path) == 0, "a lock is never made by looking first"
+    else:
+        assert kind == "delivered" and there(tmp_path) == 1 and not list(tmp_path.rglob("*.tmp"))
+    if url == KINDS[0]:
+        (file,) = (tmp_path / "out").iterdir()
+        file.write_text("something else")
+        assert wrote(url.format(tmp_path)) == "deferred" and file.read_text() == "something else"
+
+
+def test_a_home_folder_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    outcome = attempt(f"{tmp_path}/{{user}}/Maildir/", "alice@x.test")
+    assert outcome.kind == "deferred" and f"{tmp_path}/alice does not exist" in outcome.reply.text
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "alice").mkdir()
+    assert attempt(f"{tmp_path}/{{user}}/Maildir/", "alice@x.test").kind == "delivered"
+
+
+def test_what_a_killed_process_left_is_tidied_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "_UNNAMED", 0)
+    monkeypatch.setattr(places, "_tidied", set())
+    out = tmp_path / "out"
+    out.mkdir()
+    gone, old = 2**22 - 3, time.time() - 90_000
+    names = {
+        "left": f".outmail-{gone}-0123456789ab.tmp", "young": f".outmail-{gone}-1123456789ab.tmp", "alive": f".outmail-{os.getppid()}-0123456789ab.tmp",
+        "other": f".outmail-{gone}-0123456789ab.tmp.old", "theirs": ".x.tmp",
+    }  # fmt: skip
+    for name in names.values():
+        (out / name).touch()
+        os.utime(out / name, (old, old))
+    os.utime(out / names["young"])
+    folder = out / f".outmail-{gone}-2123456789ab.tmp"
+    folder.mkdir()
+    os.utime(folder, (old, old))
+    assert handed(f"file:{out}").kind == "delivered"
+    left = {path.name for path in out.iterdir() if path.suffix != ".eml"}
+    assert left == {*names.values(), folder.name} - {names["left"]}
 
 
 # -- one locked mailbox --------------------------------------------------------------------------------------

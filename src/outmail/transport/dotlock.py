@@ -2,8 +2,8 @@
 
 Ours says who made it (pid, start of the process, boot, host), and is held by ``flock`` as long as its maker
 lives; it has its name only when both is so. Promises: a lock of somebody else is never broken, whatever its
-age; one of ours is taken over, name and all, when the kernel has let go of it and the process it names is
-gone, so between the dead holder and the next one nobody else gets in.
+age; one of ours is taken over, name and all, when the kernel has let go of it and is the kernel that it was
+made under (else: when the process it names is gone), so between the dead holder and the next one nobody else gets in.
 Fails: `Locked` at once when somebody holds it; this module does not wait. None where the folder is not ours
 to write.
 """
@@ -55,7 +55,7 @@ def take(folder: int, name: str) -> int | None:
             raise OSError(f"no lock can be held on files beside {name}: flock does not work there")
         for _ in range(3):
             try:
-                made.appear(folder, name)
+                made.appear(folder, name, contested=True)
             except FileExistsError:
                 fd = _of_the_dead(folder, name)
                 if fd is None:
@@ -71,7 +71,9 @@ def release(folder: int, name: str, fd: int) -> None:
     """The name first: whoever finds it finds it locked."""
     try:
         if places.names(folder, name, fd):
-            os.unlink(name, dir_fd=folder)
+            places.remove(folder, name)
+    except OSError as problem:
+        places.stays(name, problem)
     finally:
         _held.discard(fd)
         os.close(fd)
@@ -98,7 +100,7 @@ def _of_the_dead(folder: int, name: str) -> int | None:
     try:
         found = os.fstat(fd)
         ours = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid() and _read(fd)
-        if not ours or ours["host"] != socket.gethostname() or not try_lock(fd) or not _gone(ours):
+        if not ours or not try_lock(fd) or not _gone(ours):
             raise taken
         if places.names(folder, name, fd):
             os.utime(fd)  # others judge by its age
@@ -142,7 +144,14 @@ def _read(fd: int) -> dict[str, Any] | None:
 
 
 def _gone(who: dict[str, Any]) -> bool:
-    """Another boot, no such process, or another one under its number."""
+    """Whether the maker of a lock that the kernel has let go of is gone. Of one kernel nothing else need be
+    asked: a container's host name and process numbers are its own. Else: another boot of this host, no such
+    process, or another one under its number.
+    """
+    if who["boot"] and who["boot"] == boot_id():
+        return True
+    if who["host"] != socket.gethostname():
+        return False
     if who["boot"] != boot_id():
         return True
     try:

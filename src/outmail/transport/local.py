@@ -67,7 +67,7 @@ class LocalTransport:
                     raise places.Unsafe(
                         f"{self.relay.path}/{name} is there already and is something else: move it away"
                     ) from None
-            os.fsync(folder)
+            places.sync_name(folder)
             return name
 
         await self._write(delivery, feed, lambda folder: places.Unseen(folder, delivery.content), appear)
@@ -87,6 +87,12 @@ class LocalTransport:
                 file = stack.enter_context(prepared(folder))
                 if await _dot(delivery, feed):
                     delivery.all(_delivered(f"written as {appear(folder, file)}"))
+            except places.Unsettled as problem:
+                delivery.all(
+                    Outcome(
+                        "unknown", "message", "dot", Reply(0, f"{self.relay.path}: {problem.strerror}")
+                    )
+                )
             except OSError as problem:
                 text = (
                     str(problem.strerror)

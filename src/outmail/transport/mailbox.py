@@ -5,7 +5,7 @@ Promises: a Maildir file appears only complete and synced; an mbox gets its entr
 A mailbox that somebody has locked is waited for in the loop, by one delivery at a time and two seconds at
 most, so it holds up nobody else; then, and for the next deliveries to it, it is deferred. A message that
 bears our own Delivered-To for the user is a loop and is refused.
-Fails: as outcomes: trouble with a file is deferred. Does not: create home folders, run programs, or change
+Fails: as outcomes: trouble with a file is deferred; unknown when the mail is there and may not be on disk. Does not: create home folders, run programs, or change
 user.
 """
 
@@ -95,7 +95,7 @@ class Mailboxes:
             )
         except OSError as problem:
             return Outcome(
-                "deferred",
+                "unknown" if isinstance(problem, places.Unsettled) else "deferred",
                 "recipient",
                 "local",
                 Reply(451, f"the mailbox of {address}: {problem.strerror or problem}", "4.2.0"),
@@ -168,7 +168,7 @@ def to_maildir(
     path: str, content: bytes, owner: places.Owner = places.OURS, fixed: int | None = None
 ) -> None:
     """tmp, fsync, link to new, fsync of the folder."""
-    root = places.open_folder(path, owner, linked=fixed, make=True)
+    root = places.open_folder(path, owner, linked=fixed, make=True, above=False)
     try:
         with places.MaildirFile(root, path, content, owner) as file:
             file.appear()

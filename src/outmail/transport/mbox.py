@@ -7,7 +7,7 @@ next and finds a journal cuts the file back to that length, but only when the in
 stands behind it is a beginning of the entry, not all of it.
 Promises: an entry is there whole or not at all; if another program broke the lock and wrote behind a half
 one, nothing is cut, and the next entry still begins on a line of its own behind a blank one.
-Fails: `OSError`; `Locked` at once when somebody else writes. Does not: wait, or know users.
+Fails: `OSError`, and nothing is there; `places.Unsettled`; `Locked` at once when somebody else writes. Does not: wait, or know users.
 """
 
 from __future__ import annotations
@@ -103,15 +103,24 @@ def _append(fd: int, place: int, journal: str, entry: bytes) -> None:
     entry = _separator(fd, size) + entry
     _write_journal(place, journal, os.fstat(fd).st_ino, size, entry)
     os.lseek(fd, size, os.SEEK_SET)
+    whole = False
     try:
         places.write_all(fd, entry)
+        whole = True
         os.fsync(fd)
-    except OSError:
-        os.ftruncate(fd, size)  # when this fails too, the journal stays
+    except OSError as problem:
+        try:
+            os.ftruncate(fd, size)
+        except OSError:  # the journal stays: whoever comes next cuts off a part, but not a whole entry
+            if whole:
+                raise places.Unsettled(
+                    problem.errno, f"it is written, but may not be on disk: {problem.strerror}"
+                ) from problem
+            raise problem from None
         os.fsync(fd)
-        os.unlink(journal, dir_fd=place)
+        places.remove(place, journal)
         raise
-    os.unlink(journal, dir_fd=place)
+    places.remove(place, journal)
 
 
 def _separator(fd: int, size: int) -> bytes:

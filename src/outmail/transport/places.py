@@ -4,21 +4,28 @@ Promises: a folder is entered part by part, by descriptor; a symbolic link is fo
 that the administrator wrote, and only when it belongs to root or to us; a folder that everybody may write and
 that is not sticky is not entered, and below a sticky one only what belongs to root, to us, or to the
 mailbox's user. A file that is appended to is a regular one with one name and one of these owners. A new file
-gets its name whole and on disk, and never takes a name that something else has.
-Fails: `OSError`; as `Unsafe` with a sentence for the administrator. Does not: guard against root, or against
-whoever is us.
+gets its name whole and on disk, and never takes a name that something else has. Where the file system makes no
+hard links, a file is renamed; only where it cannot rename without replacing either, a file that somebody puts
+under the same name in that moment is lost (nobody does: these names are made for one message).
+Fails: `OSError`, and nothing is there; `Unsettled` when it is there and may not be on disk; as `Unsafe` with a
+sentence for the administrator. Trouble in clearing up is only logged. Does not: guard against root, or
+against whoever is us.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
 import re
 import socket
 import stat
 import time
 from dataclasses import dataclass
+
+
+log = logging.getLogger("outmail.files")
 
 
 def _flags(*names: str) -> int:
@@ -34,6 +41,20 @@ _FILE = _flags("O_RDWR", "O_NOFOLLOW", "O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC")
 _MANY_LINKS = 40
 #: What `outmail.model.new_id` makes.
 _OWN_ID = re.compile(r"[0-9a-v]{26}", re.ASCII)
+
+
+#: What link() says where there are no hard links.
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
+_TEMPORARY = re.compile(r"\.outmail-(\d{1,10})-[0-9a-f]{12}\.tmp", re.ASCII)
+#: Seconds after which a temporary file whose maker is gone is a leftover.
+_DAY = 86400.0
+#: What trouble in clearing up has been logged, and which folders were looked through.
+_told: set[tuple[str, int | None]] = set()
+_tidied: set[tuple[int, int]] = set()
+
+
+class Unsettled(OSError):
+    """The mail is there, but nobody knows whether it is on disk."""
 
 
 class Unsafe(PermissionError):
@@ -75,9 +96,11 @@ OURS = Owner()
 # -- folders -------------------------------------------------------------------------------------------------
 
 
-def open_folder(path: str, owner: Owner = OURS, *, linked: int | None = None, make: bool = False) -> int:
+def open_folder(
+    path: str, owner: Owner = OURS, *, linked: int | None = None, make: bool = False, above: bool = True
+) -> int:
     """The folder as a descriptor. Among its first ``linked`` parts (all but the last) links may stand;
-    ``make`` makes what is missing.
+    ``make`` makes what is missing; without ``above`` only the last part.
     """
     wanted = parts(path)
     linked = len(wanted) - 1 if linked is None else linked
@@ -93,7 +116,7 @@ def open_folder(path: str, owner: Owner = OURS, *, linked: int | None = None, ma
                     part,
                     os.path.join(here, part),
                     owner,
-                    make=make,
+                    make=make and (above or not ahead),
                     give=not may_link,
                     passing=bool(ahead),
                 )
@@ -131,7 +154,9 @@ def enter(
             break
         except FileNotFoundError:
             if not make or made:
-                raise
+                raise FileNotFoundError(
+                    errno.ENOENT, f"the folder {where} does not exist: make it, or see whether it is mounted"
+                ) from None
             made = _made(above, name)
         except OSError as problem:
             raise _what_is_it(above, name, where, problem) from None
@@ -282,22 +307,33 @@ class Unseen:
             except OSError as problem:
                 if problem.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
                     raise
+        _tidy(self._folder)
         name = f".outmail-{os.getpid()}-{os.urandom(6).hex()}.tmp"
         self.fd = os.open(name, _FILE | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=self._folder)
         self._name = name
 
-    def appear(self, folder: int, name: str) -> None:
-        """Give it its name; FileExistsError when something has it. The caller syncs the folder."""
-        if self._name:
-            os.link(self._name, name, src_dir_fd=self._folder, dst_dir_fd=folder, follow_symlinks=False)
-        else:
-            os.link(f"/proc/self/fd/{self.fd}", name, dst_dir_fd=folder, follow_symlinks=True)
+    def appear(self, folder: int, name: str, *, contested: bool = False) -> None:
+        """Give it its name; FileExistsError when something else has it. The caller syncs the folder.
+        ``contested``: others make the same name.
+        """
+        try:
+            if self._name:
+                os.link(self._name, name, src_dir_fd=self._folder, dst_dir_fd=folder, follow_symlinks=False)
+            else:
+                os.link(f"/proc/self/fd/{self.fd}", name, dst_dir_fd=folder, follow_symlinks=True)
+        except OSError as problem:
+            if names(folder, name, self.fd):
+                return  # it was done: a network file system may ask twice, or lose the answer
+            if not self._name or problem.errno not in _NO_LINKS:
+                raise
+            _rename(self._folder, self._name, folder, name, contested=contested)
+            self._name = ""
 
     def close(self) -> None:
         """Without a name it is gone."""
         name, self._name = self._name, ""
         if name:
-            os.unlink(name, dir_fd=self._folder)
+            remove(self._folder, name)
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -307,6 +343,87 @@ class Unseen:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def sync_name(folder: int) -> None:
+    """A name that was made in the folder is on disk when this returns."""
+    try:
+        os.fsync(folder)
+    except OSError as problem:
+        raise Unsettled(
+            problem.errno, f"it is written, but may not be on disk: {os.strerror(problem.errno or errno.EIO)}"
+        ) from problem
+
+
+def remove(folder: int, name: str) -> None:
+    """Clear up: what does not work is logged once, and harms nobody."""
+    try:
+        os.unlink(name, dir_fd=folder)
+    except FileNotFoundError:
+        pass  # a network file system may ask twice
+    except OSError as problem:
+        stays(name, problem)
+
+
+def stays(name: str, problem: OSError) -> None:
+    key = (_TEMPORARY.sub("temporary", name), problem.errno)
+    if key not in _told and len(_told) < 1000:
+        _told.add(key)
+        log.warning("%s could not be removed (%s) and stays; the mail is not concerned", name, problem.strerror)
+
+
+def _rename(source: int, old: str, target: int, new: str, *, contested: bool) -> None:
+    """Never replaces anything: by the system's own call, or else by looking first, where nobody contests the
+    name.
+    """
+    import ctypes
+
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is not None:
+        if call(source, os.fsencode(old), target, os.fsencode(new), 1) == 0:  # RENAME_NOREPLACE
+            return
+        number = ctypes.get_errno()
+        if number not in (errno.EINVAL, errno.ENOSYS):
+            raise OSError(number, os.strerror(number))
+    if contested:
+        raise OSError(errno.EOPNOTSUPP, "the file system has neither hard links nor renaming without replacing")
+    if os.access(new, os.F_OK, dir_fd=target, follow_symlinks=False):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+    os.rename(old, new, src_dir_fd=source, dst_dir_fd=target)
+
+
+def _tidy(folder: int) -> None:
+    """Remove the temporary files of ours that a killed process left here; once for each folder."""
+    found = os.fstat(folder)
+    if (found.st_dev, found.st_ino) in _tidied or len(_tidied) > 100_000:
+        return
+    _tidied.add((found.st_dev, found.st_ino))
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return  # not readable: the administrator's matter
+    for name in names:
+        match = _TEMPORARY.fullmatch(name)
+        if match and _is_leftover(folder, name, int(match[1])):
+            remove(folder, name)
+
+
+def _is_leftover(folder: int, name: str, pid: int) -> bool:
+    try:
+        found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except OSError:
+        return False
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or time.time() - found.st_mtime < _DAY:
+        return False
+    if pid == os.getpid():
+        return True  # none of ours lasts a day
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def write_all(fd: int, content: bytes) -> None:
@@ -362,7 +479,7 @@ class MaildirFile:
         """In ``new``, on disk; returns the name."""
         name = maildir_name()
         self._file.appear(self._folders[1], name)
-        os.fsync(self._folders[1])
+        sync_name(self._folders[1])
         return name
 
     def __enter__(self) -> MaildirFile:
