@@ -256,6 +256,7 @@ def test_an_mbox_write_that_fails_is_cut_off_again(tmp_path: Path, monkeypatch: 
 
 
 def test_a_locked_mailbox_is_451_by_lmtp_and_holds_up_nobody(start: Callable[..., Server], tmp_path: Path) -> None:
+    (tmp_path / "mail").mkdir()
     (tmp_path / "mail" / "alice.lock").write_text("somebody")
     server = start(toml=settings(tmp_path, f"{tmp_path}/mail/{{user}}"))
     until(lambda: "listening: lmtp" in server.log.read_text())

@@ -242,7 +242,7 @@ def test_the_test_finds_what_is_worse(text: str) -> None:
 
 TEXTS = [
     "secret-", "password=\"", "password: ", "://", "a:b@", "a@a.", "eyJ", "-----BEGIN PRIVATE KEY-----", "\\\"token\\\":\\\"", "Authorization: ", "--password ", "A", "a ", "\n", "\t", " ", "\x1b[", "\x1b", "\u202e", "\udc80", "1", "1.", "9h",
-    "=?utf-8?b?QQ==?= ", "=?utf-8?q?", "=?", "a:\r\n", "Received:\r\n", "Delivered-To:\r\n ", "From \n", ">", "\n>", "Subject: x\r\n ", "\r\n ", "\r\n.\r\n", "X-A: b\r\n", "\"", "'", "\\", "<", ">", "(", ",", ", ", "a: b\n", "x,", "\"a\",", ":include:", "{", "[", "[\"a\",", "ü", ".", "-", "xn--", "@", "250-a\r\n", "250 ",
+    "=?utf-8?b?QQ==?= ", "=?utf-8?q?", "=?", "a:\r\n", "Received:\r\n", "Delivered-To:\r\n ", "From \n", ">", "\n>", "Subject: x\r\n ", "\r\n ", "\r\n.\r\n", ".\n", "\n.", "..\n", "X-A: b\r\n", "\"", "'", "\\", "<", ">", "(", ",", ", ", "a: b\n", "x,", "\"a\",", ":include:", "{", "[", "[\"a\",", "ü", ".", "-", "xn--", "@", "250-a\r\n", "250 ",
 ]  # fmt: skip
 
 
@@ -322,7 +322,7 @@ def _report(text: str) -> None:
 
 FUNCTIONS: dict[str, Callable[[str], object]] = {
     "secrets.masked": secrets.masked, "plain": lambda text: (plain.plain(text), plain.plain_line(text), plain.as_json(text)), "report": _report, "one_line": mail.one_line, "named": mail.named, "digest": _folded,
-    "splice.look": _look, "splice loops": lambda text: (splice.has_passed(text.encode("utf-8", "replace"), 1), splice.delivered_to(text.encode("utf-8", "replace"))), "mbox quoting": lambda text: mailbox._quoted(text.encode("utf-8", "replace")),
+    "splice.look": _look, "splice loops": lambda text: (splice.has_passed(text.encode("utf-8", "replace"), 1), splice.delivered_to(text.encode("utf-8", "replace"))), "lines.mended": lambda text: lines.mended(text.encode("utf-8", "replace"), 10**9), "mbox quoting": lambda text: mailbox._quoted(text.encode("utf-8", "replace")),
     "splice.fields": lambda text: list(splice.fields(text.encode("utf-8", "replace"))), "splice.cut": lambda text: splice.cut(text.encode("utf-8", "replace"), "bcc", "a"),
     "splice.split": lambda text: splice.split(text.encode("utf-8", "replace")), "stuffing": lambda text: lines.unstuffed(lines.stuffed(text.encode("utf-8", "replace"))),
     "headers.unstructured": lambda text: headers.unstructured("X-A", text), "syntax.parse_mailbox": syntax.parse_mailbox, "syntax.valid_original": syntax.valid_original, "syntax.valid_notify": syntax.valid_notify,
@@ -394,3 +394,36 @@ def test_mbox_quoting_lets_other_threads_run_and_holds_no_more_than_its_result()
     finally:
         tracemalloc.stop()
     assert mailbox._quoted(b"> x\n") == b"> x\n"
+
+
+@pytest.mark.parametrize("line, means", [(b".\n", 0), (b"\n", 2), (b"\n..", 3), (b".\n\n", 2), (b"x\r", 2)])
+def test_mending_is_lean_and_refuses_what_would_be_too_long_before_it_makes_it(line: bytes, means: int) -> None:
+    """Content of lone dots cost 45 bytes for each byte, and 0.3 seconds for a megabyte."""
+    import time
+    import tracemalloc
+
+    content = line * (4_000_000 // len(line))
+    began = time.thread_time()
+    made = lines.mended(content, 50_000_000)
+    assert made is not None and time.thread_time() - began < 0.5
+    size = len(lines.unstuffed(made))
+    assert abs(size - means * (len(content) // len(line))) <= 5
+    assert lines.mended(content, size) == made and (not size or lines.mended(content, size - 1) is None)
+    tracemalloc.start()
+    try:
+        lines.mended(content, 1000)
+        assert tracemalloc.get_traced_memory()[1] < 3.2 * len(content)
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_mended_content_is_what_its_lines_say(seed: int) -> None:
+    import random
+
+    chosen = random.Random(seed)
+    for _ in range(200):
+        content = b"".join(chosen.choices([b".", b"\n", b"\r\n", b"\r", b"a", b"..", b".\n"], k=chosen.randrange(12)))
+        text = content.replace(b"\r\n", b"\n").replace(b"\r", b" ")
+        expected = b"".join(line.replace(b"\n", b"\r\n") for line in text.splitlines(keepends=True) if line != b".\n")
+        assert lines.mended(content, 10**9) == expected

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 
 _DOTTED = re.compile(rb"\n\.")
-_LONE_DOT = re.compile(rb"(?m)^\.\r\n")
 
 
 def stuffed(content: bytes) -> bytes:
@@ -27,14 +26,19 @@ def unstuffed(content: bytes) -> bytes:
     return content[1:] if content.startswith(b".") else content
 
 
-def mended(content: bytes) -> bytes:
-    """Content as it came over the wire, dots still doubled, with CRLF line ends only.
+def mended(content: bytes, most: int) -> bytes | None:
+    """Content as it came over the wire, dots still doubled, with CRLF line ends only; None when it would mean more than ``most`` bytes.
 
     As Postfix 3.9 does it (``smtpd_forbid_bare_newline = normalize`` and ``cleanup_replace_stray_cr_lf``): a bare LF ends a line, a
     bare CR becomes a space. A line of one dot can only come from an end of data that was not CRLF.CRLF: it is left out.
     """
-    content = content.replace(b"\r\n", b"\n").replace(b"\r", b" ").replace(b"\n", b"\r\n")
-    return _LONE_DOT.sub(b"", content)
+    content = content.replace(b"\r\n", b"\n").replace(b"\r", b" ")
+    if content.startswith(b".\n") or b"\n.\n" in content:
+        # Neighbours share a line feed, so one pass marks every other one; no CR is left, so it can be the mark.
+        content = (b"\n" + content).replace(b"\n.\n", b"\n\r\n").replace(b"\n.\n", b"\n\r\n").replace(b"\r\n", b"")[1:]
+    if len(content) + content.count(b"\n") - content.count(b"\n.") - content.startswith(b".") > most:
+        return None
+    return content.replace(b"\n", b"\r\n")
 
 
 def has_bare(content: bytes) -> bool:

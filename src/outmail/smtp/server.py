@@ -301,7 +301,8 @@ class Server:
             if not self.normalise:
                 self._refuse_content(Reply(554, "The message holds a bare CR or LF", "5.6.0"))
                 return
-            content = mended(content)
+            whole = mended(content, self.settings.size)
+            discarded, content = whole is None, whole or b""
         content = unstuffed(content)
         if discarded or len(content) > self.settings.size:
             self._refuse_content(Reply(552, f"The message is longer than {self.settings.size} bytes", "5.3.4"))

@@ -24,7 +24,6 @@ import stat
 import time
 from dataclasses import dataclass
 
-
 log = logging.getLogger("outmail.files")
 
 
