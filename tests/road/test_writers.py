@@ -165,6 +165,37 @@ def test_a_program_inherits_no_descriptors_and_no_signal_mask(make_box: MakeBox,
     assert int(signals["SigBlk"], 16) == 0 and int(signals["SigIgn"], 16) & 1 << signal.SIGUSR2 - 1 == 0
 
 
+@pytest.mark.parametrize("most", [65536, 1])
+def test_where_descriptors_are_not_listed_they_are_tried_or_the_error_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    import resource
+
+    real = os.listdir
+
+    def listdir(path: Any = ".") -> list[str]:
+        if str(path) in ("/dev/fd", "/proc/self/fd"):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return real(path)
+
+    program = script(tmp_path, f"[ -e /proc/$$/fd/50 ] && echo leaks > {tmp_path}/leak; cat > {tmp_path}/got")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    ours = os.dup2(os.open(os.devnull, os.O_RDONLY), 50)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(1024, soft), hard))
+    monkeypatch.setattr(os, "listdir", listdir)
+    monkeypatch.setattr(pipe, "_MOST", most, raising=False)
+    try:
+        outcome = handed(f"sendmail:{program}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        os.close(ours)
+    if most == 1:
+        assert outcome.kind == "deferred" and outcome.reply.text.startswith("neither /dev/fd nor /proc/self/fd")
+        assert not (tmp_path / "got").exists()
+    else:
+        assert outcome.kind == "delivered" and (tmp_path / "got").exists() and not (tmp_path / "leak").exists()
+
+
 def test_an_exit_status_that_nobody_can_know_is_uncertain(make_box: MakeBox, tmp_path: Path) -> None:
     old = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from outmail.model import Delivery, Outcome, Reply
 from outmail.policy.route import Relay
@@ -42,6 +43,17 @@ GRACE = 2.0
 WORDS = 4096
 #: Looks at whether it has ended: the first pause, growing to the last one.
 _LOOK, _LONGEST_LOOK = 0.002, 0.1
+
+
+#: Descriptors that are tried one by one where the system does not list them: 20 ms.
+_MOST = 65536
+
+
+class Unlisted(OSError):
+    """What a program would inherit is not to be had, so none is started; the text is a whole sentence."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(errno.ENOSYS, sentence)
 
 
 async def hand_over(relay: Relay, delivery: Delivery, feed: Awaited) -> None:
@@ -74,6 +86,9 @@ async def hand_over(relay: Relay, delivery: Delivery, feed: Awaited) -> None:
             return
         try:
             program = stack.enter_context(Program(arguments, content))
+        except Unlisted as problem:
+            delivery.all(_trouble(str(problem.strerror)))
+            return
         except OSError as problem:
             delivery.all(_trouble(f"{relay.path}: {problem.strerror}"))
             return
@@ -256,9 +271,24 @@ def _inheritable() -> list[int]:
     libraries.
     """
     found = []
-    for name in os.listdir("/dev/fd"):
-        fd = int(name)
-        with contextlib.suppress(OSError):  # that of the listing itself
+    for fd in _open_ones():
+        with contextlib.suppress(OSError):  # not open (any more), or that of the listing itself
             if fd > 2 and os.get_inheritable(fd):
                 found.append(fd)
     return found
+
+
+def _open_ones() -> Iterable[int]:
+    """Numbers among which all open descriptors are. Raises `Unlisted`."""
+    import resource
+
+    for listing in ("/dev/fd", "/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            return [int(name) for name in os.listdir(listing)]
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if not 0 <= limit <= _MOST:
+        raise Unlisted(
+            "neither /dev/fd nor /proc/self/fd can be listed, and the limit of open files is too high to try "
+            f"all: mount /proc, or set ulimit -n to {_MOST} or less"
+        )
+    return range(limit)
