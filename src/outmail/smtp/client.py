@@ -471,17 +471,18 @@ class Client:
         """
         self._script = transaction.delivery.transcript
         self.finals += 1
-        try:
-            for i, recipient in enumerate(transaction.accepted):
-                if not i or self.settings.lmtp:
+        ends: _Closing | None = None
+        for i, recipient in enumerate(transaction.accepted):
+            if not i or self.settings.lmtp:
+                try:
                     reply = yield from self._read("dot", ahead)
                     outcome = by_digit(reply, "recipient" if i else "message", "dot")
-                recipient.outcome = outcome
-        except _Closing as closing:  # an answer too: the message was not taken
-            outcome = Outcome("deferred", "session" if ahead else "message", "dot", closing.reply)
-            for recipient in transaction.accepted:
-                recipient.outcome = recipient.outcome or outcome
-            raise
+                except _Closing as closing:  # an answer too, but only for whom it was due: the others have answers of their own
+                    ends = closing
+                    outcome = Outcome("deferred", "session" if ahead else "message", "dot", closing.reply)
+            recipient.outcome = outcome
+        if ends is not None:
+            raise ends
         transaction.answered = True
         if transaction.last:
             transaction.done = True
