@@ -24,8 +24,9 @@ Does not: connect, keep time, verify certificates (the shell does), or retry.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 from outmail.model import NEEDS_8BIT, NEEDS_UTF8, Delivery, Dsn, Leased, Outcome, Reply
@@ -156,6 +157,17 @@ def by_digit(reply: Reply, scope: str, stage: str) -> Outcome:
     first = reply.code // 100
     kind = "delivered" if first == 2 else "refused" if first == 5 else "deferred"
     return Outcome(kind, scope, stage, reply)  # type: ignore[arg-type]
+
+
+def _to_rcpt(reply: Reply) -> Outcome:
+    """As `by_digit`, but 552 is for now (RFC 5321 §4.5.3.1.10)."""
+    outcome = by_digit(reply, "recipient", "rcpt")
+    return replace(outcome, kind="deferred") if reply.code == 552 else outcome
+
+
+def _too_many(reply: Reply) -> bool:
+    """The server takes no more recipients in this transaction; enhanced codes of other subjects are about the mailbox."""
+    return reply.code in (452, 552) and reply.enhanced[2:] in ("", "5.3")
 
 
 def xtext(value: str) -> str:
@@ -403,6 +415,7 @@ class Client:
                 recipient.outcome = outcome
             if not self.pipelining:
                 return
+        surplus: list[Leased] = []
         for i, recipient in enumerate(current.recipients, 1):
             if not self.pipelining:
                 self._send(commands[i], script)
@@ -411,7 +424,11 @@ class Client:
             if reply.code // 100 == 2:
                 current.accepted.append(recipient)
             elif recipient.outcome is None:
-                recipient.outcome = by_digit(reply, "recipient", "rcpt")
+                recipient.outcome = _to_rcpt(reply)
+                if _too_many(reply):
+                    surplus.append(recipient)
+        if surplus and current.accepted and mail.code // 100 == 2:
+            self._take_up_again(current, surplus)
         refused = mail if mail.code // 100 != 2 and current.accepted else None
         if mail.code // 100 != 2:
             current.accepted.clear()
@@ -422,6 +439,13 @@ class Client:
         yield from self._data(current, refused)
         self._took_ahead = self._took_ahead or current.ahead
         current.ahead = False
+
+    def _take_up_again(self, current: _Transaction, surplus: list[Leased]) -> None:
+        """Whom the server had no room for goes in the next transactions of the same session; each of them takes at least one."""
+        for recipient in surplus:
+            recipient.outcome = None
+        self._backlog = chain(_slices(current.delivery, surplus, len(current.accepted), last=current.last), self._backlog)
+        current.last = False
 
     def _data(self, current: _Transaction, refused: Reply | None) -> Flow:
         """``refused`` is the answer to MAIL where recipients were accepted all the same."""
@@ -620,11 +644,12 @@ def _rcpt(address: str, notify: str, original: str) -> str:
     return f"RCPT TO:<{address}>" + (f" NOTIFY={notify.upper()}" if notify else "") + (f" ORCPT={original}" if original else "")
 
 
-def _slices(delivery: Delivery, recipients: list[Leased], size: int) -> Iterator[_Transaction]:
+def _slices(delivery: Delivery, recipients: list[Leased], size: int, *, last: bool = True) -> Iterator[_Transaction]:
+    """``last``: nothing of the delivery comes behind them."""
     if len(recipients) <= size:
-        return iter((_Transaction(delivery, recipients, True),))
+        return iter((_Transaction(delivery, recipients, last),))
     starts = range(0, len(recipients), size)
-    return iter([_Transaction(delivery, recipients[start : start + size], start + size >= len(recipients)) for start in starts])
+    return iter([_Transaction(delivery, recipients[start : start + size], last and start + size >= len(recipients)) for start in starts])
 
 
 __all__ = ["AheadRefused", "Broken", "Client", "Done", "Dot", "ProtocolError", "Read", "SessionFailed", "Settings", "StartTls", "Take", "stuffed"]
