@@ -122,7 +122,7 @@ class SessionFailed(Exception):
 
 
 class _Closing(Exception):
-    """The server said 421."""
+    """The server said 421, or did not take RSET: the session is of no more use."""
 
     def __init__(self, reply: Reply) -> None:
         self.reply = reply
@@ -360,7 +360,8 @@ class Client:
         ahead = current is not None and current.ahead
         if previous is not None and not previous.answered and withheld > (_AHEAD_MOST if ahead else 0):
             previous.dotted = False  # its dot has not left this process
-        outcome = Outcome("deferred", "session" if ahead else "destination", self.stage, reply)
+        free = ahead or (isinstance(trouble, _Closing) and self.stage == "rset")
+        outcome = Outcome("deferred", "session" if free else "destination", self.stage, reply)
         if current is not None and previous is not None and ahead:
             for recipient in current.recipients:
                 recipient.outcome = None  # whatever was said in between
@@ -405,7 +406,10 @@ class Client:
         if reset:
             if not self.pipelining:
                 self._send("RSET", script)
-            yield from self._read("rset", current.ahead)
+            answer = yield from self._read("rset", current.ahead)
+            if answer.code // 100 != 2:  # the old transaction may still be open there
+                self.stage = "rset"
+                raise _Closing(answer)
         if not self.pipelining:
             self._send(commands[0], script)
         mail = yield from self._read("mail", current.ahead)
