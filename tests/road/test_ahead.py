@@ -46,7 +46,7 @@ def notes(box: Outbox) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("after", [0, 3], ids=["at-once", "later"])
-@pytest.mark.parametrize("reply", ["503 Bad sequence of commands - pipelined after end of DATA", "500 what?", "502 no", "421 4.7.0 you talk too early"])
+@pytest.mark.parametrize("reply", ["503 Bad sequence of commands - pipelined after end of DATA", "500 what?", "502 no"])
 def test_a_server_that_refuses_what_is_sent_ahead(moody: Callable[..., Moody], make_box: MakeBox, reply: str, after: int) -> None:
     server = moody(ahead=reply, after=after)
     box = make_box(server.url)
@@ -57,6 +57,25 @@ def test_a_server_that_refuses_what_is_sent_ahead(moody: Callable[..., Moody], m
     before = server.refused
     carry(box, server, 30) if not server.got.clear() else None
     assert before <= 20 and server.refused == before, "once it is known, nothing is sent ahead any more"
+
+
+def test_421_to_what_is_sent_ahead_counts_as_hanging_up(moody: Callable[..., Moody], make_box: MakeBox) -> None:
+    server = moody(ahead="421 4.7.0 you talk too early")
+    box = make_box(server.url)
+    statuses = carry(box, server)
+    assert {r.attempts for status in statuses for r in status.recipients} == {1}
+    (note,) = notes(box).values()
+    assert note["reply"].startswith("421") and note["until"] - note["since"] == HOUR
+
+
+@pytest.mark.parametrize("pipelining", [True, False])
+def test_a_server_that_says_421_after_some_messages(moody: Callable[..., Moody], make_box: MakeBox, pipelining: bool) -> None:
+    """The number of messages in a connection is limited there: that costs no attempt, and nothing is switched off."""
+    server = moody(enough=4)
+    box = make_box(toml=f'[relay]\nurl = "{server.url}"\npipelining = {str(pipelining).lower()}\n', deliver="thread")
+    statuses = carry(box, server, 60)
+    assert {r.attempts for status in statuses for r in status.recipients} == {1} and not notes(box)
+    assert server.sessions >= 15
 
 
 def test_a_single_run_carries_all_of_it(

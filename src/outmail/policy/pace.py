@@ -123,8 +123,11 @@ class Pace:
 
 
 def ahead_note(reply: Reply, now: int) -> dict[str, Any]:
-    """What is kept of a next hop that did not take what was sent ahead; ``reply`` has code 0 when it said nothing."""
-    return {"since": now, "until": now + (AHEAD_REFUSED if reply.code else AHEAD_BROKE_OFF), "reply": str(reply)}
+    """What is kept of a next hop that did not take what was sent ahead; ``reply`` has code 0 when it said nothing.
+
+    421 may be about the number of messages in a connection as well, so that it counts no more than a session that broke off.
+    """
+    return {"since": now, "until": now + (AHEAD_BROKE_OFF if reply.code in (0, 421) else AHEAD_REFUSED), "reply": str(reply)}
 
 
 def may_send_ahead(note: Mapping[str, Any] | None, now: int) -> bool:

@@ -81,7 +81,7 @@ def verdict(outcome: Outcome, *, attempts: int, now: int, accepted_at: int, expi
     if outcome.kind == "unknown" and retry.on_uncertain == "hold":
         return Verdict("unknown", now, reason)
     if outcome.scope == "session" and not expired:  # due at once, and in its old place among the others
-        return Verdict("deferred", accepted_at, f"no attempt: not taken when it was sent ahead: {reason}", charged=False)
+        return Verdict("deferred", accepted_at, f"no attempt: this ended the session, and says nothing about the mail: {reason}", charged=False)
     wait = retry.schedule.wait(attempts, chance)
     if wait is None and outcome.kind != "unknown":
         return Verdict("expired", reason=f"attempts used up ({attempts}); last: {reason}")

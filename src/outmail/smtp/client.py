@@ -360,7 +360,7 @@ class Client:
         ahead = current is not None and current.ahead
         if previous is not None and not previous.answered and withheld > (_AHEAD_MOST if ahead else 0):
             previous.dotted = False  # its dot has not left this process
-        free = ahead or (isinstance(trouble, _Closing) and self.stage == "rset")
+        free = ahead or (isinstance(trouble, _Closing) and (self.stage == "rset" or (self.stage == "mail" and self.finals > 0)))
         outcome = Outcome("deferred", "session" if free else "destination", self.stage, reply)
         if current is not None and previous is not None and ahead:
             for recipient in current.recipients:
@@ -374,10 +374,15 @@ class Client:
         raise SessionFailed(outcome)
 
     def _blames_ahead(self, trouble: _Closing | Broken, previous: _Transaction) -> bool:
-        """Did the session end because something was sent ahead? It was refused or never answered, or none was ever taken."""
-        if isinstance(trouble, _OutOfTurn) or not self._took_ahead:
+        """Did the session end because something was sent ahead? It was refused or never answered, or none was ever taken.
+
+        421 to the final dot is about that message, and one to MAIL where such was taken before about the session's length.
+        """
+        if isinstance(trouble, _OutOfTurn):
             return True
-        return previous.answered and (isinstance(trouble, _Closing) or trouble.late)
+        if isinstance(trouble, _Closing):
+            return previous.answered and not self._took_ahead
+        return not self._took_ahead or (previous.answered and trouble.late)
 
     def _abandon(self, transaction: _Transaction, reply: Reply, outcome: Outcome) -> Flow:
         if transaction.dotted:
@@ -507,7 +512,8 @@ class Client:
                     outcome = by_digit(reply, "recipient" if i else "message", "dot")
                 except _Closing as closing:  # an answer too, but only for whom it was due: the others have answers of their own
                     ends = closing
-                    outcome = Outcome("deferred", "session" if ahead else "message", "dot", closing.reply)
+                    early = isinstance(closing, _OutOfTurn)
+                    outcome = Outcome("deferred", "session" if early else "message", "dot", closing.reply)
             recipient.outcome = outcome
         if ends is not None:
             raise ends
