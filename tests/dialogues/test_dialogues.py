@@ -112,6 +112,7 @@ def run(client: Client, script: Script, step: int) -> str:
             answer = True
         elif isinstance(request, AheadRefused):
             ahead = " ahead"
+            client.ahead = False
         elif isinstance(request, Done):
             script.done.append(request.delivery)  # type: ignore[attr-defined]
 

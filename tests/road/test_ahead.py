@@ -59,6 +59,17 @@ def test_a_server_that_refuses_what_is_sent_ahead(moody: Callable[..., Moody], m
     assert before <= 20 and server.refused == before, "once it is known, nothing is sent ahead any more"
 
 
+@pytest.mark.parametrize("reply", ["550 5.5.0 pipelining violation", "554 5.5.1 sent too early"])
+def test_a_server_that_refuses_senders_sent_ahead_for_good(moody: Callable[..., Moody], make_box: MakeBox, reply: str) -> None:
+    """They are asked again in their own turn, and that settles both: the mail, and whether anything is sent ahead."""
+    server = moody(ahead=reply)
+    box = make_box(server.url)
+    statuses = carry(box, server)
+    assert {r.attempts for status in statuses for r in status.recipients} == {1}
+    (note,) = notes(box).values()
+    assert note["reply"] == reply and note["until"] - note["since"] == 7 * DAY
+
+
 def test_421_to_what_is_sent_ahead_counts_as_hanging_up(moody: Callable[..., Moody], make_box: MakeBox) -> None:
     server = moody(ahead="421 4.7.0 you talk too early")
     box = make_box(server.url)

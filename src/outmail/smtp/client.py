@@ -10,7 +10,8 @@ Promises
     final dot of this one (RFC 2920 §3.1): one round trip a message. Two cursors: what was sent, what was answered.
   - Some servers refuse what is sent ahead in this way, at once or now and then. 503, 500, 502 and 421 to it say nothing about
     the message: the session ends, what was sent ahead costs no attempt (scope ``session``), and `AheadRefused` is told.
-    ``ahead`` switches it off; every reply then counts as it always does.
+    ``ahead`` switches it off; every reply then counts as it always does. Another 5xx to a MAIL sent ahead, where none was ever
+    taken: MAIL is sent again in its own turn, and the answer to that counts.
   - Every recipient gets exactly one outcome, by the first digit of its own reply; unexpected codes are no error.
   - No final dot without a permission (`Dot`): after it, a lost reply is the outcome *unknown*; before it, *deferred*.
   - 421 anywhere, a malformed reply, a reply to nothing, or any `Broken` ends the session; nothing is ever sent on it again. A reply that came
@@ -144,6 +145,8 @@ class _Transaction:
     #: The final dot has its answers.
     answered: bool = False
     done: bool = False
+    #: What was said to its MAIL when that was sent ahead: it is asked again in its own turn.
+    early: Reply | None = None
 
 
 _NOTHING_ASKED = Dsn()
@@ -326,7 +329,7 @@ class Client:
             if current.accepted:
                 yield from self._content(current)
                 previous = current
-            elif current.last:
+            elif current.early is None and current.last:
                 yield Done(current.delivery)
 
     def _next(self, wait: bool) -> Flow:
@@ -360,13 +363,17 @@ class Client:
         ahead = current is not None and current.ahead
         if previous is not None and not previous.answered and withheld > (_AHEAD_MOST if ahead else 0):
             previous.dotted = False  # its dot has not left this process
-        free = ahead or (isinstance(trouble, _Closing) and (self.stage == "rset" or (self.stage == "mail" and self.finals > 0)))
+        early = current is not None and current.early is not None
+        worn = isinstance(trouble, _Closing) and (self.stage == "rset" or (self.stage == "mail" and self.finals > 0))
+        free = ahead or early or worn
         outcome = Outcome("deferred", "session" if free else "destination", self.stage, reply)
         if current is not None and previous is not None and ahead:
             for recipient in current.recipients:
                 recipient.outcome = None  # whatever was said in between
             if self._blames_ahead(trouble, previous):
                 yield AheadRefused(reply)
+        if early:  # it was refused ahead, and could not be asked in its turn
+            yield AheadRefused(reply)
         if previous is not None and not previous.done:
             yield from self._abandon(previous, reply, outcome if previous.dotted else Outcome("deferred", "destination", "dot", reply))
         if current is not None and (previous is None or current.delivery is not previous.delivery):
@@ -418,6 +425,9 @@ class Client:
         if not self.pipelining:
             self._send(commands[0], script)
         mail = yield from self._read("mail", current.ahead)
+        again = current.ahead and not self._took_ahead and mail.code // 100 == 5
+        if current.early is not None and mail.code // 100 == 2:
+            yield AheadRefused(current.early)
         if mail.code // 100 != 2:
             outcome = by_digit(mail, "message", "mail")
             for recipient in current.recipients:
@@ -446,8 +456,20 @@ class Client:
                 return
             self._send("DATA", script)
         yield from self._data(current, refused)
+        current.early = None
+        if again:
+            self._ask_again(current, mail)
+            return
         self._took_ahead = self._took_ahead or current.ahead
         current.ahead = False
+
+    def _ask_again(self, current: _Transaction, mail: Reply) -> None:
+        """MAIL was refused where nothing was ever taken ahead. Some servers say no more than 550 or 554 to what comes early."""
+        for recipient in current.recipients:
+            recipient.outcome = None
+        current.early = mail
+        again = _Transaction(current.delivery, current.recipients, current.last, early=mail)
+        self._backlog = chain((again,), self._backlog)
 
     def _take_up_again(self, current: _Transaction, surplus: list[Leased]) -> None:
         """Whom the server had no room for goes in the next transactions of the same session; each of them takes at least one."""
