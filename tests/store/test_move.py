@@ -325,3 +325,26 @@ def test_the_command_also_killed_half_way(tmp_path: Path, outmail: Any, sink: Si
         backup = outmail("store", "backup", "copy.db", "--store", new)
         assert backup.returncode == 0 and outmail("show", ids[0], "--store", "copy.db").returncode == 0
         assert outmail("move", "nowhere.db", new).returncode == 78
+
+
+def test_there_and_back_and_there_again_brings_everything(pair: tuple[Any, Any]) -> None:
+    one, two = pair
+    made = filled(one)
+    before = everything(one)
+    for _ in range(2):
+        assert move(one, two, NOW) == len(made) == len(everything(two).keys() & {m.id for m in made})
+        assert move(two, one, NOW) == len(made)
+    assert everything(one) == before and one.check() == [] == two.check()
+
+
+def test_a_message_whose_record_is_gone_in_the_new_store_comes_there_again(pair: tuple[Any, Any]) -> None:
+    """Also where an earlier version, or a dropped period, left the row of its id."""
+    old, new = pair
+    add(old, message(key="k"))
+    add(new, message(key="k"))
+
+    def forget() -> Any:
+        yield "DELETE FROM recipient", ()
+
+    new.run(forget())
+    assert move(old, new, NOW) == 1 and len(ids_in(new)) == 1 and ids_in(old) == []

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from outmail.accept import Door, Draft, Terms
 from outmail.engine import Engine, Settings
-from outmail.model import Filter
+from outmail.model import Filter, is_id
 from outmail.policy.age import Sign
 from outmail.policy.route import Routes
 from outmail.retention import Retention
@@ -107,3 +108,56 @@ def test_only_the_eldest_engine_removes(store: Any) -> None:
     elder.close()
     assert engine._retain(engine._retention) is False and bodies(store) == 0
     engine._owner.close()
+
+
+def forgotten(store: Any) -> None:
+    """All records are purged."""
+    store.run(store.verbs.change(Filter(), "cancel", NOW))
+    at, more = 0, True
+    while more:
+        at, _, more = store.run(store.verbs.purge("records", NOW + 10, at))
+
+
+def without_recipients(store: Any) -> None:
+    """What an earlier version left of the newest message, and what a dropped period leaves until it is swept."""
+
+    def forget() -> Any:
+        yield "DELETE FROM recipient", ()
+
+    store.run(forget())
+
+
+@pytest.mark.parametrize("gone", [forgotten, without_recipients])
+@pytest.mark.parametrize("count", [1, 40])
+@pytest.mark.parametrize("size", [10, 1_500_000])
+def test_a_key_is_new_again_when_its_record_is_gone(store: Any, gone: Any, count: int, size: int) -> None:
+    """Also where the row stays that keeps the newest number; ``count``: few and many are added in two ways."""
+    door = Door(store, Terms(Routes({}, ())), FakeClock(NOW))
+    old = door.accept([Draft(b"Subject: old\r\n\r\n" + b"o\r\n" * (size // 3), "me@x.test", ["a@x.test"], key="k")])[0]
+    gone(store)
+    drafts = [Draft(b"Subject: new\r\n\r\n" + b"n\r\n" * (size // 3), "me@x.test", ["b@x.test"], key="k")]
+    new = door.accept(drafts + [Draft(b"Subject: x\r\n\r\n", "me@x.test", ["c@x.test"]) for _ in range(count)])[0]
+    assert new.id == old.id and not new.duplicate and new.durable
+    found = store.read(store.verbs.statuses([store.read(store.verbs.seq_of(new.id))]))[0]
+    assert found.subject == "new" and found.recipients[0].address == "b@x.test"
+    assert store.read(store.verbs.content(store.read(store.verbs.seq_of(new.id)))).endswith(b"n\r\n")
+    assert store.check() == []
+    assert door.accept(drafts)[0].duplicate
+
+
+def test_a_number_is_never_given_again_and_nothing_else_is_kept_of_it(store: Any) -> None:
+    numbers = []
+    for _ in range(3):
+        made = message(key="k")
+        add(store, made)
+        numbers.append(store.read(store.verbs.seq_of(made.id)))
+        forgotten(store)
+    assert numbers == sorted(set(numbers))
+
+    def rows() -> Any:
+        return (yield "SELECT id, key, upload, sender, subject FROM message", ())
+
+    left = store.read(rows())
+    assert len(left) <= 1 and all(not is_id(row[0]) and row[1:3] == (None, None) and row[3:] == ("", "") for row in map(tuple, left))
+    add(store, message())
+    assert store.check() == []

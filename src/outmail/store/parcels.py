@@ -8,6 +8,7 @@ Does not: decide what is moved, or forget it where it was (`verbs.forget_message
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -66,7 +67,7 @@ def take_in(found: Sequence[Parcel], now: int) -> Verb[int]:
     yield Exclusive([parcel.id for parcel in found])
     fresh = []
     for parcel in found:
-        if not (yield "SELECT 1 FROM message WHERE id = ?", (parcel.id,)):
+        if not (yield from verbs.known_as(parcel.id)):
             fresh.append(parcel)
     seqs = yield Numbers("message", len(fresh))
     for seq, parcel in zip(seqs, fresh):
@@ -105,8 +106,9 @@ def _take_in_content(seq: int, parcel: Parcel, now: int) -> Verb[str | None]:
         yield verbs._BODY, (seq, parcel.content)
         return None
     pieces = [parcel.content[start : start + verbs.PIECE] for start in range(0, len(parcel.content), verbs.PIECE)]
-    yield from verbs.add_chunks(parcel.id, 0, pieces, now)
-    return parcel.id
+    upload = os.urandom(12).hex()
+    yield from verbs.add_chunks(upload, 0, pieces, now)
+    return upload
 
 
 def notes() -> Verb[list[tuple[str, str, Any]]]:

@@ -135,8 +135,11 @@ def add(
     known: dict[str, tuple[str, str, int]] = {}
     if once:
         yield Exclusive(once)
-        found = yield "SELECT id, message_id, accepted_at FROM message WHERE id = ANY(?)", (once,)
-        known = {row[0]: tuple(row) for row in found}
+        for *first, seq, alive in (yield _KNOWN, (once,)):
+            if alive:
+                known[first[0]] = (first[0], first[1], first[2])
+            else:  # its period was dropped
+                yield from verbs.free_id(seq)
     fresh: list[Message] = []
     for message in messages:
         if message.id not in known:
@@ -157,6 +160,9 @@ def add(
         (message.id, message.message_id, message.accepted_at, False, numbers[id(message)]) if id(message) in numbers else (*known[message.id], True, 0)
         for message in messages
     ]
+
+
+_KNOWN = verbs._KNOWN.replace("id = ?", "id = ANY(?)")
 
 
 @cache

@@ -364,7 +364,8 @@ def is_store(path: str) -> bool:
 _CHECKS = (
     *verbs.CHECKS,
     (
-        "SELECT count(*) FROM message m WHERE m.seq < (SELECT max(seq) FROM message) AND NOT EXISTS (SELECT 1 FROM recipient r WHERE r.message = m.seq)",
+        "SELECT count(*) FROM message m WHERE m.seq < (SELECT max(seq) FROM message) AND NOT EXISTS (SELECT 1 FROM recipient r WHERE r.message = m.seq)"
+        f" AND m.id NOT LIKE '{verbs.GONE}%'",
         "messages without recipients",
     ),
 )

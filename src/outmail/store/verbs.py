@@ -93,8 +93,7 @@ def add(
         once = again or bool(message.key)
         known = fresh.get(message.id) if once else None
         if once and not known:
-            found = yield "SELECT id, message_id, accepted_at FROM message WHERE id = ?", (message.id,)
-            known = (*found[0], True, 0) if found else None
+            known = yield from known_as(message.id)
         if known:
             result.append((*known[:3], True, 0))
             continue
@@ -133,6 +132,31 @@ def add(
     if supersede is not None and messages:
         yield from change(Filter(ids=((supersede, None),)), "cancel", messages[0].accepted_at)
     return result
+
+
+def known_as(id: str) -> Verb[Added | None]:
+    """What was said of the message that has this id already, for another of the same id. One whose record is gone does not count."""
+    rows = yield _KNOWN, (id,)
+    if rows and not rows[0][4]:
+        yield from free_id(rows[0][3])
+    return (*rows[0][:3], True, 0) if rows and rows[0][4] else None
+
+
+#: Not EXISTS, which PostgreSQL may answer by reading all recipients.
+_KNOWN = "SELECT id, message_id, accepted_at, seq, (SELECT 1 FROM recipient r WHERE r.message = m.seq LIMIT 1) FROM message m WHERE id = ?"
+
+
+def free_id(seq: int) -> Verb[None]:
+    """A row without recipients only keeps its number: its id may be given to a new message."""
+    yield "DELETE FROM chunk WHERE upload IN (SELECT upload FROM message WHERE seq = ? AND upload IS NOT NULL)", (seq,)
+    yield _BLANK, (f"{GONE}{seq}", seq)
+
+
+#: Begins what stands for the id where a message is gone and its number is kept. No id has a dot.
+GONE = "gone."
+_BLANK = (
+    "UPDATE message SET id = ?, sender = '', message_id = '', subject = '', size = 0, key = NULL, tag = NULL, dsn = NULL, upload = NULL WHERE seq = ?"
+)
 
 
 def check_uploads(fresh: Sequence[Message], uploads: Mapping[str, str]) -> Verb[None]:
@@ -846,7 +870,7 @@ def _numbers(old: Sequence[tuple[int, Any]]) -> str:
 
 
 def _forget(old: Sequence[tuple[int, Any]]) -> Verb[None]:
-    """Remove whole records. Of the newest row of a numbered table the number stays, so that it is never given again."""
+    """Remove whole records. Of the newest row of a numbered table the number stays, so that it is never given again; nothing else of it."""
     newest = yield _NEWEST, ()
     seq, attempt = newest[0]
     these, first, last = _numbers(old), old[0][0], old[-1][0]
@@ -855,6 +879,10 @@ def _forget(old: Sequence[tuple[int, Any]]) -> Verb[None]:
     yield f"DELETE FROM body WHERE seq {LISTED}", (these,)
     yield f"DELETE FROM chunk WHERE upload IN (SELECT upload FROM message WHERE seq {LISTED} AND upload IS NOT NULL)", (these,)
     yield f"DELETE FROM message WHERE seq {LISTED} AND seq <> ?", (these, seq or 0)
+    if seq is not None:
+        yield "DELETE FROM message WHERE id >= ? AND id < ? AND seq < ?", (GONE, "gone/", seq)  # kept by an earlier one
+        if any(number == seq for number, _ in old):
+            yield _BLANK, (f"{GONE}{seq}", seq)
     yield "DELETE FROM event WHERE cursor < (SELECT max(cursor) FROM event) AND message <= ? AND NOT EXISTS (SELECT 1 FROM recipient r WHERE r.message = event.message)", (last,)
 
 
