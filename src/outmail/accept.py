@@ -24,7 +24,7 @@ from outmail.policy.plain import plain_line
 from outmail.policy.route import Routes, allowed
 from outmail.smtp.syntax import AddressError, parse_mailbox, printable, valid_key, valid_notify, valid_original
 from outmail.store import Missing, Store, Trouble, Upload, Verb
-from outmail.store.verbs import LONG, PIECE
+from outmail.store.verbs import LONG, PIECE, Uploads
 
 log = logging.getLogger("outmail")
 
@@ -157,29 +157,29 @@ class Door:
     def _kept(self, messages: Sequence[Message], supersede: str | None, when: When | None, again: bool) -> Sequence[Any]:
         """What `verbs.add` says, once all is on disk. Long contents go ahead of their messages; what is gone when those come is written again."""
         for _ in range(TRIES):
-            claims: list[Upload] = []
+            claims: dict[int, Upload] = {}
             try:
-                uploads = {message.id: self._upload(message, claims) for message in messages if len(message.content) > LONG}
+                uploads = [self._upload(message, i, claims) if len(message.content) > LONG else None for i, message in enumerate(messages)]
                 added = self._stored(messages, uploads, supersede, when, again)
-                if not any(one[3] for one in added):
-                    for claim in claims:
-                        claim.end()
+                for i, one in enumerate(added):
+                    if i in claims and not one[3]:  # those of a message that was there already are swept
+                        claims[i].end()
                 return added
             except Missing as problem:
                 log.warning("a long message is written once more: %s", problem)
             finally:
-                for claim in claims:
+                for claim in claims.values():
                     claim.abandon()
         raise NotStored("the message was not stored: its content, written in pieces, was removed each time", hint="try again", code="store-io")
 
-    def _stored(self, messages: Sequence[Message], uploads: dict[str, str], supersede: str | None, when: When | None, again: bool) -> Sequence[Any]:
+    def _stored(self, messages: Sequence[Message], uploads: Uploads, supersede: str | None, when: When | None, again: bool) -> Sequence[Any]:
         if supersede is not None or when is not None:
             return self.store.run(self._add(messages, uploads, supersede, when))
         merger = min(self._mergers, key=lambda merger: merger.waiting)
         return merger.keep(self, messages, uploads, again)
 
     def _add(
-        self, messages: Sequence[Message], uploads: dict[str, str], supersede: str | None, when: When | None,
+        self, messages: Sequence[Message], uploads: Uploads, supersede: str | None, when: When | None,
         taken: dict[str, tuple[int, int]] | None = None, *, again: bool = False, alone: bool = False,
     ) -> Any:  # fmt: skip
         if when is not None and not (yield from when()):
@@ -201,10 +201,10 @@ class Door:
             now + self.terms.expire, key=draft.key if _nameable(draft.key) else None,
         )  # fmt: skip
 
-    def _upload(self, message: Message, claims: list[Upload]) -> str:
-        """Write a long content piece by piece, so that nobody else waits long for the write lock."""
+    def _upload(self, message: Message, i: int, claims: dict[int, Upload]) -> str:
+        """Write a long content piece by piece, so that nobody else waits long for the write lock. Returns the pieces' name, claimed as ``i``."""
         upload = os.urandom(12).hex()
-        claims.append(self.store.uploading(upload))
+        claims[i] = self.store.uploading(upload)
         for start in range(0, len(message.content), 4 * PIECE):
             part = message.content[start : start + 4 * PIECE]
             pieces = [part[i : i + PIECE] for i in range(0, len(part), PIECE)]

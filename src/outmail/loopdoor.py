@@ -90,7 +90,7 @@ class LoopDoor:
         waiting, self._waiting = self._waiting, []
         messages = [message for message, _ in waiting]
         leases = self._engine.offer(messages) if self._engine is not None else {}
-        verb = self.door._add(messages, {}, None, None, leases)
+        verb = self.door._add(messages, (), None, None, leases)
         self._commits.ask(verb, lambda answer: self._landed(waiting, messages, leases, answer))
 
     def _landed(self, waiting: list[tuple[Message, Any]], messages: list[Message], leases: dict[str, tuple[int, int]], answer: Any) -> None:

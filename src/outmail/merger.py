@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from outmail.model import Message
 from outmail.store import Trouble, forks
+from outmail.store.verbs import Uploads
 
 if TYPE_CHECKING:
     from outmail.accept import Door
@@ -24,8 +25,8 @@ class _Wish:
 
     __slots__ = ("added", "again", "messages", "problem", "unsure", "uploads")
 
-    def __init__(self, messages: Sequence[Message], uploads: dict[str, str], again: bool) -> None:
-        self.messages, self.uploads, self.again = messages, uploads, again
+    def __init__(self, messages: Sequence[Message], uploads: Uploads, again: bool) -> None:
+        self.messages, self.uploads, self.again = messages, uploads or [None] * len(messages), again
         self.added: Sequence[Any] | None = None
         self.problem: BaseException | None = None
         #: It may have been stored without our hearing so.
@@ -57,7 +58,7 @@ class Merger:
         """How many are at it or wait, about."""
         return len(self._wishes) + self._lock.locked()
 
-    def keep(self, door: Door, messages: Sequence[Message], uploads: dict[str, str], again: bool) -> Sequence[Any]:
+    def keep(self, door: Door, messages: Sequence[Message], uploads: Uploads, again: bool) -> Sequence[Any]:
         """What `verbs.add` says of these messages, once they are on disk."""
         wish = _Wish(messages, uploads, again)
         self._wishes.append(wish)
@@ -83,7 +84,7 @@ class Merger:
     def _store(self, door: Door, wishes: Sequence[_Wish]) -> None:
         if len(wishes) > 1:
             merged = [message for wish in wishes for message in wish.messages]
-            uploads = {id: upload for wish in wishes for id, upload in wish.uploads.items()}
+            uploads = [upload for wish in wishes for upload in wish.uploads]
             try:
                 added = door.store.run(door._add(merged, uploads, None, None, again=any(wish.again or wish.unsure for wish in wishes), alone=True))
             except Exception as problem:

@@ -49,7 +49,7 @@ def play(folder: Path, mishap: Any) -> tuple[dict[str, Any], list[str], int]:
 
         def accept(name: str, made: Message) -> None:
             try:
-                heard[name] = merger.keep(door, [made], {}, False)
+                heard[name] = merger.keep(door, [made], (), False)
             except BaseException as problem:
                 heard[name] = problem
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from glob import glob
 from pathlib import Path
@@ -161,7 +163,7 @@ def test_a_kill_between_the_commit_and_the_end_of_the_claim_costs_nothing(tmp_pa
         claim = store.uploading("aa")
         size = 256 * 1024
         store.run(store.verbs.add_chunks("aa", 0, [CONTENT[i : i + size] for i in range(0, len(CONTENT), size)], NOW))
-        store.run(store.verbs.add([one], {one.id: "aa"}))
+        store.run(store.verbs.add([one], ["aa"]))
         claim.abandon()
         assert store.sweep_uploads() == 0 and content_of(store, one.id) == CONTENT and glob(f"{tmp_path}/q.db.upload*") == []
 
@@ -196,7 +198,7 @@ def test_add_checks_in_its_own_transaction(store: Any, missing: bool) -> None:
     size = 256 * 1024
     parts = [CONTENT[i : i + size] for i in range(0, len(CONTENT), size)]
     store.run(store.verbs.add_chunks("aa", 0, parts[: len(parts) - missing], NOW))
-    call: Callable[[], Any] = lambda: store.run(store.verbs.add([one], {one.id: "aa"}))  # noqa: E731
+    call: Callable[[], Any] = lambda: store.run(store.verbs.add([one], ["aa"]))  # noqa: E731
     if missing:
         with pytest.raises(Missing):
             call()
@@ -226,7 +228,7 @@ def test_a_sweep_waits_for_a_message_that_is_being_stored(store: Any) -> None:
     checked, go_on = threading.Event(), threading.Event()
 
     def slowly() -> Any:
-        added = yield from store.verbs.add([one], {one.id: "aa"})
+        added = yield from store.verbs.add([one], ["aa"])
         checked.set()
         go_on.wait(30)
         return added
@@ -242,3 +244,76 @@ def test_a_sweep_waits_for_a_message_that_is_being_stored(store: Any) -> None:
     adding.join(30)
     sweeping.join(30)
     assert content_of(store, one.id) == CONTENT
+
+
+def lines(letter: bytes, size: int = 1_500_000) -> bytes:
+    return b"Subject: long\r\nDate: now\r\nMessage-ID: <a@x.test>\r\n\r\n" + (letter * 70 + b"\r\n") * (size // 72)
+
+
+def whole(store: Any, id: str) -> bool:
+    """The bytes are those whose hash was stored."""
+    found = store.read(store.verbs.statuses([store.read(store.verbs.seq_of(id))]))[0]
+    return hashlib.sha256(content_of(store, id)).hexdigest() == found.sha256
+
+
+def aged(store: Any) -> None:
+    if store.blocking:
+
+        def age() -> Any:
+            yield "UPDATE chunk SET added_at = added_at - 3700000", ()
+
+        store.run(age())
+
+
+def unnamed(store: Any) -> int:
+    """Pieces that no message has."""
+
+    def count() -> Any:
+        return (yield "SELECT count(*) FROM chunk WHERE NOT EXISTS (SELECT 1 FROM message m WHERE m.upload = chunk.upload)", ())[0][0]
+
+    return int(store.read(count()))
+
+
+@pytest.mark.parametrize("sizes", [(1_500_000, 1_500_000), (1_500_000, 1_900_000), (1_000, 1_500_000), (1_500_000, 1_000)])
+@pytest.mark.parametrize("more", [0, 40])
+def test_of_two_with_one_key_in_one_call_the_first_keeps_its_own_content(store: Any, sizes: tuple[int, int], more: int) -> None:
+    """``more``: few and many are added in two ways."""
+    two = [Draft(lines(letter, size), "me@x.test", ["you@x.test"], key="k") for letter, size in zip((b"a", b"b"), sizes)]
+    first, second, *_ = door(store).accept(two + [Draft(lines(b"c", 100), "me@x.test", ["you@x.test"]) for _ in range(more)])
+    assert (first.duplicate, second.duplicate, first.id) == (False, True, second.id)
+    assert content_of(store, first.id) == two[0].content and whole(store, first.id)
+    aged(store)
+    store.sweep_uploads()
+    assert unnamed(store) == 0 and content_of(store, first.id) == two[0].content
+
+
+@pytest.mark.parametrize("letters", [b"aa", b"ab"])
+def test_of_two_with_one_key_from_two_threads_the_first_keeps_its_own_content(store: Any, letters: bytes) -> None:
+    mine = door(store)
+    mine._mergers = mine._mergers[:1]
+    merger, heard = mine._mergers[0], []
+    drafts = [Draft(lines(bytes([letter]), 1_500_000 + 200_000 * i), "me@x.test", ["you@x.test"], key="k") for i, letter in enumerate(letters)]
+    threads = [threading.Thread(target=lambda draft=draft: heard.append((draft, mine.accept([draft])[0]))) for draft in drafts]
+    with merger._lock:  # somebody is committing: both come behind, as one
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + 30
+        while len(merger._wishes) < 2 and time.monotonic() < deadline:
+            threading.Event().wait(0.002)
+    for thread in threads:
+        thread.join(30)
+    ((stored, first),) = [one for one in heard if not one[1].duplicate]
+    assert len(heard) == 2 and content_of(store, first.id) == stored.content and whole(store, first.id)
+    aged(store)
+    assert store.sweep_uploads() > 3
+    assert unnamed(store) == 0 and content_of(store, first.id) == stored.content
+
+
+def test_pieces_of_what_a_condition_kept_out_are_swept(store: Any) -> None:
+    def no() -> Any:
+        return False
+        yield
+
+    assert door(store).accept([draft()], when=no) == []
+    aged(store)
+    assert store.sweep_uploads() > 3 and pieces(store) == 0

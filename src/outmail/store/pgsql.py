@@ -123,7 +123,7 @@ _ACCEPT = f"outmail.accept({', '.join('?' * 20)})"
 
 
 def add(
-    messages: Sequence[Message], uploads: Mapping[str, str] | None = None, supersede: str | None = None,
+    messages: Sequence[Message], uploads: verbs.Uploads = (), supersede: str | None = None,
     taken: Mapping[str, tuple[int, int]] | None = None, *, again: bool = False, alone: bool = False,
 ) -> Verb[list[verbs.Added]]:  # fmt: skip
     """`verbs.add` with one statement a message: on a server, statements are what costs; of very many, rows are cheaper."""
@@ -140,20 +140,20 @@ def add(
                 known[first[0]] = (first[0], first[1], first[2])
             else:  # its period was dropped
                 yield from verbs.free_id(seq)
-    fresh: list[Message] = []
-    for message in messages:
+    fresh: list[tuple[Message, str | None]] = []
+    for message, upload in zip(messages, uploads or [None] * len(messages)):
         if message.id not in known:
-            fresh.append(message)
+            fresh.append((message, upload))
             if again or message.key:
                 known[message.id] = (message.id, message.message_id, message.accepted_at)
-    if uploads:
-        yield from verbs.check_uploads(fresh, uploads)
-    values = [_accepting(message, uploads, taken) for message in fresh]
-    if alone and not once and not uploads:
+    if any(uploads):
+        yield from verbs.check_uploads(fresh)
+    values = [_accepting(message, upload, taken) for message, upload in fresh]
+    if alone and not once and not any(uploads):
         (given,) = yield Alone(_accepting_all(len(values)), [value for row in values for value in row])
     else:
         given = [row[0] for row in (yield Many(_accepting_all(1), values))]
-    numbers = {id(message): number for message, number in zip(fresh, given)}
+    numbers = {id(message): number for (message, _), number in zip(fresh, given)}
     if supersede is not None and messages:
         yield from verbs.change(Filter(ids=((supersede, None),)), "cancel", messages[0].accepted_at)
     return [
@@ -270,8 +270,7 @@ class _Bottom(verbs.Floor):
         self.found = floor.found  # type: ignore[method-assign]
 
 
-def _accepting(message: Message, uploads: Mapping[str, str] | None, taken: Mapping[str, tuple[int, int]] | None) -> tuple[Any, ...]:
-    upload = uploads.get(message.id) if uploads else None
+def _accepting(message: Message, upload: str | None, taken: Mapping[str, tuple[int, int]] | None) -> tuple[Any, ...]:
     owner, lease = taken.get(message.id, (None, None)) if taken else (None, None)
     people = json.dumps([(r.address, r.destination, r.suppressed) for r in message.recipients]).replace("\\u0000", "\\ufffd")
     return (

@@ -48,6 +48,8 @@ TRANSCRIPT = 50
 
 #: What `add` says of each message: (id, message_id, accepted_at, duplicate, the store's number or 0 for a duplicate).
 Added = tuple[str, str, int, bool, int]
+#: For each of some messages, in their order, the name of the pieces that its content was written in, or None; empty where none was.
+Uploads = Sequence[str | None]
 
 
 def _in(event: str) -> str:
@@ -69,12 +71,12 @@ _EVENT = "INSERT INTO event (at, event, message, n, state, uncertain, reason, at
 
 
 def add(
-    messages: Sequence[Message], uploads: Mapping[str, str] | None = None, supersede: str | None = None,
+    messages: Sequence[Message], uploads: Uploads = (), supersede: str | None = None,
     taken: Mapping[str, tuple[int, int]] | None = None, *, again: bool = False, alone: bool = False,
 ) -> Verb[list[Added]]:  # fmt: skip
     """Store messages whole; all or none. A known key adds nothing and answers with the first receipt.
 
-    ``uploads`` names the chunks of messages whose content was written before; raises `Missing` unless all of it is there. ``supersede`` cancels the waiting
+    ``uploads`` names the pieces of those whose content was written before; raises `Missing` unless all of it is there. ``supersede`` cancels the waiting
     recipients of another message in the same transaction. ``taken`` names messages whose recipients an engine leases in the
     moment they are accepted, as (owner, lease): it has their content at hand and need not read it back. ``again`` says that
     these may have been added before, keyed or not: a known id adds nothing. ``alone`` promises that nothing else belongs to the
@@ -89,7 +91,7 @@ def add(
     recipients: list[tuple[Any, ...]] = []
     events: list[tuple[Any, ...]] = []
     fresh: dict[str, Added] = {}
-    for message in messages:
+    for message, upload in zip(messages, uploads or [None] * len(messages)):
         once = again or bool(message.key)
         known = fresh.get(message.id) if once else None
         if once and not known:
@@ -98,7 +100,6 @@ def add(
             result.append((*known[:3], True, 0))
             continue
         seq = next(numbers)
-        upload = uploads.get(message.id) if uploads else None
         dsn = json.dumps(asdict(message.dsn)) if message.dsn else None
         rows.append((
             seq, message.id, message.sender, message.message_id, message.subject, len(message.content), message.sha256, message.needs,
@@ -122,8 +123,8 @@ def add(
         result.append(added)
         if once:
             fresh[message.id] = added
-    if uploads:
-        yield from check_uploads([message for message, one in zip(messages, result) if not one[3]], uploads)
+    if any(uploads):
+        yield from check_uploads([(message, upload) for message, upload, one in zip(messages, uploads, result) if not one[3]])
     if rows:
         yield Many(_MESSAGE, rows)
         yield Many(_BODY, bodies)
@@ -159,9 +160,9 @@ _BLANK = (
 )
 
 
-def check_uploads(fresh: Sequence[Message], uploads: Mapping[str, str]) -> Verb[None]:
+def check_uploads(fresh: Sequence[tuple[Message, str | None]]) -> Verb[None]:
     """Raises `Missing` unless every piece written ahead for these messages is there, whole; until the commit nobody sweeps them."""
-    written = [(uploads[message.id], len(message.content)) for message in fresh if message.id in uploads]
+    written = [(upload, len(message.content)) for message, upload in fresh if upload]
     yield Exclusive([upload for upload, _ in written])
     found = yield Many(_PIECES, [(upload,) for upload, _ in written])
     for (upload, size), (count, have) in zip(written, found):
