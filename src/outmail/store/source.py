@@ -126,7 +126,8 @@ _COLUMNS = (
 _SIZES = f"SELECT n, {_BYTES} FROM outmail_outbox WHERE store = ? AND n IN ({{marks}}) ORDER BY n"
 _ROWS = f"SELECT {_COLUMNS} FROM outmail_outbox WHERE store = ? AND n IN ({{marks}}) ORDER BY n"
 _RENAME = "UPDATE outmail_outbox SET id = ? WHERE n = ? AND store = ? RETURNING n"
-_DONE = "DELETE FROM outmail_outbox WHERE n = ? AND id = ? AND store = ?"
+#: An id may be there as a BLOB: it is read as the text that its bytes are.
+_DONE = "DELETE FROM outmail_outbox WHERE n = ? AND CAST(id AS TEXT) = ? AND store = ?"
 _CLAIMS = (
     "SELECT CAST(store AS BLOB), count(*), coalesce(min(CASE typeof(added_at) WHEN 'integer' THEN added_at END), 0)"
     " FROM outmail_outbox WHERE store IS NOT NULL GROUP BY store ORDER BY store"
