@@ -170,7 +170,7 @@ class Door:
             finally:
                 for claim in claims.values():
                     claim.abandon()
-        raise NotStored("the message was not stored: its content, written in pieces, was removed each time", hint="try again", code="store-io")
+        raise NotStored("the message was not stored: its content, written in pieces, was removed each time", hint="try again", code="store-missing")
 
     def _stored(self, messages: Sequence[Message], uploads: Uploads, supersede: str | None, when: When | None, again: bool) -> Sequence[Any]:
         if supersede is not None or when is not None:

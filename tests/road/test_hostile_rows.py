@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -14,7 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from outmail import Outbox
+from outmail.accept import Door
 from outmail.config import from_toml
+from outmail.errors import NotStored
 from outmail.intake.takeover import WORDS
 from outmail.model import Status, keyed_id
 from outmail.store import source
@@ -114,6 +117,65 @@ def test_every_type_in_every_column_stops_nobody(rows: Rows, column: str, outmai
         if rows.library == "apsw":
             shown(rows, outmail, tmp_path, [status.id for status in found[1:2]])
     assert left(rows) == 0
+
+
+@pytest.mark.parametrize("encoding", ["UTF-8", "UTF-16le", "UTF-16be"])
+@pytest.mark.parametrize("library", ["apsw", "stdlib"])
+def test_an_id_as_a_blob_is_deleted_as_any_other(tmp_path: Path, library: str, encoding: str) -> None:
+    rows = Rows(tmp_path, library, False, encoding)
+    rows.add(id=f"CAST('{7:026d}' AS BLOB)")
+    rows.add()
+    assert [status.id for status in rows.taken()] == [f"{7:026d}", f"{2:026d}"]
+    assert left(rows) == 0
+
+
+LONG_LINES = "CAST('Subject: long' || char(10) || char(10) || replace(hex(zeroblob({})), '00', '{}' || char(10)) AS BLOB)"
+KEYED = '\'{"sender": "me@x.test", "recipients": ["a@x.test"], "key": "k"}\''
+
+
+def test_two_long_rows_of_one_key_are_one_message_and_stop_nobody(rows: Rows) -> None:
+    rows.add(content=LONG_LINES.format(400_000, "aaaa"), envelope=KEYED)
+    rows.add(content=LONG_LINES.format(300_000, "bbbb"), envelope=KEYED)
+    rows.add()
+    one, two = rows.taken()
+    assert (one.id, two.subject) == (keyed_id("k"), "good")
+    content = rows.box.content(one.id)
+    assert b"bbbb" not in content and hashlib.sha256(content).hexdigest() == one.sha256
+    assert left(rows) == 0
+
+
+@pytest.mark.parametrize("code", ["store-missing", "store-other"])
+def test_a_row_that_the_store_cannot_take_stops_nobody_and_is_tried_again(tmp_path: Path, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = Rows(tmp_path, "apsw", False)
+    monkeypatch.setattr(source, "BATCH", 2)
+    rows.add(id="'0badbadbadbadbadbadbadbad0'")
+    for _ in range(5):
+        rows.add()
+    rows.app.commit()
+    box = Outbox(rows.place, config=rows.config, deliver="never")
+    takeover = box._take_over("stdlib", Beside())
+    assert takeover is not None
+    honest, bad = Door.keep, [True]
+
+    def keep(door: Door, messages: Any, **words: Any) -> Any:
+        if bad[0] and any(message.id.startswith("0bad") for message in messages):
+            raise NotStored("not this one", code=code)
+        return honest(door, messages, **words)
+
+    monkeypatch.setattr(Door, "keep", keep)
+    for _ in range(6):
+        takeover.look()
+        takeover._rest_until.clear()
+    count = "SELECT count(*) FROM outmail_outbox"
+    assert len(list(box.find())) == 5 and rows.app.execute(count).fetchone() == (1,)
+    bad[0] = False
+    takeover.look()
+    assert len(list(box.find())) == 5  # not with each look
+    takeover.all()
+    assert len(list(box.find())) == 6 and rows.app.execute(count).fetchone() == (0,)
+    takeover.stop()
+    rows.app.close()
+    box.close()
 
 
 def test_text_is_taken_where_bytes_are_meant_and_the_other_way_round(rows: Rows) -> None:

@@ -19,6 +19,7 @@ CODES = {
     "store-forbidden": "The store cannot be opened: the folder is missing or permissions forbid it. Nothing was stored.",
     "store-full": "The disk is full. Nothing was stored; what was accepted before is safe.",
     "store-io": "The disk reported an error, or the database's server cannot be reached. Nothing was stored, unless the text says that it may have been.",
+    "store-missing": "A long message is written in pieces first, and these were gone each time when it was to be stored. Nothing was stored; try again.",
     "store-other": "The store reported an unexpected error. Nothing was stored.",
     "store-readonly": "The store's file or file system is read-only. Nothing was stored.",
     "store-schema": "The store was made by a later version of outmail; upgrade outmail.",

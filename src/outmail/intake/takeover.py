@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from math import inf
 from typing import Any
 
 from outmail.accept import Door, Draft
@@ -42,6 +43,11 @@ FREE = 2.0
 SHARE = 20
 #: So many seconds a claim in the store's own name stands beside other engines: one of an older version may be at it.
 STANDS = 10.0
+
+#: Seconds until what the store could not take by itself is tried again.
+AGAIN = 60.0
+#: Codes of `NotStored` that may be about one message and not about the store.
+_OF_THE_ROWS = ("store-missing", "store-conflict", "store-other")
 
 Compose = Callable[[dict[str, Any]], Draft]
 
@@ -149,6 +155,8 @@ class TakeOver:
         self._inside: dict[str, bool] = {}
         #: Numbers that are ours and not taken over yet; none for a source where that is not known.
         self._claimed: dict[str, list[int]] = {}
+        #: When those that the store could not take are tried again.
+        self._again_at: dict[str, float] = {}
         self._free_at: dict[str, float] = {}
         #: A claim in the store's own name, and since when it has stood like this.
         self._standing: dict[str, tuple[Claim, float]] = {}
@@ -186,6 +194,7 @@ class TakeOver:
         """Take over what is there now, also where there was trouble a moment ago; returns how many rows."""
         count = 0
         self._rest_until.clear()
+        self._again_at = dict.fromkeys(self._again_at, 0.0)
         self._free_at.clear()
         while not self._over.is_set() and (taken := self.look()):
             count += taken
@@ -265,19 +274,43 @@ class TakeOver:
     def _step_across(self, url: str, source: Source, me: str) -> int:
         """Three transactions; whatever breaks them off, the next look asks anew what is ours."""
         numbers = self._claimed.pop(url, None)
-        if numbers is None:
+        if numbers is None or self._door.clock.monotonic() >= self._again_at.get(url, inf):
+            self._again_at.pop(url, None)
             numbers = source.claimed(me)
         numbers = numbers or source.claim(me)
         if numbers:
             self._door.fail("T1")
         rows = source.rows(me, numbers) if numbers else []
+        trouble: NotStored | None = None
+        last = rows[-1].n if rows else 0
         if rows:
             self._name(source, me, rows)
-            self._door.keep([self._message(found) for found in rows], again=True)
+            messages = [self._message(found) for found in rows]
+            try:
+                self._door.keep(messages, again=True)
+            except NotStored as problem:
+                if problem.code not in _OF_THE_ROWS:
+                    raise
+                rows, trouble = self._kept_each(rows, messages), problem
             self._door.fail("T2")
             source.done(me, rows)
-        self._claimed[url] = [n for n in numbers if n > rows[-1].n] if rows else []
+        self._claimed[url] = [n for n in numbers if n > last] if rows or trouble else []
+        if trouble is not None:
+            self._again_at[url] = self._door.clock.monotonic() + AGAIN
+            raise trouble
         return len(rows)
+
+    def _kept_each(self, rows: Sequence[Row], messages: Sequence[Message]) -> list[Row]:
+        """One that the store cannot take keeps no other from being taken; returns the rows of those that it has."""
+        kept: list[Row] = []
+        for found, message in zip(rows, messages):
+            try:
+                self._door.keep([message], again=True)
+                kept.append(found)
+            except NotStored as problem:
+                if problem.code not in _OF_THE_ROWS:
+                    raise
+        return kept
 
     def _name(self, source: Source, me: str, rows: Sequence[Row]) -> None:
         """Rows whose id can be none get one of ours, and there first: killed behind the next step, the row is known again by it."""
