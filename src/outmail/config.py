@@ -3,7 +3,8 @@
 Promises: the first file found wins (``--config``, ``$OUTMAIL_CONFIG``, ``./outmail.toml``, the user's, the system's); one that was found
 and that somebody else may have written (`trust`) is an error, never passed over: the next one might name another relay, or lack the
 ``[safety]`` that holds a test machine's mail back, and mail that went out cannot be called back; from one that was named, and that somebody
-else may have written, neither passwords nor relays that act on this machine are taken; unknown keys are errors that suggest the nearest known one; every error names the file and the key. Passwords are read
+else may have written, neither passwords nor what acts on this machine are taken, and it gets none of ours; relative paths in a file are
+beside that file; unknown keys are errors that suggest the nearest known one; every error names the file and the key. Passwords are read
 when an engine needs them, from a file, a command or ``$OUTMAIL_PASSWORD``, and are never printed.
 Fails: `ConfigError`. Does not: open stores or connect.
 """
@@ -51,6 +52,9 @@ _TABLES: dict[str, dict[str, tuple[type, ...]]] = {
     "receive": {"smtp": (list,), "lmtp": (list,), "domains": (list,), "aliases": (str,), "mailboxes": (str,), "users": (list, str), "networks": (list,), "certificate": (str,), "key": (str,)},
 }  # fmt: skip
 _RELAY_KEYS = {"url": str, "password": str, "password_file": str, "password_command": (str, list), **RELAY_SETTINGS}
+#: What names a file. A password_command runs in the file's folder.
+_PATHS = {"listen": ("certificate", "key", "users_file"), "receive": ("aliases", "certificate", "key"), "reports": ("templates",)}
+_RELAY_PATHS = ("password_file", "ca")
 _ROUTE_KEYS = {"from": (str, list), "to": (str, list), "tag": (str, list), "relays": (list,)}
 
 
@@ -162,7 +166,7 @@ def load(path: str | None = None, env: Mapping[str, str] | None = None) -> Confi
     if file.found and file.doubt:
         raise ConfigError(
             f"{file.path} lies here and is not read, because {file.doubt}, and a configuration can run programs",
-            hint=f"if it is yours, let only you write it and its folder, or name it: --config {file.path}; if not, name the one you mean",
+            hint=f"if it is yours, let only you write it and its folder ({_remedy(file.path)}), or name it: --config {file.path}; if not, name the one you mean",
         )
     try:
         return from_toml(file.content.decode("utf-8"), file.path, env, file.doubt)
@@ -178,8 +182,8 @@ def from_toml(text: str, source: str, env: Mapping[str, str], doubt: str = "") -
         raise ConfigError(f"{source}: {problem}") from None
     try:
         if doubt:
-            _check_harmless(data, doubt)
-        return _build(data, source, env)
+            _check_harmless(data, env, f"because {doubt}; if it is yours: {_remedy(source)}")
+        return _build(_beside(data, source), source, env)
     except ValueError as problem:
         raise ConfigError(f"{source}: {problem}") from None
 
@@ -196,7 +200,7 @@ def _build(data: dict[str, Any], source: str, env: Mapping[str, str]) -> Config:
     config = Config(
         store=env.get("OUTMAIL_STORE") or data.get("store") or default_store(env),
         routes=Routes(relays, _rules(data.get("route", []), relays)),
-        secrets=_secrets(data, env),
+        secrets=_secrets(data, env, source),
         sender=_mailbox("from", env.get("OUTMAIL_FROM") or data.get("from", "")),
         to=tuple(_mailbox("to", item) for item in ([to] if isinstance(to, str) else to)),
         retry=_retry(data.get("retry", {})),
@@ -243,14 +247,43 @@ def _check(table: Mapping[str, Any], known: Mapping[str, Any], where: str) -> No
             raise ValueError(f"{where}{key} must be {names}, not {value!r}")
 
 
-def _check_harmless(data: dict[str, Any], doubt: str) -> None:
-    """Somebody else may have written this: no passwords, and no relay that acts on this machine."""
+def _check_harmless(data: dict[str, Any], env: Mapping[str, str], why: str) -> None:
+    """Somebody else may have written this: no passwords in it, none of ours for its hosts, and nothing that acts on this machine."""
     for name, relay in _relays(data, {}).items():
         table = {"default": data.get("relay"), **data.get("relays", {})}.get(name)
         given = [key for key in ("password", "password_file", "password_command") if isinstance(table, dict) and table.get(key)]
         what = given[0] if given else "a password" if relay.password else f"{relay.scheme}:" if relay.acts_here else ""
         if what:
-            raise ValueError(f"{_where(name)}{what} is not taken from this file, because {doubt}; let only yourself or root own and write it")
+            raise ValueError(f"{_where(name)}{what} is not taken from this file, {why}")
+        if relay.user and env.get("OUTMAIL_PASSWORD") and not (name == "default" and env.get("OUTMAIL_RELAY")):
+            raise ValueError(f"{_where(name)}$OUTMAIL_PASSWORD is not sent where this file says, {why}")
+    if isinstance(receive := data.get("receive", {}), dict) and receive.get("mailboxes"):
+        raise ValueError(f"[receive] mailboxes is not taken from this file, {why}")
+    for where, url in (("store", data.get("store", "")), *(("[[outbox]]", url) for url in _outboxes(data.get("outbox", []), ""))):
+        if isinstance(url, str) and shown(url) != url:
+            raise ValueError(f"{where}: a password is not taken from this file, {why}")
+
+
+def _remedy(path: str) -> str:
+    return f"chown root {path}; chmod go-w {path}"
+
+
+def _beside(data: dict[str, Any], source: str) -> dict[str, Any]:
+    """The same with the paths that are relative to the file made whole: where a command happens to run, a stranger's file may lie."""
+    data = {key: dict(value) if isinstance(value, dict) else value for key, value in data.items()}
+    relays = data.get("relays", {})
+    if isinstance(relays, dict):
+        data["relays"] = relays = {name: dict(table) if isinstance(table, dict) else table for name, table in relays.items()}
+    places: list[tuple[Any, tuple[str, ...]]] = [(data.get(table), keys) for table, keys in _PATHS.items()] + [(table, _RELAY_PATHS) for table in (data.get("relay"), *relays.values())]
+    for table, keys in places:
+        for key in keys if isinstance(table, dict) else ():
+            if isinstance(path := table.get(key), str) and path:
+                table[key] = os.path.join(_folder(source), path)
+    return data
+
+
+def _folder(source: str) -> str:
+    return os.path.dirname(os.path.abspath(source))
 
 
 def _where(name: str) -> str:
@@ -281,11 +314,13 @@ def _relays(data: dict[str, Any], env: Mapping[str, str]) -> dict[str, Relay]:
     return relays
 
 
-def _secrets(data: dict[str, Any], env: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+def _secrets(data: dict[str, Any], env: Mapping[str, str], source: str) -> dict[str, dict[str, Any]]:
     tables: dict[str, Any] = {"default": data.get("relay", DEFAULT_RELAY), **data.get("relays", {})}
     secrets = {}
     for name, table in tables.items():
         found = {key: table[key] for key in ("password_file", "password_command") if key in table} if isinstance(table, dict) else {}
+        if "password_command" in found:
+            found["folder"] = _folder(source)
         secrets[name] = found or {"password": env.get("OUTMAIL_PASSWORD", "")}
     return {name: found for name, found in secrets.items() if any(found.values())}
 
@@ -295,7 +330,7 @@ def _password(source: Mapping[str, Any], name: str) -> str:
     if "password_file" in source:
         return secret_text(source["password_file"], f"{where}password_file").rstrip("\r\n")
     if "password_command" in source:
-        return _command(source["password_command"], where)
+        return _command(source["password_command"], source["folder"], where)
     return str(source["password"])
 
 
@@ -307,7 +342,7 @@ def secret_text(path: str, what: str) -> str:
     except (OSError, UnicodeDecodeError) as problem:
         raise ConfigError(f"{what} {path}: {getattr(problem, 'strerror', None) or problem}") from None
     if file.doubt:
-        raise ConfigError(f"{what} {path} is not used, because {file.doubt}", hint="let only yourself or root own and write it")
+        raise ConfigError(f"{what} {path} is not used, because {file.doubt}", hint=f"let only yourself or root own and write it: {_remedy(path)}")
     warn_if_open(path, what)
     return text
 
@@ -318,13 +353,13 @@ def warn_if_open(path: str, what: str) -> None:
         log.warning("%s %s can be read by every user of this machine: chmod o= %s", what, path, path)
 
 
-def _command(command: str | list[str], where: str) -> str:
+def _command(command: str | list[str], folder: str, where: str) -> str:
     import shlex
     import subprocess
 
     words = shlex.split(command) if isinstance(command, str) else command
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=True, stdin=subprocess.DEVNULL)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=True, stdin=subprocess.DEVNULL, cwd=folder)
     except (OSError, subprocess.SubprocessError) as problem:
         raise ConfigError(f"{where}password_command failed: {problem}") from None
     return done.stdout.rstrip("\r\n")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import grp
 import json
 import logging
 import os
+import pwd
 import signal
 import smtplib
 import sqlite3
@@ -17,7 +19,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from outmail import ConfigError, Outbox
+from outmail import ConfigError, Outbox, trust
 from outmail.certificate import Certificate
 from outmail.config import from_toml, load
 from outmail.intake.logins import hashed
@@ -122,6 +124,79 @@ def test_a_group_counts_as_others_unless_it_is_private(here: Path) -> None:
         load(env={})
 
 
+def _machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, groups: dict[int, tuple[str, list[str]]], users: dict[int, tuple[str, int]], me: int) -> Callable[[int, int], str]:
+    """A machine with these groups and users, as seen by ``me``; → (owner, group) of a file 0664 → the doubt."""
+    passwd = tmp_path / "passwd"
+    passwd.write_text("".join(f"{name}:x:{uid}:{gid}::/:/bin/sh\n" for uid, (name, gid) in users.items()))
+    monkeypatch.setattr(trust, "PASSWD", str(passwd))
+    monkeypatch.setattr(os, "geteuid", lambda: me)
+    monkeypatch.setattr(os, "getegid", lambda: users.get(me, ("", me))[1])
+    monkeypatch.setattr(grp, "getgrgid", lambda gid: grp.struct_group((groups[gid][0], "x", gid, groups[gid][1])))
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: pwd.struct_passwd((users[uid][0], "x", uid, users[uid][1], "", "/", "/bin/sh")))
+    return lambda uid, gid: trust._doubt(os.stat_result((0o100664, 1, 1, 1, uid, gid, 0, 0, 0, 0)), "it", "/srv/c.toml")
+
+
+def test_a_private_group_is_nobody_elses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    groups = {0: ("root", []), 7: ("bob", ["bob"]), 8: ("staff", []), 9: ("eve", ["bob"])}
+    users = {0: ("root", 0), 7: ("bob", 7), 9: ("eve", 9)}
+    bob = _machine(monkeypatch, tmp_path, groups, users, 7)
+    assert bob(7, 7) == "" == bob(0, 7)
+    assert bob(7, 8) and bob(7, 9)
+    assert bob(0, 0) == "it may be written by the group root", "gid 0 is private to root alone"
+    assert _machine(monkeypatch, tmp_path, groups, users, 0)(0, 0) == ""
+    others = _machine(monkeypatch, tmp_path, groups, {**users, 10: ("mallory", 7)}, 7)
+    assert others(7, 7) == "it may be written by the group bob", "it is mallory's primary group"
+    elsewhere = _machine(monkeypatch, tmp_path, groups, {7: ("bob", 8)}, 7)
+    assert elsewhere(7, 7), "bob's own group is another"
+
+
+def test_a_user_without_entries_has_the_group_of_the_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    nobody = _machine(monkeypatch, tmp_path, {0: ("root", [])}, {}, 1005)
+    assert nobody(1005, 1005) == ""
+    assert nobody(1005, 1006) and nobody(0, 1005) and nobody(1005, 0)
+
+
+@pytest.mark.parametrize(("mapped", "path", "believed"), [("1000 1000 1", "/etc/outmail/c.toml", True), ("0 1000 1", "/etc/outmail/c.toml", False), ("1000 1000 1", "/srv/c.toml", False)])
+def test_root_that_a_user_namespace_hides_is_root_in_roots_folders(monkeypatch: pytest.MonkeyPatch, mapped: str, path: str, believed: bool) -> None:
+    import io
+
+    texts = {"/proc/sys/kernel/overflowuid": "65534\n", "/proc/self/uid_map": f"  {mapped}\n"}
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr("builtins.open", lambda name, *_: io.StringIO(texts[name]))
+    status = os.stat_result((0o100644, 1, 1, 1, 65534, 65534, 0, 0, 0, 0))
+    assert (trust._doubt(status, "it", path) == "") is believed
+
+
+@needs_root
+def test_somebody_elses_link_in_a_sticky_folder_chooses_nothing(here: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.toml").write_text("")
+    tmp_path.chmod(0o755)
+    (here / "outmail.toml").symlink_to(tmp_path / "empty.toml")
+    here.chmod(0o1777)
+    assert load(env={}).source == "outmail.toml", "our own link"
+    os.chown(here / "outmail.toml", 65534, 65534, follow_symlinks=False)
+    with pytest.raises(ConfigError, match="the link belongs to"):
+        load(env={})
+
+
+def test_what_cannot_be_seen_is_not_passed_over(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    env = {"XDG_CONFIG_HOME": str(here / "none")}
+    assert trust.configuration("", env) is None or os.path.exists("/etc/outmail/config.toml")
+    (here / "outmail.toml").symlink_to(here / "gone")
+    with pytest.raises(ConfigError, match=r"outmail\.toml: No such file"):
+        load(env=env)
+    (here / "outmail.toml").unlink()
+
+    def locked(path: str, real: Callable[[str], os.stat_result] = os.lstat) -> os.stat_result:
+        if "none" in path:
+            raise PermissionError(13, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "lstat", locked)
+    with pytest.raises(ConfigError, match=r"config\.toml: Permission denied"):
+        load(env=env)
+
+
 def test_a_fifo_does_not_hold_us_up(here: Path) -> None:
     os.mkfifo(here / "outmail.toml")
     with pytest.raises(ConfigError, match="no regular file"):
@@ -145,7 +220,9 @@ def test_the_users_own_file_is_looked_at_the_same_way(here: Path, tmp_path: Path
     ("toml", "what"),
     [("[relay]\nurl = 'smtp://me@x.test'\npassword = 'p'", "password"), ("[relay]\nurl = 'smtp://me@x.test'\npassword_file = '/p'", "password_file"),
      ("[relays.b]\nurl = 'smtp://me@x.test'\npassword_command = ['p']", "password_command"), ("relay = 'smtp://me:p@x.test'", "a password"),
-     ("relay = 'sendmail:/p'", "sendmail:"), ("relay = 'file:/p'", "file:"), ("relay = 'lmtp:/p'", "lmtp:")],
+     ("relay = 'sendmail:/p'", "sendmail:"), ("relay = 'file:/p'", "file:"), ("relay = 'lmtp:/p'", "lmtp:"), ("[receive]\nmailboxes = '/etc/cron.d/{user}'", "mailboxes"),
+     ("[[outbox]]\nurl = 'postgresql://u:p@x.test/d'", "a password"), ("[[outbox]]\nurl = 'postgresql://x.test/d?user=u&password=p'", "a password"),
+     ("store = 'postgresql://u:p@x.test/d'", "a password")],
 )  # fmt: skip
 def test_a_named_file_of_somebody_else_gives_neither_commands_nor_passwords(tmp_path: Path, outmail: Run, toml: str, what: str) -> None:
     file = tmp_path / "c.toml"
@@ -156,6 +233,50 @@ def test_a_named_file_of_somebody_else_gives_neither_commands_nor_passwords(tmp_
         load(str(file), {})
     done = outmail("queue", "list", "--config", str(file), "--store", "q.db")
     assert done.returncode == 78 and done.stderr.count(b"\n") == 1
+
+
+def test_the_environments_password_is_not_sent_where_a_file_in_doubt_says(tmp_path: Path, outmail: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "c.toml"
+    env = {"OUTMAIL_PASSWORD": "geheim"}
+    for toml in ("relay = 'smtps://me@evil.test'", "[relays.b]\nurl = 'smtps://me@evil.test'\nverify = false"):
+        file.write_text(toml)
+        file.chmod(0o644)
+        os.chown(file, os.geteuid(), -1)
+        assert load(str(file), env).secrets
+        foreign(file)
+        with pytest.raises(ConfigError, match=rf"OUTMAIL_PASSWORD is not sent where this file says, because .*; if it is yours: chown root {file}"):
+            load(str(file), env)
+        assert load(str(file), {}).source == str(file), "without a password there is nothing to send"
+    monkeypatch.setenv("OUTMAIL_PASSWORD", "geheim")
+    done = outmail("queue", "list", "--config", str(file), "--store", "q.db")
+    assert done.returncode == 78 and done.stderr.count(b"\n") == 1
+    file.write_text("relay = 'smtps://me@evil.test'")
+    assert load(str(file), {**env, "OUTMAIL_RELAY": "smtps://me@y.test"}).routes.relays["default"].host == "y.test"
+
+
+def test_relative_paths_are_beside_the_file_that_names_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    etc, evil = tmp_path / "etc", tmp_path / "evil"
+    for folder, word in ((etc, "ours"), (evil, "theirs")):
+        folder.mkdir(mode=0o755)
+        (folder / "get").write_text(f"#!/bin/sh\necho {word}\n")
+        (folder / "get").chmod(0o755)
+        (folder / "pw").write_text(word)
+        (folder / "pw").chmod(0o600)
+    monkeypatch.chdir(evil)
+    file = etc / "c.toml"
+    for password in ("password_command = './get'", "password_command = ['sh', './get']", "password_file = 'pw'"):
+        file.write_text(f"[relay]\nurl = 'smtp://me@x.test'\nca = 'ca.pem'\n{password}\n")
+        for name in (str(file), "../etc/c.toml"):
+            config = load(name, {})
+            assert config.with_passwords(config.routes).relays["default"].password == "ours"
+        assert config.routes.relays["default"].ca == f"{etc}/ca.pem"
+    file.write_text(
+        "[relays.b]\nurl = 'smtp://x.test'\nca = 'ca.pem'\n[listen]\ncertificate = 'c'\nkey = '/k'\nusers_file = 'u'\n"
+        "[receive]\naliases = 'a'\ncertificate = 'c'\nkey = 'k'\n[reports]\ntemplates = 't'\n"
+    )
+    config = load(str(file), {})
+    found = (config.routes.relays["b"].ca, config.listen.certificate, config.listen.users_file, config.receive.aliases, config.receive.certificate, config.receive.key, config.templates)
+    assert found == tuple(f"{etc}/{name}" for name in ("ca.pem", "c", "u", "a", "c", "k", "t")) and config.listen.key == "/k"
 
 
 def test_the_rest_of_a_named_file_holds_whoever_wrote_it(tmp_path: Path) -> None:
