@@ -33,7 +33,7 @@ from outmail.errors import ConfigError, NotFound, NotStored, Refused
 from outmail.intake import api
 from outmail.intake.takeover import TakeOver, written
 from outmail.model import Attempt, Dsn, Event, Filter, Receipt, RecipientStatus, Status, is_id, keyed_id
-from outmail.policy.route import Routes
+from outmail.policy.route import Relay, Routes, parse_relay
 from outmail.reports import door as reports_door
 from outmail.smtp.syntax import printable
 from outmail.store import Store, Trouble, forks, shown
@@ -183,11 +183,13 @@ class Outbox:
 
     def _composed(self, words: dict[str, Any]) -> Draft:
         self._learn(words.get("relay"))
-        return self._drafted(words)
+        return self._draft(self._named(words))
 
     def _drafted(self, words: dict[str, Any]) -> Draft:
-        """The words of ``send``, perhaps from a row of somebody's database: nothing is learned from them."""
-        words = self._named(words)
+        """The words of ``send`` from a row of somebody's database: nothing is learned from them, neither relays nor passwords."""
+        return self._draft(self._named(words, parse_relay))
+
+    def _draft(self, words: dict[str, Any]) -> Draft:
         words.setdefault("sender", None)
         words["sender"] = words["sender"] or self._config.sender or None
         return _call(api.composed, "send", self._clock.now(), self._config.hostname, **words)  # type: ignore[no-any-return]
@@ -196,10 +198,10 @@ class Outbox:
         self._learn(words.get("relay"))
         return _call(api.complete, "submit", self._clock.now(), **self._named(words))  # type: ignore[no-any-return]
 
-    def _named(self, words: dict[str, Any]) -> dict[str, Any]:
+    def _named(self, words: dict[str, Any], read: Callable[[str], Relay] = relay_in_code) -> dict[str, Any]:
         words = dict(words)
         relay = words.pop("relay", None)
-        words["route"] = _route(relay, self._config)[0] if relay is not None else self._route
+        words["route"] = _route(relay, self._config, read)[0] if relay is not None else self._route
         return words
 
     def _learn(self, relay: Any) -> None:
@@ -475,8 +477,8 @@ def _terms(config: Config, routes: Routes) -> Terms:
     )
 
 
-def _route(relay: str | None, config: Config) -> tuple[str | None, Routes]:
-    """(forced route name or None, routes) for ``relay=``: a configured name, or a URL named by itself."""
+def _route(relay: str | None, config: Config, read: Callable[[str], Relay] = relay_in_code) -> tuple[str | None, Routes]:
+    """(forced route name or None, routes) for ``relay=``: a configured name, or a URL named by itself, which ``read`` makes a relay of."""
     routes = config.routes
     if relay is None:
         return None, routes
@@ -486,7 +488,7 @@ def _route(relay: str | None, config: Config) -> tuple[str | None, Routes]:
         return relay, routes
     if ":" not in relay:
         raise ConfigError(f"no relay is named {relay!r}; known are {', '.join(routes.relays)}", hint="or give a URL such as smtp://localhost:25")
-    made = relay_in_code(relay)
+    made = read(relay)
     return made.name, routes.with_relays([made])
 
 

@@ -20,6 +20,7 @@ from outmail.config import from_toml
 from outmail.errors import NotStored
 from outmail.intake.takeover import WORDS
 from outmail.model import Status, keyed_id
+from outmail.policy.veil import known
 from outmail.store import source
 from outmail.store.caller import outbox_ddl
 from tests import pgserver
@@ -268,6 +269,18 @@ def test_whatever_the_envelope_says(tmp_path_factory: pytest.TempPathFactory, ca
     rows.box.close()
     assert found[-1].subject == "good" and len(found) >= 1
     assert not [record for record in caplog.records if record.exc_info], "a bug of ours"
+
+
+def test_rows_teach_the_process_no_passwords(tmp_path: Path) -> None:
+    rows = Rows(tmp_path, "stdlib", False)
+    before = set(known._forms)
+    for n in range(3):
+        rows.add(envelope="'" + json.dumps({"draft": {"to": "a@x.test", "subject": "s", "text": "t", "relay": f"smtp://me:delivered-{n}@h.test"}}) + "'")
+    assert len(rows.taken()) == 3
+    assert known._forms == before and known.over("delivered-1") == "delivered-1"
+    rows.box.send("a@x.test", "s", "t", relay="smtp://me:one-of-ours@h.test")
+    assert known.over("one-of-ours") == "****", "a relay of our own code is learned"
+    rows.box.close()
 
 
 def test_claims_of_nobody_are_shown(rows: Rows, outmail: Callable[..., Any], tmp_path: Path) -> None:
