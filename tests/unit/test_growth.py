@@ -353,6 +353,28 @@ def test_a_function_that_sees_foreign_text_takes_no_more_than_linear_time(name: 
             assert not problem, f"{name} on {front!r} + {part!r} * n: {problem}"
 
 
+def _seeds(kind: secrets.Kind) -> list[str]:
+    """What to repeat, of a kind's own words: what tells of it with what may follow, its examples, their beginnings and their lines."""
+    seeds = [hint + end for hint in kind.hints for end in ("", " ", "=/", "=", ":", ": x", "='", "=(", '=[\'', '="""', "=/ab/", "=****", "=a\"b")]
+    for marked in kind.examples:
+        text = re.sub("[«»]", "", marked)
+        seeds += [text, text + "\n", marked.partition("«")[0], *(line + "\n" for line in text.split("\n"))]
+    return [seed for seed in dict.fromkeys(seeds) if seed.strip()]
+
+
+@pytest.mark.parametrize("kind", [pytest.param(kind, id=kind.name) for kind in secrets.KINDS])
+def test_masking_takes_no_more_than_linear_time_on_the_words_of_a_kind(kind: secrets.Kind) -> None:
+    for seed in _seeds(kind):
+        for front in ("", "x "):
+
+            def run(n: int, seed: str = seed, front: str = front) -> Callable[[], object]:
+                text = front + seed * (n // len(seed) + 1) + "\n" + kind.hints[0]
+                return lambda: secrets.masked(text)
+
+            problem = superlinear(run, (12_000,), 0.03)
+            assert not problem, f"{front!r} + {seed!r} * n: {problem}"
+
+
 def test_a_charset_that_cannot_be_one_is_shown_as_it_stands() -> None:
     assert splice.look(b"Subject: =?u\xff-8?q?=C3?=\r\n\r\n").subject == "=?u\ufffd-8?q?=C3?="
 

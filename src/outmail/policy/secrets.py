@@ -46,13 +46,13 @@ _NAME = (
 )
 #: What may follow the telling part of a name; a name that ends like this names something else than the secret.
 _TAIL = r"(?P<many>s?)(?![a-z])(?P<tail>[\w-]{0,40}+)"
-_NOT_THE_SECRET = re.compile(r"[_-]?(?:files?|path|dir|folder|command|cmd|prompt|types?|names?|ids?|length|len|bucket|count|limit|ttl|url|uri|expir\w*|age|policy|field|hint)\Z", re.I)
+_NOT_THE_SECRET = re.compile(r"[_-]?(?:files?|path|dir|folder|command|cmd|prompt|types?|names?|ids?|length|len|bucket|count|limit|ttl|url|uri|expir\w*|age|policy|field|hint|endpoint|method|sock|socket|reset)\Z", re.I)
 _HEAD = re.compile(
     _NAME + _TAIL + r"(?P<close>(?:\\{0,4}[\"'`])?)\]?(?:: ?(?:Optional\[)?(?:str|bytes|SecretStr|string|String|Any)\b\]?(?: \| None)? ?(?==(?!=)))?"
     r"(?:[ \t]{0,8}(?P<sep>=>|:=|=(?!=)|:(?!:))[ \t]{0,40}|(?<=[\"'`])[ \t]{0,4}(?P<pair>,)[ \t]{0,4}(?=[bu]?\\{0,4}[\"']))"
 )
 _OPEN = re.compile(r"[bBrRuUfF]{0,2}(?P<quote>\\{0,4}[\"'`])")
-_INSIDE = {'"': re.compile(r'(?:[^"\\\n]|\\.)*+'), "'": re.compile(r"(?:[^'\\\n]|\\.)*+"), "`": re.compile(r"[^`\n]*+")}
+_INSIDE = {'"': re.compile(r'(?:[^"\\\n]|\\.)*+'), "'": re.compile(r"(?:[^'\\\n]|\\.|'')*+"), "`": re.compile(r"[^`\n]*+")}
 _BARE = re.compile(r"[^\s\"'`&;]++")
 _REST = re.compile(r"[^\n\r]*+")
 _HEADER_REST = re.compile(r"[^\n\r\"'`]*+")
@@ -60,17 +60,28 @@ _BLOCK = re.compile(r"[|>][+-]?[ \t]{0,8}\r?\n[ \t]{1,40}([^\n]*+)")
 _PROSE = re.compile(
     r"(?i:was|were|is|are|has|have|had|must|should|shall|cannot|can|may|might|will|would|does|do|did|be|been|not|no|too|the|a|an|this|that|it|its|for|from|to|of|in|on|by|with|and|or"
     r"|invalid|incorrect|wrong|required|missing|expired|changed|reset|failed|failure|empty|none|yes|unknown|unset|undefined|unexpected|expected|denied|rejected|bad|str|bytes|int|bool"
-    r"|optional|string|ok|redacted|masked|hidden)(?![\w@%+/=-])"
+    r"|optional|string|ok|redacted|masked|hidden|permission|input)(?![\w@%+/=-])"
 )
 _EMPTY = re.compile(
     r"(?i:none|null|nil|true|false|undefined|unset|empty)(?![\w@%+/=-])|\*{2,}|…|<[\w -]{1,40}>|%s|%\(\w{1,40}\)s|\$\{|\$\(|\$[A-Z_]{2,40}\b|\{\{?|[\[({\])},.;]|\.{3}"
 )
 _COUNT = re.compile(r"\d[\d,.]{0,20}(?![\w-])")
+#: Where a secret lies is none: an absolute path, a URL without user and query.
+_PLACE = re.compile(r"(?:/[a-z]{2,20}(?:/[\w.-]{1,80}){1,20}+/?|https?://[\w.-]{1,200}(?::\d{1,5})?(?:/[\w.-]{1,80}){0,20}+/?)(?=[\s\"'`&;,)\]}]|\Z)")
+#: The rest of a file's name: `/etc/passwd: Permission denied` tells of a file.
+_FILE = re.compile(r"[\w.-]*+")
+_LIST = re.compile(r"\[[ \t]{0,4}(?=[bu]?[\"'])([^\]\n]++)")
+_BARE_END = "\"'`&; \t\r\n\f\v"
+_WHOLE_WORD = re.compile(r"[^\s&;]++")
+#: In a line that names a user, a short name's value is theirs: "user=bob pass: x".
+_LOGIN = re.compile(r"(?i:\b(?:user|login|uid|account)\w{0,20}[=:])")
+_LOGGED = re.compile(r"(?i:users?|clients?|login|session|request|server)(?=[ \t])")
+_FEW = re.compile(r"\d{1,4}(?![\w.-])")
 _CODE = re.compile(r"(?:[A-Za-z_][\w.]{0,200}+)(?:[(\[,)]|\s|\Z)")
 _SCHEME = re.compile(r"[A-Za-z][\w-]{1,30}[ \t]{1,4}(?=\S)")
 _LINE_START = re.compile(r"[\s>|#*-]{0,40}(?:export |set |env |[CS<>]: ?|-H )?[\"'\[]{0,2}[\w.-]{0,60}\Z", re.I)
 #: Names that are words of prose too.
-_SHORT = ("pass:", "pass ", "pw:", "pwd:", "auth:", "auth ")
+_SHORT = ("pass:", "pass ", "pass=", "pw:", "pwd:", "auth:", "auth ")
 #: Characters that are looked at in front of a name.
 _BACK = 400
 
@@ -102,36 +113,77 @@ def _value(text: str, head: re.Match[str]) -> tuple[int, int] | None:
         return None
     if (block := _BLOCK.match(text, at)) and head["sep"] == ":":
         return block.span(1)
-    if _EMPTY.match(text, at) or (head["sep"] == ":" and _PROSE.match(text, at)) or (head["many"] and _COUNT.match(text, at)):
-        return None
-    word = _BARE.match(text, at)
-    if word is None:
+    if not head["many"] and (items := _LIST.match(text, at)):
+        return items.span(1)
+    before = text[max(0, head.start() - _BACK) : head.start()]
+    if _says_nothing(text, head, before):
         return None
     if wide:
         scheme = _SCHEME.match(text, at) if name.startswith("auth") else None
         rest = _HEADER_REST.match(text, scheme.end() if scheme else at)
         return rest.span() if rest else None
-    before = text[max(0, head.start() - _BACK) : head.start()]
     if head["sep"] == "=" and _CODE.match(text, at) and _in_source(before):
         return None
-    end = at + len(word[0].rstrip(")]},.>"))
-    if name.startswith(("pwd", "pw")) and text[at] == "/":
-        return None  # the shell's working folder
-    if head["close"]:
-        return at, end
     start = before.rpartition("\n")[2]
-    if head["sep"] == ":" and name.startswith(_SHORT) and not _LINE_START.match(start):
-        return None  # in the second pass: 3 errors
+    if name.startswith(_SHORT) and _is_prose(text, head, start):
+        return None
+    # from here on something is masked, so that what is looked at is not looked at again
+    if head["close"]:
+        return at, _bare(text, at, start)
     spaced = text[at - 1] in " \t" or name.rstrip()[-1:] == ":"
     setting = (head["sep"] == ":" and spaced) or (head["sep"] == "=" and (start + head[0]).isupper())
     if setting and _LINE_START.match(start) and (line := _REST.match(text, at)) and ";" not in line[0]:
         return at, at + len(line[0].rstrip())
-    return at, end
+    return at, _bare(text, at, start)
+
+
+def _says_nothing(text: str, head: re.Match[str], before: str) -> bool:
+    """True for what stands where a secret could stand and is none: an empty value, prose, a place, what is said of a file."""
+    at, sep = head.end(), head["sep"]
+    first, second = text[at : at + 1], text[at + 1 : at + 2]
+    if not first or first in _BARE_END:
+        return True
+    if _EMPTY.match(text, at) and not (second.isalnum() and (first == "." or (first == "(" and sep == "="))):
+        return True
+    if sep == ":":
+        _, slash, rest = before.rpartition("/")
+        if _PROSE.match(text, at) or (slash and _FILE.fullmatch(rest)):
+            return True
+    if head[0].lower().startswith(("pwd", "pw")) and first == "/":
+        return True  # the shell's working folder
+    return bool((head["many"] and _COUNT.match(text, at)) or _PLACE.match(text, at))
+
+
+def _is_prose(text: str, head: re.Match[str], start: str) -> bool:
+    """True for "in the second pass: 3 errors", "PASS: parser", "pass=12", "auth: user bob logged in"."""
+    name, at = head[0], head.end()
+    alone = not start[-1:].isalnum() and start[-1:] not in ("_", "-")
+    if alone and name[:4].lower() == "pass" and (_FEW.match(text, at) or (head["sep"] == ":" and name.startswith("PASS"))):
+        return True
+    if head["sep"] != ":":
+        return False
+    if alone and name[:4].lower() == "auth" and _LOGGED.match(text, at):
+        return True
+    return not (_LINE_START.match(start) or _LOGIN.search(start))
+
+
+def _bare(text: str, at: int, start: str) -> int:
+    """Where a value without quotes ends. A quote within it belongs to it, unless it closes one that was opened before."""
+    word = _BARE.match(text, at)
+    end = word.end() if word else at
+    quote = text[end : end + 1]
+    if quote and quote in "\"'`" and start.count(quote) % 2 == 0 and text[end + 1 : end + 2].isalnum() and (whole := _WHOLE_WORD.match(text, at)):
+        end = whole.end()
+    return at + len(text[at:end].rstrip(")]},.>"))
 
 
 def _quoted(text: str, opened: re.Match[str], wide: bool) -> tuple[int, int] | None:
     quoting, at = opened["quote"], opened.end()
-    if len(quoting) == 1:
+    if len(quoting) == 1 and text.startswith(quoting * 2, at):
+        at += 2
+        end = text.find(quoting * 3, at)
+        end = len(text) if end < 0 else end
+    elif len(quoting) == 1:
         inside = _INSIDE[quoting].match(text, at)
         end = inside.end() if inside else at
     else:  # quotes within quotes: JSON in JSON, a repr of a repr
@@ -140,7 +192,7 @@ def _quoted(text: str, opened: re.Match[str], wide: bool) -> tuple[int, int] | N
         rest = _REST.match(text, at) if size < 0 else None
         end = rest.end() if rest else at + size
     value = text[at:end]
-    if value.strip("*") == "" or _EMPTY.fullmatch(value):
+    if value.strip("*") == "" or _EMPTY.fullmatch(value) or _PLACE.fullmatch(value):
         return None
     if wide and (scheme := _SCHEME.match(text, at)) and scheme.end() < end:
         at = scheme.end()
@@ -186,31 +238,35 @@ def _prefixed(name: str, prefix: str, least: int, example: str, chars: str = r"A
     return Kind(name, (hint,), _sub(rf"(?<![\w-]){prefix}[{chars}]{{{least},}}+"), (f"seen «{example}» in a log",))
 
 
+#: A word of a shell: the last group is what it says.
+_WORD = r"(?:[\"'](?![\"']))?((?<=')[^'\n]{1,400}+|(?<=\")[^\"\n]{1,400}+|[^\s\"'-][^\s\"']*+)"
 _A40 = "aB3dE6gH1jK2mN4pQ5rS7tU8vW9xY0zA1bC2dE3f"
 
 KINDS: tuple[Kind, ...] = (
-    Kind("url password", ("://",), _behind(r"://[^\s:/@'\"<>]{0,200}:(?!\d{1,5}(?:[/?#\s]|\Z))((?:[^\s/'\"<>]{1,256}|[^\s'\"<>]{1,256}))(?=@)"), (
+    Kind("url password", ("://",), _behind(r"(?<!s3)://[^\s:/@'\"<>\[]{0,200}:(?!\d{1,5}(?:[/?#\s]|\Z))((?:[^\s/'\"<>]{1,256}|[^\s'\"<>]{1,256}))(?=@)"), (
         "postgres://app:«hunter2»@db/x", "mysql://root:«p@ss@word»@db.example:3306/shop", "redis://:«s3cr3t»@cache:6379/0", "amqp://u:«a/b»@mq/", "smtps://me:«x»@isp.example:465",
         "mongodb+srv://u:«p%40q»@cluster.example/?w=1")),
-    Kind("url token", ("://",), _behind(r"://([A-Za-z0-9_-]{20,200})(?=@)"), (f"https://«{_A40}»@git.example/x.git",)),
-    Kind("url query", ("sig", "key=", "code="), _behind(r"[?&](?i:key|sig|signature|x-amz-signature|x-goog-signature|code)=([^&\s\"'<>#]++)"), (
+    Kind("url token", ("://",), _behind(r"://(?=[A-Za-z_-]{0,200}(?:\d|[a-z][A-Z]))([A-Za-z0-9_-]{20,200})(?=@)"), (f"https://«{_A40}»@git.example/x.git",)),
+    Kind("url query", ("sig", "key=", "code="), _behind(r"[?&](?i:key|sig|signature|x-amz-signature|x-goog-signature|code(?!=\d{1,3}(?:[&\s\"'<>#]|\Z)))=([^&\s\"'<>#]++)"), (
         "https://blob.example/a?sv=2020&sig=«aB%2Bc%3D»&se=1", "https://maps.example/api?key=«AbC123def»&q=1", "https://s3.example/o?X-Amz-Signature=«9f86d081884c7d65»", "GET /cb?code=«4/0AX4XfWh»&state=1")),
     Kind("private key", ("-----begin", "-----end"), _sub(
-        r"(-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY[A-Z ]{0,20}-----)[^-]*+(?:-(?!----)[^-]*+)*+|^(?:[A-Za-z0-9+/=\\n]{16,}+\n){1,2000}(?=-----END [A-Z0-9 ]{0,40}PRIVATE KEY)",
-        lambda m: (m[1] or "") + MASK, re.M), (
+        r"(-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY[A-Z ]{0,20}-----)[^-]*+(?:-(?!----)[^-]*+)*+|^(?:[A-Za-z0-9+/=\\n]{16,}+\n)++(-----END [A-Z0-9 ]{0,40}PRIVATE KEY)?",
+        lambda m: m[1] + MASK if m[1] else MASK + m[2] if m[2] else m[0], re.M), (
         "-----BEGIN PRIVATE KEY-----«\nMIIEvQIBADANBgkqhkiG9w0BAQEFAASC\nBKcwggSjAgEAAoIBAQC7\n»-----END PRIVATE KEY-----", "-----BEGIN OPENSSH PRIVATE KEY-----«\nb3BlbnNzaC1rZXktdjEAAAAA\n»-----END OPENSSH PRIVATE KEY-----",
         "-----BEGIN RSA PRIVATE KEY-----«\nProc-Type: 4,ENCRYPTED\n\nMIIEpAIBAAKCAQEA\n»", "-----BEGIN PGP PRIVATE KEY BLOCK-----«\n\nlQdGBGJ\n»-----END PGP PRIVATE KEY BLOCK-----",
         "«MIIEvQIBADANBgkqhkiG9w0BAQEFAASC\n»-----END EC PRIVATE KEY-----")),
     Kind("jwt", ("eyj",), _sub(r"(?<![\w-])eyJ[\w-]{6,}+\.[\w-]{6,}+(?:\.[\w-]*+){0,3}"), ("got «eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9PlFUP0THsR8U» back",)),
     Kind("sasl", ("auth ",), _behind(r"\b(?i:AUTH (?:PLAIN|LOGIN|CRAM-MD5|XOAUTH2|OAUTHBEARER|NTLM|SCRAM-SHA-\d{1,3}(?:-PLUS)?)) (?![a-z]{1,20}\b|[A-Z-]{4,12}(?: [A-Z]|$))((?:[A-Za-z0-9+/]{4}){1,2000}+={0,2}|(?:[A-Za-z0-9+/]{4}){0,2000}[A-Za-z0-9+/]{2,3}={1,2})(?![\w=-])", re.M), (
         "C: AUTH PLAIN «AG1lAHNlY3JldA==»", "send: 'AUTH LOGIN «bWU=»\\r\\n'", "AUTH XOAUTH2 «dXNlcj1h»")),
-    Kind("bearer", ("bearer ", "basic ", "apikey "), _behind(r"\b(?:(?i:Bearer)|Basic|ApiKey) ([A-Za-z0-9._~+/-]{8,}+={0,2})(?!\w)"), ("sent Bearer «mF_9.B5f-4.1JqM»", "with Basic «dXNlcjpwYXNz»", "then ApiKey «0123456789abcdef»")),
+    Kind("bearer", ("bearer ", "basic ", "apikey "), _behind(r"\b(?:(?i:Bearer)|Basic|ApiKey) (?=[A-Za-z._~+/-]{0,2000}(?:[0-9=]|[a-z][A-Z]))([A-Za-z0-9._~+/-]{8,}+={0,2})(?!\w)"), ("sent Bearer «mF_9.B5f-4.1JqM»", "with Basic «dXNlcjpwYXNz»", "then ApiKey «0123456789abcdef»")),
     Kind("command flag", ("-",), _behind(
         r"(?<![\w-])--?(?:[A-Za-z0-9]{1,20}-){0,4}(?i:password|passwd|passphrase|secret|token|api-?key|access-?key|secret-?key|private-?key|pass|pwd)(?:-(?:value|text|key))?[ \t]{1,8}"
         r"(?!-|(?:to|is|or|and|for|in|if|was|with|from|the|a|an|option|flag|must|needs?|on)\b|<|\[|\$)[\"']?([^\s\"'\])]++)"), (
         "tool --password «x» --host h", "deploy --api-key «k-123»", "ldapsearch -pass «geheim»", "kubectl --token «abc.def»", "x --client-secret '«q»'")),
-    Kind("password flag", ("mysql", "mariadb", "sshpass", "mongo", "plink"), _behind(r"\b(?:mysql\w{0,12}|mariadb[\w-]{0,12}|sshpass|mongo\w{0,8}|plink)\b(?:[ \t]+(?!-p)[^\s]{1,80}){0,12}?[ \t]+-p ?([^\s\"'-][^\s\"']*+)"), (
-        "mysqldump -u root -p«geheim» shop", "sshpass -p «x1y2» ssh host", "mongosh -u a -p «b»")),
+    Kind("password flag", ("mysql", "mariadb"), _behind(r"\b(?:mysql\w{0,12}|mariadb[\w-]{0,12})\b(?:[ \t]+(?!-p)[^\s]{1,80}){0,12}?[ \t]+-p" + _WORD), (
+        "mysqldump -u root -p«geheim» shop", "mysql -u root -p'«s3cret»' x", "mysql -uroot -p\"«s3 cret»\"")),
+    Kind("password argument", ("sshpass", "mongo", "plink"), _behind(r"\b(?:sshpass|mongo\w{0,8}|plink)\b(?:[ \t]+(?!-p)[^\s]{1,80}){0,12}?[ \t]+-p ?" + _WORD), (
+        "sshpass -p «x1y2» ssh host", "mongosh -u a -p «b»", "sshpass -p '«x y»' ssh host")),
     Kind("user flag", ("curl", "wget", "http"), _behind(r"\b(?:curl|wget|https?)\b(?:[ \t]+(?!-u)[^\s]{1,200}){0,12}?[ \t]+(?:-u|--user) ?[\"']?[^\s:\"']{1,80}:([^\s\"']++)"), ("curl -u me:«geheim» https://x.example", "curl -s --user bob:«p:q» x")),
     Kind("redis flag", ("redis-cli",), _behind(r"\bredis-cli\b(?:[ \t]+(?!-a)[^\s]{1,80}){0,12}?[ \t]+-a[ \t]+([^\s]++)"), ("redis-cli -h c -a «pw1» ping",)),
     Kind("openssl pass", ("pass:",), _behind(r"(?<![\w])-?-?pass(?:in|out)?[ =]pass:([^\s\"']++)"), ("openssl rsa -passin pass:«geheim» -in k.pem",)),
@@ -279,7 +335,8 @@ KINDS: tuple[Kind, ...] = (
         "login(user='bob', password='«it\\'s»')", "login(user=bob, token=«abc»)", "Config(password=«hunter2», host='h')", "os.environ['SECRET_KEY'] = '«abc»'", "config[\"token\"]=\"«abc»\"", "secret := \"«abc»\"",
         ":password => \"«abc»\"", "[('password', '«abc»')]", "['--password', '«abc»']", "--password=«abc»", "--db-password=«abc»", "auth=«abc»", "auth: «abc»", "sessionid=«abc»", "session_id: «abc»", "password: str = '«abc»'",
         "encryption_key: «abc»", "signing-key: «abc»", "//registry.npmjs.org/:_authToken=«abc»", "login failed user=bob password: «swordfish» host=h", "access_key: «abc»", "dbPwd=«abc»",
-        "<add key=\"x\" password=\"«abc»\"/>", "password2=«abc»", "jwt_secret='«abc»'", "Your password: «Ab1!x»")),
+        "<add key=\"x\" password=\"«abc»\"/>", "password2=«abc»", "jwt_secret='«abc»'", "Your password: «Ab1!x»", "password=«(hunter2»)", "password=«.hunter2»", "user=bob pass: «hunter2»",
+        "password = [«\"a\",\"b\"»]", 'password="""«multi\nline»"""', "password: '«it''s-s3cret»'", "connecting, password=«ab\"cdef» host=x", "say \"password=«ab»\" x", "DB_PASS: «geheim»", "pass: «abc»")),
 )  # fmt: skip
 
 #: What ordinary text looks like: it comes back unchanged.
@@ -293,6 +350,11 @@ NOT_SECRET: tuple[str, ...] = (
     "cookies: 3 set", "token expired", "secret sauce", "535 5.7.8 Error: authentication failed: UGFzc3dvcmQ6", "AUTH PLAIN LOGIN", "250-AUTH PLAIN LOGIN CRAM-MD5", "status=deferred id=01J/1 to=a@b.c code=451", "2026-11-24 17:20:58,123 INFO app: started",
     "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08", "From: Alice <alice@example.org>", "the API key is missing", "session ended", "rsync -avz --delete src/ dst/", "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----",
     "expected token: ')'", "unexpected token: }", "a password must have 8 letters", "password: required", "passwords do not match", "price: $6.50 or $1.00", "sk-nn", "SK is a country code", "ghp_short", "eyJ is base64 of {\"", "12:34:56", "secret_name: prod/db",
+    "cat: /etc/passwd: Permission denied", "PASS: parser", "PASS: tests/parser-test.sh\nFAIL: x\n# PASS:  12", "# PASS:  12", "PASS : 3", "pass=12 fail=3", "https://[2001:db8::1]:8443/users/@bob", "https://[::1]:8080/a@b", "s3://bucket:eu/file@v2",
+    "Basic functionality test passed", "Basic authentication is required", "Bearer authentication is on", "postgresql://my_application_readonly_user@db/x", "https://x.example/error?code=404", "SSH_AUTH_SOCK=/run/user/1000/keyring/ssh",
+    "private_key=/etc/ssl/private/site.key", "private_key = '/etc/ssl/private/site.key'", "secret: /run/secrets/db", "token: /srv/app/token.txt was read", "token_endpoint=https://idp.example/token",
+    "authorization_endpoint: https://idp.example/authorize", "auth_method=ldap", "password_reset: sent to 3 users", "stat /srv/cookie: input/output error", "grep: /etc/passwd:12:bob", "auth: user bob logged in", "mysql -p shop < /srv/dump.sql",
+    "/srv/app/api-key: Permission denied", 'failed to open "/srv/secret": Permission denied (13)', "src/auth:12: error",
 )  # fmt: skip
 
 
