@@ -203,6 +203,7 @@ class Client:
         #: The server has taken an envelope that was sent ahead.
         self._took_ahead = False
         self._most_recipients = MAX_RECIPIENTS
+        self._most_mails = 0
         self._backlog: Iterator[_Transaction] = iter(())
         self._veil: Veil | None = None
 
@@ -270,7 +271,8 @@ class Client:
             lines = lines[:1]
         self._require(reply, "ehlo")
         self.extensions = _extensions(lines[1:])
-        self._most_recipients = self._max_recipients()
+        self._most_recipients = min(MAX_RECIPIENTS, self._limit("RCPTMAX") or MAX_RECIPIENTS)
+        self._most_mails = self._limit("MAILMAX")
 
     def _starttls(self) -> Flow:
         if "STARTTLS" not in self.extensions:
@@ -313,6 +315,11 @@ class Client:
         previous: _Transaction | None = None
         while True:
             current: _Transaction | None = None
+            if self._most_mails and self.transactions >= self._most_mails:
+                if previous is not None:
+                    yield from self._guarded(self._final(previous), previous, None)
+                yield from self._leave_the_rest()
+                return
             if previous is None or (self.pipelining and self.ahead):
                 current = yield from self._next(wait=previous is None)
                 if current is None and previous is None:
@@ -331,6 +338,13 @@ class Client:
                 previous = current
             elif current.early is None and current.last:
                 yield Done(current.delivery)
+
+    def _leave_the_rest(self) -> Flow:
+        """The session is full: what is left of the delivery in hand goes in another one, and that is no attempt."""
+        rest = next(self._backlog, None)
+        if rest is not None:
+            rest.delivery.all(Outcome("deferred", "session", "mail", Reply(0, f"the relay takes {self._most_mails} messages in a connection")))
+            yield Done(rest.delivery)
 
     def _next(self, wait: bool) -> Flow:
         """The next transaction: a slice of the delivery in hand, or of a new one that passes the gate."""
@@ -591,12 +605,13 @@ class Client:
                     reply = Reply(550, "the address needs SMTPUTF8, which the relay does not offer", "5.6.7")
                     recipient.outcome = Outcome("refused", "recipient", "rcpt", reply)
 
-    def _max_recipients(self) -> int:
+    def _limit(self, wanted: str) -> int:
+        """What the server says in LIMITS (RFC 9422), or 0."""
         for word in self.extensions.get("LIMITS", "").upper().split():
             name, _, value = word.partition("=")
-            if name == "RCPTMAX" and value.isdecimal() and int(value) > 0:
-                return min(MAX_RECIPIENTS, int(value))
-        return MAX_RECIPIENTS
+            if name == wanted and value.isdecimal():
+                return int(value)
+        return 0
 
     def _ask(self, command: str, stage: str, *, secret: bytes | None = None, spaced: bool = False) -> Flow:
         if secret is None:
