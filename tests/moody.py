@@ -3,7 +3,7 @@
 ``ahead`` says what becomes of commands that are there before the final dot is answered: "" (they are taken), a reply (to each whole
 command, a begun one is thrown away, as Haraka does it; 421 closes), "close" and "hang-up" (behind the answer to the dot, or in its
 place), "silence" (thrown away without a word). ``after`` so many were taken in a session, and with ``odds``. ``enough``: the MAIL
-behind so many messages of a session gets 421.
+behind so many messages of a session gets 421. ``limits`` is said in LIMITS.
 Promises: `got` counts what was taken, by recipient; one thread; loopback. Not a test by itself: `tests/road/test_ahead.py` and
 `tests/campaigns/moods.py` use it.
 """
@@ -22,17 +22,19 @@ class Moody:
     """Use `start` and `close`."""
 
     def __init__(
-        self, *, ahead: str = "", after: int = 0, odds: float = 1.0, cut: int = 0, takes_the_rest: bool = False, messages: int = 0, enough: int = 0,
+        self, *, ahead: str = "", after: int = 0, odds: float = 1.0, cut: int = 0, takes_the_rest: bool = False, messages: int = 0, enough: int = 0, limits: str = "",
         late: float = 0.0, bytewise: bool = False, senders: Mapping[str, str] = {}, recipients: Mapping[str, str] = {},
         judge: Callable[[str], str] = lambda address: "", seed: int = 1,
     ) -> None:  # fmt: skip
         self.ahead, self.after, self.odds, self.cut, self.takes_the_rest = ahead, after, odds, cut, takes_the_rest
-        self.messages, self.enough, self.late, self.bytewise = messages, enough, late, bytewise
+        self.messages, self.enough, self.limits, self.late, self.bytewise = messages, enough, limits, late, bytewise
         self.senders, self.recipients, self.judge = senders, recipients, judge
         self.chance = random.Random(seed)
         self.got: Counter[str] = Counter()
         #: How often something that was sent ahead was not taken, and taken.
         self.refused = self.taken = 0
+        #: How often a session got 421 because of ``enough``.
+        self.overrun = 0
         self.sessions = 0
         self.open: set[_Line] = set()
         self.url = ""
@@ -109,8 +111,9 @@ class _Line(asyncio.Protocol):
         verb, argument = line[:4].upper(), line.partition("<")[2].partition(">")[0]
         server = self.server
         if verb == "EHLO":
-            self.say("250-moody.test", "250-PIPELINING", "250 8BITMIME")
+            self.say("250-moody.test", "250-PIPELINING", f"250-LIMITS {server.limits}", "250 8BITMIME")
         elif verb == "MAIL" and server.enough and self.count == server.enough:
+            server.overrun += 1
             self.say("421 4.7.0 too many messages in this connection")
             self.transport.close()
         elif verb == "MAIL":

@@ -89,6 +89,14 @@ def test_a_server_that_says_421_after_some_messages(moody: Callable[..., Moody],
     assert server.sessions >= 15
 
 
+def test_a_server_that_announces_how_many_messages_a_connection_has(moody: Callable[..., Moody], make_box: MakeBox) -> None:
+    server = moody(enough=4, limits="MAILMAX=4")
+    box = make_box(server.url)
+    statuses = carry(box, server, 60)
+    assert {r.attempts for status in statuses for r in status.recipients} == {1} and server.sessions >= 15
+    assert not any(r.reason for status in statuses for r in status.recipients) and server.refused == server.overrun == 0
+
+
 def test_a_single_run_carries_all_of_it(
     moody: Callable[..., Moody], make_box: MakeBox, outmail: Callable[..., subprocess.CompletedProcess[bytes]], tmp_path: Any
 ) -> None:
