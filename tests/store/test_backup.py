@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from outmail import Outbox, job
 from outmail.errors import ConfigError, NotStored, Refused
 from outmail.ops.backup import whole
 from outmail.reports.digest import DigestHandler
+from outmail.store import Trouble, drivers
+from outmail.store.sqlite import SqliteStore
 from outmail.wiring import open_store
 from tests import pgserver
 
@@ -142,3 +146,56 @@ def test_every_file_of_ours_is_its_owners_alone(tmp_path: Path, sink: Any) -> No
     assert {name.partition(".engine")[0] for name in found} >= {"q.db", "q.db-wal", "q.db.spool"}, found
     assert any(".engine." in name for name in found) and any(".upload." in name for name in found)
     assert {name: value for name, value in found.items() if value & 0o077} == {}
+
+
+@pytest.mark.parametrize("library", ["apsw", "stdlib"])
+def test_what_is_left_in_the_log_of_the_copy_is_no_backup(tmp_path: Path, library: Any) -> None:
+    """As on a disk that fills up: closing cannot move the log into the file, and says nothing."""
+    with pytest.raises(NotStored, match="not made"), whole(str(tmp_path / "copy.db")) as temporary:
+        store = SqliteStore(temporary, library)
+        store.run(store.verbs.note_put("job", "a", {}))
+        command = f"import sqlite3, sys; d = sqlite3.connect({temporary!r}); d.execute('BEGIN'); d.execute('SELECT * FROM note').fetchall(); print(1, flush=True); sys.stdin.read()"
+        with subprocess.Popen([sys.executable, "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+            assert other.stdout is not None and other.stdout.readline()
+            store.run(store.verbs.note_put("job", "b", {}))
+            store.close()
+            os.kill(other.pid, signal.SIGKILL)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("library", ["apsw", "stdlib"])
+def test_a_flush_leaves_nothing_in_the_log_or_says_so(tmp_path: Path, library: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(SqliteStore(str(tmp_path / "q.db"), library)) as store:
+        store.run(store.verbs.note_put("job", "a", {}))
+        assert os.path.getsize(tmp_path / "q.db-wal") > 0
+        store.flush()
+        assert os.path.getsize(tmp_path / "q.db-wal") == 0
+        monkeypatch.setattr(drivers, "patient", lambda action, wait=0.0: action())
+        command = f"import sqlite3, sys; d = sqlite3.connect({store.path!r}); d.execute('BEGIN'); d.execute('SELECT * FROM note').fetchall(); print(1, flush=True); sys.stdin.read()"
+        with subprocess.Popen([sys.executable, "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+            assert other.stdout is not None and other.stdout.readline()
+            store.run(store.verbs.note_put("job", "b", {}), wait=0)
+            with pytest.raises(Trouble, match="somebody else reads"):
+                store.flush()
+            os.kill(other.pid, signal.SIGKILL)
+
+
+def test_without_links_a_file_that_appears_meanwhile_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(*args: Any) -> None:
+        (tmp_path / "copy.db").write_text("mine")
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", no_links)
+    with pytest.raises(Refused, match="exists"), whole(str(tmp_path / "copy.db")):
+        pass
+    assert os.listdir(tmp_path) == ["copy.db"] and (tmp_path / "copy.db").read_text() == "mine"
+
+
+def test_without_links_a_backup_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(*args: Any) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", no_links)
+    with whole(str(tmp_path / "copy.db")) as temporary:
+        Path(temporary).write_text("whole")
+    assert os.listdir(tmp_path) == ["copy.db"] and (tmp_path / "copy.db").read_text() == "whole"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -25,6 +26,7 @@ from outmail.ops.move import move
 from outmail.policy.route import Routes
 from outmail.retention import Retention
 from outmail.store import Missing
+from outmail.store.sqlite import SqliteStore
 from outmail.testing import FakeClock
 from outmail.testing.conformance import NOW, add, message
 from tests.store.helpers import KINDS, opened
@@ -317,3 +319,53 @@ def test_pieces_of_what_a_condition_kept_out_are_swept(store: Any) -> None:
     assert door(store).accept([draft()], when=no) == []
     aged(store)
     assert store.sweep_uploads() > 3 and pieces(store) == 0
+
+
+@pytest.fixture(params=["apsw", "stdlib"])
+def file_store(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    with opened(request.param, tmp_path) as made:
+        yield made
+
+
+def test_a_backup_has_no_pieces_of_what_was_being_uploaded(file_store: Any, tmp_path: Path) -> None:
+    given = door(file_store).accept([draft()])[0]
+    claim = file_store.uploading("aa")
+    file_store.run(file_store.verbs.add_chunks("aa", 0, [b"1", b"2"], NOW))
+    file_store.backup(str(tmp_path / "copy.db"))
+    with contextlib.closing(SqliteStore(str(tmp_path / "copy.db"), file_store.library)) as copy:
+        assert unnamed(copy) == 0 and content_of(copy, given.id).endswith(CONTENT) and copy.check() == []
+    assert unnamed(file_store) == 2
+    claim.end()
+
+
+def test_pieces_whose_file_is_lost_are_swept_seldom(file_store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = door(file_store).accept([draft()])[0]
+    claim = file_store.uploading("aa")
+    for upload in ("aa", "bb"):
+        file_store.run(file_store.verbs.add_chunks(upload, 0, [b"1", b"2"], NOW))
+    assert file_store.sweep_uploads() == 0  # no hour is over
+    monkeypatch.setattr("outmail.store.sqlite.WALK", 0.0)
+    assert file_store.sweep_uploads() == 2 and unnamed(file_store) == 2  # one has a file
+    claim.end()
+    assert file_store.sweep_uploads() == 2 and unnamed(file_store) == 0
+    assert content_of(file_store, given.id).endswith(CONTENT)
+
+
+def test_a_message_that_comes_while_lost_pieces_are_looked_for_keeps_its_own(file_store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("outmail.store.sqlite.WALK", 0.0)
+    one = message(content=CONTENT)
+    claim = file_store.uploading("aa")
+    size = 256 * 1024
+    file_store.run(file_store.verbs.add_chunks("aa", 0, [CONTENT[i : i + size] for i in range(0, len(CONTENT), size)], NOW))
+    honest = file_store.read
+
+    def read(verb: Any) -> Any:
+        found = honest(verb)
+        if found == ["aa"]:
+            file_store.run(file_store.verbs.add([one], ["aa"]))
+            claim.end()
+        return found
+
+    monkeypatch.setattr(file_store, "read", read)
+    assert file_store.sweep_uploads() == 0
+    assert claim.fd == -1 and content_of(file_store, one.id) == CONTENT

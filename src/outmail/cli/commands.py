@@ -541,6 +541,7 @@ def _backup(box: Outbox, file: str) -> None:
             return
         with closing(SqliteStore(temporary)) as target, _progress("backup") as tell:
             copied(box._store, target, Clock().now(), tell)
+            target.flush()
 
 
 def move(arguments: argparse.Namespace) -> int:

@@ -1,7 +1,8 @@
 """A file that is made whole before it has its name: backups.
 
 How: it is written as ``FILE.unfinished.<random>`` in the same folder, flushed, linked to its name, and the folder is flushed.
-Promises: under its name there is a whole file, on disk, or none; a file that is there already is never touched; only its owner can read it.
+Promises: under its name there is a whole file, on disk, or none (where the file system has no links, and the program is killed in that
+moment: an empty one, which is no store); a file that is there already is never touched; only its owner can read it.
 What a killed program leaves has the word ``unfinished`` in its name, and `refuse_unfinished` keeps it from being opened as a store.
 Fails: `Refused` for a file that exists, `NotStored` for what cannot be written. Does not: know what is written.
 """
@@ -36,6 +37,7 @@ def whole(path: str) -> Iterator[str]:
     try:
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         yield temporary
+        _check_no_log(temporary)
         _sync(temporary)
         _name(temporary, path)
         sync_folder(os.path.dirname(path))
@@ -68,6 +70,13 @@ def _sync(path: str) -> None:
         os.close(fd)
 
 
+def _check_no_log(path: str) -> None:
+    """What SQLite could not move from its log into the file, on a full disk say, would be missing; closing does not tell of it."""
+    for end in _BESIDE[1:3]:
+        if os.path.exists(path + end) and os.path.getsize(path + end):
+            raise Trouble("io", f"{path}{end} could not be merged into the file: is the disk full?")
+
+
 def _name(temporary: str, path: str) -> None:
     """A link fails when the name is taken, which a rename does not; some file systems have no links."""
     try:
@@ -77,7 +86,20 @@ def _name(temporary: str, path: str) -> None:
     except OSError as problem:
         if problem.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
             raise
+        _rename(temporary, path)
+
+
+def _rename(temporary: str, path: str) -> None:
+    """The name is taken first, by an empty file, and so is never somebody else's."""
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        raise _exists(path) from None
+    try:
         os.rename(temporary, path)
+    except BaseException:
+        os.unlink(path)
+        raise
 
 
 def _exists(path: str) -> Refused:

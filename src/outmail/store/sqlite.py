@@ -14,6 +14,7 @@ import errno
 import os
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -28,6 +29,8 @@ from outmail.store.group import GroupCommit
 from outmail.store.owner import Owner, OwnerFile, dead_files, gone
 
 SCHEMA = 1
+#: Seconds between looks for pieces of long contents that have neither a message nor a file.
+WALK = 3600.0
 R = TypeVar("R")
 D = TypeVar("D", bound=drivers.Driver)
 _DURABLE = ("PRAGMA synchronous = FULL", "PRAGMA fullfsync = ON")
@@ -52,6 +55,7 @@ class SqliteStore(GroupCommit):
         self._forks = -1
         self._paused: list[threading.Lock] = []
         self._checkpoints: Checkpoints | None = None
+        self._walked = time.monotonic()
         super().__init__()
         forks.attend(self)
         self._check_fork()
@@ -290,10 +294,10 @@ class SqliteStore(GroupCommit):
     def uploading(self, upload: str) -> HeldFile:
         """A locked file beside the store, as engines have one: the lock goes with the process, whatever clocks say."""
         try:
-            held = HeldFile(f"{self.path}.upload-new.{upload}", f"{self.path}.upload.{upload}")
+            held = HeldFile(f"{self.path}.upload-new.{upload}", self._upload_file(upload))
             sync_folder(os.path.dirname(self.path))  # pieces that outlive a power cut have their file: nothing lies there for ever
         except OSError as problem:
-            raise file_trouble(problem, f"{self.path}.upload.{upload}") from None
+            raise file_trouble(problem, self._upload_file(upload)) from None
         return held
 
     def sweep_uploads(self) -> int:
@@ -307,7 +311,19 @@ class SqliteStore(GroupCommit):
                 dead.close()
                 raise
             dead.remove()
-        return count
+        return count + self._sweep_lost()
+
+    def _sweep_lost(self) -> int:
+        """Pieces that have no file: a copy was made while somebody was uploading, or the file was removed. Looks at all messages, so seldom."""
+        if time.monotonic() - self._walked < WALK:
+            return 0
+        self._walked = time.monotonic()
+        # A file is there from before its first piece until after the commit of its message: so first the pieces, then the files.
+        lost = [upload for upload in self.read(_unnamed()) if not os.path.lexists(self._upload_file(upload))]
+        return sum(self.run(verbs.drop_upload(upload)) for upload in lost)
+
+    def _upload_file(self, upload: str) -> str:
+        return f"{self.path}.upload.{upload}"
 
     # -- upkeep -----------------------------------------------------------------------------------------------------
 
@@ -344,6 +360,30 @@ class SqliteStore(GroupCommit):
         self._check_fork()
         with self._read_lock:
             self._reader.execute("VACUUM INTO ?", (target,))
+        copy = drivers.DRIVERS[self.library](target)
+        try:
+            copy.execute(f"DELETE FROM chunk WHERE upload IN ({_UNNAMED})")  # somebody was uploading
+        finally:
+            copy.close()
+
+    def flush(self) -> None:
+        """All is in the file itself, and nothing in its log: for whoever takes the file away. Raises `Trouble` where that is not so."""
+        self._check_fork()
+        with self._write_lock:
+            drivers.patient(self._flush)
+
+    def _flush(self) -> None:
+        if self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")[0][0]:
+            raise Trouble("busy", f"somebody else reads {self.path}")
+
+
+_UNNAMED = "SELECT DISTINCT upload FROM chunk WHERE upload NOT IN (SELECT upload FROM message WHERE upload IS NOT NULL)"
+
+
+def _unnamed() -> Verb[list[str]]:
+    """Pieces that no message has."""
+    rows = yield _UNNAMED, ()
+    return [row[0] for row in rows]
 
 
 def is_store(path: str) -> bool:
