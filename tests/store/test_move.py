@@ -348,3 +348,49 @@ def test_a_message_whose_record_is_gone_in_the_new_store_comes_there_again(pair:
 
     new.run(forget())
     assert move(old, new, NOW) == 1 and len(ids_in(new)) == 1 and ids_in(old) == []
+
+
+def test_giving_up_that_was_killed_is_to_be_given_again(pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = pair
+    made = many(old)
+    with pytest.raises(Killed):
+        move(old, new, NOW, fail=die)
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(moving, "_forget", lambda *args: die(""))
+        abandon(old, new)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="giving up") as refused:
+            move(old, new, NOW)
+        assert f"outmail move --abandon {old.url} {new.url}" in refused.value.hint
+    abandon(old, new)
+    assert sorted(ids_in(old) + ids_in(new)) == sorted(made)
+    move(old, new, NOW)
+    assert sorted(ids_in(new)) == sorted(made) and ids_in(old) == []
+
+
+def test_mail_that_comes_before_the_end_of_a_move_comes_along(pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = pair
+    add(old, message())
+    honest, late = moving._finish, message()
+
+    def finish(*args: Any) -> Any:
+        add(old, late)
+        monkeypatch.setattr(moving, "_finish", honest)
+        return honest(*args)
+
+    monkeypatch.setattr(moving, "_finish", finish)
+    assert move(old, new, NOW) == 2
+    assert ids_in(old) == [] and late.id in ids_in(new) and under_way(old) is None
+
+
+def test_a_note_that_both_stores_have_is_not_lost_and_it_says_so(pair: tuple[Any, Any], caplog: pytest.LogCaptureFixture) -> None:
+    old, new = pair
+    for store in pair:
+        store.run(store.verbs.note_put("digest", "app", {"from": store.url}))
+        store.run(store.verbs.note_put("digest", "same", {"n": 1}))
+    move(old, new, NOW)
+    for store in pair:
+        assert store.read(store.verbs.note_get("digest", "app"))[0] == {"from": store.url}
+    assert old.read(old.verbs.note_get("digest", "same")) is None
+    (said,) = [record.getMessage() for record in caplog.records if "of its own" in record.getMessage()]
+    assert "digest/app" in said and "digest/same" not in caplog.text

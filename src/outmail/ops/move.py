@@ -13,6 +13,7 @@ Fails: `ConfigError` for an engine that is alive or another move, `Trouble`. Doe
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,8 @@ from typing import Any
 from outmail.errors import ConfigError, NotFound
 from outmail.store import Store, Verb, parcels, store_id
 from outmail.store.parcels import Parcel
+
+log = logging.getLogger("outmail")
 
 #: Notes that belong to a store and its engines, not to its mail.
 _OWN = ("engine", "hop", "store")
@@ -120,14 +123,18 @@ def _step(old: Store, new: Store, way: Way, now: int, fail: Callable[[str], None
     """One batch, or at last the notes; returns how many messages arrived, None when the move is over."""
     arrived = _arrived(new, way)
     batch = old.read(_waiting(way))
-    if batch is None or arrived.over:
+    if batch is not None and arrived.over:
+        raise ConfigError(
+            f"giving up the move of {old.url} to {way.to} has begun and is not finished",
+            hint=f"finish that: outmail move --abandon {old.url} {way.to}",
+        )
+    if batch is None:
         left = sum_of(old)
         if left:
             raise ConfigError(f"another command has ended this move, and {left} messages are in {old.url}: move again")
         return None
     if not batch:
-        _finish(old, new, way)
-        return None
+        return None if _finish(old, new, way) else 0
     try:
         count = new.run(_arrive(new, way, arrived, batch, now))
     except _Overtaken:
@@ -158,13 +165,26 @@ def _arrive(new: Store, way: Way, arrived: _Arrivals, batch: Sequence[Parcel], n
     return len(fresh)
 
 
-def _finish(old: Store, new: Store, way: Way) -> None:
+def _finish(old: Store, new: Store, way: Way) -> bool:
+    """The notes, and the end; False when mail has come into the old store meanwhile, which comes first."""
     for kind, key, value in old.read(parcels.notes()):
-        if kind not in _OWN:
-            new.run(new.verbs.note_put(kind, key, value, 0))
+        if kind in _OWN:
+            continue
+        if new.run(new.verbs.note_put(kind, key, value, 0)) or new.read(new.verbs.note_get(kind, key))[0] == value:
             old.run(old.verbs.note_drop(kind, key))
-    old.run(_let_go(old, way))
+        else:
+            log.warning("%s has a note %s/%s of its own, which stays; the other one stays in %s", new.url, kind, key, old.url)
+    if not old.run(_let_go_empty(old, way)):
+        return False
     new.run(new.verbs.note_drop(*way.arrivals))
+    return True
+
+
+def _let_go_empty(old: Store, way: Way) -> Verb[bool]:
+    if (yield "SELECT 1 FROM recipient LIMIT 1", ()):
+        return False
+    yield from _let_go(old, way)
+    return True
 
 
 def _let_go(old: Store, way: Way) -> Verb[None]:
