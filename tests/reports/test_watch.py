@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from outmail.cli.watch import OPTIONS
+from outmail.reports import watch as watches
 from outmail.reports.post import host
 from outmail.testing import Sink
 
@@ -274,3 +275,24 @@ def test_a_cron_like_schedule(watch: Watch, mails: Mails) -> None:
     assert [str(mail["subject"]) for mail in found] == [failed, f"Re: {failed}", failed, f"Re: {failed}"]
     assert found[1]["in-reply-to"] == found[0]["message-id"] and found[3]["in-reply-to"] == found[2]["message-id"]
     assert found[0]["references"] != found[2]["references"]
+
+
+def test_no_secret_of_a_command_is_kept_or_shown() -> None:
+    from types import SimpleNamespace
+
+    command = ["./mysqldump", "-u", "root", "-pgeheim1", "--password", "geheim2", "--db-password", "geheim 3", "curl", "-u", "me:geheim4", "--token=geheim5", "sh", "-c", "PGPASSWORD=geheim6 psql"]
+    wanted = ["./mysqldump", "-u", "root", "-p****", "--password", "****", "--db-password", "****", "curl", "-u", "me:****", "--token=****", "sh", "-c", "PGPASSWORD=****"]
+    assert watches.shown_words(command) == wanted
+    result = SimpleNamespace(began_ms=0, duration_ms=1, status=1, failed=True, reason="", output=b"", peak_kb=1, cpu=0.0)
+    kept = watches._run(SimpleNamespace(name="x", no_output=True), command, result)
+    assert kept["command"] == wanted and "geheim" not in str(watches._facts(command, 0, result))
+    plain = ["tar", "-C", "/a b", "", "x\ty\n", "-p", "80"]
+    assert watches.shown_words(plain) == plain
+    long = ["x" * 495, "--password", "geheim"]
+    assert "geh" not in str(watches._facts(long, 0, result)), "cut once it is masked"
+
+
+def test_a_hostile_command_is_masked_at_once() -> None:
+    began = time.thread_time()
+    assert len(watches.shown_words(["false", "pwd=/" * 200_000, *["a"] * 100_000])) <= watches.WORDS
+    assert time.thread_time() - began < 1

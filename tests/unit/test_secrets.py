@@ -82,3 +82,12 @@ def test_the_password_of_a_stores_url_is_known_once_it_is_opened() -> None:
         with pytest.raises((Trouble, ConfigError)):
             opened(f"postgresql://mail:{password}@127.0.0.1:1/mail?connect_timeout=1")
         assert known.over(f"it said {password}") == "it said ****"
+
+
+def test_lines_that_could_be_a_keys_are_read_once() -> None:
+    from time import thread_time
+
+    text = ("A" * 17 + "\n") * 10_000 + "-----END CERTIFICATE-----"
+    began = thread_time()
+    assert masked(text) == text
+    assert thread_time() - began < 1

@@ -27,6 +27,12 @@ from outmail.reports.post import host, root_id, tell, words
 
 #: Bytes of output kept with a run in the store.
 KEPT = 20_000
+#: Characters of one word of a command, and words, that are shown.
+WORD = 4_000
+WORDS = 500
+#: Blanks within a word, while the command is one line.
+_INNER = str.maketrans({" ": "\ue000", "\t": "\ue001", "\n": "\ue002", "\r": "\ue003"})
+_OUTER = {new: old for old, new in zip(_INNER, map(ord, _INNER.values()))}
 
 
 def started(door: ReportDoor, options: Any, command: list[str]) -> None:
@@ -64,7 +70,7 @@ def ended(door: ReportDoor, options: Any, command: list[str], result: Any) -> No
         if say == "alert" and mail is None:
             after = replace(after, alerted_at=0, said_at=0)  # nobody was told
         standing[0] = after
-        changed = {**document, "kind": "watch", "incident": after.dump(), "output": output, "command": [masked(word) for word in command],
+        changed = {**document, "kind": "watch", "incident": after.dump(), "output": output, "command": shown_words(command),
                    "last": {"run": run, "state": "failed" if result.failed else "finished", "at": now, "reason": result.reason}}  # fmt: skip
         if options.late:
             changed["late"] = {"every_ms": options.late, "seen_at": now, "to": list(options.to)}
@@ -160,7 +166,7 @@ def explain(options: Any) -> str:
 
 
 def _facts(command: list[str], began: int, result: Any, failures: int = 0) -> list[tuple[str, str]]:
-    facts = [("Host", host()), ("Command", shlex.join(command)[:500]), ("Folder", os.getcwd()), ("Started", local_time(began))]
+    facts = [("Host", host()), ("Command", shlex.join(shown_words(command))[:500]), ("Folder", os.getcwd()), ("Started", local_time(began))]
     if result is not None:
         facts += [("Duration", took(result.duration_ms / 1000)), ("Exit status", f"{result.status}" + (f" ({result.reason})" if result.reason and not result.reason.startswith("exit status") else ""))]
         if failures > 1:
@@ -186,11 +192,18 @@ def _to(door: ReportDoor, options: Any) -> tuple[str, ...]:
     return to
 
 
+def shown_words(command: list[str]) -> list[str]:
+    """A command's words without secrets. What a word is, the words before it say: ``--password x``; a word may be a script too."""
+    words = [masked(word[:WORD]) for word in command[:WORDS]]
+    line = masked(" ".join(word.translate(_INNER) for word in words))
+    return [word.translate(_OUTER) for word in line.split(" ")]
+
+
 def _run(options: Any, command: list[str], result: Any) -> state.Document:
     return {
         "job": options.name, "kind": "watch", "host": host(), "started_at": result.began_ms, "at": result.began_ms + result.duration_ms,
         "duration_ms": result.duration_ms, "status": result.status, "state": "failed" if result.failed else "finished", "reason": safe(result.reason, 2000),
-        "command": [masked(word) for word in command], "output": "" if options.no_output else safe(result.output[-KEPT:].decode("utf-8", "replace"), KEPT),
+        "command": shown_words(command), "output": "" if options.no_output else safe(result.output[-KEPT:].decode("utf-8", "replace"), KEPT),
     }  # fmt: skip
 
 
