@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from outmail import Outbox
 from outmail.accept import Door
 from outmail.config import from_toml
-from outmail.errors import NotStored
+from outmail.errors import NotStored, Refused
+from outmail.intake import takeover
 from outmail.intake.takeover import WORDS
 from outmail.model import Status, keyed_id
 from outmail.policy.veil import known
@@ -281,6 +282,21 @@ def test_rows_teach_the_process_no_passwords(tmp_path: Path) -> None:
     rows.box.send("a@x.test", "s", "t", relay="smtp://me:one-of-ours@h.test")
     assert known.over("one-of-ours") == "****", "a relay of our own code is learned"
     rows.box.close()
+
+
+@pytest.mark.parametrize(
+    ("envelope", "code"),
+    [({"sender": "me@x.test", "recipients": ["a@x.test"], "z": "z" * takeover.MOST_ENVELOPE}, "too-large"), ({"recipients": ["a@x.test"] * 11}, "too-many-recipients"),
+     ({"draft": {"to": ["a@x.test"] * 6, "cc": "a@x.test, " * 5}}, "too-many-recipients"), ({"draft": {"to": "a@x.test", "subject": "é " * 500_001}}, "too-large"),
+     ({"draft": {"to": "a@x.test", "headers": {f"X-{n}": "y" * 80 for n in range(12_000)}}}, "too-large"), ({"draft": {"to": [["é" * 1_000_001, "a@x.test"]]}}, "too-large"),
+     ({"draft": {"to": "a@x.test", "headers": {"X-A": "y " * 500_001}}}, "too-large")],
+    ids=["envelope", "recipients", "to-and-cc", "subject", "headers", "name", "header"],
+)  # fmt: skip
+def test_a_row_that_asks_for_too_much_is_refused_before_it_is_composed(envelope: dict[str, Any], code: str) -> None:
+    row = source.Row(1, "0" * 26, b"A: b\r\n\r\n", json.dumps(envelope).encode(), 0)
+    with pytest.raises(Refused) as told:
+        takeover.drafted(row, lambda words: pytest.fail("composed"), 10)
+    assert told.value.code == code
 
 
 def test_claims_of_nobody_are_shown(rows: Rows, outmail: Callable[..., Any], tmp_path: Path) -> None:

@@ -291,10 +291,10 @@ def _drafted(text: str) -> None:
     for words in ({"at": text}, {"relay": text}, {"to": text}, {"subject": text}, {"expires": text}, {"headers": {"X-A": text}}, {"text": text}):
         envelope = json.dumps({"draft": {"to": "a@b.example", **words}})
         with contextlib.suppress(Refused):
-            takeover.drafted(source.Row(1, "01J0000000000000000000000A", 0, b"", envelope), _compose)
+            takeover.drafted(source.Row(1, "01J0000000000000000000000A", b"", envelope.encode(), 0), _compose)
     for name in ("sender", "recipients", "key", "tag", "route", "priority"):
         with contextlib.suppress(Refused):
-            takeover.drafted(source.Row(1, "01J0000000000000000000000A", 0, b"A: b\r\n\r\n", json.dumps({name: text})), _compose)
+            takeover.drafted(source.Row(1, "01J0000000000000000000000A", b"A: b\r\n\r\n", json.dumps({name: text}).encode(), 0), _compose)
 
 
 def _compose(words: dict[str, Any]) -> Any:

@@ -48,6 +48,9 @@ STANDS = 10.0
 AGAIN = 60.0
 #: Codes of `NotStored` that may be about one message and not about the store.
 _OF_THE_ROWS = ("store-missing", "store-conflict", "store-other")
+#: Bytes of an envelope, and characters of a draft's header values in all: JSON and folding cost many times what they are given.
+MOST_ENVELOPE = 16 * 1024 * 1024
+MOST_HEADER = 1_000_000
 
 Compose = Callable[[dict[str, Any]], Draft]
 
@@ -63,8 +66,10 @@ def written(message: Message, draft: Draft, now: int) -> Values:
     return row(message.id, now, message.content, {key: value for key, value in envelope.items() if value})
 
 
-def drafted(found: Row, compose: Compose) -> Draft:
-    """A row → what it asks for; raises `Refused` for what cannot be read."""
+def drafted(found: Row, compose: Compose, recipients: int = 10_000) -> Draft:
+    """A row → what it asks for; raises `Refused` for what cannot be read, or asks for more than it may."""
+    if len(found.envelope) > MOST_ENVELOPE:
+        raise Refused(f"the envelope has {len(found.envelope)} bytes; the limit is {MOST_ENVELOPE}", code="too-large")
     try:
         envelope = json.loads(found.envelope.decode("utf-8"))
     except (ValueError, RecursionError):
@@ -75,8 +80,10 @@ def drafted(found: Row, compose: Compose) -> Draft:
     if words is not None:
         if not isinstance(words, dict):
             raise Refused("a draft is a JSON object with the words of send", code="bad-content")
+        _check_counts([words.get(name) for name in ("to", "cc", "bcc")], recipients)
         draft = _composed(words, compose)
     else:
+        _check_counts([envelope.get("recipients")], recipients)
         draft = _enveloped(found.content, envelope)
     draft.id = keyed_id(draft.key) if draft.key and isinstance(draft.key, str) else found.id
     return draft
@@ -107,10 +114,37 @@ def _enveloped(content: bytes, envelope: Mapping[str, Any]) -> Draft:
 WORDS = ("to", "cc", "bcc", "subject", "text", "html", "sender", "reply_to", "headers", "key", "at", "expires", "priority", "tag", "relay")
 
 
+#: Those of them that become fields of the header.
+_IN_HEADER = ("to", "cc", "bcc", "subject", "sender", "reply_to", "headers")
+
+
+def _check_counts(given: Sequence[Any], most: int) -> None:
+    """Before anything is made of them."""
+    count = sum(value.count("@") if isinstance(value, str) else len(value) if isinstance(value, (list, dict)) else 0 for value in given)
+    if count > most:
+        raise Refused(f"the message has {count} recipients; the limit is {most} ([limits] recipients)", code="too-many-recipients")
+
+
+def _weight(value: Any) -> int:
+    """Characters of all texts within, and some for each."""
+    total, left = 0, [value]
+    while left:
+        one = left.pop()
+        total += len(one) if isinstance(one, str) else 0
+        if isinstance(one, dict):
+            left += [*one, *one.values()]
+        elif isinstance(one, list):
+            left += one
+        total += 4
+    return total
+
+
 def _composed(words: Mapping[str, Any], compose: Compose) -> Draft:
     unknown = sorted(set(words) - set(WORDS))
     if unknown:
         raise Refused(f"a draft has no word {printable(unknown[0])}; it has {', '.join(WORDS)}", code="bad-argument")
+    if (weight := _weight([words.get(name) for name in _IN_HEADER])) > MOST_HEADER:
+        raise Refused(f"the header would have {weight} characters; the limit of a draft is {MOST_HEADER}", code="too-large")
     try:
         return compose({name: value for name, value in words.items() if value is not None})
     except (ConfigError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError) as problem:
@@ -350,7 +384,7 @@ class TakeOver:
             if found.size > MOST:
                 draft.content = b""
                 raise Refused(f"the row has {found.size} bytes; no more than {MOST} are read", code="too-large")
-            draft = drafted(found, self._compose)
+            draft = drafted(found, self._compose, self._door.terms.recipients)
             self._check_route(draft.route)
             message = self._door.complete(draft)
             check_storable(message)
