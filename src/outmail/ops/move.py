@@ -170,7 +170,7 @@ def _finish(old: Store, new: Store, way: Way) -> bool:
     for kind, key, value in old.read(parcels.notes()):
         if kind in _OWN:
             continue
-        if new.run(new.verbs.note_put(kind, key, value, 0)) or new.read(new.verbs.note_get(kind, key))[0] == value:
+        if new.run(new.verbs.note_put(kind, key, value, 0)) or new.read(parcels.note(kind, key)) == value:
             old.run(old.verbs.note_drop(kind, key))
         else:
             log.warning("%s has a note %s/%s of its own, which stays; the other one stays in %s", new.url, kind, key, old.url)
