@@ -294,7 +294,7 @@ def test_of_two_with_one_key_from_two_threads_the_first_keeps_its_own_content(st
     mine = door(store)
     mine._mergers = mine._mergers[:1]
     merger, heard = mine._mergers[0], []
-    drafts = [Draft(lines(bytes([letter]), 1_500_000 + 200_000 * i), "me@x.test", ["you@x.test"], key="k") for i, letter in enumerate(letters)]
+    drafts = [Draft(lines(bytes([letter])), "me@x.test", ["you@x.test"], key="k") for letter in letters]
     threads = [threading.Thread(target=lambda draft=draft: heard.append((draft, mine.accept([draft])[0]))) for draft in drafts]
     with merger._lock:  # somebody is committing: both come behind, as one
         for thread in threads:
