@@ -222,7 +222,7 @@ class Engine:
             for hop in self._hops.values():
                 if hop.waiting:
                     hop.tidy()
-                if hop.waiting or hop.queue:  # also when all sessions have ended while the lease did not stand
+                if hop.waiting or (hop.queue and not hop.seats):  # all may have ended while the lease did not stand
                     hop.serve()
             if self._hungry or self.store.changed():
                 self._ask_next()
