@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -56,6 +57,16 @@ def no_password_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """What one test told the process is not masked in the next one."""
     for name, value in vars(veil.Veil()).items():
         monkeypatch.setattr(veil.known, name, value)
+
+
+@pytest.fixture(autouse=True)
+def outmails_log_is_open() -> None:
+    """What one test does to the logging of the process does not silence the next one's."""
+    logging.disable(logging.NOTSET)
+    for name in ("outmail", "outmail.engine", "outmail.delivery", "outmail.mailbox"):
+        logger = logging.getLogger(name)
+        logger.disabled, logger.propagate = False, True
+        logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture
