@@ -47,7 +47,7 @@ class LocalTransport:
         await pipe.hand_over(self.relay, delivery, feed)
 
     async def _null(self, delivery: Delivery, feed: Awaited) -> None:
-        if await _dot(delivery, feed):
+        if await pipe.on_record(delivery, feed):
             delivery.all(_delivered("taken by null:"))
 
     async def _maildir(self, delivery: Delivery, feed: Awaited) -> None:
@@ -85,7 +85,7 @@ class LocalTransport:
                 folder = places.open_folder(self.relay.path, make=True)
                 stack.callback(os.close, folder)
                 file = stack.enter_context(prepared(folder))
-                if await _dot(delivery, feed):
+                if await pipe.on_record(delivery, feed):
                     delivery.all(_delivered(f"written as {appear(folder, file)}"))
             except places.Unsettled as problem:
                 delivery.all(
@@ -100,20 +100,6 @@ class LocalTransport:
                     else f"{self.relay.path}: {problem.strerror or problem}"
                 )
                 delivery.all(Outcome("deferred", "destination", "local", Reply(0, text)))
-
-
-async def _dot(delivery: Delivery, feed: Awaited) -> bool:
-    if await feed.dot(delivery, delivery.recipients):
-        return True
-    delivery.all(
-        Outcome(
-            "deferred",
-            "destination",
-            "dot",
-            Reply(0, "the hand-over could not be put on record, so it did not happen"),
-        )
-    )
-    return False
 
 
 def _delivered(text: str) -> Outcome:

@@ -74,15 +74,7 @@ async def hand_over(relay: Relay, delivery: Delivery, feed: Awaited) -> None:
                 _trouble(f"the message could not be put into a file for {relay.path}: {problem.strerror}")
             )
             return
-        if not await feed.dot(delivery, delivery.recipients):
-            delivery.all(
-                Outcome(
-                    "deferred",
-                    "destination",
-                    "dot",
-                    Reply(0, "the hand-over could not be put on record, so it did not happen"),
-                )
-            )
+        if not await on_record(delivery, feed):
             return
         try:
             program = stack.enter_context(Program(arguments, content))
@@ -104,6 +96,21 @@ async def hand_over(relay: Relay, delivery: Delivery, feed: Awaited) -> None:
             raise
         else:
             delivery.all(by_status(status, program.words()))
+
+
+async def on_record(delivery: Delivery, feed: Awaited) -> bool:
+    """The dot record; without it every recipient is deferred."""
+    if await feed.dot(delivery, delivery.recipients):
+        return True
+    delivery.all(
+        Outcome(
+            "deferred",
+            "destination",
+            "dot",
+            Reply(0, "the hand-over could not be put on record, so it did not happen"),
+        )
+    )
+    return False
 
 
 def _trouble(text: str) -> Outcome:
