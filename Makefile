@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+TESTERS ?= 3
 SOAK_KILLS ?= 500
 SOAK_ROWS  ?= 10000000
 SOAK_MINUTES ?= 10
@@ -30,7 +31,7 @@ demo: $(READY)
 	$(BIN)/outmail demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(TESTERS) --dist worksteal --durations 10
 
 lint: $(READY)
 	$(BIN)/ruff check src tests bench examples
