@@ -1,4 +1,4 @@
-# make demo: the main job · make test: all tests · make check: format, lint, types, architecture, tests
+# make demo: the main job · make test: all tests · make check: layout, lint, types, tests · make format: lay the code out
 # make cover: what the tests run · make dist: wheel and sdist, each installed into an empty environment and tried
 # make bench: ratios against peers in one run · make campaigns: random programs, kills and faults, ten minutes in all · make soak: hours of it · make fuzz: hostile input. Each sets up what it needs.
 PYTHON ?= python3
@@ -10,9 +10,10 @@ SOAK_KILLS ?= 500
 SOAK_ROWS  ?= 10000000
 SOAK_MINUTES ?= 10
 FUZZ_SECONDS ?= 30
+CODE := src tests bench examples
 FUZZ := server client headers addresses filters configuration outbox_rows redaction mime
 
-.PHONY: help demo test check lint types cover dist campaigns bench soak fuzz clean setup
+.PHONY: help demo test check format lint types cover dist campaigns bench soak fuzz clean setup
 
 help:
 	@sed -n '1,3s/^# //p' Makefile
@@ -33,8 +34,13 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -q -n $(TESTERS) --dist worksteal --durations 10
 
+format: $(READY)
+	$(BIN)/ruff check --quiet --fix --select I $(CODE)
+	$(BIN)/ruff format $(CODE)
+
 lint: $(READY)
-	$(BIN)/ruff check src tests bench examples
+	$(BIN)/ruff format --check --diff --quiet $(CODE)
+	$(BIN)/ruff check $(CODE)
 
 types: $(READY)
 	$(BIN)/mypy

@@ -1,8 +1,10 @@
-"""More hosts on one PostgreSQL: what each adds until the server saturates, and what a message costs the server meanwhile.
+"""More hosts on one PostgreSQL: what each adds until the server saturates, and what a message costs the
+server meanwhile.
 
-Run: python bench/hosts.py [--messages 20000] [--server 18] [--hosts 1,2,4,8]. A host is a process that leases, settles and leases again as an engine does,
-200 messages a transaction, with nothing in between: no mail server is spoken to, so that few cores suffice to load a server. The server has the
-first processor for itself, the hosts share the others. Prints a table; server time is user and system time of all its processes.
+Run: python bench/hosts.py [--messages 20000] [--server 18] [--hosts 1,2,4,8]. A host is a process that
+leases, settles and leases again as an engine does, 200 messages a transaction, with nothing in between: no
+mail server is spoken to, so that few cores suffice to load a server. The server has the first processor for
+itself, the hosts share the others. Prints a table; server time is user and system time of all its processes.
 """
 
 from __future__ import annotations
@@ -45,15 +47,18 @@ from outmail.store.postgres import PostgresStore
 store = PostgresStore(sys.argv[2], sys.argv[3] + "/host")
 now = int(time.time() * 1000)
 owner = store.register(now)
-outcome, verdict = Outcome("delivered", "recipient", "dot", Reply(250, "2.0.0 queued")), Verdict("delivered", now, "")
+outcome = Outcome("delivered", "recipient", "dot", Reply(250, "2.0.0 queued"))
+verdict = Verdict("delivered", now, "")
 {READY}
 found, number, done = [], 1, 0
 while True:
     settled = []
     for delivery in found:
         for recipient in delivery.recipients: recipient.outcome = outcome
-        settled.append(Settled(delivery, tuple((recipient, verdict) for recipient in delivery.recipients), now, 5, False))
-    verbs = ([store.verbs.settle(owner.id, settled)] if settled else []) + [store.verbs.lease(owner.id, number, {{"default": {BATCH}}}, int(time.time() * 1000))]
+        verdicts = tuple((recipient, verdict) for recipient in delivery.recipients)
+        settled.append(Settled(delivery, verdicts, now, 5, False))
+    lease = store.verbs.lease(owner.id, number, {{"default": {BATCH}}}, int(time.time() * 1000))
+    verbs = [*([store.verbs.settle(owner.id, settled)] if settled else []), lease]
     done, number = done + len(settled), number + 1
     found = store.commit(verbs)[-1]
     if isinstance(found, Exception): raise found
@@ -66,7 +71,9 @@ def busy(server: pgserver.PgServer) -> float:
     """Seconds of processor time that the server's processes have used, ended ones included."""
     assert server.process is not None
     ticks, family = 0, {server.process.pid}
-    stats = {int(path.name): path.joinpath("stat").read_text().rpartition(") ")[2].split() for path in _processes()}
+    stats = {
+        int(path.name): path.joinpath("stat").read_text().rpartition(") ")[2].split() for path in _processes()
+    }
     for pid, words in stats.items():
         if pid in family or int(words[1]) in family:
             ticks += sum(map(int, words[11:15] if pid in family else words[11:13]))
@@ -74,17 +81,27 @@ def busy(server: pgserver.PgServer) -> float:
 
 
 def _processes() -> Iterator[Path]:
-    return (path for path in Path("/proc").iterdir() if path.name.isdecimal() and path.joinpath("stat").exists())
+    return (
+        path for path in Path("/proc").iterdir() if path.name.isdecimal() and path.joinpath("stat").exists()
+    )
 
 
-def together(code: str, count: int, hosts: int, url: str, folder: str, server: pgserver.PgServer) -> tuple[float, float]:
-    """(messages a second, microseconds of the server's time a message) of so many hosts that start together."""
+def together(
+    code: str, count: int, hosts: int, url: str, folder: str, server: pgserver.PgServer
+) -> tuple[float, float]:
+    """(messages a second, microseconds of the server's time a message) of so many hosts that start
+    together.
+    """
     others = set(range(1, os.cpu_count() or 1)) or {0}
     running = [
-        subprocess.Popen([sys.executable, "-c", code + END, str(count // hosts), url, f"{folder}/{i}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                         preexec_fn=lambda: os.sched_setaffinity(0, others))
+        subprocess.Popen(
+            [sys.executable, "-c", code + END, str(count // hosts), url, f"{folder}/{i}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            preexec_fn=lambda: os.sched_setaffinity(0, others),
+        )
         for i in range(hosts)
-    ]  # fmt: skip
+    ]
     for process in running:
         assert process.stdout and process.stdout.readline() == b"ready\n"
     before, began = busy(server), time.perf_counter()
@@ -117,7 +134,11 @@ def measured(folder: str, version: str, messages: int, hosts: list[int], rounds:
                 accepted = together(ACCEPT, messages, count, url, folder, server)
                 drained = together(DRAIN, messages, count, url, folder, server)
                 seen.setdefault(count, []).append((*accepted, *drained))
-                print(f"  {count} hosts: " + " ".join(f"{value:,.0f}" for value in seen[count][-1]), file=sys.stderr, flush=True)
+                print(
+                    f"  {count} hosts: " + " ".join(f"{value:,.0f}" for value in seen[count][-1]),
+                    file=sys.stderr,
+                    flush=True,
+                )
         yield "| hosts | accepted/s | server µs a message | leased and settled/s | server µs a message |"
         yield "|---|---|---|---|---|"
         for count, found in seen.items():
@@ -136,7 +157,13 @@ def main() -> None:
     options = arguments.parse_args()
     with tempfile.TemporaryDirectory(prefix="outmail-hosts-") as folder:
         os.environ["XDG_STATE_HOME"] = folder
-        for line in measured(folder, options.server, options.messages, [int(word) for word in options.hosts.split(",")], options.rounds):
+        for line in measured(
+            folder,
+            options.server,
+            options.messages,
+            [int(word) for word in options.hosts.split(",")],
+            options.rounds,
+        ):
             print(line, flush=True)
 
 

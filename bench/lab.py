@@ -1,7 +1,9 @@
-"""The lab: smtp-source → X → smtp-sink on one machine in one go, X = nothing, outmail, Postfix, and the naive Python way.
+"""The lab: smtp-source → X → smtp-sink on one machine in one go, X = nothing, outmail, Postfix, and the naive
+Python way.
 
-Run: python bench/lab.py [--quick] [--only outmail,postfix] (Debian's package postfix; Postfix itself only as root). Rates count from the
-first byte to the last message at the sink. Ratios are medians over rounds that take turns, in one run.
+Run: python bench/lab.py [--quick] [--only outmail,postfix] (Debian's package postfix; Postfix itself only as
+root). Rates count from the first byte to the last message at the sink. Ratios are medians over rounds that
+take turns, in one run.
 """
 
 from __future__ import annotations
@@ -29,7 +31,11 @@ SBIN = "/usr/sbin"
 
 
 def tool(name: str) -> str:
-    return shutil.which(name) or shutil.which(name, path=SBIN) or sys.exit(f"{name} is needed: Debian's package postfix")
+    return (
+        shutil.which(name)
+        or shutil.which(name, path=SBIN)
+        or sys.exit(f"{name} is needed: Debian's package postfix")
+    )
 
 
 def free_port() -> int:
@@ -54,7 +60,9 @@ class SinkProcess:
     def __init__(self) -> None:
         self.port = free_port()
         user = ["-u", "nobody"] if os.geteuid() == 0 else []
-        self.process = subprocess.Popen([tool("smtp-sink"), "-c", *user, f"127.0.0.1:{self.port}", "1000"], stdout=subprocess.PIPE)
+        self.process = subprocess.Popen(
+            [tool("smtp-sink"), "-c", *user, f"127.0.0.1:{self.port}", "1000"], stdout=subprocess.PIPE
+        )
         self.count = 0
         threading.Thread(target=self._read, daemon=True).start()
         until_open(self.port)
@@ -63,7 +71,9 @@ class SinkProcess:
         assert self.process.stdout
         rest = b""
         while data := os.read(self.process.stdout.fileno(), 65536):
-            time.sleep(0.003)  # it writes a line a message: following each would take a tenth of a core from those who are measured
+            # it writes a line a message: following each would take a tenth of a core from those who are
+            # measured
+            time.sleep(0.003)
             found = re.findall(rb"mesg=(\d+)", rest + data)
             rest = data[-40:]
             if found:
@@ -105,7 +115,9 @@ class Seen:
 
 @dataclass
 class Standing:
-    """A contestant that runs: where it listens, its processes, and how to ask what each message took from acceptance to delivery, in ms."""
+    """A contestant that runs: where it listens, its processes, and how to ask what each message took from
+    acceptance to delivery, in ms.
+    """
 
     port: int
     pids: list[int] = field(default_factory=list)
@@ -125,9 +137,14 @@ def outmail(loop: str) -> Contestant:
     def run(folder: Path, sink: int) -> Iterator[Standing]:
         port = free_port()
         config = folder / f"outmail-{loop}-{port}.toml"
-        config.write_text(f'store = "{folder}/{loop}-{port}.db"\nrelay = "smtp://127.0.0.1:{sink}"\nloop = "{loop}"\n[listen]\nsmtp = ["127.0.0.1:{port}"]\n')
+        config.write_text(
+            f'store = "{folder}/{loop}-{port}.db"\nrelay = "smtp://127.0.0.1:{sink}"\nloop = '
+            f'"{loop}"\n[listen]\nsmtp = ["127.0.0.1:{port}"]\n'
+        )
         with open(folder / "outmail.log", "ab") as log:
-            process = subprocess.Popen([str(Path(sys.executable).with_name("outmail")), "run", "--config", str(config)], stderr=log)
+            process = subprocess.Popen(
+                [str(Path(sys.executable).with_name("outmail")), "run", "--config", str(config)], stderr=log
+            )
         try:
             until_open(port)
             yield Standing(port, [process.pid], lambda: _recorded(folder / f"{loop}-{port}.db"))
@@ -141,13 +158,18 @@ def outmail(loop: str) -> Contestant:
 def _recorded(store: Path) -> list[float]:
     """outmail's own record: from acceptance to the relay's answer."""
     with contextlib.closing(sqlite3.connect(f"file:{store}?mode=ro", uri=True)) as db:
-        rows = db.execute("SELECT a.at - m.accepted_at FROM attempt a JOIN message m ON m.seq = a.message WHERE a.outcome = 'delivered' ORDER BY a.id")
+        rows = db.execute(
+            "SELECT a.at - m.accepted_at FROM attempt a JOIN message m ON m.seq = a.message WHERE a.outcome "
+            "= 'delivered' ORDER BY a.id"
+        )
         return [float(row[0]) for row in rows]
 
 
 @contextlib.contextmanager
 def postfix(folder: Path, sink: int, more: str = "") -> Iterator[Standing]:
-    """A private Postfix with its default durability: everything goes to the sink by SMTP. ``more`` goes into main.cf."""
+    """A private Postfix with its default durability: everything goes to the sink by SMTP. ``more`` goes into
+    main.cf.
+    """
     base = Path(tempfile.mkdtemp(prefix="outmail-lab-postfix-", dir="/tmp"))
     base.chmod(0o755)
     for name in ("conf", "queue", "data"):
@@ -155,40 +177,68 @@ def postfix(folder: Path, sink: int, more: str = "") -> Iterator[Standing]:
     port = free_port()
     os.chown(base / "data", pwd.getpwnam("postfix").pw_uid, -1)
     (base / "conf" / "main.cf").write_text(
-        f"compatibility_level = 3.6\nqueue_directory = {base}/queue\ndata_directory = {base}/data\nmaillog_file = {base}/data/log\nmaillog_file_prefixes = /tmp\n"
-        f"mail_owner = postfix\nmyhostname = localhost\nmydestination =\nrelayhost = [127.0.0.1]:{sink}\ninet_interfaces = 127.0.0.1\ninet_protocols = ipv4\n"
-        "mynetworks = 127.0.0.0/8\nalias_maps =\nalias_database =\nsmtp_host_lookup = native\nsmtp_dns_support_level = disabled\n" + more
+        f"compatibility_level = 3.6\nqueue_directory = {base}/queue\ndata_directory = "
+        f"{base}/data\nmaillog_file = {base}/data/log\nmaillog_file_prefixes = /tmp\n"
+        f"mail_owner = postfix\nmyhostname = localhost\nmydestination =\nrelayhost = "
+        f"[127.0.0.1]:{sink}\ninet_interfaces = 127.0.0.1\ninet_protocols = ipv4\n"
+        "mynetworks = 127.0.0.0/8\nalias_maps =\nalias_database =\nsmtp_host_lookup = "
+        "native\nsmtp_dns_support_level = disabled\n" + more
     )
     (base / "conf" / "master.cf").write_text(
-        f"127.0.0.1:{port} inet n - n - - smtpd\ncleanup unix n - n - 0 cleanup\nqmgr unix n - n 300 1 qmgr\nrewrite unix - - n - - trivial-rewrite\n"
-        "tlsmgr unix - - n 1000? 1 tlsmgr\nbounce unix - - n - 0 bounce\ndefer unix - - n - 0 bounce\ntrace unix - - n - 0 bounce\nflush unix n - n 1000? 0 flush\n"
-        "proxymap unix - - n - - proxymap\nsmtp unix - - n - - smtp\nrelay unix - - n - - smtp\nerror unix - - n - - error\nretry unix - - n - - error\n"
+        f"127.0.0.1:{port} inet n - n - - smtpd\ncleanup unix n - n - 0 cleanup\nqmgr unix n - n 300 1 "
+        f"qmgr\nrewrite unix - - n - - trivial-rewrite\n"
+        "tlsmgr unix - - n 1000? 1 tlsmgr\nbounce unix - - n - 0 bounce\ndefer unix - - n - 0 bounce\ntrace "
+        "unix - - n - 0 bounce\nflush unix n - n 1000? 0 flush\n"
+        "proxymap unix - - n - - proxymap\nsmtp unix - - n - - smtp\nrelay unix - - n - - smtp\nerror unix - "
+        "- n - - error\nretry unix - - n - - error\n"
         "anvil unix - - n - 1 anvil\nscache unix - - n - 1 scache\npostlog unix-dgram n - n - 1 postlogd\n"
     )
-    subprocess.run([tool("postfix"), "-c", str(base / "conf"), "start"], capture_output=True, timeout=60, check=False)
+    subprocess.run(
+        [tool("postfix"), "-c", str(base / "conf"), "start"], capture_output=True, timeout=60, check=False
+    )
     try:
         until_open(port)
+
         def logged() -> list[float]:
-            return [float(found) * 1000 for found in re.findall(r" delay=([\d.]+), .*status=sent", (base / "data" / "log").read_text())]
+            return [
+                float(found) * 1000
+                for found in re.findall(
+                    r" delay=([\d.]+), .*status=sent", (base / "data" / "log").read_text()
+                )
+            ]
 
         yield Standing(port, [int((base / "queue" / "pid" / "master.pid").read_text())], logged)
     finally:
-        subprocess.run([tool("postfix"), "-c", str(base / "conf"), "stop"], capture_output=True, timeout=60, check=False)
+        subprocess.run(
+            [tool("postfix"), "-c", str(base / "conf"), "stop"], capture_output=True, timeout=60, check=False
+        )
         shutil.rmtree(base, ignore_errors=True)
 
 
-NAIVE = '''
+NAIVE = """
 import asyncio, sqlite3, sys, aiosmtplib
 from aiosmtpd.controller import Controller
+
 db = sqlite3.connect(sys.argv[1], check_same_thread=False, isolation_level=None)
-for sql in ("PRAGMA journal_mode=WAL", "PRAGMA synchronous=FULL", "CREATE TABLE mail (id INTEGER PRIMARY KEY, sender TEXT, rcpts TEXT, content BLOB)"):
+for sql in (
+    "PRAGMA journal_mode=WAL",
+    "PRAGMA synchronous=FULL",
+    "CREATE TABLE mail (id INTEGER PRIMARY KEY, sender TEXT, rcpts TEXT, content BLOB)",
+):
     db.execute(sql)
 queue = None
+
+
 class Handler:
     async def handle_DATA(self, server, session, envelope):
-        id = db.execute("INSERT INTO mail (sender, rcpts, content) VALUES (?,?,?)", (envelope.mail_from, " ".join(envelope.rcpt_tos), envelope.content)).lastrowid
+        id = db.execute(
+            "INSERT INTO mail (sender, rcpts, content) VALUES (?,?,?)",
+            (envelope.mail_from, " ".join(envelope.rcpt_tos), envelope.content),
+        ).lastrowid
         queue.put_nowait((id, envelope.mail_from, envelope.rcpt_tos, envelope.content))
         return "250 stored"
+
+
 async def send(port):
     client = aiosmtplib.SMTP(hostname="127.0.0.1", port=port, use_tls=False, start_tls=False)
     await client.connect()
@@ -196,22 +246,32 @@ async def send(port):
         id, sender, rcpts, content = await queue.get()
         await client.sendmail(sender, rcpts, content)
         db.execute("DELETE FROM mail WHERE id = ?", (id,))
+
+
 async def main():
     global queue
     queue = asyncio.Queue()
     from aiosmtpd.smtp import SMTP
+
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: SMTP(Handler(), data_size_limit=None), "127.0.0.1", int(sys.argv[2]))
+    server = await loop.create_server(
+        lambda: SMTP(Handler(), data_size_limit=None), "127.0.0.1", int(sys.argv[2])
+    )
     await asyncio.gather(*(send(int(sys.argv[3])) for _ in range(20)))
+
+
 asyncio.run(main())
-'''
+"""
 
 
 @contextlib.contextmanager
 def naive(folder: Path, sink: int) -> Iterator[Standing]:
     """aiosmtpd and aiosmtplib in one process, one commit per mail."""
     port = free_port()
-    process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", NAIVE, str(folder / f"naive-{port}.db"), str(port), str(sink)], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", NAIVE, str(folder / f"naive-{port}.db"), str(port), str(sink)],
+        stderr=subprocess.DEVNULL,
+    )
     try:
         until_open(port)
         yield Standing(port, [process.pid])
@@ -225,7 +285,10 @@ def processes(roots: list[int]) -> list[int]:
     found = list(roots)
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, ValueError, IndexError):
-            if int(path.joinpath("stat").read_text().rpartition(")")[2].split()[1]) in found and int(path.name) not in found:
+            if (
+                int(path.joinpath("stat").read_text().rpartition(")")[2].split()[1]) in found
+                and int(path.name) not in found
+            ):
                 found.append(int(path.name))
     return found
 
@@ -236,7 +299,9 @@ def used(roots: list[int]) -> tuple[float, int]:
     for pid in processes(roots):
         with contextlib.suppress(OSError, IndexError):
             words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            cpu += (int(words[11]) + int(words[12]) + int(words[13]) + int(words[14])) / os.sysconf("SC_CLK_TCK")
+            cpu += (int(words[11]) + int(words[12]) + int(words[13]) + int(words[14])) / os.sysconf(
+                "SC_CLK_TCK"
+            )
             memory += int(words[21]) * os.sysconf("SC_PAGE_SIZE") // 1_048_576
     return cpu, memory
 
@@ -247,12 +312,30 @@ def one(contestant: Contestant, load: Load, folder: Path, seen: Seen, count: int
     try:
         with contestant(folder, sink.port) as standing:
             port, pids = standing.port, standing.pids
-            source = [tool("smtp-source"), "-s", "20", "-l", str(load.size), "-r", str(load.recipients), *(["-d"] if load.kept else []), "-f", "a@x.test", "-t", "b@x.test"]
-            subprocess.run([*source, "-m", "200", f"127.0.0.1:{port}"], check=True, capture_output=True, timeout=300)  # warm
+            source = [
+                tool("smtp-source"),
+                "-s",
+                "20",
+                "-l",
+                str(load.size),
+                "-r",
+                str(load.recipients),
+                *(["-d"] if load.kept else []),
+                "-f",
+                "a@x.test",
+                "-t",
+                "b@x.test",
+            ]
+            # warm
+            subprocess.run(
+                [*source, "-m", "200", f"127.0.0.1:{port}"], check=True, capture_output=True, timeout=300
+            )
             sink.wait(200 // 1, 60)
             before, _ = used(pids)
             began, start = time.perf_counter(), sink.count
-            subprocess.run([*source, "-m", str(count), f"127.0.0.1:{port}"], check=True, capture_output=True, timeout=900)
+            subprocess.run(
+                [*source, "-m", str(count), f"127.0.0.1:{port}"], check=True, capture_output=True, timeout=900
+            )
             ended = sink.wait(start + count, 120)
             after, memory = used(pids)
             seen.rates.append(count / (ended - began))
@@ -263,7 +346,7 @@ def one(contestant: Contestant, load: Load, folder: Path, seen: Seen, count: int
 
 
 #: Speaks to ``port`` at a fixed rate over twenty kept connections, for so many seconds.
-PACED = '''
+PACED = """
 import asyncio, sys, time
 port, rate, seconds = int(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])
 BODY = b"From: a@x.test\\r\\nSubject: x\\r\\n\\r\\n" + (b"x" * 76 + b"\\r\\n") * 51 + b".\\r\\n"
@@ -286,24 +369,34 @@ async def one(n):
 async def main():
     await asyncio.gather(*(one(n) for n in range(20)))
 asyncio.run(main())
-'''
+"""
 
 
 def latency(contestant: Contestant, rate: float, folder: Path, seconds: float) -> list[float]:
-    """Milliseconds from acceptance to delivery at so many messages a second, by the contestant's own record."""
+    """Milliseconds from acceptance to delivery at so many messages a second, by the contestant's own
+    record.
+    """
     sink = SinkProcess()
     try:
         with contestant(folder, sink.port) as standing:
-            subprocess.run([sys.executable, "-c", PACED, str(standing.port), str(rate), "1"], check=True, timeout=60)
+            subprocess.run(
+                [sys.executable, "-c", PACED, str(standing.port), str(rate), "1"], check=True, timeout=60
+            )
             warm = len(standing.delays()) if standing.delays and not time.sleep(1.0) else 0
-            subprocess.run([sys.executable, "-c", PACED, str(standing.port), str(rate), str(seconds)], check=True, timeout=600)
+            subprocess.run(
+                [sys.executable, "-c", PACED, str(standing.port), str(rate), str(seconds)],
+                check=True,
+                timeout=600,
+            )
             time.sleep(2.0)
             return standing.delays()[warm:] if standing.delays else []
     finally:
         sink.close()
 
 
-def latencies(contestants: dict[str, Contestant], rates: dict[str, float], folder: Path, seconds: float) -> Iterator[str]:
+def latencies(
+    contestants: dict[str, Contestant], rates: dict[str, float], folder: Path, seconds: float
+) -> Iterator[str]:
     """The table of p50 and p99 at half of each one's own rate."""
     yield ""
     yield "| accepted → delivered, 4 KB, kept, at half of its own rate | messages/s | p50 ms | p99 ms |"
@@ -313,7 +406,10 @@ def latencies(contestants: dict[str, Contestant], rates: dict[str, float], folde
             continue
         found = sorted(latency(contestant, rates[name] / 2, folder, seconds))
         if found:
-            yield f"| {name} | {rates[name] / 2:,.0f} | {found[len(found) // 2]:,.0f} | {found[len(found) * 99 // 100]:,.0f} |"
+            yield (
+                f"| {name} | {rates[name] / 2:,.0f} | {found[len(found) // 2]:,.0f} | "
+                f"{found[len(found) * 99 // 100]:,.0f} |"
+            )
 
 
 def plot(results: dict[str, dict[str, float]], path: Path) -> None:
@@ -329,26 +425,44 @@ def plot(results: dict[str, dict[str, float]], path: Path) -> None:
             if name in rates:
                 ratio = rates[name] / rates["Postfix"]
                 length = (width - left - 120) * ratio / most
-                rows.append(f'<rect x="{left}" y="{y}" width="{length:.0f}" height="{bar - 3}" fill="{colour}"/>')
-                rows.append(f'<text x="{left + length + 6:.0f}" y="{y + 11}">{ratio:.1f} × ({rates[name]:,.0f}/s)</text>')
+                rows.append(
+                    f'<rect x="{left}" y="{y}" width="{length:.0f}" height="{bar - 3}" fill="{colour}"/>'
+                )
+                rows.append(
+                    f'<text x="{left + length + 6:.0f}" y="{y + 11}">{ratio:.1f} × '
+                    f"({rates[name]:,.0f}/s)</text>"
+                )
                 y += bar
         y += gap
-    key = "".join(f'<rect x="{left + i * 130}" y="16" width="12" height="12" fill="{c}"/><text x="{left + i * 130 + 18}" y="26">{n}</text>' for i, (n, c) in enumerate(colours.items()))
+    key = "".join(
+        f'<rect x="{left + i * 130}" y="16" width="12" height="12" fill="{c}"/><text '
+        f'x="{left + i * 130 + 18}" y="26">{n}</text>'
+        for i, (n, c) in enumerate(colours.items())
+    )
     path.write_text(
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{y}" font-family="sans-serif" font-size="12">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{y}" font-family="sans-serif" '
+        f'font-size="12">'
         f'<rect width="100%" height="100%" fill="white"/>{key}{"".join(rows)}</svg>\n'
     )
 
 
 ABOUT = (
-    "Twenty sessions of smtp-source hand mail to X, which stores it (SQLite FULL; Postfix with its own defaults; the naive way, aiosmtpd and aiosmtplib with a commit"
-    " a mail) and hands it to smtp-sink, all on the same cores. Rates count to the last message at the sink; medians of rounds that take turns."
+    "Twenty sessions of smtp-source hand mail to X, which stores it (SQLite FULL; Postfix with its own "
+    "defaults; the naive way, aiosmtpd and aiosmtplib with a commit"
+    " a mail) and hands it to smtp-sink, all on the same cores. Rates count to the last message at the sink; "
+    "medians of rounds that take turns."
 )
 
 
 def everybody() -> dict[str, Contestant]:
     """Those who can run here."""
-    contestants: dict[str, Contestant] = {"nothing": direct, "outmail": outmail("asyncio"), "outmail, uvloop": outmail("uvloop"), "Postfix": postfix, "naive": naive}
+    contestants: dict[str, Contestant] = {
+        "nothing": direct,
+        "outmail": outmail("asyncio"),
+        "outmail, uvloop": outmail("uvloop"),
+        "Postfix": postfix,
+        "naive": naive,
+    }
     try:
         import uvloop  # type: ignore[import-not-found,unused-ignore]  # noqa: F401
     except ImportError:
@@ -359,12 +473,17 @@ def everybody() -> dict[str, Contestant]:
 
 
 LOADS = [
-    Load("4 KB, kept connections"), Load("4 KB, a connection each", kept=False), Load("1 KB, kept", size=1024), Load("100 KB, kept", size=102_400, count=1000),
+    Load("4 KB, kept connections"),
+    Load("4 KB, a connection each", kept=False),
+    Load("1 KB, kept", size=1024),
+    Load("100 KB, kept", size=102_400, count=1000),
     Load("4 KB, 50 recipients, kept", recipients=50, count=1000),
-]  # fmt: skip
+]
 
 
-def measured(folder: Path, *, quick: bool = False, rounds: int = 5, picture: Path | None = None) -> Iterator[str]:
+def measured(
+    folder: Path, *, quick: bool = False, rounds: int = 5, picture: Path | None = None
+) -> Iterator[str]:
     """The whole lab as lines of Markdown; with Postfix there, ``picture`` is drawn too."""
     results: dict[str, dict[str, float]] = {}
     yield from table(everybody(), LOADS, folder, 2 if quick else rounds, 5 if quick else 1, results)
@@ -379,30 +498,58 @@ def main() -> None:
     arguments.add_argument("--only", default="")
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--loads", default="")
-    arguments.add_argument("--latency", action="store_true", help="p50 and p99 too, at half of the first load's rates")
+    arguments.add_argument(
+        "--latency", action="store_true", help="p50 and p99 too, at half of the first load's rates"
+    )
     options = arguments.parse_args()
     contestants, loads = everybody(), LOADS
     if options.only:
-        contestants = {name: made for name, made in contestants.items() if any(word in name.lower() for word in options.only.lower().split(","))}
+        contestants = {
+            name: made
+            for name, made in contestants.items()
+            if any(word in name.lower() for word in options.only.lower().split(","))
+        }
     if options.loads:
         loads = [load for load in loads if any(word in load.name for word in options.loads.split("+"))]
     with tempfile.TemporaryDirectory(prefix="outmail-lab-", dir=os.environ.get("BENCH_DIR")) as name:
         results: dict[str, dict[str, float]] = {}
-        for line in table(contestants, loads, Path(name), 2 if options.quick else options.rounds, 5 if options.quick else 1, results):
+        for line in table(
+            contestants,
+            loads,
+            Path(name),
+            2 if options.quick else options.rounds,
+            5 if options.quick else 1,
+            results,
+        ):
             print(line, flush=True)
         if options.latency:
-            for line in latencies(contestants, results[loads[0].name], Path(name), 3 if options.quick else 20):
+            for line in latencies(
+                contestants, results[loads[0].name], Path(name), 3 if options.quick else 20
+            ):
                 print(line, flush=True)
 
 
-def table(contestants: dict[str, Contestant], loads: list[Load], folder: Path, rounds: int, share: int, rates: dict[str, dict[str, float]]) -> Iterator[str]:
+def table(
+    contestants: dict[str, Contestant],
+    loads: list[Load],
+    folder: Path,
+    rounds: int,
+    share: int,
+    rates: dict[str, dict[str, float]],
+) -> Iterator[str]:
     """The result as lines of Markdown; ``rates`` is filled with the medians by load and name."""
     slow = {"Postfix": 5, "naive": 4}
     for load in loads:
         results = {name: Seen() for name in contestants}
         for _ in range(rounds):
             for name, contestant in contestants.items():
-                one(contestant, load, folder, results[name], max(200, load.count // share // slow.get(name, 1)))
+                one(
+                    contestant,
+                    load,
+                    folder,
+                    results[name],
+                    max(200, load.count // share // slow.get(name, 1)),
+                )
         rates[load.name] = {name: statistics.median(seen.rates) for name, seen in results.items()}
         yield ""
         yield f"| {load.name} | messages/s | × Postfix | CPU µs a message | memory MB |"
@@ -410,7 +557,9 @@ def table(contestants: dict[str, Contestant], loads: list[Load], folder: Path, r
         for name, seen in results.items():
             ratio = ""
             if "Postfix" in results and results["Postfix"].rates:
-                ratio = f"{statistics.median(a / b for a, b in zip(seen.rates, results['Postfix'].rates)):.1f}"
+                ratio = (
+                    f"{statistics.median(a / b for a, b in zip(seen.rates, results['Postfix'].rates)):.1f}"
+                )
             cpu = f"{statistics.median(seen.cpu):,.0f}" if any(seen.cpu) else ""
             yield f"| {name} | {statistics.median(seen.rates):,.0f} | {ratio} | {cpu} | {seen.memory or ''} |"
 

@@ -1,7 +1,8 @@
-"""make bench: outmail against a bare loop, the naive way and a peer, on this machine, in one run; writes docs/benchmarks.md.
+"""make bench: outmail against a bare loop, the naive way and a peer, on this machine, in one run; writes
+docs/benchmarks.md.
 
-Ratios are the claim; the absolute numbers belong to the machine. Sections: accepting (one commit each, 1,000 at once),
-draining a waiting queue into a sink in another process, a large queue, import time.
+Ratios are the claim; the absolute numbers belong to the machine. Sections: accepting (one commit each, 1,000
+at once), draining a waiting queue into a sink in another process, a large queue, import time.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ from outmail.config import from_toml
 from outmail.outbox import Outbox
 from outmail.wiring import build_engine
 
-CONTENT = b"From: me@x.test\r\nTo: you@x.test\r\nDate: Thu, 01 Jan 1970 00:00:00 +0000\r\nMessage-ID: <bench@x.test>\r\nSubject: bench\r\n\r\n" + (b"x" * 70 + b"\r\n") * 55
+CONTENT = (
+    b"From: me@x.test\r\nTo: you@x.test\r\nDate: Thu, 01 Jan 1970 00:00:00 +0000\r\nMessage-ID: "
+    b"<bench@x.test>\r\nSubject: bench\r\n\r\n" + (b"x" * 70 + b"\r\n") * 55
+)
 CONFIG = from_toml('from = "me@x.test"', "bench", {})
 
 
@@ -48,7 +52,7 @@ def item(i: int) -> dict[str, object]:
     return {"content": CONTENT, "sender": "me@x.test", "recipients": [f"user{i}@example.test"]}
 
 
-# -- accepting ----------------------------------------------------------------------------------------------------------
+# -- accepting -----------------------------------------------------------------------------------------------
 
 
 def rows_of_one(path: str) -> list[tuple[str, tuple[object, ...]]]:
@@ -124,14 +128,23 @@ def accepting(folder: Path, count: int, rounds: int) -> list[str]:
         rates.append((count / ours, count / theirs, 10_000 / many, 10_000 / many_bare, count / append))
     mid = [statistics.median(column) for column in zip(*rates)]
     return [
-        "| accepting, 4 KB, FULL | messages/s | bare apsw loop, same rows | ratio | wanted |", "|---|---|---|---|---|",
-        f"| `submit`, one commit each | {mid[0]:,.0f} | {mid[1]:,.0f} | {statistics.median(singles):.2f} | ≥ 0.5 |",
-        f"| `submit_many(1,000)` | {mid[2]:,.0f} | {mid[3]:,.0f} | {statistics.median(batches):.2f} | ≥ 0.4 |",
+        "| accepting, 4 KB, FULL | messages/s | bare apsw loop, same rows | ratio | wanted |",
+        "|---|---|---|---|---|",
+        (
+            f"| `submit`, one commit each | {mid[0]:,.0f} | {mid[1]:,.0f} | {statistics.median(singles):.2f} "
+            f"| ≥ "
+            f"0.5 |"
+        ),
+        (
+            f"| `submit_many(1,000)` | {mid[2]:,.0f} | {mid[3]:,.0f} | {statistics.median(batches):.2f} | ≥ "
+            f"0.4 "
+            f"|"
+        ),
         f"| append + fdatasync, for comparison | | {mid[4]:,.0f} | | |",
-    ]  # fmt: skip
+    ]
 
 
-# -- draining -----------------------------------------------------------------------------------------------------------
+# -- draining ------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -142,12 +155,21 @@ def sink_process() -> Iterator[int]:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
-    program = shutil.which("smtp-sink") or ("/usr/sbin/smtp-sink" if os.path.exists("/usr/sbin/smtp-sink") else None)
+    program = shutil.which("smtp-sink") or (
+        "/usr/sbin/smtp-sink" if os.path.exists("/usr/sbin/smtp-sink") else None
+    )
     if program:
         user = ["-u", "nobody"] if os.geteuid() == 0 else []
         command = [program, *user, f"127.0.0.1:{port}", "1000"]
     else:
-        command = [sys.executable, "-c", f"from outmail.testing import Sink; import time; Sink(port={port}, keep=False).start(); time.sleep(3600)"]
+        command = [
+            sys.executable,
+            "-c",
+            (
+                f"from outmail.testing import Sink; import time; Sink(port={port}, keep=False).start(); "
+                f"time.sleep(3600)"
+            ),
+        ]
     process = subprocess.Popen(command)
     try:
         deadline = time.monotonic() + 10
@@ -184,10 +206,16 @@ def naive(path: Path, port: int, count: int) -> float:
     import aiosmtplib
 
     db = apsw.Connection(str(path))
-    for sql in ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL", "CREATE TABLE mail (id INTEGER PRIMARY KEY, rcpt TEXT, content BLOB, sent INTEGER)"):
+    for sql in (
+        "PRAGMA journal_mode = WAL",
+        "PRAGMA synchronous = FULL",
+        "CREATE TABLE mail (id INTEGER PRIMARY KEY, rcpt TEXT, content BLOB, sent INTEGER)",
+    ):
         db.execute(sql).fetchall()
     with db:
-        db.executemany("INSERT INTO mail VALUES (?,?,?,0)", [(i, f"user{i}@example.test", CONTENT) for i in range(count)])
+        db.executemany(
+            "INSERT INTO mail VALUES (?,?,?,0)", [(i, f"user{i}@example.test", CONTENT) for i in range(count)]
+        )
 
     async def work() -> None:
         waiting = iter(db.execute("SELECT id, rcpt, content FROM mail WHERE sent = 0").fetchall())
@@ -218,9 +246,18 @@ def draining(folder: Path, count: int, rounds: int) -> list[str]:
         theirs.append(other)
         ratios.append(mine / other)
     return [
-        "", f"| draining {count:,} waiting messages | messages/s | naive (aiosmtplib × 20, commit per mail) | ratio | wanted |", "|---|---|---|---|---|",
-        f"| one engine, sink in another process | {statistics.median(ours):,.0f} | {statistics.median(theirs):,.0f} | {statistics.median(ratios):.1f} | ≥ 4, aim 6 |",
-    ]  # fmt: skip
+        "",
+        (
+            f"| draining {count:,} waiting messages | messages/s | naive (aiosmtplib × 20, commit per mail) "
+            f"| "
+            f"ratio | wanted |"
+        ),
+        "|---|---|---|---|---|",
+        (
+            f"| one engine, sink in another process | {statistics.median(ours):,.0f} | "
+            f"{statistics.median(theirs):,.0f} | {statistics.median(ratios):.1f} | ≥ 4, aim 6 |"
+        ),
+    ]
 
 
 def peer(folder: Path, count: int = 300) -> list[str]:
@@ -231,14 +268,29 @@ def peer(folder: Path, count: int = 300) -> list[str]:
         return ["", "mailqueue-runner is not installed; its row is missing."]
     queue = folder / "mq"
     handler = MessageHandler([MaildirBackend(str(queue))])
-    enqueue = count / timed(lambda: [handler.send_message(CONTENT, sender="me@x.test", recipient=f"u{i}@example.test") for i in range(count)])
+    enqueue = count / timed(
+        lambda: [
+            handler.send_message(CONTENT, sender="me@x.test", recipient=f"u{i}@example.test")
+            for i in range(count)
+        ]
+    )
     with sink_process() as port:
         settings = folder / "mq.ini"
         settings.write_text(f"[mqrunner]\nsmtp_hostname = 127.0.0.1\nsmtp_port = {port}\n")
         program = Path(sys.executable).with_name("mq-run")
-        seconds = timed(lambda: subprocess.run([str(program), "-C", str(settings), str(queue)], capture_output=True, check=False, timeout=300))
+        seconds = timed(
+            lambda: subprocess.run(
+                [str(program), "-C", str(settings), str(queue)], capture_output=True, check=False, timeout=300
+            )
+        )
     left = len(list((queue / "new").iterdir()))
-    return ["", f"mailqueue-runner in the same run: {enqueue:,.0f} enqueues/s, {(count - left) / seconds:,.0f} drained/s (of {count} waiting)."]
+    return [
+        "",
+        (
+            f"mailqueue-runner in the same run: {enqueue:,.0f} enqueues/s, {(count - left) / seconds:,.0f} "
+            f"drained/s (of {count} waiting)."
+        ),
+    ]
 
 
 def waiting(folder: Path, count: int) -> list[str]:
@@ -257,9 +309,12 @@ def waiting(folder: Path, count: int) -> list[str]:
             ratios.append(busy / empty)
             memories.append(memory)
     return [
-        "", f"With {count:,} messages waiting for a dead relay: opening {opening * 1000:.0f} ms; another relay's mail drains at {statistics.median(ratios):.2f} of the rate"
-        f" of an otherwise empty queue (≥ 0.8 wanted); memory of the engine {max(memories):.0f} MB (< 200 wanted).",
-    ]  # fmt: skip
+        "",
+        f"With {count:,} messages waiting for a dead relay: opening {opening * 1000:.0f} ms; "
+        f"another relay's mail drains at {statistics.median(ratios):.2f} of the rate"
+        f" of an otherwise empty queue (≥ 0.8 wanted); memory of the engine {max(memories):.0f} MB (< 200 "
+        f"wanted).",
+    ]
 
 
 DRAIN_APART = """
@@ -267,20 +322,32 @@ import asyncio, resource, sys, time
 from outmail.outbox import *
 from outmail.wiring import build_engine
 from outmail.config import from_toml
+
 box = Outbox(sys.argv[1], config=from_toml("", "bench", {}), deliver="never")
 engine = build_engine(box._store, box._config, box._config.routes, Clock())
 began = time.perf_counter()
 asyncio.run(engine.run(once=True))
-print(engine.counts["delivered"] / (time.perf_counter() - began), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+print(
+    engine.counts["delivered"] / (time.perf_counter() - began),
+    resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+)
 """
 
 
 def drained_apart(path: Path, port: int, count: int = 20_000) -> tuple[float, float]:
-    """(messages/s, memory in MB) of a process of its own that drains mail for a healthy relay from this store."""
+    """(messages/s, memory in MB) of a process of its own that drains mail for a healthy relay from this
+    store.
+    """
     box = Outbox(path, config=CONFIG, relay=f"smtp://127.0.0.1:{port}", deliver="never")
     fill(box, count)
     box.close()
-    done = subprocess.run([sys.executable, "-c", DRAIN_APART, str(path)], capture_output=True, text=True, check=True, timeout=900)
+    done = subprocess.run(
+        [sys.executable, "-c", DRAIN_APART, str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=900,
+    )
     rate, memory = map(float, done.stdout.split())
     return rate, memory
 
@@ -294,7 +361,10 @@ def reporting(folder: Path) -> list[str]:
         update = job.update
         once = timed(lambda: [update() for _ in range(300_000)]) / 300_000
     record = logging.LogRecord("bench", 30, "f", 1, "feed %s took %d s", ("x", 5), None)
-    plain, digest = logging.FileHandler(folder / "plain.log"), outmail.DigestHandler(outbox=box, name="bench", at_most=1000)
+    plain, digest = (
+        logging.FileHandler(folder / "plain.log"),
+        outmail.DigestHandler(outbox=box, name="bench", at_most=1000),
+    )
     ratios = []
     for _ in range(5):
         file = timed(lambda: [plain.handle(record) for _ in range(20_000)])
@@ -307,30 +377,49 @@ def reporting(folder: Path) -> list[str]:
     digest.close()
     box.close()
     env = {**os.environ, "OUTMAIL_STORE": str(folder / "w.db")}
-    bare = statistics.median(timed(lambda: subprocess.run([sys.executable, "-c", "pass"], check=True)) for _ in range(21))
+    bare = statistics.median(
+        timed(lambda: subprocess.run([sys.executable, "-c", "pass"], check=True)) for _ in range(21)
+    )
     program = str(Path(sys.executable).with_name("outmail"))
-    watched = statistics.median(timed(lambda: subprocess.run([program, "watch", "--", "true"], check=True, env=env)) for _ in range(21))
+    watched = statistics.median(
+        timed(lambda: subprocess.run([program, "watch", "--", "true"], check=True, env=env))
+        for _ in range(21)
+    )
     return [
-        "", "| reporting | | wanted |", "|---|---|---|",
+        "",
+        "| reporting | | wanted |",
+        "|---|---|---|",
         f"| `job.update()` when nothing is due | {once * 1e6:.2f} µs | < 2 µs |",
         f"| `DigestHandler.emit` beside `FileHandler.emit` | {statistics.median(ratios):.1f} × | ≤ 3 × |",
         f"| `outmail watch -- true` beside `python -c pass` | {watched / bare:.1f} × | ≤ 6 × |",
         f"| finishing a run with 10,000 kinds of records | {finish:.2f} s | < 1 s |",
-    ]  # fmt: skip
+    ]
 
 
 def importing() -> list[str]:
     def best(code: str) -> float:
-        return min(timed(lambda: subprocess.run([sys.executable, "-c", code], check=True)) for _ in range(15)) * 1000
+        return (
+            min(timed(lambda: subprocess.run([sys.executable, "-c", code], check=True)) for _ in range(15))
+            * 1000
+        )
 
     base, ours = best("pass"), best("import outmail")
     full = best("from outmail import Outbox")
-    return ["", f"`import outmail` adds {ours - base:.0f} ms to bare Python ({base:.0f} ms); `from outmail import Outbox` {full - base:.0f} ms."]
+    return [
+        "",
+        (
+            f"`import outmail` adds {ours - base:.0f} ms to bare Python ({base:.0f} ms); `from outmail "
+            f"import "
+            f"Outbox` {full - base:.0f} ms."
+        ),
+    ]
 
 
 def peers_of_postgres() -> bool:
     """django-post_office, django-mailer and a server are there."""
-    return all(importlib.util.find_spec(name) for name in ("post_office", "mailer", "psycopg")) and bool(pgserver.installed())
+    return all(importlib.util.find_spec(name) for name in ("post_office", "mailer", "psycopg")) and bool(
+        pgserver.installed()
+    )
 
 
 def main() -> None:
@@ -338,29 +427,59 @@ def main() -> None:
     arguments.add_argument("--quick", action="store_true")
     arguments.add_argument("--lab", type=int, default=5, help="rounds of the lab; 0 leaves it out")
     options = arguments.parse_args()
-    count, rounds, drained, large = (2000, 3, 20_000, 50_000) if options.quick else (5000, 5, 100_000, 1_000_000)
+    count, rounds, drained, large = (
+        (2000, 3, 20_000, 50_000) if options.quick else (5000, 5, 100_000, 1_000_000)
+    )
     lines = [
-        "# Benchmarks", "", "Made by `make bench` (`bench/run.py`); ratios are of one run on one machine, medians of several rounds.", "",
-        f"outmail {outmail.__version__}, Python {platform.python_version()}, SQLite {apsw.sqlite_lib_version()}, {os.cpu_count()} cores, {platform.machine()},"
-        f" {time.strftime('%Y-%m-%d')}{', --quick' if options.quick else ''}.", "",
-    ]  # fmt: skip
+        "# Benchmarks",
+        "",
+        (
+            "Made by `make bench` (`bench/run.py`); ratios are of one run on one machine, medians of several "
+            "rounds."
+        ),
+        "",
+        f"outmail {outmail.__version__}, Python {platform.python_version()}, "
+        f"SQLite {apsw.sqlite_lib_version()}, {os.cpu_count()} cores, {platform.machine()},"
+        f" {time.strftime('%Y-%m-%d')}{', --quick' if options.quick else ''}.",
+        "",
+    ]
     with tempfile.TemporaryDirectory(prefix="outmail-bench-", dir=os.environ.get("BENCH_DIR")) as temporary:
         folder = Path(temporary)
         os.environ["XDG_STATE_HOME"] = temporary
-        for section in (lambda: accepting(folder, count, rounds), lambda: draining(folder, drained, min(3, rounds)), lambda: peer(folder),
-                        lambda: waiting(folder, large), lambda: reporting(folder), importing):  # fmt: skip
+        for section in (
+            lambda: accepting(folder, count, rounds),
+            lambda: draining(folder, drained, min(3, rounds)),
+            lambda: peer(folder),
+            lambda: waiting(folder, large),
+            lambda: reporting(folder),
+            importing,
+        ):
             fresh = section()
             print("\n".join(fresh), flush=True)
             lines += fresh
         if peers_of_postgres():
             lines += ["", "## PostgreSQL", ""]
             (folder / "postgres").mkdir()
-            for line in postgres.measured(folder / "postgres", max(pgserver.installed(), key=int), quick=options.quick):
+            for line in postgres.measured(
+                folder / "postgres", max(pgserver.installed(), key=int), quick=options.quick
+            ):
                 print(line, flush=True)
                 lines.append(line)
         if options.lab:
-            lines += ["", "## The whole road: smtp-source → X → smtp-sink", "", lab.ABOUT, "", "![rates as times Postfix's](img/lab.svg)"]
-            for line in lab.measured(folder, quick=options.quick, rounds=options.lab, picture=Path(__file__).parents[1] / "docs" / "img" / "lab.svg"):
+            lines += [
+                "",
+                "## The whole road: smtp-source → X → smtp-sink",
+                "",
+                lab.ABOUT,
+                "",
+                "![rates as times Postfix's](img/lab.svg)",
+            ]
+            for line in lab.measured(
+                folder,
+                quick=options.quick,
+                rounds=options.lab,
+                picture=Path(__file__).parents[1] / "docs" / "img" / "lab.svg",
+            ):
                 print(line, flush=True)
                 lines.append(line)
     Path(__file__).parents[1].joinpath("docs", "benchmarks.md").write_text("\n".join(lines) + "\n")

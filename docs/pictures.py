@@ -1,6 +1,8 @@
-"""Make docs/img/mails: one of each report, from the real code, as text and as pictures in light and dark (needs chromium).
+"""Make docs/img/mails: one of each report, from the real code, as text and as pictures in light and dark
+(needs chromium).
 
-Run: python docs/pictures.py [--only-text]. Nothing is sent: the mails are read back from a queue in a temporary folder.
+Run: python docs/pictures.py [--only-text]. Nothing is sent: the mails are read back from a queue in a
+temporary folder.
 """
 
 from __future__ import annotations
@@ -95,14 +97,14 @@ def samples(box: Outbox, folder: Path) -> dict[str, EmailMessage]:
     job.close(SystemExit(143))
     newest("stopped")
     state.remember(box, "run", "deadrun", {"job": "crawl", "kind": "job", "host": "web1", "pid": 4711, "started_at": int(START * 1000), "at": int(START * 1000) + 7_200_000,
-                                           "done": 20_160, "total": 48_000, "state": "running", "to": []})  # fmt: skip
+                                           "done": 20_160, "total": 48_000, "state": "running", "to": []})
     os.makedirs(box.spool, exist_ok=True)
     Path(box.spool, "run.deadrun").touch()
     vigil.dead_runs(box)
     newest("dead")
     for name, script, words in (("watch-failed", "seq 1 3; echo 'rsync: connection unexpectedly closed' >&2; exit 23", ["--after", "1", "--remind", "1ms"]),
                                 ("watch-reminder", "echo 'rsync: connection unexpectedly closed'; exit 23", ["--after", "1", "--remind", "1ms"]),
-                                ("watch-recovered", "echo 'sent 18,204 files'", ["--after", "1"])):  # fmt: skip
+                                ("watch-recovered", "echo 'sent 18,204 files'", ["--after", "1"])):
         options, command = parse([*words, "--name", "backup", "--quiet", "--", "sh", "-c", script])
         time.sleep(0.01)
         watch.ended(box, options, ["backup", "--all", "/home"], child.run(command, options))

@@ -9,7 +9,13 @@ from urllib.parse import urlsplit
 from outmail.compat.exoskeleton import NotificationManager
 
 store, relay = sys.argv[1], urlsplit(sys.argv[2])
-mail_settings = {"server": relay.hostname, "server_port": relay.port, "encryption": "off", "recipient": "me@example.org", "sender": "bot@example.org"}
+mail_settings = {
+    "server": relay.hostname,
+    "server_port": relay.port,
+    "encryption": "off",
+    "recipient": "me@example.org",
+    "sender": "bot@example.org",
+}
 mail_behavior = {"send_start_msg": True, "send_finish_msg": True, "milestone_num": 1000}
 
 mails = NotificationManager("Bot", mail_settings, mail_behavior, store=store)

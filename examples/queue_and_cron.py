@@ -11,10 +11,18 @@ import outmail
 store, relay = sys.argv[1:3]
 with outmail.Outbox(store, deliver="never") as box:
     for n in range(3):
-        box.send(f"customer-{n}@example.org", f"Invoice {n}", "Thank you.\n", sender="shop@example.org", key=f"invoice-{n}")
+        box.send(
+            f"customer-{n}@example.org",
+            f"Invoice {n}",
+            "Thank you.\n",
+            sender="shop@example.org",
+            key=f"invoice-{n}",
+        )
 
 # What a crontab line does every few minutes:
-subprocess.run([sys.executable, "-m", "outmail", "run", "--once", "--store", store, "--relay", relay], check=True)
+subprocess.run(
+    [sys.executable, "-m", "outmail", "run", "--once", "--store", store, "--relay", relay], check=True
+)
 
 with outmail.Outbox(store, deliver="never") as box:
     for status in box.find():

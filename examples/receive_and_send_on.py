@@ -26,15 +26,25 @@ mailboxes = "{folder}/mail/{{user}}/"
 aliases = "{folder}/aliases"
 """)
 log = folder / "receive.log"
-server = subprocess.Popen([sys.executable, "-m", "outmail", "receive", "--config", str(folder / "receive.toml")], stderr=log.open("wb"))
+server = subprocess.Popen(
+    [sys.executable, "-m", "outmail", "receive", "--config", str(folder / "receive.toml")],
+    stderr=log.open("wb"),
+)
 deadline = time.monotonic() + 20
-while not (found := re.search(r"listening: smtp 127\.0\.0\.1:(\d+)", log.read_text())) and time.monotonic() < deadline:
+while (
+    not (found := re.search(r"listening: smtp 127\.0\.0\.1:(\d+)", log.read_text()))
+    and time.monotonic() < deadline
+):
     time.sleep(0.05)
 assert found, log.read_text()
 
 with smtplib.SMTP("127.0.0.1", int(found[1])) as client:
     client.sendmail("me@here.example", "team@here.example", "Subject: hello\r\n\r\nTo all of us.\r\n")
-    print("a stranger's mail:", client.docmd("MAIL FROM:<x@y.example>")[0], client.docmd("RCPT TO:<z@y.example>")[1].decode())
+    print(
+        "a stranger's mail:",
+        client.docmd("MAIL FROM:<x@y.example>")[0],
+        client.docmd("RCPT TO:<z@y.example>")[1].decode(),
+    )
 
 while not list(folder.glob("mail/alice/new/*")) or log.read_text().count("status=delivered") < 2:
     assert time.monotonic() < deadline, log.read_text()

@@ -26,7 +26,9 @@ engine = create_async_engine(f"sqlite+aiosqlite:///{database}")
 @asynccontextmanager
 async def life(app: FastAPI) -> AsyncIterator[None]:
     async with engine.begin() as connection:  # your migrations
-        await connection.execute(text("CREATE TABLE IF NOT EXISTS orders (id INTEGER PRIMARY KEY, item TEXT NOT NULL UNIQUE)"))
+        await connection.execute(
+            text("CREATE TABLE IF NOT EXISTS orders (id INTEGER PRIMARY KEY, item TEXT NOT NULL UNIQUE)")
+        )
         await connection.execute(text(outmail.outbox_ddl("sqlite")))
     async with outmail.AsyncOutbox(queue, relay=relay) as app.state.box:
         yield
@@ -40,7 +42,9 @@ app = FastAPI(lifespan=life)
 async def order(item: str, customer: str) -> dict[str, str]:
     try:
         async with AsyncSession(engine) as session, session.begin():
-            receipt = await app.state.box.send(customer, "Your order", f"Thank you for {item}.", sender="shop@example.org", using=session)
+            receipt = await app.state.box.send(
+                customer, "Your order", f"Thank you for {item}.", sender="shop@example.org", using=session
+            )
             await session.execute(text("INSERT INTO orders (item) VALUES (:item)"), {"item": item})
     except IntegrityError:
         raise HTTPException(409, "sold out") from None
@@ -50,7 +54,9 @@ async def order(item: str, customer: str) -> dict[str, str]:
 if __name__ == "__main__":
     with TestClient(app) as client:
         for item in ("chair", "table", "chair"):  # the second chair breaks the rule that items are unique
-            print(item, client.post(f"/orders/{item}", params={"customer": f"{item}@example.org"}).status_code)
+            print(
+                item, client.post(f"/orders/{item}", params={"customer": f"{item}@example.org"}).status_code
+            )
     with outmail.Outbox(queue, deliver="never") as look:
         for status in look.find():
             print(status.recipients[0].address, status.status)

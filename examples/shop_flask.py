@@ -22,14 +22,22 @@ box = outmail.Outbox(queue, relay=relay)  # delivers by itself; with a service o
 app = Flask(__name__)
 
 with engine.begin() as connection:  # your migrations
-    connection.execute(text("CREATE TABLE IF NOT EXISTS orders (id INTEGER PRIMARY KEY, item TEXT NOT NULL UNIQUE)"))
+    connection.execute(
+        text("CREATE TABLE IF NOT EXISTS orders (id INTEGER PRIMARY KEY, item TEXT NOT NULL UNIQUE)")
+    )
     connection.execute(text(outmail.outbox_ddl("sqlite")))
 
 
 @app.post("/orders")
 def order() -> tuple[str, int]:
     with Session(engine) as session, session.begin():
-        box.send(request.form["customer"], "Your order", f"Thank you for {request.form['item']}.", sender="shop@example.org", using=session)
+        box.send(
+            request.form["customer"],
+            "Your order",
+            f"Thank you for {request.form['item']}.",
+            sender="shop@example.org",
+            using=session,
+        )
         session.execute(text("INSERT INTO orders (item) VALUES (:item)"), {"item": request.form["item"]})
     return "ordered\n", 201
 

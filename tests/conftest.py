@@ -27,7 +27,12 @@ _missing: list[str] = []
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    if ALL_PACKAGES and report.skipped and isinstance(report.longrepr, tuple) and programs.INSTALL in report.longrepr[2]:
+    if (
+        ALL_PACKAGES
+        and report.skipped
+        and isinstance(report.longrepr, tuple)
+        and programs.INSTALL in report.longrepr[2]
+    ):
         _missing.append(f"{report.nodeid}: {report.longrepr[2]}")
 
 
@@ -95,10 +100,17 @@ def make_box(tmp_path: Path) -> Iterator[Callable[..., Outbox]]:
 def outmail(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[bytes]]:
     """Run the command in tmp_path."""
 
-    def run(*arguments: str, stdin: bytes = b"", timeout: float = 60, **env: str) -> subprocess.CompletedProcess[bytes]:
+    def run(
+        *arguments: str, stdin: bytes = b"", timeout: float = 60, **env: str
+    ) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run(
-            [sys.executable, "-m", "outmail", *arguments], input=stdin, capture_output=True, cwd=tmp_path, timeout=timeout,
-            env={**os.environ, **env}, check=False,
-        )  # fmt: skip
+            [sys.executable, "-m", "outmail", *arguments],
+            input=stdin,
+            capture_output=True,
+            cwd=tmp_path,
+            timeout=timeout,
+            env={**os.environ, **env},
+            check=False,
+        )
 
     return run

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-#: CPU seconds below which nothing is said: a quadratic expression needs several times as much for `SIZES`' last.
+#: CPU seconds below which nothing is said: a quadratic expression needs several times as much for `SIZES`'
+#: last.
 QUICK = 0.01
 SIZES = (25, 6_000)
 
@@ -20,8 +21,12 @@ def seconds(call: Callable[[], object], times: int = 1) -> float:
     return best
 
 
-def superlinear(run: Callable[[int], Callable[[], object]], sizes: tuple[int, ...] = SIZES, quick: float = QUICK) -> str:
-    """What is wrong with ``run(n)()`` for growing n, or "". Slow is confirmed by comparing n with n/4: 4 is linear, 16 quadratic."""
+def superlinear(
+    run: Callable[[int], Callable[[], object]], sizes: tuple[int, ...] = SIZES, quick: float = QUICK
+) -> str:
+    """What is wrong with ``run(n)()`` for growing n, or "". Slow is confirmed by comparing n with n/4: 4 is
+    linear, 16 quadratic.
+    """
     for n in sizes:
         taken = seconds(run(n))
         if taken <= quick:

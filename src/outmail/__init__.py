@@ -4,7 +4,8 @@
 >>> with outmail.Outbox("mail.db", relay="smtp://localhost:25") as box:  # doctest: +SKIP
 ...     box.send("you@example.org", "Hello", "It works.", sender="me@example.org")
 
-Everything public is here; importing it costs next to nothing, because each name is loaded when it is first used.
+Everything public is here; importing it costs next to nothing, because each name is loaded when it is first
+used.
 """
 
 from __future__ import annotations
@@ -35,8 +36,29 @@ _HOMES = {
 }
 _WHERE = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = ["AsyncOutbox", "Attempt", "ConfigError", "DigestHandler", "Dsn", "Error", "Event", "Job", "NotFound", "NotStored", "Outbox", "Receipt",
-           "RecipientStatus", "Refused", "Reply", "Status", "__version__", "job", "notify", "outbox_ddl", "track"]  # fmt: skip
+__all__ = [
+    "AsyncOutbox",
+    "Attempt",
+    "ConfigError",
+    "DigestHandler",
+    "Dsn",
+    "Error",
+    "Event",
+    "Job",
+    "NotFound",
+    "NotStored",
+    "Outbox",
+    "Receipt",
+    "RecipientStatus",
+    "Refused",
+    "Reply",
+    "Status",
+    "__version__",
+    "job",
+    "notify",
+    "outbox_ddl",
+    "track",
+]
 
 
 def __getattr__(name: str) -> Any:

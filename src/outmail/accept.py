@@ -1,9 +1,10 @@
 """The one door: whatever comes in, by whichever intake, is checked, completed and stored here.
 
-Promises: "accepted" is said only after the commit; whatever is refused is refused before anything is stored, with a
-code and a sentence; the bytes are normalised once (`mime.splice`) and only Date and Message-ID are prepended, where
-missing; Date and Message-ID are given once, so every retry carries the same ones.
-Fails: `Refused` for the message, `NotStored` for the store. Does not: compose (`mime.compose`), deliver, or read files.
+Promises: "accepted" is said only after the commit; whatever is refused is refused before anything is stored,
+with a code and a sentence; the bytes are normalised once (`mime.splice`) and only Date and Message-ID are
+prepended, where missing; Date and Message-ID are given once, so every retry carries the same ones.
+Fails: `Refused` for the message, `NotStored` for the store. Does not: compose (`mime.compose`), deliver, or
+read files.
 """
 
 from __future__ import annotations
@@ -19,10 +20,27 @@ from outmail.clock import END, Clock, as_datetime
 from outmail.errors import NotStored, Refused
 from outmail.merger import Merger
 from outmail.mime import headers, splice
-from outmail.model import NEEDS_8BIT, NEEDS_UTF8, PRIORITIES, Dsn, Message, Receipt, Recipient, keyed_id, new_id
+from outmail.model import (
+    NEEDS_8BIT,
+    NEEDS_UTF8,
+    PRIORITIES,
+    Dsn,
+    Message,
+    Receipt,
+    Recipient,
+    keyed_id,
+    new_id,
+)
 from outmail.policy.plain import plain_line
 from outmail.policy.route import Routes, allowed
-from outmail.smtp.syntax import AddressError, parse_mailbox, printable, valid_key, valid_notify, valid_original
+from outmail.smtp.syntax import (
+    AddressError,
+    parse_mailbox,
+    printable,
+    valid_key,
+    valid_notify,
+    valid_original,
+)
 from outmail.store import Missing, Store, Trouble, Upload, Verb
 from outmail.store.verbs import LONG, PIECE, Uploads
 
@@ -49,7 +67,9 @@ class Terms:
 
 @dataclass(slots=True)
 class Draft:
-    """A complete message on its way in. ``route`` forces a route's name; ``due`` and ``expires_at`` are instants."""
+    """A complete message on its way in. ``route`` forces a route's name; ``due`` and ``expires_at`` are
+    instants.
+    """
 
     content: bytes
     sender: str
@@ -62,7 +82,8 @@ class Draft:
     route: str | None = None
     dsn: Dsn | None = None
     id: str | None = None
-    #: The line ends are known to be CRLF, the last one included, and there is no NUL: the SMTP dialogue has looked.
+    #: The line ends are known to be CRLF, the last one included, and there is no NUL: the SMTP dialogue has
+    #: looked.
     normal: bool = False
     #: Fields that go in front of everything else (Received).
     trace: bytes = b""
@@ -86,11 +107,13 @@ class Door:
     def __post_init__(self) -> None:
         self._mergers = [Merger() for _ in range(self.store.lanes)]
 
-    def accept(self, drafts: Iterable[Draft], *, supersede: str | None = None, when: When | None = None) -> list[Receipt]:
+    def accept(
+        self, drafts: Iterable[Draft], *, supersede: str | None = None, when: When | None = None
+    ) -> list[Receipt]:
         """Store all or none. `Refused.index` names the bad one.
 
-        In the same transaction: ``when`` is asked first, and where it says False nothing is stored and the answer is
-        empty; what still waits of the message ``supersede`` is cancelled.
+        In the same transaction: ``when`` is asked first, and where it says False nothing is stored and the
+        answer is empty; what still waits of the message ``supersede`` is cancelled.
         """
         messages = self.completed(drafts)
         if not messages and when is None:
@@ -116,35 +139,72 @@ class Door:
             content = draft.content if draft.normal else splice.normalised(draft.content)
             if len(content) > terms.message_size:
                 size = f"the message has {len(content)} bytes with CRLF line ends"
-                raise Refused(f"{size}; the limit is {terms.message_size} ([limits] message_size)", code="too-large")
+                raise Refused(
+                    f"{size}; the limit is {terms.message_size} ([limits] message_size)", code="too-large"
+                )
             head = draft.head or splice.look(content, headless=bool(draft.trace))
         except splice.ContentError as problem:
             raise Refused(str(problem), code=problem.code) from None
         if draft.priority not in PRIORITIES:
-            raise Refused(f"priority {printable(str(draft.priority))} does not exist: it is high, normal or low", code="bad-argument")
+            raise Refused(
+                f"priority {printable(str(draft.priority))} does not exist: it is high, normal or low",
+                code="bad-argument",
+            )
         for name, value in (("key", draft.key), ("tag", draft.tag)):
             if value is not None and not _nameable(value):
-                raise Refused(f"{name} must be text of 1 to 255 characters without control characters, not {printable(str(value))}", code="bad-argument")
+                raise Refused(
+                    f"{name} must be text of 1 to 255 characters without control characters, not "
+                    f"{printable(str(value))}",
+                    code="bad-argument",
+                )
         if draft.dsn is not None and not _asks_well(draft.dsn):
-            raise Refused("dsn: notify is never, or some of success, failure, delay; ret is full or hdrs; envid is at most 100 printable characters", code="bad-argument")
+            raise Refused(
+                "dsn: notify is never, or some of success, failure, delay; ret is full or hdrs; envid is at "
+                "most 100 printable characters",
+                code="bad-argument",
+            )
         sender = _address(draft.sender) if draft.sender else ""
         id = draft.id or (keyed_id(draft.key) if draft.key else new_id(now))
         message_id = head.message_id or f"<{id}@{sender.rpartition('@')[2] or terms.hostname}>"
         content = draft.trace + _completed(content, head, message_id, now)
         recipients, content = self._recipients(draft, sender, content)
-        expires_at = draft.expires_at if draft.expires_at is not None else max(now, draft.due or 0) + terms.expire
+        expires_at = (
+            draft.expires_at if draft.expires_at is not None else max(now, draft.due or 0) + terms.expire
+        )
         if not all(0 <= time < END for time in (draft.due or 0, expires_at)):
             raise Refused("at and expires lie between 1970 and the year 9999", code="bad-argument")
         if expires_at <= max(now, draft.due or 0):
             raise Refused("the message would expire before its first attempt", code="bad-argument")
         needs = (NEEDS_8BIT if not content.isascii() else 0) | (NEEDS_UTF8 if not sender.isascii() else 0)
         return Message(
-            id, content, sender, recipients, message_id, head.subject, hashlib.sha256(content).digest(), needs, now, draft.due or now, expires_at,
-            PRIORITIES.index(draft.priority), draft.key, draft.tag, draft.dsn,
-        )  # fmt: skip
+            id,
+            content,
+            sender,
+            recipients,
+            message_id,
+            head.subject,
+            hashlib.sha256(content).digest(),
+            needs,
+            now,
+            draft.due or now,
+            expires_at,
+            PRIORITIES.index(draft.priority),
+            draft.key,
+            draft.tag,
+            draft.dsn,
+        )
 
-    def keep(self, messages: Sequence[Message], supersede: str | None = None, when: When | None = None, *, again: bool = False) -> list[Receipt]:
-        """Commit; returns only when the messages are on disk. With ``again`` those that are known already are left out."""
+    def keep(
+        self,
+        messages: Sequence[Message],
+        supersede: str | None = None,
+        when: When | None = None,
+        *,
+        again: bool = False,
+    ) -> list[Receipt]:
+        """Commit; returns only when the messages are on disk. With ``again`` those that are known already are
+        left out.
+        """
         try:
             added = self._kept(messages, supersede, when, again)
         except Trouble as problem:
@@ -154,12 +214,19 @@ class Door:
         self.store.announce()
         return [receipt(one) for one in added]
 
-    def _kept(self, messages: Sequence[Message], supersede: str | None, when: When | None, again: bool) -> Sequence[Any]:
-        """What `verbs.add` says, once all is on disk. Long contents go ahead of their messages; what is gone when those come is written again."""
+    def _kept(
+        self, messages: Sequence[Message], supersede: str | None, when: When | None, again: bool
+    ) -> Sequence[Any]:
+        """What `verbs.add` says, once all is on disk. Long contents go ahead of their messages; what is gone
+        when those come is written again.
+        """
         for _ in range(TRIES):
             claims: dict[int, Upload] = {}
             try:
-                uploads = [self._upload(message, i, claims) if len(message.content) > LONG else None for i, message in enumerate(messages)]
+                uploads = [
+                    self._upload(message, i, claims) if len(message.content) > LONG else None
+                    for i, message in enumerate(messages)
+                ]
                 added = self._stored(messages, uploads, supersede, when, again)
                 for i, one in enumerate(added):
                     if i in claims and not one[3]:  # those of a message that was there already are swept
@@ -170,39 +237,80 @@ class Door:
             finally:
                 for claim in claims.values():
                     claim.abandon()
-        raise NotStored("the message was not stored: its content, written in pieces, was removed each time", hint="try again", code="store-missing")
+        raise NotStored(
+            "the message was not stored: its content, written in pieces, was removed each time",
+            hint="try again",
+            code="store-missing",
+        )
 
-    def _stored(self, messages: Sequence[Message], uploads: Uploads, supersede: str | None, when: When | None, again: bool) -> Sequence[Any]:
+    def _stored(
+        self,
+        messages: Sequence[Message],
+        uploads: Uploads,
+        supersede: str | None,
+        when: When | None,
+        again: bool,
+    ) -> Sequence[Any]:
         if supersede is not None or when is not None:
             return self.store.run(self._add(messages, uploads, supersede, when))
         merger = min(self._mergers, key=lambda merger: merger.waiting)
         return merger.keep(self, messages, uploads, again)
 
     def _add(
-        self, messages: Sequence[Message], uploads: Uploads, supersede: str | None, when: When | None,
-        taken: dict[str, tuple[int, int]] | None = None, *, again: bool = False, alone: bool = False,
-    ) -> Any:  # fmt: skip
+        self,
+        messages: Sequence[Message],
+        uploads: Uploads,
+        supersede: str | None,
+        when: When | None,
+        taken: dict[str, tuple[int, int]] | None = None,
+        *,
+        again: bool = False,
+        alone: bool = False,
+    ) -> Any:
         if when is not None and not (yield from when()):
             return []
-        result = (yield from self.store.verbs.add(messages, uploads, supersede, taken, again=again, alone=alone)) if messages else []
+        result = (
+            (yield from self.store.verbs.add(messages, uploads, supersede, taken, again=again, alone=alone))
+            if messages
+            else []
+        )
         self.fail("C1")
         return result
 
     def unfit(self, refusal: Refused, draft: Draft) -> Message:
-        """What was promised to a caller who is gone by now, and cannot be sent: a record that failed, with the reason."""
+        """What was promised to a caller who is gone by now, and cannot be sent: a record that failed, with
+        the reason.
+        """
         now = self.clock.now()
         id = draft.id or new_id(now)
-        people = [printable(str(address))[:254] for address in draft.recipients[: self.terms.recipients]] or ["(none)"]
+        people = [printable(str(address))[:254] for address in draft.recipients[: self.terms.recipients]] or [
+            "(none)"
+        ]
         route = draft.route if draft.route and draft.route in self.terms.routes.relays else "default"
-        recipients = tuple(Recipient(address, route, f"refused: {plain_line(str(refusal)[:500])}") for address in dict.fromkeys(people))
+        recipients = tuple(
+            Recipient(address, route, f"refused: {plain_line(str(refusal)[:500])}")
+            for address in dict.fromkeys(people)
+        )
         message_id = f"<{id}@{self.terms.hostname}>"
         return Message(
-            id, draft.content, printable(str(draft.sender)), recipients, message_id, "", hashlib.sha256(draft.content).digest(), 0, now, now,
-            now + self.terms.expire, key=draft.key if _nameable(draft.key) else None,
-        )  # fmt: skip
+            id,
+            draft.content,
+            printable(str(draft.sender)),
+            recipients,
+            message_id,
+            "",
+            hashlib.sha256(draft.content).digest(),
+            0,
+            now,
+            now,
+            now + self.terms.expire,
+            key=draft.key if _nameable(draft.key) else None,
+        )
 
     def _upload(self, message: Message, i: int, claims: dict[int, Upload]) -> str:
-        """Write a long content piece by piece, so that nobody else waits long for the write lock. Returns the pieces' name, claimed as ``i``."""
+        """Write a long content piece by piece, so that nobody else waits long for the write lock. Returns the
+        pieces' name, claimed as ``i``.
+        """
         upload = os.urandom(12).hex()
         claims[i] = self.store.uploading(upload)
         for start in range(0, len(message.content), 4 * PIECE):
@@ -221,14 +329,20 @@ class Door:
         if not unique:
             raise Refused("the message has no recipient", code="no-recipient")
         if len(unique) > terms.recipients:
-            raise Refused(f"the message has {len(unique)} recipients; the limit is {terms.recipients} ([limits] recipients)", code="too-many-recipients")
+            raise Refused(
+                f"the message has {len(unique)} recipients; the limit is {terms.recipients} ([limits] "
+                f"recipients)",
+                code="too-many-recipients",
+            )
         if terms.redirect_to:
             field = headers.unstructured("X-Outmail-Redirected", ", ".join(unique.values())[:900])
             target = _address(terms.redirect_to)
             return (Recipient(target, self._route(draft, sender, target)),), field + content
         people = []
         for address in unique.values():
-            suppressed = draft.suppressed.get(address, "") or ("" if allowed(terms.only_to, address) else "safety")
+            suppressed = draft.suppressed.get(address, "") or (
+                "" if allowed(terms.only_to, address) else "safety"
+            )
             people.append(Recipient(address, self._route(draft, sender, address), suppressed))
         return tuple(people), content
 
@@ -259,12 +373,19 @@ def _nameable(value: object) -> bool:
 def _asks_well(dsn: Dsn) -> bool:
     """These words go into commands of a dialogue."""
     asked = [(dsn.notify, ""), *dsn.each.values()]
-    if not all(isinstance(text, str) for text in (dsn.ret, dsn.envid, *(text for pair in asked for text in pair))):
+    if not all(
+        isinstance(text, str) for text in (dsn.ret, dsn.envid, *(text for pair in asked for text in pair))
+    ):
         return False
     return (
-        dsn.ret.lower() in ("", "full", "hdrs") and len(dsn.envid) <= 100 and valid_key(dsn.envid)
-        and all((not notify or valid_notify(notify)) and (not original or valid_original(original)) for notify, original in asked)
-    )  # fmt: skip
+        dsn.ret.lower() in ("", "full", "hdrs")
+        and len(dsn.envid) <= 100
+        and valid_key(dsn.envid)
+        and all(
+            (not notify or valid_notify(notify)) and (not original or valid_original(original))
+            for notify, original in asked
+        )
+    )
 
 
 def _address(text: str) -> str:
@@ -290,4 +411,9 @@ _HINTS = {
 
 def not_stored(problem: Trouble, what: str = "the message was not stored") -> NotStored:
     """The store's trouble as the caller's exception."""
-    return NotStored(f"{what}: {problem}", hint=_HINTS.get(problem.kind, ""), errno=problem.errno, code=f"store-{problem.kind}")
+    return NotStored(
+        f"{what}: {problem}",
+        hint=_HINTS.get(problem.kind, ""),
+        errno=problem.errno,
+        code=f"store-{problem.kind}",
+    )

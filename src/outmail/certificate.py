@@ -1,8 +1,9 @@
 """A server's certificate and key, and the new ones when their files change.
 
-Promises: the first reading raises `ConfigError`; after that `renew` reads again only when a file is another one or has another time or
-size, and what cannot be used is said once in a sentence while the old pair goes on. A new pair serves new handshakes; connections that
-stand keep theirs. Does not: look by itself (the service does, at times and on SIGHUP), or ask for certificates.
+Promises: the first reading raises `ConfigError`; after that `renew` reads again only when a file is another
+one or has another time or size, and what cannot be used is said once in a sentence while the old pair goes
+on. A new pair serves new handshakes; connections that stand keep theirs. Does not: look by itself (the
+service does, at times and on SIGHUP), or ask for certificates.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ Mark = list[tuple[int, int, int]]
 
 
 class Certificate:
-    """``context`` is the one for the next handshake. ``key`` may be "": then it is in the certificate's file."""
+    """``context`` is the one for the next handshake. ``key`` may be "": then it is in the certificate's
+    file.
+    """
 
     def __init__(self, section: str, path: str, key: str) -> None:
         self._section, self._path, self._key = section, path, key
@@ -41,7 +44,12 @@ class Certificate:
             self.context = self._read(password="")  # nobody is there to be asked for one
         except OSError as problem:
             said = problem.strerror or problem
-            log.error("[%s] the new certificate %s cannot be used: %s; the old one goes on", self._section, self._path, said)
+            log.error(
+                "[%s] the new certificate %s cannot be used: %s; the old one goes on",
+                self._section,
+                self._path,
+                said,
+            )
             return False
         log.info("[%s] the certificate %s was read again", self._section, self._path)
         return True

@@ -1,9 +1,11 @@
 """Time: instants are whole milliseconds since 1970 UTC, spans are whole milliseconds.
 
-A machine has two clocks: the wall's, which somebody may set, and one that only goes on (`elapsed`); see `policy.age`.
-Promises: one place that reads the system's clocks, so that a test can put `outmail.testing.FakeClock` in its stead;
-parsing of what people write ("2h", "5d", an ISO date) raises `ValueError` with a sentence.
-Does not: know time zones other than UTC; naive datetimes are refused, because they are how mail goes out an hour late.
+A machine has two clocks: the wall's, which somebody may set, and one that only goes on (`elapsed`); see
+`policy.age`.
+Promises: one place that reads the system's clocks, so that a test can put `outmail.testing.FakeClock` in its
+stead; parsing of what people write ("2h", "5d", an ISO date) raises `ValueError` with a sentence.
+Does not: know time zones other than UTC; naive datetimes are refused, because they are how mail goes out an
+hour late.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ _AWAKE = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC if sys.platform ==
 
 
 def elapsed() -> float:
-    """Seconds from an arbitrary start, those in which the process was stopped or the machine slept among them."""
+    """Seconds from an arbitrary start, those in which the process was stopped or the machine slept among
+    them.
+    """
     return time.monotonic() if _AWAKE is None else time.clock_gettime(_AWAKE)
 
 
@@ -63,7 +67,9 @@ def parse_span(text: str) -> int:
         total += float(match[1]) * _UNITS[match[2]]
         at = match.end()
     if not compact or compact[at:].strip() or at == 0:
-        raise ValueError(f"{text!r} is not a span of time: write a number with its unit, such as 90s, 15m, 2h or 5d")
+        raise ValueError(
+            f"{text!r} is not a span of time: write a number with its unit, such as 90s, 15m, 2h or 5d"
+        )
     if total >= END:
         raise ValueError(f"{text[:40]!r} is longer than any time there is")
     return int(total)
@@ -77,13 +83,17 @@ def span(value: str | timedelta) -> int:
 
 
 def instant(value: str | datetime | timedelta, now: int) -> int:
-    """An aware datetime, a timedelta from now, ``"2h"`` from now, or an ISO 8601 time with its offset → milliseconds."""
+    """An aware datetime, a timedelta from now, ``"2h"`` from now, or an ISO 8601 time with its offset →
+    milliseconds.
+    """
     if isinstance(value, timedelta):
         return now + span(value)
     if isinstance(value, datetime):
         return _from_datetime(value)
     if not isinstance(value, str):
-        raise ValueError(f"{repr(value)[:80]} is not a time: give an aware datetime, a timedelta, or text such as '2h'")
+        raise ValueError(
+            f"{repr(value)[:80]} is not a time: give an aware datetime, a timedelta, or text such as '2h'"
+        )
     if len(value) > LONGEST:
         raise ValueError(f"{value[:40]!r}… is too long for a time")
     try:
@@ -95,7 +105,9 @@ def instant(value: str | datetime | timedelta, now: int) -> int:
 
 def _from_datetime(moment: datetime) -> int:
     if moment.tzinfo is None:
-        raise ValueError(f"{moment.isoformat()} has no time zone: write it with an offset, such as {moment.isoformat()}Z")
+        raise ValueError(
+            f"{moment.isoformat()} has no time zone: write it with an offset, such as {moment.isoformat()}Z"
+        )
     return int(moment.timestamp() * 1000)
 
 

@@ -1,10 +1,12 @@
 """Group commit for a loop: what is asked of the store in one turn shares one transaction.
 
-How: verbs are gathered (`ask`, or a `contributor` that is asked right before each commit) and given to `Store.begin`: what need
-not wait is done in the loop's own thread; one writer thread waits for the disk, for another program that holds the write lock,
-or for a network. A slow disk or a foreign lock delays mail, it never stops the loop.
-Promises: every verb asked gets its answer, or the exception in its place, exactly once, in the loop, after the commit; batches
-keep their order; one is under way at a time; the thread is started with the object and never later.
+How: verbs are gathered (`ask`, or a `contributor` that is asked right before each commit) and given to
+`Store.begin`: what need not wait is done in the loop's own thread; one writer thread waits for the disk, for
+another program that holds the write lock, or for a network. A slow disk or a foreign lock delays mail, it
+never stops the loop.
+Promises: every verb asked gets its answer, or the exception in its place, exactly once, in the loop, after
+the commit; batches keep their order; one is under way at a time; the thread is started with the object and
+never later.
 Fails: an answer that is an exception. Does not: know what the verbs mean, or try one again.
 """
 
@@ -86,7 +88,9 @@ class Committer:
         self._writer.call(rest, lambda answers: self._written(asks, answers))
 
     def call(self, function: Callable[[], Any], then: Then) -> None:
-        """Run a blocking call on the writer thread; ``then`` gets its result or its exception, in the loop."""
+        """Run a blocking call on the writer thread; ``then`` gets its result or its exception, in the
+        loop.
+        """
         self._away += 1
         self._writer.call(function, lambda answer: self._called(then, answer))
 
@@ -94,7 +98,7 @@ class Committer:
         """End the thread once it is through with what it has."""
         self._writer.close()
 
-    # -- answers ----------------------------------------------------------------------------------------------------
+    # -- answers ---------------------------------------------------------------------------------------------
 
     def _called(self, then: Then, answer: Any) -> None:
         self._away -= 1

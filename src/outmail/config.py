@@ -1,11 +1,13 @@
 """Configuration: TOML, environment, defaults → one immutable `Config`.
 
-Promises: the first file found wins (``--config``, ``$OUTMAIL_CONFIG``, ``./outmail.toml``, the user's, the system's); one that was found
-and that somebody else may have written (`trust`) is an error, never passed over: the next one might name another relay, or lack the
-``[safety]`` that holds a test machine's mail back, and mail that went out cannot be called back; from one that was named, and that somebody
-else may have written, neither passwords nor what acts on this machine are taken, and it gets none of ours; relative paths in a file are
-beside that file; unknown keys are errors that suggest the nearest known one; every error names the file and the key. Passwords are read
-when an engine needs them, from a file, a command or ``$OUTMAIL_PASSWORD``, and are never printed.
+Promises: the first file found wins (``--config``, ``$OUTMAIL_CONFIG``, ``./outmail.toml``, the user's, the
+system's); one that was found and that somebody else may have written (`trust`) is an error, never passed
+over: the next one might name another relay, or lack the ``[safety]`` that holds a test machine's mail back,
+and mail that went out cannot be called back; from one that was named, and that somebody else may have
+written, neither passwords nor what acts on this machine are taken, and it gets none of ours; relative paths
+in a file are beside that file; unknown keys are errors that suggest the nearest known one; every error names
+the file and the key. Passwords are read when an engine needs them, from a file, a command or
+``$OUTMAIL_PASSWORD``, and are never printed.
 Fails: `ConfigError`. Does not: open stores or connect.
 """
 
@@ -36,31 +38,47 @@ log = logging.getLogger("outmail")
 DEFAULT_RELAY = "smtp://localhost:25"
 
 _TOP: dict[str, tuple[type, ...]] = {
-    "store": (str,), "from": (str,), "to": (str, list), "relay": (str, dict), "relays": (dict,), "route": (list,), "outbox": (list,),
-    "retry": (dict,), "listen": (dict,), "limits": (dict,), "safety": (dict,), "retention": (dict,), "transcripts": (str,), "loop": (str,),
+    "store": (str,), "from": (str,), "to": (str, list), "relay": (str, dict), "relays": (dict,),
+    "route": (list,), "outbox": (list,),
+    "retry": (dict,), "listen": (dict,), "limits": (dict,), "safety": (dict,), "retention": (dict,),
+    "transcripts": (str,), "loop": (str,),
     "hostname": (str,), "loopback": (dict,), "reports": (dict,), "receive": (dict,),
 }  # fmt: skip
 _TABLES: dict[str, dict[str, tuple[type, ...]]] = {
     "retry": {"schedule": (str,), "expire": (str,), "soft_bounce": (bool,), "on_uncertain": (str,)},
-    "listen": {"smtp": (list,), "lmtp": (list,), "submission": (list,), "networks": (list,), "certificate": (str,), "key": (str,), "users_file": (str,),
+    "listen": {"smtp": (list,), "lmtp": (list,), "submission": (list,), "networks": (list,),
+    "certificate": (str,), "key": (str,), "users_file": (str,),
                "connections": (int,), "connections_per_client": (int,), "rate": (int,), "normalise": (bool,)},
     "limits": {"message_size": (str, int), "recipients": (int,), "queue": (int,)},
     "safety": {"only_to": (list,), "redirect_to": (str,)},
     "retention": {"bodies": (str,), "records": (str,), "transcripts": (str,)},
     "loopback": {"message_id": (str,)},
     "reports": {"templates": (str,)},
-    "receive": {"smtp": (list,), "lmtp": (list,), "domains": (list,), "aliases": (str,), "mailboxes": (str,), "users": (list, str), "networks": (list,), "certificate": (str,), "key": (str,)},
+    "receive": {"smtp": (list,), "lmtp": (list,), "domains": (list,), "aliases": (str,), "mailboxes": (str,),
+    "users": (list, str), "networks": (list,), "certificate": (str,), "key": (str,)},
 }  # fmt: skip
-_RELAY_KEYS = {"url": str, "password": str, "password_file": str, "password_command": (str, list), **RELAY_SETTINGS}
+_RELAY_KEYS = {
+    "url": str,
+    "password": str,
+    "password_file": str,
+    "password_command": (str, list),
+    **RELAY_SETTINGS,
+}
 #: What names a file. A password_command runs in the file's folder.
-_PATHS = {"listen": ("certificate", "key", "users_file"), "receive": ("aliases", "certificate", "key"), "reports": ("templates",)}
+_PATHS = {
+    "listen": ("certificate", "key", "users_file"),
+    "receive": ("aliases", "certificate", "key"),
+    "reports": ("templates",),
+}
 _RELAY_PATHS = ("password_file", "ca")
 _ROUTE_KEYS = {"from": (str, list), "to": (str, list), "tag": (str, list), "relays": (list,)}
 
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    """``[listen]``: addresses are ``host:port`` or ``unix:/path``. ``rate``: messages a minute for each client, 0 for no limit."""
+    """``[listen]``: addresses are ``host:port`` or ``unix:/path``. ``rate``: messages a minute for each
+    client, 0 for no limit.
+    """
 
     smtp: tuple[str, ...] = ()
     lmtp: tuple[str, ...] = ()
@@ -109,7 +127,13 @@ class Config:
     deepest: int = 0
     only_to: tuple[str, ...] = ()
     redirect_to: str = ""
-    retention: Mapping[str, int] = field(default_factory=lambda: {"bodies": 7 * 86_400_000, "records": 90 * 86_400_000, "transcripts": 30 * 86_400_000})
+    retention: Mapping[str, int] = field(
+        default_factory=lambda: {
+            "bodies": 7 * 86_400_000,
+            "records": 90 * 86_400_000,
+            "transcripts": 30 * 86_400_000,
+        }
+    )
     transcripts: str = "failures"
     loop: str = "asyncio"
     hostname: str = ""
@@ -121,9 +145,14 @@ class Config:
     secrets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
 
     def with_passwords(self, routes: Routes) -> Routes:
-        """The same routes with the passwords that files and commands hold, read now: only an engine needs them."""
-        filled = [replace(relay, password=_password(self.secrets[name], name)) for name, relay in routes.relays.items()
-                  if name in self.secrets and relay.user and not relay.password]  # fmt: skip
+        """The same routes with the passwords that files and commands hold, read now: only an engine needs
+        them.
+        """
+        filled = [
+            replace(relay, password=_password(self.secrets[name], name))
+            for name, relay in routes.relays.items()
+            if name in self.secrets and relay.user and not relay.password
+        ]
         for relay in filled:
             known.add_login(relay.user, relay.password)
         return routes.with_relays(filled)
@@ -131,26 +160,54 @@ class Config:
     def as_dict(self) -> dict[str, Any]:
         """For people and `outmail config --json`; no secrets."""
         return {
-            "source": self.source, "store": shown(self.store), "from": self.sender or None, "to": list(self.to),
+            "source": self.source,
+            "store": shown(self.store),
+            "from": self.sender or None,
+            "to": list(self.to),
             "relays": {name: relay.url for name, relay in self.routes.relays.items()},
-            "routes": [{"from": list(r.sender), "to": list(r.recipient), "tag": list(r.tag), "relays": list(r.relays)} for r in self.routes.rules],
-            "retry": {"expire_ms": self.retry.expire, "steps_ms": list(self.retry.schedule.steps), "endless": self.retry.schedule.endless,
-                      "soft_bounce": self.retry.soft_bounce, "on_uncertain": self.retry.on_uncertain},
-            "limits": {"message_size": self.message_size, "recipients": self.recipients, "queue": self.deepest},
-            "listen": {"smtp": list(self.listen.smtp), "lmtp": list(self.listen.lmtp), "submission": list(self.listen.submission),
-                       "networks": [str(network) for network in self.listen.networks]},
+            "routes": [
+                {
+                    "from": list(r.sender),
+                    "to": list(r.recipient),
+                    "tag": list(r.tag),
+                    "relays": list(r.relays),
+                }
+                for r in self.routes.rules
+            ],
+            "retry": {
+                "expire_ms": self.retry.expire,
+                "steps_ms": list(self.retry.schedule.steps),
+                "endless": self.retry.schedule.endless,
+                "soft_bounce": self.retry.soft_bounce,
+                "on_uncertain": self.retry.on_uncertain,
+            },
+            "limits": {
+                "message_size": self.message_size,
+                "recipients": self.recipients,
+                "queue": self.deepest,
+            },
+            "listen": {
+                "smtp": list(self.listen.smtp),
+                "lmtp": list(self.listen.lmtp),
+                "submission": list(self.listen.submission),
+                "networks": [str(network) for network in self.listen.networks],
+            },
             "safety": {"only_to": list(self.only_to), "redirect_to": self.redirect_to or None},
             "outboxes": [shown(url) for url in self.outboxes],
-            "retention_ms": dict(self.retention), "transcripts": self.transcripts, "hostname": self.hostname,
+            "retention_ms": dict(self.retention),
+            "transcripts": self.transcripts,
+            "hostname": self.hostname,
             "reports": {"templates": self.templates or None},
-        }  # fmt: skip
+        }
 
 
 def default_store(env: Mapping[str, str]) -> str:
     """``/var/lib/outmail/queue.db`` for root, else below the user's data folder."""
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         return "/var/lib/outmail/queue.db"
-    data = env.get("XDG_DATA_HOME") or os.path.join(env.get("HOME") or os.path.expanduser("~"), ".local", "share")
+    data = env.get("XDG_DATA_HOME") or os.path.join(
+        env.get("HOME") or os.path.expanduser("~"), ".local", "share"
+    )
     return os.path.join(data, "outmail", "queue.db")
 
 
@@ -160,13 +217,17 @@ def load(path: str | None = None, env: Mapping[str, str] | None = None) -> Confi
     try:
         file = trust.configuration(path or "", env)
     except OSError as problem:
-        raise ConfigError(f"{problem.filename}: {problem.strerror}", hint="name an existing, readable file") from None
+        raise ConfigError(
+            f"{problem.filename}: {problem.strerror}", hint="name an existing, readable file"
+        ) from None
     if file is None:
         return from_toml("", "defaults", env)
     if file.found and file.doubt:
         raise ConfigError(
-            f"{file.path} lies here and is not read, because {file.doubt}, and a configuration can run programs",
-            hint=f"if it is yours, let only you write it and its folder ({_remedy(file.path)}), or name it: --config {file.path}; if not, name the one you mean",
+            f"{file.path} lies here and is not read, because {file.doubt}, and a configuration can run "
+            f"programs",
+            hint=f"if it is yours, let only you write it and its folder ({_remedy(file.path)}), or name it: "
+            f"--config {file.path}; if not, name the one you mean",
         )
     try:
         return from_toml(file.content.decode("utf-8"), file.path, env, file.doubt)
@@ -175,7 +236,9 @@ def load(path: str | None = None, env: Mapping[str, str] | None = None) -> Confi
 
 
 def from_toml(text: str, source: str, env: Mapping[str, str], doubt: str = "") -> Config:
-    """The checked configuration of a TOML text and the ``OUTMAIL_*`` variables that override it. ``doubt``: see `trust`."""
+    """The checked configuration of a TOML text and the ``OUTMAIL_*`` variables that override it. ``doubt``:
+    see `trust`.
+    """
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as problem:
@@ -230,7 +293,10 @@ def _build(data: dict[str, Any], source: str, env: Mapping[str, str]) -> Config:
     config = replace(config, deepest=limits.get("queue", 0))
     if min(config.message_size, config.recipients) <= 0:
         raise ValueError("[limits] must be greater than zero")
-    ages = {**config.retention, **{key: _age(f"[retention] {key}", value) for key, value in retention.items()}}
+    ages = {
+        **config.retention,
+        **{key: _age(f"[retention] {key}", value) for key, value in retention.items()},
+    }
     return replace(config, retention=ages)
 
 
@@ -238,28 +304,62 @@ def _check(table: Mapping[str, Any], known: Mapping[str, Any], where: str) -> No
     for key, value in table.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
-            raise ValueError(f"{where}unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(sorted(known))}"))
+            raise ValueError(
+                f"{where}unknown key {key!r}"
+                + (f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(sorted(known))}")
+            )
         wanted = known[key] if isinstance(known[key], tuple) else (known[key],)
         if float in wanted and isinstance(value, int) and not isinstance(value, bool):
             continue
         if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
-            names = " or ".join({str: "text", int: "a whole number", float: "a number", bool: "true or false", list: "a list", dict: "a table"}[t] for t in wanted)
+            names = " or ".join(
+                {
+                    str: "text",
+                    int: "a whole number",
+                    float: "a number",
+                    bool: "true or false",
+                    list: "a list",
+                    dict: "a table",
+                }[t]
+                for t in wanted
+            )
             raise ValueError(f"{where}{key} must be {names}, not {value!r}")
 
 
 def _check_harmless(data: dict[str, Any], env: Mapping[str, str], why: str) -> None:
-    """Somebody else may have written this: no passwords in it, none of ours for its hosts, and nothing that acts on this machine."""
+    """Somebody else may have written this: no passwords in it, none of ours for its hosts, and nothing that
+    acts on this machine.
+    """
     for name, relay in _relays(data, {}).items():
         table = {"default": data.get("relay"), **data.get("relays", {})}.get(name)
-        given = [key for key in ("password", "password_file", "password_command") if isinstance(table, dict) and table.get(key)]
-        what = given[0] if given else "a password" if relay.password else f"{relay.scheme}:" if relay.acts_here else ""
+        given = [
+            key
+            for key in ("password", "password_file", "password_command")
+            if isinstance(table, dict) and table.get(key)
+        ]
+        what = (
+            given[0]
+            if given
+            else "a password"
+            if relay.password
+            else f"{relay.scheme}:"
+            if relay.acts_here
+            else ""
+        )
         if what:
             raise ValueError(f"{_where(name)}{what} is not taken from this file, {why}")
-        if relay.user and env.get("OUTMAIL_PASSWORD") and not (name == "default" and env.get("OUTMAIL_RELAY")):
+        if (
+            relay.user
+            and env.get("OUTMAIL_PASSWORD")
+            and not (name == "default" and env.get("OUTMAIL_RELAY"))
+        ):
             raise ValueError(f"{_where(name)}$OUTMAIL_PASSWORD is not sent where this file says, {why}")
     if isinstance(receive := data.get("receive", {}), dict) and receive.get("mailboxes"):
         raise ValueError(f"[receive] mailboxes is not taken from this file, {why}")
-    for where, url in (("store", data.get("store", "")), *(("[[outbox]]", url) for url in _outboxes(data.get("outbox", []), ""))):
+    for where, url in (
+        ("store", data.get("store", "")),
+        *(("[[outbox]]", url) for url in _outboxes(data.get("outbox", []), "")),
+    ):
         if isinstance(url, str) and shown(url) != url:
             raise ValueError(f"{where}: a password is not taken from this file, {why}")
 
@@ -269,12 +369,18 @@ def _remedy(path: str) -> str:
 
 
 def _beside(data: dict[str, Any], source: str) -> dict[str, Any]:
-    """The same with the paths that are relative to the file made whole: where a command happens to run, a stranger's file may lie."""
+    """The same with the paths that are relative to the file made whole: where a command happens to run, a
+    stranger's file may lie.
+    """
     data = {key: dict(value) if isinstance(value, dict) else value for key, value in data.items()}
     relays = data.get("relays", {})
     if isinstance(relays, dict):
-        data["relays"] = relays = {name: dict(table) if isinstance(table, dict) else table for name, table in relays.items()}
-    places: list[tuple[Any, tuple[str, ...]]] = [(data.get(table), keys) for table, keys in _PATHS.items()] + [(table, _RELAY_PATHS) for table in (data.get("relay"), *relays.values())]
+        data["relays"] = relays = {
+            name: dict(table) if isinstance(table, dict) else table for name, table in relays.items()
+        }
+    places: list[tuple[Any, tuple[str, ...]]] = [
+        (data.get(table), keys) for table, keys in _PATHS.items()
+    ] + [(table, _RELAY_PATHS) for table in (data.get("relay"), *relays.values())]
     for table, keys in places:
         for key in keys if isinstance(table, dict) else ():
             if isinstance(path := table.get(key), str) and path:
@@ -318,7 +424,11 @@ def _secrets(data: dict[str, Any], env: Mapping[str, str], source: str) -> dict[
     tables: dict[str, Any] = {"default": data.get("relay", DEFAULT_RELAY), **data.get("relays", {})}
     secrets = {}
     for name, table in tables.items():
-        found = {key: table[key] for key in ("password_file", "password_command") if key in table} if isinstance(table, dict) else {}
+        found = (
+            {key: table[key] for key in ("password_file", "password_command") if key in table}
+            if isinstance(table, dict)
+            else {}
+        )
         if "password_command" in found:
             found["folder"] = _folder(source)
         secrets[name] = found or {"password": env.get("OUTMAIL_PASSWORD", "")}
@@ -335,14 +445,19 @@ def _password(source: Mapping[str, Any], name: str) -> str:
 
 
 def secret_text(path: str, what: str) -> str:
-    """The text of a file that says who may do what: believed only when nobody else may have written it. Raises `ConfigError`."""
+    """The text of a file that says who may do what: believed only when nobody else may have written it.
+    Raises `ConfigError`.
+    """
     try:
         file = trust.read(path)
         text = file.content.decode("utf-8")
     except (OSError, UnicodeDecodeError) as problem:
         raise ConfigError(f"{what} {path}: {getattr(problem, 'strerror', None) or problem}") from None
     if file.doubt:
-        raise ConfigError(f"{what} {path} is not used, because {file.doubt}", hint=f"let only yourself or root own and write it: {_remedy(path)}")
+        raise ConfigError(
+            f"{what} {path} is not used, because {file.doubt}",
+            hint=f"let only yourself or root own and write it: {_remedy(path)}",
+        )
     warn_if_open(path, what)
     return text
 
@@ -359,14 +474,24 @@ def _command(command: str | list[str], folder: str, where: str) -> str:
 
     words = shlex.split(command) if isinstance(command, str) else command
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=True, stdin=subprocess.DEVNULL, cwd=folder)
+        done = subprocess.run(
+            words,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+            stdin=subprocess.DEVNULL,
+            cwd=folder,
+        )
     except (OSError, subprocess.SubprocessError) as problem:
         raise ConfigError(f"{where}password_command failed: {problem}") from None
     return done.stdout.rstrip("\r\n")
 
 
 def relay_in_code(url: str, env: Mapping[str, str] | None = None, name: str = "") -> Relay:
-    """A relay given in code or on the command line; ``$OUTMAIL_PASSWORD`` serves where the URL has a user and no password."""
+    """A relay given in code or on the command line; ``$OUTMAIL_PASSWORD`` serves where the URL has a user and
+    no password.
+    """
     try:
         relay = parse_relay(url, name)
     except ValueError as problem:
@@ -388,7 +513,9 @@ def _rules(tables: list[Any], relays: Mapping[str, Relay]) -> tuple[Rule, ...]:
         for name in names:
             if name not in relays:
                 near = difflib.get_close_matches(name, relays, 1)
-                raise ValueError(f"{where}no relay is named {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+                raise ValueError(
+                    f"{where}no relay is named {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+                )
         if not names:
             raise ValueError(f"{where}relays is empty")
         globs = [tuple(_texts(f"{where}{key}", table.get(key, "*"))) for key in ("from", "to", "tag")]
@@ -417,32 +544,52 @@ def _retry(table: Mapping[str, Any]) -> Retry:
         retry = replace(retry, expire=_age("[retry] expire", table["expire"]))
     policy = table.get("on_uncertain", "retry")
     if policy == "verify":
-        raise ValueError('[retry] on_uncertain = "verify" needs loopback, which is not part of this version yet; use "retry" or "hold"')
+        raise ValueError(
+            '[retry] on_uncertain = "verify" needs loopback, which is not part of this version yet; use '
+            '"retry" or "hold"'
+        )
     _one_of("[retry] on_uncertain", policy, ("retry", "hold"))
     return replace(retry, soft_bounce=table.get("soft_bounce", False), on_uncertain=policy)
 
 
 def _listen(table: dict[str, Any]) -> Listen:
-    texts = {key: tuple(_texts(f"[listen] {key}", table.get(key, []))) for key in ("smtp", "lmtp", "submission", "networks")}
+    texts = {
+        key: tuple(_texts(f"[listen] {key}", table.get(key, [])))
+        for key in ("smtp", "lmtp", "submission", "networks")
+    }
     plain = ("certificate", "key", "users_file", "connections", "connections_per_client", "rate", "normalise")
     settings = {key: table[key] for key in plain if key in table}
-    listen = Listen(texts["smtp"], texts["lmtp"], texts["submission"], networks(texts["networks"]), **settings)
+    listen = Listen(
+        texts["smtp"], texts["lmtp"], texts["submission"], networks(texts["networks"]), **settings
+    )
     if listen.connections < 1 or listen.rate < 0 or (listen.connections_per_client or 0) < 0:
-        raise ValueError("[listen] connections must be at least 1; connections_per_client and rate must not be negative")
+        raise ValueError(
+            "[listen] connections must be at least 1; connections_per_client and rate must not be negative"
+        )
     for kind in ("smtp", "lmtp", "submission"):
         for address in texts[kind]:
             _check_address(listen, kind, address)
     if listen.submission and not listen.users_file:
-        raise ValueError("[listen] submission needs users_file: who may send, with a hashed password each (outmail config --hash)")
+        raise ValueError(
+            "[listen] submission needs users_file: who may send, with a hashed password each (outmail config "
+            "--hash)"
+        )
     return listen
 
 
 def _receive(table: dict[str, Any]) -> Receive:
-    given: dict[str, Any] = {key: tuple(_texts(f"[receive] {key}", table[key])) for key in ("smtp", "lmtp", "domains", "users") if key in table}
+    given: dict[str, Any] = {
+        key: tuple(_texts(f"[receive] {key}", table[key]))
+        for key in ("smtp", "lmtp", "domains", "users")
+        if key in table
+    }
     given |= {key: table[key] for key in ("aliases", "mailboxes", "certificate", "key") if key in table}
     receive = Receive(**given, networks=networks(_texts("[receive] networks", table.get("networks", []))))
     if receive.mailboxes and ("{user}" not in receive.mailboxes or not receive.mailboxes.startswith("/")):
-        raise ValueError("[receive] mailboxes must be a path with {user} in it, such as /var/mail/{user} (mbox) or /home/{user}/Maildir/ (Maildir)")
+        raise ValueError(
+            "[receive] mailboxes must be a path with {user} in it, such as /var/mail/{user} (mbox) or "
+            "/home/{user}/Maildir/ (Maildir)"
+        )
     return receive
 
 
@@ -452,15 +599,28 @@ def _check_address(listen: Listen, kind: str, address: str) -> None:
         return
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdecimal() or int(port) > 65535 or not host:
-        raise ValueError(f"[listen] {kind}: {address!r} is no address: write such as 127.0.0.1:2525, [::1]:2525 or unix:/run/outmail.sock")
+        raise ValueError(
+            f"[listen] {kind}: {address!r} is no address: write such as 127.0.0.1:2525, [::1]:2525 or "
+            f"unix:/run/outmail.sock"
+        )
     if is_loopback(host.strip("[]")):
         return
     if kind == "submission" and listen.certificate:
         return
-    if kind != "submission" and (listen.networks or (kind == "smtp" and listen.certificate and listen.users_file)):
+    if kind != "submission" and (
+        listen.networks or (kind == "smtp" and listen.certificate and listen.users_file)
+    ):
         return
-    wanted = "certificate" if kind == "submission" else "networks, or certificate and users_file" if kind == "smtp" else "networks"
-    raise ValueError(f"[listen] {kind}: {address} is open to other machines; set {wanted} too, or listen on 127.0.0.1")
+    wanted = (
+        "certificate"
+        if kind == "submission"
+        else "networks, or certificate and users_file"
+        if kind == "smtp"
+        else "networks"
+    )
+    raise ValueError(
+        f"[listen] {kind}: {address} is open to other machines; set {wanted} too, or listen on 127.0.0.1"
+    )
 
 
 def _age(where: str, text: str) -> int:

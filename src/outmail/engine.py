@@ -1,14 +1,15 @@
 """The engine: the only way out. Leases, lets transports attempt, settles.
 
 Theory of operation
-  One asyncio loop. Each next hop (`hop.Hop`) has a queue of leased deliveries and a few sessions that pull from it. What
-  sessions learn is gathered and written together (`commits.Committer`): settles, returns and the next lease share one
-  transaction. Before final dots go out, those of a turn are put on record together (`store.dots`); no record, no dot.
-  No transaction is open while the network is used, and leasing never touches a destination without room.
-Promises: what was leased is settled, returned, or found by `reclaim`; what others may have taken meanwhile is dropped, and no
-dialogue and no final dot begins for it; a clock that is set makes nothing older; outcomes learned while the store was away are
-kept and written when it is back; SIGTERM (`stop`) lets dialogues in flight finish and returns the rest; a bug of ours
-gives mail back and is logged, it never fails a recipient.
+  One asyncio loop. Each next hop (`hop.Hop`) has a queue of leased deliveries and a few sessions that pull
+  from it. What sessions learn is gathered and written together (`commits.Committer`): settles, returns and
+  the next lease share one transaction. Before final dots go out, those of a turn are put on record together
+  (`store.dots`); no record, no dot. No transaction is open while the network is used, and leasing never
+  touches a destination without room.
+Promises: what was leased is settled, returned, or found by `reclaim`; what others may have taken meanwhile is
+dropped, and no dialogue and no final dot begins for it; a clock that is set makes nothing older; outcomes
+learned while the store was away are kept and written when it is back; SIGTERM (`stop`) lets dialogues in
+flight finish and returns the rest; a bug of ours gives mail back and is logged, it never fails a recipient.
 Fails: never by raising into the program; it logs and waits. Does not: accept, compose, or know SMTP.
 """
 
@@ -59,7 +60,8 @@ PATIENT_TURNS = 60
 EXPIRE = 1.0
 #: How long (ms) what became too old while no engine ran may wait for one attempt before it fails.
 GRACE = HOUR
-#: Seconds in which both clocks of the machine are read, or they are read again: the process may be stopped between two lines.
+#: Seconds in which both clocks of the machine are read, or they are read again: the process may be stopped
+#: between two lines.
 ONE_MOMENT = 0.1
 #: How long (ms) signs of other boots and machines are kept.
 KEPT = 90 * DAY
@@ -96,13 +98,21 @@ class Settings:
 class Engine:
     """One engine on one store. `run` is its life; `stop` and `wake` may be called from any thread."""
 
-    def __init__(self, store: Store, routes: Routes, transport: Callable[[Relay], Transport], settings: Settings | None = None, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        routes: Routes,
+        transport: Callable[[Relay], Transport],
+        settings: Settings | None = None,
+        clock: Clock | None = None,
+    ) -> None:
         self.store = store
         self.routes = routes
         self.settings = settings or Settings()
         self.clock = clock or Clock()
         self.stopping = False
-        #: By what name the store knows it; "" before it was let in, and once it leaves. May be read from any thread.
+        #: By what name the store knows it; "" before it was let in, and once it leaves. May be read from any
+        #: thread.
         self.name = ""
         self.idle = 60.0
         self.seldom = Seldom(log)
@@ -153,16 +163,26 @@ class Engine:
         self._turns_of_retention = 0
         self._once_before: int | None = None
         self._suspect: Delivery | None = None
-        #: Next hops (by their URL) that take nothing sent ahead: what we have learned, and the notes of other engines.
+        #: Next hops (by their URL) that take nothing sent ahead: what we have learned, and the notes of other
+        #: engines.
         self._refuse_ahead: dict[str, dict[str, Any]] = {}
         self._only: int | None = None
-        self.counts = {"delivered": 0, "deferred": 0, "refused": 0, "unknown": 0, "quarantined": 0, "expired": 0}
+        self.counts = {
+            "delivered": 0,
+            "deferred": 0,
+            "refused": 0,
+            "unknown": 0,
+            "quarantined": 0,
+            "expired": 0,
+        }
 
-    # -- life -------------------------------------------------------------------------------------------------------
+    # -- life ------------------------------------------------------------------------------------------------
 
     async def run(self, *, once: bool = False, first: Callable[[], object] | None = None) -> None:
-        """Work until `stop`; with ``once`` until everything that was due at the start had one attempt. ``first`` is called, on a thread of its
-        own, once the store has let the engine in and before it is looked what is due."""
+        """Work until `stop`; with ``once`` until everything that was due at the start had one attempt.
+        ``first`` is called, on a thread of its own, once the store has let the engine in and before it is
+        looked what is due.
+        """
         self.loop = asyncio.get_running_loop()
         self._awake = asyncio.Event()
         self._ready = self._ready or asyncio.Event()
@@ -222,7 +242,8 @@ class Engine:
             for hop in self._hops.values():
                 if hop.waiting:
                     hop.tidy()
-                if hop.waiting or (hop.queue and not hop.seats):  # all may have ended while the lease did not stand
+                # all may have ended while the lease did not stand
+                if hop.waiting or (hop.queue and not hop.seats):
                     hop.serve()
             if self._hungry or self.store.changed():
                 self._ask_next()
@@ -283,7 +304,9 @@ class Engine:
         return self._wakes != self._looked
 
     def quiet(self) -> bool:
-        """True when there is nothing in hand and nothing that could be tried now. May be asked from any thread."""
+        """True when there is nothing in hand and nothing that could be tried now. May be asked from any
+        thread.
+        """
         if self.commits is None or self._hungry or self._out or self._unwritten():
             return False
         now = self.clock.now()
@@ -330,7 +353,9 @@ class Engine:
             self._owner.harmless(delivery)
 
     def _begin_anew(self) -> None:
-        """Our lease was lost: others have, or will have, what we held. It is dropped; a final dot that is out is still listened to."""
+        """Our lease was lost: others have, or will have, what we held. It is dropped; a final dot that is out
+        is still listened to.
+        """
         if self._anew:
             return
         self._anew = True
@@ -339,7 +364,11 @@ class Engine:
             for delivery in hop.drop():
                 self._release(hop, delivery)
         self._returns = []
-        log.warning("this engine lost its lease, because it was stopped or cut off from the store: %d recipients are left to others, and it begins anew", dropped)
+        log.warning(
+            "this engine lost its lease, because it was stopped or cut off from the store: %d recipients are "
+            "left to others, and it begins anew",
+            dropped,
+        )
         self.commits.call(self._known_anew, self._begun_anew)
 
     def _known_anew(self) -> Any:
@@ -364,11 +393,17 @@ class Engine:
         self._awake.set()
 
     def _refuse_when_moving(self, owner: Any) -> None:
-        """After we are known: `ops.move` writes its note first and looks for engines then, so one of the two sees the other."""
+        """After we are known: `ops.move` writes its note first and looks for engines then, so one of the two
+        sees the other.
+        """
         found = self.store.read(self.store.verbs.note_get("store", "moving"))
         if found:
             owner.close()
-            raise ConfigError(f"the queue is being moved to {found[0]['to']}", hint=f"finish that first: outmail move {self.store.url} {found[0]['to']}, or give it up: outmail move --abandon {self.store.url}")
+            raise ConfigError(
+                f"the queue is being moved to {found[0]['to']}",
+                hint=f"finish that first: outmail move {self.store.url} {found[0]['to']}, or give it up: "
+                f"outmail move --abandon {self.store.url}",
+            )
 
     async def _leave(self) -> None:
         self.stopping = True
@@ -401,7 +436,11 @@ class Engine:
     def _pause(self) -> float:
         now = self.clock.now()
         ahead = [due - now for due in self._next.values() if due > now]
-        probes = [hop.pace.open_until - self.loop.time() for hop in self._hops.values() if hop.pace.tripped and not hop.pace.probing]
+        probes = [
+            hop.pace.open_until - self.loop.time()
+            for hop in self._hops.values()
+            if hop.pace.tripped and not hop.pace.probing
+        ]
         soonest = min([POLL * 1000, *ahead]) / 1000
         return max(0.005, min([soonest, *(max(0.005, probe) for probe in probes)]))
 
@@ -411,7 +450,7 @@ class Engine:
             return False
         return not self._room()
 
-    # -- leasing ----------------------------------------------------------------------------------------------------
+    # -- leasing ---------------------------------------------------------------------------------------------
 
     def _room(self) -> dict[str, int]:
         """How many recipients of each destination may be leased now."""
@@ -452,21 +491,30 @@ class Engine:
             return
         self._leasing = True
         self._number += 1
-        if self.loop.time() >= self._expire_at:  # first, in the same transaction: what is too old by now is not sent any more
+        # first, in the same transaction: what is too old by now is not sent any more
+        if self.loop.time() >= self._expire_at:
             self._expire_at = self.loop.time() + EXPIRE
             self.commits.ask(self._expiry(), self._expired)
         before = self._once_before if self._once_before is not None else self.clock.now()
         lease = self.store.verbs.lease(
-            self._owner.id, self._number, room, before, turn=self._number, budget=max(1, WINDOW_BYTES - self._bytes),
-            suspects=self._suspect is None, only=self._only,
-        )  # fmt: skip
+            self._owner.id,
+            self._number,
+            room,
+            before,
+            turn=self._number,
+            budget=max(1, WINDOW_BYTES - self._bytes),
+            suspects=self._suspect is None,
+            only=self._only,
+        )
         self.commits.ask(lease, partial(self._leased, room, (self._owner.id, self._number)))
 
     def _expired(self, answer: int | BaseException) -> None:
         if isinstance(answer, BaseException):
             self._failed("a look at what is too old", answer)
 
-    def _leased(self, room: dict[str, int], lease: tuple[int, int], answer: list[Delivery] | BaseException) -> None:
+    def _leased(
+        self, room: dict[str, int], lease: tuple[int, int], answer: list[Delivery] | BaseException
+    ) -> None:
         self._leasing = False
         if isinstance(answer, BaseException):
             self._lost.append(lease)
@@ -501,7 +549,8 @@ class Engine:
             elif hop is None or self.stopping:
                 self._returns.append(delivery)
             elif self._too_old(delivery, now) and delivery.life < self.settings.retry.expire:
-                self._take_in(hop, delivery, late=True)  # whoever sets an end of his own does not want it later
+                # whoever sets an end of his own does not want it later
+                self._take_in(hop, delivery, late=True)
             else:
                 self._take_in(hop, delivery)
         if deliveries:
@@ -523,7 +572,10 @@ class Engine:
             hop.push(delivery)
 
     def _fail_late(self, hop: Hop, delivery: Delivery) -> None:
-        outcome, decision = Outcome("deferred", "recipient", "local", Reply(0, "too old")), Verdict("expired", reason="too old", charged=False)
+        outcome, decision = (
+            Outcome("deferred", "recipient", "local", Reply(0, "too old")),
+            Verdict("expired", reason="too old", charged=False),
+        )
         delivery.all(outcome)
         self.counts["expired"] += len(delivery.recipients)
         self._learn(hop, delivery, [(recipient, decision) for recipient in delivery.recipients], keep=False)
@@ -541,7 +593,11 @@ class Engine:
 
     def _quarantine(self, delivery: Delivery) -> None:
         self.counts["quarantined"] += len(delivery.recipients)
-        reason = "the content is missing" if not delivery.content else "the content does not have the hash it was accepted with"
+        reason = (
+            "the content is missing"
+            if not delivery.content
+            else "the content does not have the hash it was accepted with"
+        )
         log.error("message %s is quarantined: %s", delivery.id, reason)
 
         def then(answer: Any) -> None:
@@ -549,13 +605,17 @@ class Engine:
                 self._failed("a quarantine", answer)
                 self._returns.append(delivery)
 
-        self.commits.ask(self.store.verbs.quarantine(self._owner.id, delivery, self.clock.now(), reason), then)
+        self.commits.ask(
+            self.store.verbs.quarantine(self._owner.id, delivery, self.clock.now(), reason), then
+        )
         self.commits.soon()
 
-    # -- hand-over (`loopdoor.HandOver`) ------------------------------------------------------------------------------
+    # -- hand-over (`loopdoor.HandOver`) ---------------------------------------------------------------------
 
     def offer(self, messages: Sequence[Message]) -> dict[str, tuple[int, int]]:
-        """Which of these the engine takes in the moment they are accepted: due now, routes with room, nothing older waiting."""
+        """Which of these the engine takes in the moment they are accepted: due now, routes with room, nothing
+        older waiting.
+        """
         if self.stopping or self._owner is None or not self.standing():
             return {}
         now = self.clock.now()
@@ -572,7 +632,13 @@ class Engine:
                 if name not in left:
                     left[name] = self._spare(name, now)
             space -= len(message.content)
-            if message.due > now or message.key or space < 0 or not wanted or any(left[name] < n for name, n in wanted.items()):
+            if (
+                message.due > now
+                or message.key
+                or space < 0
+                or not wanted
+                or any(left[name] < n for name, n in wanted.items())
+            ):
                 continue
             for name, n in wanted.items():
                 left[name] -= n
@@ -580,7 +646,9 @@ class Engine:
         return taken
 
     def _spare(self, destination: str, now: int) -> int:
-        """How many recipients may be handed over for a destination; none while older mail waits in the store."""
+        """How many recipients may be handed over for a destination; none while older mail waits in the
+        store.
+        """
         if self._next.get(destination, now + 1) <= now:
             return 0
         hop = self._hop(destination)
@@ -588,7 +656,9 @@ class Engine:
             return 0
         return MOST - hop.out
 
-    def taken(self, messages: Sequence[Message], leases: dict[str, tuple[int, int]], added: Sequence[Any] | None) -> None:
+    def taken(
+        self, messages: Sequence[Message], leases: dict[str, tuple[int, int]], added: Sequence[Any] | None
+    ) -> None:
         """They are on disk, leased by this engine: make deliveries of what is in memory."""
         if added is None:
             self._lost.extend(set(leases.values()))
@@ -599,11 +669,13 @@ class Engine:
                 deliveries += _made(message, seq, leases[message.id])
         self._distribute(deliveries, fresh=True)
 
-    # -- dots -------------------------------------------------------------------------------------------------------
+    # -- dots ------------------------------------------------------------------------------------------------
 
     def dot(self, delivery: Delivery, recipients: Sequence[Leased], then: Callable[[bool], None]) -> None:
-        """Permission for a final dot: given at the end of this turn, when all of the turn are on record; while a settle batch of outcomes
-        is not written yet, once it is. So a kill leaves no more doubles than that, and one for each session."""
+        """Permission for a final dot: given at the end of this turn, when all of the turn are on record;
+        while a settle batch of outcomes is not written yet, once it is. So a kill leaves no more doubles than
+        that, and one for each session.
+        """
         if not self._dots:
             self.loop.call_soon(self._record_dots)
         self._dots.append((delivery, recipients, then))
@@ -614,10 +686,15 @@ class Engine:
             return  # `_settled` comes back
         dots, self._dots = self._dots, []
         try:
-            self.store.dots(self._owner, [(delivery, recipients) for delivery, recipients, _ in dots if self.ours(delivery)])
+            self.store.dots(
+                self._owner,
+                [(delivery, recipients) for delivery, recipients, _ in dots if self.ours(delivery)],
+            )
             granted = True
         except (OSError, Trouble) as problem:
-            self.seldom.say(logging.ERROR, "dots", "final dots cannot be put on record (%s); nothing is sent", problem)
+            self.seldom.say(
+                logging.ERROR, "dots", "final dots cannot be put on record (%s); nothing is sent", problem
+            )
             granted = False
         for delivery, recipients, then in dots:
             may = granted and self.ours(delivery)
@@ -625,7 +702,7 @@ class Engine:
                 recipient.dotted = may
             then(may)
 
-    # -- settling ---------------------------------------------------------------------------------------------------
+    # -- settling --------------------------------------------------------------------------------------------
 
     def finished(self, hop: Hop, delivery: Delivery) -> None:
         """A delivery's outcomes are known: decide, and write with the others of this moment."""
@@ -642,7 +719,13 @@ class Engine:
             outcome = recipient.outcome
             assert outcome is not None
             decision = verdict(
-                outcome, attempts=recipient.attempts + 1, now=now, accepted_at=delivery.accepted_at, expired=expired, retry=retry, chance=chance
+                outcome,
+                attempts=recipient.attempts + 1,
+                now=now,
+                accepted_at=delivery.accepted_at,
+                expired=expired,
+                retry=retry,
+                chance=chance,
             )
             failed = failed or decision.event != "delivered"
             kind = "expired" if decision.event == "expired" else outcome.kind
@@ -651,7 +734,9 @@ class Engine:
         mode = self.settings.transcripts
         self._learn(hop, delivery, verdicts, keep=mode == "all" or (failed and mode != "none"))
 
-    def _learn(self, hop: Hop, delivery: Delivery, verdicts: list[tuple[Leased, Verdict]], *, keep: bool) -> None:
+    def _learn(
+        self, hop: Hop, delivery: Delivery, verdicts: list[tuple[Leased, Verdict]], *, keep: bool
+    ) -> None:
         """Write it with the others of this moment."""
         duration = int((self.loop.time() - delivery.started) * 1000) if delivery.started else 0
         self._learned.append(Settled(delivery, tuple(verdicts), self.clock.now(), duration, keep))
@@ -662,7 +747,9 @@ class Engine:
         self._release(hop, delivery)
         self.commits.soon(0.0 if urgent else SETTLE_DELAY)
 
-    def hop_failed(self, hop: Hop, outcome: Outcome, transcript: Sequence[tuple[int, str, bytes]] = ()) -> None:
+    def hop_failed(
+        self, hop: Hop, outcome: Outcome, transcript: Sequence[tuple[int, str, bytes]] = ()
+    ) -> None:
         """A session could not be had: one delivery learns why, the others wait for the breaker."""
         if hop.queue:
             delivery = hop.queue.popleft()
@@ -675,7 +762,9 @@ class Engine:
                 self._give_back(hop, hop.queue.popleft())
 
     def abandoned(self, seat: Seat) -> None:
-        """A session has ended. What it still had in hand is uncertain where a dot is on record, else untried."""
+        """A session has ended. What it still had in hand is uncertain where a dot is on record, else
+        untried.
+        """
         while seat.flying:
             delivery = seat.flying.pop()
             if not any(r.dotted or r.outcome for r in delivery.recipients):
@@ -708,20 +797,28 @@ class Engine:
         lost, self._lost = self._lost, []
         for owner in {owner for owner, _ in lost}:
             leases = [lease for lease in lost if lease[0] == owner]
-            self.commits.ask(self.store.verbs.unlease(owner, [number for _, number in leases], self.clock.now()), partial(self._unleased, leases))
+            self.commits.ask(
+                self.store.verbs.unlease(owner, [number for _, number in leases], self.clock.now()),
+                partial(self._unleased, leases),
+            )
         learned, self._learned = self._learned, []
         returns, self._returns = self._returns, []
         if learned:
             self._ask_settle(learned)
         if returns:
-            self.commits.ask(self.store.verbs.give_back(self._owner.id, returns, self.clock.now()), partial(self._returned, returns))
+            self.commits.ask(
+                self.store.verbs.give_back(self._owner.id, returns, self.clock.now()),
+                partial(self._returned, returns),
+            )
         self._ask_lease()
 
     def _ask_settle(self, learned: list[Settled]) -> None:
         hold = self.settings.retry.on_uncertain == "hold"
         for owner in {item.delivery.owner for item in learned}:
             theirs = [item for item in learned if item.delivery.owner == owner]
-            self.commits.ask(self.store.verbs.settle(owner, theirs, hold_unknown=hold), partial(self._settled, theirs))
+            self.commits.ask(
+                self.store.verbs.settle(owner, theirs, hold_unknown=hold), partial(self._settled, theirs)
+            )
 
     def _settled(self, learned: list[Settled], answer: int | BaseException) -> None:
         if isinstance(answer, Trouble):
@@ -731,7 +828,12 @@ class Engine:
             for item in learned:  # one of them does it: each for itself
                 self._ask_settle([item])
         elif isinstance(answer, BaseException):
-            log.error("the outcome of %s cannot be written: a bug of outmail; it is taken back when this engine ends", learned[0].delivery.id, exc_info=answer)
+            log.error(
+                "the outcome of %s cannot be written: a bug of outmail; it is taken back when this engine "
+                "ends",
+                learned[0].delivery.id,
+                exc_info=answer,
+            )
             self._unsettled -= 1
         else:
             self._unsettled -= len(learned)
@@ -754,7 +856,12 @@ class Engine:
             self._returns = returns + self._returns
             self._failed("returned mail", answer)
         elif isinstance(answer, BaseException):
-            log.error("%d deliveries could not be returned: a bug of outmail; they are taken back when this engine ends", len(returns), exc_info=answer)
+            log.error(
+                "%d deliveries could not be returned: a bug of outmail; they are taken back when this engine "
+                "ends",
+                len(returns),
+                exc_info=answer,
+            )
         else:
             self.store.settled(self._owner, returns)
         self._wakes += 1
@@ -781,7 +888,7 @@ class Engine:
         self._held_until = self.loop.time() + (0.01 if self.stopping else 1.0)
         self.loop.call_later(1.01, self.wake)
 
-    # -- upkeep -----------------------------------------------------------------------------------------------------
+    # -- upkeep ----------------------------------------------------------------------------------------------
 
     def tell_hop(self, hop: Hop, trouble: str | None) -> None:
         """Publish a paused next hop, so that people see why mail waits."""
@@ -790,19 +897,29 @@ class Engine:
             verb = verbs.note_drop("hop", hop.relay.name)
         else:
             verb = verbs.note_put("hop", hop.relay.name, {"trouble": trouble, "since": self.clock.now()})
-        self.commits.ask(verb, lambda answer: self._failed("a note", answer) if isinstance(answer, BaseException) else None)
+        self.commits.ask(
+            verb, lambda answer: self._failed("a note", answer) if isinstance(answer, BaseException) else None
+        )
         self.commits.soon(SETTLE_DELAY)
 
     def refuses_ahead(self, hop: Hop, reply: Reply) -> None:
-        """This next hop takes nothing that is sent ahead: keep that in a note, so that later engines need not learn it."""
+        """This next hop takes nothing that is sent ahead: keep that in a note, so that later engines need not
+        learn it.
+        """
         if not hop.ahead:
             return
         hop.ahead = False
         note = ahead_note(reply, self.clock.now())
         self._refuse_ahead[hop.relay.url] = note
-        log.warning("%s does not take commands that are sent ahead (%s): it gets one message after the other", hop.relay.name, reply)
+        log.warning(
+            "%s does not take commands that are sent ahead (%s): it gets one message after the other",
+            hop.relay.name,
+            reply,
+        )
         verb = self.store.verbs.note_put("ahead", hop.relay.url, note)
-        self.commits.ask(verb, lambda answer: self._failed("a note", answer) if isinstance(answer, BaseException) else None)
+        self.commits.ask(
+            verb, lambda answer: self._failed("a note", answer) if isinstance(answer, BaseException) else None
+        )
         self.commits.soon(SETTLE_DELAY)
 
     def _maintain(self) -> None:
@@ -819,7 +936,9 @@ class Engine:
             self.commits.call(partial(self._retain, self._retention), self._retained)
 
     async def _first(self, work: Callable[[], Any], then: Callable[[Any], None]) -> None:
-        """What comes before it is looked at what is due: ages are right, and a single run tries what dead engines held."""
+        """What comes before it is looked at what is due: ages are right, and a single run tries what dead
+        engines held.
+        """
         done: asyncio.Future[None] = self.loop.create_future()
 
         def answered(answer: Any) -> None:
@@ -830,7 +949,7 @@ class Engine:
         self.commits.call(work, answered)
         await done
 
-    # -- age --------------------------------------------------------------------------------------------------------
+    # -- age -------------------------------------------------------------------------------------------------
 
     def _begin_ageing(self) -> tuple[int, int]:
         """On the writer's thread: from when to when no engine saw the time."""
@@ -900,7 +1019,9 @@ class Engine:
             wall, at, up = self._times()
             same = here is not None and here.up <= up
             before = here if same else self._elsewhere(name, at)
-            seen = following(before, same, wall, at, up, self.store.read(verbs.newest()), self.settings.retry.expire)
+            seen = following(
+                before, same, wall, at, up, self.store.read(verbs.newest()), self.settings.retry.expire
+            )
             written = self.store.run(verbs.note_put("clock", name, asdict(seen), version))
         if before is not None and not same and at < before.at + JUMP:
             self.store.run(verbs.shorten(at, self.settings.retry.expire))
@@ -913,14 +1034,20 @@ class Engine:
     def _elsewhere(self, name: str, at: int) -> Sign | None:
         """The last sign of other boots and machines; what is old, or cannot be, is dropped."""
         verbs = self.store.verbs
-        signs = {key: Sign.of(note) for key, note in self.store.read(verbs.note_list("clock")).items() if key != name}
+        signs = {
+            key: Sign.of(note)
+            for key, note in self.store.read(verbs.note_list("clock")).items()
+            if key != name
+        }
         for key, sign in signs.items():
             if sign is None or not at - KEPT <= sign.at <= at + JUMP:
                 self.store.run(verbs.note_drop("clock", key))
         return latest((sign for sign in signs.values() if sign is not None), at)
 
     def _times(self) -> tuple[int, int, float]:
-        """The machine's clock, the one that ages go by, and the machine's time since its start, in one moment."""
+        """The machine's clock, the one that ages go by, and the machine's time since its start, in one
+        moment.
+        """
         for _ in range(10):
             before = self.clock.elapsed()
             wall = self.clock.now()
@@ -932,7 +1059,13 @@ class Engine:
 
     def _clock_was_set(self, by: int, own: bool, to: int) -> None:
         whose, way = "of this machine" if own else "of the store", "ahead" if by > 0 else "back"
-        log.warning("the clock %s was set %s by %s, to %s: nothing that waits grows older by that", whose, way, human_span(abs(by)), rfc3339(to))
+        log.warning(
+            "the clock %s was set %s by %s, to %s: nothing that waits grows older by that",
+            whose,
+            way,
+            human_span(abs(by)),
+            rfc3339(to),
+        )
         if by > 0 or (own and self.store.time() is not None):
             return
         verbs = self.store.verbs
@@ -941,9 +1074,15 @@ class Engine:
         self.store.run(verbs.shorten(to, self.settings.retry.expire))
 
     def _reclaim(self) -> tuple[Iterable[dict[str, Any]], int, dict[str, Any]]:
-        """On the writer's thread: dead engines' work, how many live ones there are, and what they know of next hops."""
+        """On the writer's thread: dead engines' work, how many live ones there are, and what they know of
+        next hops.
+        """
         found = self.store.reclaim(self.clock.now(), hold=self.settings.retry.on_uncertain == "hold")
-        return found, self.store.read(self.store.verbs.engines()), self.store.read(self.store.verbs.note_list("ahead"))
+        return (
+            found,
+            self.store.read(self.store.verbs.engines()),
+            self.store.read(self.store.verbs.note_list("ahead")),
+        )
 
     def _reclaimed(self, answer: Any) -> None:
         if self._owner.lost:
@@ -962,7 +1101,9 @@ class Engine:
             for hop in self._hops.values():
                 hop.pace.divide(hop.relay.concurrency, hop.relay.rate, engines)
         for found in dead:
-            log.warning("took back %(leases)d recipients of a dead engine, %(uncertain)d of them uncertain", found)
+            log.warning(
+                "took back %(leases)d recipients of a dead engine, %(uncertain)d of them uncertain", found
+            )
             self._wakes += 1
         if self._hungry:
             self._awake.set()
@@ -990,7 +1131,11 @@ class Engine:
     def _retain(self, retention: Retention) -> bool:
         """On the writer's thread."""
         now = self._now()
-        return now is not None and self.store.read(self.store.verbs.eldest()) == self._owner.id and retention.turn(now.age, TURN)
+        return (
+            now is not None
+            and self.store.read(self.store.verbs.eldest()) == self._owner.id
+            and retention.turn(now.age, TURN)
+        )
 
     def _retained(self, answer: Any) -> None:
         """Another turn soon, sooner when there is much; once through, rest as long as it took."""
@@ -999,7 +1144,9 @@ class Engine:
             return
         self._turns_of_retention += 1
         pause = RETAIN if self._turns_of_retention < PATIENT_TURNS else RETAIN / 5
-        self._retain_at = self.loop.time() + (pause if answer else max(UPKEEP, self._turns_of_retention * pause))
+        self._retain_at = self.loop.time() + (
+            pause if answer else max(UPKEEP, self._turns_of_retention * pause)
+        )
         if not answer:
             self._turns_of_retention = 0
 
@@ -1010,7 +1157,9 @@ class Engine:
             text, time = str(problem), self.loop.time()
             if self._told[0] != text or time >= self._told[1]:
                 self._told = text, time + AGAIN
-                log.error("the store is in trouble (%s): %s; the engine waits and tries again", problem.kind, text)
+                log.error(
+                    "the store is in trouble (%s): %s; the engine waits and tries again", problem.kind, text
+                )
 
 
 def _made(message: Message, seq: int, lease: tuple[int, int]) -> list[Delivery]:
@@ -1021,9 +1170,22 @@ def _made(message: Message, seq: int, lease: tuple[int, int]) -> list[Delivery]:
             groups.setdefault(recipient.destination, []).append(Leased(n, recipient.address, 0, False, 0))
     return [
         Delivery(
-            seq, message.id, lease[1], destination, message.sender, message.content, message.sha256, message.needs, message.message_id, message.accepted_at,
-            message.expires_at, people[start : start + MAX_RECIPIENTS], dsn=message.dsn, owner=lease[0],
+            seq,
+            message.id,
+            lease[1],
+            destination,
+            message.sender,
+            message.content,
+            message.sha256,
+            message.needs,
+            message.message_id,
+            message.accepted_at,
+            message.expires_at,
+            people[start : start + MAX_RECIPIENTS],
+            dsn=message.dsn,
+            owner=lease[0],
             life=message.expires_at - message.accepted_at,
         )
-        for destination, people in groups.items() for start in range(0, len(people), MAX_RECIPIENTS)
-    ]  # fmt: skip
+        for destination, people in groups.items()
+        for start in range(0, len(people), MAX_RECIPIENTS)
+    ]

@@ -1,7 +1,7 @@
 """What can go wrong for a caller, as five classes.
 
-Promises: every message is a sentence that names what happened and what to do; ``code`` is one stable lower-case
-word, the same in ``Refused.code``, in the command's JSON errors and in ``outmail explain``.
+Promises: every message is a sentence that names what happened and what to do; ``code`` is one stable
+lower-case word, the same in ``Refused.code``, in the command's JSON errors and in ``outmail explain``.
 Does not: cover delivery. A relay that refuses a recipient is a value (`model.Outcome`), never an exception.
 """
 
@@ -37,7 +37,9 @@ class Refused(Error, ValueError):
 
     code = "refused"
 
-    def __init__(self, message: str, *, code: str = "refused", hint: str = "", index: int | None = None) -> None:
+    def __init__(
+        self, message: str, *, code: str = "refused", hint: str = "", index: int | None = None
+    ) -> None:
         super().__init__(message, code=code, hint=hint)
         self.index = index
 
@@ -50,7 +52,9 @@ class NotStored(Error, OSError):
 
     code = "not-stored"
 
-    def __init__(self, message: str, *, code: str = "not-stored", hint: str = "", errno: int | None = None) -> None:
+    def __init__(
+        self, message: str, *, code: str = "not-stored", hint: str = "", errno: int | None = None
+    ) -> None:
         super().__init__(message, code=code, hint=hint)
         self.errno = errno
 

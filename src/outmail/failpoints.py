@@ -1,8 +1,9 @@
-"""Failpoints for tests: ``OUTMAIL_FAIL=POINT:ACTION[:N]`` dies at the N-th passage of C1…C5 of the crash table,
-or of T1 (rows claimed in an application's database) and T2 (in the store, not yet deleted there), or of M1 (moved to
-another store, not yet forgotten in the old one).
+"""Failpoints for tests: ``OUTMAIL_FAIL=POINT:ACTION[:N]`` dies at the N-th passage of C1…C5 of the crash
+table, or of T1 (rows claimed in an application's database) and T2 (in the store, not yet deleted there), or
+of M1 (moved to another store, not yet forgotten in the old one).
 
-ACTION is ``kill`` (SIGKILL to itself) or ``exit`` (``os._exit(70)``). Without the variable a passage costs one call.
+ACTION is ``kill`` (SIGKILL to itself) or ``exit`` (``os._exit(70)``). Without the variable a passage costs
+one call.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ def arm(text: str) -> None:
     point, _, rest = text.partition(":")
     action, _, n = rest.partition(":")
     if point not in ("C1", "C2", "C3", "C4", "C5", "T1", "T2", "M1") or action not in ("kill", "exit"):
-        raise ConfigError(f"OUTMAIL_FAIL={text!r}: write POINT:ACTION[:N] with C1…C5, T1, T2 or M1 and kill or exit")
+        raise ConfigError(
+            f"OUTMAIL_FAIL={text!r}: write POINT:ACTION[:N] with C1…C5, T1, T2 or M1 and kill or exit"
+        )
     _point, _action, _left = point, action, int(n or 1)
 
 

@@ -1,9 +1,10 @@
 """A file whose lock says that somebody lives: the kernel lets go when the process dies, however it dies.
 
 Engines, runs and spools of log records are known to be alive or dead by it.
-Promises: a file has its name only when it is locked; it is held by this process only (a forked child closes its copy); where
-``fcntl`` does not exist files are made without a lock, and nothing is ever found dead. Fails: OSError. Does not: import anything
-that takes time (`outmail watch` uses it), or survive network file systems.
+Promises: a file has its name only when it is locked; it is held by this process only (a forked child closes
+its copy); where ``fcntl`` does not exist files are made without a lock, and nothing is ever found dead.
+Fails: OSError. Does not: import anything that takes time (`outmail watch` uses it), or survive network file
+systems.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ if hasattr(os, "register_at_fork"):
 
 
 class HeldFile:
-    """``path``, made as ``temporary`` and renamed once it is locked and holds ``content``. ``fd`` is -1 when it is no longer ours."""
+    """``path``, made as ``temporary`` and renamed once it is locked and holds ``content``. ``fd`` is -1 when
+    it is no longer ours.
+    """
 
     def __init__(self, temporary: str, path: str, content: bytes = b"", flags: int = 0) -> None:
         self.path = path
@@ -56,7 +59,9 @@ class HeldFile:
 
 
 def clock_id() -> str:
-    """What tells one clock since the machine's start from another: the boot, and where containers have clocks of their own, whose."""
+    """What tells one clock since the machine's start from another: the boot, and where containers have clocks
+    of their own, whose.
+    """
     try:
         return f"{boot_id()} {os.readlink('/proc/self/ns/time')}"
     except OSError:
@@ -126,7 +131,9 @@ def started_at(pid: int) -> str:
 
 
 def _locked(temporary: str, flags: int) -> int:
-    """A new file that is locked. Whoever tidies up may catch it between its making and its locking: then once more."""
+    """A new file that is locked. Whoever tidies up may catch it between its making and its locking: then once
+    more.
+    """
     for _ in range(1000):
         fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | flags, 0o600)
         if not can_lock() or (try_lock(fd) and same_file(temporary, fd)):

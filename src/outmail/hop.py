@@ -1,9 +1,11 @@
 """A next hop as the engine sees it: the deliveries that wait for it, the sessions that serve it, its pace.
 
-`Hop` decides how many sessions run and how much may be leased for it; a `Seat` is one session's side (`transport.Feed`).
-Promises: a delivery given to a seat is in its hand (`flying`) until it is done; when a session ends for whatever reason,
-what it still had in hand goes back or becomes uncertain (`Engine.abandoned`), and nothing else is touched. A hop holds
-about a second's worth of mail, so a slow one does not fill the engine, and a killed engine had little in hand.
+`Hop` decides how many sessions run and how much may be leased for it; a `Seat` is one session's side
+(`transport.Feed`).
+Promises: a delivery given to a seat is in its hand (`flying`) until it is done; when a session ends for
+whatever reason, what it still had in hand goes back or becomes uncertain (`Engine.abandoned`), and nothing
+else is touched. A hop holds about a second's worth of mail, so a slow one does not fill the engine, and a
+killed engine had little in hand.
 Does not: know SMTP, or write anything.
 """
 
@@ -51,7 +53,7 @@ class Hop:
         self._filled = 0.0
         self.pace.divide(relay.concurrency, relay.rate, engine.engines)
 
-    # -- how much ---------------------------------------------------------------------------------------------------
+    # -- how much --------------------------------------------------------------------------------------------
 
     def room(self) -> int:
         """How many recipients may be leased for this hop now; 1 for a probe."""
@@ -74,10 +76,12 @@ class Hop:
         self.queue.append(delivery)
         self._filled = self.engine.loop.time()
 
-    # -- sessions ---------------------------------------------------------------------------------------------------
+    # -- sessions --------------------------------------------------------------------------------------------
 
     def serve(self) -> None:
-        """Give to idle sessions, and open new ones as the pace allows. Sessions that were given one take the next by themselves."""
+        """Give to idle sessions, and open new ones as the pace allows. Sessions that were given one take the
+        next by themselves.
+        """
         if self.engine.stopping or not self.engine.standing():
             return
         wake = -(-len(self.queue) // self.pace.bunch)
@@ -127,9 +131,18 @@ class Hop:
         self.leaving -= seat.sent_home
         seat.leave()
         if not task.cancelled() and (problem := task.exception()) is not None:
-            log.error("a session with %s broke off by a bug of outmail; its mail goes back to the queue", self.relay.name, exc_info=problem)
+            log.error(
+                "a session with %s broke off by a bug of outmail; its mail goes back to the queue",
+                self.relay.name,
+                exc_info=problem,
+            )
             self.pace.fault(self.engine.loop.time(), f"bug: {problem!r}", fatal=True)
-            self.engine.hop_failed(self, Outcome("deferred", "destination", "connect", Reply(0, f"internal error: {problem!r}"), fault=True))
+            self.engine.hop_failed(
+                self,
+                Outcome(
+                    "deferred", "destination", "connect", Reply(0, f"internal error: {problem!r}"), fault=True
+                ),
+            )
         if self.pace.tripped and not self.seats:
             self.pace.probing = False
         self.engine.abandoned(seat)
@@ -151,12 +164,18 @@ class Seat:
         self._since = 0.0
         self.sent_home = False
 
-    # Feed ----------------------------------------------------------------------------------------------------------
+    # -- the feed -------------------------------------------------------------------------------------------
 
     def take_now(self) -> Delivery | None:
         """Without waiting; a rate limit means waiting."""
         hop = self.hop
-        if not hop.queue or hop.pace.rate or self._engine.stopping or self._too_many() or not self._engine.standing():
+        if (
+            not hop.queue
+            or hop.pace.rate
+            or self._engine.stopping
+            or self._too_many()
+            or not self._engine.standing()
+        ):
             return None
         delivery = hop.queue.popleft()
         self.flying.add(delivery)
@@ -226,14 +245,25 @@ class Seat:
         fatal = outcome.stage in ("tls", "auth")
         if hop.pace.fault(self._engine.loop.time(), str(outcome.reply), fatal=fatal):
             text = "%s is paused: %s (%s); next probe in %.0f s"
-            self._engine.seldom.say(logging.WARNING, f"paused {hop.relay.name}", text, hop.relay.name, outcome.reply, outcome.stage, hop.pace.pause)
+            self._engine.seldom.say(
+                logging.WARNING,
+                f"paused {hop.relay.name}",
+                text,
+                hop.relay.name,
+                outcome.reply,
+                outcome.stage,
+                hop.pace.pause,
+            )
             self._engine.tell_hop(hop, str(outcome.reply))
         self._engine.hop_failed(hop, outcome, transcript)
 
-    # the hop's side ------------------------------------------------------------------------------------------------
+    # the hop's side
+    # ------------------------------------------------------------------------------------------------
 
     def give(self, delivery: Delivery) -> None:
-        """A delivery for a session that asked and was taken off the waiting; under a rate limit it may have to wait for its turn."""
+        """A delivery for a session that asked and was taken off the waiting; under a rate limit it may have
+        to wait for its turn.
+        """
         self.flying.add(delivery)
         pause = self.hop.pace.take(self._engine.loop.time()) if self.hop.pace.rate else 0.0
         if pause > 0:
@@ -252,14 +282,20 @@ class Seat:
         return unbegun
 
     def drop(self) -> list[Delivery]:
-        """As `stop` for what is not begun; a session that waits for the answer to a final dot goes on, others in a dialogue are ended."""
+        """As `stop` for what is not begun; a session that waits for the answer to a final dot goes on, others
+        in a dialogue are ended.
+        """
         unbegun = [] if self._late is None else [self._late]
         self._late = None
         self.flying.difference_update(unbegun)
         if unbegun:
             self._quiet()
             self._tell(None)
-        elif self.flying and self.task is not None and not any(r.dotted for delivery in self.flying for r in delivery.recipients):
+        elif (
+            self.flying
+            and self.task is not None
+            and not any(r.dotted for delivery in self.flying for r in delivery.recipients)
+        ):
             self.task.cancel()
         return unbegun
 

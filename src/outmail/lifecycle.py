@@ -1,20 +1,22 @@
 """The life of one recipient: six states, and the only functions that go from one to another.
 
 Rules of this file
-  1. Every change of state anywhere in outmail is one of the named functions below; a store's WHERE clauses are
-     checked against `ARROWS`, its CHECK constraint against `STATES`, the drawing in the docs is printed from it.
+  1. Every change of state anywhere in outmail is one of the named functions below; a store's WHERE clauses
+  are
+     checked against `ARROWS`, its CHECK constraint against `STATES`, the drawing in the docs is printed from
+     it.
   2. An event that is not listed for the present state raises `Illegal` and changes nothing.
 
 Theory of operation
-  A recipient waits (QUEUED), is taken by one engine (SENDING), and comes back by the next hop's word (DELIVERED,
-  FAILED) or to wait again. Two things are remembered across all of it. ``uncertain`` is a fact about the past: once
-  a final dot went out and no answer was recorded, the next hop may have the mail, and no later event can make that
-  untrue; the mark is set once and never cleared. ``losses`` counts engines that died while they worked on the recipient:
-  a first loss makes it a suspect, which is leased alone; the third loss holds it as poison, so that a message which
-  kills engines takes no bystander with it. Any settle clears the suspicion, and what was leased and never begun is
-  under none (decision 6).
-  While SENDING nobody but the engine may move the recipient: an operator's hold or cancel becomes a ``wish``, and
-  every arrow from SENDING back to QUEUED honours it.
+  A recipient waits (QUEUED), is taken by one engine (SENDING), and comes back by the next hop's word
+  (DELIVERED, FAILED) or to wait again. Two things are remembered across all of it. ``uncertain`` is a fact
+  about the past: once a final dot went out and no answer was recorded, the next hop may have the mail, and no
+  later event can make that untrue; the mark is set once and never cleared. ``losses`` counts engines that
+  died while they worked on the recipient: a first loss makes it a suspect, which is leased alone; the third
+  loss holds it as poison, so that a message which kills engines takes no bystander with it. Any settle clears
+  the suspicion, and what was leased and never begun is under none (decision 6). While SENDING nobody but the
+  engine may move the recipient: an operator's hold or cancel becomes a ``wish``, and every arrow from SENDING
+  back to QUEUED honours it.
 
 Does not: know time, SQL or SMTP. When something is due, and why, is decided by `policy.retry` and passed in.
 """
@@ -127,7 +129,9 @@ def returned(now: Standing) -> Standing:
 
 
 def lost(now: Standing, *, dot: bool, begun: bool, hold: bool) -> Standing:
-    """The lease's owner is gone. ``dot``: it had noted a final dot. ``begun``: it died while it worked on this."""
+    """The lease's owner is gone. ``dot``: it had noted a final dot. ``begun``: it died while it worked on
+    this.
+    """
     losses = now.losses + begun
     marked = now.uncertain or dot
     if begun and losses >= POISON_LOSSES and now.wish != "cancel":

@@ -1,7 +1,8 @@
 """The one door for an asyncio loop: acceptances of one turn share a commit with all else the loop writes.
 
-Promises: `LoopDoor.accept` returns at once; its callback hears of each message exactly once, after the commit; what has room at a next hop is leased
-in the same transaction and handed to the engine of the same loop, which need not read it back.
+Promises: `LoopDoor.accept` returns at once; its callback hears of each message exactly once, after the
+commit; what has room at a next hop is leased in the same transaction and handed to the engine of the same
+loop, which need not read it back.
 Fails: `Refused` or `NotStored` as values. Does not: check messages (`accept`), or commit (`commits`).
 """
 
@@ -30,7 +31,9 @@ class HandOver(Protocol):
     def offer(self, messages: Sequence[Message]) -> dict[str, tuple[int, int]]:
         """(owner, lease) by id of those it takes; called right before the commit."""
 
-    def taken(self, messages: Sequence[Message], leases: dict[str, tuple[int, int]], added: Sequence[Any] | None) -> None:
+    def taken(
+        self, messages: Sequence[Message], leases: dict[str, tuple[int, int]], added: Sequence[Any] | None
+    ) -> None:
         """After the commit: what `verbs.add` said of all messages, or None when nothing was stored."""
 
 
@@ -39,9 +42,11 @@ GATHER = 0.001
 
 
 class LoopDoor:
-    """The same door for an asyncio loop: acceptances of one turn share a commit, and what has room goes straight to the engine.
+    """The same door for an asyncio loop: acceptances of one turn share a commit, and what has room goes
+    straight to the engine.
 
-    `accept` returns at once; ``then`` gets the message's id, or a `Refused` or `NotStored` as a value, after the commit.
+    `accept` returns at once; ``then`` gets the message's id, or a `Refused` or `NotStored` as a value, after
+    the commit.
     """
 
     def __init__(self, door: Door, commits: Committer, engine: HandOver | None = None) -> None:
@@ -67,17 +72,23 @@ class LoopDoor:
         self.in_flight += len(message.content)
         self._unanswered[id(message)] = self.door.clock.monotonic()
         if len(message.content) > LONG:  # piece by piece, on the writer's thread
-            self._commits.call(lambda: self.door.keep([message])[0].id, lambda answer: self._answer(message, then, answer))
+            self._commits.call(
+                lambda: self.door.keep([message])[0].id, lambda answer: self._answer(message, then, answer)
+            )
             return
         self._waiting.append((message, then))
         self._commits.soon(GATHER if len(self._waiting) == 1 else 0.0)
 
     def longest(self) -> float:
         """For how many seconds the oldest acceptance has been waiting for its commit; 0 when none is."""
-        return self.door.clock.monotonic() - next(iter(self._unanswered.values())) if self._unanswered else 0.0
+        return (
+            self.door.clock.monotonic() - next(iter(self._unanswered.values())) if self._unanswered else 0.0
+        )
 
     def call(self, function: Callable[[], Any], then: Callable[[Any], None]) -> None:
-        """A blocking call on a thread of its own, for intakes that have one to make (a password to verify, a mailbox to write)."""
+        """A blocking call on a thread of its own, for intakes that have one to make (a password to verify, a
+        mailbox to write).
+        """
         self._helper.call(function, then)
 
     async def run(self, function: Callable[[], R]) -> R:
@@ -93,7 +104,13 @@ class LoopDoor:
         verb = self.door._add(messages, (), None, None, leases)
         self._commits.ask(verb, lambda answer: self._landed(waiting, messages, leases, answer))
 
-    def _landed(self, waiting: list[tuple[Message, Any]], messages: list[Message], leases: dict[str, tuple[int, int]], answer: Any) -> None:
+    def _landed(
+        self,
+        waiting: list[tuple[Message, Any]],
+        messages: list[Message],
+        leases: dict[str, tuple[int, int]],
+        answer: Any,
+    ) -> None:
         failed = isinstance(answer, BaseException)
         if not failed:
             self.door.fail("C2")

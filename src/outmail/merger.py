@@ -1,8 +1,10 @@
-"""Acceptances of several threads at one moment become one `add`: leader and followers, as in `store.group`, but one verb for all.
+"""Acceptances of several threads at one moment become one `add`: leader and followers, as in `store.group`,
+but one verb for all.
 
-Promises: when the merged one fails, each is tried by itself, so that a bad one spoils only itself. A connection lost on the way (a store
-behind a network) makes one more try, which adds nothing that is there already: the caller hears yes for what was stored. Ctrl-C in the
-leading thread is that thread's: the others store theirs, and once.
+Promises: when the merged one fails, each is tried by itself, so that a bad one spoils only itself. A
+connection lost on the way (a store behind a network) makes one more try, which adds nothing that is there
+already: the caller hears yes for what was stored. Ctrl-C in the leading thread is that thread's: the others
+store theirs, and once.
 Fails: `Trouble`. Does not: check messages (`accept`), or know an asyncio loop (`loopdoor`).
 """
 
@@ -37,9 +39,14 @@ class _Wish:
         return self.added is not None or self.problem is not None
 
     def take(self, found: Sequence[Any]) -> None:
-        """What `verbs.add` said. A message without a key that is there already was stored by the try before."""
+        """What `verbs.add` said. A message without a key that is there already was stored by the try
+        before.
+        """
         mine = self.unsure and not self.again
-        self.added = [(*one[:3], False, one[4]) if mine and not message.key else one for message, one in zip(self.messages, found)]
+        self.added = [
+            (*one[:3], False, one[4]) if mine and not message.key else one
+            for message, one in zip(self.messages, found)
+        ]
 
 
 class Merger:
@@ -86,7 +93,16 @@ class Merger:
             merged = [message for wish in wishes for message in wish.messages]
             uploads = [upload for wish in wishes for upload in wish.uploads]
             try:
-                added = door.store.run(door._add(merged, uploads, None, None, again=any(wish.again or wish.unsure for wish in wishes), alone=True))
+                added = door.store.run(
+                    door._add(
+                        merged,
+                        uploads,
+                        None,
+                        None,
+                        again=any(wish.again or wish.unsure for wish in wishes),
+                        alone=True,
+                    )
+                )
             except Exception as problem:
                 if isinstance(problem, Trouble) and problem.kind not in ("other", "conflict", "io"):
                     for wish in wishes:
@@ -105,10 +121,22 @@ class Merger:
     def _store_one(self, door: Door, wish: _Wish) -> None:
         for last in (False, False, True):
             try:
-                wish.take(door.store.run(door._add(wish.messages, wish.uploads, None, None, again=wish.again or wish.unsure, alone=True)))
+                wish.take(
+                    door.store.run(
+                        door._add(
+                            wish.messages,
+                            wish.uploads,
+                            None,
+                            None,
+                            again=wish.again or wish.unsure,
+                            alone=True,
+                        )
+                    )
+                )
                 return
             except Trouble as problem:
-                # two that were in each other's way: one of them goes again; a lost connection: it may be there already
+                # two that were in each other's way: one of them goes again; a lost connection: it may be
+                # there already
                 if last or problem.kind not in (("conflict", "io") if door.store.blocking else ("conflict",)):
                     wish.problem = problem
                     return

@@ -1,8 +1,9 @@
 """The nouns: what is stored, what is tried, what is learned, what is told.
 
-Promises: plain values without behaviour beyond turning themselves into the JSON of the interface; nobody changes one that was
-handed out (those made once a message are not frozen, because that costs microseconds each; `Leased` and `Delivery` are an engine's own);
-``None`` stands only where the docs say so. Times are milliseconds UTC (`outmail.clock`), spans milliseconds.
+Promises: plain values without behaviour beyond turning themselves into the JSON of the interface; nobody
+changes one that was handed out (those made once a message are not frozen, because that costs microseconds
+each; `Leased` and `Delivery` are an engine's own); ``None`` stands only where the docs say so. Times are
+milliseconds UTC (`outmail.clock`), spans milliseconds.
 Does not: any I/O, and imports nothing of outmail but the clock's formats and the lifecycle's words.
 """
 
@@ -59,8 +60,12 @@ def _time_part(now: int) -> str:
 
 
 def keyed_id(key: str, namespace: str = "") -> str:
-    """The id of a message with an idempotency key: the same on every host, so the primary key is the idempotency."""
-    digest = hashlib.sha256(b"outmail key\0" + namespace.encode() + b"\0" + key.encode("utf-8", "surrogatepass")).digest()
+    """The id of a message with an idempotency key: the same on every host, so the primary key is the
+    idempotency.
+    """
+    digest = hashlib.sha256(
+        b"outmail key\0" + namespace.encode() + b"\0" + key.encode("utf-8", "surrogatepass")
+    ).digest()
     return _base32hex(int.from_bytes(digest[:17], "big") >> 6)
 
 
@@ -109,8 +114,9 @@ class Outcome:
 class Dsn:
     """What the sender asks of delivery status notifications (RFC 3461).
 
-    ``notify``: "never", or words of "success,failure,delay"; ``ret``: "full" or "hdrs"; ``envid``: any printable text. ``each``: recipients
-    of which something of their own is asked, as address → (notify, original recipient as ``type;xtext``, either may be "").
+    ``notify``: "never", or words of "success,failure,delay"; ``ret``: "full" or "hdrs"; ``envid``: any
+    printable text. ``each``: recipients of which something of their own is asked, as address → (notify,
+    original recipient as ``type;xtext``, either may be "").
     """
 
     notify: str = ""
@@ -153,7 +159,8 @@ class Message:
 class Receipt:
     """The caller's proof of acceptance.
 
-    ``durable`` is True when the commit reached the disk; ``duplicate`` when the key was known and nothing was added.
+    ``durable`` is True when the commit reached the disk; ``duplicate`` when the key was known and nothing was
+    added.
     """
 
     id: str
@@ -165,7 +172,9 @@ class Receipt:
 
 @dataclass(slots=True, eq=False)
 class Leased:
-    """One recipient in an engine's hands. ``outcome`` is filled in by the transport, ``dotted`` when its dot is on record."""
+    """One recipient in an engine's hands. ``outcome`` is filled in by the transport, ``dotted`` when its dot
+    is on record.
+    """
 
     n: int
     address: str

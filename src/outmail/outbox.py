@@ -1,8 +1,9 @@
 """The library's face: `Outbox` and `AsyncOutbox`.
 
-Promises: sending is a local durable write: no network in the calling thread; thread-safe; usable after a fork; with an
-engine in the program (``deliver``), whatever was accepted is delivered within the program's life or within
-``exit_wait`` of its end, and what is left is told in one line on stderr with the command that sends it.
+Promises: sending is a local durable write: no network in the calling thread; thread-safe; usable after a
+fork; with an engine in the program (``deliver``), whatever was accepted is delivered within the program's
+life or within ``exit_wait`` of its end, and what is left is told in one line on stderr with the command that
+sends it.
 Fails: `Refused`, `NotStored`, `ConfigError`, `NotFound`; never because a relay is down.
 Does not: start anything after the program's exit has begun.
 """
@@ -60,7 +61,9 @@ def local_sender(hostname: str = "") -> str:
 
 
 class _EngineThread:
-    """An engine in a daemon thread of the program; at the program's end, where no thread can be started any more, in whoever calls `drain`."""
+    """An engine in a daemon thread of the program; at the program's end, where no thread can be started any
+    more, in whoever calls `drain`.
+    """
 
     def __init__(self, engine: Any) -> None:
         self.engine = engine
@@ -82,7 +85,12 @@ class _EngineThread:
         deadline = time.monotonic() + seconds
         if self._thread is None:
             self._run(partial(self._briefly, deadline))
-        while self._thread is not None and self._thread.is_alive() and time.monotonic() < deadline and not self.engine.quiet():
+        while (
+            self._thread is not None
+            and self._thread.is_alive()
+            and time.monotonic() < deadline
+            and not self.engine.quiet()
+        ):
             time.sleep(0.005)
 
     async def _briefly(self, deadline: float) -> None:
@@ -101,15 +109,21 @@ class _EngineThread:
 class Outbox:
     """A door to a queue, and where a relay was given in code, an engine that empties it.
 
-    ``store``: path or URL (default: the configuration's); ``relay``: a configured name or a URL, the route of what this
-    Outbox sends; ``config``: a path or a `Config`; ``deliver``: "auto" (an engine in this program when a relay was given),
-    "thread" or "never"; ``exit_wait``: seconds to deliver at the end.
+    ``store``: path or URL (default: the configuration's); ``relay``: a configured name or a URL, the route of
+    what this Outbox sends; ``config``: a path or a `Config`; ``deliver``: "auto" (an engine in this program
+    when a relay was given), "thread" or "never"; ``exit_wait``: seconds to deliver at the end.
     """
 
     def __init__(
-        self, store: str | os.PathLike[str] | None = None, *, relay: str | None = None, config: str | Config | None = None,
-        deliver: Literal["auto", "thread", "never"] = "auto", exit_wait: float = 5.0, clock: Clock | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        store: str | os.PathLike[str] | None = None,
+        *,
+        relay: str | None = None,
+        config: str | Config | None = None,
+        deliver: Literal["auto", "thread", "never"] = "auto",
+        exit_wait: float = 5.0,
+        clock: Clock | None = None,
+    ) -> None:
         if deliver not in ("auto", "thread", "never"):
             raise ConfigError(f"deliver={deliver!r}: it is 'auto', 'thread' or 'never'")
         self._config = config if isinstance(config, Config) else load(config)
@@ -122,7 +136,9 @@ class Outbox:
             self._store = open_store(place)
         except Trouble as problem:
             raise not_stored(problem, f"the store {shown(place)} cannot be opened") from None
-        self._door = Door(self._store, _terms(self._config, self._routes), self._clock, self._wake, failpoints.hit)
+        self._door = Door(
+            self._store, _terms(self._config, self._routes), self._clock, self._wake, failpoints.hit
+        )
         self._engine: _EngineThread | None = None
         self._takeover: TakeOver | None = None
         self._pid = os.getpid()
@@ -135,25 +151,57 @@ class Outbox:
             self._start()
         _boxes.add(self)
 
-    # -- sending ----------------------------------------------------------------------------------------------------
+    # -- sending ---------------------------------------------------------------------------------------------
 
     def send(
-        self, to: api.Addresses = (), subject: str = "", text: str | None = None, html: str | None = None, *, cc: api.Addresses = (),
-        bcc: api.Addresses = (), sender: api.Address | None = None, reply_to: api.Addresses = (), headers: Mapping[str, str] = _NOTHING,
-        attachments: Iterable[api.File] = (), inline: Mapping[str, api.File] = _NOTHING, key: str | None = None, at: api.When | None = None,
-        expires: api.When | None = None, priority: str = "normal", tag: str | None = None, relay: str | None = None, using: Any = None,
-    ) -> Receipt:  # fmt: skip
-        """Compose and store one message. With ``using``, a connection or session of yours, it is stored in your transaction.
+        self,
+        to: api.Addresses = (),
+        subject: str = "",
+        text: str | None = None,
+        html: str | None = None,
+        *,
+        cc: api.Addresses = (),
+        bcc: api.Addresses = (),
+        sender: api.Address | None = None,
+        reply_to: api.Addresses = (),
+        headers: Mapping[str, str] = _NOTHING,
+        attachments: Iterable[api.File] = (),
+        inline: Mapping[str, api.File] = _NOTHING,
+        key: str | None = None,
+        at: api.When | None = None,
+        expires: api.When | None = None,
+        priority: str = "normal",
+        tag: str | None = None,
+        relay: str | None = None,
+        using: Any = None,
+    ) -> Receipt:
+        """Compose and store one message. With ``using``, a connection or session of yours, it is stored in
+        your transaction.
 
-        Addresses are text, ``(name, address)`` or several of them; attachments a path or ``(name, bytes[, type])``;
-        ``at`` (not before) and ``expires`` are aware datetimes, timedeltas or "2h"/"5d"; with ``key`` the same key stores one
-        message only. Returns when the message is on disk. Raises `Refused`, `NotStored`, `ConfigError`.
+        Addresses are text, ``(name, address)`` or several of them; attachments a path or ``(name, bytes[,
+        type])``; ``at`` (not before) and ``expires`` are aware datetimes, timedeltas or "2h"/"5d"; with
+        ``key`` the same key stores one message only. Returns when the message is on disk. Raises `Refused`,
+        `NotStored`, `ConfigError`.
         """
         words = {
-            "to": to, "subject": subject, "text": text, "html": html, "cc": cc, "bcc": bcc, "sender": sender, "reply_to": reply_to,
-            "headers": headers, "attachments": attachments, "inline": inline, "key": key, "at": at, "expires": expires, "priority": priority,
-            "tag": tag, "relay": relay,
-        }  # fmt: skip
+            "to": to,
+            "subject": subject,
+            "text": text,
+            "html": html,
+            "cc": cc,
+            "bcc": bcc,
+            "sender": sender,
+            "reply_to": reply_to,
+            "headers": headers,
+            "attachments": attachments,
+            "inline": inline,
+            "key": key,
+            "at": at,
+            "expires": expires,
+            "priority": priority,
+            "tag": tag,
+            "relay": relay,
+        }
         return self._accept([self._composed(words)], using)[0]
 
     def send_many(self, items: Iterable[dict[str, Any]]) -> list[Receipt]:
@@ -162,18 +210,37 @@ class Outbox:
         return self._accept(_indexed(items, self._composed), using)
 
     def submit(
-        self, content: api.Content, *, sender: str | None, recipients: str | Iterable[str], key: str | None = None, at: api.When | None = None,
-        expires: api.When | None = None, priority: str = "normal", tag: str | None = None, relay: str | None = None, using: Any = None,
+        self,
+        content: api.Content,
+        *,
+        sender: str | None,
+        recipients: str | Iterable[str],
+        key: str | None = None,
+        at: api.When | None = None,
+        expires: api.When | None = None,
+        priority: str = "normal",
+        tag: str | None = None,
+        relay: str | None = None,
+        using: Any = None,
         dsn: Dsn | None = None,
-    ) -> Receipt:  # fmt: skip
-        """Store a complete message (bytes, a message of the email package, or a binary file) for an explicit envelope, bytes unchanged.
+    ) -> Receipt:
+        """Store a complete message (bytes, a message of the email package, or a binary file) for an explicit
+        envelope, bytes unchanged.
 
         ``sender`` None is the null sender of bounces. Raises as `send` does.
         """
         words = {
-            "content": content, "sender": sender, "recipients": recipients, "key": key, "at": at, "expires": expires, "priority": priority,
-            "tag": tag, "relay": relay, "dsn": dsn,
-        }  # fmt: skip
+            "content": content,
+            "sender": sender,
+            "recipients": recipients,
+            "key": key,
+            "at": at,
+            "expires": expires,
+            "priority": priority,
+            "tag": tag,
+            "relay": relay,
+            "dsn": dsn,
+        }
         return self._accept([self._complete(words)], using)[0]
 
     def submit_many(self, items: Iterable[dict[str, Any]]) -> list[Receipt]:
@@ -186,7 +253,9 @@ class Outbox:
         return self._draft(self._named(words))
 
     def _drafted(self, words: dict[str, Any]) -> Draft:
-        """The words of ``send`` from a row of somebody's database: nothing is learned from them, neither relays nor passwords."""
+        """The words of ``send`` from a row of somebody's database: nothing is learned from them, neither
+        relays nor passwords.
+        """
         return self._draft(self._named(words, parse_relay))
 
     def _draft(self, words: dict[str, Any]) -> Draft:
@@ -205,7 +274,9 @@ class Outbox:
         return words
 
     def _learn(self, relay: Any) -> None:
-        """A relay named in code, for the engine of this program: it knows then what a stored name alone would not tell (`Routes.resolve`)."""
+        """A relay named in code, for the engine of this program: it knows then what a stored name alone would
+        not tell (`Routes.resolve`).
+        """
         if relay is None or not self._threaded:
             return
         name, routes = _route(relay, self._config)
@@ -225,9 +296,11 @@ class Outbox:
             raise ConfigError("using= was given an asynchronous connection: send with an AsyncOutbox")
         messages, now = self._door.completed(drafts), self._clock.now()
         there.write([written(message, draft, now) for message, draft in zip(messages, drafts)])
-        return [Receipt(message.id, message.message_id, as_datetime(now), durable=False) for message in messages]
+        return [
+            Receipt(message.id, message.message_id, as_datetime(now), durable=False) for message in messages
+        ]
 
-    # -- for reports (`reports.door.ReportDoor`) ----------------------------------------------------------------------
+    # -- for reports (`reports.door.ReportDoor`) -------------------------------------------------------------
 
     @property
     def closed(self) -> bool:
@@ -259,7 +332,9 @@ class Outbox:
     def _report_sender(self) -> str:
         return self._config.sender or local_sender(self._config.hostname)
 
-    def report(self, words: dict[str, Any] | None, *, supersede: str | None = None, when: When | None = None) -> Receipt | None:
+    def report(
+        self, words: dict[str, Any] | None, *, supersede: str | None = None, when: When | None = None
+    ) -> Receipt | None:
         """`send` for reports; see `reports.door`."""
         self._check_alive()
         drafts = []
@@ -270,14 +345,16 @@ class Outbox:
         receipts = self._door.accept(drafts, supersede=supersede, when=when)
         return receipts[0] if receipts else None
 
-    # -- asking -----------------------------------------------------------------------------------------------------
+    # -- asking ----------------------------------------------------------------------------------------------
 
     def status(self, id: str) -> Status:
         """Where a message stands; raises `NotFound`."""
         return self._explained(self._read(self._store.verbs.statuses([self._seq(id)]))[0])
 
     def find(self, filter: str = "", **words: str) -> Iterator[Status]:
-        """Messages with a matching recipient, oldest first. ``find(state="queued", to="*@x.org")`` is the same as text."""
+        """Messages with a matching recipient, oldest first. ``find(state="queued", to="*@x.org")`` is the
+        same as text.
+        """
         text = " ".join([filter, *(f"{key}:{shlex.quote(str(value))}" for key, value in words.items())])
         yield from self._matching(selection.parse(text, self._clock.now()))
 
@@ -295,10 +372,14 @@ class Outbox:
         return replace(status, recipients=tuple(_stranded(r, self._routes) for r in status.recipients))
 
     def content(self, id: str) -> bytes:
-        """The bytes of the next DATA before dot-stuffing; raises `NotFound` also when retention has taken them."""
+        """The bytes of the next DATA before dot-stuffing; raises `NotFound` also when retention has taken
+        them.
+        """
         content = self._read(self._store.verbs.content(self._seq(id)))
         if content is None:
-            raise NotFound(f"the content of {id} is gone: retention keeps that of finished mail for a limited time")
+            raise NotFound(
+                f"the content of {id} is gone: retention keeps that of finished mail for a limited time"
+            )
         return content  # type: ignore[no-any-return]
 
     def attempts(self, id: str) -> list[Attempt]:
@@ -306,7 +387,9 @@ class Outbox:
         return self._read(self._store.verbs.attempts(self._seq(id)))  # type: ignore[no-any-return]
 
     def wait(self, id: str, timeout: float) -> Status:
-        """The status once every recipient is final or held, or the present one when ``timeout`` seconds are over."""
+        """The status once every recipient is final or held, or the present one when ``timeout`` seconds are
+        over.
+        """
         deadline = time.monotonic() + timeout
         while not (status := self.status(id)).settled and time.monotonic() < deadline:
             time.sleep(min(0.02, max(0.0, deadline - time.monotonic())))
@@ -319,7 +402,9 @@ class Outbox:
             after = page[-1].cursor
 
     def on(self, event: str) -> Callable[[Callable[[Event], Any]], Callable[[Event], Any]]:
-        """A decorator: call the function for each such event from now on, in a thread of its own. "*" means all."""
+        """A decorator: call the function for each such event from now on, in a thread of its own. "*" means
+        all.
+        """
         from outmail.lifecycle import ARROWS
 
         if event not in (*ARROWS, "accepted", "*"):
@@ -329,13 +414,15 @@ class Outbox:
             self._listeners.append((event, listener))
             if self._watcher is None:
                 cursor = self._read(self._store.verbs.last_cursor())
-                self._watcher = threading.Thread(target=_watch, args=(weakref.ref(self), cursor), name="outmail-events", daemon=True)
+                self._watcher = threading.Thread(
+                    target=_watch, args=(weakref.ref(self), cursor), name="outmail-events", daemon=True
+                )
                 self._watcher.start()
             return listener
 
         return register
 
-    # -- changing ---------------------------------------------------------------------------------------------------
+    # -- changing --------------------------------------------------------------------------------------------
 
     def cancel(self, what: str) -> int:
         """End waiting recipients; returns how many changed, wishes for those being sent included."""
@@ -362,7 +449,9 @@ class Outbox:
         now = self._clock.now()
         if isinstance(what, str):
             if not what.strip():
-                raise Refused("an empty selection would mean everything; give an id or a filter", code="bad-filter")
+                raise Refused(
+                    "an empty selection would mean everything; give an id or a filter", code="bad-filter"
+                )
             if is_id(what):
                 self._seq(what)
             what = selection.select(what, now)
@@ -374,7 +463,9 @@ class Outbox:
         self._wake()
         return count
 
-    def _change(self, what: Filter, event: str, now: int, after: tuple[int, int]) -> tuple[int, tuple[int, int] | None]:
+    def _change(
+        self, what: Filter, event: str, now: int, after: tuple[int, int]
+    ) -> tuple[int, tuple[int, int] | None]:
         """One page; where an engine settles the same rows in that moment, again."""
         for last in (False, False, True):
             try:
@@ -384,7 +475,7 @@ class Outbox:
                     raise
         raise AssertionError("unreachable")
 
-    # -- life -------------------------------------------------------------------------------------------------------
+    # -- life ------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Deliver what can be delivered within ``exit_wait``, tell what is left, close."""
@@ -420,11 +511,19 @@ class Outbox:
             self._pid = os.getpid()
 
     def _take_over(self, library: str, engine: Any) -> TakeOver | None:
-        """What empties the tables of ``[[outbox]]`` into this queue beside an engine; ``library`` opens the SQLite files among them."""
+        """What empties the tables of ``[[outbox]]`` into this queue beside an engine; ``library`` opens the
+        SQLite files among them.
+        """
         if not self._config.outboxes:
             return None
         door = replace(self._door, wake=engine.wake)
-        return TakeOver(door, self._config.outboxes, partial(open_source, library=library), self._drafted, lambda: str(engine.name))
+        return TakeOver(
+            door,
+            self._config.outboxes,
+            partial(open_source, library=library),
+            self._drafted,
+            lambda: str(engine.name),
+        )
 
     def _check_alive(self) -> None:
         if self._closed:
@@ -439,7 +538,12 @@ class Outbox:
     def _tell_rest(self) -> None:
         """One line on stderr about what could not be delivered in this program's life."""
         try:
-            left = [r for status in self.find("state:queued") for r in status.recipients if r.state == "queued" and self._routes.resolve(r.route)]
+            left = [
+                r
+                for status in self.find("state:queued")
+                for r in status.recipients
+                if r.state == "queued" and self._routes.resolve(r.route)
+            ]
         except Exception:
             log.exception("outmail could not look what is left in the queue")
             return
@@ -449,12 +553,18 @@ class Outbox:
             command = f"outmail run --once --store {self._store.url}"
             if self._route is not None and not self._config.routes.resolve(self._route):
                 command += f" --relay {self._route}"  # nobody else would know it
-            print(f"outmail: {len(left)} recipient{'s' if len(left) > 1 else ''} still queued{why}; to go out with the next run, or by: {command}", file=sys.stderr)
+            print(
+                f"outmail: {len(left)} recipient{'s' if len(left) > 1 else ''} still queued{why}; to go out "
+                f"with the next run, or by: {command}",
+                file=sys.stderr,
+            )
 
     def _seq(self, id: str) -> int:
         head, _, n = str(id).partition("/")
         seq = self._read(self._store.verbs.seq_of(head)) if head.isascii() else None
-        if seq is None or (n and not any(str(r.n) == n for r in self._read(self._store.verbs.statuses([seq]))[0].recipients)):
+        if seq is None or (
+            n and not any(str(r.n) == n for r in self._read(self._store.verbs.statuses([seq]))[0].recipients)
+        ):
             raise NotFound(f"no message {printable(str(id))} is in {self._store.url}")
         return int(seq)
 
@@ -473,12 +583,22 @@ class Outbox:
 
 def _terms(config: Config, routes: Routes) -> Terms:
     return Terms(
-        routes, config.message_size, config.recipients, config.only_to, config.redirect_to, config.retry.expire, config.hostname or "localhost"
+        routes,
+        config.message_size,
+        config.recipients,
+        config.only_to,
+        config.redirect_to,
+        config.retry.expire,
+        config.hostname or "localhost",
     )
 
 
-def _route(relay: str | None, config: Config, read: Callable[[str], Relay] = relay_in_code) -> tuple[str | None, Routes]:
-    """(forced route name or None, routes) for ``relay=``: a configured name, or a URL named by itself, which ``read`` makes a relay of."""
+def _route(
+    relay: str | None, config: Config, read: Callable[[str], Relay] = relay_in_code
+) -> tuple[str | None, Routes]:
+    """(forced route name or None, routes) for ``relay=``: a configured name, or a URL named by itself, which
+    ``read`` makes a relay of.
+    """
     routes = config.routes
     if relay is None:
         return None, routes
@@ -487,7 +607,10 @@ def _route(relay: str | None, config: Config, read: Callable[[str], Relay] = rel
     if relay in routes.relays:
         return relay, routes
     if ":" not in relay:
-        raise ConfigError(f"no relay is named {relay!r}; known are {', '.join(routes.relays)}", hint="or give a URL such as smtp://localhost:25")
+        raise ConfigError(
+            f"no relay is named {relay!r}; known are {', '.join(routes.relays)}",
+            hint="or give a URL such as smtp://localhost:25",
+        )
     made = read(relay)
     return made.name, routes.with_relays([made])
 
@@ -577,23 +700,27 @@ class AsyncOutbox:
         self._workers = Worker("outbox", 4)
 
     async def send(self, *args: Any, using: Any = None, **words: Any) -> Receipt:
-        return (await self._with(using, partial(self._box.send, *args, **words)))  # type: ignore[no-any-return]
+        return await self._with(using, partial(self._box.send, *args, **words))  # type: ignore[no-any-return]
 
     async def send_many(self, items: Iterable[dict[str, Any]]) -> list[Receipt]:
         return await self._many(items, self._box.send_many)
 
     async def submit(self, content: Any, *, using: Any = None, **words: Any) -> Receipt:
-        return (await self._with(using, partial(self._box.submit, content, **words)))  # type: ignore[no-any-return]
+        return await self._with(using, partial(self._box.submit, content, **words))  # type: ignore[no-any-return]
 
     async def submit_many(self, items: Iterable[dict[str, Any]]) -> list[Receipt]:
         return await self._many(items, self._box.submit_many)
 
-    async def _many(self, items: Iterable[dict[str, Any]], call: Callable[..., list[Receipt]]) -> list[Receipt]:
+    async def _many(
+        self, items: Iterable[dict[str, Any]], call: Callable[..., list[Receipt]]
+    ) -> list[Receipt]:
         found, using = _one_using(items)
         return await self._with(using, lambda **words: call([{**item, **words} for item in found]))  # type: ignore[no-any-return]
 
     async def _with(self, using: Any, call: Callable[..., Any]) -> Any:
-        """The call on a thread; what it would write on the caller's connection is written here, where that belongs."""
+        """The call on a thread; what it would write on the caller's connection is written here, where that
+        belongs.
+        """
         if using is None:
             return await self._workers.run(call)
         there, rows = caller(using), Rows()
@@ -659,7 +786,7 @@ class AsyncOutbox:
         await self.close()
 
 
-# -- the default Outbox of reports --------------------------------------------------------------------------------------
+# -- the default Outbox of reports ---------------------------------------------------------------------------
 
 _default: Outbox | None = None
 _default_guard = threading.Lock()
@@ -668,7 +795,9 @@ _SERVICE_MS = 90_000
 
 
 def default_outbox() -> Outbox:
-    """What reports use that were given none: the configured store, and an engine here unless a service serves its route."""
+    """What reports use that were given none: the configured store, and an engine here unless a service serves
+    its route.
+    """
     global _default
     with _default_guard:
         if _default is None or _default._closed:

@@ -1,8 +1,10 @@
 """Retention: what is removed of finished mail, when, and how much of the engine's time that may take.
 
-How: each kind (bodies, transcripts, records) has an age of its own and is removed page by page, oldest messages first, up to the first page that is
-too young. Where the next walk begins is noted in the store, so that nobody walks over what has nothing left to remove, whichever engine it was.
-Promises: a turn ends within about its time; what waits, or was final too recently, keeps everything. Fails: `Trouble`; the next turn goes on.
+How: each kind (bodies, transcripts, records) has an age of its own and is removed page by page, oldest
+messages first, up to the first page that is too young. Where the next walk begins is noted in the store, so
+that nobody walks over what has nothing left to remove, whichever engine it was.
+Promises: a turn ends within about its time; what waits, or was final too recently, keeps everything. Fails:
+`Trouble`; the next turn goes on.
 Does not: decide when its turn is (`engine`).
 """
 
@@ -18,7 +20,9 @@ from outmail.store.verbs import KINDS
 
 @dataclass(slots=True)
 class _Walk:
-    """Where one kind's walk is; up to where everything is done, and whether that still reaches as far as the walk."""
+    """Where one kind's walk is; up to where everything is done, and whether that still reaches as far as the
+    walk.
+    """
 
     at: int
     done: int

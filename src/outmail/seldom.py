@@ -1,7 +1,8 @@
 """Log lines that somebody else can cause: one of a kind at once, then one a minute with a count.
 
-Promises: the first of a kind is said at once, and no kind oftener than every `EVERY` seconds, however often it happens; how many were left out
-is said with the next one, or by `tell`. Does not: leave out kinds, or remember more than the kinds that the code names.
+Promises: the first of a kind is said at once, and no kind oftener than every `EVERY` seconds, however often
+it happens; how many were left out is said with the next one, or by `tell`. Does not: leave out kinds, or
+remember more than the kinds that the code names.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ class Seldom:
         if len(self._said) >= MOST:
             self._said.clear()
         self._said[kind] = (now, level, 0, "")
-        self._log.log(level, text + (f" (and {count} more like this)" if count else ""), *values, exc_info=exc_info)
+        self._log.log(
+            level, text + (f" (and {count} more like this)" if count else ""), *values, exc_info=exc_info
+        )
 
     def tell(self) -> None:
         """Say what was left out, once its time is over."""

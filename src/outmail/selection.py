@@ -1,8 +1,9 @@
 """Filter text → `model.Filter`: the one language of library, command and, later, web.
 
-``state: to: from: subject: tag: key: code: route: before: after: larger: is: was:`` words are and-ed, ``-`` negates,
-a bare word looks in addresses and the subject, quotes keep blanks together. Promises: a word that is not understood
-raises `Refused` naming it; nothing is guessed, because the same text may select what to cancel.
+``state: to: from: subject: tag: key: code: route: before: after: larger: is: was:`` words are and-ed, ``-``
+negates, a bare word looks in addresses and the subject, quotes keep blanks together. Promises: a word that is
+not understood raises `Refused` naming it; nothing is guessed, because the same text may select what to
+cancel.
 """
 
 from __future__ import annotations
@@ -17,7 +18,21 @@ from outmail.model import Filter, Term, is_id
 
 #: Characters of a filter.
 LONGEST = 10_000
-_FIELDS = ("state", "to", "from", "subject", "tag", "key", "code", "route", "before", "after", "larger", "is", "was")
+_FIELDS = (
+    "state",
+    "to",
+    "from",
+    "subject",
+    "tag",
+    "key",
+    "code",
+    "route",
+    "before",
+    "after",
+    "larger",
+    "is",
+    "was",
+)
 _FLAGS = {"is": ("live", "uncertain", "deferred"), "was": ("uncertain",)}
 _SIZES = {"": 1, "k": 1000, "kb": 1000, "m": 1000**2, "mb": 1000**2, "g": 1000**3, "gb": 1000**3}
 
@@ -36,7 +51,9 @@ def parse_size(text: str) -> int:
 
 
 def select(selection: str, now: int) -> Filter:
-    """An id (``<id>`` or ``<id>/<n>``) or filter text → Filter. The empty text raises: write ALL words out."""
+    """An id (``<id>`` or ``<id>/<n>``) or filter text → Filter. The empty text raises: write ALL words
+    out.
+    """
     if is_id(selection):
         head, _, n = selection.partition("/")
         return Filter(ids=((head, int(n) if n else None),))
@@ -63,7 +80,9 @@ def _term(word: str, now: int) -> Term:
         return Term("any", body, negated)
     if field not in _FIELDS:
         raise Refused(
-            f"unknown filter word {field[:80]!r}; known are {', '.join(_FIELDS)}", code="bad-filter", hint="see: outmail queue --help"
+            f"unknown filter word {field[:80]!r}; known are {', '.join(_FIELDS)}",
+            code="bad-filter",
+            hint="see: outmail queue --help",
         )
     try:
         return Term(field, _value(field, value, now), negated)

@@ -1,7 +1,9 @@
-"""The service: one loop with the engine, what listens, and the watch over jobs. Also its one-time form, for cron.
+"""The service: one loop with the engine, what listens, and the watch over jobs. Also its one-time form, for
+cron.
 
-Promises: SIGHUP makes it look at the queue and at its certificate's files at once; SIGTERM and SIGINT stop it in order: nothing new comes in, what is being stored is answered, dialogues in flight end, the rest
-goes back to the queue. Sockets handed over by systemd are used under their names (smtp, lmtp, submission).
+Promises: SIGHUP makes it look at the queue and at its certificate's files at once; SIGTERM and SIGINT stop it
+in order: nothing new comes in, what is being stored is answered, dialogues in flight end, the rest goes back
+to the queue. Sockets handed over by systemd are used under their names (smtp, lmtp, submission).
 Fails: `ConfigError` before anything starts. Does not: fork, write a pid file, or change its user.
 """
 
@@ -104,23 +106,43 @@ def _enough_descriptors(connections: int) -> None:
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (granted, hard))
     if granted < wanted:
-        log.warning("only %d files may be open (ulimit -n -H): %d connections ([listen] connections) need %d", granted, connections, wanted)
+        log.warning(
+            "only %d files may be open (ulimit -n -H): %d connections ([listen] connections) need %d",
+            granted,
+            connections,
+            wanted,
+        )
 
 
 def settings_for(config: Config, kind: str, tls: ssl.SSLContext | None, users: Mapping[str, str]) -> Settings:
     """What one kind of listener offers."""
     listen = config.listen
     addresses = getattr(listen, kind)
-    loopback_only = bool(addresses) and all(address.startswith(("127.", "[::1]", "localhost", "unix:")) for address in addresses)
+    loopback_only = bool(addresses) and all(
+        address.startswith(("127.", "[::1]", "localhost", "unix:")) for address in addresses
+    )
     dialogue = protocol.Settings(
-        hostname=config.hostname or "localhost", lmtp=kind == "lmtp", size=config.message_size, recipients=min(config.recipients, 10_000),
-        starttls=tls is not None, require_tls=kind == "submission" and tls is not None, auth=bool(users) and kind != "lmtp",
-        auth_clear=loopback_only, require_auth=kind == "submission",
-    )  # fmt: skip
+        hostname=config.hostname or "localhost",
+        lmtp=kind == "lmtp",
+        size=config.message_size,
+        recipients=min(config.recipients, 10_000),
+        starttls=tls is not None,
+        require_tls=kind == "submission" and tls is not None,
+        auth=bool(users) and kind != "lmtp",
+        auth_clear=loopback_only,
+        require_auth=kind == "submission",
+    )
     return Settings(
-        dialogue, listen.networks, users, tls, connections=listen.connections, per_client=listen.connections_per_client, rate=listen.rate,
-        normalise=listen.normalise, deepest=config.deepest,
-    )  # fmt: skip
+        dialogue,
+        listen.networks,
+        users,
+        tls,
+        connections=listen.connections,
+        per_client=listen.connections_per_client,
+        rate=listen.rate,
+        normalise=listen.normalise,
+        deepest=config.deepest,
+    )
 
 
 def certificate(section: str, path: str, key: str) -> Certificate | None:
@@ -152,7 +174,9 @@ def read_users(path: str) -> dict[str, str]:
             continue
         name, colon, hashed = line.strip().rpartition(":")
         if not colon or not hashed.startswith("scrypt$"):
-            raise ConfigError(f"{path}, line {number}: write name:hash, the hash made by `outmail config --hash`")
+            raise ConfigError(
+                f"{path}, line {number}: write name:hash, the hash made by `outmail config --hash`"
+            )
         users[name] = hashed
     return users
 
@@ -196,18 +220,25 @@ async def _keep_looking(box: Outbox) -> None:
         await asyncio.sleep(VIGIL)
 
 
-# -- the receiving server -----------------------------------------------------------------------------------------------
+# -- the receiving server ------------------------------------------------------------------------------------
 
 
 def receiving(config: Config, *, catch: bool) -> Config:
-    """The configuration of `outmail receive`: local domains go to mailboxes, everything else by the relays."""
+    """The configuration of `outmail receive`: local domains go to mailboxes, everything else by the
+    relays.
+    """
     receive = config.receive
     if catch:
         nothing = parse_relay("null:", "default")
         keep = dict.fromkeys(config.retention, 1 << 60)
-        return replace(config, routes=Routes({"default": nothing}), retention=keep, only_to=(), redirect_to="")
+        return replace(
+            config, routes=Routes({"default": nothing}), retention=keep, only_to=(), redirect_to=""
+        )
     if not receive.mailboxes:
-        raise ConfigError("[receive] mailboxes is not set: where local mail goes, such as /home/{user}/Maildir/ or /var/mail/{user}; or use --catch")
+        raise ConfigError(
+            "[receive] mailboxes is not set: where local mail goes, such as /home/{user}/Maildir/ or "
+            "/var/mail/{user}; or use --catch"
+        )
     local = parse_relay(f"mailbox:{receive.mailboxes}", "local")
     domain = local_domains(config)[0]
     rule = Rule(("*",), (f"*@{domain}",), ("*",), ("local",))
@@ -218,7 +249,9 @@ def receiving(config: Config, *, catch: bool) -> Config:
 def local_domains(config: Config) -> tuple[str, ...]:
     """The first one names mailboxes' addresses."""
     own = config.hostname or "localhost"
-    return tuple(dict.fromkeys(domain.lower() for domain in (*(config.receive.domains or (own,)), own, "localhost")))
+    return tuple(
+        dict.fromkeys(domain.lower() for domain in (*(config.receive.domains or (own,)), own, "localhost"))
+    )
 
 
 def directory(config: Config) -> Directory:
@@ -230,14 +263,19 @@ def directory(config: Config) -> Directory:
         for name in aliases:
             made.expand(name)
         if not made.expand("postmaster"):
-            raise ConfigError("nobody gets mail for postmaster: add `postmaster: somebody` to the aliases ([receive] aliases)")
+            raise ConfigError(
+                "nobody gets mail for postmaster: add `postmaster: somebody` to the aliases ([receive] "
+                "aliases)"
+            )
     except (AliasError, OSError, UnicodeDecodeError) as problem:
         raise ConfigError(f"[receive] {getattr(problem, 'strerror', None) or problem}") from None
     return made
 
 
 def _text_of(path: str) -> str:
-    """A file of aliases or of targets: regular and of bounded size, for whoever may name files here must not make the server wait or read without end."""
+    """A file of aliases or of targets: regular and of bounded size, for whoever may name files here must not
+    make the server wait or read without end.
+    """
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -267,7 +305,9 @@ def _knows(users: tuple[str, ...]) -> Callable[[str], bool]:
     return known
 
 
-async def receive(box: Outbox, engine: Engine, *, catch: bool, started: Callable[[list[str]], None] | None = None) -> None:
+async def receive(
+    box: Outbox, engine: Engine, *, catch: bool, started: Callable[[list[str]], None] | None = None
+) -> None:
     """Until a signal: listen, deliver to mailboxes, hand on what is not local."""
     config: Config = box._config
     known = None if catch else directory(config)
@@ -278,11 +318,19 @@ async def receive(box: Outbox, engine: Engine, *, catch: bool, started: Callable
         for kind in ("smtp", "lmtp"):
             for address in getattr(config.receive, kind):
                 hostname = config.hostname or "localhost"
-                dialogue = protocol.Settings(hostname, lmtp=kind == "lmtp", size=config.message_size, starttls=tls is not None)
+                dialogue = protocol.Settings(
+                    hostname, lmtp=kind == "lmtp", size=config.message_size, starttls=tls is not None
+                )
                 if known is None:
-                    made = Listener(door, Settings(dialogue, tls=_context(tls), normalise=True), lambda listener: Everything())
+                    made = Listener(
+                        door,
+                        Settings(dialogue, tls=_context(tls), normalise=True),
+                        lambda listener: Everything(),
+                    )
                 else:
-                    made = _receiver(door, Settings(dialogue, config.receive.networks, tls=_context(tls)), known, config)
+                    made = _receiver(
+                        door, Settings(dialogue, config.receive.networks, tls=_context(tls)), known, config
+                    )
                 found.append((kind, made, address))
         return found
 
@@ -299,14 +347,23 @@ def _receiver(door: LoopDoor, settings: Settings, known: Directory, config: Conf
         holder.append(Receiver(known, domain, mailboxes, config.receive.networks, listener.gate))
         return holder[0]
 
-    listener = Listener(door, settings, policy, lambda line, session, request, then: holder[0].take(listener, line, session, request, then))
+    listener = Listener(
+        door,
+        settings,
+        policy,
+        lambda line, session, request, then: holder[0].take(listener, line, session, request, then),
+    )
     return listener
 
 
 async def _until_signal(
-    box: Outbox, engine: Engine, make: Callable[[LoopDoor], Sequence[tuple[str, Listener, str | socket.socket]]],
-    started: Callable[[list[str]], None] | None, section: str = "listen", tls: Certificate | None = None,
-) -> None:  # fmt: skip
+    box: Outbox,
+    engine: Engine,
+    make: Callable[[LoopDoor], Sequence[tuple[str, Listener, str | socket.socket]]],
+    started: Callable[[list[str]], None] | None,
+    section: str = "listen",
+    tls: Certificate | None = None,
+) -> None:
     over, look = asyncio.Event(), asyncio.Event()
     _on_signals(engine, over.set, look.set)
     running = asyncio.ensure_future(engine.run())
@@ -323,7 +380,10 @@ async def _until_signal(
                 try:
                     names.append(f"{kind} {await listener.listen(address)}")
                 except (OSError, ValueError) as problem:
-                    raise ConfigError(f"[{section}] {kind}: {address} cannot be listened on: {getattr(problem, 'strerror', None) or problem}") from None
+                    raise ConfigError(
+                        f"[{section}] {kind}: {address} cannot be listened on: "
+                        f"{getattr(problem, 'strerror', None) or problem}"
+                    ) from None
                 log.info("listening: %s", names[-1])
             if started is not None:
                 started(names)

@@ -1,14 +1,17 @@
-"""Files that outmail believes: configuration, passwords, users, templates. Who may have written them, and who may read them?
+"""Files that outmail believes: configuration, passwords, users, templates. Who may have written them, and who
+may read them?
 
-Why: a configuration names programs to run and servers that get passwords. One that lies in the folder where somebody happens to be was
-perhaps put there by somebody else: think of root in a user's folder, or of anybody in /tmp.
-Rule: what counts is written by this user and root alone. A file's owner is one of the two, and nobody else may write it; the folder of a
-file that was found, not named, belongs to one of the two, and nobody else may write there, unless it is sticky (/tmp), where others cannot
-replace a file of ours. A group counts as nobody else when it is this user's private one: their own, with their name, and nobody else's.
-Promises: what is judged is the open file (fstat), not its name, so nothing can be exchanged between look and use; of a symbolic link the
-target counts, the folders of both, and in a sticky folder the link's own owner; a file that was found is not read before it is believed, and
-a FIFO holds nobody up; what is there and cannot be seen or read is an error, never passed over.
-Where there are no owners as on Unix (Windows) everything is believed.
+Why: a configuration names programs to run and servers that get passwords. One that lies in the folder where
+somebody happens to be was perhaps put there by somebody else: think of root in a user's folder, or of anybody
+in /tmp. Rule: what counts is written by this user and root alone. A file's owner is one of the two, and
+nobody else may write it; the folder of a file that was found, not named, belongs to one of the two, and
+nobody else may write there, unless it is sticky (/tmp), where others cannot replace a file of ours. A group
+counts as nobody else when it is this user's private one: their own, with their name, and nobody else's.
+Promises: what is judged is the open file (fstat), not its name, so nothing can be exchanged between look and
+use; of a symbolic link the target counts, the folders of both, and in a sticky folder the link's own owner; a
+file that was found is not read before it is believed, and a FIFO holds nobody up; what is there and cannot be
+seen or read is an error, never passed over. Where there are no owners as on Unix (Windows) everything is
+believed.
 Fails: OSError for what cannot be opened. Does not: refuse anything; whoever asks decides what a doubt means.
 """
 
@@ -30,7 +33,9 @@ _SYSTEM = ("/etc/", "/usr/")
 
 
 class Document(NamedTuple):
-    """A file's bytes. ``doubt``: why others may have written them, as a clause; "" when only this user and root may have."""
+    """A file's bytes. ``doubt``: why others may have written them, as a clause; "" when only this user and
+    root may have.
+    """
 
     path: str
     content: bytes = b""
@@ -56,20 +61,32 @@ def read_found(path: str) -> Document:
 
 
 def _found(path: str, target: str) -> Document:
-    folder = os.open(os.path.dirname(target), getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC)
+    folder = os.open(
+        os.path.dirname(target), getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
+    )
     try:
-        fd = os.open(os.path.basename(target), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+        fd = os.open(
+            os.path.basename(target),
+            os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC,
+            dir_fd=folder,
+        )
         with open(fd, "rb") as file:
             status = os.fstat(fd)
             doubt = _doubt(status, "it", target) if stat.S_ISREG(status.st_mode) else "it is no regular file"
-            doubt = doubt or _doubt(os.fstat(folder), "its folder", target) or _doubt_of_name(os.path.abspath(path))
+            doubt = (
+                doubt
+                or _doubt(os.fstat(folder), "its folder", target)
+                or _doubt_of_name(os.path.abspath(path))
+            )
             return Document(path, b"" if doubt else file.read(), doubt, found=True)
     finally:
         os.close(folder)
 
 
 def _doubt_of_name(path: str) -> str:
-    """Why others may have said what the name stands for: in a sticky folder everybody may make a link, only not replace ours."""
+    """Why others may have said what the name stands for: in a sticky folder everybody may make a link, only
+    not replace ours.
+    """
     folder = os.stat(os.path.dirname(path))
     doubt = _doubt(folder, "its folder", path)
     link = os.lstat(path)
@@ -79,7 +96,9 @@ def _doubt_of_name(path: str) -> str:
 
 
 def configuration(named: str, env: Mapping[str, str]) -> Document | None:
-    """The configuration's file: the one named, or the first one found; None when there is none. Raises OSError."""
+    """The configuration's file: the one named, or the first one found; None when there is none. Raises
+    OSError.
+    """
     named = named or env.get("OUTMAIL_CONFIG", "")
     if named:
         return read(named)
@@ -91,7 +110,9 @@ def configuration(named: str, env: Mapping[str, str]) -> Document | None:
 
 
 def _is_there(path: str) -> bool:
-    """False only for what is certainly not there: what cannot be seen may be a configuration that holds mail back."""
+    """False only for what is certainly not there: what cannot be seen may be a configuration that holds mail
+    back.
+    """
     try:
         os.lstat(path)
     except OSError as problem:
@@ -127,12 +148,15 @@ def _doubt(status: os.stat_result, what: str, path: str) -> str:
 def _doubt_of_owner(uid: int, what: str, path: str) -> str:
     if uid in (os.geteuid(), 0) or _unseen_root(uid, path):
         return ""
-    return f"{what} belongs to {_user(uid)}, not to {_user(os.geteuid())}" + (" or root" if os.geteuid() else "")
+    return f"{what} belongs to {_user(uid)}, not to {_user(os.geteuid())}" + (
+        " or root" if os.geteuid() else ""
+    )
 
 
 def _unseen_root(uid: int, path: str) -> bool:
-    """In a user namespace without root its files seem to be the overflow user's, and so do those of every stranger: only where root alone
-    writes it is root."""
+    """In a user namespace without root its files seem to be the overflow user's, and so do those of every
+    stranger: only where root alone writes it is root.
+    """
     if not os.path.abspath(path).startswith(_SYSTEM):
         return False
     try:
@@ -143,7 +167,9 @@ def _unseen_root(uid: int, path: str) -> bool:
 
 
 def _private(status: os.stat_result) -> bool:
-    """True where the group is this user's own, with their name, and nobody else's; in a container it may have no entry at all."""
+    """True where the group is this user's own, with their name, and nobody else's; in a container it may have
+    no entry at all.
+    """
     import grp
     import pwd
 
@@ -156,17 +182,26 @@ def _private(status: os.stat_result) -> bool:
         user = pwd.getpwuid(uid)
     except KeyError:
         return False
-    return user.pw_gid == gid and group.gr_name == user.pw_name and {user.pw_name}.issuperset(group.gr_mem) and not _others_with(gid, user.pw_name)
+    return (
+        user.pw_gid == gid
+        and group.gr_name == user.pw_name
+        and {user.pw_name}.issuperset(group.gr_mem)
+        and not _others_with(gid, user.pw_name)
+    )
 
 
 def _others_with(gid: int, name: str) -> bool:
-    """True when another user of this machine has that group as theirs. Users that a directory holds are not asked for: there may be many."""
+    """True when another user of this machine has that group as theirs. Users that a directory holds are not
+    asked for: there may be many.
+    """
     try:
         with open(PASSWD, "rb") as file:
             entries = [line.split(b":") for line in file.read(_PASSWD_BYTES).splitlines()]
     except OSError:
         return False
-    return any(len(entry) > 3 and entry[3] == b"%d" % gid and entry[0] != os.fsencode(name) for entry in entries)
+    return any(
+        len(entry) > 3 and entry[3] == b"%d" % gid and entry[0] != os.fsencode(name) for entry in entries
+    )
 
 
 def _user(uid: int) -> str:

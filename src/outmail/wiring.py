@@ -1,6 +1,8 @@
-"""The wiring: which classes stand behind a store's URL, a relay, an application's database. The only place that names them.
+"""The wiring: which classes stand behind a store's URL, a relay, an application's database. The only place
+that names them.
 
-Fails: `ConfigError` for what a URL cannot mean, `Trouble` for a store that does not open. Does not: hold anything.
+Fails: `ConfigError` for what a URL cannot mean, `Trouble` for a store that does not open. Does not: hold
+anything.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ from outmail.store.source import PostgresSource, Source, SqliteSource
 
 
 def open_store(url: str) -> Store:
-    """``mail.db``, ``sqlite:rel/path``, ``sqlite:///abs/path``, ``sqlite+stdlib:…``, ``postgresql://…`` → an open store."""
+    """``mail.db``, ``sqlite:rel/path``, ``sqlite:///abs/path``, ``sqlite+stdlib:…``, ``postgresql://…`` → an
+    open store.
+    """
     if is_postgres(url):
         from outmail.store.postgres import PostgresStore
 
@@ -45,7 +49,9 @@ def _place(url: str) -> str:
     from outmail.store.postgres import place_of
 
     state = os.environ.get("XDG_STATE_HOME")
-    return os.path.join(os.path.join(state, "outmail") if state else os.path.dirname(default_store(os.environ)), place_of(url))
+    return os.path.join(
+        os.path.join(state, "outmail") if state else os.path.dirname(default_store(os.environ)), place_of(url)
+    )
 
 
 def store_path(url: str) -> tuple[str, str]:
@@ -56,13 +62,17 @@ def store_path(url: str) -> tuple[str, str]:
             raise ConfigError(f"{url!r} is not a store: give a path, or a URL: sqlite:… or postgresql://…")
         return url, "apsw"
     if not scheme.startswith("sqlite"):
-        raise ConfigError(f"stores of the kind {scheme}: are not part of this version yet; use a path, sqlite:… or postgresql://…")
+        raise ConfigError(
+            f"stores of the kind {scheme}: are not part of this version yet; use a path, sqlite:… or postgresql://…"
+        )
     path = "/" + rest.lstrip("/") if rest.startswith("//") else rest
     return path, "stdlib" if scheme.endswith("stdlib") else "apsw"
 
 
 def open_source(url: str, library: str) -> Source:
-    """An application's database (``[[outbox]]``). ``library`` opens SQLite files, unless the URL names one."""
+    """An application's database (``[[outbox]]``). ``library`` opens SQLite files, unless the URL names
+    one.
+    """
     if is_postgres(url):
         known.add_url(url)
         return PostgresSource(url)
@@ -89,15 +99,30 @@ def transports(config: Config) -> Callable[[Relay], Any]:
     return make
 
 
-def build_engine(store: Store, config: Config, routes: Routes, clock: Clock, only: str | None = None, *, service: bool = False, observe: Any = None) -> Any:
+def build_engine(
+    store: Store,
+    config: Config,
+    routes: Routes,
+    clock: Clock,
+    only: str | None = None,
+    *,
+    service: bool = False,
+    observe: Any = None,
+) -> Any:
     """An engine with everything it needs; here, and not before, the relays' passwords are read."""
     from outmail.engine import Engine, Settings
     from outmail.ops import delivery_log
 
     settings = Settings(
-        retry=config.retry, only_to=config.only_to, transcripts=config.transcripts, retention=dict(config.retention),
-        observe=observe or delivery_log.observe, fail=failpoints.hit, only=only, service=service,
-    )  # fmt: skip
+        retry=config.retry,
+        only_to=config.only_to,
+        transcripts=config.transcripts,
+        retention=dict(config.retention),
+        observe=observe or delivery_log.observe,
+        fail=failpoints.hit,
+        only=only,
+        service=service,
+    )
     return Engine(store, config.with_passwords(routes), transports(config), settings, clock)
 
 

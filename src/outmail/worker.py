@@ -1,8 +1,10 @@
-"""Threads of our own for calls that block: names to look up, mailboxes to write, passwords to verify, slow commits.
+"""Threads of our own for calls that block: names to look up, mailboxes to write, passwords to verify, slow
+commits.
 
-Why our own: at the end of a program CPython refuses to start threads, and the loop's default executor starts them when asked; these
-are started with the object. Promises: calls are answered in the loop that asked, each once, in order for one thread; a call whose
-loop has been closed meanwhile was made all the same; where no thread can be started any more, calls are made in the loop's own.
+Why our own: at the end of a program CPython refuses to start threads, and the loop's default executor starts
+them when asked; these are started with the object. Promises: calls are answered in the loop that asked, each
+once, in order for one thread; a call whose loop has been closed meanwhile was made all the same; where no
+thread can be started any more, calls are made in the loop's own.
 Does not: cancel a call, or keep a program alive.
 """
 
@@ -33,9 +35,16 @@ class Worker:
     """One daemon thread, or ``count`` of them."""
 
     def __init__(self, name: str, count: int = 1) -> None:
-        self._calls: queue.SimpleQueue[tuple[asyncio.AbstractEventLoop, Callable[[], Any], Then] | None] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[tuple[asyncio.AbstractEventLoop, Callable[[], Any], Then] | None] = (
+            queue.SimpleQueue()
+        )
         self._count = count
-        threads = [threading.Thread(target=self._serve, name=f"outmail-{name}" + (f"-{i}" if count > 1 else ""), daemon=True) for i in range(count)]
+        threads = [
+            threading.Thread(
+                target=self._serve, name=f"outmail-{name}" + (f"-{i}" if count > 1 else ""), daemon=True
+            )
+            for i in range(count)
+        ]
         self._alone = not all(started(thread) for thread in threads)
 
     def call(self, function: Callable[[], Any], then: Then) -> None:

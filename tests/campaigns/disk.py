@@ -1,10 +1,12 @@
-"""Between SQLite and the disk: a VFS that tells of every write before it is done, and a disk that forgets what was not flushed.
+"""Between SQLite and the disk: a VFS that tells of every write before it is done, and a disk that forgets
+what was not flushed.
 
-`Shim` becomes SQLite's default VFS (apsw). Its observer hears of each call by name before it is done, may raise instead, and hears of it again
-once it is done. `Log` is an observer that writes all of it down, in one order for all threads, with what the caller says of its own
-(`note`). `Disk` replays such a log up to a moment at which the power goes.
-What is lost there: of all that was written since a file's last finished flush any sectors of 512 bytes, in any order; names made or removed
-since the folder's last flush. Sectors behind the old end of a file may then hold anything. The -shm file is memory: SQLite makes it anew.
+`Shim` becomes SQLite's default VFS (apsw). Its observer hears of each call by name before it is done, may
+raise instead, and hears of it again once it is done. `Log` is an observer that writes all of it down, in one
+order for all threads, with what the caller says of its own (`note`). `Disk` replays such a log up to a moment
+at which the power goes. What is lost there: of all that was written since a file's last finished flush any
+sectors of 512 bytes, in any order; names made or removed since the folder's last flush. Sectors behind the
+old end of a file may then hold anything. The -shm file is memory: SQLite makes it anew.
 """
 
 from __future__ import annotations
@@ -36,13 +38,17 @@ class Observer:
     def before(self, call: str, name: str, offset: int = 0, data: bytes = b"") -> None:
         """It may raise instead of letting the call be done."""
 
-    def after(self, call: str, name: str, offset: int = 0, data: bytes = b"", *, folder: bool = False) -> None:
+    def after(
+        self, call: str, name: str, offset: int = 0, data: bytes = b"", *, folder: bool = False
+    ) -> None:
         """The call is done; ``folder``: the folder was flushed with it."""
 
 
 class _File(apsw.VFSFile):  # type: ignore[misc,unused-ignore]
     def __init__(self, shim: Shim, name: Any, flags: list[int]) -> None:
-        self._name = os.path.basename((name.filename() if isinstance(name, apsw.URIFilename) else name) or "temporary")
+        self._name = os.path.basename(
+            (name.filename() if isinstance(name, apsw.URIFilename) else name) or "temporary"
+        )
         self._observer = shim.observer
         there = bool(self._name) and shim.there(name)
         super().__init__(shim.base, name, flags)
@@ -100,7 +106,9 @@ class Shim(apsw.VFS):  # type: ignore[misc,unused-ignore]
 
 
 class Log(Observer):
-    """Everything in one order. ``syncs`` False leaves flushes out, done and noted alike: a program that forgot them."""
+    """Everything in one order. ``syncs`` False leaves flushes out, done and noted alike: a program that
+    forgot them.
+    """
 
     def __init__(self, path: Path, *, syncs: bool = True) -> None:
         self._file = open(path, "wb")
@@ -113,11 +121,14 @@ class Log(Observer):
         if call == "sync":
             self._begun[name, threading.get_ident()] = self._count
 
-    def after(self, call: str, name: str, offset: int = 0, data: bytes = b"", *, folder: bool = False) -> None:
+    def after(
+        self, call: str, name: str, offset: int = 0, data: bytes = b"", *, folder: bool = False
+    ) -> None:
         if call == "sync":
             if not self._syncs:
                 return
-            offset = self._begun.pop((name, threading.get_ident()))  # what was written until it began is safe now
+            # what was written until it began is safe now
+            offset = self._begun.pop((name, threading.get_ident()))
         self.note(call, name, offset, data, folder)
 
     def note(self, *what: Any) -> None:
@@ -241,12 +252,12 @@ def _spoil(content: bytearray, old: int, pieces: list[tuple[str, int, bytes]], c
             content[sector * SECTOR : (sector + 1) * SECTOR] = chance.randbytes(SECTOR)
 
 
-
-
 class Folder:
-    """A folder that files are written to by name: flush of the file, rename, flush of the folder (the writers of file: and maildir:).
+    """A folder that files are written to by name: flush of the file, rename, flush of the folder (the writers
+    of file: and maildir:).
 
-    `watch` notes what this process does there; `missing` says which names, after a cut, are not there or not whole for sure.
+    `watch` notes what this process does there; `missing` says which names, after a cut, are not there or not
+    whole for sure.
     """
 
     def __init__(self) -> None:
@@ -264,7 +275,9 @@ class Folder:
                     self._flushed.add(rest[1])
                 self._named.add(rest[1])
             elif call == "folder flushed":
-                self.safe |= {name for name in self._named & self._flushed if os.path.dirname(name) == rest[0]}
+                self.safe |= {
+                    name for name in self._named & self._flushed if os.path.dirname(name) == rest[0]
+                }
 
 
 def watch_folders(log: Log, *, syncs: bool = True) -> None:
@@ -272,7 +285,11 @@ def watch_folders(log: Log, *, syncs: bool = True) -> None:
     fsync, link = os.fsync, os.link
 
     def place(name: Any, folder: int | None) -> str:
-        return os.path.join(os.readlink(f"/proc/self/fd/{folder}"), name) if folder is not None else os.path.abspath(name)
+        return (
+            os.path.join(os.readlink(f"/proc/self/fd/{folder}"), name)
+            if folder is not None
+            else os.path.abspath(name)
+        )
 
     def watched_fsync(fd: int) -> None:
         path = os.readlink(f"/proc/self/fd/{fd}").removesuffix(" (deleted)")
@@ -280,7 +297,9 @@ def watch_folders(log: Log, *, syncs: bool = True) -> None:
             fsync(fd)
             log.note("folder flushed" if os.path.isdir(path) else "file flushed", path)
 
-    def watched_link(old: Any, new: Any, *, src_dir_fd: int | None = None, dst_dir_fd: int | None = None, **words: Any) -> None:
+    def watched_link(
+        old: Any, new: Any, *, src_dir_fd: int | None = None, dst_dir_fd: int | None = None, **words: Any
+    ) -> None:
         there, here = place(old, src_dir_fd), place(new, dst_dir_fd)
         if there.startswith("/proc/self/fd/"):
             there = os.readlink(there).removesuffix(" (deleted)")

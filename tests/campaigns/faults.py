@@ -1,11 +1,15 @@
-"""Disks that fail: whoever was told "accepted" is delivered to, no double is unmarked, and all goes on by itself when the fault is over.
+"""Disks that fail: whoever was told "accepted" is delivered to, no double is unmarked, and all goes on by
+itself when the fault is over.
 
-Run: python tests/campaigns/faults.py --minutes 10 [--seed N] [--cuts 100] [--broken]. The service listens and delivers, programs send by the library, commands
-send by `outmail send`, clients hand in by SMTP, all on one SQLite queue; relays are a sink and a folder. One fault at a time comes over all
-of them, for a random time and with random odds: writes, flushes, truncations and opens of the queue's files fail (EIO, ENOSPC, EDQUOT, EROFS), writes
-are done by half (`disk.Shim`), and so do those of engines' files, uploads and delivered files (`os`).
-``--cuts`` ends it after so many faults. ``--broken`` lets commits that failed count as done: then the campaign must find losses, else it proves nothing.
-Exit status 0 only if nothing is wrong. Writes soak-faults.json. Not covered: reads, PostgreSQL, and writes through Python's own file objects, of which the flush fails instead.
+Run: python tests/campaigns/faults.py --minutes 10 [--seed N] [--cuts 100] [--broken]. The service listens and
+delivers, programs send by the library, commands send by `outmail send`, clients hand in by SMTP, all on one
+SQLite queue; relays are a sink and a folder. One fault at a time comes over all of them, for a random time
+and with random odds: writes, flushes, truncations and opens of the queue's files fail (EIO, ENOSPC, EDQUOT,
+EROFS), writes are done by half (`disk.Shim`), and so do those of engines' files, uploads and delivered files
+(`os`). ``--cuts`` ends it after so many faults. ``--broken`` lets commits that failed count as done: then the
+campaign must find losses, else it proves nothing. Exit status 0 only if nothing is wrong. Writes
+soak-faults.json. Not covered: reads, PostgreSQL, and writes through Python's own file objects, of which the
+flush fails instead.
 """
 
 from __future__ import annotations
@@ -52,14 +56,16 @@ FAULTS: tuple[tuple[str, tuple[str, ...], int, str], ...] = (
     ("all ENOSPC", ("write", "half", "sync", "truncate", "create", "rename"), errno.ENOSPC, "FULL"),
     ("all EROFS", ("write", "sync", "truncate", "create", "rename", "delete"), errno.EROFS, "READONLY"),
     ("names EIO", ("create", "rename", "delete"), errno.EIO, "IOERR"),
-)  # fmt: skip
+)
 
 
 def main() -> int:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--minutes", type=float, default=10.0)
     arguments.add_argument("--seed", type=int, default=None)
-    arguments.add_argument("--cuts", type=int, default=0, help="stop after so many faults, however long that takes")
+    arguments.add_argument(
+        "--cuts", type=int, default=0, help="stop after so many faults, however long that takes"
+    )
     arguments.add_argument("--broken", action="store_true")
     arguments.add_argument("--under", metavar="CONTROL", default=None, help=argparse.SUPPRESS)
     arguments.add_argument("words", nargs="*", help=argparse.SUPPRESS)
@@ -70,16 +76,25 @@ def main() -> int:
     print(f"seed {seed}", flush=True)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="outmail-faults-") as folder:
-        result = campaign(Path(folder), options.minutes * 60, options.cuts, random.Random(seed), options.broken)
-    result |= {"seed": seed, "seconds": round(time.monotonic() - began, 1), "machine": platform.platform(), "python": platform.python_version(),
-               "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()}  # fmt: skip
+        result = campaign(
+            Path(folder), options.minutes * 60, options.cuts, random.Random(seed), options.broken
+        )
+    result |= {
+        "seed": seed,
+        "seconds": round(time.monotonic() - began, 1),
+        "machine": platform.platform(),
+        "python": platform.python_version(),
+        "commit": subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        ).stdout.strip(),
+    }
     print(json.dumps(result, indent=1))
     if result["faults"] >= 100 and not options.broken:
         Path("soak-faults.json").write_text(json.dumps(result, indent=1) + "\n")
     return 1 if result["bad"] else 0
 
 
-# -- under a fault ------------------------------------------------------------------------------------------------------
+# -- under a fault -------------------------------------------------------------------------------------------
 
 
 class Control:
@@ -123,7 +138,9 @@ def _error(code: str) -> Exception:
 def spoil_files(control: Control, chance: random.Random) -> None:
     """The calls of `os` fail too; only those that make or change files."""
 
-    def spoiled(real: Callable[..., Any], call: str, when: Callable[..., bool] = lambda *a, **w: True) -> Callable[..., Any]:
+    def spoiled(
+        real: Callable[..., Any], call: str, when: Callable[..., bool] = lambda *a, **w: True
+    ) -> Callable[..., Any]:
         def spoiled_call(*args: Any, **words: Any) -> Any:
             found = control.failing(call, chance) if when(*args, **words) else None
             if found is not None:
@@ -178,7 +195,9 @@ def break_commits() -> None:
 
 
 def program(config: str, number: str, told: int, chance: random.Random) -> int:
-    """Sends until its stdin is closed; writes down each answer, and goes on after every error that is promised."""
+    """Sends until its stdin is closed; writes down each answer, and goes on after every error that is
+    promised.
+    """
     from outmail.errors import NotStored
 
     box, i = None, 0
@@ -186,7 +205,15 @@ def program(config: str, number: str, told: int, chance: random.Random) -> int:
     while True:
         i += 1
         names = [f"p{number}-{i}-{k}" for k in range(8 if chance.random() < 0.05 else 1)]
-        items = [{"to": f"{name}@x.test", "subject": name, "text": body(name, chance), "relay": chance.choice((None, None, "file"))} for name in names]
+        items = [
+            {
+                "to": f"{name}@x.test",
+                "subject": name,
+                "text": body(name, chance),
+                "relay": chance.choice((None, None, "file")),
+            }
+            for name in names
+        ]
         try:
             box = box or Outbox(config=config, deliver="never")
             answer = ["accepted " + name for name, _ in zip(names, box.send_many(items), strict=True)]
@@ -202,7 +229,7 @@ def body(name: str, chance: random.Random) -> str:
     return f"line of {name:>12}\n" * (LONG if chance.random() < 0.02 else chance.randrange(1, 300))
 
 
-# -- around it ----------------------------------------------------------------------------------------------------------
+# -- around it -----------------------------------------------------------------------------------------------
 
 
 class World:
@@ -217,10 +244,17 @@ class World:
             self.port = free.getsockname()[1]
         self.config = folder / "outmail.toml"
         self.config.write_text(
-            f'store = "{folder}/q.db"\nfrom = "me@x.test"\nrelay = "{sink.url}"\n[relays.file]\nurl = "file:{folder}/out"\n[retry]\nschedule = "200ms…"\n'
+            f'store = "{folder}/q.db"\nfrom = "me@x.test"\nrelay = "{sink.url}"\n[relays.file]\nurl = '
+            f'"file:{folder}/out"\n[retry]\nschedule = "200ms…"\n'
             f'[listen]\nsmtp = ["127.0.0.1:{self.port}"]\n'
         )
-        self._under = [sys.executable, __file__, "--under", str(folder / "control"), *(["--broken"] if broken else [])]
+        self._under = [
+            sys.executable,
+            __file__,
+            "--under",
+            str(folder / "control"),
+            *(["--broken"] if broken else []),
+        ]
         self.accepted: set[str] = set()
         self.answers: Counter[str] = Counter()
         self.bad: list[str] = []
@@ -228,14 +262,26 @@ class World:
         self.over = threading.Event()
         with open(folder / "service.log", "wb") as log:
             self.service = self._start(["run", "--config", str(self.config)], stderr=log)
-        self.programs = [self._start(["program", str(folder / f"told-{n}"), str(self.config), str(n)], stdin=subprocess.PIPE) for n in range(2)]
-        self._threads = [threading.Thread(target=work, args=(n,)) for n, work in enumerate((self._hand_in, self._hand_in, self._command))]
+        self.programs = [
+            self._start(
+                ["program", str(folder / f"told-{n}"), str(self.config), str(n)], stdin=subprocess.PIPE
+            )
+            for n in range(2)
+        ]
+        self._threads = [
+            threading.Thread(target=work, args=(n,))
+            for n, work in enumerate((self._hand_in, self._hand_in, self._command))
+        ]
         self._await_port()
         for thread in self._threads:
             thread.start()
 
     def _start(self, words: list[str], **options: Any) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([*self._under, "--seed", str(self.chance.randrange(1 << 30)), "--", *words], cwd=self.folder, **options)
+        return subprocess.Popen(
+            [*self._under, "--seed", str(self.chance.randrange(1 << 30)), "--", *words],
+            cwd=self.folder,
+            **options,
+        )
 
     def _await_port(self) -> None:
         deadline = time.monotonic() + 30
@@ -255,14 +301,22 @@ class World:
                     for _ in range(20):
                         i += 1
                         name = f"s{number}-{i}"
-                        line.sendmail("a@x.test", [f"{name}@x.test"], f"Subject: {name}\n\n{body(name, chance)}".replace("\n", "\r\n").encode())
+                        line.sendmail(
+                            "a@x.test",
+                            [f"{name}@x.test"],
+                            f"Subject: {name}\n\n{body(name, chance)}".replace("\n", "\r\n").encode(),
+                        )
                         self.accepted.add(name)
                         self.taken_by_smtp += 1
                         self.answers["SMTP 250"] += 1
                         if self.over.is_set():
                             break
             except (smtplib.SMTPResponseException, smtplib.SMTPRecipientsRefused) as problem:
-                code = problem.smtp_code if isinstance(problem, smtplib.SMTPResponseException) else next(iter(problem.recipients.values()))[0]
+                code = (
+                    problem.smtp_code
+                    if isinstance(problem, smtplib.SMTPResponseException)
+                    else next(iter(problem.recipients.values()))[0]
+                )
                 self.answers[f"SMTP {code}"] += 1
                 if code >= 500:
                     self.bad.append(f"{name}: SMTP says {problem}")
@@ -276,7 +330,12 @@ class World:
         while not self.over.is_set():
             i += 1
             name = f"c{number}-{i}"
-            process = self._start(["send", "--config", str(self.config), "-s", name, f"{name}@x.test"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            process = self._start(
+                ["send", "--config", str(self.config), "-s", name, f"{name}@x.test"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
             _, said = process.communicate(f"line of {name:>12}\n".encode() * 10, timeout=90)
             self.answers[f"command {process.returncode}"] += 1
             if process.returncode == 0:
@@ -293,7 +352,10 @@ class World:
         before, deadline = self.taken_by_smtp, time.monotonic() + 30
         while self.taken_by_smtp < before + 3:
             if self.service.poll() is not None:
-                self.bad.append(f"after {FAULTS[number][0]} the service has ended: {(self.folder / 'service.log').read_text()[-2000:]}")
+                self.bad.append(
+                    f"after {FAULTS[number][0]} the service has ended: "
+                    f"{(self.folder / 'service.log').read_text()[-2000:]}"
+                )
                 break
             if time.monotonic() > deadline:
                 self.bad.append(f"after {FAULTS[number][0]} the service takes no mail for 30 s")
@@ -338,7 +400,11 @@ def campaign(folder: Path, seconds: float, count: int, chance: random.Random, br
             while (faults.total() < count if count else time.monotonic() < until) and len(world.bad) < 20:
                 faults[world.fault()] += 1
                 if faults.total() % 50 == 0:
-                    print(f"{faults.total()} faults, {len(world.accepted)} accepted, {sink.count} transmissions, {len(world.bad)} bad", flush=True)
+                    print(
+                        f"{faults.total()} faults, {len(world.accepted)} accepted, {sink.count} "
+                        f"transmissions, {len(world.bad)} bad",
+                        flush=True,
+                    )
             world.end()
             result = judged(world)
         finally:
@@ -346,7 +412,13 @@ def campaign(folder: Path, seconds: float, count: int, chance: random.Random, br
             world.close()
     if world.bad:
         shutil.copy(folder / "service.log", Path(tempfile.gettempdir()) / "outmail-faults-service.log")
-    return {"faults": faults.total(), "by kind": dict(faults), "answers": dict(sorted(world.answers.items())), **result, "bad": world.bad}
+    return {
+        "faults": faults.total(),
+        "by kind": dict(faults),
+        "answers": dict(sorted(world.answers.items())),
+        **result,
+        "bad": world.bad,
+    }
 
 
 def judged(world: World) -> dict[str, Any]:
@@ -371,7 +443,9 @@ def judged(world: World) -> dict[str, Any]:
             if copies > 1 and not r.uncertain:
                 problems.append(f"{r.address} has it {copies} times, without a mark")
             if r.state != "delivered" or not copies or not whole:
-                problems.append(f"{r.address} ends as {r.state} ({r.reason}), copies: {copies}, whole: {whole}")
+                problems.append(
+                    f"{r.address} ends as {r.state} ({r.reason}), copies: {copies}, whole: {whole}"
+                )
     problems = [f"{name} was accepted and is not there" for name in sorted(world.accepted - known)] + problems
     box.close()
     world.bad += problems[:20]

@@ -1,7 +1,9 @@
-"""Ten million finished messages change nothing: start-up, memory and rate beside an empty queue (BEHAVIOURS 73).
+"""Ten million finished messages change nothing: start-up, memory and rate beside an empty queue (BEHAVIOURS
+73).
 
-Run: python tests/campaigns/finished.py [--rows 10000000] [--dir DIR]. The rows are what retention leaves: no bodies.
-Exit status 0 only if opening takes under 2 s, the engine stays under 200 MB and keeps 80 % of the rate.
+Run: python tests/campaigns/finished.py [--rows 10000000] [--dir DIR]. The rows are what retention leaves: no
+bodies. Exit status 0 only if opening takes under 2 s, the engine stays under 200 MB and keeps 80 % of the
+rate.
 """
 
 from __future__ import annotations
@@ -21,13 +23,18 @@ from run import CONFIG, drained_apart, sink_process
 
 from outmail.outbox import Outbox
 
-SPAN = "WITH RECURSIVE span (value) AS (SELECT :first UNION ALL SELECT value + 1 FROM span WHERE value < :last) "
+SPAN = (
+    "WITH RECURSIVE span (value) AS (SELECT :first UNION ALL SELECT value + 1 FROM span WHERE value < :last) "
+)
 FILL = (
-    "INSERT INTO message SELECT value, printf('%026d', value), 'me@x.test', printf('<%d@x.test>', value), 'old', 4000, zeroblob(32), 0, 1, :at, :at + 432000000,"
+    "INSERT INTO message SELECT value, printf('%026d', value), 'me@x.test', printf('<%d@x.test>', value), "
+    "'old', 4000, zeroblob(32), 0, 1, :at, :at + 432000000,"
     " NULL, NULL, NULL, NULL FROM span",
-    "INSERT INTO recipient SELECT value, 1, printf('user%d@example.test', value), 'default', 1, 'delivered', NULL, :at + 432000000, 0, 0, 0, NULL, 1, '', value,"
+    "INSERT INTO recipient SELECT value, 1, printf('user%d@example.test', value), 'default', 1, 'delivered', "
+    "NULL, :at + 432000000, 0, 0, 0, NULL, 1, '', value,"
     " NULL, NULL, NULL, :at FROM span",
-    "INSERT INTO attempt SELECT value, value, :at, 'default', 'mx', 5, 'delivered', 250, '2.0.0', 'Ok', '[1]', NULL FROM span",
+    "INSERT INTO attempt SELECT value, value, :at, 'default', 'mx', 5, 'delivered', 250, '2.0.0', 'Ok', "
+    "'[1]', NULL FROM span",
     "INSERT INTO event SELECT value, :at, 'delivered', value, 1, 'delivered', 0, '', 1, value FROM span",
 )
 
@@ -46,7 +53,9 @@ def main() -> int:
         for first in range(1, options.rows, 500_000):
             with db:
                 for sql in FILL:
-                    db.execute(SPAN + sql, {"first": first, "last": min(first + 499_999, options.rows), "at": at})
+                    db.execute(
+                        SPAN + sql, {"first": first, "last": min(first + 499_999, options.rows), "at": at}
+                    )
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         db.close()
         began = time.perf_counter()
@@ -59,7 +68,12 @@ def main() -> int:
                 empty, _ = drained_apart(folder / f"e{i}.db", port)
                 ratios.append(busy / empty)
                 memory = max(memory, used)
-    result = {"rows": options.rows, "opening_s": round(opening, 3), "memory_mb": memory, "rate_beside_empty": round(statistics.median(ratios), 2)}
+    result = {
+        "rows": options.rows,
+        "opening_s": round(opening, 3),
+        "memory_mb": memory,
+        "rate_beside_empty": round(statistics.median(ratios), 2),
+    }
     print(json.dumps(result))
     return 0 if opening < 2 and memory < 200 and statistics.median(ratios) >= 0.8 else 1
 

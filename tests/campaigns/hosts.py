@@ -1,8 +1,10 @@
-"""Many engines on one PostgreSQL database, one of them killed every few seconds; and fail-over from a primary to its synchronous standby.
+"""Many engines on one PostgreSQL database, one of them killed every few seconds; and fail-over from a primary
+to its synchronous standby.
 
-Run: python tests/campaigns/hosts.py --messages 100000 --engines 3, or --failovers 20. Prints the seed; writes soak-hosts.json or
-soak-failovers.json beside the caller. Exit status 0 only if every message accepted was delivered at least once, whoever got one twice carries
-the uncertain mark, and (engines) doubles stay below kills × (what an engine has in flight + one settle batch).
+Run: python tests/campaigns/hosts.py --messages 100000 --engines 3, or --failovers 20. Prints the seed; writes
+soak-hosts.json or soak-failovers.json beside the caller. Exit status 0 only if every message accepted was
+delivered at least once, whoever got one twice carries the uncertain mark, and (engines) doubles stay below
+kills × (what an engine has in flight + one settle batch).
 """
 
 from __future__ import annotations
@@ -51,10 +53,25 @@ def main() -> int:
         if options.failovers:
             result = failovers(Path(folder), sink, options.failovers, options.server, random.Random(seed))
         else:
-            result = engines(Path(folder), sink, options.messages, options.engines, options.every, options.server, random.Random(seed))
-    result |= {"server": options.server, "seed": seed, "seconds": round(time.monotonic() - began, 1), "machine": platform.platform(),
-               "python": platform.python_version(),
-               "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()}  # fmt: skip
+            result = engines(
+                Path(folder),
+                sink,
+                options.messages,
+                options.engines,
+                options.every,
+                options.server,
+                random.Random(seed),
+            )
+    result |= {
+        "server": options.server,
+        "seed": seed,
+        "seconds": round(time.monotonic() - began, 1),
+        "machine": platform.platform(),
+        "python": platform.python_version(),
+        "commit": subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        ).stdout.strip(),
+    }
     print(json.dumps(result, indent=1))
     name = "soak-failovers.json" if options.failovers else "soak-hosts.json"
     if options.failovers >= 20 or (not options.failovers and options.messages >= 100_000):
@@ -73,7 +90,11 @@ class Engines:
 
     def _start(self) -> subprocess.Popen[bytes]:
         with open(self.log, "ab") as log:
-            return subprocess.Popen([sys.executable, "-m", "outmail", "run", "--config", str(self.settings)], stderr=log, env=dict(os.environ))
+            return subprocess.Popen(
+                [sys.executable, "-m", "outmail", "run", "--config", str(self.settings)],
+                stderr=log,
+                env=dict(os.environ),
+            )
 
     def kill_one(self, chance: random.Random) -> None:
         i = chance.randrange(len(self.running))
@@ -88,14 +109,22 @@ class Engines:
             engine.wait(90)
 
 
-def engines(folder: Path, sink: Sink, count: int, number: int, every: float, version: str, chance: random.Random) -> dict[str, object]:
+def engines(
+    folder: Path, sink: Sink, count: int, number: int, every: float, version: str, chance: random.Random
+) -> dict[str, object]:
     server = pgserver.PgServer(pgserver.installed()[version]).start()
     try:
         url = server.create("soak")
         box = Outbox(url, config=from_toml('from = "me@x.test"\n', "soak", {}), deliver="never")
         ids: list[str] = []
         for start in range(0, count, 2000):
-            ids += [r.id for r in box.send_many({"to": f"u{i}@x.test", "subject": f"s{i}", "text": "text"} for i in range(start, min(count, start + 2000)))]
+            ids += [
+                r.id
+                for r in box.send_many(
+                    {"to": f"u{i}@x.test", "subject": f"s{i}", "text": "text"}
+                    for i in range(start, min(count, start + 2000))
+                )
+            ]
         print(f"{len(ids)} messages are stored", flush=True)
         running = Engines(folder, url, sink, number)
         kills, deadline = 0, time.monotonic() + 120 + count / 100
@@ -121,7 +150,8 @@ def engines(folder: Path, sink: Sink, count: int, number: int, every: float, ver
 def _until_done(box: Outbox, ids: list[str], deadline: float) -> None:
     while time.monotonic() < deadline:
         try:
-            box.release("state:held")  # the third loss of a suspect holds it; a person would look, the campaign lets it go
+            # the third loss of a suspect holds it; a person would look, the campaign lets it go
+            box.release("state:held")
             if next(iter(box.find("is:live")), None) is None:
                 return
         except Error:
@@ -145,21 +175,53 @@ def judge(box: Outbox, ids: list[str], sink: Sink) -> dict[str, object]:
             if got[r.address] > 1 and not r.uncertain:
                 unmarked.append(r.address)
     missing = [id for id in ids if id not in known]
-    bad = {name: found[:20] for name, found in (("lost", lost), ("accepted and not there", missing), ("unmarked doubles", unmarked)) if found}
+    bad = {
+        name: found[:20]
+        for name, found in (
+            ("lost", lost),
+            ("accepted and not there", missing),
+            ("unmarked doubles", unmarked),
+        )
+        if found
+    }
     if set(states) - {"delivered"}:
         bad["not delivered"] = [json.dumps(states)]
-    return {"messages": len(ids), "states": dict(states), "transmissions": len(sink.messages), "doubles": doubles, "marked": marked, "bad": bad}
+    return {
+        "messages": len(ids),
+        "states": dict(states),
+        "transmissions": len(sink.messages),
+        "doubles": doubles,
+        "marked": marked,
+        "bad": bad,
+    }
 
 
-# -- fail-over ----------------------------------------------------------------------------------------------------------
+# -- fail-over -----------------------------------------------------------------------------------------------
 
-SYNCHRONOUS = "synchronous_standby_names = '*'\nsynchronous_commit = on\nwal_level = replica\nmax_wal_senders = 8\nhot_standby = on\n"
+SYNCHRONOUS = (
+    "synchronous_standby_names = '*'\nsynchronous_commit = on\nwal_level = "
+    "replica\nmax_wal_senders = 8\nhot_standby = on\n"
+)
 
 
 def standby_of(primary: pgserver.PgServer, version: str, port: int) -> pgserver.PgServer:
     """A streaming standby of a running primary, on a port of its own."""
     made = pgserver.PgServer(pgserver.installed()[version], port=port, empty=True)
-    made.command("pg_basebackup", "-h", "127.0.0.1", "-p", str(primary.port), "-U", "outmail", "-D", str(made.data), "-R", "-c", "fast", "--no-sync")
+    made.command(
+        "pg_basebackup",
+        "-h",
+        "127.0.0.1",
+        "-p",
+        str(primary.port),
+        "-U",
+        "outmail",
+        "-D",
+        str(made.data),
+        "-R",
+        "-c",
+        "fast",
+        "--no-sync",
+    )
     made.configure(SYNCHRONOUS)
     return made.start()
 
@@ -206,7 +268,10 @@ def failovers(folder: Path, sink: Sink, times: int, version: str, chance: random
             port = old.port
             old.remove()
             standby = standby_of(primary, version, port)
-            print(f"{done} fail-overs, {len(accepted)} accepted, {refused} refused, {sink.count} transmissions", flush=True)
+            print(
+                f"{done} fail-overs, {len(accepted)} accepted, {refused} refused, {sink.count} transmissions",
+                flush=True,
+            )
         time.sleep(1.0)
         over.set()
         for thread in threads:

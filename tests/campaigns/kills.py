@@ -1,7 +1,9 @@
-"""The kill campaign: engines die by SIGKILL at random moments, and accepted = delivered + still queued, every double marked.
+"""The kill campaign: engines die by SIGKILL at random moments, and accepted = delivered + still queued, every
+double marked.
 
-Run: python tests/campaigns/kills.py --kills 500. Prints the seed; writes soak-kills.json beside the caller. Exit status 0
-only if nothing was lost, no byte changed, and whoever got a message twice carries the uncertain mark.
+Run: python tests/campaigns/kills.py --kills 500. Prints the seed; writes soak-kills.json beside the caller.
+Exit status 0 only if nothing was lost, no byte changed, and whoever got a message twice carries the uncertain
+mark.
 """
 
 from __future__ import annotations
@@ -22,7 +24,10 @@ from pathlib import Path
 from outmail.outbox import Outbox
 from outmail.testing import Sink
 
-SCRIPT = "RCPT refused*: 550 5.1.1 no\nRCPT slow*: 451 4.7.1 later 1/3\nDOT: take-and-drop 1/200\nDOT: 451 4.3.0 later 1/50\nDOT: delay 0.01 1/3"
+SCRIPT = (
+    "RCPT refused*: 550 5.1.1 no\nRCPT slow*: 451 4.7.1 later 1/3\nDOT: take-and-drop 1/200\nDOT: 451 "
+    "4.3.0 later 1/50\nDOT: delay 0.01 1/3"
+)
 
 
 def main() -> int:
@@ -68,8 +73,16 @@ def campaign(folder: Path, sink: Sink, kills: int, count: int, chance: random.Ra
     engine.send_signal(signal.SIGTERM)
     engine.wait(60)
     result = judge(box, ids, sink)
-    result |= {"kills": kills, "seed": seed, "seconds": round(time.monotonic() - began, 1), "machine": platform.platform(), "python": platform.python_version(),
-               "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()}  # fmt: skip
+    result |= {
+        "kills": kills,
+        "seed": seed,
+        "seconds": round(time.monotonic() - began, 1),
+        "machine": platform.platform(),
+        "python": platform.python_version(),
+        "commit": subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        ).stdout.strip(),
+    }
     print(json.dumps(result, indent=1))
     if kills >= 100:
         Path("soak-kills.json").write_text(json.dumps(result, indent=1) + "\n")
@@ -79,13 +92,22 @@ def campaign(folder: Path, sink: Sink, kills: int, count: int, chance: random.Ra
 
 
 def _message(i: int) -> dict[str, object]:
-    to = [f"u{i}@x.test"] + ([f"second{i}@x.test"] if i % 3 == 0 else []) + ([f"slow{i}@x.test"] if i % 5 == 0 else []) + ([f"refused{i}@x.test"] if i % 7 == 0 else [])
+    to = (
+        [f"u{i}@x.test"]
+        + ([f"second{i}@x.test"] if i % 3 == 0 else [])
+        + ([f"slow{i}@x.test"] if i % 5 == 0 else [])
+        + ([f"refused{i}@x.test"] if i % 7 == 0 else [])
+    )
     return {"to": to, "subject": f"s{i}", "text": f".{i}\n" * (i % 50), "sender": "me@x.test"}
 
 
 def _engine(store: Path, settings: Path, folder: Path) -> subprocess.Popen[bytes]:
     with open(folder / "engine.log", "ab") as log:
-        return subprocess.Popen([sys.executable, "-m", "outmail", "run", "--config", str(settings), "--store", str(store)], stderr=log, env=dict(os.environ))
+        return subprocess.Popen(
+            [sys.executable, "-m", "outmail", "run", "--config", str(settings), "--store", str(store)],
+            stderr=log,
+            env=dict(os.environ),
+        )
 
 
 def judge(box: Outbox, ids: list[str], sink: Sink) -> dict[str, object]:
@@ -110,10 +132,28 @@ def judge(box: Outbox, ids: list[str], sink: Sink) -> dict[str, object]:
                 lost.append(r.address)
             if copies > 1 and not r.uncertain:
                 unmarked.append(r.address)
-            if r.state not in ("delivered", "failed") or (r.state == "failed") != r.address.startswith("refused"):
+            if r.state not in ("delivered", "failed") or (r.state == "failed") != r.address.startswith(
+                "refused"
+            ):
                 wrong.append(f"{r.address} {r.state} {r.reason}")
-    bad = {name: found for name, found in (("lost", lost), ("unmarked doubles", unmarked), ("wrong end", wrong[:20]), ("altered", altered)) if found}
-    return {"messages": len(ids), "states": dict(states), "transmissions": len(sink.messages), "doubles": doubles, "marked": marked, "bad": bad}
+    bad = {
+        name: found
+        for name, found in (
+            ("lost", lost),
+            ("unmarked doubles", unmarked),
+            ("wrong end", wrong[:20]),
+            ("altered", altered),
+        )
+        if found
+    }
+    return {
+        "messages": len(ids),
+        "states": dict(states),
+        "transmissions": len(sink.messages),
+        "doubles": doubles,
+        "marked": marked,
+        "bad": bad,
+    }
 
 
 if __name__ == "__main__":

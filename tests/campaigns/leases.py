@@ -1,12 +1,13 @@
 """Engines that are stopped beyond their lease, killed, and run with clocks that jump, on one store.
 
-Run: python tests/campaigns/leases.py --minutes 10 [--store postgresql] [--seed N]. Prints the seed; writes soak-leases-<store>.json beside the
-caller. Exit status 0 only if every message accepted was delivered at least once, whoever got one twice carries the uncertain mark, nothing
-failed as too old (nothing was), nothing is held as poison (all deaths come from outside), and no stop or kill left more doubles than a settle
-batch and one for each session.
+Run: python tests/campaigns/leases.py --minutes 10 [--store postgresql] [--seed N]. Prints the seed; writes
+soak-leases-<store>.json beside the caller. Exit status 0 only if every message accepted was delivered at
+least once, whoever got one twice carries the uncertain mark, nothing failed as too old (nothing was), nothing
+is held as poison (all deaths come from outside), and no stop or kill left more doubles than a settle batch
+and one for each session.
 
-On PostgreSQL each engine is a host of its own (its own folder, boot id and clock); leases last sixteen seconds. On SQLite all share one
-machine and its clock, and so does the program that sends.
+On PostgreSQL each engine is a host of its own (its own folder, boot id and clock); leases last sixteen
+seconds. On SQLite all share one machine and its clock, and so does the program that sends.
 """
 
 from __future__ import annotations
@@ -58,17 +59,27 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="outmail-leases-") as folder, Sink(SCRIPT, seed=seed) as sink:
         os.environ["XDG_STATE_HOME"] = folder
         began = time.monotonic()
-        result = campaign(Path(folder), sink, options.store, options.engines, options.minutes * 60, random.Random(seed))
-    result |= {"store": options.store, "engines": options.engines, "seed": seed, "seconds": round(time.monotonic() - began, 1), "machine": platform.platform(),
-               "python": platform.python_version(),
-               "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()}  # fmt: skip
+        result = campaign(
+            Path(folder), sink, options.store, options.engines, options.minutes * 60, random.Random(seed)
+        )
+    result |= {
+        "store": options.store,
+        "engines": options.engines,
+        "seed": seed,
+        "seconds": round(time.monotonic() - began, 1),
+        "machine": platform.platform(),
+        "python": platform.python_version(),
+        "commit": subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        ).stdout.strip(),
+    }
     print(json.dumps(result, indent=1))
     if options.minutes >= 5:
         Path(f"soak-leases-{options.store}.json").write_text(json.dumps(result, indent=1) + "\n")
     return 1 if result["bad"] else 0
 
 
-# -- clocks that jump ---------------------------------------------------------------------------------------------------
+# -- clocks that jump ----------------------------------------------------------------------------------------
 
 
 class Jumping:
@@ -102,7 +113,13 @@ def run_engine(settings: str, clock: str) -> int:
     from outmail import cli, engine
     from outmail.store import owner, pgsql, postgres, sqlite
 
-    pgsql.LEASE, pgsql.RENEWAL, pgsql.CONFIDENCE, pgsql.DOUBT, engine.RECLAIM = LEASE, RENEWAL, CONFIDENCE, DOUBT, 0.5  # type: ignore[assignment]
+    pgsql.LEASE, pgsql.RENEWAL, pgsql.CONFIDENCE, pgsql.DOUBT, engine.RECLAIM = (
+        LEASE,
+        RENEWAL,
+        CONFIDENCE,
+        DOUBT,
+        0.5,
+    )  # type: ignore[assignment]
     if "postgresql" in Path(settings).read_text():
         for module in (owner, engine, postgres, sqlite):
             if hasattr(module, "boot_id"):
@@ -111,7 +128,7 @@ def run_engine(settings: str, clock: str) -> int:
     return cli.main(["run", "--config", settings])
 
 
-# -- the campaign -------------------------------------------------------------------------------------------------------
+# -- the campaign --------------------------------------------------------------------------------------------
 
 
 class Host:
@@ -129,7 +146,10 @@ class Host:
     def start(self) -> None:
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, __file__, "--engine", str(self.settings), str(self.clock)], stderr=log, stdout=log, env={**os.environ, "XDG_STATE_HOME": str(self.home)}
+                [sys.executable, __file__, "--engine", str(self.settings), str(self.clock)],
+                stderr=log,
+                stdout=log,
+                env={**os.environ, "XDG_STATE_HOME": str(self.home)},
             )
 
     def stop_for(self, seconds: float) -> None:
@@ -150,22 +170,42 @@ class Host:
 
 def jump(chance: random.Random) -> float:
     """Half of them back to the truth; others from seconds to months."""
-    return 0.0 if chance.random() < 0.4 else chance.choice((-1, 1)) * chance.choice((7.0, 90.0, 3600.0, 6 * 3600.0, 2 * DAY, 6 * DAY, 100 * DAY)) * (0.5 + chance.random())
+    return (
+        0.0
+        if chance.random() < 0.4
+        else chance.choice((-1, 1))
+        * chance.choice((7.0, 90.0, 3600.0, 6 * 3600.0, 2 * DAY, 6 * DAY, 100 * DAY))
+        * (0.5 + chance.random())
+    )
 
 
-def campaign(folder: Path, sink: Sink, kind: str, count: int, seconds: float, chance: random.Random) -> dict[str, Any]:
-    server = pgserver.PgServer(pgserver.installed()[max(pgserver.installed(), key=int)]).start() if kind == "postgresql" else None
+def campaign(
+    folder: Path, sink: Sink, kind: str, count: int, seconds: float, chance: random.Random
+) -> dict[str, Any]:
+    server = (
+        pgserver.PgServer(pgserver.installed()[max(pgserver.installed(), key=int)]).start()
+        if kind == "postgresql"
+        else None
+    )
     try:
         url = server.create("soak") if server else f"sqlite:{folder}/q.db"
         settings = folder / "outmail.toml"
-        settings.write_text(f'store = "{url}"\nfrom = "me@x.test"\nrelay = "{sink.url}"\n[retry]\nschedule = "500ms, 1s…"\nexpire = "1d"\n')
+        settings.write_text(
+            f'store = "{url}"\nfrom = "me@x.test"\nrelay = "{sink.url}"\n[retry]\nschedule = "500ms, '
+            f'1s…"\nexpire = "1d"\n'
+        )
         shared = folder / "clock"
         if not server:
             Jumping(shared)
-        box = Outbox(url, config=from_toml('from = "me@x.test"\n[retry]\nexpire = "1d"\n', "soak", {}), deliver="never")
+        box = Outbox(
+            url, config=from_toml('from = "me@x.test"\n[retry]\nexpire = "1d"\n', "soak", {}), deliver="never"
+        )
         box.send("first@x.test", "s", "t")
         time.sleep(LEASE if server else 0.0)  # nobody reclaims while the server is young
-        hosts = [Host(folder, f"host{i}", settings, folder / f"clock{i}" if server else shared) for i in range(count)]
+        hosts = [
+            Host(folder, f"host{i}", settings, folder / f"clock{i}" if server else shared)
+            for i in range(count)
+        ]
         _first_sign(box)
         sender = Sender(box, chance.randrange(1 << 30))
         events = trouble(hosts, server is not None, seconds, sender, sink, chance)
@@ -174,7 +214,7 @@ def campaign(folder: Path, sink: Sink, kind: str, count: int, seconds: float, ch
         for host in hosts:
             set_clock(host.clock, 0.0)
             host.go_on(now=True)
-        deadline = time.monotonic() + float(os.environ.get('DRAIN', '300'))
+        deadline = time.monotonic() + float(os.environ.get("DRAIN", "300"))
         while time.monotonic() < deadline and _waiting(box):
             time.sleep(0.5)
         for host in hosts:
@@ -226,14 +266,25 @@ class Sender(threading.Thread):
         while not self.over.is_set():
             people = [f"u{len(self.accepted) + i}@x.test" for i in range(self.chance.randrange(1, 40))]
             try:
-                self.box.send_many({"to": to, "subject": "s", "text": "text\n" * 20, **({"expires": "3h"} if i % 10 == 0 else {})} for i, to in enumerate(people))
+                self.box.send_many(
+                    {
+                        "to": to,
+                        "subject": "s",
+                        "text": "text\n" * 20,
+                        **({"expires": "3h"} if i % 10 == 0 else {}),
+                    }
+                    for i, to in enumerate(people)
+                )
                 self.accepted += people
-            except (NotStored, Refused):  # the clock jumps between two lines: it would expire before its first attempt
+            except (NotStored, Refused):
+                # the clock jumps between two lines: it would expire before its first attempt
                 self.refused += 1
             self.over.wait(self.chance.random() * 0.5)
 
 
-def trouble(hosts: list[Host], leased: bool, seconds: float, sender: Sender, sink: Sink, chance: random.Random) -> list[tuple[float, str]]:
+def trouble(
+    hosts: list[Host], leased: bool, seconds: float, sender: Sender, sink: Sink, chance: random.Random
+) -> list[tuple[float, str]]:
     """Returns what was done, and when."""
     events: list[tuple[float, str]] = []
     deadline, told = time.monotonic() + seconds, time.monotonic() + 30
@@ -256,7 +307,11 @@ def trouble(hosts: list[Host], leased: bool, seconds: float, sender: Sender, sin
             events.append((time.time(), "jump"))
         if time.monotonic() > told:
             told += 30
-            print(f"{Counter(what for _, what in events)}, {len(sender.accepted)} accepted, {sink.count} transmissions", flush=True)
+            print(
+                f"{Counter(what for _, what in events)}, {len(sender.accepted)} accepted, {sink.count} "
+                f"transmissions",
+                flush=True,
+            )
     return events
 
 
@@ -295,9 +350,17 @@ def judge(box: Outbox, people: list[str], sink: Sink, events: list[tuple[float, 
     most = max(after.values(), default=0)
     if most > SESSIONS + BATCH:
         bad["too many doubles of one stop or kill"] = [str(most)]
-    return {"messages": len(people), "states": dict(states), "transmissions": len(sink.messages), "events": dict(Counter(what for _, what in events)),
-            "doubles": doubles, "doubles by": dict(kinds), "most of one": most, "marked": marked,
-            "bad": {name: [len(found), *found[:20]] for name, found in bad.items() if found}}  # fmt: skip
+    return {
+        "messages": len(people),
+        "states": dict(states),
+        "transmissions": len(sink.messages),
+        "events": dict(Counter(what for _, what in events)),
+        "doubles": doubles,
+        "doubles by": dict(kinds),
+        "most of one": most,
+        "marked": marked,
+        "bad": {name: [len(found), *found[:20]] for name, found in bad.items() if found},
+    }
 
 
 if __name__ == "__main__":

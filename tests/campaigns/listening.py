@@ -1,8 +1,9 @@
 """The service under SMTP load: killed at random moments, and memory at full load.
 
-Run: python tests/campaigns/listening.py --kills 200, or --minutes 10. Clients hand mail in by SMTP and note what was answered with 250. Exit status 0
-only if everything accepted came out at the relay, whoever got a message twice carries the uncertain mark (or the client handed it in
-twice, because the answer was lost), and, with --minutes, the service's memory does not grow. Writes soak-listening.json or soak-memory.json.
+Run: python tests/campaigns/listening.py --kills 200, or --minutes 10. Clients hand mail in by SMTP and note
+what was answered with 250. Exit status 0 only if everything accepted came out at the relay, whoever got a
+message twice carries the uncertain mark (or the client handed it in twice, because the answer was lost), and,
+with --minutes, the service's memory does not grow. Writes soak-listening.json or soak-memory.json.
 """
 
 from __future__ import annotations
@@ -38,12 +39,25 @@ def main() -> int:
     print(f"seed {seed}", flush=True)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="outmail-listening-") as folder:
-        result = memory(Path(folder), options.minutes) if options.minutes else kills(Path(folder), options.kills, random.Random(seed))
-    result |= {"seed": seed, "seconds": round(time.monotonic() - began, 1), "machine": platform.platform(), "python": platform.python_version(),
-               "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()}  # fmt: skip
+        result = (
+            memory(Path(folder), options.minutes)
+            if options.minutes
+            else kills(Path(folder), options.kills, random.Random(seed))
+        )
+    result |= {
+        "seed": seed,
+        "seconds": round(time.monotonic() - began, 1),
+        "machine": platform.platform(),
+        "python": platform.python_version(),
+        "commit": subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        ).stdout.strip(),
+    }
     print(json.dumps(result, indent=1))
     if options.kills >= 100 or options.minutes >= 10:
-        Path("soak-memory.json" if options.minutes else "soak-listening.json").write_text(json.dumps(result, indent=1) + "\n")
+        Path("soak-memory.json" if options.minutes else "soak-listening.json").write_text(
+            json.dumps(result, indent=1) + "\n"
+        )
     return 1 if result["bad"] else 0
 
 
@@ -55,12 +69,20 @@ class Service:
             sock.bind(("127.0.0.1", 0))
             self.port = sock.getsockname()[1]
         self.folder = folder
-        (folder / "outmail.toml").write_text(f'store = "q.db"\nrelay = "{relay}"\n[retry]\nschedule = "200ms…"\n[listen]\nsmtp = ["127.0.0.1:{self.port}"]\n')
+        (folder / "outmail.toml").write_text(
+            f'store = "q.db"\nrelay = "{relay}"\n[retry]\nschedule = "200ms…"\n[listen]\nsmtp = '
+            f'["127.0.0.1:{self.port}"]\n'
+        )
         self.start()
 
     def start(self) -> None:
         with open(self.folder / "service.log", "wb") as log:
-            self.process = subprocess.Popen([sys.executable, "-m", "outmail", "run", "--config", "outmail.toml"], cwd=self.folder, stderr=log, env=dict(os.environ))
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "outmail", "run", "--config", "outmail.toml"],
+                cwd=self.folder,
+                stderr=log,
+                env=dict(os.environ),
+            )
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
             try:
@@ -86,7 +108,10 @@ class Service:
 
 
 def kills(folder: Path, times: int, chance: random.Random) -> dict[str, object]:
-    with Sink("DOT: take-and-drop 1/300\nDOT: 451 4.3.0 later 1/60\nDOT: delay 0.005 1/3", seed=chance.randrange(1 << 30)) as sink:
+    with Sink(
+        "DOT: take-and-drop 1/300\nDOT: 451 4.3.0 later 1/60\nDOT: delay 0.005 1/3",
+        seed=chance.randrange(1 << 30),
+    ) as sink:
         service = Service(folder, sink.url)
         accepted: list[str] = []
         offered: Counter[str] = Counter()
@@ -97,11 +122,16 @@ def kills(folder: Path, times: int, chance: random.Random) -> dict[str, object]:
             while not over.is_set():
                 i += 1
                 name, done = f"{number}-{i}", False
-                while not done and not over.is_set():  # what was not answered is handed in again, as a mail server would
+                # what was not answered is handed in again, as a mail server would
+                while not done and not over.is_set():
                     try:
                         with smtplib.SMTP("127.0.0.1", service.port, timeout=10) as line:
                             offered[name] += 1
-                            line.sendmail("a@x.test", [f"{name}@x.test"], f"Subject: {name}\r\n\r\n{'x' * (i % 3000)}\r\n".encode())
+                            line.sendmail(
+                                "a@x.test",
+                                [f"{name}@x.test"],
+                                f"Subject: {name}\r\n\r\n{'x' * (i % 3000)}\r\n".encode(),
+                            )
                             accepted.append(name)
                             done = True
                     except (OSError, smtplib.SMTPException):
@@ -149,13 +179,30 @@ def judge(box: Outbox, accepted: list[str], offered: Counter[str], sink: Sink) -
     lost = [name for name in accepted if not got[name]]
     unmarked = [name for name, copies in got.items() if copies > stored[name] and not marked[name]]
     invented = [name for name in stored if stored[name] > offered[name]]
-    bad = {what: found[:20] for what, found in (("lost", lost), ("unmarked doubles", unmarked), ("stored more often than offered", invented), ("not delivered", waiting)) if found}
-    return {"accepted": len(accepted), "stored": sum(stored.values()), "transmissions": len(sink.messages), "doubles": sum(c > stored[n] for n, c in got.items()),
-            "marked": sum(marked.values()), "bad": bad}  # fmt: skip
+    bad = {
+        what: found[:20]
+        for what, found in (
+            ("lost", lost),
+            ("unmarked doubles", unmarked),
+            ("stored more often than offered", invented),
+            ("not delivered", waiting),
+        )
+        if found
+    }
+    return {
+        "accepted": len(accepted),
+        "stored": sum(stored.values()),
+        "transmissions": len(sink.messages),
+        "doubles": sum(c > stored[n] for n, c in got.items()),
+        "marked": sum(marked.values()),
+        "bad": bad,
+    }
 
 
 def memory(folder: Path, minutes: float) -> dict[str, object]:
-    """Full load from smtp-source to smtp-sink (Debian's package postfix); resident memory every second, the first minute left out."""
+    """Full load from smtp-source to smtp-sink (Debian's package postfix); resident memory every second, the
+    first minute left out.
+    """
     sys.path.insert(0, str(Path(__file__).parents[2]))
     from bench import lab
 
@@ -164,8 +211,25 @@ def memory(folder: Path, minutes: float) -> dict[str, object]:
     sink = lab.SinkProcess()
     service = Service(folder, f"smtp://127.0.0.1:{sink.port}")
     seen: list[int] = []
-    load = subprocess.Popen([lab.tool("smtp-source"), "-s", "20", "-l", "4096", "-d", "-m", "100000000", "-f", "a@x.test", "-t", "b@x.test", f"127.0.0.1:{service.port}"],
-                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    load = subprocess.Popen(
+        [
+            lab.tool("smtp-source"),
+            "-s",
+            "20",
+            "-l",
+            "4096",
+            "-d",
+            "-m",
+            "100000000",
+            "-f",
+            "a@x.test",
+            "-t",
+            "b@x.test",
+            f"127.0.0.1:{service.port}",
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     began = time.monotonic()
     try:
         while time.monotonic() - began < minutes * 60:
@@ -183,7 +247,15 @@ def memory(folder: Path, minutes: float) -> dict[str, object]:
     third = max(1, len(steady) // 3)
     first, last = max(steady[:third]), max(steady[-third:])
     grown = {"memory grew": [first, last]} if last > first * 1.1 + 5 else {}
-    return {"minutes": minutes, "messages": count, "exit": status, "MB after a minute": steady[0], "MB at most": max(seen), "MB at the end": seen[-1], "bad": grown}  # fmt: skip
+    return {
+        "minutes": minutes,
+        "messages": count,
+        "exit": status,
+        "MB after a minute": steady[0],
+        "MB at most": max(seen),
+        "MB at the end": seen[-1],
+        "bad": grown,
+    }
 
 
 if __name__ == "__main__":

@@ -1,11 +1,15 @@
-"""Engines × outboxes × programs: whoever empties applications' tables is killed, stopped, started, and given a clock that jumps.
+"""Engines × outboxes × programs: whoever empties applications' tables is killed, stopped, started, and given
+a clock that jumps.
 
-Run: python tests/campaigns/outboxes.py [--minutes 3] [--seed N] [--server 18] [--no-jumps]. Several engines of one store (in SQLite; with --server in
-PostgreSQL) and programs with engines of their own empty SQLite tables, some of them made without AUTOINCREMENT, one inside the store's own database, and a
-table of PostgreSQL; programs write mail with ``using=`` into all of them, in transactions that are committed or rolled back. Meanwhile any of them is
-killed (SIGKILL), ended, or stopped (SIGSTOP; with a store in PostgreSQL beyond the lease, which is shortened for that), and wall clocks jump by up to two hours.
-Prints the seed; a run of five minutes or more writes soak-outboxes.json beside the caller. Exit status 0 only if every row committed went out once,
-or with the uncertain mark where it went out more often; nothing that was rolled back went out; and no row is left.
+Run: python tests/campaigns/outboxes.py [--minutes 3] [--seed N] [--server 18] [--no-jumps]. Several engines
+of one store (in SQLite; with --server in PostgreSQL) and programs with engines of their own empty SQLite
+tables, some of them made without AUTOINCREMENT, one inside the store's own database, and a table of
+PostgreSQL; programs write mail with ``using=`` into all of them, in transactions that are committed or rolled
+back. Meanwhile any of them is killed (SIGKILL), ended, or stopped (SIGSTOP; with a store in PostgreSQL beyond
+the lease, which is shortened for that), and wall clocks jump by up to two hours. Prints the seed; a run of
+five minutes or more writes soak-outboxes.json beside the caller. Exit status 0 only if every row committed
+went out once, or with the uncertain mark where it went out more often; nothing that was rolled back went out;
+and no row is left.
 """
 
 from __future__ import annotations
@@ -39,7 +43,8 @@ from outmail.testing import Sink
 from tests import pgserver
 
 SCRIPT = "DOT: take-and-drop 1/300\nDOT: 451 4.3.0 later 1/50"
-#: Seconds: the lease of engines on PostgreSQL here, and how long a process stands still at most (with a store in SQLite, where it may hold the write lock).
+#: Seconds: the lease of engines on PostgreSQL here, and how long a process stands still at most (with a store
+#: in SQLite, where it may hold the write lock).
 LEASE = 8
 STANDS_STILL = 2.0
 
@@ -143,9 +148,15 @@ def main() -> int:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--minutes", type=float, default=3.0)
     arguments.add_argument("--seed", type=int, default=None)
-    arguments.add_argument("--server", choices=sorted(servers, key=int), help="the store is in PostgreSQL of this version")
-    arguments.add_argument("--jumps", action=argparse.BooleanOptionalAction, default=True, help="wall clocks jump")
-    arguments.add_argument("--expire", default="5d", help="[retry] expire; below two hours the jumps reach it")
+    arguments.add_argument(
+        "--server", choices=sorted(servers, key=int), help="the store is in PostgreSQL of this version"
+    )
+    arguments.add_argument(
+        "--jumps", action=argparse.BooleanOptionalAction, default=True, help="wall clocks jump"
+    )
+    arguments.add_argument(
+        "--expire", default="5d", help="[retry] expire; below two hours the jumps reach it"
+    )
     options = arguments.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # nothing is left running
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1 << 32)
@@ -154,33 +165,75 @@ def main() -> int:
     server = pgserver.PgServer(servers[version], settings="max_connections = 200").start()
     began = time.monotonic()
     try:
-        with tempfile.TemporaryDirectory(prefix="outmail-outboxes-") as folder, Sink(SCRIPT, seed=seed) as sink:
+        with (
+            tempfile.TemporaryDirectory(prefix="outmail-outboxes-") as folder,
+            Sink(SCRIPT, seed=seed) as sink,
+        ):
             os.environ["XDG_STATE_HOME"] = folder
-            with contextlib.closing(Campaign(Path(folder), server, bool(options.server), sink, seed, jumps=options.jumps, expire=options.expire)) as campaign:
+            with contextlib.closing(
+                Campaign(
+                    Path(folder),
+                    server,
+                    bool(options.server),
+                    sink,
+                    seed,
+                    jumps=options.jumps,
+                    expire=options.expire,
+                )
+            ) as campaign:
                 result = campaign.run(options.minutes * 60)
     finally:
         server.remove()
-    result |= {"store": f"PostgreSQL {version}" if options.server else "SQLite", "jumps": options.jumps, "expire": options.expire, "seed": seed,
-               "seconds": round(time.monotonic() - began, 1), "machine": platform.platform(), "python": platform.python_version(),
-               "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()}  # fmt: skip
+    result |= {
+        "store": f"PostgreSQL {version}" if options.server else "SQLite",
+        "jumps": options.jumps,
+        "expire": options.expire,
+        "seed": seed,
+        "seconds": round(time.monotonic() - began, 1),
+        "machine": platform.platform(),
+        "python": platform.python_version(),
+        "commit": subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        ).stdout.strip(),
+    }
     print(json.dumps(result, indent=1))
     if options.minutes >= 5:
-        Path(f"soak-outboxes{'-postgresql' if options.server else ''}.json").write_text(json.dumps(result, indent=1) + "\n")
+        Path(f"soak-outboxes{'-postgresql' if options.server else ''}.json").write_text(
+            json.dumps(result, indent=1) + "\n"
+        )
     return 1 if result["bad"] else 0
 
 
 class Campaign:
     """Processes and what befalls them."""
 
-    def __init__(self, folder: Path, server: pgserver.PgServer, inside: bool, sink: Sink, seed: int, *, jumps: bool, expire: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        server: pgserver.PgServer,
+        inside: bool,
+        sink: Sink,
+        seed: int,
+        *,
+        jumps: bool,
+        expire: str,
+    ) -> None:
         self.folder, self.sink, self.server = folder, sink, inside
         self.chance = random.Random(seed)
         self.store = server.create("queue") if inside else f"{folder}/q.db"
         Outbox(self.store, config=from_toml("", "campaign", {}), deliver="never").close()
         self.tables = [*sqlite_tables(folder), *other_tables(server, self.store, inside)]
         self.settings = folder / "outmail.toml"
-        lines = [f'store = "{self.store}"', f'relay = "{sink.url}"', "[retry]", 'schedule = "500ms…"', f'expire = "{expire}"']
-        self.settings.write_text("\n".join([*lines, *(f'[[outbox]]\nurl = "{table.url}"' for table in self.tables)]) + "\n")
+        lines = [
+            f'store = "{self.store}"',
+            f'relay = "{sink.url}"',
+            "[retry]",
+            'schedule = "500ms…"',
+            f'expire = "{expire}"',
+        ]
+        self.settings.write_text(
+            "\n".join([*lines, *(f'[[outbox]]\nurl = "{table.url}"' for table in self.tables)]) + "\n"
+        )
         self.over = folder / "over"
         self.jumps = jumps
         self.made = 0
@@ -191,13 +244,23 @@ class Campaign:
         #: Who stands still, and until when.
         self.still: dict[subprocess.Popen[bytes], float] = {}
 
-    # -- processes --------------------------------------------------------------------------------------------------
+    # -- processes -------------------------------------------------------------------------------------------
 
     def _start(self, code: str, *words: str, jumps: bool = True) -> subprocess.Popen[bytes]:
         self.made += 1
-        environment = {**os.environ, "CAMPAIGN_SEED": str(self.chance.randrange(1 << 32)), "CAMPAIGN_JUMPS": str(int(jumps and self.jumps)), "CAMPAIGN_LEASE": str(LEASE)}
+        environment = {
+            **os.environ,
+            "CAMPAIGN_SEED": str(self.chance.randrange(1 << 32)),
+            "CAMPAIGN_JUMPS": str(int(jumps and self.jumps)),
+            "CAMPAIGN_LEASE": str(LEASE),
+        }
         with open(self.folder / f"log.{self.made}", "wb") as log:
-            process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, *words], stderr=log, env=environment, cwd=self.folder)
+            process = subprocess.Popen(
+                [sys.executable, "-W", "ignore", "-c", code, *words],
+                stderr=log,
+                env=environment,
+                cwd=self.folder,
+            )
         self.all.append(process)
         return process
 
@@ -209,7 +272,15 @@ class Campaign:
         name = f"p{self.made}"
         tables = json.dumps([asdict(table) for table in self.tables])
         deliver = self.chance.choice(("never", "thread"))
-        return self._start(PROGRAM, str(self.settings), name, str(self.over), str(self.folder / f"record.{name}"), tables, deliver)
+        return self._start(
+            PROGRAM,
+            str(self.settings),
+            name,
+            str(self.over),
+            str(self.folder / f"record.{name}"),
+            tables,
+            deliver,
+        )
 
     def close(self) -> None:
         for process in self.all:
@@ -217,7 +288,7 @@ class Campaign:
                 process.kill()
                 process.wait()
 
-    # -- the course -------------------------------------------------------------------------------------------------
+    # -- the course ------------------------------------------------------------------------------------------
 
     def run(self, seconds: float) -> dict[str, object]:
         """The result; ``bad`` is empty when all is well."""
@@ -234,17 +305,25 @@ class Campaign:
                 print(f"{dict(self.counts)}, {self.sink.count} transmissions", flush=True)
         bad = alone | self._end()
         bad |= self._drain(time.monotonic() + 240)
-        with contextlib.closing(Outbox(self.store, config=from_toml("", "campaign", {}), deliver="never")) as box:
+        with contextlib.closing(
+            Outbox(self.store, config=from_toml("", "campaign", {}), deliver="never")
+        ) as box:
             result = judge(box, self.sink, kept_and_gone(self.folder))
         left = {table.name: n for table in self.tables if (n := waiting(table))}
         bad |= {"left in tables": left} if left else {}
         logs = "".join(path.read_text(errors="replace") for path in sorted(self.folder.glob("log.*")))
-        bad |= {"bugs in logs": logs[logs.index("bug of outmail") - 200 :][:2000]} if "bug of outmail" in logs else {}
+        bad |= (
+            {"bugs in logs": logs[logs.index("bug of outmail") - 200 :][:2000]}
+            if "bug of outmail" in logs
+            else {}
+        )
         result["bad"] = bad | result["bad"]  # type: ignore[operator]
         return {"processes": self.made, **self.counts, **result}
 
     def _wait_for_mail(self, count: int, deadline: float) -> None:
-        """So much is done before the next blow, also on a busy machine; but a moment in which nothing moves is one too."""
+        """So much is done before the next blow, also on a busy machine; but a moment in which nothing moves
+        is one too.
+        """
         count += self.sink.count
         while time.monotonic() < deadline:
             self._wake_up(time.monotonic())
@@ -279,7 +358,9 @@ class Campaign:
     def _stand_still(self, victim: subprocess.Popen[bytes]) -> None:
         long = self.server and victim in self.engines and self.chance.random() < 0.3
         victim.send_signal(signal.SIGSTOP)
-        self.still[victim] = time.monotonic() + (LEASE + self.chance.uniform(1, 6) if long else self.chance.random() ** 2 * STANDS_STILL)
+        self.still[victim] = time.monotonic() + (
+            LEASE + self.chance.uniform(1, 6) if long else self.chance.random() ** 2 * STANDS_STILL
+        )
         self.counts["stopped beyond the lease" if long else "stopped"] += 1
 
     def _wake_up(self, now: float) -> None:
@@ -315,19 +396,26 @@ class Campaign:
     def _drain(self, deadline: float) -> dict[str, object]:
         """One engine with a clock that goes as it should, until nothing waits."""
         engine = self.engine(jumps=False)
-        with contextlib.closing(Outbox(self.store, config=from_toml("", "campaign", {}), deliver="never")) as box:
+        with contextlib.closing(
+            Outbox(self.store, config=from_toml("", "campaign", {}), deliver="never")
+        ) as box:
             while time.monotonic() < deadline and engine.poll() is None:
                 with contextlib.suppress(Error):
-                    box.release("state:held")  # the third loss of a suspect holds it; a person would look, the campaign lets it go
-                    if not any(waiting(table) for table in self.tables) and next(iter(box.find("is:live")), None) is None:
+                    # the third loss of a suspect holds it; a person would look, the campaign lets it go
+                    box.release("state:held")
+                    if (
+                        not any(waiting(table) for table in self.tables)
+                        and next(iter(box.find("is:live")), None) is None
+                    ):
                         break
                 time.sleep(0.2)
         engine.terminate()
         status = engine.wait(90)
-        return {"the last engine ended with": status} if status not in (0, -signal.SIGTERM) else {}  # it may not have begun yet
+        # it may not have begun yet
+        return {"the last engine ended with": status} if status not in (0, -signal.SIGTERM) else {}
 
 
-# -- tables -------------------------------------------------------------------------------------------------------------
+# -- tables --------------------------------------------------------------------------------------------------
 
 
 def sqlite_tables(folder: Path) -> Iterator[Table]:
@@ -363,16 +451,24 @@ def waiting(table: Table) -> int:
     if table.library == "psycopg":
         with psycopg.connect(table.path) as db:
             return int(db.execute(sql).fetchone()[0])  # type: ignore[index]
-    code = f"import {table.library} as library\ndb = library.{'Connection' if table.library == 'apsw' else 'connect'}({table.path!r})\nprint(db.execute({sql!r}).fetchone()[0])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    code = (
+        f"import {table.library} as library\ndb = "
+        f"library.{'Connection' if table.library == 'apsw' else 'connect'}({table.path!r})\n"
+        f"print(db.execute({sql!r}).fetchone()[0])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
     return int(done.stdout or -1)
 
 
-# -- the judgement ------------------------------------------------------------------------------------------------------
+# -- the judgement -------------------------------------------------------------------------------------------
 
 
 def kept_and_gone(folder: Path) -> dict[str, set[str]]:
-    """What the programs have written of their transactions: addresses that were committed, rolled back, or begun and not heard of."""
+    """What the programs have written of their transactions: addresses that were committed, rolled back, or
+    begun and not heard of.
+    """
     found: dict[str, set[str]] = {"try": set(), "kept": set(), "gone": set()}
     tries: Counter[str] = Counter()
     ends: Counter[str] = Counter()
@@ -405,15 +501,23 @@ def judge(box: Outbox, sink: Sink, said: dict[str, set[str]]) -> dict[str, objec
         "rolled back and sent": [address for address in said["gone"] if got[address]],
         "stored twice": [address for address, n in stored.items() if n > 1],
         "doubles without a mark": [address for address, n in got.items() if n > 1 and address not in marked],
-        "sent by nobody": [address for address in got if not any(address in addresses for addresses in said.values())],
+        "sent by nobody": [
+            address for address in got if not any(address in addresses for addresses in said.values())
+        ],
     }
     bad: dict[str, object] = {name: [len(found), *found[:10]] for name, found in wrong.items() if found}
     if set(states) - {"delivered"}:
         bad["not delivered"] = dict(states)
     return {
-        "committed": len(said["kept"]), "rolled_back": len(said["gone"]), "not_heard_of": len(said["unknown"]), "states": dict(states),
-        "transmissions": len(sink.messages), "doubles": sum(n > 1 for n in got.values()), "marked": len(marked), "bad": bad,
-    }  # fmt: skip
+        "committed": len(said["kept"]),
+        "rolled_back": len(said["gone"]),
+        "not_heard_of": len(said["unknown"]),
+        "states": dict(states),
+        "transmissions": len(sink.messages),
+        "doubles": sum(n > 1 for n in got.values()),
+        "marked": len(marked),
+        "bad": bad,
+    }
 
 
 if __name__ == "__main__":

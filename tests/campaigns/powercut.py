@@ -1,10 +1,13 @@
-"""The power goes: everything acknowledged before is there afterwards, the store is whole, and no double is unmarked.
+"""The power goes: everything acknowledged before is there afterwards, the store is whole, and no double is
+unmarked.
 
-Run: python tests/campaigns/powercut.py --minutes 10 [--seed N] [--cuts 1000] [--without fsync|synchronous]. A child process accepts and delivers on a SQLite store,
-by SMTP and into files; each write and flush of it is written down (`disk`). Then the power is cut at random moments of that record: flushed writes are
-there, others are kept, lost, reordered or torn by sectors. A fresh outmail, under another boot id, opens what is left and delivers the rest.
-``--without`` leaves flushes out, or sets synchronous=OFF: then the campaign must find losses, else it proves nothing. Writes soak-powercut.json.
-Not covered: the record of final dots (its content is not trusted after another boot), PostgreSQL (its own promise), mbox.
+Run: python tests/campaigns/powercut.py --minutes 10 [--seed N] [--cuts 1000] [--without fsync|synchronous]. A
+child process accepts and delivers on a SQLite store, by SMTP and into files; each write and flush of it is
+written down (`disk`). Then the power is cut at random moments of that record: flushed writes are there,
+others are kept, lost, reordered or torn by sectors. A fresh outmail, under another boot id, opens what is
+left and delivers the rest. ``--without`` leaves flushes out, or sets synchronous=OFF: then the campaign must
+find losses, else it proves nothing. Writes soak-powercut.json. Not covered: the record of final dots (its
+content is not trusted after another boot), PostgreSQL (its own promise), mbox.
 """
 
 from __future__ import annotations
@@ -34,7 +37,9 @@ from outmail.store import Trouble, sqlite
 from outmail.testing import Sink
 from tests.campaigns import disk
 
-SCRIPT = "RCPT refused*: 550 5.1.1 no\nDOT: 451 4.3.0 later 1/15\nDOT: take-and-drop 1/20\nDOT: delay 0.003 1/3"
+SCRIPT = (
+    "RCPT refused*: 550 5.1.1 no\nDOT: 451 4.3.0 later 1/15\nDOT: take-and-drop 1/20\nDOT: delay 0.003 1/3"
+)
 #: Messages of one record, and cuts of it.
 MESSAGES = 120
 CUTS = 40
@@ -54,15 +59,22 @@ def main() -> int:
     print(f"seed {seed}", flush=True)
     began = time.monotonic()
     result = campaign(random.Random(seed), options.minutes * 60, options.cuts, options.without)
-    result |= {"seed": seed, "seconds": round(time.monotonic() - began, 1), "machine": platform.platform(), "python": platform.python_version(),
-               "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()}  # fmt: skip
+    result |= {
+        "seed": seed,
+        "seconds": round(time.monotonic() - began, 1),
+        "machine": platform.platform(),
+        "python": platform.python_version(),
+        "commit": subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        ).stdout.strip(),
+    }
     print(json.dumps(result, indent=1))
     if result["cuts"] >= 300 and not options.without:
         Path("soak-powercut.json").write_text(json.dumps(result, indent=1) + "\n")
     return 1 if result["bad"] else 0
 
 
-# -- the program that is recorded ---------------------------------------------------------------------------------------
+# -- the program that is recorded ----------------------------------------------------------------------------
 
 
 def child(folder: Path, seed: int, without: str | None) -> int:
@@ -74,9 +86,14 @@ def child(folder: Path, seed: int, without: str | None) -> int:
     if without == "synchronous":
         sqlite._PRAGMAS = tuple(p.replace("synchronous = FULL", "synchronous = OFF") for p in sqlite._PRAGMAS)
     sqlite_pages(chance.choice((20, 100, 1000)))
-    with Sink(SCRIPT, seed=seed, on_message=lambda m: log.note("got", _name(m.content), m.recipients)) as sink:
+    with Sink(
+        SCRIPT, seed=seed, on_message=lambda m: log.note("got", _name(m.content), m.recipients)
+    ) as sink:
         box = Outbox(folder / "q.db", config=_config(sink.url, folder / "out"), deliver="thread")
-        threads = [threading.Thread(target=_produce, args=(box, log, random.Random(chance.random()), n)) for n in range(3)]
+        threads = [
+            threading.Thread(target=_produce, args=(box, log, random.Random(chance.random()), n))
+            for n in range(3)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -96,7 +113,12 @@ def sqlite_pages(pages: int) -> None:
 
 
 def _config(url: str, out: Path) -> Any:
-    return from_toml(f'from = "me@x.test"\nrelay = "{url}"\n[relays.file]\nurl = "file:{out}"\n[retry]\nschedule = "50ms…"\n', "powercut", {})
+    return from_toml(
+        f'from = "me@x.test"\nrelay = "{url}"\n[relays.file]\nurl = "file:{out}"\n[retry]\nschedule = '
+        f'"50ms…"\n',
+        "powercut",
+        {},
+    )
 
 
 def _produce(box: Outbox, log: disk.Log, chance: random.Random, number: int) -> None:
@@ -107,7 +129,14 @@ def _produce(box: Outbox, log: disk.Log, chance: random.Random, number: int) -> 
             items = [_message(f"{name}-{k}", chance) for k in range(8)]
             receipts = box.send_many(items)
         else:
-            items = [_message(name, chance, lines=60_000 if kind < 0.08 else chance.randrange(200), relay="file" if kind > 0.9 else None)]
+            items = [
+                _message(
+                    name,
+                    chance,
+                    lines=60_000 if kind < 0.08 else chance.randrange(200),
+                    relay="file" if kind > 0.9 else None,
+                )
+            ]
             receipts = [box.send(**items[0])]
         for item, receipt in zip(items, receipts):
             log.note("accepted", receipt.id, item["subject"], len(item["text"]))
@@ -115,7 +144,11 @@ def _produce(box: Outbox, log: disk.Log, chance: random.Random, number: int) -> 
 
 
 def _message(name: str, chance: random.Random, lines: int = 5, relay: str | None = None) -> dict[str, Any]:
-    to = [f"u{name}@x.test"] + ([f"second{name}@x.test"] if chance.random() < 0.3 else []) + ([f"refused{name}@x.test"] if chance.random() < 0.1 else [])
+    to = (
+        [f"u{name}@x.test"]
+        + ([f"second{name}@x.test"] if chance.random() < 0.3 else [])
+        + ([f"refused{name}@x.test"] if chance.random() < 0.1 else [])
+    )
     return {"to": to, "subject": name, "text": f"line of {name:>12}\n" * lines, "relay": relay}
 
 
@@ -123,7 +156,7 @@ def _name(content: bytes) -> str:
     return content.split(b"Subject: ", 1)[1].split(b"\r\n", 1)[0].decode()
 
 
-# -- cuts ---------------------------------------------------------------------------------------------------------------
+# -- cuts ----------------------------------------------------------------------------------------------------
 
 
 def campaign(chance: random.Random, seconds: float, cuts: int, without: str | None) -> dict[str, Any]:
@@ -138,7 +171,9 @@ def campaign(chance: random.Random, seconds: float, cuts: int, without: str | No
             with tempfile.TemporaryDirectory(prefix="outmail-powercut-") as folder:
                 seed = chance.randrange(1 << 32)
                 log, out = recorded(Path(folder), seed, without)
-                places = sorted(_place(log, chance) for _ in range(min(CUTS, cuts - counts["cuts"]) if cuts else CUTS))
+                places = sorted(
+                    _place(log, chance) for _ in range(min(CUTS, cuts - counts["cuts"]) if cuts else CUTS)
+                )
                 counts["records"] += 1
                 counts["writes"] += sum(1 for one in log if one[0] == "write")
                 counts["flushes"] += sum(1 for one in log if one[0] == "sync")
@@ -179,14 +214,24 @@ def _leave_locks(child: Path, here: Path, chance: random.Random) -> None:
 def recorded(folder: Path, seed: int, without: str | None) -> tuple[list[tuple[Any, ...]], Path]:
     """(what a child did, where its files went)."""
     (folder / "child").mkdir()
-    command = [sys.executable, __file__, "--child", str(folder / "child"), "--seed", str(seed), *(["--without", without] if without else [])]
+    command = [
+        sys.executable,
+        __file__,
+        "--child",
+        str(folder / "child"),
+        "--seed",
+        str(seed),
+        *(["--without", without] if without else []),
+    ]
     done = subprocess.run(command, capture_output=True, timeout=120, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr.decode()[-3000:])
     return disk.read(folder / "child" / "log"), folder / "child" / "out"
 
 
-def judged(folder: Path, log: list[tuple[Any, ...]], sink: Sink, files: disk.Folder, out: Path, counts: Counter[str]) -> list[str]:
+def judged(
+    folder: Path, log: list[tuple[Any, ...]], sink: Sink, files: disk.Folder, out: Path, counts: Counter[str]
+) -> list[str]:
     """What is wrong with what a cut left; empty is good."""
     accepted = {one[1]: one[2:] for one in log if one[0] == "accepted"}
     before: Counter[str] = Counter(address for one in log if one[0] == "got" for address in one[2])
@@ -207,7 +252,13 @@ def judged(folder: Path, log: list[tuple[Any, ...]], sink: Sink, files: disk.Fol
 
 
 def _compared(
-    box: Outbox, accepted: dict[str, Any], before: Counter[str], sink: Sink, files: disk.Folder, out: Path, counts: Counter[str]
+    box: Outbox,
+    accepted: dict[str, Any],
+    before: Counter[str],
+    sink: Sink,
+    files: disk.Folder,
+    out: Path,
+    counts: Counter[str],
 ) -> list[str]:
     bad = list(box.store.check())  # type: ignore[attr-defined]
     first = {status.id: status for status in box.find()}
@@ -217,7 +268,11 @@ def _compared(
     for status in first.values():
         for r in status.recipients:
             counts["recipients after a cut"] += 1
-            if r.state == "delivered" and r.route == "file" and not any(f"{out}/{status.id}-{n}.eml" in files.safe for n in range(1, r.n + 1)):
+            if (
+                r.state == "delivered"
+                and r.route == "file"
+                and not any(f"{out}/{status.id}-{n}.eml" in files.safe for n in range(1, r.n + 1))
+            ):
                 bad.append(f"{r.address} is delivered, and its file may be lost")
             if r.state == "delivered" and r.route != "file" and not before[r.address]:
                 bad.append(f"{r.address} is delivered, and nobody has it")
@@ -239,7 +294,9 @@ def _compared(
             counts["marked"] += r.uncertain
             if copies > 1 and not r.uncertain:
                 bad.append(f"{r.address} has it {copies} times, without a mark")
-            if r.state not in ("delivered", "failed") or (r.state == "delivered" and r.route != "file" and not copies):
+            if r.state not in ("delivered", "failed") or (
+                r.state == "delivered" and r.route != "file" and not copies
+            ):
                 bad.append(f"{r.address} ends as {r.state} ({r.reason}), copies: {copies}")
     again.close()
     return bad

@@ -1,8 +1,11 @@
-"""Programs as they are: threads, forks, several Outboxes on one file, ends in any order, SIGKILL. Nothing that was accepted may be missing.
+"""Programs as they are: threads, forks, several Outboxes on one file, ends in any order, SIGKILL. Nothing
+that was accepted may be missing.
 
-Run: python tests/campaigns/programs.py [--minutes 3] [--seed N] [--server 18]; without a server of PostgreSQL on SQLite by both libraries. Each round starts some programs on one
-queue; each does at random what programs do, and writes the id of every receipt to a file of its own before it goes on. At the end of a round the
-queue is read by a process that has not seen it before. Exit status 0 only if every receipt was found and the store is whole.
+Run: python tests/campaigns/programs.py [--minutes 3] [--seed N] [--server 18]; without a server of PostgreSQL
+on SQLite by both libraries. Each round starts some programs on one queue; each does at random what programs
+do, and writes the id of every receipt to a file of its own before it goes on. At the end of a round the queue
+is read by a process that has not seen it before. Exit status 0 only if every receipt was found and the store
+is whole.
 """
 
 from __future__ import annotations
@@ -98,8 +101,15 @@ def one_round(folder: Path, url: str, seed: int) -> tuple[int, str]:
     programs = []
     for i in range(random.Random(seed).randint(2, 4)):
         with open(folder / f"log.{i}", "wb") as log:
-            programs.append(subprocess.Popen([sys.executable, "-c", PROGRAM, store, str(folder / f"receipts.{i}"), str(seed * 10 + i)], env=environment,
-                                             stdout=log, stderr=log, start_new_session=True))  # fmt: skip
+            programs.append(
+                subprocess.Popen(
+                    [sys.executable, "-c", PROGRAM, store, str(folder / f"receipts.{i}"), str(seed * 10 + i)],
+                    env=environment,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+            )
     problems = []
     for i, program in enumerate(programs):
         try:
@@ -114,7 +124,14 @@ def one_round(folder: Path, url: str, seed: int) -> tuple[int, str]:
         _others_end(program.pid)
     ids = [line for path in folder.glob("receipts.*") for line in path.read_text().split()]
     (folder / "all").write_text("\n".join(ids))
-    found = subprocess.run([sys.executable, "-c", READER, store, str(folder / "all")], env=environment, capture_output=True, text=True, timeout=120, check=False)
+    found = subprocess.run(
+        [sys.executable, "-c", READER, store, str(folder / "all")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     if found.stdout.strip() != "0":
         problems.append(f"missing, wrong: {found.stdout}{found.stderr}")
     logs = "".join(path.read_text() for path in sorted(folder.glob("log.*")))
@@ -141,7 +158,11 @@ def main() -> int:
     arguments.add_argument("--seed", type=int, default=int(time.time()))
     arguments.add_argument("--server", choices=sorted(pgserver.installed(), key=int))
     options = arguments.parse_args()
-    server = pgserver.PgServer(pgserver.installed()[options.server], settings="max_connections = 400").start() if options.server else None
+    server = (
+        pgserver.PgServer(pgserver.installed()[options.server], settings="max_connections = 400").start()
+        if options.server
+        else None
+    )
     try:
         return rounds(server, options.seed, time.monotonic() + options.minutes * 60)
     finally:

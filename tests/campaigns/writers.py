@@ -560,7 +560,8 @@ def _program(folder: Path, place: Path) -> Path:
     """A sendmail that reads everything, not at once, and accepts it all or nothing."""
     path = folder / "sendmail"
     path.write_text(
-        f'#!/bin/sh\nt="{place}/tmp.$$"\n: > "$t"\nsleep 0.01\ncat > "$t" && echo taken >&2 && mv "$t" "{place}/got.$$.$(date +%s%N)"\n'
+        f'#!/bin/sh\nt="{place}/tmp.$$"\n: > "$t"\nsleep 0.01\ncat > "$t" && echo taken >&2 && mv "$t" '
+        f'"{place}/got.$$.$(date +%s%N)"\n'
     )
     path.chmod(0o755)
     return path

@@ -30,10 +30,41 @@ def test_send_prints_the_id_and_nothing_else(outmail: Run) -> None:
 def test_all_words_of_send(outmail: Run, tmp_path: Path, sink: Sink) -> None:
     (tmp_path / "file.bin").write_bytes(b"\0\1")
     (tmp_path / "page.html").write_text("<b>x</b>")
-    id = send(outmail, "-s", "S", "--cc", "c@x.test", "--bcc", "b@x.test", "-a", "file.bin", "--html", "page.html", "-H", "X-A: b", "--key", "k",
-              "--expires", "1d", "--priority", "high", "--tag", "t", "--relay", sink.url, "--wait", "10", "a@x.test")  # fmt: skip
+    id = send(
+        outmail,
+        "-s",
+        "S",
+        "--cc",
+        "c@x.test",
+        "--bcc",
+        "b@x.test",
+        "-a",
+        "file.bin",
+        "--html",
+        "page.html",
+        "-H",
+        "X-A: b",
+        "--key",
+        "k",
+        "--expires",
+        "1d",
+        "--priority",
+        "high",
+        "--tag",
+        "t",
+        "--relay",
+        sink.url,
+        "--wait",
+        "10",
+        "a@x.test",
+    )
     content = sink.messages[0].content
-    assert b"X-A: b\r\n" in content and b"file.bin" in content and b"text/html" in content and b"b@x.test" not in content
+    assert (
+        b"X-A: b\r\n" in content
+        and b"file.bin" in content
+        and b"text/html" in content
+        and b"b@x.test" not in content
+    )
     shown = json.loads(outmail("show", *S, id, "--json").stdout)
     assert (shown["key"], shown["tag"], shown["priority"], shown["status"]) == ("k", "t", "high", "delivered")
     assert send(outmail, "--key", "k", "a@x.test") == id
@@ -42,26 +73,45 @@ def test_all_words_of_send(outmail: Run, tmp_path: Path, sink: Sink) -> None:
 @pytest.mark.parametrize(("script", "code"), [("", 0), ("RCPT: 550 no", 69), ("RCPT: 451 later", 75)])
 def test_wait_says_how_it_went(outmail: Run, sink: Sink, script: str, code: int) -> None:
     sink.script(script)
-    done = outmail("send", *S, "-f", "me@x.test", "--relay", sink.url, "--wait", "1.5", "a@x.test", stdin=b"x")
+    done = outmail(
+        "send", *S, "-f", "me@x.test", "--relay", sink.url, "--wait", "1.5", "a@x.test", stdin=b"x"
+    )
     assert done.returncode == code, done.stderr
 
 
 def test_raw_keeps_the_bytes(outmail: Run) -> None:
-    content = b"From: x@y.test\r\nDate: Thu, 01 Jan 1970 00:00:00 +0000\r\nMessage-ID: <a@b>\r\n\r\n.\r\nbody\r\n"
+    content = (
+        b"From: x@y.test\r\nDate: Thu, 01 Jan 1970 00:00:00 +0000\r\nMessage-ID: <a@b>\r\n\r\n.\r\nbody\r\n"
+    )
     id = send(outmail, "--raw", "a@x.test", body=content)
     assert outmail("show", *S, id, "--raw").stdout == content
 
 
 @pytest.mark.parametrize(
     ("arguments", "code"),
-    [(("send", *S, "-f", "me@x.test", "broken"), 65), (("send", *S), 64), (("frobnicate",), 64), ((), 64), (("show", *S, "0" * 26), 66),
-     (("send", "--store", "none/q.db", "-f", "me@x.test", "a@x.test"), 75), (("send", "--config", "none.toml", "a@x.test"), 78),
-     (("queue", "cancel", *S), 64), (("queue", "list", *S, "colour:red"), 65), (("run", *S, "--only", "0" * 26), 66), (("store", "backup", *S), 64),
-     (("send", *S, "-f", "me@x.test", "-H", "nocolon", "a@x.test"), 65), (("send", *S, "-f", "me@x.test", "--at", "soon", "a@x.test"), 65),
-     (("explain", "bad-address"), 0), (("explain", "nonsense"), 66), (("demo", "--messages", "3"), 64), (("send", *S, "--relay", "what", "a@x.test"), 78),
-     (("send", "--store", "postgresql://x/?nonsense=1", "a@x.test"), 78), (("send", "--store", "postgresql://127.0.0.1:1/x", "a@x.test"), 75),
-     (("send", "--store", "maildir:/x", "a@x.test"), 78)],
-)  # fmt: skip
+    [
+        (("send", *S, "-f", "me@x.test", "broken"), 65),
+        (("send", *S), 64),
+        (("frobnicate",), 64),
+        ((), 64),
+        (("show", *S, "0" * 26), 66),
+        (("send", "--store", "none/q.db", "-f", "me@x.test", "a@x.test"), 75),
+        (("send", "--config", "none.toml", "a@x.test"), 78),
+        (("queue", "cancel", *S), 64),
+        (("queue", "list", *S, "colour:red"), 65),
+        (("run", *S, "--only", "0" * 26), 66),
+        (("store", "backup", *S), 64),
+        (("send", *S, "-f", "me@x.test", "-H", "nocolon", "a@x.test"), 65),
+        (("send", *S, "-f", "me@x.test", "--at", "soon", "a@x.test"), 65),
+        (("explain", "bad-address"), 0),
+        (("explain", "nonsense"), 66),
+        (("demo", "--messages", "3"), 64),
+        (("send", *S, "--relay", "what", "a@x.test"), 78),
+        (("send", "--store", "postgresql://x/?nonsense=1", "a@x.test"), 78),
+        (("send", "--store", "postgresql://127.0.0.1:1/x", "a@x.test"), 75),
+        (("send", "--store", "maildir:/x", "a@x.test"), 78),
+    ],
+)
 def test_exit_codes_and_one_sentence(outmail: Run, arguments: tuple[str, ...], code: int) -> None:
     done = outmail(*arguments)
     assert done.returncode == code, done.stderr
@@ -125,7 +175,9 @@ def test_queue_verbs(outmail: Run) -> None:
     assert stats["states"] == {"queued": 2}
     outmail("queue", "cancel", *S, "ALL")
     assert b"forgotten" in outmail("queue", "purge", *S, "ALL").stderr
-    assert [json.loads(line)["v"] for line in outmail("queue", "list", *S, "ALL", "--jsonl").stdout.splitlines()] == []
+    assert [
+        json.loads(line)["v"] for line in outmail("queue", "list", *S, "ALL", "--jsonl").stdout.splitlines()
+    ] == []
 
 
 def test_show_log_events_why(outmail: Run, sink: Sink) -> None:
@@ -134,11 +186,36 @@ def test_show_log_events_why(outmail: Run, sink: Sink) -> None:
     outmail("run", *S, "--relay", sink.url, "--once")
     assert "nobody here" in outmail("show", *S, id).stdout.decode()
     attempt = json.loads(outmail("log", *S, id, "--jsonl").stdout)
-    assert set(attempt) == {"v", "at", "recipients", "route", "host", "duration_ms", "outcome", "reply", "transcript"}
-    assert {"ms", "dir", "line"} == set(attempt["transcript"][0]) and "RCPT TO" in outmail("log", *S, id).stdout.decode()
+    assert set(attempt) == {
+        "v",
+        "at",
+        "recipients",
+        "route",
+        "host",
+        "duration_ms",
+        "outcome",
+        "reply",
+        "transcript",
+    }
+    assert {"ms", "dir", "line"} == set(attempt["transcript"][0]) and "RCPT TO" in outmail(
+        "log", *S, id
+    ).stdout.decode()
     events = [json.loads(line) for line in outmail("events", *S, "--jsonl").stdout.splitlines()]
     assert [e["event"] for e in events] == ["accepted", "refused"]
-    assert set(events[1]) == {"v", "cursor", "at", "event", "id", "n", "address", "state", "uncertain", "reason", "attempts", "reply"}
+    assert set(events[1]) == {
+        "v",
+        "cursor",
+        "at",
+        "event",
+        "id",
+        "n",
+        "address",
+        "state",
+        "uncertain",
+        "reason",
+        "attempts",
+        "reply",
+    }
     assert outmail("events", *S, "--after", str(events[0]["cursor"])).stdout.count(b"\n") == 1
     for what in (id, "a@x.test"):
         assert "nobody here" in outmail("why", *S, what).stdout.decode()
@@ -154,7 +231,10 @@ def test_test_shows_the_dialogue_and_advises(outmail: Run, sink: Sink) -> None:
 def test_store_and_config(outmail: Run, tmp_path: Path) -> None:
     send(outmail, "a@x.test")
     assert outmail("store", "check", *S).returncode == 0
-    assert outmail("store", "backup", *S, "copy.db").returncode == 0 and outmail("store", "check", "--store", "copy.db").returncode == 0
+    assert (
+        outmail("store", "backup", *S, "copy.db").returncode == 0
+        and outmail("store", "check", "--store", "copy.db").returncode == 0
+    )
     assert outmail("store", "backup", *S, "copy.db").returncode == 65
     assert b"outmail_outbox" in outmail("store", "ddl").stdout
     shown = json.loads(outmail("config", "--json", "--relay", "smtp://u:geheim@h.example").stdout)
@@ -163,26 +243,67 @@ def test_store_and_config(outmail: Run, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("toml", "words"),
-    [("colour = 1", "unknown key 'colour'"), ("stor = 'x'", "did you mean 'store'"), ("store = 5", "must be text"), ("[retry]\nschedule = 'soon'", "not a span"),
-     ("[retry]\non_uncertain = 'verify'", "needs loopback"), ("[relay]\nurl = 'http://x'", "not a relay"), ("[relay]\nurl = 'null:'\nurll = 1", "did you mean 'url'"),
-     ("[[route]]\nrelays = ['defualt']", "did you mean 'default'"), ("x = ", "Invalid value"),
-     ("from = 'nobody'", "has no @"), ("[limits]\nmessage_size = '50 potatoes'", "not a size"), ("[limits]\nrecipients = true", "whole number"),
-     ("[retention]\nbodies = '7'", "span of time"), ("[relay]\nurl = 'smtp://x'\nfingerprint = 'ab'", "SHA-256")],
-)  # fmt: skip
+    [
+        ("colour = 1", "unknown key 'colour'"),
+        ("stor = 'x'", "did you mean 'store'"),
+        ("store = 5", "must be text"),
+        ("[retry]\nschedule = 'soon'", "not a span"),
+        ("[retry]\non_uncertain = 'verify'", "needs loopback"),
+        ("[relay]\nurl = 'http://x'", "not a relay"),
+        ("[relay]\nurl = 'null:'\nurll = 1", "did you mean 'url'"),
+        ("[[route]]\nrelays = ['defualt']", "did you mean 'default'"),
+        ("x = ", "Invalid value"),
+        ("from = 'nobody'", "has no @"),
+        ("[limits]\nmessage_size = '50 potatoes'", "not a size"),
+        ("[limits]\nrecipients = true", "whole number"),
+        ("[retention]\nbodies = '7'", "span of time"),
+        ("[relay]\nurl = 'smtp://x'\nfingerprint = 'ab'", "SHA-256"),
+    ],
+)
 def test_wrong_configuration_is_one_line_and_78(outmail: Run, tmp_path: Path, toml: str, words: str) -> None:
     (tmp_path / "c.toml").write_text(toml)
     done = outmail("config", "--config", "c.toml")
-    assert done.returncode == 78 and words in done.stderr.decode() and done.stderr.count(b"\n") == 1, done.stderr
+    assert done.returncode == 78 and words in done.stderr.decode() and done.stderr.count(b"\n") == 1, (
+        done.stderr
+    )
 
 
 def test_an_empty_configuration_and_the_environment(outmail: Run, tmp_path: Path) -> None:
     (tmp_path / "outmail.toml").write_text("")
-    shown = json.loads(outmail("config", "--json", OUTMAIL_STORE="env.db", OUTMAIL_RELAY="null:", OUTMAIL_FROM="e@x.test", OUTMAIL_TO="t@x.test").stdout)
-    assert (shown["source"], shown["store"], shown["relays"]["default"], shown["from"], shown["to"]) == ("outmail.toml", "env.db", "null:", "e@x.test", ["t@x.test"])
+    shown = json.loads(
+        outmail(
+            "config",
+            "--json",
+            OUTMAIL_STORE="env.db",
+            OUTMAIL_RELAY="null:",
+            OUTMAIL_FROM="e@x.test",
+            OUTMAIL_TO="t@x.test",
+        ).stdout
+    )
+    assert (shown["source"], shown["store"], shown["relays"]["default"], shown["from"], shown["to"]) == (
+        "outmail.toml",
+        "env.db",
+        "null:",
+        "e@x.test",
+        ["t@x.test"],
+    )
 
 
 def test_every_command_has_help(outmail: Run) -> None:
-    for command in ("demo", "send", "run", "queue", "show", "log", "events", "why", "explain", "test", "store", "config"):
+    for command in (
+        "demo",
+        "send",
+        "run",
+        "queue",
+        "show",
+        "log",
+        "events",
+        "why",
+        "explain",
+        "test",
+        "store",
+        "config",
+    ):
         done = outmail(command, "--help")
         assert done.returncode == 0 and b"usage: outmail" in done.stdout
 
@@ -194,13 +315,20 @@ def test_mail_nobody_sends_is_said(outmail: Run, tmp_path: Path) -> None:
     from outmail.outbox import Outbox
     from outmail.testing import FakeClock
 
-    with Outbox(tmp_path / "q.db", config=from_toml("", "t", {}), deliver="never", clock=FakeClock(int(time.time() * 1000) - 120_000)) as box:
+    with Outbox(
+        tmp_path / "q.db",
+        config=from_toml("", "t", {}),
+        deliver="never",
+        clock=FakeClock(int(time.time() * 1000) - 120_000),
+    ) as box:
         box.send("a@x.test", "s", "t", sender="me@x.test")
     assert b"no engine has run" in outmail("send", *S, "-f", "me@x.test", "a@x.test", stdin=b"x").stderr
 
 
 def test_passwords_are_read_by_engines_only(outmail: Run, tmp_path: Path) -> None:
-    (tmp_path / "outmail.toml").write_text("store = 'q.db'\n[relay]\nurl = 'smtp://me@x.test'\npassword_file = '/none'")
+    (tmp_path / "outmail.toml").write_text(
+        "store = 'q.db'\n[relay]\nurl = 'smtp://me@x.test'\npassword_file = '/none'"
+    )
     assert outmail("send", "-f", "a@x.test", "b@x.test").returncode == 0
     assert outmail("queue", "list").returncode == 0
     done = outmail("run", "--once")

@@ -21,14 +21,32 @@ def test_every_setting_is_documented_and_the_sample_is_valid(tmp_path: Path) -> 
     sample = re.search(r"```toml\n(.*?)```", text, re.S)
     assert sample
     config.from_toml(sample[1], "docs", {})
-    keys = set(config.RELAY_SETTINGS) | {key for table in ("retry", "limits", "safety", "retention") for key in config._TABLES[table]}
+    keys = set(config.RELAY_SETTINGS) | {
+        key for table in ("retry", "limits", "safety", "retention") for key in config._TABLES[table]
+    }
     keys |= set(config._TOP) - {"outbox", "listen", "loopback"}
     assert not {key for key in keys if not re.search(rf"\b{key}\b", text)}
 
 
 def test_every_command_is_in_the_readme_or_changelog() -> None:
     text = (ROOT / "README.md").read_text() + (ROOT / "CHANGELOG.md").read_text()
-    for command in ("demo", "send", "run", "queue", "show", "log", "events", "why", "explain", "test", "store", "config", "watch", "jobs", "digest"):
+    for command in (
+        "demo",
+        "send",
+        "run",
+        "queue",
+        "show",
+        "log",
+        "events",
+        "why",
+        "explain",
+        "test",
+        "store",
+        "config",
+        "watch",
+        "jobs",
+        "digest",
+    ):
         assert re.search(rf"\b{command}\b", text), command
 
 
@@ -41,7 +59,9 @@ def test_the_readmes_python_runs(sink: Sink, tmp_path: Path) -> None:
     snippet = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     assert snippet
     code = snippet[1].replace("smtp://localhost:25", sink.url)
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, timeout=60, check=False
+    )
     assert (done.stdout, done.returncode) == (b"delivered\n", 0), done.stderr
 
 
@@ -51,11 +71,25 @@ def test_links_in_the_docs_lead_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-EXAMPLES = {"queue_and_cron": 3, "rows_dump_one": 1, "progress_from_dictionaries": 4, "log_over_three_runs": 1, "receive_and_send_on": 1, "shop_flask": 2, "shop_fastapi": 2}
+EXAMPLES = {
+    "queue_and_cron": 3,
+    "rows_dump_one": 1,
+    "progress_from_dictionaries": 4,
+    "log_over_three_runs": 1,
+    "receive_and_send_on": 1,
+    "shop_flask": 2,
+    "shop_fastapi": 2,
+}
 
 
 def _example(name: str, sink: Sink, tmp_path: Path) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run([sys.executable, str(ROOT / "examples" / f"{name}.py"), str(tmp_path / "q.db"), sink.url], capture_output=True, timeout=60, check=False, cwd=tmp_path)
+    return subprocess.run(
+        [sys.executable, str(ROOT / "examples" / f"{name}.py"), str(tmp_path / "q.db"), sink.url],
+        capture_output=True,
+        timeout=60,
+        check=False,
+        cwd=tmp_path,
+    )
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -67,21 +101,31 @@ def test_examples_run(name: str, sink: Sink, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["progress_from_dictionaries", "log_over_three_runs"])
-def test_a_server_that_greylists_is_told_with_the_command_that_sends_the_rest(name: str, tmp_path: Path) -> None:
+def test_a_server_that_greylists_is_told_with_the_command_that_sends_the_rest(
+    name: str, tmp_path: Path
+) -> None:
     with Sink("RCPT: 451 4.7.1 greylisted, try again x8") as sink:
         done = _example(name, sink, tmp_path)
         assert done.returncode == 0 and not sink.messages
-        told = re.search(rb"still queued \((451 4\.7\.1 greylisted[^)]*)\); to go out with the next run, or by: outmail (run --once --store \S+)", done.stderr)
+        told = re.search(
+            rb"still queued \((451 4\.7\.1 greylisted[^)]*)\); to go out with the next run, or by: outmail "
+            rb"(run --once --store \S+)",
+            done.stderr,
+        )
         assert told, done.stderr
         sink.rules.clear()
         store = told[2].split()[-1].decode()
         outmail = [sys.executable, "-m", "outmail"]
-        subprocess.run([*outmail, "queue", "retry", "ALL", "--store", store], check=True, timeout=60, capture_output=True)
+        subprocess.run(
+            [*outmail, "queue", "retry", "ALL", "--store", store], check=True, timeout=60, capture_output=True
+        )
         subprocess.run([*outmail, *told[2].decode().split()], check=True, timeout=60, capture_output=True)
         assert len(sink.messages) == EXAMPLES[name]
 
 
 def test_the_demo_holds() -> None:
-    done = subprocess.run([sys.executable, "-m", "outmail", "demo"], capture_output=True, timeout=110, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "outmail", "demo"], capture_output=True, timeout=110, check=False
+    )
     assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
     assert done.stdout.count(b"ok  ") == 4

@@ -1,4 +1,6 @@
-"""Whatever stands on the command line, the answer is a sentence and an exit status of sysexits, never a traceback."""
+"""Whatever stands on the command line, the answer is a sentence and an exit status of sysexits, never a
+traceback.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,19 @@ from outmail.outbox import Outbox
 
 STATUSES = {0, 64, 65, 66, 69, 75, 77, 78}
 VERBS = st.sampled_from([
-    ["send"], ["show"], ["log"], ["why"], ["events"], ["explain"], ["move"], ["jobs", "show"], ["jobs", "list"], ["digest", "show"], ["config", "check"], ["config", "show"],
-    *(["store", verb] for verb in ("check", "ddl", "backup")), *(["queue", verb] for verb in ("list", "stats", "hold", "release", "retry", "requeue", "cancel", "purge")),
+    ["send"], ["show"], ["log"], ["why"], ["events"], ["explain"], ["move"], ["jobs", "show"],
+    ["jobs", "list"], ["digest", "show"], ["config", "check"], ["config", "show"],
+    *(["store", verb] for verb in ("check", "ddl", "backup")),
+    *(["queue", verb] for verb in ("list", "stats", "hold", "release", "retry", "requeue", "cancel",
+    "purge")),
 ])  # fmt: skip
 WORDS = st.sampled_from([
-    "", "-", "x", "b@x.test", "ALL", "state:queued", "state:", "larger:" + "9" * 400, "before:99999999999999999999d", "-1", "null:", "smtp://127.0.0.1:1", "smtp://", "q.db",
-    "nope/q.db", "/proc/1/mem", "m.eml", "bad.toml", "\udcff", "a\nb", "ü@ü.test", "high", "%", "'", "postgresql://x@127.0.0.1:1/y", "sqlite+stdlib:q.db",
-    "-f", "-s", "--cc", "-a", "--html", "-H", "--key", "--at", "--expires", "--priority", "--tag", "--relay", "--store", "--config", "--json", "--jsonl", "--limit", "--after", "--free", "-h",
+    "", "-", "x", "b@x.test", "ALL", "state:queued", "state:", "larger:" + "9" * 400,
+    "before:99999999999999999999d", "-1", "null:", "smtp://127.0.0.1:1", "smtp://", "q.db",
+    "nope/q.db", "/proc/1/mem", "m.eml", "bad.toml", "\udcff", "a\nb", "ü@ü.test", "high", "%", "'",
+    "postgresql://x@127.0.0.1:1/y", "sqlite+stdlib:q.db",
+    "-f", "-s", "--cc", "-a", "--html", "-H", "--key", "--at", "--expires", "--priority", "--tag", "--relay",
+    "--store", "--config", "--json", "--jsonl", "--limit", "--after", "--free", "-h",
 ])  # fmt: skip
 
 
@@ -34,8 +42,15 @@ WORDS = st.sampled_from([
 @example(["queue", "list"], ["\udcff"])
 @example(["jobs", "show"], ["\udcff"])
 @example(["queue", "list"], ["larger:" + "9" * 400])
-def test_odd_words_are_answered_with_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: list[str], words: list[str]) -> None:
-    for name, value in {"OUTMAIL_STORE": str(tmp_path / "q.db"), "OUTMAIL_FROM": "me@x.test", "HOME": str(tmp_path), "XDG_STATE_HOME": str(tmp_path)}.items():
+def test_odd_words_are_answered_with_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: list[str], words: list[str]
+) -> None:
+    for name, value in {
+        "OUTMAIL_STORE": str(tmp_path / "q.db"),
+        "OUTMAIL_FROM": "me@x.test",
+        "HOME": str(tmp_path),
+        "XDG_STATE_HOME": str(tmp_path),
+    }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
     if not (tmp_path / "bad.toml").exists():

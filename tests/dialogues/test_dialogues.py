@@ -1,9 +1,11 @@
 """Dialogues as text files: what the client says, what the server answers, what each recipient gets.
 
-``C:`` a line of ours, ``S:`` a line of theirs, ``S: <closed>`` the connection is gone, ``= address kind code`` an outcome (with
-``session`` when it is about that alone), ``! stage`` the session ended there (with ``ahead`` when nothing is to be sent ahead again). ``> sender -> rcpt …`` queues a message before the session begins. Each file runs with
-the server's bytes whole, and again byte by byte. Files that begin with "both roles" are also played to our own server, by the client's lines.
-Files that begin with "server" and its settings are played to our server only: each answer begins with what its ``S:`` lines say, of an answer in
+``C:`` a line of ours, ``S:`` a line of theirs, ``S: <closed>`` the connection is gone, ``= address kind
+code`` an outcome (with ``session`` when it is about that alone), ``! stage`` the session ended there (with
+``ahead`` when nothing is to be sent ahead again). ``> sender -> rcpt …`` queues a message before the session
+begins. Each file runs with the server's bytes whole, and again byte by byte. Files that begin with "both
+roles" are also played to our own server, by the client's lines. Files that begin with "server" and its
+settings are played to our server only: each answer begins with what its ``S:`` lines say, of an answer in
 several lines the first and some of the others; ``(3000 letters)`` stands for what it says.
 """
 
@@ -44,7 +46,12 @@ def delivery(line: str) -> Delivery:
 class Script:
     def __init__(self, text: str) -> None:
         lines = [line for line in text.splitlines() if line and not line.startswith("#")]
-        self.settings = Settings(hostname="client.test", lmtp="lmtp" in text.splitlines()[0], user="", pipelining="lock-step" not in text.splitlines()[0])
+        self.settings = Settings(
+            hostname="client.test",
+            lmtp="lmtp" in text.splitlines()[0],
+            user="",
+            pipelining="lock-step" not in text.splitlines()[0],
+        )
         self.queue = [delivery(line[2:]) for line in lines if line.startswith("> ")]
         self.talk = [line for line in lines if line.startswith(("C: ", "S: "))]
         self.outcomes = [tuple(line[2:].split()) for line in lines if line.startswith("= ")]
@@ -73,7 +80,17 @@ def test_dialogue(path: Path, step: int) -> None:
     script = Script(path.read_text())
     client = Client(script.settings)
     ended = run(client, script, step)
-    got = [(r.address, r.outcome.kind, str(r.outcome.reply.code), *(["session"] if r.outcome.scope == "session" else [])) for d in script.done for r in d.recipients if r.outcome]  # type: ignore[attr-defined]
+    got = [
+        (
+            r.address,
+            r.outcome.kind,
+            str(r.outcome.reply.code),
+            *(["session"] if r.outcome.scope == "session" else []),
+        )
+        for d in script.done
+        for r in d.recipients
+        if r.outcome
+    ]  # type: ignore[attr-defined]
     assert got == script.outcomes
     assert ended == script.end and not script.talk
 
@@ -116,7 +133,8 @@ def run(client: Client, script: Script, step: int) -> str:
         elif isinstance(request, Done):
             script.done.append(request.delivery)  # type: ignore[attr-defined]
 
-# -- the same from the server's side ------------------------------------------------------------------------------------
+
+# -- the same from the server's side -------------------------------------------------------------------------
 
 BOTH = [path for path in FILES if path.read_text().startswith("# both roles")]
 
@@ -144,7 +162,9 @@ def test_the_servers_side(path: Path, step: int) -> None:
     """Our server, driven by the client's lines, answers with the dialogue's codes."""
     lines = [line for line in path.read_text().splitlines() if line.startswith(("C: ", "S: "))]
     words = [line[3:] for line in lines if line.startswith("C: ")]
-    replies = [Reply(int(line[3:6]), line[7:]) for line in lines if line.startswith("S: ") and line[6:7] != "-"]
+    replies = [
+        Reply(int(line[3:6]), line[7:]) for line in lines if line.startswith("S: ") and line[6:7] != "-"
+    ]
     lmtp = "lmtp" in path.read_text().splitlines()[0]
     answers = iter(replies[1:])
     policy: list[Reply] = []
@@ -161,7 +181,10 @@ def test_the_servers_side(path: Path, step: int) -> None:
             accepted += word.startswith("RCPT") and reply.code < 300
     server = Server(ServerSettings(hostname="server.test", lmtp=lmtp), Scripted(policy))
     said = server.outgoing()
-    data = b"".join(b"Subject: x\r\n\r\n..dot\r\n.\r\n" if word == "(content)" else word.encode() + b"\r\n" for word in words)
+    data = b"".join(
+        b"Subject: x\r\n\r\n..dot\r\n.\r\n" if word == "(content)" else word.encode() + b"\r\n"
+        for word in words
+    )
     for portion in [data[i : i + 1] for i in range(len(data))] if step else [data]:
         server.feed(portion)
         while server.requests:
@@ -179,7 +202,9 @@ def test_the_servers_side(path: Path, step: int) -> None:
 def test_what_the_server_says(path: Path, step: int) -> None:
     first, *lines = path.read_text().splitlines()
     words = first.partition(":")[0].split()[2:]
-    server = Server(ServerSettings(hostname="server.test", **dict.fromkeys(words, True)), Scripted([Reply(250, "ok")] * 9))  # type: ignore[arg-type]
+    server = Server(
+        ServerSettings(hostname="server.test", **dict.fromkeys(words, True)), Scripted([Reply(250, "ok")] * 9)
+    )  # type: ignore[arg-type]
     closed = False
     said = server.outgoing().decode().splitlines()
     while lines:
@@ -191,7 +216,10 @@ def test_what_the_server_says(path: Path, step: int) -> None:
             wanted.remove("<closed>")
         assert len(wanted) > 1 or len(said) == 1, said
         for line in wanted:
-            assert any(got.replace("-", " ", 1).startswith(line.replace("-", " ", 1)) for got in said), (line, said)
+            assert any(got.replace("-", " ", 1).startswith(line.replace("-", " ", 1)) for got in said), (
+                line,
+                said,
+            )
         if not lines:
             break
         data = lines.pop(0).removeprefix("C: ").replace("(3000 letters)", "x" * 3000).encode() + b"\r\n"

@@ -1,4 +1,6 @@
-"""Fuzz target: addresses, their parameters and aliases: what passes cannot end a command, and parses again to itself."""
+"""Fuzz target: addresses, their parameters and aliases: what passes cannot end a command, and parses again to
+itself.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,13 @@ from collections.abc import Callable
 
 from tests.fuzz.harness import run
 
-SEEDS = [b"a@b.example", "grüße@bücher.example".encode(), b'"a b\\"c"@[IPv6:::1]', b"a: b, :include:/x\n c: \"d, e\"\n", b"rfc822;a+2Bb"]
+SEEDS = [
+    b"a@b.example",
+    "grüße@bücher.example".encode(),
+    b'"a b\\"c"@[IPv6:::1]',
+    b'a: b, :include:/x\n c: "d, e"\n',
+    b"rfc822;a+2Bb",
+]
 
 
 def make() -> Callable[[bytes], None]:

@@ -1,4 +1,6 @@
-"""Fuzz target: the client's side of a dialogue: whatever a server says, every recipient gets an outcome, and the password is nowhere in the transcript."""
+"""Fuzz target: the client's side of a dialogue: whatever a server says, every recipient gets an outcome, and
+the password is nowhere in the transcript.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,14 @@ from collections.abc import Callable
 from tests.fuzz.harness import run
 
 SEEDS = [
-    b"220 h\r\n250-h\r\n250-PIPELINING\r\n250-AUTH PLAIN LOGIN CRAM-MD5\r\n250 SIZE 1000\r\n235 ok\r\n250 ok\r\n250 ok\r\n354 go\r\n250 ok\r\n221 bye\r\n",
-    b"220 h\r\n250 h\r\n250 ok\r\n550 5.1.1 no\r\n503 no\r\n221 bye\r\n", b"421 no\r\n", b"220 h\r\n250 AUTH LOGIN\r\n334 VXNlcm5hbWU6\r\n334 UGFzc3dvcmQ6\r\n535 geheim-4711\r\n",
+    (
+        b"220 h\r\n250-h\r\n250-PIPELINING\r\n250-AUTH PLAIN LOGIN CRAM-MD5\r\n250 SIZE 1000\r\n235 "
+        b"ok\r\n250 "
+        b"ok\r\n250 ok\r\n354 go\r\n250 ok\r\n221 bye\r\n"
+    ),
+    b"220 h\r\n250 h\r\n250 ok\r\n550 5.1.1 no\r\n503 no\r\n221 bye\r\n",
+    b"421 no\r\n",
+    b"220 h\r\n250 AUTH LOGIN\r\n334 VXNlcm5hbWU6\r\n334 UGFzc3dvcmQ6\r\n535 geheim-4711\r\n",
 ]
 
 
@@ -25,8 +33,29 @@ def make() -> Callable[[bytes], None]:
         if not data:
             return
         user = "me" if data[0] & 1 else ""
-        session = client.Client(client.Settings("me.example", lmtp=bool(data[0] & 2), user=user, password="geheim-4711" if user else "", may_clear=True))
-        mail = Delivery(1, "0" * 26, 1, "default", "a@b.example", b"Subject: x\r\n\r\nx\r\n", b"", 0, "<x@y>", 0, 10**15, [Leased(n, f"u{n}@c.example", 0, False, 0) for n in (1, 2)])
+        session = client.Client(
+            client.Settings(
+                "me.example",
+                lmtp=bool(data[0] & 2),
+                user=user,
+                password="geheim-4711" if user else "",
+                may_clear=True,
+            )
+        )
+        mail = Delivery(
+            1,
+            "0" * 26,
+            1,
+            "default",
+            "a@b.example",
+            b"Subject: x\r\n\r\nx\r\n",
+            b"",
+            0,
+            "<x@y>",
+            0,
+            10**15,
+            [Leased(n, f"u{n}@c.example", 0, False, 0) for n in (1, 2)],
+        )
         waiting, at, size = [mail], 1, data[0] % 90 + 1
         flow, answer, trouble, done, dotted = session.dialogue(), None, None, False, False
         try:

@@ -11,7 +11,17 @@ from collections.abc import Callable
 
 from tests.fuzz.harness import run
 
-SEEDS = [b'store = "q.db"\nto = ["a@b.example"]\n[relay]\nurl = "smtps://me@h:465"\ntls = "implicit"\n[retry]\nschedule = "1m, 2h..."\n', b'[listen]\nsmtp = ["127.0.0.1:25"]\nnetworks = ["10.0.0.0/8"]\n[[route]]\nto = "*@x"\nrelays = ["default"]\n', b'[limits]\nmessage_size = "5MB"\n[retention]\nbodies = "1d"\n[receive]\nmailboxes = "/m/{user}"\n']
+SEEDS = [
+    (
+        b'store = "q.db"\nto = ["a@b.example"]\n[relay]\nurl = "smtps://me@h:465"\ntls = '
+        b'"implicit"\n[retry]\nschedule = "1m, 2h..."\n'
+    ),
+    (
+        b'[listen]\nsmtp = ["127.0.0.1:25"]\nnetworks = ["10.0.0.0/8"]\n[[route]]\nto = "*@x"\nrelays = '
+        b'["default"]\n'
+    ),
+    b'[limits]\nmessage_size = "5MB"\n[retention]\nbodies = "1d"\n[receive]\nmailboxes = "/m/{user}"\n',
+]
 
 
 def make() -> Callable[[bytes], None]:

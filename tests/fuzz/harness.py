@@ -1,8 +1,9 @@
 """What every fuzz target has in common: ``python tests/fuzz/TARGET.py --seconds N [--seed S]``.
 
-Exit: 0 when nothing was found, 1 for an exception, a call that takes longer than a second of CPU, or memory that goes on growing. The input is
-printed and kept in ``--keep`` (default: the folder for temporary files), so that it can be made a test. With atheris the inputs are led by
-coverage; where it is not installed they are mutations of the seeds, which finds less. Does not: touch the network or the disk beside that file.
+Exit: 0 when nothing was found, 1 for an exception, a call that takes longer than a second of CPU, or memory
+that goes on growing. The input is printed and kept in ``--keep`` (default: the folder for temporary files),
+so that it can be made a test. With atheris the inputs are led by coverage; where it is not installed they are
+mutations of the seeds, which finds less. Does not: touch the network or the disk beside that file.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ class Found(Exception):
     """Something is wrong with the target."""
 
 
-def run(name: str, seeds: Sequence[bytes], modules: Sequence[str], make: Callable[[], Callable[[bytes], None]]) -> None:
+def run(
+    name: str, seeds: Sequence[bytes], modules: Sequence[str], make: Callable[[], Callable[[bytes], None]]
+) -> None:
     """``make()`` gives the target, once ``modules`` are imported (and instrumented, with atheris)."""
     parser = argparse.ArgumentParser(prog=name)
     parser.add_argument("--seconds", type=float, default=30)
@@ -53,7 +56,10 @@ def run(name: str, seeds: Sequence[bytes], modules: Sequence[str], make: Callabl
     if words.input:
         watched(Path(words.input).read_bytes())
         return
-    print(f"{name}: {words.seconds:.0f} s, seed {seed}, {'led by coverage' if atheris else 'mutations only'}", flush=True)
+    print(
+        f"{name}: {words.seconds:.0f} s, seed {seed}, {'led by coverage' if atheris else 'mutations only'}",
+        flush=True,
+    )
     if atheris:
         _led(atheris, watched, seeds, words.seconds, seed)
     else:
@@ -98,7 +104,15 @@ def _led(atheris: object, watched: Watched, seeds: Sequence[bytes], seconds: flo
     with tempfile.TemporaryDirectory(prefix="outmail-fuzz-") as corpus:
         for i, one in enumerate(seeds):
             Path(corpus, f"seed{i}").write_bytes(one)
-        flags = [f"-max_total_time={max(1, int(seconds))}", f"-seed={seed % 2**31 or 1}", f"-max_len={LONGEST}", "-rss_limit_mb=2048", "-verbosity=0", f"-artifact_prefix={watched.keep}/", corpus]
+        flags = [
+            f"-max_total_time={max(1, int(seconds))}",
+            f"-seed={seed % 2**31 or 1}",
+            f"-max_len={LONGEST}",
+            "-rss_limit_mb=2048",
+            "-verbosity=0",
+            f"-artifact_prefix={watched.keep}/",
+            corpus,
+        ]
         atheris.Setup([watched.name, *flags], watched)  # type: ignore[attr-defined]
         atheris.Fuzz()  # type: ignore[attr-defined]
 
@@ -128,5 +142,20 @@ def mutated(chance: random.Random, pool: Sequence[bytes]) -> bytes:
         elif kind == 4:
             data[at:at] = chance.choice(pool)
         else:
-            data[at:at] = chance.choice((b"\r\n", b"\0", b".\r\n", b"\xff", b'"', b"\\", b"<", b">", b"=?", b"\xe2\x80\xae", b"\xc2\x9b", b"9" * 30))
+            data[at:at] = chance.choice(
+                (
+                    b"\r\n",
+                    b"\0",
+                    b".\r\n",
+                    b"\xff",
+                    b'"',
+                    b"\\",
+                    b"<",
+                    b">",
+                    b"=?",
+                    b"\xe2\x80\xae",
+                    b"\xc2\x9b",
+                    b"9" * 30,
+                )
+            )
     return bytes(data)

@@ -12,7 +12,10 @@ from collections.abc import Callable
 from tests.fuzz.harness import run
 
 SEEDS = [
-    b"Subject: =?utf-8?q?=C3=BC?= =?iso-8859-1?b?/A==?=\r\nMessage-ID: <a@b>\r\nBcc: x@y\r\n z@y\r\n\r\nbody", b"a : b\n\nc", b"Date: x\r\n\t\r\n\r\n", "Grüße <a@b>; \"x\"".encode(),
+    b"Subject: =?utf-8?q?=C3=BC?= =?iso-8859-1?b?/A==?=\r\nMessage-ID: <a@b>\r\nBcc: x@y\r\n z@y\r\n\r\nbody",
+    b"a : b\n\nc",
+    b"Date: x\r\n\t\r\n\r\n",
+    'Grüße <a@b>; "x"'.encode(),
 ]
 
 
@@ -33,7 +36,14 @@ def make() -> Callable[[bytes], None]:
             assert not any(name == "bcc" for name, _ in splice.fields(rest)) and len(rest) <= len(content)
         text = data.decode("utf-8", "surrogateescape" if len(data) % 2 else "replace")
         half = len(text) // 2
-        parts = compose.Parts((text[:half], Mailbox("a", "b.example")), [("", Mailbox("c", "d.example"))], subject=text[half:], text=text, headers={"X-A": text[:60]}, message_id="<a@b.example>")
+        parts = compose.Parts(
+            (text[:half], Mailbox("a", "b.example")),
+            [("", Mailbox("c", "d.example"))],
+            subject=text[half:],
+            text=text,
+            headers={"X-A": text[:60]},
+            message_id="<a@b.example>",
+        )
         try:
             made = compose.compose(parts)
         except ValueError:

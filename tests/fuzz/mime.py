@@ -1,4 +1,6 @@
-"""Fuzz target: whatever parses foreign MIME (for now: encoded words of a subject, messages of the email package that are submitted)."""
+"""Fuzz target: whatever parses foreign MIME (for now: encoded words of a subject, messages of the email
+package that are submitted).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,15 @@ from collections.abc import Callable
 
 from tests.fuzz.harness import run
 
-SEEDS = [b"Subject: =?utf-8?b?w7w=?=\r\nContent-Type: multipart/report; boundary=x\r\n\r\n--x\r\nContent-Type: message/delivery-status\r\n\r\nFinal-Recipient: rfc822; a@b\r\nAction: failed\r\nStatus: 5.1.1\r\n\r\n--x--\r\n", b"From: =?x?q?=00?=\r\n\r\n"]
+SEEDS = [
+    (
+        b"Subject: =?utf-8?b?w7w=?=\r\nContent-Type: multipart/report; "
+        b"boundary=x\r\n\r\n--x\r\nContent-Type: "
+        b"message/delivery-status\r\n\r\nFinal-Recipient: rfc822; a@b\r\nAction: failed\r\nStatus: "
+        b"5.1.1\r\n\r\n--x--\r\n"
+    ),
+    b"From: =?x?q?=00?=\r\n\r\n",
+]
 
 
 def make() -> Callable[[bytes], None]:
@@ -25,7 +35,9 @@ def make() -> Callable[[bytes], None]:
     def target(data: bytes) -> None:
         splice._readable(data)
         try:
-            message = email.message_from_bytes(data, policy=email.policy.compat32 if len(data) % 2 else email.policy.SMTP)
+            message = email.message_from_bytes(
+                data, policy=email.policy.compat32 if len(data) % 2 else email.policy.SMTP
+            )
         except Exception:
             return  # the email package's own affair: nobody has given us a message yet
         try:

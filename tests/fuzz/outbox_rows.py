@@ -11,7 +11,18 @@ from collections.abc import Callable
 
 from tests.fuzz.harness import run
 
-SEEDS = [b'{"draft": {"to": "a@b.example", "subject": "x", "at": "2h", "relay": "smtp://h:25", "headers": {"X-A": "b"}}}', b'{"sender": "a@b.example", "recipients": ["c@d.example"], "due": 1, "dsn": {"notify": "never"}, "suppressed": {"c@d.example": "x"}}', b'{"draft": {"to": [["n", "a@b.example"]], "expires": "1d", "priority": "high"}}']
+SEEDS = [
+    (
+        b'{"draft": {"to": "a@b.example", "subject": "x", "at": "2h", "relay": "smtp://h:25", "headers": '
+        b'{"X-A": '
+        b'"b"}}}'
+    ),
+    (
+        b'{"sender": "a@b.example", "recipients": ["c@d.example"], "due": 1, "dsn": {"notify": "never"}, '
+        b'"suppressed": {"c@d.example": "x"}}'
+    ),
+    b'{"draft": {"to": [["n", "a@b.example"]], "expires": "1d", "priority": "high"}}',
+]
 
 
 def make() -> Callable[[bytes], None]:
@@ -48,7 +59,9 @@ def make() -> Callable[[bytes], None]:
             message = door.complete(draft)
         except Refused as refusal:
             message = door.unfit(refusal, draft)
-        json.dumps([message.sender, message.message_id, message.subject, [r.address for r in message.recipients]])
+        json.dumps(
+            [message.sender, message.message_id, message.subject, [r.address for r in message.recipients]]
+        )
         "".join([message.sender, message.message_id, *(r.address for r in message.recipients)]).encode()
 
     return target

@@ -1,4 +1,6 @@
-"""Fuzz target: the server's side of a dialogue: any bytes in any portions; replies are lines, buffers are bounded."""
+"""Fuzz target: the server's side of a dialogue: any bytes in any portions; replies are lines, buffers are
+bounded.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,14 @@ from collections.abc import Callable
 from tests.fuzz.harness import run
 
 SEEDS = [
-    b"EHLO x\r\nMAIL FROM:<a@b.example> SIZE=10 BODY=8BITMIME\r\nRCPT TO:<c@d.example> NOTIFY=NEVER\r\nDATA\r\nSubject: x\r\n\r\n..\r\n.\r\nQUIT\r\n",
-    b"LHLO x\r\nMAIL FROM:<> RET=HDRS ENVID=a+2B\r\nRCPT TO:<\"a b\"@[127.0.0.1]> ORCPT=rfc822;a@b\r\nRSET\r\nNOOP\r\nVRFY x\r\n",
+    (
+        b"EHLO x\r\nMAIL FROM:<a@b.example> SIZE=10 BODY=8BITMIME\r\nRCPT TO:<c@d.example> "
+        b"NOTIFY=NEVER\r\nDATA\r\nSubject: x\r\n\r\n..\r\n.\r\nQUIT\r\n"
+    ),
+    (
+        b'LHLO x\r\nMAIL FROM:<> RET=HDRS ENVID=a+2B\r\nRCPT TO:<"a b"@[127.0.0.1]> '
+        b"ORCPT=rfc822;a@b\r\nRSET\r\nNOOP\r\nVRFY x\r\n"
+    ),
     b"EHLO x\r\nAUTH PLAIN AGEAYg==\r\nAUTH LOGIN\r\nYQ==\r\nYg==\r\nSTARTTLS\r\nHELP\r\n",
 ]
 
@@ -29,15 +37,21 @@ def make() -> Callable[[bytes], None]:
     def target(data: bytes) -> None:
         if not data:
             return
-        session = server.Server(server.Settings("h", lmtp=bool(data[0] & 1), size=4000), Everybody(), tls=bool(data[0] & 4))
+        session = server.Server(
+            server.Settings("h", lmtp=bool(data[0] & 1), size=4000), Everybody(), tls=bool(data[0] & 4)
+        )
         size = data[0] % 50 + 1
         for start in range(1, len(data), size):
             session.feed(data[start : start + size])
             while session.requests:
                 request = session.requests.popleft()
                 if isinstance(request, server.Deliver):
-                    assert all("@" in address or address.lower() == "postmaster" for address in request.recipients)
-                    session.answer([Reply(250, "ok")] * (len(request.recipients) if session.settings.lmtp else 1))
+                    assert all(
+                        "@" in address or address.lower() == "postmaster" for address in request.recipients
+                    )
+                    session.answer(
+                        [Reply(250, "ok")] * (len(request.recipients) if session.settings.lmtp else 1)
+                    )
                 elif isinstance(request, server.Verify):
                     session.authenticated(None)
                 elif isinstance(request, server.StartTls):

@@ -1,7 +1,8 @@
-"""Haraka as the next hop: it refuses on purpose what is sent ahead behind the final dot. Runs where Haraka is found.
+"""Haraka as the next hop: it refuses on purpose what is sent ahead behind the final dot. Runs where Haraka is
+found.
 
-``HARAKA`` is the path of its program (``npm install Haraka`` puts it into node_modules/Haraka/bin/haraka), or ``haraka`` is in the PATH.
-``HARAKA_MESSAGES`` says how many go through it (400).
+``HARAKA`` is the path of its program (``npm install Haraka`` puts it into node_modules/Haraka/bin/haraka), or
+``haraka`` is in the PATH. ``HARAKA_MESSAGES`` says how many go through it (400).
 """
 
 from __future__ import annotations
@@ -44,7 +45,12 @@ def haraka(tmp_path: Path) -> Iterator[tuple[int, Path]]:
     (folder / "plugins").mkdir()
     taken.touch()
     (folder / "plugins" / "take.js").write_text(PLUGIN.replace("FILE", str(taken)))
-    for name, text in (("plugins", "take\n"), ("smtp.ini", f"listen=127.0.0.1:{port}\nnodes=0\n"), ("log.ini", "level=warn\n"), ("me", "haraka.test\n")):
+    for name, text in (
+        ("plugins", "take\n"),
+        ("smtp.ini", f"listen=127.0.0.1:{port}\nnodes=0\n"),
+        ("log.ini", "level=warn\n"),
+        ("me", "haraka.test\n"),
+    ):
         (folder / "config" / name).write_text(text)
     shutil.copy(Path(HARAKA).resolve().parents[1] / "config" / "connection.ini", folder / "config")
     with open(tmp_path / "haraka.log", "wb") as log:
@@ -63,13 +69,19 @@ def haraka(tmp_path: Path) -> Iterator[tuple[int, Path]]:
         process.wait(30)
 
 
-@pytest.mark.skipif(not (HARAKA and shutil.which("node")), reason="Haraka is not found: set HARAKA, or put it into the PATH")
+@pytest.mark.skipif(
+    not (HARAKA and shutil.which("node")), reason="Haraka is not found: set HARAKA, or put it into the PATH"
+)
 @pytest.mark.parametrize("each", [1, 1000], ids=["a-connection-each", "kept-connections"])
-def test_haraka(make_box: Callable[..., Outbox], haraka: tuple[int, Path], each: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_haraka(
+    make_box: Callable[..., Outbox], haraka: tuple[int, Path], each: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(transport, "REUSE_MESSAGES", each)
     port, taken = haraka
     box = make_box(f"smtp://127.0.0.1:{port}")
-    sent = box.send_many({"to": [f"u{i}@x.test"], "subject": str(i), "text": ".dot\n" * (i % 40)} for i in range(COUNT))
+    sent = box.send_many(
+        {"to": [f"u{i}@x.test"], "subject": str(i), "text": ".dot\n" * (i % 40)} for i in range(COUNT)
+    )
     began = time.monotonic()
     ends = Counter(box.wait(receipt.id, 40 + COUNT / 50).status for receipt in sent)
     print(f"{COUNT} messages in {time.monotonic() - began:.1f} s")

@@ -59,9 +59,16 @@ def test_aiosmtpd(make_box: MakeBox, certificate: tuple[Path, Path, Path], kind:
         return AuthResult(success=(data.login, data.password) == (b"me", b"geheim"))
 
     controller = Controller(
-        handler, hostname="127.0.0.1", port=free_port(), ssl_context=context if kind == "tls" else None, authenticator=check, auth_required=auth,
-        auth_require_tls=False, tls_context=context if kind == "starttls" else None, require_starttls=kind == "starttls",
-    )  # fmt: skip
+        handler,
+        hostname="127.0.0.1",
+        port=free_port(),
+        ssl_context=context if kind == "tls" else None,
+        authenticator=check,
+        auth_required=auth,
+        auth_require_tls=False,
+        tls_context=context if kind == "starttls" else None,
+        require_starttls=kind == "starttls",
+    )
     try:
         controller.start()
     except (ssl.SSLError, OSError):  # aiosmtpd's own self-test does not trust our CA; the server runs
@@ -70,7 +77,10 @@ def test_aiosmtpd(make_box: MakeBox, certificate: tuple[Path, Path, Path], kind:
         scheme = "smtps" if kind == "tls" else "smtp"
         user = "me:geheim@" if auth else ""
         tls = 'tls = "required"\n' if kind == "starttls" else ""
-        box = make_box(toml=f'[relay]\nurl = "{scheme}://{user}localhost:{controller.port}"\nca = "{ca}"\n{tls}', deliver="thread")
+        box = make_box(
+            toml=f'[relay]\nurl = "{scheme}://{user}localhost:{controller.port}"\nca = "{ca}"\n{tls}',
+            deliver="thread",
+        )
         ids = [box.send("a@x.test", "grüße", ".dot\n" * 20).id for _ in range(3)]
         assert [box.wait(id, 15).status for id in ids] == ["delivered"] * 3, box.status(ids[0])
         assert sorted(content for _, content in handler.got) == sorted(box.content(id) for id in ids)
@@ -82,7 +92,9 @@ POSTFIX = programs.found("postfix")
 
 
 @pytest.fixture
-def postfix(tmp_path_factory: pytest.TempPathFactory, certificate: tuple[Path, Path, Path]) -> Iterator[tuple[int, Path]]:
+def postfix(
+    tmp_path_factory: pytest.TempPathFactory, certificate: tuple[Path, Path, Path]
+) -> Iterator[tuple[int, Path]]:
     """A private Postfix that takes mail for example.test into a folder; (port, maildir)."""
     _, key, chain = certificate
     folder = Path("/tmp") / f"outmail-postfix-{os.getpid()}"
@@ -135,7 +147,9 @@ proxymap unix - - n - - proxymap
 postlog unix-dgram n - n - 1 postlogd
 """)
     assert POSTFIX
-    subprocess.run([POSTFIX, "-c", str(folder / "conf"), "start"], capture_output=True, timeout=60, check=False)
+    subprocess.run(
+        [POSTFIX, "-c", str(folder / "conf"), "start"], capture_output=True, timeout=60, check=False
+    )
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         try:
@@ -144,18 +158,25 @@ postlog unix-dgram n - n - 1 postlogd
         except OSError:
             time.sleep(0.1)
     yield port, folder / "mail" / "box" / "new"
-    subprocess.run([POSTFIX, "-c", str(folder / "conf"), "stop"], capture_output=True, timeout=60, check=False)
+    subprocess.run(
+        [POSTFIX, "-c", str(folder / "conf"), "stop"], capture_output=True, timeout=60, check=False
+    )
     shutil.rmtree(folder, ignore_errors=True)
 
 
 @programs.needs("postfix", "postfix")
 @programs.as_root("Postfix is started as root only")
 @pytest.mark.parametrize("kind", ["plain", "starttls"])
-def test_postfix(make_box: MakeBox, postfix: tuple[int, Path], certificate: tuple[Path, Path, Path], kind: str) -> None:
+def test_postfix(
+    make_box: MakeBox, postfix: tuple[int, Path], certificate: tuple[Path, Path, Path], kind: str
+) -> None:
     port, maildir = postfix
     tls = f'tls = "required"\nca = "{certificate[0]}"\n' if kind == "starttls" else ""
     box = make_box(toml=f'[relay]\nurl = "smtp://localhost:{port}"\n{tls}', deliver="thread")
-    ids = [box.send(["a@example.test", "b@example.test"], f"grüße {i}", ".dot\n.\n..\n" * 20).id for i in range(5)]
+    ids = [
+        box.send(["a@example.test", "b@example.test"], f"grüße {i}", ".dot\n.\n..\n" * 20).id
+        for i in range(5)
+    ]
     refused = box.send("a@elsewhere..test".replace("..", "."), "s", "t", sender="me@outmail.test").id
     assert [box.wait(id, 20).status for id in ids] == ["delivered"] * 5, box.status(ids[0]).recipients
     deadline = time.monotonic() + 20
@@ -170,13 +191,21 @@ def test_postfix(make_box: MakeBox, postfix: tuple[int, Path], certificate: tupl
 
 
 @pytest.mark.parametrize(("name", "count"), [("progress_from_dictionaries", 4), ("log_over_three_runs", 1)])
-def test_the_seeds_examples_against_a_real_server_with_nothing_else_started(name: str, count: int, tmp_path: Path) -> None:
+def test_the_seeds_examples_against_a_real_server_with_nothing_else_started(
+    name: str, count: int, tmp_path: Path
+) -> None:
     keep = Keep()
     controller = Controller(keep, hostname="127.0.0.1", port=free_port())
     controller.start()
     try:
         example = Path(__file__).parents[2] / "examples" / f"{name}.py"
-        done = subprocess.run([sys.executable, str(example), str(tmp_path / "q.db"), f"smtp://127.0.0.1:{controller.port}"], capture_output=True, timeout=60, check=False, cwd=tmp_path)
+        done = subprocess.run(
+            [sys.executable, str(example), str(tmp_path / "q.db"), f"smtp://127.0.0.1:{controller.port}"],
+            capture_output=True,
+            timeout=60,
+            check=False,
+            cwd=tmp_path,
+        )
     finally:
         controller.stop()
     assert (done.returncode, done.stderr, len(keep.got)) == (0, b"", count)

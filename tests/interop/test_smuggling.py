@@ -1,7 +1,9 @@
-"""No message can be smuggled through us into another server: whatever looks like an end of data, one message goes in and one comes out.
+"""No message can be smuggled through us into another server: whatever looks like an end of data, one message
+goes in and one comes out.
 
-What is tried are the sequences of the SMTP smuggling attacks of December 2023 and their neighbours, behind each other with a whole envelope
-in between. aiosmtpd always; Postfix, Exim and OpenSMTPD where Debian's packages are installed and we are root.
+What is tried are the sequences of the SMTP smuggling attacks of December 2023 and their neighbours, behind
+each other with a whole envelope in between. aiosmtpd always; Postfix, Exim and OpenSMTPD where Debian's
+packages are installed and we are root.
 """
 
 from __future__ import annotations
@@ -34,19 +36,33 @@ from tests.pgserver import free_port
 
 MakeBox = Callable[..., Outbox]
 ENDINGS = (
-    b"\n.\n", b"\n.\r\n", b"\r\n.\n", b"\r.\r", b"\r.\r\n", b"\r\n.\r", b"\r.\n", b"\n.\r", b"\n\r\n.\n", b"\r\r\n.\r\r\n", b"\n\r.\r\n", b"\n..\r\n", b"\r\n..\n", b"\r\n.\r\r\n",
+    b"\n.\n", b"\n.\r\n", b"\r\n.\n", b"\r.\r", b"\r.\r\n", b"\r\n.\r", b"\r.\n", b"\n.\r", b"\n\r\n.\n",
+    b"\r\r\n.\r\r\n", b"\n\r.\r\n", b"\n..\r\n", b"\r\n..\n", b"\r\n.\r\r\n",
 )  # fmt: skip
-ENVELOPE = b"MAIL FROM:<evil@example.test>\r\nRCPT TO:<a@example.test>\r\nDATA\r\nSubject: smuggled\r\n\r\nyou have won\r\n"
+ENVELOPE = (
+    b"MAIL FROM:<evil@example.test>\r\nRCPT TO:<a@example.test>\r\nDATA\r\nSubject: "
+    b"smuggled\r\n\r\nyou have won\r\n"
+)
 EXIM = programs.found("exim4")
 OPENSMTPD = programs.found("smtpd") if programs.found("smtpctl") else None
 
 
 def content(number: int, ending: bytes) -> bytes:
-    return b"From: me@example.test\r\nSubject: number %d\r\n\r\nbefore" % number + ending + ENVELOPE + b"after" + ending + ENVELOPE + b"end\r\n"
+    return (
+        b"From: me@example.test\r\nSubject: number %d\r\n\r\nbefore" % number
+        + ending
+        + ENVELOPE
+        + b"after"
+        + ending
+        + ENVELOPE
+        + b"end\r\n"
+    )
 
 
 def through_us(make_box: MakeBox, port: int, messages: list[bytes], *, normalise: bool | None) -> list[str]:
-    """Hand each in by SMTP from this machine, wait until all that was taken is delivered; the answers to the contents."""
+    """Hand each in by SMTP from this machine, wait until all that was taken is delivered; the answers to the
+    contents.
+    """
     box = make_box(toml=f'[relay]\nurl = "smtp://127.0.0.1:{port}"\n', deliver="never")
     engine = build_engine(box._store, box._config, box._routes, Clock())
     said: list[str] = []
@@ -63,7 +79,9 @@ def through_us(make_box: MakeBox, port: int, messages: list[bytes], *, normalise
     async def whole() -> None:
         running = asyncio.ensure_future(engine.run())
         await engine.ready()
-        listener = intake.Listener(LoopDoor(box._door, engine.commits, engine), intake.Settings(normalise=normalise))
+        listener = intake.Listener(
+            LoopDoor(box._door, engine.commits, engine), intake.Settings(normalise=normalise)
+        )
         try:
             await asyncio.to_thread(client, int((await listener.listen("127.0.0.1:0")).rpartition(":")[2]))
             async with asyncio.timeout(30):
@@ -127,7 +145,9 @@ box:
   user = Debian-exim
   delivery_date_add = false
 """)
-    process = subprocess.Popen([EXIM, "-bdf", "-q30m", "-oX", f"127.0.0.1.{port}", "-oP", f"{place}/pid", "-C", f"{place}/conf"])
+    process = subprocess.Popen(
+        [EXIM, "-bdf", "-q30m", "-oX", f"127.0.0.1.{port}", "-oP", f"{place}/pid", "-C", f"{place}/conf"]
+    )
     try:
         _until_open(port, process)
         yield port, lambda: [path.read_bytes() for path in (place / "mail").glob("new/*")]
@@ -150,7 +170,9 @@ table people {{ "@" = nobody }}
 action box maildir "{place}/mail" virtual <people>
 match from any for any action box
 """)
-    process = subprocess.Popen([OPENSMTPD, "-d", "-f", f"{place}/conf"], stderr=open(folder / "smtpd.log", "wb"))
+    process = subprocess.Popen(
+        [OPENSMTPD, "-d", "-f", f"{place}/conf"], stderr=open(folder / "smtpd.log", "wb")
+    )
     try:
         _until_open(port, process)
         yield port, lambda: [path.read_bytes() for path in (place / "mail").glob("new/*")]
@@ -172,14 +194,18 @@ def _until_open(port: int, process: subprocess.Popen[bytes]) -> None:
 
 def check(make_box: MakeBox, port: int, look: Callable[[], list[bytes]]) -> None:
     messages = [content(number, ending) for number, ending in enumerate(ENDINGS)]
-    refused = [b"\n" in ending.replace(b"\r\n", b"") or b"\r" in ending.replace(b"\r\n", b"") for ending in ENDINGS]
+    refused = [
+        b"\n" in ending.replace(b"\r\n", b"") or b"\r" in ending.replace(b"\r\n", b"") for ending in ENDINGS
+    ]
     said = through_us(make_box, port, messages, normalise=False)
     assert said == ["554" if bare else "250" for bare in refused]
     whole = refused.count(False)
     assert through_us(make_box, port, messages, normalise=None) == ["250"] * len(ENDINGS)
     files = arrived(len(ENDINGS) + whole, look)
     assert len(files) == len(ENDINGS) + whole
-    numbers = [int(re.search(rb"(?m)^Subject: number (\d+)", file.partition(b"before")[0])[1]) for file in files]  # type: ignore[index]
+    numbers = [
+        int(re.search(rb"(?m)^Subject: number (\d+)", file.partition(b"before")[0])[1]) for file in files
+    ]  # type: ignore[index]
     assert set(numbers) == set(range(len(ENDINGS)))
     for file in files:
         assert file.count(b"MAIL FROM:<evil@example.test>") == 2 and file.rstrip().endswith(b"end")
@@ -192,7 +218,7 @@ def test_aiosmtpd(make_box: MakeBox, tmp_path: Path) -> None:
 
 @programs.needs("postfix", "postfix")
 @programs.as_root("Postfix is started as root only")
-def test_postfix(make_box: MakeBox, postfix: Any) -> None:  # noqa: F811
+def test_postfix(make_box: MakeBox, postfix: Any) -> None:
     port, maildir = postfix
     check(make_box, port, lambda: [path.read_bytes() for path in maildir.glob("*")])
 
@@ -204,7 +230,9 @@ def test_exim(make_box: MakeBox, tmp_path: Path) -> None:
         check(make_box, port, look)
 
 
-@pytest.mark.skipif(OPENSMTPD is None, reason="OpenSMTPD is not installed; on Debian it cannot be beside Postfix")
+@pytest.mark.skipif(
+    OPENSMTPD is None, reason="OpenSMTPD is not installed; on Debian it cannot be beside Postfix"
+)
 @programs.as_root("OpenSMTPD is started as root only")
 def test_opensmtpd(make_box: MakeBox, tmp_path: Path) -> None:
     with opensmtpd(tmp_path) as (port, look):

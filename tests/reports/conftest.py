@@ -33,7 +33,10 @@ class Mails:
 
     def wait(self, count: int) -> list[EmailMessage]:
         self.sink.wait_for(count, 10)
-        found = [cast(EmailMessage, email.message_from_bytes(m.content, policy=email.policy.default)) for m in self.sink.messages]
+        found = [
+            cast(EmailMessage, email.message_from_bytes(m.content, policy=email.policy.default))
+            for m in self.sink.messages
+        ]
         assert len(found) == count, [str(mail["subject"]) for mail in found]
         return found
 

@@ -30,16 +30,33 @@ def store(tmp_path: Path) -> Iterator[str]:
 
 
 def test_the_seeds_settings_and_a_loop(settings: dict[str, Any], store: str, mails: Mails) -> None:
-    manager = NotificationManager("Bot", settings, {"send_start_msg": True, "send_finish_msg": True, "milestone_num": 3}, store=store)
+    manager = NotificationManager(
+        "Bot", settings, {"send_start_msg": True, "send_finish_msg": True, "milestone_num": 3}, store=store
+    )
     for done in range(1, 8):
         manager.send_msg_milestone(done, 7 - done, -1 if done < 6 else 90)
     manager.send_msg_finish(2)
     manager.close()
-    found = sorted(mails.wait(4), key=lambda mail: (str(mail["subject"]).startswith("Bot"), str(mail["subject"]).startswith("Project Bot M"), str(mail["subject"])))
+    found = sorted(
+        mails.wait(4),
+        key=lambda mail: (
+            str(mail["subject"]).startswith("Bot"),
+            str(mail["subject"]).startswith("Project Bot M"),
+            str(mail["subject"]),
+        ),
+    )
     assert [str(mail["subject"]) for mail in found] == [
-        "Project Bot just started.", "Project Bot Milestone: 3 processed", "Project Bot Milestone: 6 processed", "Bot: queue empty / bot stopped",
-    ]  # fmt: skip
-    assert "not known yet" in text(found[1]) and "2 min" in text(found[2]) and found[0]["date"] and found[0]["message-id"]
+        "Project Bot just started.",
+        "Project Bot Milestone: 3 processed",
+        "Project Bot Milestone: 6 processed",
+        "Bot: queue empty / bot stopped",
+    ]
+    assert (
+        "not known yet" in text(found[1])
+        and "2 min" in text(found[2])
+        and found[0]["date"]
+        and found[0]["message-id"]
+    )
 
 
 def test_defaults_and_no_settings(settings: dict[str, Any], store: str, mails: Mails) -> None:
@@ -56,13 +73,21 @@ def test_defaults_and_no_settings(settings: dict[str, Any], store: str, mails: M
 
 def test_jumps_and_standing_still(settings: dict[str, Any], store: str, mails: Mails) -> None:
     manager = NotificationManager("B", settings, {"send_start_msg": False, "milestone_num": 100}, store=store)
-    assert [manager.send_msg_milestone(n) for n in (90, 210, 210, 299, 300)] == [False, True, False, False, True]
+    assert [manager.send_msg_milestone(n) for n in (90, 210, 210, 299, 300)] == [
+        False,
+        True,
+        False,
+        False,
+        True,
+    ]
     manager.close()
     assert len(mails.wait(2)) == 2
 
 
 def test_a_server_that_is_down_costs_the_job_nothing(store: str, capsys: pytest.CaptureFixture[str]) -> None:
-    manager = NotificationManager("B", {"server": "127.0.0.1", "server_port": 1, **BOTH}, {"milestone_num": 1}, store=store)
+    manager = NotificationManager(
+        "B", {"server": "127.0.0.1", "server_port": 1, **BOTH}, {"milestone_num": 1}, store=store
+    )
     assert manager.send_msg_milestone(1)
     manager.mailer._box._exit_wait = 0.2  # type: ignore[union-attr]
     manager.close()
@@ -70,9 +95,20 @@ def test_a_server_that_is_down_costs_the_job_nothing(store: str, capsys: pytest.
 
 
 @pytest.mark.parametrize(
-    "behavior", [{"send_start_msg": "yes"}, {"send_finish_msg": 1}, {"milestone_num": "ten"}, {"milestone_num": -5}, {"milestone_num": True}, {"sned": 1}, [1]]
+    "behavior",
+    [
+        {"send_start_msg": "yes"},
+        {"send_finish_msg": 1},
+        {"milestone_num": "ten"},
+        {"milestone_num": -5},
+        {"milestone_num": True},
+        {"sned": 1},
+        [1],
+    ],
 )
-def test_wrong_behaviour_is_told_before_the_first_mail(settings: dict[str, Any], behavior: Any, sink: Sink, store: str) -> None:
+def test_wrong_behaviour_is_told_before_the_first_mail(
+    settings: dict[str, Any], behavior: Any, sink: Sink, store: str
+) -> None:
     with pytest.raises(ValueError):
         NotificationManager("B", settings, behavior, store=store)
     assert not sink.messages
@@ -80,18 +116,38 @@ def test_wrong_behaviour_is_told_before_the_first_mail(settings: dict[str, Any],
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"server": "mail.example.org"}, "encryption='starttls'"), ({"server": "mail.example.org", "encryption": "starttls"}, "server_port is needed"),
-     ({"server": "mail.example.org", "server_port": 25, "encryption": "off", "username": "u", "passphrase": "p"}, "not sent to"),
-     ({"username": "u"}, "go together"), ({"encryption": "tls"}, "must be off, ssl or starttls"), ({"server_port": 70000}, "does not exist"),
-     ({"sender": "nobody"}, "sender"), ({"recipient": {}}, "not empty"), ({"recipient": None}, "recipient is missing"), ({"colour": 1}, "unknown key"),
-     ({"mail_admin": "a@x.test"}, "mean the same"), ({"timeout": 0}, "greater than zero")],
-)  # fmt: skip
+    [
+        ({"server": "mail.example.org"}, "encryption='starttls'"),
+        ({"server": "mail.example.org", "encryption": "starttls"}, "server_port is needed"),
+        (
+            {
+                "server": "mail.example.org",
+                "server_port": 25,
+                "encryption": "off",
+                "username": "u",
+                "passphrase": "p",
+            },
+            "not sent to",
+        ),
+        ({"username": "u"}, "go together"),
+        ({"encryption": "tls"}, "must be off, ssl or starttls"),
+        ({"server_port": 70000}, "does not exist"),
+        ({"sender": "nobody"}, "sender"),
+        ({"recipient": {}}, "not empty"),
+        ({"recipient": None}, "recipient is missing"),
+        ({"colour": 1}, "unknown key"),
+        ({"mail_admin": "a@x.test"}, "mean the same"),
+        ({"timeout": 0}, "greater than zero"),
+    ],
+)
 def test_wrong_settings_say_what_to_write(change: dict[str, Any], words: str) -> None:
     with pytest.raises((ValueError, TypeError), match=words):
         checked({**BOTH, **change})
 
 
-@pytest.mark.parametrize("change", [{"server_port": "25"}, {"wrap_width": True}, {"timeout": "soon"}, {"server": 5}])
+@pytest.mark.parametrize(
+    "change", [{"server_port": "25"}, {"wrap_width": True}, {"timeout": "soon"}, {"server": 5}]
+)
 def test_wrong_types(change: dict[str, Any]) -> None:
     with pytest.raises(TypeError):
         checked({**BOTH, **change})
@@ -102,7 +158,10 @@ def test_settings_become_a_relay() -> None:
         return relay_url(checked({**BOTH, **change}))
 
     assert url() == "smtp+plain://localhost:25"
-    assert url(server="m.example", server_port=587, encryption="starttls", username="u@x", passphrase="p w") == "smtp://u%40x:p%20w@m.example:587"
+    assert (
+        url(server="m.example", server_port=587, encryption="starttls", username="u@x", passphrase="p w")
+        == "smtp://u%40x:p%20w@m.example:587"
+    )
     assert url(server="m.example", server_port=465, encryption="ssl") == "smtps://m.example:465"
     assert url(server="m.example", server_port=25, encryption="off") == "smtp+plain://m.example:25"
     with pytest.warns(DeprecationWarning, match="old name of"):
@@ -110,7 +169,9 @@ def test_settings_become_a_relay() -> None:
 
 
 def test_mailer(settings: dict[str, Any], store: str, mails: Mails) -> None:
-    mailer = Mailer({**settings, "recipient": {"default": "d@x.test", "admin": "a@x.test"}, "wrap_width": 40}, store=store)
+    mailer = Mailer(
+        {**settings, "recipient": {"default": "d@x.test", "admin": "a@x.test"}, "wrap_width": 40}, store=store
+    )
     address = "https://example.org/" + "x" * 60
     mailer.send_mail("  Subject ", f"  {'word ' * 20}\n\n{address}  ")
     mailer.send_mail_to_admin("S", "B")
@@ -121,11 +182,16 @@ def test_mailer(settings: dict[str, Any], store: str, mails: Mails) -> None:
     mailer.close()
     first, second, third = mails.wait(3)
     assert [str(mail["to"]) for mail in (first, second, third)] == ["d@x.test", "a@x.test", "other@x.test"]
-    assert address in text(first) and max(len(line) for line in text(first).split("\r\n") if "http" not in line) <= 40
+    assert (
+        address in text(first)
+        and max(len(line) for line in text(first).split("\r\n") if "http" not in line) <= 40
+    )
 
 
 def test_smtp_handler(sink: Sink, store: str, mails: Mails, capsys: pytest.CaptureFixture[str]) -> None:
-    handler = SMTPHandler(("127.0.0.1", sink.port), "bot@x.test", ["me@x.test", "you@x.test"], "It failed", store=store)
+    handler = SMTPHandler(
+        ("127.0.0.1", sink.port), "bot@x.test", ["me@x.test", "you@x.test"], "It failed", store=store
+    )
     handler.handle(logging.LogRecord("app", 40, "f", 1, "one %s", ("record",), None))
     handler.handle(logging.LogRecord("outmail.engine", 40, "f", 1, "our own", (), None))
     handler._box.close()

@@ -79,9 +79,18 @@ def test_one_mail_a_run_with_groups_and_traceback(handler: Handlers, mails: Mail
 
     a_run(handler, work)
     (mail,) = mails.wait(1)
-    assert str(mail["subject"]).startswith(f"[{host()}] feeds: 4 errors") and mail["auto-submitted"] == "auto-generated"
+    assert (
+        str(mail["subject"]).startswith(f"[{host()}] feeds: 4 errors")
+        and mail["auto-submitted"] == "auto-generated"
+    )
     said = text(mail)
-    assert "feed 0 failed" in said and "KeyError" in said and "→" in said and "arguments that do not fit" in said and "geheim" not in said + page(mail)
+    assert (
+        "feed 0 failed" in said
+        and "KeyError" in said
+        and "→" in said
+        and "arguments that do not fit" in said
+        and "geheim" not in said + page(mail)
+    )
     assert all(len(line) <= 78 for line in said.splitlines())
 
 
@@ -112,8 +121,12 @@ def test_a_key_ten_runs_in_a_row_and_others_now_and_then(handler: Handlers, mail
 
         a_run(handler, work, after_runs=10)
     alert, recovered = mails.wait(2)
-    assert str(alert["subject"]) == f"FAILED [{host()}] feeds: bad, 10 runs in a row" and "other3" not in str(alert["subject"])
-    assert recovered["in-reply-to"] == alert["message-id"] and "bad is well again, after 10 failed runs" in text(recovered)
+    assert str(alert["subject"]) == f"FAILED [{host()}] feeds: bad, 10 runs in a row" and "other3" not in str(
+        alert["subject"]
+    )
+    assert recovered["in-reply-to"] == alert[
+        "message-id"
+    ] and "bad is well again, after 10 failed runs" in text(recovered)
 
 
 def test_ok_resets_and_a_run_that_died_does_not(handler: Handlers, mails: Mails, box: Outbox) -> None:
@@ -135,7 +148,9 @@ def test_ok_resets_and_a_run_that_died_does_not(handler: Handlers, mails: Mails,
     assert failures() == 0 and not mails.sink.messages
 
 
-def test_reminders_and_mutes(handler: Handlers, mails: Mails, box: Outbox, outmail: Callable[..., subprocess.CompletedProcess[bytes]]) -> None:
+def test_reminders_and_mutes(
+    handler: Handlers, mails: Mails, box: Outbox, outmail: Callable[..., subprocess.CompletedProcess[bytes]]
+) -> None:
     for _ in range(3):
         a_run(handler, errors(1, key="k"), after_runs=2, remind="1ms")
     assert len(mails.wait(2)) == 2
@@ -145,7 +160,9 @@ def test_reminders_and_mutes(handler: Handlers, mails: Mails, box: Outbox, outma
     assert len(mails.wait(2)) == 2
 
 
-def test_the_first_alert_goes_soon_and_the_rest_is_held_to_a_rate(handler: Handlers, mails: Mails, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_alert_goes_soon_and_the_rest_is_held_to_a_rate(
+    handler: Handlers, mails: Mails, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("outmail.reports.digest.GATHER", 0.0)
     one = handler(at_most="2/h", max_delay="1s")
     began = time.monotonic()
@@ -164,7 +181,10 @@ def test_the_first_alert_goes_soon_and_the_rest_is_held_to_a_rate(handler: Handl
 def test_what_was_held_back_is_counted(handler: Handlers, box: Outbox, mails: Mails) -> None:
     for _ in range(4):
         a_run(handler, errors(1), at_most=1)
-    assert state.read(box, "digest", "feeds")["held"] == 3 and state.read(box, "digest", "feeds")["pending"]["total"] == 3
+    assert (
+        state.read(box, "digest", "feeds")["held"] == 3
+        and state.read(box, "digest", "feeds")["pending"]["total"] == 3
+    )
     document = state.read(box, "digest", "feeds")
     state.remember(box, "digest", "feeds", {**document, "mails": []})
     a_run(handler, errors(1), at_most=1)
@@ -181,7 +201,13 @@ def test_a_hundred_thousand_records(handler: Handlers, mails: Mails, monkeypatch
     a_run(handler, work)
     (mail,) = mails.wait(1)
     said = text(mail)
-    assert "100,000" in said and "record 0\r" in said and "record 99999" in said and "lines left out" in said and len(said) < 120_000
+    assert (
+        "100,000" in said
+        and "record 0\r" in said
+        and "record 99999" in said
+        and "lines left out" in said
+        and len(said) < 120_000
+    )
     a_run(handler, errors(1))
     assert "1 error" in str(mails.wait(2)[1]["subject"])
 
@@ -191,7 +217,9 @@ def test_the_spool_is_bounded_and_says_what_it_left_out(handler: Handlers, mails
     assert "1,000" in text(mails.wait(1)[0])
 
 
-def test_a_killed_program_loses_nothing(sink: Sink, mails: Mails, tmp_path: Path, handler: Handlers, box: Outbox) -> None:
+def test_a_killed_program_loses_nothing(
+    sink: Sink, mails: Mails, tmp_path: Path, handler: Handlers, box: Outbox
+) -> None:
     code = (
         "import logging, os, outmail\nbox = outmail.Outbox('q.db', deliver='never')\n"
         "logging.getLogger().addHandler(outmail.DigestHandler(outbox=box, name='feeds'))\n"
@@ -204,9 +232,24 @@ def test_a_killed_program_loses_nothing(sink: Sink, mails: Mails, tmp_path: Path
 
 
 def test_process_start_to_exit_is_a_run(sink: Sink, mails: Mails, tmp_path: Path) -> None:
-    code = "import logging, logging.config, outmail\nlogging.config.dictConfig({'version': 1, 'handlers': {'mail': {'class': 'outmail.DigestHandler', 'to': ['me@x.test'], 'name': 'prog'}}, 'root': {'handlers': ['mail']}})\nlogging.error('at the end')"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, timeout=60, check=False,
-                          env={**os.environ, "OUTMAIL_STORE": str(tmp_path / "q.db"), "OUTMAIL_RELAY": sink.url, "OUTMAIL_FROM": "r@x.test"})  # fmt: skip
+    code = (
+        "import logging, logging.config, outmail\nlogging.config.dictConfig({'version': 1, 'handlers': "
+        "{'mail': {'class': 'outmail.DigestHandler', 'to': ['me@x.test'], 'name': 'prog'}}, 'root': "
+        "{'handlers': ['mail']}})\nlogging.error('at the end')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        timeout=60,
+        check=False,
+        env={
+            **os.environ,
+            "OUTMAIL_STORE": str(tmp_path / "q.db"),
+            "OUTMAIL_RELAY": sink.url,
+            "OUTMAIL_FROM": "r@x.test",
+        },
+    )
     assert done.returncode == 0 and done.stderr == b"", done.stderr
     assert mails.subjects(1) == [f"[{host()}] prog: 1 error"]
     assert not list((tmp_path / "q.db.spool").glob("digest*"))
@@ -231,7 +274,13 @@ def test_two_runs_at_once_lose_nothing(make_box: MakeBox, sink: Sink) -> None:
     assert state.read(box, "digest", "shared")["pending"]["total"] == 200
 
 
-def test_the_store_away_keeps_the_records(handler: Handlers, box: Outbox, mails: Mails, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_store_away_keeps_the_records(
+    handler: Handlers,
+    box: Outbox,
+    mails: Mails,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     def away(*_: Any, **__: Any) -> Any:
         raise outmail.NotStored("the disk is full")
 
@@ -243,7 +292,9 @@ def test_the_store_away_keeps_the_records(handler: Handlers, box: Outbox, mails:
     assert "4 errors" in mails.subjects(1)[0]
 
 
-def test_never_raises_and_never_feeds_itself(make_box: MakeBox, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_never_raises_and_never_feeds_itself(
+    make_box: MakeBox, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     box = make_box(deliver="never")
     one = DigestHandler(outbox=box, name="x")
     one.handle(logging.LogRecord("outmail.engine", 50, "f", 1, "our own", (), None))
@@ -284,7 +335,17 @@ def test_queue_handler_and_forks(handler: Handlers, mails: Mails) -> None:
     assert "2 errors" in mails.subjects(1)[0]
 
 
-@pytest.mark.parametrize("words", [{"min_records": 0}, {"after_runs": "x"}, {"max_delay": "soon"}, {"at_most": "often"}, {"trigger_level": "LOUD"}, {"remind": "5"}])
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"min_records": 0},
+        {"after_runs": "x"},
+        {"max_delay": "soon"},
+        {"at_most": "often"},
+        {"trigger_level": "LOUD"},
+        {"remind": "5"},
+    ],
+)
 def test_wrong_options_raise_at_configuration(words: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="DigestHandler"):
         DigestHandler(**words)
@@ -299,13 +360,18 @@ def test_the_predecessors_options(handler: Handlers, mails: Mails) -> None:
     assert "1 notice" in mails.subjects(2)[1]
 
 
-def test_the_command(handler: Handlers, mails: Mails, box: Outbox, outmail: Callable[..., subprocess.CompletedProcess[bytes]]) -> None:
+def test_the_command(
+    handler: Handlers, mails: Mails, box: Outbox, outmail: Callable[..., subprocess.CompletedProcess[bytes]]
+) -> None:
     a_run(handler, errors(3), min_records=10)
     store = ("--store", box.store.url)
     assert outmail("digest", "ls", *store).stdout.startswith(b"feeds")
     assert b"it failed" in outmail("digest", "show", "feeds", *store).stdout
     assert json.loads(outmail("digest", "show", "feeds", "--json", *store).stdout)["records"] == 3
-    assert outmail("digest", "show", "nobody", *store).returncode == 66 and outmail("digest", "send", *store).returncode == 64
+    assert (
+        outmail("digest", "show", "nobody", *store).returncode == 66
+        and outmail("digest", "send", *store).returncode == 64
+    )
     assert b"queued" in outmail("digest", "send", "feeds", *store, OUTMAIL_TO="me@x.test").stderr
     outmail("run", "--once", *store, "--relay", mails.sink.url)
     assert "3 errors" in mails.subjects(1)[0]
@@ -316,14 +382,25 @@ def test_the_command(handler: Handlers, mails: Mails, box: Outbox, outmail: Call
 def test_gathering_is_bounded_and_counts_exactly() -> None:
     gathered = Gathered(head_size=5, tail_size=3)
     for i in range(MAX_GROUPS + 500):
-        gathered.add(Line(float(i * 60), 40, "l", f"kind {i}", f"kind {i}"), f"{'t':<15}kind {i}", counts=True)
-    assert len(gathered.groups) == MAX_GROUPS and gathered.others == 500 and gathered.total == gathered.counted == MAX_GROUPS + 500
+        gathered.add(
+            Line(float(i * 60), 40, "l", f"kind {i}", f"kind {i}"), f"{'t':<15}kind {i}", counts=True
+        )
+    assert (
+        len(gathered.groups) == MAX_GROUPS
+        and gathered.others == 500
+        and gathered.total == gathered.counted == MAX_GROUPS + 500
+    )
     assert len(gathered.head) == 5 and len(gathered.tail) == 3 and gathered.omitted == gathered.total - 8
     one = Gathered()
     for i in range(100_000):
         one.add(Line(float(i), 40, "l", "same", "same"), f"{'t':<15}same", counts=True)
     (group,) = one.groups.values()
-    assert group.count == sum(group.times.values()) == 100_000 and len(group.times) <= 60 and len(one.head) == 1 and "× 100000" in one.head[0]
+    assert (
+        group.count == sum(group.times.values()) == 100_000
+        and len(group.times) <= 60
+        and len(one.head) == 1
+        and "× 100000" in one.head[0]
+    )
     again = Gathered.load(json.loads(json.dumps(one.dump())), 100, 20)
     assert again.dump() == one.dump()
 
@@ -336,5 +413,9 @@ def test_every_kind_of_mail_has_its_pictures() -> None:
     assert set(_TONE) - {"reminder"} <= names and "watch-reminder" in names
     for name in names:
         assert (folder / f"{name}-light.png").exists() and (folder / f"{name}-dark.png").exists()
-        assert all(len(line) <= 78 for line in (folder / f"{name}.txt").read_text().splitlines() if not line.startswith(("Subject:", "From:")))
+        assert all(
+            len(line) <= 78
+            for line in (folder / f"{name}.txt").read_text().splitlines()
+            if not line.startswith(("Subject:", "From:"))
+        )
     assert sum(path.stat().st_size for path in folder.iterdir()) < 3_000_000

@@ -1,4 +1,6 @@
-"""Whatever a text, a record, a note or a file holds: the report goes out, and nothing odd reaches a reader's screen."""
+"""Whatever a text, a record, a note or a file holds: the report goes out, and nothing odd reaches a reader's
+screen.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,20 @@ from outmail.testing import Sink
 
 from .conftest import page, text
 
-ODD = ["\0", "\x1b", "\x85", "\x9b", "\u202e", "\u2066", "\u200f", "\ufeff", "\udc80", "\ud83d", "\u2028", "\x7f"]
+ODD = [
+    "\0",
+    "\x1b",
+    "\x85",
+    "\x9b",
+    "\u202e",
+    "\u2066",
+    "\u200f",
+    "\ufeff",
+    "\udc80",
+    "\ud83d",
+    "\u2028",
+    "\x7f",
+]
 NASTY = "a" + "".join(ODD) + "b\r\nBcc: x@y\n" + "\x1b[31mred\x1b[0m password: geheim "
 ANY = st.text(alphabet=st.characters(), max_size=60)
 FEW = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
@@ -53,7 +68,22 @@ def clean(mail: Any) -> None:
 
 
 def options(**words: Any) -> watch.Any:
-    return _Options({"name": "crawl", "to": (), "after": 1, "remind": 0, "no-recovered": False, "on": "always", "late": 0, "tail": 20, "no-output": False, "attach": False, "longer-than": 0, **words})
+    return _Options(
+        {
+            "name": "crawl",
+            "to": (),
+            "after": 1,
+            "remind": 0,
+            "no-recovered": False,
+            "on": "always",
+            "late": 0,
+            "tail": 20,
+            "no-output": False,
+            "attach": False,
+            "longer-than": 0,
+            **words,
+        }
+    )
 
 
 class _Options(dict[str, Any]):
@@ -63,7 +93,17 @@ class _Options(dict[str, Any]):
 
 def result(output: str = "", reason: str = "exit status 1") -> SimpleNamespace:
     raw = output.encode("utf-8", "surrogatepass")
-    return SimpleNamespace(failed=True, reason=reason, output=raw, cut=0, began_ms=int(time.time() * 1000), duration_ms=5, status=1, peak_kb=1, cpu=0.1)
+    return SimpleNamespace(
+        failed=True,
+        reason=reason,
+        output=raw,
+        cut=0,
+        began_ms=int(time.time() * 1000),
+        duration_ms=5,
+        status=1,
+        peak_kb=1,
+        cpu=0.1,
+    )
 
 
 def a_job(box: Outbox, words: str, number: str = "") -> None:
@@ -79,7 +119,9 @@ def a_job(box: Outbox, words: str, number: str = "") -> None:
 def a_watch(box: Outbox, words: str, number: str = "") -> None:
     from outmail.cli.watch import _named
 
-    watch.ended(box, options(name=_named((words or "x") + number)), ["sh", words], result(words, words or "failed"))
+    watch.ended(
+        box, options(name=_named((words or "x") + number)), ["sh", words], result(words, words or "failed")
+    )
 
 
 def a_digest(box: Outbox, words: str, number: str = "") -> None:
@@ -97,7 +139,9 @@ def a_digest(box: Outbox, words: str, number: str = "") -> None:
 
 
 def a_decorated_call(box: Outbox, words: str, number: str = "") -> None:
-    @outmail.notify(on="finish", name=(words if words.strip() else "x") + number, result=str, outbox=box, strict=True)
+    @outmail.notify(
+        on="finish", name=(words if words.strip() else "x") + number, result=str, outbox=box, strict=True
+    )
     def work() -> str:
         return words
 
@@ -122,9 +166,13 @@ def test_any_text_goes_out(quiet: Outbox, kind: str) -> None:
     @given(ANY)
     @FEW
     def check(words: str) -> None:
-        before = quiet.stats()["states"].get("queued", 0) if hasattr(quiet, "stats") else len(list(quiet.find()))
+        before = (
+            quiet.stats()["states"].get("queued", 0) if hasattr(quiet, "stats") else len(list(quiet.find()))
+        )
         REPORTS[kind](quiet, words, next(numbers))
-        after = quiet.stats()["states"].get("queued", 0) if hasattr(quiet, "stats") else len(list(quiet.find()))
+        after = (
+            quiet.stats()["states"].get("queued", 0) if hasattr(quiet, "stats") else len(list(quiet.find()))
+        )
         assert after > before
 
     check()
@@ -138,18 +186,52 @@ class _Bad:
     __repr__ = __str__
 
 
-VALUES = st.one_of(ANY, st.none(), st.integers(), st.floats(), st.lists(ANY, max_size=2), st.builds(_Bad), st.just((1, 2, 3)), st.just((ValueError, ValueError("x"), None)), st.binary(max_size=4))
-ATTRIBUTES = ("msg", "args", "name", "levelno", "levelname", "created", "exc_info", "exc_text", "stack_info", "key", "extra", "lineno", "pathname", "msecs", "thread")
+VALUES = st.one_of(
+    ANY,
+    st.none(),
+    st.integers(),
+    st.floats(),
+    st.lists(ANY, max_size=2),
+    st.builds(_Bad),
+    st.just((1, 2, 3)),
+    st.just((ValueError, ValueError("x"), None)),
+    st.binary(max_size=4),
+)
+ATTRIBUTES = (
+    "msg",
+    "args",
+    "name",
+    "levelno",
+    "levelname",
+    "created",
+    "exc_info",
+    "exc_text",
+    "stack_info",
+    "key",
+    "extra",
+    "lineno",
+    "pathname",
+    "msecs",
+    "thread",
+)
 
 
 def _handlers(box: Outbox, sink: Sink, folder: Path) -> Iterator[logging.Handler]:
     yield DigestHandler(outbox=box, name="any")
     yield SMTPHandler(("127.0.0.1", sink.port), "a@x.test", "b@x.test", "s\udc80", store=str(folder / "h.db"))
-    yield BufferingSMTPHandler(("127.0.0.1", sink.port), "a@x.test", "b@x.test", "s\x00", 3, store=str(folder / "h.db"))
+    yield BufferingSMTPHandler(
+        ("127.0.0.1", sink.port), "a@x.test", "b@x.test", "s\x00", 3, store=str(folder / "h.db")
+    )
     yield jobs._Tail(5)
 
 
-def test_no_record_makes_a_handler_raise(quiet: Outbox, sink: Sink, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_record_makes_a_handler_raise(
+    quiet: Outbox,
+    sink: Sink,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(logging, "raiseExceptions", False)
     handlers = list(_handlers(quiet, sink, tmp_path))
     plain = logging.makeLogRecord({"msg": "x"})
@@ -186,16 +268,31 @@ def test_one_bad_record_does_not_stop_the_handler_for_good(quiet: Outbox) -> Non
 
 
 def test_the_exoskeleton_manager_reports_any_name(tmp_path: Path, sink: Sink) -> None:
-    manager = NotificationManager(NASTY, {"server": "127.0.0.1", "server_port": sink.port, "recipient": "a@x.test", "sender": "b@x.test"}, store=str(tmp_path / "e.db"), strict=True)
+    manager = NotificationManager(
+        NASTY,
+        {"server": "127.0.0.1", "server_port": sink.port, "recipient": "a@x.test", "sender": "b@x.test"},
+        store=str(tmp_path / "e.db"),
+        strict=True,
+    )
     manager.send_custom_msg("s\udc80\0", "b\x1b[31m")
     manager.close()
     assert sink.wait_for(2, 10) is None or len(sink.messages) == 2
 
 
-# -- notes and files that cannot be read --------------------------------------------------------------------------------------
+# -- notes and files that cannot be read ---------------------------------------------------------------------
 
 
-GARBAGE = ["[1, 2]", '"text"', "7", '{"incident": 5}', '{"incident": {"failures": "many"}, "last": 3}', "not json", "[" * 100_000, '{"pending": {"groups": 7}}', '{"pending": {"odd": 1}, "incidents": [1]}']
+GARBAGE = [
+    "[1, 2]",
+    '"text"',
+    "7",
+    '{"incident": 5}',
+    '{"incident": {"failures": "many"}, "last": 3}',
+    "not json",
+    "[" * 100_000,
+    '{"pending": {"groups": 7}}',
+    '{"pending": {"odd": 1}, "incidents": [1]}',
+]
 
 
 def _put_raw(box: Outbox, kind: str, key: str, value: str) -> None:
@@ -208,7 +305,13 @@ def _put_raw(box: Outbox, kind: str, key: str, value: str) -> None:
 
 @pytest.mark.parametrize("value", GARBAGE, ids=range(len(GARBAGE)))
 @pytest.mark.parametrize(("kind", "report"), [("job", a_job), ("digest", a_digest)])
-def test_a_note_that_cannot_be_read_is_set_aside(quiet: Outbox, kind: str, report: Callable[[Outbox, str], None], value: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_note_that_cannot_be_read_is_set_aside(
+    quiet: Outbox,
+    kind: str,
+    report: Callable[[Outbox, str], None],
+    value: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     _put_raw(quiet, kind, "crawl", value)
     _put_raw(quiet, "run", "odd", value)
     report(quiet, "crawl")
@@ -219,8 +322,12 @@ def test_a_note_that_cannot_be_read_is_set_aside(quiet: Outbox, kind: str, repor
 
 
 @pytest.mark.parametrize("make", ["garbage", "pipe", "folder", "wrong", "deep"])
-@pytest.mark.parametrize("name", ["digest.crawl.1-a.jsonl", "run.1-a", "watch.jsonl", "late.crawl", "attention.crawl"])
-def test_a_file_that_cannot_be_read_is_out_of_the_way(quiet: Outbox, name: str, make: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "name", ["digest.crawl.1-a.jsonl", "run.1-a", "watch.jsonl", "late.crawl", "attention.crawl"]
+)
+def test_a_file_that_cannot_be_read_is_out_of_the_way(
+    quiet: Outbox, name: str, make: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = Path(quiet.spool)
     folder.mkdir(exist_ok=True)
     path = folder / name
@@ -229,7 +336,13 @@ def test_a_file_that_cannot_be_read_is_out_of_the_way(quiet: Outbox, name: str, 
     elif make == "folder":
         path.mkdir()
     else:
-        path.write_bytes({"garbage": b"\0\xff\n{\n", "wrong": b'["ok"]\n{"job": 5}\n[1,2,3,4,5,6,7,8,9,10,11]\n', "deep": b"[" * 100_000 + b"\n"}[make])
+        path.write_bytes(
+            {
+                "garbage": b"\0\xff\n{\n",
+                "wrong": b'["ok"]\n{"job": 5}\n[1,2,3,4,5,6,7,8,9,10,11]\n',
+                "deep": b"[" * 100_000 + b"\n",
+            }[make]
+        )
     done: list[bool] = []
 
     def work() -> None:
@@ -248,24 +361,49 @@ def test_a_file_that_cannot_be_read_is_out_of_the_way(quiet: Outbox, name: str, 
         assert Path(str(path) + marks.UNREADABLE).exists() and "cannot be read" in capsys.readouterr().err
 
 
-# -- looking commands -----------------------------------------------------------------------------------------------------------
+# -- looking commands ----------------------------------------------------------------------------------------
 
 
 def _looked(box: Outbox, id: str, capsys: pytest.CaptureFixture[str]) -> Iterator[tuple[list[str], str]]:
     where = ["--store", box.store.url]
     capsys.readouterr()
-    for words in (["show", id], ["log", id], ["why", id], ["queue", "list", "ALL"][:2], ["queue", "list", "tag:t"], ["events"], ["queue", "stats"], ["show", id, "--json"], ["log", id, "--jsonl"], ["events", "--jsonl"], ["queue", "list", "--json"], ["jobs", "ls"], ["jobs", "ls", "--json"]):
-        status = cli.main([*words[:2], *where, *words[2:]] if words[0] in ("queue", "jobs") else [words[0], *where, *words[1:]])
+    for words in (
+        ["show", id],
+        ["log", id],
+        ["why", id],
+        ["queue", "list", "ALL"][:2],
+        ["queue", "list", "tag:t"],
+        ["events"],
+        ["queue", "stats"],
+        ["show", id, "--json"],
+        ["log", id, "--jsonl"],
+        ["events", "--jsonl"],
+        ["queue", "list", "--json"],
+        ["jobs", "ls"],
+        ["jobs", "ls", "--json"],
+    ):
+        status = cli.main(
+            [*words[:2], *where, *words[2:]]
+            if words[0] in ("queue", "jobs")
+            else [words[0], *where, *words[1:]]
+        )
         assert status == 0, words
         told = capsys.readouterr()
         yield words, told.out + told.err
 
 
-def test_looking_commands_print_a_relays_words_as_text(make_box: Callable[..., Outbox], capsys: pytest.CaptureFixture[str]) -> None:
+def test_looking_commands_print_a_relays_words_as_text(
+    make_box: Callable[..., Outbox], capsys: pytest.CaptureFixture[str]
+) -> None:
     evil = "no\x1b]0;owned\x07 \x9b31m \u202egnp.exe\u2066 \ufeff"
     with Sink(f"RCPT: 550 5.1.1 {evil}") as sink:
         box = make_box(relay=sink.url)
-        id = box.submit(f"Subject: {evil}\r\nMessage-ID: <\x1b[2J@x>\r\n\r\n".encode(), sender="a@x.test", recipients="b@x.test", tag="t").id
+        id = box.submit(
+            f"Subject: {evil}\r\nMessage-ID: <\x1b[2J@x>\r\n\r\n".encode(),
+            sender="a@x.test",
+            recipients="b@x.test",
+            tag="t",
+        ).id
         assert box.wait(id, 10)
         for words, shown in _looked(box, id, capsys):
             assert not any(char in shown for char in ODD), words
@@ -280,7 +418,12 @@ def test_looking_commands_take_any_words(quiet: Outbox, capsys: pytest.CaptureFi
     @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
     def check(words: str) -> None:
         raw = words.encode("utf-8", "surrogatepass")
-        id = quiet.submit(b"Subject: " + raw + b"\r\nMessage-ID: <" + raw + b">\r\n\r\n", sender="a@x.test", recipients="b@x.test", tag="t").id
+        id = quiet.submit(
+            b"Subject: " + raw + b"\r\nMessage-ID: <" + raw + b">\r\n\r\n",
+            sender="a@x.test",
+            recipients="b@x.test",
+            tag="t",
+        ).id
         for command, shown in _looked(quiet, id, capsys):
             assert not any(char in shown for char in ODD if char != "\x85"), command
             break
@@ -311,7 +454,9 @@ def test_the_password_that_a_server_repeats_is_masked() -> None:
     assert password not in story and said not in story
 
 
-def test_a_configured_password_is_masked_in_reports_and_in_what_is_said(quiet: Outbox, make_box: Callable[..., Outbox], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_configured_password_is_masked_in_reports_and_in_what_is_said(
+    quiet: Outbox, make_box: Callable[..., Outbox], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     make_box("smtps://me:Kn0wn-elsewhere@isp.example:465", store=str(tmp_path / "other.db"), deliver="never")
     a_job(quiet, "the server said Kn0wn-elsewhere to us")
     assert "said **** to us" in text(newest(quiet)) and "Kn0wn" not in page(newest(quiet))

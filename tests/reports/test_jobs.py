@@ -36,12 +36,24 @@ def test_a_job_in_mails(box: Outbox, mails: Mails) -> None:
         job.metric("loss", 0.5)
         job.table([("a", "b"), (1, 2)], "Numbers")
     start, half, end = mails.wait(3)
-    assert len({str(mail["subject"]) for mail in (start, half, end)}) == 1 and str(start["subject"]).startswith(f"[{host()}] crawl 20")
+    assert len({str(mail["subject"]) for mail in (start, half, end)}) == 1 and str(
+        start["subject"]
+    ).startswith(f"[{host()}] crawl 20")
     assert text(start).startswith("crawl has started") and "50 of 100 done (50%)" in text(half)
-    assert text(end).startswith("crawl has finished after") and "all well" in text(end) and "Numbers" in text(end) and "loss" in text(end)
+    assert (
+        text(end).startswith("crawl has finished after")
+        and "all well" in text(end)
+        and "Numbers" in text(end)
+        and "loss" in text(end)
+    )
     root = start["references"]
     for mail in (start, half, end):
-        assert mail["auto-submitted"] == "auto-generated" and mail["references"] == root and mail["x-outmail-job"] == "crawl" and len(str(mail["subject"])) <= 60
+        assert (
+            mail["auto-submitted"] == "auto-generated"
+            and mail["references"] == root
+            and mail["x-outmail-job"] == "crawl"
+            and len(str(mail["subject"])) <= 60
+        )
         assert "jobs.outmail.localhost" in mail["list-id"] and "crawl" in str(mail["from"])
         assert "<table" in page(mail) and "http" not in page(mail)
         assert all(len(line) <= 78 for line in text(mail).splitlines())
@@ -59,10 +71,21 @@ def test_a_failure_breaks_out_and_recovery_answers_it(box: Outbox, mails: Mails)
         except ValueError:
             pass
     alert, recovered = mails.wait(2)
-    assert str(alert["subject"]).startswith(f"FAILED [{host()}] feed: ValueError: no such feed") and alert["importance"] == "high"
-    assert "→" in text(alert) and "raise ValueError" in text(alert) and "geheim" not in text(alert) + page(alert) + str(alert["subject"])
-    assert str(recovered["subject"]) == f"Re: {alert['subject']}"[:60].rstrip() or str(recovered["subject"]).startswith("Re: FAILED")
-    assert recovered["in-reply-to"] == alert["message-id"] and text(recovered).startswith("RECOVERED: feed works again")
+    assert (
+        str(alert["subject"]).startswith(f"FAILED [{host()}] feed: ValueError: no such feed")
+        and alert["importance"] == "high"
+    )
+    assert (
+        "→" in text(alert)
+        and "raise ValueError" in text(alert)
+        and "geheim" not in text(alert) + page(alert) + str(alert["subject"])
+    )
+    assert str(recovered["subject"]) == f"Re: {alert['subject']}"[:60].rstrip() or str(
+        recovered["subject"]
+    ).startswith("Re: FAILED")
+    assert recovered["in-reply-to"] == alert["message-id"] and text(recovered).startswith(
+        "RECOVERED: feed works again"
+    )
 
 
 def test_after_n_failures_in_a_row(box: Outbox, mails: Mails) -> None:
@@ -111,7 +134,16 @@ def test_no_recipient_is_one_line(make_box: MakeBox, capsys: pytest.CaptureFixtu
 
 @pytest.mark.parametrize(
     "options",
-    [{"every": "soon"}, {"every": "10%"}, {"start": "maybe"}, {"total": -1}, {"total": "5"}, {"min_interval": "5"}, {"after_failures": 0}, {"stall": "x"}],
+    [
+        {"every": "soon"},
+        {"every": "10%"},
+        {"start": "maybe"},
+        {"total": -1},
+        {"total": "5"},
+        {"min_interval": "5"},
+        {"after_failures": 0},
+        {"stall": "x"},
+    ],
 )
 def test_wrong_options_raise_at_once(options: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
@@ -212,7 +244,9 @@ def test_threads_count_together(box: Outbox) -> None:
         assert job.done == 20_000
 
 
-def test_children_and_other_ranks_are_quiet(box: Outbox, mails: Mails, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_children_and_other_ranks_are_quiet(
+    box: Outbox, mails: Mails, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with outmail.job("parent", total=2, every=1, outbox=box, min_interval="") as job:
         pid = os.fork()
         if not pid:
@@ -237,14 +271,27 @@ box = outmail.Outbox("q.db", relay=sys.argv[1])
 
 def run(tmp_path: Path, sink: Sink, body: str, **words: object) -> subprocess.Popen[bytes]:
     code = SCRIPT.format(body=body)
-    return subprocess.Popen([sys.executable, "-c", code, sink.url], cwd=tmp_path, env={**os.environ, "OUTMAIL_TO": "me@x.test"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, sink.url],
+        cwd=tmp_path,
+        env={**os.environ, "OUTMAIL_TO": "me@x.test"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 @pytest.mark.parametrize(
     ("number", "status", "word"), [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, -2, "Ctrl-C")]
 )
-def test_signals_stop_a_job_with_a_word(sink: Sink, mails: Mails, tmp_path: Path, number: int, status: int, word: str) -> None:
-    process = run(tmp_path, sink, "with outmail.job('long', outbox=box) as job:\n    job.update(3)\n    print('up', flush=True)\n    for _ in range(600): time.sleep(0.1)")
+def test_signals_stop_a_job_with_a_word(
+    sink: Sink, mails: Mails, tmp_path: Path, number: int, status: int, word: str
+) -> None:
+    process = run(
+        tmp_path,
+        sink,
+        "with outmail.job('long', outbox=box) as job:\n    job.update(3)\n    print('up', flush=True)\n    "
+        "for _ in range(600): time.sleep(0.1)",
+    )
     assert process.stdout and process.stdout.readline() == b"up\n"
     process.send_signal(number)
     process.communicate(timeout=30)
@@ -253,21 +300,36 @@ def test_signals_stop_a_job_with_a_word(sink: Sink, mails: Mails, tmp_path: Path
     assert str(mail["subject"]).startswith(f"ABORTED [{host()}] long: {word}") and "3 done" in text(mail)
 
 
-def test_an_exception_that_ends_the_program_is_told_by_track_too(sink: Sink, mails: Mails, tmp_path: Path) -> None:
-    process = run(tmp_path, sink, "for x in outmail.track(range(9), 'loop', outbox=box):\n    if x == 5: raise ValueError('at five')")
+def test_an_exception_that_ends_the_program_is_told_by_track_too(
+    sink: Sink, mails: Mails, tmp_path: Path
+) -> None:
+    process = run(
+        tmp_path,
+        sink,
+        "for x in outmail.track(range(9), 'loop', outbox=box):\n    if x == 5: raise ValueError('at five')",
+    )
     process.communicate(timeout=30)
     assert process.returncode == 1
     (mail,) = mails.wait(1)
-    assert str(mail["subject"]).startswith(f"FAILED [{host()}] loop: ValueError: at five") and "at five" in text(mail)
+    assert str(mail["subject"]).startswith(
+        f"FAILED [{host()}] loop: ValueError: at five"
+    ) and "at five" in text(mail)
 
 
 def test_a_killed_job_is_told_dead_by_the_next_run_once(sink: Sink, mails: Mails, tmp_path: Path) -> None:
-    process = run(tmp_path, sink, "with outmail.job('victim', outbox=box) as job:\n    job.update(7)\n    job.wait()\n    print('up', flush=True)\n    time.sleep(60)")
+    process = run(
+        tmp_path,
+        sink,
+        "with outmail.job('victim', outbox=box) as job:\n    job.update(7)\n    job.wait()\n    print('up', "
+        "flush=True)\n    time.sleep(60)",
+    )
     assert process.stdout and process.stdout.readline() == b"up\n"
     process.kill()
     process.communicate(timeout=30)
     for _ in range(2):
-        run(tmp_path, sink, "with outmail.job('victim', outbox=box, finish=False) as job:\n    job.wait()").communicate(timeout=30)
+        run(
+            tmp_path, sink, "with outmail.job('victim', outbox=box, finish=False) as job:\n    job.wait()"
+        ).communicate(timeout=30)
     dead, recovered = mails.wait(2)
     assert str(dead["subject"]).startswith(f"DEAD [{host()}] victim") and "ended without a word" in text(dead)
     assert recovered["in-reply-to"] == dead["message-id"] and "RECOVERED" in text(recovered)
@@ -285,8 +347,14 @@ def test_the_living_are_not_declared_dead(box: Outbox, mails: Mails) -> None:
 
 def test_no_configuration_at_all_and_a_read_only_home(tmp_path: Path) -> None:
     code = "import outmail\nwith outmail.job('x') as job:\n    job.update()\nprint('ran on')"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, timeout=60, check=False,
-                          env={**os.environ, "OUTMAIL_STORE": "/proc/nowhere/q.db", "OUTMAIL_TO": "me@x.test"})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "OUTMAIL_STORE": "/proc/nowhere/q.db", "OUTMAIL_TO": "me@x.test"},
+    )
     assert done.returncode == 0 and done.stdout == b"ran on\n" and done.stderr.count(b"\n") == 1, done.stderr
 
 
@@ -315,5 +383,10 @@ def test_a_job_through_a_relay_restart(make_box: MakeBox) -> None:
             box.retry("state:queued")
             time.sleep(0.1)
         mails = [*Mails(first).wait(1), *Mails(second).wait(1)]
-    assert len({str(mail["subject"]) for mail in mails}) == 1 and len({str(mail["references"]) for mail in mails}) == 1
-    assert "has started" in text(mails[0]) and "has finished" in text(mails[1]) and "40 of 40" in text(mails[1])
+    assert (
+        len({str(mail["subject"]) for mail in mails}) == 1
+        and len({str(mail["references"]) for mail in mails}) == 1
+    )
+    assert (
+        "has started" in text(mails[0]) and "has finished" in text(mails[1]) and "40 of 40" in text(mails[1])
+    )

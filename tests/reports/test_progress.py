@@ -7,24 +7,59 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outmail.policy.incident import Incident, Rule, failed, succeeded
-from outmail.policy.progress import UNKNOWN, Estimate, parse_every, remaining_in_words, span_in_words, sparkline, took
+from outmail.policy.progress import (
+    UNKNOWN,
+    Estimate,
+    parse_every,
+    remaining_in_words,
+    span_in_words,
+    sparkline,
+    took,
+)
 
 
 def test_a_milestone_is_reached_once_and_jumps_count_once() -> None:
     marks = parse_every(100, None)
     assert marks is not None
-    assert [marks.reached(n, 0) for n in (99, 100, 100, 101, 210, 299, 300)] == [False, True, False, False, True, False, True]
+    assert [marks.reached(n, 0) for n in (99, 100, 100, 101, 210, 299, 300)] == [
+        False,
+        True,
+        False,
+        False,
+        True,
+        False,
+        True,
+    ]
 
 
 def test_percent_time_list_and_function() -> None:
     percent = parse_every("10%", 48_000)
     assert percent is not None and percent.next_count() == 4800
     by_time = parse_every("2h", None)
-    assert by_time is not None and [by_time.reached(0, t) for t in (7199, 7200, 7201, 14_400)] == [False, True, False, True]
+    assert by_time is not None and [by_time.reached(0, t) for t in (7199, 7200, 7201, 14_400)] == [
+        False,
+        True,
+        False,
+        True,
+    ]
     some = parse_every([5, 3, 50], None)
-    assert some is not None and [some.reached(n, 0) for n in (3, 4, 5, 6, 49, 51, 99)] == [True, False, True, False, False, True, False]
+    assert some is not None and [some.reached(n, 0) for n in (3, 4, 5, 6, 49, 51, 99)] == [
+        True,
+        False,
+        True,
+        False,
+        False,
+        True,
+        False,
+    ]
     odd = parse_every(lambda n: n % 7 == 0, None)
-    assert odd is not None and [odd.reached(n, 0) for n in (6, 7, 7, 8, 14)] == [False, True, False, False, True]
+    assert odd is not None and [odd.reached(n, 0) for n in (6, 7, 7, 8, 14)] == [
+        False,
+        True,
+        False,
+        False,
+        True,
+    ]
 
 
 @pytest.mark.parametrize("every", [True, -1, "soon", "0%", "101%", "x%", [1, "a"], 1.5])
@@ -66,9 +101,20 @@ def test_a_resumed_job_uses_this_runs_rate() -> None:
 
 
 def test_words() -> None:
-    assert [span_in_words(s) for s in (5, 70, 3660, 7200, 200_000)] == ["under a minute", "1 min", "1 h 01 min", "2 h", "2 days 7 h"]
+    assert [span_in_words(s) for s in (5, 70, 3660, 7200, 200_000)] == [
+        "under a minute",
+        "1 min",
+        "1 h 01 min",
+        "2 h",
+        "2 days 7 h",
+    ]
     assert [took(s) for s in (0.42, 42, 125)] == ["0.4 s", "42 s", "2 min"]
-    assert sparkline([0, 1, 2, 4]) == "▁▂▄█" and len(sparkline(range(1000), 40)) == 40 and sparkline([]) == "" and sparkline([0, 0]) == "▁▁"
+    assert (
+        sparkline([0, 1, 2, 4]) == "▁▂▄█"
+        and len(sparkline(range(1000), 40)) == 40
+        and sparkline([]) == ""
+        and sparkline([0, 0]) == "▁▁"
+    )
 
 
 def say(rule: Rule, story: str, step: int = 60_000) -> list[str]:
@@ -84,7 +130,15 @@ def say(rule: Rule, story: str, step: int = 60_000) -> list[str]:
 def test_failures_in_a_row() -> None:
     assert say(Rule(3), "ffffo") == ["-", "-", "alert", "-", "recovered"]
     assert say(Rule(3), "ffoffo") == ["-"] * 6
-    assert say(Rule(1, remind=120_000), "fffffoo") == ["alert", "-", "remind", "-", "remind", "recovered", "-"]
+    assert say(Rule(1, remind=120_000), "fffffoo") == [
+        "alert",
+        "-",
+        "remind",
+        "-",
+        "remind",
+        "recovered",
+        "-",
+    ]
     assert say(Rule(1, recovered=False), "fof") == ["alert", "-", "alert"]
 
 

@@ -20,7 +20,9 @@ def test_structlog(box: Outbox, mails: Mails) -> None:
     handler = DigestHandler(outbox=box, name="feeds", after_runs=1)
     root = logging.getLogger()
     root.addHandler(handler)
-    structlog.configure(processors=[structlog.stdlib.render_to_log_kwargs], logger_factory=structlog.stdlib.LoggerFactory())
+    structlog.configure(
+        processors=[structlog.stdlib.render_to_log_kwargs], logger_factory=structlog.stdlib.LoggerFactory()
+    )
     try:
         with handler.run():
             structlog.get_logger("feeds").error("feed failed", key="daily-news")
@@ -65,4 +67,6 @@ def test_a_live_bar_on_a_terminal(box: Outbox, monkeypatch: pytest.MonkeyPatch, 
             pass
         job.set_description("page 7")
         job.set_postfix(loss=0.1)
-    assert "crawl" in screen.getvalue() and ("10/10" in screen.getvalue() if with_tqdm else "10 of 10 done" in screen.getvalue())
+    assert "crawl" in screen.getvalue() and (
+        "10/10" in screen.getvalue() if with_tqdm else "10 of 10 done" in screen.getvalue()
+    )

@@ -27,13 +27,27 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def environment(tmp_path: Path, sink: Sink) -> dict[str, str]:
-    return {**os.environ, "OUTMAIL_STORE": str(tmp_path / "q.db"), "OUTMAIL_RELAY": sink.url, "OUTMAIL_TO": "me@x.test", "OUTMAIL_FROM": "robot@x.test"}
+    return {
+        **os.environ,
+        "OUTMAIL_STORE": str(tmp_path / "q.db"),
+        "OUTMAIL_RELAY": sink.url,
+        "OUTMAIL_TO": "me@x.test",
+        "OUTMAIL_FROM": "robot@x.test",
+    }
 
 
 @pytest.fixture
 def watch(tmp_path: Path, environment: dict[str, str]) -> Watch:
     def run(*words: str, stdin: bytes = b"", **more: str) -> Done:
-        return subprocess.run([sys.executable, "-m", "outmail", "watch", *words], input=stdin, capture_output=True, cwd=tmp_path, timeout=60, check=False, env={**environment, **more})
+        return subprocess.run(
+            [sys.executable, "-m", "outmail", "watch", *words],
+            input=stdin,
+            capture_output=True,
+            cwd=tmp_path,
+            timeout=60,
+            check=False,
+            env={**environment, **more},
+        )
 
     return run
 
@@ -42,11 +56,19 @@ def sh(script: str) -> tuple[str, ...]:
     return ("--", "sh", "-c", script)
 
 
-# -- running ------------------------------------------------------------------------------------------------------------
+# -- running -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("script", "status"), [("exit 0", 0), ("exit 3", 3), ("kill -9 $$", 137), ("kill -15 $$", 143), ("nosuchcommand_", 127), ("exec ./notexecutable", 126)]
+    ("script", "status"),
+    [
+        ("exit 0", 0),
+        ("exit 3", 3),
+        ("kill -9 $$", 137),
+        ("kill -15 $$", 143),
+        ("nosuchcommand_", 127),
+        ("exec ./notexecutable", 126),
+    ],
 )
 def test_the_commands_own_status(watch: Watch, tmp_path: Path, script: str, status: int) -> None:
     (tmp_path / "notexecutable").write_text("x")
@@ -68,8 +90,20 @@ def test_streams_pass_unchanged_and_success_is_silent(watch: Watch) -> None:
 
 
 def test_signals_reach_the_command(environment: dict[str, str], tmp_path: Path) -> None:
-    process = subprocess.Popen([sys.executable, "-m", "outmail", "watch", "--on", "never", *sh("trap 'echo got; exit 7' USR1; echo up; while :; do sleep 0.05; done")],
-                               stdout=subprocess.PIPE, env=environment, cwd=tmp_path)  # fmt: skip
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "outmail",
+            "watch",
+            "--on",
+            "never",
+            *sh("trap 'echo got; exit 7' USR1; echo up; while :; do sleep 0.05; done"),
+        ],
+        stdout=subprocess.PIPE,
+        env=environment,
+        cwd=tmp_path,
+    )
     assert process.stdout and process.stdout.readline() == b"up\n"
     process.send_signal(signal.SIGUSR1)
     rest, _ = process.communicate(timeout=30)
@@ -82,7 +116,19 @@ def test_a_terminal_stays_a_terminal(environment: dict[str, str], tmp_path: Path
     answers = b""
     pid, master = pty.fork()
     if not pid:
-        os.execve(sys.executable, [sys.executable, "-m", "outmail", "watch", "--on", "never", *sh("test -t 1 && test -t 2 && printf 'a\\nterminal'")], environment)
+        os.execve(
+            sys.executable,
+            [
+                sys.executable,
+                "-m",
+                "outmail",
+                "watch",
+                "--on",
+                "never",
+                *sh("test -t 1 && test -t 2 && printf 'a\\nterminal'"),
+            ],
+            environment,
+        )
     while True:
         try:
             data = os.read(master, 1000)
@@ -101,7 +147,19 @@ def test_a_grandchild_that_keeps_the_pipe_does_not_hold_us(watch: Watch) -> None
     assert time.monotonic() - began < 20
 
 
-@pytest.mark.parametrize("words", [["--after", "0"], ["--after", "x"], ["--on", "sometimes"], ["--timeout", "5"], ["--lock", "maybe"], ["--nonsense"], ["--grep-fail", "("], []])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--after", "0"],
+        ["--after", "x"],
+        ["--on", "sometimes"],
+        ["--timeout", "5"],
+        ["--lock", "maybe"],
+        ["--nonsense"],
+        ["--grep-fail", "("],
+        [],
+    ],
+)
 def test_wrong_options_are_64_and_nothing_runs(watch: Watch, tmp_path: Path, words: list[str]) -> None:
     command = ["--", "touch", str(tmp_path / "ran")] if words else []
     done = watch(*words, *command)
@@ -116,7 +174,7 @@ def test_outmails_own_trouble_is_said_and_changes_nothing(watch: Watch) -> None:
     assert done.returncode == 5 and b"nobody is told" in done.stderr
 
 
-# -- the options, one test each --------------------------------------------------------------------------------------------
+# -- the options, one test each ------------------------------------------------------------------------------
 
 
 def test_option_after_remind_recovered(watch: Watch, mails: Mails) -> None:
@@ -124,7 +182,11 @@ def test_option_after_remind_recovered(watch: Watch, mails: Mails) -> None:
         watch("--name", "backup", "--after", "3", *sh(script))
     alert, recovered = mails.wait(2)
     assert str(alert["subject"]) == f"FAILED [{host()}] backup: exit status 1, 3 in a row"
-    assert recovered["in-reply-to"] == alert["message-id"] and "RECOVERED" in text(recovered) and str(recovered["subject"]).startswith("Re: FAILED")
+    assert (
+        recovered["in-reply-to"] == alert["message-id"]
+        and "RECOVERED" in text(recovered)
+        and str(recovered["subject"]).startswith("Re: FAILED")
+    )
     watch("--name", "other", "--remind", "1ms", *sh("exit 1"))
     watch("--name", "other", "--remind", "1ms", *sh("exit 1"))
     assert "STILL FAILING" in text(mails.wait(4)[3])
@@ -155,28 +217,74 @@ def test_option_on_stderr_ok_codes_grep_fail(watch: Watch, mails: Mails) -> None
 
 def test_option_timeout_and_kill_after(watch: Watch, mails: Mails) -> None:
     began = time.monotonic()
-    done = watch("--name", "slow", "--timeout", "300ms", "--kill-after", "300ms", *sh("trap '' TERM; echo here; while :; do sleep 0.1; done"))
+    done = watch(
+        "--name",
+        "slow",
+        "--timeout",
+        "300ms",
+        "--kill-after",
+        "300ms",
+        *sh("trap '' TERM; echo here; while :; do sleep 0.1; done"),
+    )
     assert done.returncode == 124 and done.stdout == b"here\n" and time.monotonic() - began < 30
     assert "it took too long" in mails.subjects(1)[0]
 
 
 def test_option_lock(watch: Watch, environment: dict[str, str], tmp_path: Path) -> None:
-    first = subprocess.Popen([sys.executable, "-m", "outmail", "watch", "--name", "l", "--lock", "wait", *sh("echo up; read x; echo first >> order")],
-                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, cwd=tmp_path)  # fmt: skip
+    first = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "outmail",
+            "watch",
+            "--name",
+            "l",
+            "--lock",
+            "wait",
+            *sh("echo up; read x; echo first >> order"),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+        cwd=tmp_path,
+    )
     assert first.stdout and first.stdout.readline() == b"up\n"
     skipped = watch("--name", "l", "--lock", "skip", *sh("echo never >> order"))
     assert (skipped.returncode, skipped.stderr) == (75, b"")
-    second = subprocess.Popen([sys.executable, "-m", "outmail", "watch", "--name", "l", "--lock", "wait", *sh("echo second >> order")], env=environment, cwd=tmp_path)
+    second = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "outmail",
+            "watch",
+            "--name",
+            "l",
+            "--lock",
+            "wait",
+            *sh("echo second >> order"),
+        ],
+        env=environment,
+        cwd=tmp_path,
+    )
     first.communicate(b"\n", timeout=30)
     second.wait(30)
     assert (tmp_path / "order").read_text() == "first\nsecond\n"
 
 
-def test_option_late_by_cron_once_and_back(watch: Watch, mails: Mails, environment: dict[str, str], tmp_path: Path) -> None:
+def test_option_late_by_cron_once_and_back(
+    watch: Watch, mails: Mails, environment: dict[str, str], tmp_path: Path
+) -> None:
     watch("--name", "nightly", "--late", "50ms", "--", "true")
     time.sleep(0.1)
     for _ in range(2):
-        subprocess.run([sys.executable, "-m", "outmail", "run", "--once"], env=environment, cwd=tmp_path, check=True, timeout=60, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-m", "outmail", "run", "--once"],
+            env=environment,
+            cwd=tmp_path,
+            check=True,
+            timeout=60,
+            capture_output=True,
+        )
     (late,) = mails.wait(1)
     assert str(late["subject"]).startswith(f"LATE [{host()}] nightly")
     watch("--name", "nightly", "--late", "50ms", "--", "true")
@@ -203,15 +311,42 @@ def test_option_quiet(watch: Watch) -> None:
 
 def test_option_name_to_config_store_relay(watch: Watch, mails: Mails, tmp_path: Path, sink: Sink) -> None:
     (tmp_path / "c.toml").write_text('from = "c@x.test"\nto = ["other@x.test"]')
-    done = watch("--config", "c.toml", "--store", "second.db", "--relay", sink.url, "--to", "one@x.test", "--to", "two@x.test", *sh("exit 1"), OUTMAIL_FROM="", OUTMAIL_TO="", OUTMAIL_RELAY="")
+    done = watch(
+        "--config",
+        "c.toml",
+        "--store",
+        "second.db",
+        "--relay",
+        sink.url,
+        "--to",
+        "one@x.test",
+        "--to",
+        "two@x.test",
+        *sh("exit 1"),
+        OUTMAIL_FROM="",
+        OUTMAIL_TO="",
+        OUTMAIL_RELAY="",
+    )
     assert done.returncode == 1 and (tmp_path / "second.db").exists(), done.stderr
     (mail,) = mails.wait(1)
-    assert str(mail["to"]) == "one@x.test, two@x.test" and "c@x.test" in str(mail["from"]) and "] sh: exit status 1" in str(mail["subject"])
+    assert (
+        str(mail["to"]) == "one@x.test, two@x.test"
+        and "c@x.test" in str(mail["from"])
+        and "] sh: exit status 1" in str(mail["subject"])
+    )
 
 
 def test_option_explain_and_help(watch: Watch) -> None:
-    said = watch("--explain", "--after", "3", "--remind", "1d", "--late", "26h", "--timeout", "2h", "--lock", "skip").stdout.decode()
-    assert "after 3 failures in a row" in said and "again every 1d" in said and "outmail run" in said and "SIGKILL" in said and "75" in said
+    said = watch(
+        "--explain", "--after", "3", "--remind", "1d", "--late", "26h", "--timeout", "2h", "--lock", "skip"
+    ).stdout.decode()
+    assert (
+        "after 3 failures in a row" in said
+        and "again every 1d" in said
+        and "outmail run" in said
+        and "SIGKILL" in said
+        and "75" in said
+    )
     usage = watch("--help").stdout.decode()
     assert all(f"--{name}" in usage for name in OPTIONS)
 
@@ -224,10 +359,12 @@ def test_the_docs_table_has_every_option_and_its_test() -> None:
         assert name == "help" or f"--{name}" in tests, name
 
 
-# -- remembering --------------------------------------------------------------------------------------------------------
+# -- remembering ---------------------------------------------------------------------------------------------
 
 
-def test_quick_runs_are_folded_and_listed(watch: Watch, outmail: Callable[..., Done], environment: dict[str, str], tmp_path: Path) -> None:
+def test_quick_runs_are_folded_and_listed(
+    watch: Watch, outmail: Callable[..., Done], environment: dict[str, str], tmp_path: Path
+) -> None:
     for _ in range(3):
         watch("--name", "quick", "--", "true")
     with open(tmp_path / "q.db.spool" / "watch.jsonl", "a") as file:
@@ -237,7 +374,10 @@ def test_quick_runs_are_folded_and_listed(watch: Watch, outmail: Callable[..., D
     assert outmail("jobs", "ls", *store).stdout.startswith(b"quick")
     assert outmail("jobs", "history", "quick", *store).stdout.count(b"finished") == 3
     assert json.loads(outmail("jobs", "show", "quick", "--json", *store).stdout)["runs"] == 3
-    assert outmail("jobs", "show", "nobody", *store).returncode == 66 and outmail("jobs", "show", *store).returncode == 64
+    assert (
+        outmail("jobs", "show", "nobody", *store).returncode == 66
+        and outmail("jobs", "show", *store).returncode == 64
+    )
 
 
 def test_mute_and_reset(watch: Watch, mails: Mails, outmail: Callable[..., Done], tmp_path: Path) -> None:
@@ -255,15 +395,32 @@ def test_mute_and_reset(watch: Watch, mails: Mails, outmail: Callable[..., Done]
     assert len(mails.wait(1)) == 1
 
 
-def test_a_killed_watch_is_told_dead(environment: dict[str, str], watch: Watch, mails: Mails, tmp_path: Path) -> None:
-    process = subprocess.Popen([sys.executable, "-m", "outmail", "watch", "--name", "victim", *sh("echo up; sleep 1")], stdout=subprocess.PIPE, env=environment, cwd=tmp_path)
+def test_a_killed_watch_is_told_dead(
+    environment: dict[str, str], watch: Watch, mails: Mails, tmp_path: Path
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "outmail", "watch", "--name", "victim", *sh("echo up; sleep 1")],
+        stdout=subprocess.PIPE,
+        env=environment,
+        cwd=tmp_path,
+    )
     assert process.stdout and process.stdout.readline() == b"up\n"
     process.kill()
     process.communicate(timeout=30)
-    subprocess.run([sys.executable, "-m", "outmail", "run", "--once"], env=environment, cwd=tmp_path, check=True, timeout=60, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "outmail", "run", "--once"],
+        env=environment,
+        cwd=tmp_path,
+        check=True,
+        timeout=60,
+        capture_output=True,
+    )
     watch("--name", "victim", "--", "true")
     dead, recovered = mails.wait(2)
-    assert str(dead["subject"]).startswith(f"DEAD [{host()}] victim") and recovered["in-reply-to"] == dead["message-id"]
+    assert (
+        str(dead["subject"]).startswith(f"DEAD [{host()}] victim")
+        and recovered["in-reply-to"] == dead["message-id"]
+    )
 
 
 def test_a_cron_like_schedule(watch: Watch, mails: Mails) -> None:
@@ -273,17 +430,54 @@ def test_a_cron_like_schedule(watch: Watch, mails: Mails) -> None:
     found = mails.wait(4)
     failed = f"FAILED [{host()}] cron: exit status 2, 3 in a row"
     assert [str(mail["subject"]) for mail in found] == [failed, f"Re: {failed}", failed, f"Re: {failed}"]
-    assert found[1]["in-reply-to"] == found[0]["message-id"] and found[3]["in-reply-to"] == found[2]["message-id"]
+    assert (
+        found[1]["in-reply-to"] == found[0]["message-id"]
+        and found[3]["in-reply-to"] == found[2]["message-id"]
+    )
     assert found[0]["references"] != found[2]["references"]
 
 
 def test_no_secret_of_a_command_is_kept_or_shown() -> None:
     from types import SimpleNamespace
 
-    command = ["./mysqldump", "-u", "root", "-pgeheim1", "--password", "geheim2", "--db-password", "geheim 3", "curl", "-u", "me:geheim4", "--token=geheim5", "sh", "-c", "PGPASSWORD=geheim6 psql"]
-    wanted = ["./mysqldump", "-u", "root", "-p****", "--password", "****", "--db-password", "****", "curl", "-u", "me:****", "--token=****", "sh", "-c", "PGPASSWORD=****"]
+    command = [
+        "./mysqldump",
+        "-u",
+        "root",
+        "-pgeheim1",
+        "--password",
+        "geheim2",
+        "--db-password",
+        "geheim 3",
+        "curl",
+        "-u",
+        "me:geheim4",
+        "--token=geheim5",
+        "sh",
+        "-c",
+        "PGPASSWORD=geheim6 psql",
+    ]
+    wanted = [
+        "./mysqldump",
+        "-u",
+        "root",
+        "-p****",
+        "--password",
+        "****",
+        "--db-password",
+        "****",
+        "curl",
+        "-u",
+        "me:****",
+        "--token=****",
+        "sh",
+        "-c",
+        "PGPASSWORD=****",
+    ]
     assert watches.shown_words(command) == wanted
-    result = SimpleNamespace(began_ms=0, duration_ms=1, status=1, failed=True, reason="", output=b"", peak_kb=1, cpu=0.0)
+    result = SimpleNamespace(
+        began_ms=0, duration_ms=1, status=1, failed=True, reason="", output=b"", peak_kb=1, cpu=0.0
+    )
     kept = watches._run(SimpleNamespace(name="x", no_output=True), command, result)
     assert kept["command"] == wanted and "geheim" not in str(watches._facts(command, 0, result))
     plain = ["tar", "-C", "/a b", "", "x\ty\n", "-p", "80"]

@@ -1,4 +1,6 @@
-"""What a listener gives one client: time, memory, connections, guesses, lines of the log. And addresses as long as their path may be."""
+"""What a listener gives one client: time, memory, connections, guesses, lines of the log. And addresses as
+long as their path may be.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ from tests.road.test_listen import BODY, Start, listening, start, toml  # noqa: 
 LONG = "btv1==0123456789=" + "v" * 150 + "=example.org@x.test"
 
 
-def test_local_parts_as_long_as_the_path_allows_go_in_and_out(start: Start, sink: Sink, make_box: Callable[..., Outbox], tmp_path: Any) -> None:  # noqa: F811
+def test_local_parts_as_long_as_the_path_allows_go_in_and_out(
+    start: Start, sink: Sink, make_box: Callable[..., Outbox], tmp_path: Any
+) -> None:
     """VERP, SRS and reply tokens do not fit into 64 octets."""
     service = start(toml(sink, f'smtp = ["127.0.0.1:0"]\nlmtp = ["unix:{tmp_path}/lmtp"]'))
     with smtplib.SMTP("127.0.0.1", service.ports["smtp"], timeout=20) as client:
@@ -53,7 +57,9 @@ async def opened(port: int, *lines: str) -> tuple[asyncio.StreamReader, asyncio.
     return reader, writer
 
 
-async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, portion: bytes, most: float = 15.0) -> tuple[bytes, float]:
+async def drip(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, portion: bytes, most: float = 15.0
+) -> tuple[bytes, float]:
     """(What was said in the end, after how many seconds of dripping)"""
     began = time.monotonic()
     reading = asyncio.ensure_future(reader.read())
@@ -64,7 +70,7 @@ async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, porti
     return (reading.result() if reading.done() and not reading.cancelled() else b""), time.monotonic() - began
 
 
-def test_a_command_that_drips_is_not_waited_for(listening: Callable[..., None]) -> None:  # noqa: F811
+def test_a_command_that_drips_is_not_waited_for(listening: Callable[..., None]) -> None:
     async def scene(port: int, listener: Any) -> None:
         reader, writer = await opened(port)
         said, lasted = await drip(reader, writer, b"x")
@@ -78,7 +84,9 @@ def test_a_command_that_drips_is_not_waited_for(listening: Callable[..., None]) 
 
 
 @pytest.mark.parametrize("within", [False, True])
-def test_a_session_has_a_length(listening: Callable[..., None], monkeypatch: pytest.MonkeyPatch, within: bool) -> None:  # noqa: F811
+def test_a_session_has_a_length(
+    listening: Callable[..., None], monkeypatch: pytest.MonkeyPatch, within: bool
+) -> None:
     """Whatever keeps it busy; within a message a little longer."""
     monkeypatch.setattr(intake, "LONGEST", 1.0)
 
@@ -92,7 +100,9 @@ def test_a_session_has_a_length(listening: Callable[..., None], monkeypatch: pyt
     listening(settings(idle=2.0), scene)
 
 
-def test_a_slow_but_honest_client_is_waited_for(listening: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_a_slow_but_honest_client_is_waited_for(
+    listening: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A block in its time is enough, however long the whole takes."""
     monkeypatch.setattr(intake, "BLOCK", 500)
     monkeypatch.setattr(intake, "CONTENT", 3.0)
@@ -109,7 +119,7 @@ def test_a_slow_but_honest_client_is_waited_for(listening: Callable[..., None], 
     listening(settings(idle=2.0), scene)
 
 
-def test_envelopes_count_as_memory(listening: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_envelopes_count_as_memory(listening: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(intake, "IN_FLIGHT", 1_000_000)
 
     async def scene(port: int, listener: Any) -> None:
@@ -131,7 +141,9 @@ def test_envelopes_count_as_memory(listening: Callable[..., None], monkeypatch: 
     listening(settings(), scene)
 
 
-def test_the_budget_is_one_for_all_listeners(listening: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_the_budget_is_one_for_all_listeners(
+    listening: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(intake, "IN_FLIGHT", 1_000_000)
 
     async def scene(port: int, listener: Any) -> None:
@@ -153,7 +165,10 @@ def test_the_budget_is_one_for_all_listeners(listening: Callable[..., None], mon
 
 @pytest.mark.parametrize("implicit", [False, True])
 def test_one_address_has_its_share_of_the_connections(
-    listening: Callable[..., None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, implicit: bool  # noqa: F811
+    listening: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    implicit: bool,
 ) -> None:
     monkeypatch.setattr(intake, "is_trusted", lambda client, networks: False)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH) if implicit else None
@@ -166,7 +181,9 @@ def test_one_address_has_its_share_of_the_connections(
         for _ in range(20):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             with contextlib.suppress(ConnectionError):
-                assert (await reader.read()) == (b"" if implicit else b"421 4.7.0 Too many connections from your address\r\n")
+                assert (await reader.read()) == (
+                    b"" if implicit else b"421 4.7.0 Too many connections from your address\r\n"
+                )
             writer.close()
         assert sum("too many connections" in record.message for record in caplog.records) == 1
         lines.pop()[1].close()
@@ -185,7 +202,7 @@ def test_one_address_has_its_share_of_the_connections(
     assert settings(connections=1000).most_of_one == 250 and settings(per_client=0).most_of_one == 1000
 
 
-def test_those_of_this_machine_may_take_all(listening: Callable[..., None]) -> None:  # noqa: F811
+def test_those_of_this_machine_may_take_all(listening: Callable[..., None]) -> None:
     async def scene(port: int, listener: Any) -> None:
         for _, writer in [await opened(port, "EHLO me") for _ in range(9)]:
             writer.close()
@@ -195,7 +212,11 @@ def test_those_of_this_machine_may_take_all(listening: Callable[..., None]) -> N
 
 def test_what_a_client_is_counted_by() -> None:
     assert neighbourhood("192.0.2.7") == "192.0.2.7" and neighbourhood("::ffff:192.0.2.7") == "192.0.2.7"
-    assert neighbourhood("2001:db8:0:1:2::3") == neighbourhood("2001:db8:0:1::9%eth0") != neighbourhood("2001:db8:0:2::3")
+    assert (
+        neighbourhood("2001:db8:0:1:2::3")
+        == neighbourhood("2001:db8:0:1::9%eth0")
+        != neighbourhood("2001:db8:0:2::3")
+    )
 
 
 def test_guesses_of_one_client_delay_another_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +250,7 @@ def test_guesses_of_one_client_delay_another_by_one(monkeypatch: pytest.MonkeyPa
 
 
 def test_wrong_passwords_end_the_session_and_are_one_line_of_the_log(
-    listening: Callable[..., None], caplog: pytest.LogCaptureFixture  # noqa: F811
+    listening: Callable[..., None], caplog: pytest.LogCaptureFixture
 ) -> None:
     login = b"AUTH PLAIN " + b64encode(b"\0me\0wrong") + b"\r\n"
 
@@ -241,11 +262,19 @@ def test_wrong_passwords_end_the_session_and_are_one_line_of_the_log(
             assert [line[:3] for line in said] == [b"535"] * 3 + [b"421"]
             writer.close()
 
-    listening(settings(dialogue=intake.protocol.Settings(auth=True, auth_clear=True), users={"me": logins.hashed("right")}), scene)
+    listening(
+        settings(
+            dialogue=intake.protocol.Settings(auth=True, auth_clear=True),
+            users={"me": logins.hashed("right")},
+        ),
+        scene,
+    )
     assert sum("authentication failed" in record.message for record in caplog.records) == 1
 
 
-def test_a_complaint_is_made_once_a_minute_with_a_count(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_complaint_is_made_once_a_minute_with_a_count(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     from outmail import seldom
 
     now = [100.0]

@@ -1,4 +1,6 @@
-"""Clocks that are set, and mail that lies while no engine runs: nothing fails for an age that it does not have, and all of it in the end."""
+"""Clocks that are set, and mail that lies while no engine runs: nothing fails for an age that it does not
+have, and all of it in the end.
+"""
 
 from __future__ import annotations
 
@@ -64,11 +66,18 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("by", [6 * DAY, 400 * DAY])
-def test_a_clock_that_jumps_ahead_fails_nothing_and_is_named_once(make_box: MakeBox, sink: Sink, caplog: pytest.LogCaptureFixture, by: int) -> None:
+def test_a_clock_that_jumps_ahead_fails_nothing_and_is_named_once(
+    make_box: MakeBox, sink: Sink, caplog: pytest.LogCaptureFixture, by: int
+) -> None:
     sink.script("RCPT: 451 4.7.1 later x20")
     clock = Set()
     box = make_box(toml=f'relay = "{sink.url}"\n[retry]\nschedule = "300ms…"\n', deliver="never", clock=clock)
-    box.send_many([{"to": f"u{i}@x.test", "subject": "s", "text": "t", **({"expires": "1h"} if i % 2 else {})} for i in range(20)])
+    box.send_many(
+        [
+            {"to": f"u{i}@x.test", "subject": "s", "text": "t", **({"expires": "1h"} if i % 2 else {})}
+            for i in range(20)
+        ]
+    )
 
     def named() -> int:
         return sum("was set ahead by" in record.getMessage() for record in caplog.records)
@@ -124,7 +133,11 @@ def test_what_became_too_old_while_no_engine_ran_gets_one_attempt(make_box: Make
     clock = FakeClock()
     box = make_box(toml=f'relay = "{sink.url}"\n', deliver="never", clock=clock)
     once(box, clock)
-    taken, deferred, code = box.send("a@x.test", "s", "t").id, box.send("later@x.test", "s", "t").id, box.send("b@x.test", "s", "t", expires="2h").id
+    taken, deferred, code = (
+        box.send("a@x.test", "s", "t").id,
+        box.send("later@x.test", "s", "t").id,
+        box.send("b@x.test", "s", "t", expires="2h").id,
+    )
     clock.advance("10d")
 
     async def scene(engine: Any) -> None:
@@ -133,7 +146,10 @@ def test_what_became_too_old_while_no_engine_ran_gets_one_attempt(make_box: Make
 
     work(box, clock, scene)
     assert [box.status(id).status for id in (taken, deferred, code)] == ["delivered", "failed", "failed"]
-    assert box.status(code).recipients[0].reason == "too old" and box.status(deferred).recipients[0].attempts == 1
+    assert (
+        box.status(code).recipients[0].reason == "too old"
+        and box.status(deferred).recipients[0].attempts == 1
+    )
     assert [m.recipients for m in sink.messages] == [("a@x.test",)]
 
 
@@ -168,7 +184,9 @@ def test_mail_dated_by_a_clock_that_was_wrong_does_not_fail_at_once(make_box: Ma
     assert [box.status(id).status for id in ids] == ["delivered", "delivered"]
 
 
-def test_what_became_too_old_while_the_machine_was_off_gets_one_attempt(make_box: MakeBox, sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_became_too_old_while_the_machine_was_off_gets_one_attempt(
+    make_box: MakeBox, sink: Sink, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sink.script("RCPT later@*: 451 4.7.1 later")
     clock = FakeClock()
     box = make_box(toml=f'relay = "{sink.url}"\n', deliver="never", clock=clock)
@@ -199,7 +217,9 @@ HOURLY = '\n[retry]\nschedule = "1h…"\n'
 
 
 @pytest.mark.parametrize("seen", [True, False], ids=["the jump was seen", "nobody saw it"])
-def test_a_sign_from_the_future_keeps_nothing_alive(make_box: MakeBox, sink: Sink, monkeypatch: pytest.MonkeyPatch, seen: bool) -> None:
+def test_a_sign_from_the_future_keeps_nothing_alive(
+    make_box: MakeBox, sink: Sink, monkeypatch: pytest.MonkeyPatch, seen: bool
+) -> None:
     """The clock was a year ahead in one boot; the machine starts again with the right time."""
     sink.script(LATER)
     clock = FakeClock()
@@ -231,14 +251,18 @@ def test_what_is_sent_after_a_jump_has_its_own_end(make_box: MakeBox, sink: Sink
     assert box.status(id).status == "failed"
 
 
-def test_a_program_whose_clock_is_behind_has_its_whole_life(make_box: MakeBox, sink: Sink, tmp_path: Any) -> None:
+def test_a_program_whose_clock_is_behind_has_its_whole_life(
+    make_box: MakeBox, sink: Sink, tmp_path: Any
+) -> None:
     sink.script(LATER)
     clock = FakeClock()
     box = make_box(toml=f'relay = "{sink.url}"{HOURLY}', deliver="never", clock=clock)
     once(box, clock)
     clock.advance("1m")
     once(box, clock)
-    late = make_box(toml=f'relay = "{sink.url}"', deliver="never", clock=FakeClock(clock.now() - 5 * DAY + 2 * HOUR))
+    late = make_box(
+        toml=f'relay = "{sink.url}"', deliver="never", clock=FakeClock(clock.now() - 5 * DAY + 2 * HOUR)
+    )
     id = late.send("a@x.test", "s", "t").id
     hours = 0
     while box.status(id).status != "failed" and hours < 130:
@@ -281,7 +305,9 @@ def test_moved_mail_keeps_its_age(make_box: MakeBox, sink: Sink, tmp_path: Any) 
     sink.script(LATER)
     clock = FakeClock()
     old = make_box(toml=f'relay = "{sink.url}"', deliver="never", clock=clock)
-    new = make_box(toml=f'relay = "{sink.url}"{HOURLY}', deliver="never", clock=clock, store=str(tmp_path / "new.db"))
+    new = make_box(
+        toml=f'relay = "{sink.url}"{HOURLY}', deliver="never", clock=clock, store=str(tmp_path / "new.db")
+    )
     id = old.send("a@x.test", "s", "t", expires="1h").id
 
     async def scene(engine: Any) -> None:
@@ -296,7 +322,9 @@ def test_moved_mail_keeps_its_age(make_box: MakeBox, sink: Sink, tmp_path: Any) 
     assert not any(line.startswith("RCPT") for line in sink.commands)
 
 
-def test_upkeep_that_fails_does_not_stop_the_road(make_box: MakeBox, sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_upkeep_that_fails_does_not_stop_the_road(
+    make_box: MakeBox, sink: Sink, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = Set()
     box = make_box(toml=f'relay = "{sink.url}"', deliver="never", clock=clock)
     box.send_many([{"to": f"u{i}@x.test", "subject": "s", "text": "t"} for i in range(20)])

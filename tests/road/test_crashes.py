@@ -27,9 +27,12 @@ print(box.send("a@x.test", "s", "t", sender="me@x.test", key="order-1").id, flus
 
 def produce(tmp_path: Path, fail: str) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
-        [sys.executable, "-c", PRODUCE, str(tmp_path / "q.db")], env={**os.environ, "OUTMAIL_FAIL": fail} if fail else dict(os.environ),
-        capture_output=True, timeout=60, check=False,
-    )  # fmt: skip
+        [sys.executable, "-c", PRODUCE, str(tmp_path / "q.db")],
+        env={**os.environ, "OUTMAIL_FAIL": fail} if fail else dict(os.environ),
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
 
 
 def test_c1_before_the_commit_nothing_is_stored(tmp_path: Path, make_box: MakeBox) -> None:
@@ -45,16 +48,24 @@ def test_c2_after_the_commit_a_key_makes_it_one_mail(tmp_path: Path, make_box: M
 
 
 @pytest.mark.parametrize("action", ["kill", "exit"])
-def test_c3_leased_but_no_dot_is_sent_once_and_unmarked(sink: Sink, make_box: MakeBox, outmail: Run, action: str) -> None:
+def test_c3_leased_but_no_dot_is_sent_once_and_unmarked(
+    sink: Sink, make_box: MakeBox, outmail: Run, action: str
+) -> None:
     box = make_box(deliver="never")
     id = box.send("a@x.test", "s", "t").id
     outmail("run", "--once", "--store", "q.db", "--relay", sink.url, OUTMAIL_FAIL=f"C3:{action}")
     assert box.status(id).status == "sending"
     outmail("run", "--once", "--store", "q.db", "--relay", sink.url)
-    assert box.status(id).status == "delivered" and len(sink.messages) == 1 and not box.status(id).recipients[0].uncertain
+    assert (
+        box.status(id).status == "delivered"
+        and len(sink.messages) == 1
+        and not box.status(id).recipients[0].uncertain
+    )
 
 
-def test_c4_dot_sent_but_not_settled_is_marked_and_sent_again(sink: Sink, make_box: MakeBox, outmail: Run) -> None:
+def test_c4_dot_sent_but_not_settled_is_marked_and_sent_again(
+    sink: Sink, make_box: MakeBox, outmail: Run
+) -> None:
     box = make_box(deliver="never")
     id = box.send("a@x.test", "s", "t").id
     outmail("run", "--once", "--store", "q.db", "--relay", sink.url, OUTMAIL_FAIL="C4:kill")
@@ -73,7 +84,9 @@ def test_c5_settled_is_never_sent_again(sink: Sink, make_box: MakeBox, outmail: 
     assert [e.event for e in box.events()] == ["accepted", "delivered"]
 
 
-def test_the_pid_in_a_dead_engines_record_may_be_anybodys(sink: Sink, make_box: MakeBox, outmail: Run) -> None:
+def test_the_pid_in_a_dead_engines_record_may_be_anybodys(
+    sink: Sink, make_box: MakeBox, outmail: Run
+) -> None:
     box = make_box(deliver="never")
     id = box.send("a@x.test", "s", "t").id
     outmail("run", "--once", "--store", "q.db", "--relay", sink.url, OUTMAIL_FAIL="C3:kill")
@@ -86,7 +99,9 @@ def _set_pid(pid: int):  # type: ignore[no-untyped-def]
     yield "UPDATE owner SET pid = ?", (pid,)
 
 
-def test_corrupt_content_is_quarantined_and_the_others_go_out(sink: Sink, make_box: MakeBox, outmail: Run) -> None:
+def test_corrupt_content_is_quarantined_and_the_others_go_out(
+    sink: Sink, make_box: MakeBox, outmail: Run
+) -> None:
     box = make_box(deliver="never")
     bad, missing, good = (box.send("a@x.test", f"s{i}", "t").id for i in range(3))
     box._store.commit([_spoil(box._seq(bad), box._seq(missing))])
@@ -119,7 +134,17 @@ def _delete(seq: int):  # type: ignore[no-untyped-def]
 def test_two_engines_share_a_queue_without_a_double(sink: Sink, make_box: MakeBox) -> None:
     box = make_box(deliver="never", toml=f'relay = "{sink.url}"\n')
     box.send_many([{"to": f"u{i}@x.test", "subject": "s", "text": "t"} for i in range(400)])
-    command = [sys.executable, "-m", "outmail", "run", "--once", "--store", str(box._store.path), "--relay", sink.url]  # type: ignore[attr-defined]
+    command = [
+        sys.executable,
+        "-m",
+        "outmail",
+        "run",
+        "--once",
+        "--store",
+        str(box._store.path),
+        "--relay",
+        sink.url,
+    ]  # type: ignore[attr-defined]
     engines = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(2)]
     assert [engine.wait(60) for engine in engines] == [0, 0]
     got = [m.recipients[0] for m in sink.messages]
@@ -131,7 +156,8 @@ def test_sigterm_finishes_the_dialogue_and_returns_the_rest(sink: Sink, make_box
     box = make_box(deliver="never")
     ids = [box.send(f"u{i}@x.test", "s", "t").id for i in range(40)]
     engine = subprocess.Popen(
-        [sys.executable, "-m", "outmail", "run", "--store", str(box._store.path), "--relay", sink.url], stderr=subprocess.PIPE  # type: ignore[attr-defined]
+        [sys.executable, "-m", "outmail", "run", "--store", str(box._store.path), "--relay", sink.url],
+        stderr=subprocess.PIPE,  # type: ignore[attr-defined]
     )
     deadline = time.monotonic() + 20
     while not any("354" in c or c == "DATA" for c in list(sink.commands)) and time.monotonic() < deadline:
@@ -143,7 +169,9 @@ def test_sigterm_finishes_the_dialogue_and_returns_the_rest(sink: Sink, make_box
     assert not any(box.status(id).recipients[0].uncertain for id in ids)
 
 
-def test_a_dot_without_an_answer_at_shutdown_is_uncertain(sink: Sink, make_box: MakeBox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dot_without_an_answer_at_shutdown_is_uncertain(
+    sink: Sink, make_box: MakeBox, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import asyncio
 
     from outmail import engine as module
@@ -159,7 +187,16 @@ def test_a_dot_without_an_answer_at_shutdown_is_uncertain(sink: Sink, make_box: 
     async def story() -> None:
         running = asyncio.ensure_future(engine.run())
         deadline = time.monotonic() + 10
-        while not any(r.dotted for hop in engine._hops.values() for seat in hop.seats for d in seat.flying for r in d.recipients) and time.monotonic() < deadline:
+        while (
+            not any(
+                r.dotted
+                for hop in engine._hops.values()
+                for seat in hop.seats
+                for d in seat.flying
+                for r in d.recipients
+            )
+            and time.monotonic() < deadline
+        ):
             await asyncio.sleep(0.01)
         engine.stop()
         await running
@@ -171,5 +208,10 @@ def test_a_dot_without_an_answer_at_shutdown_is_uncertain(sink: Sink, make_box: 
 
 def test_a_small_kill_campaign() -> None:
     script = Path(__file__).parents[1] / "campaigns" / "kills.py"
-    done = subprocess.run([sys.executable, str(script), "--kills", "6", "--messages", "400", "--seed", "1"], capture_output=True, timeout=110, check=False)
+    done = subprocess.run(
+        [sys.executable, str(script), "--kills", "6", "--messages", "400", "--seed", "1"],
+        capture_output=True,
+        timeout=110,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()

@@ -1,4 +1,6 @@
-"""Rows of ``outmail_outbox`` that nobody should have written: each fails for itself, with the reason, and the others go on."""
+"""Rows of ``outmail_outbox`` that nobody should have written: each fails for itself, with the reason, and the
+others go on.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +33,31 @@ GOOD = b"Subject: good\r\n\r\nhello\r\n"
 TO = '{"sender": "me@x.test", "recipients": ["a@x.test"]}'
 #: SQL expressions: every type that SQLite has, and what is wrong with the bytes of each.
 VALUES = (
-    "NULL", "5", "-1", "9223372036854775807", "1.5", "9e999", "''", "'text'", "X''", "X'00'", "X'FF00FE'", "CAST(X'C328FF' AS TEXT)", "CAST(X'61006200' AS TEXT)",
-    "CAST(X'EDA080' AS TEXT)", "'../../etc/passwd'", "'[1]'", "'5'", "'{}'", "'{\"draft\": {}}'", "'{\"draft\": 5}'", "char(27) || '[31m' || char(155)",
-    "hex(zeroblob(600000))", "replace(hex(zeroblob(100000)), '00', '[')", "zeroblob(3000000)",
-)  # fmt: skip
+    "NULL",
+    "5",
+    "-1",
+    "9223372036854775807",
+    "1.5",
+    "9e999",
+    "''",
+    "'text'",
+    "X''",
+    "X'00'",
+    "X'FF00FE'",
+    "CAST(X'C328FF' AS TEXT)",
+    "CAST(X'61006200' AS TEXT)",
+    "CAST(X'EDA080' AS TEXT)",
+    "'../../etc/passwd'",
+    "'[1]'",
+    "'5'",
+    "'{}'",
+    "'{\"draft\": {}}'",
+    "'{\"draft\": 5}'",
+    "char(27) || '[31m' || char(155)",
+    "hex(zeroblob(600000))",
+    "replace(hex(zeroblob(100000)), '00', '[')",
+    "zeroblob(3000000)",
+)
 LOOSE = "CREATE TABLE outmail_outbox (n INTEGER PRIMARY KEY, id, store, added_at, content, envelope)"
 
 
@@ -48,7 +71,12 @@ class Rows:
         self.app.execute(f"PRAGMA encoding = '{encoding}'")
         self.app.execute(LOOSE)
         self.app.commit()
-        config = from_toml(f'from = "me@x.test"\n[limits]\nmessage_size = "2MB"\n[[outbox]]\nurl = "sqlite+{library}:{self.file}"', "t", {})
+        config = from_toml(
+            f'from = "me@x.test"\n[limits]\nmessage_size = "2MB"\n[[outbox]]\nurl = '
+            f'"sqlite+{library}:{self.file}"',
+            "t",
+            {},
+        )
         self.place = f"sqlite+{library}:{self.file if inside else folder / 'q.db'}"
         self.config = config
         self.box: Outbox = None  # type: ignore[assignment]
@@ -56,7 +84,14 @@ class Rows:
     def add(self, **columns: str) -> None:
         """Columns as SQL expressions, over those of a good row."""
         n = self.app.execute("SELECT coalesce(max(n), 0) + 1 FROM outmail_outbox").fetchone()[0]
-        row = {"id": f"'{n:026d}'", "added_at": "1", "content": f"X'{GOOD.hex()}'", "envelope": f"'{TO}'", "store": "NULL", **columns}
+        row = {
+            "id": f"'{n:026d}'",
+            "added_at": "1",
+            "content": f"X'{GOOD.hex()}'",
+            "envelope": f"'{TO}'",
+            "store": "NULL",
+            **columns,
+        }
         self.app.execute(f"INSERT INTO outmail_outbox ({', '.join(row)}) VALUES ({', '.join(row.values())})")
 
     def taken(self) -> list[Status]:
@@ -91,20 +126,35 @@ def shown(rows: Rows, outmail: Any, tmp_path: Path, ids: list[str]) -> None:
     """Lists and stories survive, and nothing that a terminal would obey comes out."""
     store = rows.box._store.url
     rows.box.close()
-    for words in (("queue", "list", "state:failed"), ("queue", "list", "state:failed", "--json"), ("events",), ("events", "--jsonl"), ("why", ids[0]), ("show", ids[0]), ("show", ids[0], "--json")):
+    for words in (
+        ("queue", "list", "state:failed"),
+        ("queue", "list", "state:failed", "--json"),
+        ("events",),
+        ("events", "--jsonl"),
+        ("why", ids[0]),
+        ("show", ids[0]),
+        ("show", ids[0], "--json"),
+    ):
         done = outmail(*words, "--store", store)
-        assert done.returncode == 0 and not any(mark in done.stdout.decode() for mark in "\x1b\x9b\0"), (words, done.stderr)
+        assert done.returncode == 0 and not any(mark in done.stdout.decode() for mark in "\x1b\x9b\0"), (
+            words,
+            done.stderr,
+        )
 
 
 @pytest.mark.parametrize("column", ["id", "added_at", "content", "envelope", "store"])
-def test_every_type_in_every_column_stops_nobody(rows: Rows, column: str, outmail: Callable[..., Any], tmp_path: Path) -> None:
+def test_every_type_in_every_column_stops_nobody(
+    rows: Rows, column: str, outmail: Callable[..., Any], tmp_path: Path
+) -> None:
     rows.add()
     for value in VALUES:
         rows.add(**{column: value})
     rows.add()
     found = rows.taken()
     states = [status.status for status in found]
-    assert len({status.id for status in found}) == len(found) and all(len(status.id) == 26 for status in found)
+    assert len({status.id for status in found}) == len(found) and all(
+        len(status.id) == 26 for status in found
+    )
     assert states[0] == states[-1] == "queued" and found[0].subject == found[-1].subject == "good"
     if column in ("id", "added_at"):  # a message whole and well: what is odd beside it does not matter
         assert states == ["queued"] * (len(VALUES) + 2)
@@ -113,9 +163,15 @@ def test_every_type_in_every_column_stops_nobody(rows: Rows, column: str, outmai
         assert left(rows) == len(VALUES) - 1
         return
     else:
-        fits = [column == "content" and "draft" in value for value in VALUES]  # as a message that is one odd header field
+        # as a message that is one odd header field
+        fits = [column == "content" and "draft" in value for value in VALUES]
         assert states[1:-1] == ["queued" if fit else "failed" for fit in fits]
-        assert all(r.reason.startswith("refused: ") and len(r.reason) < 600 for s in found[1:-1] for r in s.recipients if r.state == "failed")
+        assert all(
+            r.reason.startswith("refused: ") and len(r.reason) < 600
+            for s in found[1:-1]
+            for r in s.recipients
+            if r.state == "failed"
+        )
         if rows.library == "apsw":
             shown(rows, outmail, tmp_path, [status.id for status in found[1:2]])
     assert left(rows) == 0
@@ -131,7 +187,10 @@ def test_an_id_as_a_blob_is_deleted_as_any_other(tmp_path: Path, library: str, e
     assert left(rows) == 0
 
 
-LONG_LINES = "CAST('Subject: long' || char(10) || char(10) || replace(hex(zeroblob({})), '00', '{}' || char(10)) AS BLOB)"
+LONG_LINES = (
+    "CAST('Subject: long' || char(10) || char(10) || replace(hex(zeroblob({})), '00', '{}' || "
+    "char(10)) AS BLOB)"
+)
 KEYED = '\'{"sender": "me@x.test", "recipients": ["a@x.test"], "key": "k"}\''
 
 
@@ -147,7 +206,9 @@ def test_two_long_rows_of_one_key_are_one_message_and_stop_nobody(rows: Rows) ->
 
 
 @pytest.mark.parametrize("code", ["store-missing", "store-other"])
-def test_a_row_that_the_store_cannot_take_stops_nobody_and_is_tried_again(tmp_path: Path, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_that_the_store_cannot_take_stops_nobody_and_is_tried_again(
+    tmp_path: Path, code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = Rows(tmp_path, "apsw", False)
     monkeypatch.setattr(source, "BATCH", 2)
     rows.add(id="'0badbadbadbadbadbadbadbad0'")
@@ -183,20 +244,34 @@ def test_a_row_that_the_store_cannot_take_stops_nobody_and_is_tried_again(tmp_pa
 def test_text_is_taken_where_bytes_are_meant_and_the_other_way_round(rows: Rows) -> None:
     rows.add(content="'Subject: good' || char(10) || char(10) || 'ä'", envelope=f"CAST('{TO}' AS BLOB)")
     (status,) = rows.taken()
-    assert (status.status, rows.box.content(status.id).partition(b"\r\nSubject: good\r\n\r\n")[2]) == ("queued", "ä\r\n".encode())
+    assert (status.status, rows.box.content(status.id).partition(b"\r\nSubject: good\r\n\r\n")[2]) == (
+        "queued",
+        "ä\r\n".encode(),
+    )
 
 
 @pytest.mark.parametrize("encoding", ["UTF-16le", "UTF-16be"])
 def test_a_database_in_utf_16(tmp_path: Path, encoding: str) -> None:
     rows = Rows(tmp_path, "apsw", False, encoding)
     rows.add()
-    rows.add(content="'Subject: good' || char(10) || char(10) || 'ä'", envelope='\'{"sender": "me@x.test", "recipients": ["a@x.test"], "tag": "ü"}\'')
+    rows.add(
+        content="'Subject: good' || char(10) || char(10) || 'ä'",
+        envelope='\'{"sender": "me@x.test", "recipients": ["a@x.test"], "tag": "ü"}\'',
+    )
     one, two = rows.taken()
-    assert (one.status, one.id, two.status, two.id, two.tag) == ("queued", f"{1:026d}", "queued", f"{2:026d}", "ü") and rows.box.content(two.id).endswith("ä\r\n".encode())
+    assert (one.status, one.id, two.status, two.id, two.tag) == (
+        "queued",
+        f"{1:026d}",
+        "queued",
+        f"{2:026d}",
+        "ü",
+    ) and rows.box.content(two.id).endswith("ä\r\n".encode())
     assert left(rows) == 0
 
 
-def test_a_row_with_an_odd_id_is_one_message_however_often_we_are_killed(tmp_path: Path, outmail: Callable[..., Any]) -> None:
+def test_a_row_with_an_odd_id_is_one_message_however_often_we_are_killed(
+    tmp_path: Path, outmail: Callable[..., Any]
+) -> None:
     rows = Rows(tmp_path, "apsw", False)
     for value in ("NULL", "'../x'", "X'FF'"):
         rows.add(id=value)
@@ -208,7 +283,9 @@ def test_a_row_with_an_odd_id_is_one_message_however_often_we_are_killed(tmp_pat
         assert outmail("run", "--once", OUTMAIL_FAIL="T2:kill").returncode < 0
     assert outmail("run", "--once").returncode == 0
     found = list(Outbox(tmp_path / "q.db", deliver="never").find())
-    assert [status.status for status in found] == ["delivered"] * 4 and keyed_id("order-1") in {status.id for status in found}
+    assert [status.status for status in found] == ["delivered"] * 4 and keyed_id("order-1") in {
+        status.id for status in found
+    }
     with sqlite3.connect(rows.file) as app:
         assert app.execute("SELECT count(*) FROM outmail_outbox").fetchone() == (0,)
 
@@ -221,28 +298,60 @@ def test_a_row_too_long_to_be_read_fails_unread(tmp_path: Path, monkeypatch: pyt
     rows.add(content="CAST('Subject: x' || char(10) || char(10) || hex(zeroblob(1000)) AS BLOB)")
     rows.add()
     one, two = rows.taken()
-    assert (one.status, one.size, two.status) == ("failed", 0, "queued") and "no more than 1000 are read" in one.recipients[0].reason
+    assert (one.status, one.size, two.status) == (
+        "failed",
+        0,
+        "queued",
+    ) and "no more than 1000 are read" in one.recipients[0].reason
 
 
 ENVELOPES: tuple[Any, ...] = (
-    {"recipients": ["a@x.test"], "route": "smtp://\ud800"}, {"recipients": ["a@x.test"], "route": "smtp://h\n"}, {"recipients": ["a@x.test"], "route": "nowhere"},
-    {"recipients": ["a@x.test"], "route": "smtp://h," * 1000}, {"recipients": ["a@x.test"], "route": "file:/tmp"}, {"recipients": ["a@x.test"], "route": "default,sendmail:/bin/sh"},
-    {"recipients": ["a@x.test"], "route": ",".join(["default", ""])}, {"recipients": ["a@x.test"], "key": "\ud800"}, {"recipients": ["a@x.test"], "key": "k" * 256},
-    {"recipients": ["a@x.test"], "tag": "\x00"}, {"recipients": ["a@x.test"], "due": 10**30}, {"recipients": ["a@x.test"], "due": -1}, {"recipients": ["a@x.test"], "expires_at": 10**300},
-    {"recipients": ["a@x.test"], "expires_at": 5}, {"recipients": ["a@x.test"], "priority": "x" * 100_000}, {"recipients": ["a@x.test"], "dsn": {"envid": "\ud800", "notify": "x"}},
-    {"recipients": [["a@x.test"]]}, {"recipients": ["\ud800@x.test"]}, {"recipients": []}, {"recipients": {}}, {"recipients": ["a@x.test"] * 3 + [f"u{i}@x.test" for i in range(11_000)]},
-    {"recipients": ["x" * 1_000_000]}, {"sender": "\r\nDATA", "recipients": ["a@x.test"]}, {"sender": "\x1b[31m", "recipients": ["\x1b[31m"]}, {"draft": {"to": "a@x.test", "x" * 10_000: 1}},
-    {"draft": {"to": "a@x.test", "text": "\ud800"}}, {"draft": {"to": "a@x.test", "headers": [1]}}, {"draft": {"to": "a@x.test", "relay": 5}}, {"draft": {"to": {"a": 1}}},
-)  # fmt: skip
+    {"recipients": ["a@x.test"], "route": "smtp://\ud800"},
+    {"recipients": ["a@x.test"], "route": "smtp://h\n"},
+    {"recipients": ["a@x.test"], "route": "nowhere"},
+    {"recipients": ["a@x.test"], "route": "smtp://h," * 1000},
+    {"recipients": ["a@x.test"], "route": "file:/tmp"},
+    {"recipients": ["a@x.test"], "route": "default,sendmail:/bin/sh"},
+    {"recipients": ["a@x.test"], "route": ",".join(["default", ""])},
+    {"recipients": ["a@x.test"], "key": "\ud800"},
+    {"recipients": ["a@x.test"], "key": "k" * 256},
+    {"recipients": ["a@x.test"], "tag": "\x00"},
+    {"recipients": ["a@x.test"], "due": 10**30},
+    {"recipients": ["a@x.test"], "due": -1},
+    {"recipients": ["a@x.test"], "expires_at": 10**300},
+    {"recipients": ["a@x.test"], "expires_at": 5},
+    {"recipients": ["a@x.test"], "priority": "x" * 100_000},
+    {"recipients": ["a@x.test"], "dsn": {"envid": "\ud800", "notify": "x"}},
+    {"recipients": [["a@x.test"]]},
+    {"recipients": ["\ud800@x.test"]},
+    {"recipients": []},
+    {"recipients": {}},
+    {"recipients": ["a@x.test"] * 3 + [f"u{i}@x.test" for i in range(11_000)]},
+    {"recipients": ["x" * 1_000_000]},
+    {"sender": "\r\nDATA", "recipients": ["a@x.test"]},
+    {"sender": "\x1b[31m", "recipients": ["\x1b[31m"]},
+    {"draft": {"to": "a@x.test", "x" * 10_000: 1}},
+    {"draft": {"to": "a@x.test", "text": "\ud800"}},
+    {"draft": {"to": "a@x.test", "headers": [1]}},
+    {"draft": {"to": "a@x.test", "relay": 5}},
+    {"draft": {"to": {"a": 1}}},
+)
 
 
 def test_odd_json_fails_for_itself(rows: Rows, outmail: Callable[..., Any], tmp_path: Path) -> None:
     rows.add()
     for envelope in ENVELOPES:
         rows.add(envelope="'" + json.dumps(envelope).replace("'", "''") + "'")
-    for text in ('{"recipients": ["a@x.test"], "due": 1e400}', '{"recipients": ["a@x.test"], "due": NaN}', '{"recipients": ' + "[" * 100_000, "9" * 10_000):
+    for text in (
+        '{"recipients": ["a@x.test"], "due": 1e400}',
+        '{"recipients": ["a@x.test"], "due": NaN}',
+        '{"recipients": ' + "[" * 100_000,
+        "9" * 10_000,
+    ):
         rows.add(envelope=f"'{text}'")
-    rows.add(envelope='\'{"recipients": ["a@x.test"], "suppressed": {"a@x.test": "\\u0000\\u001b[31m\\ud800"}}\'')
+    rows.add(
+        envelope='\'{"recipients": ["a@x.test"], "suppressed": {"a@x.test": "\\u0000\\u001b[31m\\ud800"}}\''
+    )
     rows.add()
     found = rows.taken()
     assert [status.status for status in found] == ["queued", *["failed"] * (len(ENVELOPES) + 5), "queued"]
@@ -253,18 +362,47 @@ def test_odd_json_fails_for_itself(rows: Rows, outmail: Callable[..., Any], tmp_
     assert left(rows) == 0
 
 
-anything = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()), lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(), inner, max_size=2), max_leaves=3)
-envelopes = st.dictionaries(st.sampled_from(["sender", "recipients", "suppressed", "key", "due", "expires_at", "priority", "tag", "route", "dsn", "draft", "x"]), anything) | st.fixed_dictionaries(
-    {"draft": st.fixed_dictionaries({}, optional=dict.fromkeys(WORDS, anything))}
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(), inner, max_size=2),
+    max_leaves=3,
 )
+envelopes = st.dictionaries(
+    st.sampled_from(
+        [
+            "sender",
+            "recipients",
+            "suppressed",
+            "key",
+            "due",
+            "expires_at",
+            "priority",
+            "tag",
+            "route",
+            "dsn",
+            "draft",
+            "x",
+        ]
+    ),
+    anything,
+) | st.fixed_dictionaries({"draft": st.fixed_dictionaries({}, optional=dict.fromkeys(WORDS, anything))})
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(
+    max_examples=20,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(st.lists(st.tuples(envelopes, st.binary(max_size=40)), min_size=2, max_size=6))
-def test_whatever_the_envelope_says(tmp_path_factory: pytest.TempPathFactory, caplog: pytest.LogCaptureFixture, items: list[tuple[Any, bytes]]) -> None:
+def test_whatever_the_envelope_says(
+    tmp_path_factory: pytest.TempPathFactory, caplog: pytest.LogCaptureFixture, items: list[tuple[Any, bytes]]
+) -> None:
     rows = Rows(tmp_path_factory.mktemp("rows"), "apsw", False)
     for envelope, content in items:
-        rows.add(envelope="'" + json.dumps(envelope).replace("'", "''") + "'", content=f"X'{(GOOD if len(content) % 2 else content).hex()}'")
+        rows.add(
+            envelope="'" + json.dumps(envelope).replace("'", "''") + "'",
+            content=f"X'{(GOOD if len(content) % 2 else content).hex()}'",
+        )
     rows.add()
     found = rows.taken()
     rows.box.close()
@@ -276,7 +414,20 @@ def test_rows_teach_the_process_no_passwords(tmp_path: Path) -> None:
     rows = Rows(tmp_path, "stdlib", False)
     before = set(known._forms)
     for n in range(3):
-        rows.add(envelope="'" + json.dumps({"draft": {"to": "a@x.test", "subject": "s", "text": "t", "relay": f"smtp://me:delivered-{n}@h.test"}}) + "'")
+        rows.add(
+            envelope="'"
+            + json.dumps(
+                {
+                    "draft": {
+                        "to": "a@x.test",
+                        "subject": "s",
+                        "text": "t",
+                        "relay": f"smtp://me:delivered-{n}@h.test",
+                    }
+                }
+            )
+            + "'"
+        )
     assert len(rows.taken()) == 3
     assert known._forms == before and known.over("delivered-1") == "delivered-1"
     rows.box.send("a@x.test", "s", "t", relay="smtp://me:one-of-ours@h.test")
@@ -286,13 +437,20 @@ def test_rows_teach_the_process_no_passwords(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("envelope", "code"),
-    [({"sender": "me@x.test", "recipients": ["a@x.test"], "z": "z" * takeover.MOST_ENVELOPE}, "too-large"), ({"recipients": ["a@x.test"] * 11}, "too-many-recipients"),
-     ({"draft": {"to": ["a@x.test"] * 6, "cc": "a@x.test, " * 5}}, "too-many-recipients"), ({"draft": {"to": "a@x.test", "subject": "é " * 500_001}}, "too-large"),
-     ({"draft": {"to": "a@x.test", "headers": {f"X-{n}": "y" * 80 for n in range(12_000)}}}, "too-large"), ({"draft": {"to": [["é" * 1_000_001, "a@x.test"]]}}, "too-large"),
-     ({"draft": {"to": "a@x.test", "headers": {"X-A": "y " * 500_001}}}, "too-large")],
+    [
+        ({"sender": "me@x.test", "recipients": ["a@x.test"], "z": "z" * takeover.MOST_ENVELOPE}, "too-large"),
+        ({"recipients": ["a@x.test"] * 11}, "too-many-recipients"),
+        ({"draft": {"to": ["a@x.test"] * 6, "cc": "a@x.test, " * 5}}, "too-many-recipients"),
+        ({"draft": {"to": "a@x.test", "subject": "é " * 500_001}}, "too-large"),
+        ({"draft": {"to": "a@x.test", "headers": {f"X-{n}": "y" * 80 for n in range(12_000)}}}, "too-large"),
+        ({"draft": {"to": [["é" * 1_000_001, "a@x.test"]]}}, "too-large"),
+        ({"draft": {"to": "a@x.test", "headers": {"X-A": "y " * 500_001}}}, "too-large"),
+    ],
     ids=["envelope", "recipients", "to-and-cc", "subject", "headers", "name", "header"],
-)  # fmt: skip
-def test_a_row_that_asks_for_too_much_is_refused_before_it_is_composed(envelope: dict[str, Any], code: str) -> None:
+)
+def test_a_row_that_asks_for_too_much_is_refused_before_it_is_composed(
+    envelope: dict[str, Any], code: str
+) -> None:
     row = source.Row(1, "0" * 26, b"A: b\r\n\r\n", json.dumps(envelope).encode(), 0)
     with pytest.raises(Refused) as told:
         takeover.drafted(row, lambda words: pytest.fail("composed"), 10)
@@ -306,7 +464,12 @@ def test_claims_of_nobody_are_shown(rows: Rows, outmail: Callable[..., Any], tmp
     store = rows.box._store.url
     rows.box.close()
     done = outmail("store", "check", "--store", store, OUTMAIL_OUTBOX=f"sqlite:{rows.file}")
-    assert done.returncode == 65 and b"are claimed by" in done.stdout and b"\x1b" not in done.stdout and b"Traceback" not in done.stderr, done.stderr
+    assert (
+        done.returncode == 65
+        and b"are claimed by" in done.stdout
+        and b"\x1b" not in done.stdout
+        and b"Traceback" not in done.stderr
+    ), done.stderr
 
 
 @pytest.mark.parametrize("version", [max(pgserver.installed(), key=int)])
@@ -322,10 +485,18 @@ def test_odd_rows_on_postgresql(version: str, inside: bool, tmp_path: Path) -> N
                 app.execute(insert, (id, -(2**62), GOOD, TO))
             for i, envelope in enumerate(ENVELOPES):
                 app.execute(insert, (f"{i:025d}v", 1, GOOD, json.dumps(envelope)))
-            for content, text in ((b"", TO), (b"\0", TO), (b"\xff" * 3_000_000, TO), (GOOD, ""), (GOOD, "[" * 100_000)):
+            for content, text in (
+                (b"", TO),
+                (b"\0", TO),
+                (b"\xff" * 3_000_000, TO),
+                (GOOD, ""),
+                (GOOD, "[" * 100_000),
+            ):
                 app.execute(insert, (f"{len(text) + len(content):025d}u", 1, content, text))
             app.execute(insert, ("1" * 26, 1, GOOD, TO))
-        config = from_toml(f'from = "me@x.test"\n[limits]\nmessage_size = "2MB"\n[[outbox]]\nurl = "{url}"', "t", {})
+        config = from_toml(
+            f'from = "me@x.test"\n[limits]\nmessage_size = "2MB"\n[[outbox]]\nurl = "{url}"', "t", {}
+        )
         with Outbox(url if inside else tmp_path / "q.db", config=config, deliver="never") as box:
             takeover = box._take_over("apsw", Beside())
             assert takeover is not None
@@ -336,4 +507,6 @@ def test_odd_rows_on_postgresql(version: str, inside: bool, tmp_path: Path) -> N
         with psycopg.connect(url) as app:
             (waiting,) = app.execute("SELECT count(*) FROM outmail_outbox").fetchone() or (None,)
     states = [status.status for status in found]
-    assert waiting == 0 and states == ["queued"] * (1 + len(ids)) + ["failed"] * (len(ENVELOPES) + 5) + ["queued"]
+    assert waiting == 0 and states == ["queued"] * (1 + len(ids)) + ["failed"] * (len(ENVELOPES) + 5) + [
+        "queued"
+    ]

@@ -1,4 +1,6 @@
-"""Behaviour 81 and DESIGN §4: the engine inside a program, and what happens at its exit, on every Python found."""
+"""Behaviour 81 and DESIGN §4: the engine inside a program, and what happens at its exit, on every Python
+found.
+"""
 
 from __future__ import annotations
 
@@ -45,21 +47,40 @@ def _pythons() -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("python", _pythons(), ids=lambda path: Path(path).parent.parent.name if "pyenv" in path else Path(path).name)
+@pytest.mark.parametrize(
+    "python",
+    _pythons(),
+    ids=lambda path: Path(path).parent.parent.name if "pyenv" in path else Path(path).name,
+)
 @pytest.mark.parametrize("script", [LAST_LINE, LAST_BREATH], ids=["last line", "last breath"])
-def test_the_last_line_of_a_script_sends_its_mail(sink: Sink, tmp_path: Path, python: str, script: str) -> None:
-    # sqlite+stdlib, because another Python need not have apsw installed; localhost, because names need the resolver.
+def test_the_last_line_of_a_script_sends_its_mail(
+    sink: Sink, tmp_path: Path, python: str, script: str
+) -> None:
+    # sqlite+stdlib, because another Python need not have apsw installed; localhost, because names need the
+    # resolver.
     source, here = str(Path(__file__).parents[2] / "src"), python == sys.executable
     store = str(tmp_path / "q.db") if here else f"sqlite+stdlib:{tmp_path}/q.db"
-    done = subprocess.run([python, "-c", script, store, str(sink.port), "5"], env={**os.environ, "PYTHONPATH": source, "HOME": str(tmp_path)},
-                          capture_output=True, timeout=60, check=False)  # fmt: skip
+    done = subprocess.run(
+        [python, "-c", script, store, str(sink.port), "5"],
+        env={**os.environ, "PYTHONPATH": source, "HOME": str(tmp_path)},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
     assert (done.returncode, done.stderr) == (0, b"")
     assert len(sink.messages) == 1
 
 
-def test_what_is_left_is_told_with_the_command_that_sends_it(sink: Sink, tmp_path: Path, outmail: Callable[..., subprocess.CompletedProcess[bytes]]) -> None:
+def test_what_is_left_is_told_with_the_command_that_sends_it(
+    sink: Sink, tmp_path: Path, outmail: Callable[..., subprocess.CompletedProcess[bytes]]
+) -> None:
     sink.script("RCPT: 451 4.7.1 greylisted x1")
-    done = subprocess.run([sys.executable, "-c", LAST_LINE, str(tmp_path / "q.db"), str(sink.port), "0.5"], capture_output=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", LAST_LINE, str(tmp_path / "q.db"), str(sink.port), "0.5"],
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
     words = done.stderr.decode()
     assert "1 recipient still queued (451 4.7.1 greylisted)" in words and words.count("\n") == 1
     command = words.strip().rpartition("by: ")[2].split()
@@ -75,13 +96,20 @@ def test_a_dead_relay_costs_the_program_nothing(make_box: MakeBox) -> None:
 
 
 def test_deliver_says_who_runs_the_engine(sink: Sink, make_box: MakeBox) -> None:
-    for words, running in (({"relay": sink.url}, True), ({}, False), ({"deliver": "thread"}, True), ({"relay": sink.url, "deliver": "never"}, False)):
+    for words, running in (
+        ({"relay": sink.url}, True),
+        ({}, False),
+        ({"deliver": "thread"}, True),
+        ({"relay": sink.url, "deliver": "never"}, False),
+    ):
         assert (make_box(**words)._engine is not None) is running  # type: ignore[arg-type]
     with pytest.raises(ConfigError):
         make_box(deliver="perhaps")
 
 
-def test_another_programs_url_is_left_alone(sink: Sink, make_box: MakeBox, outmail: Callable[..., subprocess.CompletedProcess[bytes]]) -> None:
+def test_another_programs_url_is_left_alone(
+    sink: Sink, make_box: MakeBox, outmail: Callable[..., subprocess.CompletedProcess[bytes]]
+) -> None:
     box = make_box(sink.url.replace("//", "//somebody@"), deliver="never")
     id = box.send("a@x.test", "s", "t").id
     assert outmail("run", "--once", "--store", "q.db").returncode == 0
@@ -106,10 +134,17 @@ def test_a_forked_child_sends_too(sink: Sink, make_box: MakeBox) -> None:
 def test_async_has_the_same_names(sink: Sink, tmp_path: Path) -> None:
     async def story() -> None:
         async with AsyncOutbox(tmp_path / "q.db", relay=sink.url) as box:
-            receipts = await asyncio.gather(*(box.send(f"u{i}@x.test", "s", "t", sender="me@x.test") for i in range(20)))
+            receipts = await asyncio.gather(
+                *(box.send(f"u{i}@x.test", "s", "t", sender="me@x.test") for i in range(20))
+            )
             assert (await box.wait(receipts[-1].id, 10)).status == "delivered"
-            assert len([s async for s in box.find()]) == 20 and (await box.attempts(receipts[-1].id))[0].outcome == "delivered"
-            assert await box.cancel("state:queued") >= 0 and b"Subject: s" in await box.content(receipts[0].id)
+            assert (
+                len([s async for s in box.find()]) == 20
+                and (await box.attempts(receipts[-1].id))[0].outcome == "delivered"
+            )
+            assert await box.cancel("state:queued") >= 0 and b"Subject: s" in await box.content(
+                receipts[0].id
+            )
 
     asyncio.run(story())
     public = {name for name in dir(Outbox) if not name.startswith("_")} - {"change", *dir(ReportDoor)}
@@ -146,9 +181,18 @@ def test_errors_are_values_of_five_classes(make_box: MakeBox, tmp_path: Path) ->
         Outbox(tmp_path / "s.db", deliver="never").send("a@x.test")
     with pytest.raises(TypeError, match="send"):
         box.send("a@x.test", colour="red")
-    for words in ({"to": 5}, {"to": [b"a@x.test"]}, {"to": "a@x.test", "text": b"x"}, {"to": "a@x.test", "attachments": ["/nowhere"]},
-                  {"to": "a@x.test", "priority": "top"}, {"to": "a@x.test", "at": "soon"}, {"to": "a@x.test", "key": ""}, {"to": "a@x.test", "tag": "a\nb"},
-                  {"to": "a@x.test", "headers": {"A\n": "b"}}, {"to": "a@x.test", "expires": "0s"}):  # fmt: skip
+    for words in (
+        {"to": 5},
+        {"to": [b"a@x.test"]},
+        {"to": "a@x.test", "text": b"x"},
+        {"to": "a@x.test", "attachments": ["/nowhere"]},
+        {"to": "a@x.test", "priority": "top"},
+        {"to": "a@x.test", "at": "soon"},
+        {"to": "a@x.test", "key": ""},
+        {"to": "a@x.test", "tag": "a\nb"},
+        {"to": "a@x.test", "headers": {"A\n": "b"}},
+        {"to": "a@x.test", "expires": "0s"},
+    ):
         with pytest.raises(Refused):
             box.send(**words)
     assert not list(box.find())
@@ -164,7 +208,7 @@ def test_producers_need_no_posix(tmp_path: Path) -> None:
 import sys
 for name in ("fcntl", "pwd", "grp", "resource"): sys.modules[name] = None
 import outmail, outmail.testing
-box = outmail.Outbox({str(tmp_path / 'q.db')!r}, deliver="never")
+box = outmail.Outbox({str(tmp_path / "q.db")!r}, deliver="never")
 box.submit(b"A: b\\r\\n\\r\\n", sender="me@x.test", recipients=["a@x.test"])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=False)

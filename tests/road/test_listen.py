@@ -1,4 +1,6 @@
-"""The service listens: foreign clients hand mail in over plain, STARTTLS and TLS; nobody else may; bad days have a reply."""
+"""The service listens: foreign clients hand mail in over plain, STARTTLS and TLS; nobody else may; bad days
+have a reply.
+"""
 
 from __future__ import annotations
 
@@ -39,11 +41,17 @@ class Service:
         (folder / "service.toml").write_text(f'store = "{folder}/q.db"\nhostname = "mx.outmail.test"\n{toml}')
         self.log = folder / "service.log"
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "outmail", "run", "--config", str(folder / "service.toml")], stderr=open(self.log, "ab"), env={**os.environ, **env}
+            [sys.executable, "-m", "outmail", "run", "--config", str(folder / "service.toml")],
+            stderr=open(self.log, "ab"),
+            env={**os.environ, **env},
         )
         deadline = time.monotonic() + 20
         wanted = len(re.findall(r"(?m)^(?:smtp|submission|lmtp) = ", toml))
-        while time.monotonic() < deadline and self.process.poll() is None and self.log.read_text().count("listening: ") < wanted:
+        while (
+            time.monotonic() < deadline
+            and self.process.poll() is None
+            and self.log.read_text().count("listening: ") < wanted
+        ):
             time.sleep(0.02)
         assert self.ports, self.log.read_text()
 
@@ -85,7 +93,9 @@ def certificate(tmp_path: Path) -> tuple[str, str]:
     (folder / "cert.pem").write_bytes(b"".join(blob.bytes() for blob in made.cert_chain_pems))
     ca.cert_pem.write_to_path(str(folder / "ca.pem"))
     (folder / "users").write_text(f"# who may send\nme:{hashed('geheim')}\n")
-    return str(folder / "ca.pem"), f'certificate = "{folder}/cert.pem"\nkey = "{folder}/key.pem"\nusers_file = "{folder}/users"'
+    return str(
+        folder / "ca.pem"
+    ), f'certificate = "{folder}/cert.pem"\nkey = "{folder}/key.pem"\nusers_file = "{folder}/users"'
 
 
 def test_smtplib_hands_in_and_the_trace_is_there(start: Start, sink: Sink, tmp_path: Path) -> None:
@@ -95,7 +105,14 @@ def test_smtplib_hands_in_and_the_trace_is_there(start: Start, sink: Sink, tmp_p
     (got,) = sink.wait_for(1)
     head, _, rest = got.content.partition(b"From: a@x.test")
     assert got.recipients == ("b@x.test", "c@x.test") and rest == BODY.removeprefix(b"From: a@x.test")
-    assert re.search(rb"Received: from \S+ \(\[127\.0\.0\.1\]\)\r\n\tby mx\.outmail\.test with ESMTP id [0-9a-v]{26};\r\n\t\w{3}, ", head) and b"Message-ID" in head
+    assert (
+        re.search(
+            rb"Received: from \S+ \(\[127\.0\.0\.1\]\)\r\n\tby mx\.outmail\.test with ESMTP id "
+            rb"[0-9a-v]{26};\r\n\t\w{3}, ",
+            head,
+        )
+        and b"Message-ID" in head
+    )
     assert service.stop() == 0
     box = Outbox(tmp_path / "q.db", config=from_toml("", "t", {}), deliver="never")
     assert [status.status for status in box.find()] == ["delivered"]
@@ -109,12 +126,44 @@ def test_aiosmtplib(start: Start, sink: Sink, tmp_path: Path, certificate: tuple
     service = start(toml(sink, f'smtp = ["127.0.0.1:0"]\nsubmission = ["127.0.0.1:0"]\n{settings}'))
     port, submission = service.ports["smtp"], service.ports["submission"]
     context = ssl.create_default_context(cafile=ca)
-    asyncio.run(aiosmtplib.send(BODY, sender="a@x.test", recipients=["b@x.test"], hostname="localhost", port=port, start_tls=True, tls_context=context))
-    asyncio.run(aiosmtplib.send(BODY, sender="a@x.test", recipients=["b@x.test"], hostname="localhost", port=submission, start_tls=True, tls_context=context,
-                                username="me", password="geheim"))  # fmt: skip
+    asyncio.run(
+        aiosmtplib.send(
+            BODY,
+            sender="a@x.test",
+            recipients=["b@x.test"],
+            hostname="localhost",
+            port=port,
+            start_tls=True,
+            tls_context=context,
+        )
+    )
+    asyncio.run(
+        aiosmtplib.send(
+            BODY,
+            sender="a@x.test",
+            recipients=["b@x.test"],
+            hostname="localhost",
+            port=submission,
+            start_tls=True,
+            tls_context=context,
+            username="me",
+            password="geheim",
+        )
+    )
     with pytest.raises(aiosmtplib.SMTPAuthenticationError):
-        asyncio.run(aiosmtplib.send(BODY, sender="a@x.test", recipients=["b@x.test"], hostname="localhost", port=submission, start_tls=True, tls_context=context,
-                                    username="me", password="falsch"))  # fmt: skip
+        asyncio.run(
+            aiosmtplib.send(
+                BODY,
+                sender="a@x.test",
+                recipients=["b@x.test"],
+                hostname="localhost",
+                port=submission,
+                start_tls=True,
+                tls_context=context,
+                username="me",
+                password="falsch",
+            )
+        )
     first, second = sink.wait_for(2)
     assert b"with ESMTPS id" in first.content and b"with ESMTPSA id" in second.content
 
@@ -125,21 +174,75 @@ def test_swaks_and_msmtp(start: Start, sink: Sink, certificate: tuple[str, str])
     ca, settings = certificate
     service = start(toml(sink, f'smtp = ["127.0.0.1:0"]\nsubmission = ["127.0.0.1:0"]\n{settings}'))
     port, submission = service.ports["smtp"], service.ports["submission"]
-    common = ["--server", "127.0.0.1", "--from", "a@x.test", "--to", "b@x.test", "--body", "hello", "--timeout", "10"]
-    for words in (["--port", str(port)], ["--port", str(port), "--tls"], ["--port", str(port), "--pipeline"],
-                  ["--port", str(submission), "--tls", "--auth", "PLAIN", "--auth-user", "me", "--auth-password", "geheim"],
-                  ["--port", str(submission), "--tls", "--auth", "LOGIN", "--auth-user", "me", "--auth-password", "geheim"]):  # fmt: skip
+    common = [
+        "--server",
+        "127.0.0.1",
+        "--from",
+        "a@x.test",
+        "--to",
+        "b@x.test",
+        "--body",
+        "hello",
+        "--timeout",
+        "10",
+    ]
+    for words in (
+        ["--port", str(port)],
+        ["--port", str(port), "--tls"],
+        ["--port", str(port), "--pipeline"],
+        [
+            "--port",
+            str(submission),
+            "--tls",
+            "--auth",
+            "PLAIN",
+            "--auth-user",
+            "me",
+            "--auth-password",
+            "geheim",
+        ],
+        [
+            "--port",
+            str(submission),
+            "--tls",
+            "--auth",
+            "LOGIN",
+            "--auth-user",
+            "me",
+            "--auth-password",
+            "geheim",
+        ],
+    ):
         done = subprocess.run(["swaks", *common, *words], capture_output=True, timeout=60, check=False)
         assert done.returncode == 0, done.stdout.decode()
     for words in (["--tls=off"], ["--tls=on", f"--tls-trust-file={ca}"]):
-        done = subprocess.run(["msmtp", "--host=localhost", f"--port={port}", "--from=a@x.test", "--timeout=10", "--auth=off", *words, "b@x.test"], input=BODY, capture_output=True, timeout=60, check=False)
+        done = subprocess.run(
+            [
+                "msmtp",
+                "--host=localhost",
+                f"--port={port}",
+                "--from=a@x.test",
+                "--timeout=10",
+                "--auth=off",
+                *words,
+                "b@x.test",
+            ],
+            input=BODY,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr.decode()
     assert len(sink.wait_for(7)) == 7
-    refused = subprocess.run(["swaks", *common, "--port", str(submission), "--tls"], capture_output=True, timeout=60, check=False)
+    refused = subprocess.run(
+        ["swaks", *common, "--port", str(submission), "--tls"], capture_output=True, timeout=60, check=False
+    )
     assert refused.returncode != 0 and b"530 5.7.0" in refused.stdout
 
 
-def test_lmtp_and_a_unix_socket(start: Start, sink: Sink, tmp_path: Path, make_box: Callable[..., Outbox]) -> None:
+def test_lmtp_and_a_unix_socket(
+    start: Start, sink: Sink, tmp_path: Path, make_box: Callable[..., Outbox]
+) -> None:
     service = start(toml(sink, f'smtp = ["127.0.0.1:0"]\nlmtp = ["unix:{tmp_path}/lmtp"]'))
     box = make_box(relay=f"lmtp:{tmp_path}/lmtp", store=str(tmp_path / "first.db"))
     sent = box.submit(BODY, sender="a@x.test", recipients=["b@x.test", "c@x.test"])
@@ -149,15 +252,20 @@ def test_lmtp_and_a_unix_socket(start: Start, sink: Sink, tmp_path: Path, make_b
     service.process.kill()
     service.process.wait(30)
     service.log.write_text("")
-    again = start(toml(sink, f'smtp = ["127.0.0.1:0"]\nlmtp = ["unix:{tmp_path}/lmtp"]'))  # the stale socket of the killed one
+    # the stale socket of the killed one
+    again = start(toml(sink, f'smtp = ["127.0.0.1:0"]\nlmtp = ["unix:{tmp_path}/lmtp"]'))
     with smtplib.LMTP(str(tmp_path / "lmtp")) as client:
         client.sendmail("a@x.test", ["b@x.test"], BODY)
     assert again.stop() == 0
 
 
-def test_another_service_sends_through_it_by_pipelining(start: Start, sink: Sink, make_box: Callable[..., Outbox], tmp_path: Path) -> None:
+def test_another_service_sends_through_it_by_pipelining(
+    start: Start, sink: Sink, make_box: Callable[..., Outbox], tmp_path: Path
+) -> None:
     service = start(toml(sink, 'smtp = ["127.0.0.1:0"]'))
-    box = make_box(relay=f"smtp://127.0.0.1:{service.ports['smtp']}", store=str(tmp_path / "first.db"), exit_wait=20)
+    box = make_box(
+        relay=f"smtp://127.0.0.1:{service.ports['smtp']}", store=str(tmp_path / "first.db"), exit_wait=20
+    )
     box.send_many([{"to": f"u{i}@x.test", "subject": str(i), "text": "." * i} for i in range(200)])
     got = sink.wait_for(200, 30)
     assert len({message.recipients for message in got}) == 200
@@ -177,11 +285,18 @@ def test_each_recipients_notify_and_orcpt_are_passed_on(start: Start, sink: Sink
         time.sleep(0.01)
     (got,) = sink.messages
     assert got.mail_parameters.split()[-2:] == ["RET=HDRS", "ENVID=e+2B1"]
-    assert got.rcpt_parameters == ("NOTIFY=NEVER ORCPT=rfc822;one@x.test", "NOTIFY=SUCCESS,DELAY ORCPT=rfc822;old+2Btwo@x.test", "")
+    assert got.rcpt_parameters == (
+        "NOTIFY=NEVER ORCPT=rfc822;one@x.test",
+        "NOTIFY=SUCCESS,DELAY ORCPT=rfc822;old+2Btwo@x.test",
+        "",
+    )
 
 
 def test_what_is_refused_is_refused_with_a_reply(start: Start, sink: Sink) -> None:
-    service = start(toml(sink, 'smtp = ["127.0.0.1:0"]\nrate = 3\nconnections = 5') + '[limits]\nmessage_size = "10KB"\nrecipients = 2\n')
+    service = start(
+        toml(sink, 'smtp = ["127.0.0.1:0"]\nrate = 3\nconnections = 5')
+        + '[limits]\nmessage_size = "10KB"\nrecipients = 2\n'
+    )
     port = service.ports["smtp"]
     with smtplib.SMTP("127.0.0.1", port, timeout=10) as client:
         with pytest.raises(smtplib.SMTPSenderRefused) as caught:
@@ -190,7 +305,11 @@ def test_what_is_refused_is_refused_with_a_reply(start: Start, sink: Sink) -> No
         client.docmd("MAIL FROM:<a@x.test>")
         assert [client.docmd(f"RCPT TO:<{n}@x.test>")[0] for n in "bcd"] == [250, 250, 452]
         client.docmd("RSET")
-        assert [client.docmd("MAIL FROM:<a@x.test>")[0] + 0 * client.docmd("RSET")[0] for _ in range(3)] == [250, 250, 450]
+        assert [client.docmd("MAIL FROM:<a@x.test>")[0] + 0 * client.docmd("RSET")[0] for _ in range(3)] == [
+            250,
+            250,
+            450,
+        ]
     lines = [socket.create_connection(("127.0.0.1", port), 5) for _ in range(6)]
     said = [line.recv(100)[:3] for line in lines]
     assert said == [b"220"] * 5 + [b"421"]
@@ -214,15 +333,24 @@ def test_a_first_line_that_is_no_header_field_is_refused(start: Start, sink: Sin
     service = start(toml(sink, f'smtp = ["127.0.0.1:0"]\nlmtp = ["unix:{tmp_path}/lmtp"]'))
     port = service.ports["smtp"]
     said = _raw(port, b"From me@x.test Mon Jan  1 10:00:00 2026\r\nFrom: a@x.test\r\n\r\nbody\r\n")
-    assert said.startswith(b"554 5.6.0 the message does not begin with a header field but with 'From me@x.test") and b"mailbox file" in said
-    assert _raw(port, b"hello\r\n").startswith(b"554 5.6.0 ") and _raw(port, b" folded: from nothing\r\n\r\n").startswith(b"554 5.6.0 ")
+    assert (
+        said.startswith(b"554 5.6.0 the message does not begin with a header field but with 'From me@x.test")
+        and b"mailbox file" in said
+    )
+    assert _raw(port, b"hello\r\n").startswith(b"554 5.6.0 ") and _raw(
+        port, b" folded: from nothing\r\n\r\n"
+    ).startswith(b"554 5.6.0 ")
     with smtplib.LMTP(f"{tmp_path}/lmtp") as client, pytest.raises(smtplib.SMTPDataError) as caught:
         client.sendmail("a@x.test", ["b@x.test"], b"From me\r\n" + BODY)
     assert caught.value.smtp_code == 554 and b"5.6.0" in caught.value.smtp_error
-    assert _raw(port, b"\r\nall of it is body\r\n").startswith(b"250 ") and _raw(port, b"").startswith(b"250 ")
+    assert _raw(port, b"\r\nall of it is body\r\n").startswith(b"250 ") and _raw(port, b"").startswith(
+        b"250 "
+    )
     bodies = sorted(got.content.partition(b"\r\n\r\n") for got in sink.wait_for(2))
     assert [body for *_, body in bodies] in ([b"", b"all of it is body\r\n"], [b"all of it is body\r\n", b""])
-    assert all(b"\r\nReceived: " in b"\r\n" + head and b"\r\nMessage-ID: " in b"\r\n" + head for head, *_ in bodies)
+    assert all(
+        b"\r\nReceived: " in b"\r\n" + head and b"\r\nMessage-ID: " in b"\r\n" + head for head, *_ in bodies
+    )
     assert service.stop() == 0
 
 
@@ -235,15 +363,26 @@ def test_a_loop_is_seen_however_the_field_is_written(start: Start, sink: Sink, n
     assert _raw(service.ports["smtp"], trace * 49 + b"Received-SPF: none\r\n" + BODY).startswith(b"250 ")
 
 
-def test_whose_line_ends_are_mended(listening: Callable[..., None], make_box: Callable[..., Outbox], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of this machine and of trusted networks, unless the configuration says everybody's or nobody's."""
+def test_whose_line_ends_are_mended(
+    listening: Callable[..., None], make_box: Callable[..., Outbox], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of this machine and of trusted networks, unless the configuration says everybody's or
+    nobody's.
+    """
     from outmail.intake import smtp as intake
     from outmail.policy.admission import networks
     from outmail.smtp.server import Settings
 
     client = ["127.0.0.1"]
-    monkeypatch.setattr(intake.Line, "connection_made", lambda self, transport, old=intake.Line.connection_made: old(self, _From(transport, client[0])))
-    bare = b"EHLO me\r\nMAIL FROM:<a@x.test>\r\nRCPT TO:<b@x.test>\r\nDATA\r\nSubject: s\n\n..one\n.\r\ntwo\r\n.\r\nQUIT\r\n"
+    monkeypatch.setattr(
+        intake.Line,
+        "connection_made",
+        lambda self, transport, old=intake.Line.connection_made: old(self, _From(transport, client[0])),
+    )
+    bare = (
+        b"EHLO me\r\nMAIL FROM:<a@x.test>\r\nRCPT TO:<b@x.test>\r\nDATA\r\nSubject: "
+        b"s\n\n..one\n.\r\ntwo\r\n.\r\nQUIT\r\n"
+    )
 
     async def code(port: int) -> str:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -256,17 +395,28 @@ def test_whose_line_ends_are_mended(listening: Callable[..., None], make_box: Ca
 
     async def scene(_: int, first: Any) -> None:
         for normalise, address, wanted in (
-            (None, "127.0.0.1", "250 2.0.0"), (None, "", "250 2.0.0"), (None, "10.1.2.3", "250 2.0.0"), (None, "192.0.2.7", "554 5.6.0"),
-            (False, "127.0.0.1", "554 5.6.0"), (True, "192.0.2.7", "250 2.0.0"),
-        ):  # fmt: skip
+            (None, "127.0.0.1", "250 2.0.0"),
+            (None, "", "250 2.0.0"),
+            (None, "10.1.2.3", "250 2.0.0"),
+            (None, "192.0.2.7", "554 5.6.0"),
+            (False, "127.0.0.1", "554 5.6.0"),
+            (True, "192.0.2.7", "250 2.0.0"),
+        ):
             client[0] = address
-            listener = intake.Listener(first.door, intake.Settings(Settings(), networks(["10.0.0.0/8"]), normalise=normalise))
-            assert await code(int((await listener.listen("127.0.0.1:0")).rpartition(":")[2])) == wanted, (normalise, address)
+            listener = intake.Listener(
+                first.door, intake.Settings(Settings(), networks(["10.0.0.0/8"]), normalise=normalise)
+            )
+            assert await code(int((await listener.listen("127.0.0.1:0")).rpartition(":")[2])) == wanted, (
+                normalise,
+                address,
+            )
             await listener.close()
 
     listening(intake.Settings(), scene)
     box = make_box(deliver="never")
-    assert [box.content(status.id).partition(b"Subject: ")[2] for status in box.find()] == [b"s\r\n\r\n.one\r\ntwo\r\n"] * 4
+    assert [box.content(status.id).partition(b"Subject: ")[2] for status in box.find()] == [
+        b"s\r\n\r\n.one\r\ntwo\r\n"
+    ] * 4
 
 
 class _From:
@@ -279,7 +429,11 @@ class _From:
         return getattr(self._transport, name)
 
     def get_extra_info(self, name: str) -> Any:
-        return ((self._address, 1) if self._address else "") if name == "peername" else self._transport.get_extra_info(name)
+        return (
+            ((self._address, 1) if self._address else "")
+            if name == "peername"
+            else self._transport.get_extra_info(name)
+        )
 
 
 def test_a_disconnect_in_every_state_leaves_nothing(start: Start, sink: Sink, tmp_path: Path) -> None:
@@ -297,7 +451,9 @@ def test_a_disconnect_in_every_state_leaves_nothing(start: Start, sink: Sink, tm
     box.close()
 
 
-def test_restarted_and_killed_under_load_no_client_loses_an_accepted_message(start: Start, sink: Sink, tmp_path: Path) -> None:
+def test_restarted_and_killed_under_load_no_client_loses_an_accepted_message(
+    start: Start, sink: Sink, tmp_path: Path
+) -> None:
     accepted: list[str] = []
     over = threading.Event()
     ports: list[int] = []
@@ -342,8 +498,11 @@ def test_restarted_and_killed_under_load_no_client_loses_an_accepted_message(sta
     assert len(accepted) > 50 and set(accepted) <= set(subjects)
     doubles = {subject for subject in subjects if subjects.count(subject) > 1}
     for subject in doubles:
-        marked = [r.uncertain for status in box.find() if status.subject == subject for r in status.recipients]
-        assert any(marked) or len(marked) > 1, subject  # or the client handed it in twice, having heard no answer
+        marked = [
+            r.uncertain for status in box.find() if status.subject == subject for r in status.recipients
+        ]
+        # or the client handed it in twice, having heard no answer
+        assert any(marked) or len(marked) > 1, subject
     box.close()
     assert service.stop() == 0
 
@@ -351,22 +510,40 @@ def test_restarted_and_killed_under_load_no_client_loses_an_accepted_message(sta
 def test_a_foreign_write_lock_keeps_live_clients_answered(start: Start, sink: Sink, tmp_path: Path) -> None:
     service = start(toml(sink, 'smtp = ["127.0.0.1:0"]'))
     holder = subprocess.Popen(
-        [sys.executable, "-c", "import sqlite3,sys,time\nd=sqlite3.connect(sys.argv[1])\nd.execute('BEGIN IMMEDIATE')\nprint('held',flush=True)\nsys.stdin.readline()\nd.rollback()", str(tmp_path / "q.db")],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-c",
+            (
+                "import sqlite3,sys,time\nd=sqlite3.connect(sys.argv[1])\nd.execute('BEGIN "
+                "IMMEDIATE')\nprint('held',flush=True)\nsys.stdin.readline()\nd.rollback()"
+            ),
+            str(tmp_path / "q.db"),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
     assert holder.stdout and holder.stdout.readline() == b"held\n"
-    with smtplib.SMTP("127.0.0.1", service.ports["smtp"], timeout=20) as waiting, smtplib.SMTP("127.0.0.1", service.ports["smtp"], timeout=5) as other:
+    with (
+        smtplib.SMTP("127.0.0.1", service.ports["smtp"], timeout=20) as waiting,
+        smtplib.SMTP("127.0.0.1", service.ports["smtp"], timeout=5) as other,
+    ):
         answer: list[Any] = []
-        sender = threading.Thread(target=lambda: answer.append(waiting.sendmail("a@x.test", "b@x.test", BODY)))
+        sender = threading.Thread(
+            target=lambda: answer.append(waiting.sendmail("a@x.test", "b@x.test", BODY))
+        )
         sender.start()
         time.sleep(0.3)
-        assert [other.noop()[0] for _ in range(20)] == [250] * 20 and not answer, "commands that need no commit are answered meanwhile"
+        assert [other.noop()[0] for _ in range(20)] == [250] * 20 and not answer, (
+            "commands that need no commit are answered meanwhile"
+        )
         holder.communicate(b"\n", timeout=10)
         sender.join(20)
         assert answer == [{}]
 
 
-def test_memory_in_flight_is_bounded(tmp_path: Path, sink: Sink, make_box: Callable[..., Outbox], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_in_flight_is_bounded(
+    tmp_path: Path, sink: Sink, make_box: Callable[..., Outbox], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The largest half messages are sent away, the others go on."""
     from outmail.clock import Clock
     from outmail.intake import smtp as intake
@@ -383,7 +560,10 @@ def test_memory_in_flight_is_bounded(tmp_path: Path, sink: Sink, make_box: Calla
         listener = intake.Listener(LoopDoor(box._door, engine.commits, engine), intake.Settings())
         port = int((await listener.listen("127.0.0.1:0")).rpartition(":")[2])
         begin = b"EHLO me\r\nMAIL FROM:<a@x.test>\r\nRCPT TO:<b@x.test>\r\nDATA\r\nSubject: s\r\n\r\n"
-        large, small = await asyncio.open_connection("127.0.0.1", port), await asyncio.open_connection("127.0.0.1", port)
+        large, small = (
+            await asyncio.open_connection("127.0.0.1", port),
+            await asyncio.open_connection("127.0.0.1", port),
+        )
         large[1].write(begin + b"x" * 200_000)
         small[1].write(begin + b"x" * 2_000)
         async with asyncio.timeout(10):
@@ -428,7 +608,9 @@ def listening(tmp_path: Path, sink: Sink, make_box: Callable[..., Outbox]) -> Ca
     return run
 
 
-def test_clients_that_drip_are_sent_away(listening: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clients_that_drip_are_sent_away(
+    listening: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A byte now and then keeps a line from being idle; it does not keep a message from being late."""
     from outmail.intake import smtp as intake
 
@@ -445,7 +627,10 @@ def test_clients_that_drip_are_sent_away(listening: Callable[..., None], monkeyp
             writer.write(b"x")
             await asyncio.sleep(0.1)
         said = await reading
-        assert said.endswith(b"421 4.4.2 The message comes too slowly\r\n") and 1.0 < time.monotonic() - began < 6
+        assert (
+            said.endswith(b"421 4.4.2 The message comes too slowly\r\n")
+            and 1.0 < time.monotonic() - began < 6
+        )
         assert (await silent[0].read()).endswith(b"421 4.4.2 Idle too long\r\n")
         writer.close()
         silent[1].close()
@@ -457,7 +642,12 @@ def test_clients_that_drip_are_sent_away(listening: Callable[..., None], monkeyp
 @pytest.mark.parametrize("implicit", [False, True])
 @pytest.mark.parametrize("ending", ["garbage", "hang", "goodbye"])
 def test_a_handshake_that_comes_to_nothing_leaves_nothing(
-    listening: Callable[..., None], certificate: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, implicit: bool, ending: str
+    listening: Callable[..., None],
+    certificate: tuple[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    implicit: bool,
+    ending: str,
 ) -> None:
     """Neither a line nor a descriptor; while it lasts it counts as a connection."""
     from outmail.intake import smtp as intake
@@ -465,7 +655,12 @@ def test_a_handshake_that_comes_to_nothing_leaves_nothing(
     monkeypatch.setattr(intake, "TLS_HANDSHAKE", 1.0)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
-    settings = intake.Settings(dialogue=intake.protocol.Settings(starttls=not implicit), tls=context, implicit_tls=implicit, connections=2)
+    settings = intake.Settings(
+        dialogue=intake.protocol.Settings(starttls=not implicit),
+        tls=context,
+        implicit_tls=implicit,
+        connections=2,
+    )
 
     async def scene(port: int, listener: Any) -> None:
         before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
@@ -492,7 +687,9 @@ def test_a_handshake_that_comes_to_nothing_leaves_nothing(
                     await reader.read()
             writer.close()
         for _ in range(300):
-            if not (listener.lines or listener.shaking) and (not before or len(os.listdir("/proc/self/fd")) <= before):
+            if not (listener.lines or listener.shaking) and (
+                not before or len(os.listdir("/proc/self/fd")) <= before
+            ):
                 return
             await asyncio.sleep(0.01)
         raise AssertionError((listener.lines, listener.shaking, os.listdir("/proc/self/fd")))
@@ -500,7 +697,9 @@ def test_a_handshake_that_comes_to_nothing_leaves_nothing(
     listening(settings, scene)
 
 
-def test_a_deep_queue_and_a_slow_store_ask_clients_to_come_back(listening: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_deep_queue_and_a_slow_store_ask_clients_to_come_back(
+    listening: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     from outmail.intake import smtp as intake
 
     monkeypatch.setattr(intake, "COUNT_EVERY", 0.1)
@@ -521,12 +720,20 @@ def test_a_deep_queue_and_a_slow_store_ask_clients_to_come_back(listening: Calla
             box.cancel("to:u0@x.test")
             while not (await ask(port)).startswith(b"250"):
                 await asyncio.sleep(0.1)
-        code = f"import sqlite3; c=sqlite3.connect({str(tmp_path / 'q.db')!r}); c.execute('BEGIN IMMEDIATE'); print(flush=True); input(); c.rollback()"
-        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stdin=subprocess.PIPE) as holder:
+        code = (
+            f"import sqlite3; c=sqlite3.connect({str(tmp_path / 'q.db')!r}); c.execute('BEGIN "
+            f"IMMEDIATE'); print(flush=True); input(); c.rollback()"
+        )
+        with subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, stdin=subprocess.PIPE
+        ) as holder:
             assert holder.stdout and holder.stdin
             holder.stdout.readline()
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(b"EHLO me\r\nMAIL FROM:<a@x.test>\r\nRCPT TO:<b@x.test>\r\nDATA\r\nSubject: s\r\n\r\nx\r\n.\r\n")
+            writer.write(
+                b"EHLO me\r\nMAIL FROM:<a@x.test>\r\nRCPT TO:<b@x.test>\r\nDATA\r\nSubject: "
+                b"s\r\n\r\nx\r\n.\r\n"
+            )
             await asyncio.sleep(0.8)
             assert (await ask(port)).startswith(b"451 4.3.0 The store is slow")
             holder.stdin.write(b"\n")
@@ -575,16 +782,22 @@ def test_a_thousand_connections_are_held_and_the_next_is_told(start: Start, sink
 @programs.needs("postfix", "postfix")
 @programs.as_root("Postfix is started as root only")
 @pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "STARTTLS"])
-def test_postfix_hands_its_mail_in(start: Start, sink: Sink, tmp_path: Path, certificate: tuple[str, str], encrypted: bool) -> None:
+def test_postfix_hands_its_mail_in(
+    start: Start, sink: Sink, tmp_path: Path, certificate: tuple[str, str], encrypted: bool
+) -> None:
     """Postfix as a client: pipelining, several recipients, DSN; whatever it accepted comes out."""
     from bench import lab
 
     listen = 'smtp = ["127.0.0.1:0"]' + (f"\n{certificate[1]}" if encrypted else "")
     service = start(toml(sink, listen))
-    with lab.postfix(tmp_path, service.ports["smtp"], "smtp_tls_security_level = encrypt\n" if encrypted else "") as standing:
+    with lab.postfix(
+        tmp_path, service.ports["smtp"], "smtp_tls_security_level = encrypt\n" if encrypted else ""
+    ) as standing:
         with smtplib.SMTP("127.0.0.1", standing.port, timeout=20) as client:
             for i in range(30):
-                client.sendmail("a@x.test", [f"u{i}@x.test", f"v{i}@x.test"], BODY, rcpt_options=["NOTIFY=FAILURE"])
+                client.sendmail(
+                    "a@x.test", [f"u{i}@x.test", f"v{i}@x.test"], BODY, rcpt_options=["NOTIFY=FAILURE"]
+                )
         sink.wait_for(30, timeout=40)
     assert service.stop() == 0
     got = sorted(address for m in sink.messages for address in m.recipients)
@@ -599,10 +812,15 @@ def test_socket_activation(sink: Sink, tmp_path: Path) -> None:
         bound.listen(10)
         (tmp_path / "c.toml").write_text(f'store = "{tmp_path}/q.db"\nrelay = "{sink.url}"')
         code = (
-            "import os,sys\nos.dup2(int(sys.argv[1]),3)\nos.environ.update(LISTEN_FDS='1',LISTEN_FDNAMES='smtp',LISTEN_PID=str(os.getpid()))\n"
+            "import "
+            "os,sys\nos.dup2(int(sys.argv[1]),3)\nos.environ.update(LISTEN_FDS='1',LISTEN_FDNAMES='smtp',LISTEN_PID=str(os.getpid()))\n"
             "os.execv(sys.executable,[sys.executable,'-m','outmail','run','--config',sys.argv[2]])"
         )
-        process = subprocess.Popen([sys.executable, "-c", code, str(bound.fileno()), str(tmp_path / "c.toml")], pass_fds=[bound.fileno(), 3] if bound.fileno() != 3 else [3], stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(bound.fileno()), str(tmp_path / "c.toml")],
+            pass_fds=[bound.fileno(), 3] if bound.fileno() != 3 else [3],
+            stderr=subprocess.DEVNULL,
+        )
         with smtplib.SMTP("127.0.0.1", bound.getsockname()[1], timeout=20) as client:
             client.sendmail("a@x.test", "b@x.test", BODY)
         assert len(sink.wait_for(1)) == 1
@@ -612,16 +830,25 @@ def test_socket_activation(sink: Sink, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("listen", "words"),
-    [('smtp = ["0.0.0.0:25"]', "open to other machines"), ('submission = ["0.0.0.0:587"]', "certificate"), ('submission = ["127.0.0.1:587"]', "users_file"),
-     ('smtp = ["localhost"]', "is no address"), ('smtp = ["127.0.0.1:99999"]', "is no address"), ('networks = ["ten"]', "is not a network"), ('lmtp = ["192.0.2.1:24"]', "networks"),
-     ("connections = 0", "at least 1")],
-)  # fmt: skip
+    [
+        ('smtp = ["0.0.0.0:25"]', "open to other machines"),
+        ('submission = ["0.0.0.0:587"]', "certificate"),
+        ('submission = ["127.0.0.1:587"]', "users_file"),
+        ('smtp = ["localhost"]', "is no address"),
+        ('smtp = ["127.0.0.1:99999"]', "is no address"),
+        ('networks = ["ten"]', "is not a network"),
+        ('lmtp = ["192.0.2.1:24"]', "networks"),
+        ("connections = 0", "at least 1"),
+    ],
+)
 def test_wrong_listeners_are_told(listen: str, words: str) -> None:
     with pytest.raises(Exception, match=words):
         from_toml(f"[listen]\n{listen}", "t", {})
 
 
-def test_files_that_cannot_be_read_are_78(outmail: Callable[..., subprocess.CompletedProcess[bytes]], tmp_path: Path) -> None:
+def test_files_that_cannot_be_read_are_78(
+    outmail: Callable[..., subprocess.CompletedProcess[bytes]], tmp_path: Path
+) -> None:
     for extra in ('certificate = "/none"', 'users_file = "/none"'):
         (tmp_path / "outmail.toml").write_text(f'store = "q.db"\n[listen]\nsmtp = ["127.0.0.1:0"]\n{extra}')
         done = outmail("run")
@@ -630,4 +857,10 @@ def test_files_that_cannot_be_read_are_78(outmail: Callable[..., subprocess.Comp
 
 def test_passwords_are_hashed(outmail: Callable[..., subprocess.CompletedProcess[bytes]]) -> None:
     made = outmail("config", "--hash", stdin=b"geheim\n").stdout.decode().strip()
-    assert made.startswith("scrypt$") and verified("geheim", made) and not verified("Geheim", made) and not verified("", "") and not verified("x", "scrypt$!$!")
+    assert (
+        made.startswith("scrypt$")
+        and verified("geheim", made)
+        and not verified("Geheim", made)
+        and not verified("", "")
+        and not verified("x", "scrypt$!$!")
+    )

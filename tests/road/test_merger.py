@@ -18,7 +18,9 @@ from outmail.testing.conformance import message
 
 
 class Stage:
-    """A store whose first call waits until two others stand behind it; the second one, which is for all of those, does what it is told."""
+    """A store whose first call waits until two others stand behind it; the second one, which is for all of
+    those, does what it is told.
+    """
 
     blocking = True
 
@@ -91,7 +93,12 @@ def test_a_full_disk_is_everybodys(tmp_path: Path) -> None:
 
     heard, stored, calls = play(tmp_path, fail)
     assert calls == 2 and len(stored) == 1
-    assert sorted(type(answer).__name__ for answer in heard.values()) == ["Trouble", "Trouble", "Trouble", "list"]
+    assert sorted(type(answer).__name__ for answer in heard.values()) == [
+        "Trouble",
+        "Trouble",
+        "Trouble",
+        "list",
+    ]
 
 
 @pytest.mark.parametrize("committed", [False, True])
@@ -116,4 +123,8 @@ def test_a_lost_connection_is_tried_again_and_adds_nothing_twice(tmp_path: Path)
         raise Trouble("io", "the connection was lost")
 
     heard, stored, _ = play(tmp_path, lost)
-    assert ids(heard.values()) == sorted(stored) and len(stored) == 4 and not any(answer[0][3] for answer in heard.values())
+    assert (
+        ids(heard.values()) == sorted(stored)
+        and len(stored) == 4
+        and not any(answer[0][3] for answer in heard.values())
+    )

@@ -73,7 +73,9 @@ def test_a_foreign_write_lock_does_not_stop_the_loop(tmp_path: Path) -> None:
     store.close()
 
 
-def test_the_loop_goes_on_while_the_disk_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loop_goes_on_while_the_disk_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = SqliteStore(str(tmp_path / "q.db"))
     slow = store._commit
 
@@ -88,7 +90,9 @@ def test_the_loop_goes_on_while_the_disk_is_waited_for(tmp_path: Path, monkeypat
         answers: list[Any] = []
         commits.ask(verbs.note_put("test", "a", 1), answers.append)
         commits.flush()
-        commits.contributor(lambda: commits.ask(verbs.note_put("test", "b", 2), answers.append) if len(answers) == 1 else None)
+        commits.contributor(
+            lambda: commits.ask(verbs.note_put("test", "b", 2), answers.append) if len(answers) == 1 else None
+        )
         commits.flush()  # wanted while one is under way: comes right after it
         began = time.monotonic()
         await asyncio.sleep(0.05)
@@ -101,7 +105,9 @@ def test_the_loop_goes_on_while_the_disk_is_waited_for(tmp_path: Path, monkeypat
     store.close()
 
 
-def test_a_commit_that_fails_is_an_answer_and_nothing_of_it_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_commit_that_fails_is_an_answer_and_nothing_of_it_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = SqliteStore(str(tmp_path / "q.db"))
     execute = store._writer.execute
 
@@ -153,14 +159,20 @@ def test_a_verb_that_fails_spoils_only_itself(tmp_path: Path) -> None:
 
 def test_a_slow_relay_does_not_starve_a_healthy_one(make_box: MakeBox) -> None:
     with Sink("MAIL: hang") as tarpit, Sink() as healthy:
-        box = make_box(toml=f'[relays.slow]\nurl = "{tarpit.url}"\n[relays.good]\nurl = "{healthy.url}"', deliver="never")
-        box.send_many([{"to": f"s{i}@x.test", "subject": "s", "text": "t", "relay": "slow"} for i in range(3000)])
+        box = make_box(
+            toml=f'[relays.slow]\nurl = "{tarpit.url}"\n[relays.good]\nurl = "{healthy.url}"', deliver="never"
+        )
+        box.send_many(
+            [{"to": f"s{i}@x.test", "subject": "s", "text": "t", "relay": "slow"} for i in range(3000)]
+        )
         engine = engine_of(box)
 
         async def scene() -> None:
             running = asyncio.ensure_future(engine.run())
             await until(lambda: bool(engine._hops) and any(hop.seats for hop in engine._hops.values()))
-            box.send_many([{"to": f"g{i}@x.test", "subject": "s", "text": "t", "relay": "good"} for i in range(300)])
+            box.send_many(
+                [{"to": f"g{i}@x.test", "subject": "s", "text": "t", "relay": "good"} for i in range(300)]
+            )
             await until(lambda: healthy.count == 300)
             assert engine._hops["slow"].out <= 100
             tarpit.close()
@@ -170,7 +182,9 @@ def test_a_slow_relay_does_not_starve_a_healthy_one(make_box: MakeBox) -> None:
         asyncio.run(scene())
 
 
-def test_one_outcome_that_cannot_be_written_does_not_hold_up_the_others(make_box: MakeBox, sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_outcome_that_cannot_be_written_does_not_hold_up_the_others(
+    make_box: MakeBox, sink: Sink, monkeypatch: pytest.MonkeyPatch
+) -> None:
     box = make_box(relay=sink.url, deliver="never")
     receipts = box.send_many([{"to": f"s{i}@x.test", "subject": "s", "text": "t"} for i in range(20)])
     settle = verbs.settle
@@ -185,7 +199,9 @@ def test_one_outcome_that_cannot_be_written_does_not_hold_up_the_others(make_box
     asyncio.run(asyncio.wait_for(engine.run(once=True), 30))
     states = [box.status(receipt.id).status for receipt in receipts]
     assert states.count("delivered") == 19 and states[7] == "sending"
-    assert [name for name in os.listdir(Path(box._store.path).parent) if ".engine." in name], "its file stays, with the record of its dot"  # type: ignore[attr-defined]
+    assert [name for name in os.listdir(Path(box._store.path).parent) if ".engine." in name], (
+        "its file stays, with the record of its dot"
+    )  # type: ignore[attr-defined]
     monkeypatch.undo()
     asyncio.run(asyncio.wait_for(engine_of(box).run(once=True), 30))
     (recipient,) = box.status(receipts[7].id).recipients
@@ -207,9 +223,14 @@ def test_producers_and_an_engine_share_one_file(tmp_path: Path) -> None:
 
 def test_two_routes_over_one_dead_relay_are_both_probed(make_box: MakeBox) -> None:
     with Sink() as backup:
-        toml = '[relay]\nurl = "smtp://127.0.0.1:1"\n[relays.b]\nurl = "smtp://127.0.0.1:1"\n[[route]]\nto = "*@two.test"\nrelays = ["b", "default"]\n'
+        toml = (
+            '[relay]\nurl = "smtp://127.0.0.1:1"\n[relays.b]\nurl = "smtp://127.0.0.1:1"\n[[route]]\nto = '
+            '"*@two.test"\nrelays = ["b", "default"]\n'
+        )
         box = make_box(toml=toml, deliver="never")
-        box.send_many([{"to": f"u{i}@{'two' if i % 2 else 'one'}.test", "subject": "s", "text": "t"} for i in range(20)])
+        box.send_many(
+            [{"to": f"u{i}@{'two' if i % 2 else 'one'}.test", "subject": "s", "text": "t"} for i in range(20)]
+        )
         engine = engine_of(box)
 
         async def scene() -> None:
@@ -225,7 +246,9 @@ def test_two_routes_over_one_dead_relay_are_both_probed(make_box: MakeBox) -> No
 
 
 @pytest.mark.parametrize("kind", ["full", "readonly", "io"])
-def test_the_engine_goes_on_by_itself_when_the_disk_is_well_again(make_box: MakeBox, sink: Sink, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_the_engine_goes_on_by_itself_when_the_disk_is_well_again(
+    make_box: MakeBox, sink: Sink, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     """Outcomes learned while nothing can be written are kept, and written once; nothing is sent twice."""
     box = make_box(toml=f'relay = "{sink.url}"', deliver="never")
     box.send_many([{"to": f"u{i}@x.test", "subject": "s", "text": "t"} for i in range(50)])
@@ -269,9 +292,13 @@ def test_suspects_go_one_after_the_other_without_a_pause(make_box: MakeBox, sink
 
 
 @pytest.mark.parametrize("hangs_up", [False, True])
-def test_what_is_not_on_record_is_bounded(make_box: MakeBox, sink: Sink, monkeypatch: pytest.MonkeyPatch, hangs_up: bool) -> None:
-    """While outcomes cannot be written no more final dots are sent than a settle batch and one for each session: so many doubles a kill
-    could leave. A relay that hangs up on those who wait for permission was sent nothing, and nothing is uncertain."""
+def test_what_is_not_on_record_is_bounded(
+    make_box: MakeBox, sink: Sink, monkeypatch: pytest.MonkeyPatch, hangs_up: bool
+) -> None:
+    """While outcomes cannot be written no more final dots are sent than a settle batch and one for each
+    session: so many doubles a kill could leave. A relay that hangs up on those who wait for permission was
+    sent nothing, and nothing is uncertain.
+    """
     monkeypatch.setattr(engine_module, "SETTLE_BATCH", 10)
     box = make_box(toml=f'relay = "{sink.url}"', deliver="never")
     box.send_many([{"to": f"u{i}@x.test", "subject": "s", "text": "t"} for i in range(300)])

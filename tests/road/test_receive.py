@@ -31,7 +31,11 @@ class Server:
     def __init__(self, folder: Path, *words: str, toml: str = "") -> None:
         (folder / "c.toml").write_text(toml)
         self.log = folder / "receive.log"
-        self.process = subprocess.Popen([sys.executable, "-m", "outmail", "receive", "--config", str(folder / "c.toml"), *words], stderr=open(self.log, "wb"), cwd=folder)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "outmail", "receive", "--config", str(folder / "c.toml"), *words],
+            stderr=open(self.log, "wb"),
+            cwd=folder,
+        )
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline and self.process.poll() is None and not self.port:
             time.sleep(0.02)
@@ -64,7 +68,8 @@ def settings(tmp_path: Path, boxes: str, relay: str = "smtp://127.0.0.1:1", extr
     (tmp_path / "mail").mkdir(exist_ok=True)
     (tmp_path / "aliases").write_text("postmaster: alice\nteam: alice, bob, eve@far.test\nalice+news: bob\n")
     return (
-        f'store = "{tmp_path}/q.db"\nhostname = "here.test"\nrelay = "{relay}"\n[receive]\nsmtp = ["127.0.0.1:0"]\nlmtp = ["unix:{tmp_path}/lmtp"]\nusers = ["alice", "bob"]\n'
+        f'store = "{tmp_path}/q.db"\nhostname = "here.test"\nrelay = "{relay}"\n[receive]\nsmtp = '
+        f'["127.0.0.1:0"]\nlmtp = ["unix:{tmp_path}/lmtp"]\nusers = ["alice", "bob"]\n'
         f'aliases = "{tmp_path}/aliases"\nmailboxes = "{boxes}"\n{extra}\n'
     )
 
@@ -76,14 +81,28 @@ def until(condition: Callable[[], bool], seconds: float = 15) -> None:
     assert condition()
 
 
-def test_maildirs_aliases_and_what_is_not_local(start: Callable[..., Server], tmp_path: Path, sink: Sink) -> None:
+def test_maildirs_aliases_and_what_is_not_local(
+    start: Callable[..., Server], tmp_path: Path, sink: Sink
+) -> None:
     server = start(toml=settings(tmp_path, f"{tmp_path}/mail/{{user}}/", sink.url))
     with server.client() as client:
-        assert client.sendmail("a@far.test", ["TEAM@here.test", "Alice@localhost", "alice+news@here.test"], BODY) == {}
+        assert (
+            client.sendmail("a@far.test", ["TEAM@here.test", "Alice@localhost", "alice+news@here.test"], BODY)
+            == {}
+        )
     boxes = {name: tmp_path / "mail" / name / "new" for name in ("alice", "bob")}
-    until(lambda: all(box.exists() and len(list(box.iterdir())) == 1 for box in boxes.values()) and len(sink.messages) == 1)
+    until(
+        lambda: (
+            all(box.exists() and len(list(box.iterdir())) == 1 for box in boxes.values())
+            and len(sink.messages) == 1
+        )
+    )
     got = next(boxes["bob"].iterdir()).read_bytes()
-    assert got.startswith(b"Return-Path: <a@far.test>\nDelivered-To: bob@here.test\nReceived: from ") and got.endswith(b"hello\nFrom here on\n") and b"\r" not in got
+    assert (
+        got.startswith(b"Return-Path: <a@far.test>\nDelivered-To: bob@here.test\nReceived: from ")
+        and got.endswith(b"hello\nFrom here on\n")
+        and b"\r" not in got
+    )
     assert sink.messages[0].recipients == ("eve@far.test",)
 
 
@@ -101,7 +120,12 @@ def test_mboxes_for_several_users_at_once(start: Callable[..., Server], tmp_path
     for thread in threads:
         thread.join()
     for name in ("alice", "bob"):
-        until(lambda name=name: (tmp_path / "mail" / name).exists() and (tmp_path / "mail" / name).read_bytes().count(b"\nDelivered-To:") == 20)  # type: ignore[misc]
+        until(
+            lambda name=name: (
+                (tmp_path / "mail" / name).exists()
+                and (tmp_path / "mail" / name).read_bytes().count(b"\nDelivered-To:") == 20
+            )
+        )  # type: ignore[misc]
         read = mailbox.mbox(tmp_path / "mail" / name)
         assert len(read) == 20 and all(">From here on" in message.get_payload() for message in read)
     assert not list((tmp_path / "mail").glob("*.lock"))
@@ -112,17 +136,37 @@ def test_relaying_and_unknown_users_are_refused_at_rcpt(start: Callable[..., Ser
     with server.client() as client:
         client.ehlo()
         client.mail("a@far.test")
-        said = [client.rcpt(address) for address in ("x@far.test", "carol@here.test", "alice@HERE.test", "postmaster", "../etc@here.test")]
-    assert [code for code, _ in said] == [550, 550, 250, 250, 501] and said[0][1].startswith(b"5.7.1") and said[1][1].startswith(b"5.1.1")
+        said = [
+            client.rcpt(address)
+            for address in (
+                "x@far.test",
+                "carol@here.test",
+                "alice@HERE.test",
+                "postmaster",
+                "../etc@here.test",
+            )
+        ]
+    assert (
+        [code for code, _ in said] == [550, 550, 250, 250, 501]
+        and said[0][1].startswith(b"5.7.1")
+        and said[1][1].startswith(b"5.1.1")
+    )
 
 
-def test_one_mailbox_not_writable_holds_up_nobody(start: Callable[..., Server], tmp_path: Path, outmail: Run) -> None:
+def test_one_mailbox_not_writable_holds_up_nobody(
+    start: Callable[..., Server], tmp_path: Path, outmail: Run
+) -> None:
     (tmp_path / "mail").mkdir()
     (tmp_path / "mail" / "bob").write_text("a file where a folder should be")
     server = start(toml=settings(tmp_path, f"{tmp_path}/mail/{{user}}/"))
     with server.client() as client:
         client.sendmail("a@far.test", ["alice@here.test", "bob@here.test"], BODY)
-    until(lambda: (tmp_path / "mail" / "alice" / "new").exists() and len(list((tmp_path / "mail" / "alice" / "new").iterdir())) == 1)
+    until(
+        lambda: (
+            (tmp_path / "mail" / "alice" / "new").exists()
+            and len(list((tmp_path / "mail" / "alice" / "new").iterdir())) == 1
+        )
+    )
     store = ("--store", str(tmp_path / "q.db"))
     until(lambda: b"bob@here.test: deferred" in outmail("queue", "list", *store).stdout)
     with smtplib.LMTP(str(tmp_path / "lmtp")) as client:
@@ -135,7 +179,12 @@ def test_one_mailbox_not_writable_holds_up_nobody(start: Callable[..., Server], 
     assert len(list((tmp_path / "mail" / "alice" / "new").iterdir())) == 2
     (tmp_path / "mail" / "bob").unlink()
     outmail("queue", "retry", "ALL", *store)
-    until(lambda: (tmp_path / "mail" / "bob" / "new").exists() and len(list((tmp_path / "mail" / "bob" / "new").iterdir())) == 1)
+    until(
+        lambda: (
+            (tmp_path / "mail" / "bob" / "new").exists()
+            and len(list((tmp_path / "mail" / "bob" / "new").iterdir())) == 1
+        )
+    )
     assert len(list((tmp_path / "mail" / "alice" / "new").iterdir())) == 2
 
 
@@ -150,7 +199,9 @@ def test_loops_are_refused(start: Callable[..., Server], tmp_path: Path) -> None
 
 @pytest.mark.parametrize("lmtp", [False, True])
 @pytest.mark.parametrize("line", [b"a:\r\n", b"Received:\r\n", b"Delivered-To: x\r\n"])
-def test_a_header_without_end_is_refused_at_once(start: Callable[..., Server], tmp_path: Path, line: bytes, lmtp: bool) -> None:
+def test_a_header_without_end_is_refused_at_once(
+    start: Callable[..., Server], tmp_path: Path, line: bytes, lmtp: bool
+) -> None:
     """Nobody else is kept waiting for it: it is never walked."""
     server = start(toml=settings(tmp_path, f"{tmp_path}/mail/{{user}}/"))
     with smtplib.LMTP(str(tmp_path / "lmtp")) if lmtp else server.client() as client:
@@ -164,21 +215,41 @@ def test_a_header_without_end_is_refused_at_once(start: Callable[..., Server], t
         assert cpu(server.process.pid) - before < 3, "seconds; walking it takes more than five"
 
 
-def test_lmtp_writes_once_for_who_is_named_thrice_and_answers_each(start: Callable[..., Server], tmp_path: Path) -> None:
+def test_lmtp_writes_once_for_who_is_named_thrice_and_answers_each(
+    start: Callable[..., Server], tmp_path: Path
+) -> None:
     start(toml=settings(tmp_path, f"{tmp_path}/mail/{{user}}/"))
     with smtplib.LMTP(str(tmp_path / "lmtp")) as client:
         client.ehlo()
         client.mail("a@far.test")
-        for address in ("alice@here.test", "bob@here.test", "alice@here.test", "Alice@HERE.test", "postmaster@here.test"):
+        for address in (
+            "alice@here.test",
+            "bob@here.test",
+            "alice@here.test",
+            "Alice@HERE.test",
+            "postmaster@here.test",
+        ):
             assert client.rcpt(address)[0] == 250
         said = [client.data(BODY), *(client.getreply() for _ in range(4))]
-    assert [code for code, _ in said] == [250] * 5 and [b"/bob/" in text for _, text in said] == [False, True, False, False, False]
+    assert [code for code, _ in said] == [250] * 5 and [b"/bob/" in text for _, text in said] == [
+        False,
+        True,
+        False,
+        False,
+        False,
+    ]
     assert [len(list((tmp_path / "mail" / name / "new").iterdir())) for name in ("alice", "bob")] == [1, 1]
 
 
-def test_lmtp_holds_the_content_once_for_all_its_recipients(start: Callable[..., Server], tmp_path: Path) -> None:
+def test_lmtp_holds_the_content_once_for_all_its_recipients(
+    start: Callable[..., Server], tmp_path: Path
+) -> None:
     names = [f"u{i}" for i in range(30)]
-    server = start(toml=settings(tmp_path, f"{tmp_path}/mail/{{user}}/").replace('"alice", "bob"', '"alice", "bob", ' + ", ".join(f'"{name}"' for name in names)))
+    server = start(
+        toml=settings(tmp_path, f"{tmp_path}/mail/{{user}}/").replace(
+            '"alice", "bob"', '"alice", "bob", ' + ", ".join(f'"{name}"' for name in names)
+        )
+    )
     with smtplib.LMTP(str(tmp_path / "lmtp")) as client:
         client.ehlo()
         client.mail("a@far.test")
@@ -196,7 +267,9 @@ def cpu(pid: int) -> float:
     return (int(used[11]) + int(used[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def test_catch_keeps_everything_and_delivers_nothing(start: Callable[..., Server], tmp_path: Path, outmail: Run) -> None:
+def test_catch_keeps_everything_and_delivers_nothing(
+    start: Callable[..., Server], tmp_path: Path, outmail: Run
+) -> None:
     server = start("--catch", "--listen", "127.0.0.1:0", "--store", str(tmp_path / "catch.db"))
     with server.client() as client:
         client.sendmail("anyone@x.test", ["whoever@y.test"], b"Subject: caught\n\nlone\nline feeds\n")
@@ -205,20 +278,32 @@ def test_catch_keeps_everything_and_delivers_nothing(start: Callable[..., Server
     id = outmail("queue", "list", "ALL", "--ids", *store).stdout.decode().strip()
     assert b"lone\r\nline feeds" in outmail("show", id, "--raw", *store).stdout
     until(lambda: b'"delivered"' in outmail("show", id, "--json", *store).stdout)
-    assert outmail("queue", "purge", "ALL", *store).returncode == 0 and outmail("queue", "list", "ALL", *store).stdout == b""
+    assert (
+        outmail("queue", "purge", "ALL", *store).returncode == 0
+        and outmail("queue", "list", "ALL", *store).stdout == b""
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [('mailboxes = "/x/{user}/"', "postmaster"), ("", "mailboxes is not set"), ('mailboxes = "/x"', "{user}"), ('mailboxes = "/x/{user}"\naliases = "/none"', "No such file")],
+    [
+        ('mailboxes = "/x/{user}/"', "postmaster"),
+        ("", "mailboxes is not set"),
+        ('mailboxes = "/x"', "{user}"),
+        ('mailboxes = "/x/{user}"\naliases = "/none"', "No such file"),
+    ],
 )
 def test_what_cannot_work_does_not_start(outmail: Run, tmp_path: Path, change: str, words: str) -> None:
     (tmp_path / "outmail.toml").write_text(f'store = "q.db"\n[receive]\nusers = ["alice"]\n{change}')
     done = outmail("receive")
-    assert done.returncode == 78 and words in done.stderr.decode() and done.stderr.count(b"\n") == 1, done.stderr
+    assert done.returncode == 78 and words in done.stderr.decode() and done.stderr.count(b"\n") == 1, (
+        done.stderr
+    )
 
 
-def test_the_receiving_server_offers_starttls(start: Callable[..., Server], tmp_path: Path, outmail: Run) -> None:
+def test_the_receiving_server_offers_starttls(
+    start: Callable[..., Server], tmp_path: Path, outmail: Run
+) -> None:
     ca = trustme.CA()
     ca.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "tls.pem"))
     trusting = ssl.create_default_context()
@@ -255,7 +340,9 @@ def test_an_mbox_write_that_fails_is_cut_off_again(tmp_path: Path, monkeypatch: 
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["box"]
 
 
-def test_a_locked_mailbox_is_451_by_lmtp_and_holds_up_nobody(start: Callable[..., Server], tmp_path: Path) -> None:
+def test_a_locked_mailbox_is_451_by_lmtp_and_holds_up_nobody(
+    start: Callable[..., Server], tmp_path: Path
+) -> None:
     (tmp_path / "mail").mkdir()
     (tmp_path / "mail" / "alice.lock").write_text("somebody")
     server = start(toml=settings(tmp_path, f"{tmp_path}/mail/{{user}}"))
@@ -269,7 +356,9 @@ def test_a_locked_mailbox_is_451_by_lmtp_and_holds_up_nobody(start: Callable[...
         client.getreply()
         client.send(BODY + b".\r\n")
     began = time.monotonic()
-    assert clients[-1].getreply()[0] == 250 and time.monotonic() - began < 5, "five times two seconds, one after the other"
+    assert clients[-1].getreply()[0] == 250 and time.monotonic() - began < 5, (
+        "five times two seconds, one after the other"
+    )
     answers = [client.getreply() for client in clients[:-1]]
     assert all(code == 451 and b"alice.lock" in text for code, text in answers)
     for client in clients:

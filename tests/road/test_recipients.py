@@ -33,7 +33,11 @@ def test_one_of_three_is_refused_the_others_are_delivered_once(sink: Sink, make_
     id = send(box, "a@x.test", "bad@x.test", "c@x.test")
     assert settle(box, id) == {"a@x.test": "delivered", "bad@x.test": "failed", "c@x.test": "delivered"}
     refused = box.status(id).recipients[1]
-    assert refused.reply and (refused.reply.code, refused.reply.enhanced, refused.reply.text) == (550, "5.1.1", "nobody")
+    assert refused.reply and (refused.reply.code, refused.reply.enhanced, refused.reply.text) == (
+        550,
+        "5.1.1",
+        "nobody",
+    )
     assert [m.recipients for m in sink.messages] == [("a@x.test", "c@x.test")]
 
 
@@ -71,7 +75,9 @@ def test_a_lost_goodbye_changes_nothing(sink: Sink, make_box: MakeBox) -> None:
     assert len(sink.messages) == 1
 
 
-def test_no_answer_to_the_final_dot_is_uncertain_and_keeps_the_message_id(sink: Sink, make_box: MakeBox) -> None:
+def test_no_answer_to_the_final_dot_is_uncertain_and_keeps_the_message_id(
+    sink: Sink, make_box: MakeBox
+) -> None:
     sink.script("DOT: take-and-drop x1")
     box = make_box(sink.url, FAST)
     id = send(box, "a@x.test")
@@ -103,7 +109,9 @@ def test_421_anywhere_keeps_the_message(sink: Sink, make_box: MakeBox, step: str
 
 @pytest.mark.parametrize("step", ["CONNECT", "EHLO", "MAIL", "RCPT", "DATA"])
 @pytest.mark.parametrize("action", ["drop", "half"])
-def test_a_connection_lost_before_the_dot_is_a_plain_retry(sink: Sink, make_box: MakeBox, step: str, action: str) -> None:
+def test_a_connection_lost_before_the_dot_is_a_plain_retry(
+    sink: Sink, make_box: MakeBox, step: str, action: str
+) -> None:
     sink.script(f"{step}: {action} x1")
     box = make_box(sink.url, FAST)
     id = send(box, "a@x.test")
@@ -119,7 +127,9 @@ def test_a_refused_sender_is_that_messages_affair(sink: Sink, make_box: MakeBox)
     assert set(settle(box, bad).values()) == {"failed"} and settle(box, good) == {"a@x.test": "delivered"}
 
 
-def test_wrong_credentials_pause_the_relay_with_one_error(make_box: MakeBox, caplog: pytest.LogCaptureFixture) -> None:
+def test_wrong_credentials_pause_the_relay_with_one_error(
+    make_box: MakeBox, caplog: pytest.LogCaptureFixture
+) -> None:
     with Sink(users={"me": "right"}) as sink:
         box = make_box(sink.url.replace("//", "//me:geheim@"))
         ids = [send(box, f"u{i}@x.test") for i in range(5)]
@@ -188,10 +198,15 @@ def test_fallback_relays_and_routes_by_pattern(make_box: MakeBox, sink: Sink) ->
         [[route]]
         to = "*@b.test"
         relays = ["default", "backup"]
-        """ + FAST, deliver="thread",
-    )  # fmt: skip
+        """
+        + FAST,
+        deliver="thread",
+    )
     id = send(box, "a@b.test")
-    assert settle(box, id, 15) == {"a@b.test": "delivered"} and box.status(id).recipients[0].route == "default,backup"
+    assert (
+        settle(box, id, 15) == {"a@b.test": "delivered"}
+        and box.status(id).recipients[0].route == "default,backup"
+    )
 
 
 def test_a_rate_limit_delays_and_loses_nothing(make_box: MakeBox, sink: Sink) -> None:

@@ -38,10 +38,18 @@ def relay(sink: Sink, scheme: str, **settings: object) -> str:
 
 @pytest.mark.parametrize("implicit", [True, False])
 @pytest.mark.parametrize("trust", ["ca", "fingerprint", "verify"])
-def test_trusted(make_box: MakeBox, authority: tuple[ssl.SSLContext, str, str], implicit: bool, trust: str) -> None:
+def test_trusted(
+    make_box: MakeBox, authority: tuple[ssl.SSLContext, str, str], implicit: bool, trust: str
+) -> None:
     context, ca, fingerprint = authority
     with Sink(tls=context, implicit_tls=implicit, users={"me": "pw"}) as sink:
-        settings = {"ca": ca} if trust == "ca" else {"fingerprint": fingerprint} if trust == "fingerprint" else {"verify": False}
+        settings = (
+            {"ca": ca}
+            if trust == "ca"
+            else {"fingerprint": fingerprint}
+            if trust == "fingerprint"
+            else {"verify": False}
+        )
         if not implicit:
             settings["tls"] = "required"
         box = make_box(toml=relay(sink, "smtps" if implicit else "smtp", **settings), deliver="thread")
@@ -52,11 +60,15 @@ def test_trusted(make_box: MakeBox, authority: tuple[ssl.SSLContext, str, str], 
 
 @pytest.mark.parametrize("implicit", [True, False])
 @pytest.mark.parametrize("wrong", ["unknown-ca", "wrong-name", "wrong-pin"])
-def test_not_trusted(make_box: MakeBox, authority: tuple[ssl.SSLContext, str, str], implicit: bool, wrong: str) -> None:
+def test_not_trusted(
+    make_box: MakeBox, authority: tuple[ssl.SSLContext, str, str], implicit: bool, wrong: str
+) -> None:
     context, ca, _ = authority
     with Sink(tls=context, implicit_tls=implicit, users={"me": "pw"}) as sink:
         settings = {"unknown-ca": {}, "wrong-name": {"ca": ca}, "wrong-pin": {"fingerprint": "0" * 64}}[wrong]
-        toml = relay(sink, "smtps" if implicit else "smtp", **settings, **({} if implicit else {"tls": "required"}))
+        toml = relay(
+            sink, "smtps" if implicit else "smtp", **settings, **({} if implicit else {"tls": "required"})
+        )
         if wrong == "wrong-name":
             toml = toml.replace("localhost", "127.0.0.1")
         box = make_box(toml=toml, deliver="thread")
@@ -76,7 +88,9 @@ def test_starttls_required_and_not_offered_sends_nothing(make_box: MakeBox) -> N
         assert all(command.startswith("EHLO") for command in sink.commands)
 
 
-def test_bytes_before_the_handshake_abort_it(make_box: MakeBox, authority: tuple[ssl.SSLContext, str, str]) -> None:
+def test_bytes_before_the_handshake_abort_it(
+    make_box: MakeBox, authority: tuple[ssl.SSLContext, str, str]
+) -> None:
     context, ca, _ = authority
     with Sink([Rule("STARTTLS", "*", "220 go\r\n250 injected")], tls=context) as sink:
         box = make_box(toml=relay(sink, "smtp", tls="required", ca=ca), deliver="thread")

@@ -17,18 +17,31 @@ MakeBox = Callable[..., Outbox]
 
 def program(tmp_path: Path, status: int) -> Path:
     path = tmp_path / "sendmail"
-    path.write_text(f'#!/bin/sh\necho "$@" > "{tmp_path}/args"\ncat > "{tmp_path}/stdin"\necho "some words" >&2\nexit {status}\n')
+    path.write_text(
+        f'#!/bin/sh\necho "$@" > "{tmp_path}/args"\ncat > "{tmp_path}/stdin"\necho "some words" >&2\nexit '
+        f"{status}\n"
+    )
     path.chmod(0o755)
     return path
 
 
-@pytest.mark.parametrize(("status", "state"), [(0, "delivered"), (75, "queued"), (69, "queued"), (67, "failed"), (65, "failed"), (99, "queued")])
+@pytest.mark.parametrize(
+    ("status", "state"),
+    [(0, "delivered"), (75, "queued"), (69, "queued"), (67, "failed"), (65, "failed"), (99, "queued")],
+)
 def test_exit_status_is_read_as_sysexits(make_box: MakeBox, tmp_path: Path, status: int, state: str) -> None:
     box = make_box(f"sendmail:{program(tmp_path, status)}")
     id = box.send(["a@x.test", "b@x.test"], "s", ".dot\n").id
     box.wait(id, 1.0)
     assert box.status(id).status == state
-    assert (tmp_path / "args").read_text().split() == ["-i", "-f", "me@outmail.test", "--", "a@x.test", "b@x.test"]
+    assert (tmp_path / "args").read_text().split() == [
+        "-i",
+        "-f",
+        "me@outmail.test",
+        "--",
+        "a@x.test",
+        "b@x.test",
+    ]
     assert (tmp_path / "stdin").read_bytes() == box.content(id).replace(b"\r\n", b"\n")
     if status:
         assert "some words" in box.status(id).recipients[0].reason
@@ -46,8 +59,13 @@ def test_maildir_files_appear_whole(make_box: MakeBox, tmp_path: Path) -> None:
     id = box.send("a@x.test", "s", "t").id
     assert box.wait(id, 5).status == "delivered"
     (name,) = os.listdir(tmp_path / "m" / "new")
-    assert (tmp_path / "m" / "new" / name).read_bytes() == box.content(id) and not os.listdir(tmp_path / "m" / "tmp")
-    assert stat.S_IMODE((tmp_path / "m" / "new" / name).stat().st_mode) == 0o600 and len(mailbox.Maildir(tmp_path / "m")) == 1
+    assert (tmp_path / "m" / "new" / name).read_bytes() == box.content(id) and not os.listdir(
+        tmp_path / "m" / "tmp"
+    )
+    assert (
+        stat.S_IMODE((tmp_path / "m" / "new" / name).stat().st_mode) == 0o600
+        and len(mailbox.Maildir(tmp_path / "m")) == 1
+    )
 
 
 def test_files_and_nothing(make_box: MakeBox, tmp_path: Path) -> None:

@@ -63,10 +63,17 @@ def waiting(connection: sqlite3.Connection) -> int:
 
 
 def config(tmp_path: Path, sink: Sink, more: str = "") -> Any:
-    return from_toml(f'from = "me@outmail.test"\nrelay = "smtp://127.0.0.1:{sink.port}"\n[[outbox]]\nurl = "{tmp_path}/app.db"\n{more}', "test", {})
+    return from_toml(
+        f'from = "me@outmail.test"\nrelay = "smtp://127.0.0.1:{sink.port}"\n[[outbox]]\nurl = '
+        f'"{tmp_path}/app.db"\n{more}',
+        "test",
+        {},
+    )
 
 
-def test_rollback_sends_nothing_commit_sends_once(tmp_path: Path, app: sqlite3.Connection, sink: Sink) -> None:
+def test_rollback_sends_nothing_commit_sends_once(
+    tmp_path: Path, app: sqlite3.Connection, sink: Sink
+) -> None:
     with Outbox(tmp_path / "q.db", config=config(tmp_path, sink), deliver="thread") as box:
         app.execute("INSERT INTO orders VALUES (1)")
         box.send("a@x.test", "never", "text", using=app)
@@ -115,7 +122,17 @@ def test_many_are_one_transaction_and_checked_first(app: sqlite3.Connection, box
     with pytest.raises(Refused) as caught:
         box.send_many([{"to": "a@x.test", "using": app}, {"to": "no address", "using": app}])
     assert caught.value.index == 1 and waiting(app) == 0
-    assert len(box.submit_many([{"content": b"A: b\n\nc", "sender": None, "recipients": "a@x.test", "using": app} for _ in range(3)])) == 3
+    assert (
+        len(
+            box.submit_many(
+                [
+                    {"content": b"A: b\n\nc", "sender": None, "recipients": "a@x.test", "using": app}
+                    for _ in range(3)
+                ]
+            )
+        )
+        == 3
+    )
     app.commit()
     assert waiting(app) == 3
     with pytest.raises(ConfigError, match="one connection"):
@@ -164,12 +181,22 @@ def test_a_repeated_key_is_dropped_at_take_over(tmp_path: Path, app: sqlite3.Con
     assert len(ids) == 1 and len(sink.messages) == 1
 
 
-def test_envelope_priority_schedule_tag_and_safety_travel(tmp_path: Path, app: sqlite3.Connection, sink: Sink) -> None:
+def test_envelope_priority_schedule_tag_and_safety_travel(
+    tmp_path: Path, app: sqlite3.Connection, sink: Sink
+) -> None:
     safe = from_toml('from = "me@outmail.test"\n[safety]\nonly_to = ["*@x.test"]\n', "test", {})
     with Outbox(tmp_path / "other.db", config=safe, deliver="never") as application:
         receipt = application.send(
-            ["a@x.test", "b@y.test"], "s", using=app, at="2h", expires="3d", priority="high", tag="orders", bcc="c@x.test", key="k"
-        )  # fmt: skip
+            ["a@x.test", "b@y.test"],
+            "s",
+            using=app,
+            at="2h",
+            expires="3d",
+            priority="high",
+            tag="orders",
+            bcc="c@x.test",
+            key="k",
+        )
         app.commit()
     with Outbox(tmp_path / "q.db", config=config(tmp_path, sink), deliver="never") as box:
         takeover = box._take_over("stdlib", Beside())
@@ -178,15 +205,22 @@ def test_envelope_priority_schedule_tag_and_safety_travel(tmp_path: Path, app: s
         status = box.status(receipt.id)
         assert (status.priority, status.tag, status.key) == ("high", "orders", "k")
         assert {r.address: (r.state, r.reason) for r in status.recipients} == {
-            "a@x.test": ("queued", ""), "b@y.test": ("failed", "safety"), "c@x.test": ("queued", "")
-        }  # fmt: skip
+            "a@x.test": ("queued", ""),
+            "b@y.test": ("failed", "safety"),
+            "c@x.test": ("queued", ""),
+        }
         assert 7_100_000 < status.recipients[0].next_try_at - status.accepted_at <= 7_200_000  # type: ignore[operator]
 
 
-def test_two_stores_that_see_one_table_never_double(tmp_path: Path, app: sqlite3.Connection, sink: Sink) -> None:
+def test_two_stores_that_see_one_table_never_double(
+    tmp_path: Path, app: sqlite3.Connection, sink: Sink
+) -> None:
     for i in range(500):
         app.execute("INSERT INTO orders VALUES (?)", (i,))
-    one, two = (Outbox(tmp_path / f"{name}.db", config=config(tmp_path, sink), deliver="thread") for name in ("one", "two"))
+    one, two = (
+        Outbox(tmp_path / f"{name}.db", config=config(tmp_path, sink), deliver="thread")
+        for name in ("one", "two")
+    )
     try:
         one.send_many([{"to": f"u{i}@x.test", "subject": str(i), "using": app} for i in range(1000)])
         app.commit()
@@ -195,22 +229,35 @@ def test_two_stores_that_see_one_table_never_double(tmp_path: Path, app: sqlite3
     finally:
         one.close()
         two.close()
-    assert len(sink.messages) == 1000 and len({m.recipients[0] for m in sink.messages}) == 1000 and waiting(app) == 0
+    assert (
+        len(sink.messages) == 1000
+        and len({m.recipients[0] for m in sink.messages}) == 1000
+        and waiting(app) == 0
+    )
 
 
 @pytest.mark.parametrize("point", ["T1", "T2"])
-def test_killed_between_claim_and_delete_nothing_is_lost_or_doubled(tmp_path: Path, app: sqlite3.Connection, sink: Sink, point: str, outmail: Any) -> None:
-    (tmp_path / "outmail.toml").write_text(f'store = "q.db"\nrelay = "smtp://127.0.0.1:{sink.port}"\n[[outbox]]\nurl = "app.db"\n')
+def test_killed_between_claim_and_delete_nothing_is_lost_or_doubled(
+    tmp_path: Path, app: sqlite3.Connection, sink: Sink, point: str, outmail: Any
+) -> None:
+    (tmp_path / "outmail.toml").write_text(
+        f'store = "q.db"\nrelay = "smtp://127.0.0.1:{sink.port}"\n[[outbox]]\nurl = "app.db"\n'
+    )
     with Outbox(tmp_path / "other.db", deliver="never") as box:
         for i in range(5):
             box.send(f"u{i}@x.test", "s", sender="me@x.test", using=app)
     app.commit()
     assert outmail("run", "--once", OUTMAIL_FAIL=f"{point}:kill").returncode == -signal.SIGKILL
     assert outmail("run", "--once").returncode == 0
-    assert sorted(m.recipients[0] for m in sink.messages) == [f"u{i}@x.test" for i in range(5)] and waiting(app) == 0
+    assert (
+        sorted(m.recipients[0] for m in sink.messages) == [f"u{i}@x.test" for i in range(5)]
+        and waiting(app) == 0
+    )
 
 
-def test_a_row_that_cannot_be_sent_fails_with_the_reason_and_stops_nothing(tmp_path: Path, app: sqlite3.Connection, sink: Sink) -> None:
+def test_a_row_that_cannot_be_sent_fails_with_the_reason_and_stops_nothing(
+    tmp_path: Path, app: sqlite3.Connection, sink: Sink
+) -> None:
     rows = [
         ("0" * 26, b"A: b\r\n\r\n", '{"sender": "me@x.test", "recipients": ["no address"]}'),
         ("1" * 26, b"A: b\r\n\r\n", "not json"),
@@ -219,7 +266,11 @@ def test_a_row_that_cannot_be_sent_fails_with_the_reason_and_stops_nothing(tmp_p
         ("4" * 26, b"", json.dumps({"draft": {"to": 5, "text": []}})),
         ("5" * 26, b"\0", '{"sender": "me@x.test", "recipients": "a@x.test"}'),
         ("6" * 26, b"A: b\r\n\r\n", '{"recipients": "a@x.test", "suppressed": [1]}'),
-        ("8" * 26, b"A: b\r\n\r\n", '{"sender": "me@x.test", "recipients": "a@x.test", "route": "sendmail:/bin/sh"}'),
+        (
+            "8" * 26,
+            b"A: b\r\n\r\n",
+            '{"sender": "me@x.test", "recipients": "a@x.test", "route": "sendmail:/bin/sh"}',
+        ),
         ("9" * 26, b"", json.dumps({"draft": {"to": "a@x.test", "text": "x", "relay": "file:/tmp"}})),
         ("7" * 26, b"A: b\r\n\r\n", '{"recipients": [7, null], "dsn": {"x": 1}}'),
     ]
@@ -239,13 +290,51 @@ def test_a_row_that_cannot_be_sent_fails_with_the_reason_and_stops_nothing(tmp_p
 
 #: What anybody may write where text, a number or a list is meant.
 odd = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.sampled_from([10**30, -(10**30), 2**63, "99999999999999999999d", "9" * 400 + "d", "b@x.test", "\ud800", "a\0b", "high", "default"]) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["b@x.test", "X-A", "notify", "envid"]) | st.text(max_size=3), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from(
+        [
+            10**30,
+            -(10**30),
+            2**63,
+            "99999999999999999999d",
+            "9" * 400 + "d",
+            "b@x.test",
+            "\ud800",
+            "a\0b",
+            "high",
+            "default",
+        ]
+    )
+    | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["b@x.test", "X-A", "notify", "envid"]) | st.text(max_size=3), inner, max_size=3
+        )
+    ),
     max_leaves=5,
 )
-ENVELOPE = ("sender", "recipients", "suppressed", "key", "due", "expires_at", "priority", "tag", "route", "dsn", "draft")
-spoilt = st.tuples(st.sampled_from(ENVELOPE), odd).map(lambda pair: {"recipients": ["b@x.test"]} | dict([pair]))
-spoilt_draft = st.tuples(st.sampled_from(WORDS), odd).map(lambda pair: {"draft": {"to": "b@x.test", "sender": "a@x.test"} | dict([pair])})
+ENVELOPE = (
+    "sender",
+    "recipients",
+    "suppressed",
+    "key",
+    "due",
+    "expires_at",
+    "priority",
+    "tag",
+    "route",
+    "dsn",
+    "draft",
+)
+spoilt = st.tuples(st.sampled_from(ENVELOPE), odd).map(
+    lambda pair: {"recipients": ["b@x.test"]} | dict([pair])
+)
+spoilt_draft = st.tuples(st.sampled_from(WORDS), odd).map(
+    lambda pair: {"draft": {"to": "b@x.test", "sender": "a@x.test"} | dict([pair])}
+)
 rows_of_anybody = st.lists(spoilt | spoilt_draft | odd, min_size=10, max_size=40)
 
 
@@ -257,24 +346,46 @@ rows_of_anybody = st.lists(spoilt | spoilt_draft | odd, min_size=10, max_size=40
 @settings(max_examples=60, deadline=None)
 @given(rows_of_anybody)
 def test_no_row_stops_the_others(rows: list[Any]) -> None:
-    """Whatever an application, or a person at its database, has written: each row ends in the queue, sent or failed with a reason."""
+    """Whatever an application, or a person at its database, has written: each row ends in the queue, sent or
+    failed with a reason.
+    """
     with tempfile.TemporaryDirectory() as folder:
         with contextlib.closing(sqlite3.connect(f"{folder}/app.db")) as app:
             app.executescript(DDL)
-            made = [(f"{i:026d}", 1, b"" if isinstance(row, dict) and "draft" in row else b"A: b\r\n\r\n", json.dumps(row)) for i, row in enumerate(rows)]
-            app.executemany("INSERT INTO outmail_outbox (id, added_at, content, envelope) VALUES (?, ?, ?, ?)", made)
+            made = [
+                (
+                    f"{i:026d}",
+                    1,
+                    b"" if isinstance(row, dict) and "draft" in row else b"A: b\r\n\r\n",
+                    json.dumps(row),
+                )
+                for i, row in enumerate(rows)
+            ]
+            app.executemany(
+                "INSERT INTO outmail_outbox (id, added_at, content, envelope) VALUES (?, ?, ?, ?)", made
+            )
             app.commit()
-            with Outbox(f"{folder}/q.db", config=from_toml(f'relay = "null:"\n[[outbox]]\nurl = "{folder}/app.db"\n', "test", {}), deliver="never") as box:
+            with Outbox(
+                f"{folder}/q.db",
+                config=from_toml(f'relay = "null:"\n[[outbox]]\nurl = "{folder}/app.db"\n', "test", {}),
+                deliver="never",
+            ) as box:
                 takeover = box._take_over("stdlib", Beside())
                 assert takeover is not None
                 takeover.all()
                 takeover.stop()
                 assert waiting(app) == 0
-                keyed = [row for row in rows if isinstance(row, dict) and (row.get("key") or isinstance(row.get("draft"), dict))]
+                keyed = [
+                    row
+                    for row in rows
+                    if isinstance(row, dict) and (row.get("key") or isinstance(row.get("draft"), dict))
+                ]
                 assert len(list(box.find())) >= len(rows) - len(keyed)  # those with one key are one
 
 
-def test_a_missing_table_or_file_is_said_once_and_waited_for(tmp_path: Path, sink: Sink, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_missing_table_or_file_is_said_once_and_waited_for(
+    tmp_path: Path, sink: Sink, caplog: pytest.LogCaptureFixture
+) -> None:
     with Outbox(tmp_path / "q.db", config=config(tmp_path, sink), deliver="thread") as box:
         time.sleep(0.4)
         app = sqlite3.connect(tmp_path / "app.db")
@@ -283,42 +394,61 @@ def test_a_missing_table_or_file_is_said_once_and_waited_for(tmp_path: Path, sin
         app.commit()
         sink.wait_for(1, timeout=10)
         app.close()
-    assert [r for r in caplog.messages if "cannot be taken over" in r and "does not exist" in r] and len(caplog.messages) < 10
+    assert [r for r in caplog.messages if "cannot be taken over" in r and "does not exist" in r] and len(
+        caplog.messages
+    ) < 10
 
 
-def test_check_shows_and_frees_claims_of_a_vanished_store(tmp_path: Path, app: sqlite3.Connection, sink: Sink, outmail: Any) -> None:
+def test_check_shows_and_frees_claims_of_a_vanished_store(
+    tmp_path: Path, app: sqlite3.Connection, sink: Sink, outmail: Any
+) -> None:
     (tmp_path / "outmail.toml").write_text('store = "q.db"\n[[outbox]]\nurl = "app.db"\n')
     with Outbox(tmp_path / "q.db", deliver="never") as box:
         box.send("a@x.test", "s", sender="me@x.test", using=app)
     app.execute("UPDATE outmail_outbox SET store = 'gone', added_at = 1")
     app.commit()
     shown = outmail("store", "check")
-    assert shown.returncode == 65 and b"claimed by the store gone" in shown.stdout and b"--free gone" in shown.stdout
+    assert (
+        shown.returncode == 65
+        and b"claimed by the store gone" in shown.stdout
+        and b"--free gone" in shown.stdout
+    )
     assert outmail("store", "check", "--free", "gone").returncode == 0
     assert app.execute("SELECT store FROM outmail_outbox").fetchall() == [(None,)]
 
 
-def test_check_shows_one_line_for_all_engines_of_a_vanished_store(tmp_path: Path, app: sqlite3.Connection, outmail: Any) -> None:
+def test_check_shows_one_line_for_all_engines_of_a_vanished_store(
+    tmp_path: Path, app: sqlite3.Connection, outmail: Any
+) -> None:
     (tmp_path / "outmail.toml").write_text('store = "q.db"\n[[outbox]]\nurl = "app.db"\n')
     Outbox(tmp_path / "q.db", deliver="never").close()
     claims = ["gone", "gone/one", "gone/two", "other/one"]
-    app.executemany("INSERT INTO outmail_outbox (id, store, added_at, content, envelope) VALUES (?, ?, 1, '', '')", [(name, name) for name in claims])
+    app.executemany(
+        "INSERT INTO outmail_outbox (id, store, added_at, content, envelope) VALUES (?, ?, 1, '', '')",
+        [(name, name) for name in claims],
+    )
     app.commit()
     shown = outmail("store", "check").stdout.decode()
     assert shown.count("3 messages are claimed by the store gone,") == 1 and "--free other" in shown
     assert outmail("store", "check", "--free", "gone").returncode == 65  # the other one is still there
-    assert app.execute("SELECT store FROM outmail_outbox ORDER BY n").fetchall() == [(None,)] * 3 + [("other/one",)]
+    assert app.execute("SELECT store FROM outmail_outbox ORDER BY n").fetchall() == [(None,)] * 3 + [
+        ("other/one",)
+    ]
 
 
-# -- several engines of one store ---------------------------------------------------------------------------------------
+# -- several engines of one store ----------------------------------------------------------------------------
 
 OLD_DDL = DDL.replace(" AUTOINCREMENT", "")
 
 
-def takeovers(tmp_path: Path, sink: Sink, url: str, boxes: contextlib.ExitStack, store: str, *names: str) -> Iterator[tuple[Outbox, Any]]:
+def takeovers(
+    tmp_path: Path, sink: Sink, url: str, boxes: contextlib.ExitStack, store: str, *names: str
+) -> Iterator[tuple[Outbox, Any]]:
     """One Outbox on the store for each name, and what takes over beside an engine of that name."""
     for name in names:
-        found = from_toml(f'from = "me@outmail.test"\nrelay = "{sink.url}"\n[[outbox]]\nurl = "{url}"\n', "test", {})
+        found = from_toml(
+            f'from = "me@outmail.test"\nrelay = "{sink.url}"\n[[outbox]]\nurl = "{url}"\n', "test", {}
+        )
         box = boxes.enter_context(Outbox(store, config=found, deliver="never"))
         takeover = box._take_over("stdlib", Beside(name))
         assert takeover is not None
@@ -343,11 +473,17 @@ def queued(box: Outbox) -> list[str]:
 
 @pytest.mark.parametrize("point", ["T1", "T2"])
 @pytest.mark.parametrize("ddl", [DDL, OLD_DDL], ids=["new table", "old table"])
-def test_an_engine_that_stood_still_removes_no_row_of_others(tmp_path: Path, sink: Sink, ddl: str, point: str) -> None:
-    """Meanwhile it was taken for dead, another engine has taken its rows, and new rows have come, with the same numbers where the table is old."""
+def test_an_engine_that_stood_still_removes_no_row_of_others(
+    tmp_path: Path, sink: Sink, ddl: str, point: str
+) -> None:
+    """Meanwhile it was taken for dead, another engine has taken its rows, and new rows have come, with the
+    same numbers where the table is old.
+    """
     with contextlib.closing(sqlite3.connect(tmp_path / "app.db")) as app, contextlib.ExitStack() as boxes:
         app.executescript(ddl)
-        (box, still), (_, other) = takeovers(tmp_path, sink, f"{tmp_path}/app.db", boxes, str(tmp_path / "q.db"), "a", "b")
+        (box, still), (_, other) = takeovers(
+            tmp_path, sink, f"{tmp_path}/app.db", boxes, str(tmp_path / "q.db"), "a", "b"
+        )
 
         def write(name: str) -> None:
             box.send_many([{"to": f"{name}{i}@x.test", "using": app} for i in range(3)])
@@ -361,14 +497,21 @@ def test_an_engine_that_stood_still_removes_no_row_of_others(tmp_path: Path, sin
         once_at(still, point, meanwhile)
         still.all()
         other.all()
-        assert queued(box) == [f"{name}{i}@x.test" for name in ("first", "second") for i in range(3)] and waiting(app) == 0
+        assert (
+            queued(box) == [f"{name}{i}@x.test" for name in ("first", "second") for i in range(3)]
+            and waiting(app) == 0
+        )
 
 
 def test_a_repeated_key_under_a_number_given_again_is_not_removed_unseen(tmp_path: Path, sink: Sink) -> None:
-    """The one way to have number and id again: in an old table, the same key. The row is dropped by who claims it, not by a late delete."""
+    """The one way to have number and id again: in an old table, the same key. The row is dropped by who
+    claims it, not by a late delete.
+    """
     with contextlib.closing(sqlite3.connect(tmp_path / "app.db")) as app, contextlib.ExitStack() as boxes:
         app.executescript(OLD_DDL)
-        (box, still), (_, other) = takeovers(tmp_path, sink, f"{tmp_path}/app.db", boxes, str(tmp_path / "q.db"), "a", "b")
+        (box, still), (_, other) = takeovers(
+            tmp_path, sink, f"{tmp_path}/app.db", boxes, str(tmp_path / "q.db"), "a", "b"
+        )
 
         def write() -> None:
             box.send("a@x.test", key="k", using=app)
@@ -383,11 +526,15 @@ def test_a_repeated_key_under_a_number_given_again_is_not_removed_unseen(tmp_pat
         write()
         once_at(still, "T2", meanwhile)
         still.all()
-        assert app.execute("SELECT n, store FROM outmail_outbox").fetchall() == [(1, "another store")] and queued(box) == ["a@x.test"]
+        assert app.execute("SELECT n, store FROM outmail_outbox").fetchall() == [
+            (1, "another store")
+        ] and queued(box) == ["a@x.test"]
 
 
 @pytest.mark.parametrize("server", [False, True], ids=["SQLite", "PostgreSQL"])
-def test_engines_of_one_store_do_not_read_the_same_rows(tmp_path: Path, sink: Sink, app: sqlite3.Connection, server: bool) -> None:
+def test_engines_of_one_store_do_not_read_the_same_rows(
+    tmp_path: Path, sink: Sink, app: sqlite3.Connection, server: bool
+) -> None:
     """What a living engine has claimed is its own; once it has left, it is everybody's."""
     with contextlib.ExitStack() as boxes:
         url, using = f"{tmp_path}/app.db", app
@@ -397,7 +544,9 @@ def test_engines_of_one_store_do_not_read_the_same_rows(tmp_path: Path, sink: Si
             using.execute(PG_DDL)
         ((box, _),) = takeovers(tmp_path, sink, url, boxes, str(tmp_path / "q.db"), "nobody")
         engine = box._store.register(0)
-        (_, living), (_, other) = takeovers(tmp_path, sink, url, boxes, str(tmp_path / "q.db"), engine.uuid, "b")
+        (_, living), (_, other) = takeovers(
+            tmp_path, sink, url, boxes, str(tmp_path / "q.db"), engine.uuid, "b"
+        )
         box.send_many([{"to": f"u{i}@x.test", "using": using} for i in range(300)])
         using.commit()
         seen: list[int] = []
@@ -412,7 +561,9 @@ def test_engines_of_one_store_do_not_read_the_same_rows(tmp_path: Path, sink: Si
         assert other.all() == 200 and len(set(queued(box))) == 300
 
 
-def test_a_claim_of_a_dead_engine_is_taken_by_a_living_one(tmp_path: Path, app: sqlite3.Connection, sink: Sink) -> None:
+def test_a_claim_of_a_dead_engine_is_taken_by_a_living_one(
+    tmp_path: Path, app: sqlite3.Connection, sink: Sink
+) -> None:
     with Outbox(tmp_path / "q.db", config=config(tmp_path, sink), deliver="thread") as box:
         box.send("first@x.test", using=app)
         app.commit()
@@ -424,8 +575,12 @@ def test_a_claim_of_a_dead_engine_is_taken_by_a_living_one(tmp_path: Path, app: 
     assert [m.recipients for m in sink.messages] == [("first@x.test",), ("second@x.test",)]
 
 
-def test_claims_of_older_versions_are_finished(tmp_path: Path, app: sqlite3.Connection, sink: Sink, outmail: Any) -> None:
-    (tmp_path / "outmail.toml").write_text(f'store = "q.db"\nrelay = "{sink.url}"\n[[outbox]]\nurl = "app.db"\n')
+def test_claims_of_older_versions_are_finished(
+    tmp_path: Path, app: sqlite3.Connection, sink: Sink, outmail: Any
+) -> None:
+    (tmp_path / "outmail.toml").write_text(
+        f'store = "q.db"\nrelay = "{sink.url}"\n[[outbox]]\nurl = "app.db"\n'
+    )
     with Outbox(tmp_path / "q.db", deliver="never") as box:
         box.send("a@x.test", sender="me@x.test", using=app)
         app.execute("UPDATE outmail_outbox SET store = ?", (store_id(box._store),))
@@ -434,19 +589,29 @@ def test_claims_of_older_versions_are_finished(tmp_path: Path, app: sqlite3.Conn
     assert len(sink.messages) == 1 and waiting(app) == 0
 
 
-def test_a_single_run_claims_as_the_engine_that_the_store_knows(tmp_path: Path, app: sqlite3.Connection, sink: Sink, outmail: Any) -> None:
-    (tmp_path / "outmail.toml").write_text(f'store = "q.db"\nrelay = "{sink.url}"\n[[outbox]]\nurl = "app.db"\n')
+def test_a_single_run_claims_as_the_engine_that_the_store_knows(
+    tmp_path: Path, app: sqlite3.Connection, sink: Sink, outmail: Any
+) -> None:
+    (tmp_path / "outmail.toml").write_text(
+        f'store = "q.db"\nrelay = "{sink.url}"\n[[outbox]]\nurl = "app.db"\n'
+    )
     with Outbox(tmp_path / "q.db", deliver="never") as box:
         box.send("a@x.test", sender="me@x.test", using=app)
         app.commit()
         assert outmail("run", "--once", OUTMAIL_FAIL="T1:kill").returncode == -signal.SIGKILL
         ((_, engine, *_),) = box._store.read(box._store.verbs.owners())
-        assert app.execute("SELECT store FROM outmail_outbox").fetchall() == [(f"{store_id(box._store)}/{engine}",)]
+        assert app.execute("SELECT store FROM outmail_outbox").fetchall() == [
+            (f"{store_id(box._store)}/{engine}",)
+        ]
 
 
-def test_told_to_finish_it_takes_no_further_batch(tmp_path: Path, app: sqlite3.Connection, sink: Sink) -> None:
+def test_told_to_finish_it_takes_no_further_batch(
+    tmp_path: Path, app: sqlite3.Connection, sink: Sink
+) -> None:
     with contextlib.ExitStack() as boxes:
-        ((box, takeover),) = takeovers(tmp_path, sink, f"{tmp_path}/app.db", boxes, str(tmp_path / "q.db"), "a")
+        ((box, takeover),) = takeovers(
+            tmp_path, sink, f"{tmp_path}/app.db", boxes, str(tmp_path / "q.db"), "a"
+        )
         box.send_many([{"to": f"u{i}@x.test", "using": app} for i in range(300)])
         app.commit()
         once_at(takeover, "T2", takeover.finish)
@@ -462,16 +627,22 @@ def test_told_to_finish_it_takes_no_further_batch(tmp_path: Path, app: sqlite3.C
         (["s/me", "s"], ["me", "b"], True, ["s"]),
         (["t", "t/c", "st/c"], ["me"], True, []),
     ],
-)  # fmt: skip
-def test_which_claims_are_abandoned(claims: list[str], living: list[str], stood: bool, expected: list[str]) -> None:
+)
+def test_which_claims_are_abandoned(
+    claims: list[str], living: list[str], stood: bool, expected: list[str]
+) -> None:
     assert abandoned([Claim(name, 1, 0) for name in claims], "s", "s/me", living, stood) == expected
 
 
-def test_a_claim_in_the_stores_name_stands_a_while_beside_other_engines(tmp_path: Path, app: sqlite3.Connection, sink: Sink) -> None:
+def test_a_claim_in_the_stores_name_stands_a_while_beside_other_engines(
+    tmp_path: Path, app: sqlite3.Connection, sink: Sink
+) -> None:
     """An engine of an older version may be at it. Only one that does not change any more is given up."""
     clock = FakeClock(int(time.time() * 1000))
     with contextlib.ExitStack() as boxes:
-        ((box, takeover),) = takeovers(tmp_path, sink, f"{tmp_path}/app.db", boxes, str(tmp_path / "q.db"), "nobody")
+        ((box, takeover),) = takeovers(
+            tmp_path, sink, f"{tmp_path}/app.db", boxes, str(tmp_path / "q.db"), "nobody"
+        )
         boxes.callback(box._store.register(0).close)
         takeover._door.clock = clock
         box.send_many([{"to": f"u{i}@x.test", "using": app} for i in range(2)])
@@ -493,7 +664,7 @@ def test_the_ddl_is_printed(outmail: Any) -> None:
         assert b"outmail_outbox" in outmail("store", "ddl", "--dialect", dialect).stdout
 
 
-# -- other libraries ----------------------------------------------------------------------------------------------------
+# -- other libraries -----------------------------------------------------------------------------------------
 
 
 def test_apsw(tmp_path: Path, app: sqlite3.Connection, box: Outbox) -> None:
@@ -541,7 +712,9 @@ def test_asynchronous_connections(tmp_path: Path, app: sqlite3.Connection, box: 
     from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
     async def work() -> None:
-        async with AsyncOutbox(tmp_path / "other.db", config=from_toml('from = "me@x.test"', "test", {}), deliver="never") as outbox:
+        async with AsyncOutbox(
+            tmp_path / "other.db", config=from_toml('from = "me@x.test"', "test", {}), deliver="never"
+        ) as outbox:
             async with aiosqlite.connect(tmp_path / "app.db") as connection:
                 receipt = await outbox.send("a@x.test", "kept", using=connection)
                 assert receipt.durable is False
@@ -564,11 +737,19 @@ def test_asynchronous_connections(tmp_path: Path, app: sqlite3.Connection, box: 
 
 
 def test_nothing_of_the_callers_packages_is_imported() -> None:
-    code = "import outmail, sys; outmail.Outbox; print([m for m in ('sqlalchemy', 'psycopg', 'asyncpg', 'django', 'aiosqlite') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=dict(os.environ)).stdout.strip() == "[]"
+    code = (
+        "import outmail, sys; outmail.Outbox; print([m for m in ('sqlalchemy', 'psycopg', 'asyncpg', "
+        "'django', 'aiosqlite') if m in sys.modules])"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=dict(os.environ)
+        ).stdout.strip()
+        == "[]"
+    )
 
 
-# -- PostgreSQL ---------------------------------------------------------------------------------------------------------
+# -- PostgreSQL ----------------------------------------------------------------------------------------------
 
 VERSION = max(pgserver.installed(), key=int)
 PG_DDL = (Path(__file__).parents[2] / "src/outmail/store/sql/outbox-postgresql.sql").read_text()
@@ -589,7 +770,10 @@ def left(url: str) -> int:
 
 def subjects(url: str) -> list[str]:
     with psycopg.connect(url) as db:
-        return sorted(re.findall(rb"Subject: (\w+)", content)[0].decode() for (content,) in db.execute("SELECT content FROM outmail_outbox"))
+        return sorted(
+            re.findall(rb"Subject: (\w+)", content)[0].decode()
+            for (content,) in db.execute("SELECT content FROM outmail_outbox")
+        )
 
 
 def test_psycopg_and_psycopg2(database: str, box: Outbox) -> None:
@@ -631,7 +815,9 @@ def test_asynchronous_connections_to_postgresql(database: str, tmp_path: Path) -
     from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
     async def work() -> None:
-        async with AsyncOutbox(tmp_path / "other.db", config=from_toml('from = "me@x.test"', "test", {}), deliver="never") as outbox:
+        async with AsyncOutbox(
+            tmp_path / "other.db", config=from_toml('from = "me@x.test"', "test", {}), deliver="never"
+        ) as outbox:
             async with await psycopg.AsyncConnection.connect(database) as db:
                 await outbox.send("a@x.test", "kept1", using=db)
                 await db.commit()
@@ -645,7 +831,10 @@ def test_asynchronous_connections_to_postgresql(database: str, tmp_path: Path) -
                     await outbox.send("a@x.test", "gone", using=plain)
                     raise ZeroDivisionError
             await plain.close()
-            async with asyncpg.create_pool(database, min_size=1, max_size=1) as pool, pool.acquire() as pooled:
+            async with (
+                asyncpg.create_pool(database, min_size=1, max_size=1) as pool,
+                pool.acquire() as pooled,
+            ):
                 await outbox.send("a@x.test", "kept3", using=pooled)
             engine = create_async_engine(database.replace("postgresql:", "postgresql+asyncpg:"))
             async with AsyncSession(engine) as session:
@@ -664,12 +853,18 @@ def test_postgresql_tables_are_taken_over(database: str, where: str, tmp_path: P
         store = str(tmp_path / "q.db") if where == "sqlite" else database
         if where == "beside":
             store = stack.enter_context(pgserver.database(VERSION))
-        found = from_toml(f'from = "me@outmail.test"\nrelay = "{sink.url}"\n[[outbox]]\nurl = "{database}"\n', "test", {})
+        found = from_toml(
+            f'from = "me@outmail.test"\nrelay = "{sink.url}"\n[[outbox]]\nurl = "{database}"\n', "test", {}
+        )
         box = stack.enter_context(Outbox(store, config=found, deliver="thread"))
         with psycopg.connect(database) as db:
-            receipts = [box.send(f"u{i}@x.test", "s", key="once" if i < 2 else None, using=db) for i in range(50)]
+            receipts = [
+                box.send(f"u{i}@x.test", "s", key="once" if i < 2 else None, using=db) for i in range(50)
+            ]
             db.rollback()
-            receipts = [box.send(f"u{i}@x.test", "s", key="once" if i < 2 else None, using=db) for i in range(50)]
+            receipts = [
+                box.send(f"u{i}@x.test", "s", key="once" if i < 2 else None, using=db) for i in range(50)
+            ]
             began = time.monotonic()
             db.commit()
         sink.wait_for(49, timeout=20)
@@ -678,36 +873,57 @@ def test_postgresql_tables_are_taken_over(database: str, where: str, tmp_path: P
         deadline = time.monotonic() + 5
         while left(database) and time.monotonic() < deadline:
             time.sleep(0.02)
-        assert left(database) == 0 and box._takeover is not None and box._takeover._inside[database] == (where == "same")
+        assert (
+            left(database) == 0
+            and box._takeover is not None
+            and box._takeover._inside[database] == (where == "same")
+        )
     assert len(sink.messages) == 49
 
 
 @pytest.mark.parametrize("point", ["T1", "T2"])
-def test_killed_while_taking_over_from_postgresql(database: str, tmp_path: Path, sink: Sink, point: str, outmail: Any) -> None:
+def test_killed_while_taking_over_from_postgresql(
+    database: str, tmp_path: Path, sink: Sink, point: str, outmail: Any
+) -> None:
     with psycopg.connect(database) as db, Outbox(tmp_path / "other.db", deliver="never") as box:
         for i in range(5):
             box.send(f"u{i}@x.test", "s", sender="me@x.test", using=db)
     for store in ("q.db", database):
-        (tmp_path / "outmail.toml").write_text(f'store = "{store}"\nrelay = "{sink.url}"\n[[outbox]]\nurl = "{database}"\n')
+        (tmp_path / "outmail.toml").write_text(
+            f'store = "{store}"\nrelay = "{sink.url}"\n[[outbox]]\nurl = "{database}"\n'
+        )
         outmail("run", "--once", OUTMAIL_FAIL=f"{point}:kill")
-    (tmp_path / "outmail.toml").write_text(f'store = "q.db"\nrelay = "{sink.url}"\n[[outbox]]\nurl = "{database}"\n')
+    (tmp_path / "outmail.toml").write_text(
+        f'store = "q.db"\nrelay = "{sink.url}"\n[[outbox]]\nurl = "{database}"\n'
+    )
     assert outmail("run", "--once").returncode == 0
-    assert sorted(m.recipients[0] for m in sink.messages) == [f"u{i}@x.test" for i in range(5)] and left(database) == 0
+    assert (
+        sorted(m.recipients[0] for m in sink.messages) == [f"u{i}@x.test" for i in range(5)]
+        and left(database) == 0
+    )
 
 
 @pytest.mark.parametrize("point", ["T1", "T2"])
 @pytest.mark.parametrize("table", ["old SQLite table", "PostgreSQL table"])
 def test_an_engine_that_wakes_up_after_its_lease_loses_and_doubles_nothing(
     database: str, tmp_path: Path, sink: Sink, table: str, point: str, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
-    """The store is in PostgreSQL: there an engine that was stopped (SIGSTOP) loses its lease, and goes on in the middle of a take-over."""
-    monkeypatch.setattr(pgsql, "_silent", lambda seconds: f"clock_timestamp() - renewed_at > interval '{seconds} seconds'")  # the server is young
+) -> None:
+    """The store is in PostgreSQL: there an engine that was stopped (SIGSTOP) loses its lease, and goes on in
+    the middle of a take-over.
+    """
+    # the server is young
+    monkeypatch.setattr(
+        pgsql, "_silent", lambda seconds: f"clock_timestamp() - renewed_at > interval '{seconds} seconds'"
+    )
     monkeypatch.setattr(pgsql, "DOUBT", 0)
     with contextlib.ExitStack() as boxes:
         queue = boxes.enter_context(pgserver.database(VERSION))
         url, app = database, boxes.enter_context(contextlib.closing(psycopg.connect(database)))
         if table == "old SQLite table":
-            url, app = f"{tmp_path}/app.db", boxes.enter_context(contextlib.closing(sqlite3.connect(tmp_path / "app.db")))  # type: ignore[assignment]
+            url, app = (
+                f"{tmp_path}/app.db",
+                boxes.enter_context(contextlib.closing(sqlite3.connect(tmp_path / "app.db"))),
+            )  # type: ignore[assignment]
             app.executescript(OLD_DDL)  # type: ignore[attr-defined]
         ((box, _),) = takeovers(tmp_path, sink, url, boxes, queue, "nobody")
         stopped, awake = box._store.register(0), box._store.register(0)
@@ -720,7 +936,11 @@ def test_an_engine_that_wakes_up_after_its_lease_loses_and_doubles_nothing(
         def meanwhile() -> None:
             assert other.all() == 0
             with psycopg.connect(queue, autocommit=True) as db:
-                db.execute("UPDATE outmail.owner SET renewed_at = clock_timestamp() - interval '200 seconds' WHERE id = %s", (stopped.id,))
+                db.execute(
+                    "UPDATE outmail.owner SET renewed_at = clock_timestamp() - interval '200 seconds' WHERE "
+                    "id = %s",
+                    (stopped.id,),
+                )
             box._store._owners.discard(stopped)  # type: ignore[attr-defined]  # as another program sees it
             box._store.reclaim(0, hold=False)
             assert other.all() == 3
@@ -731,19 +951,32 @@ def test_an_engine_that_wakes_up_after_its_lease_loses_and_doubles_nothing(
         once_at(still, point, meanwhile)
         still.all()
         other.all()
-        assert queued(box) == [f"{name}{i}@x.test" for name in ("first", "second") for i in range(3)] and other.all() == 0
+        assert (
+            queued(box) == [f"{name}{i}@x.test" for name in ("first", "second") for i in range(3)]
+            and other.all() == 0
+        )
         assert not any(source.claims() for source in other._sources.values())
         stopped.close()
         awake.close()
 
 
 def test_mail_from_sql(database: str, sink: Sink) -> None:
-    found = from_toml(f'from = "me@outmail.test"\nrelay = "{sink.url}"\n[[outbox]]\nurl = "{database}"\n', "test", {})
+    found = from_toml(
+        f'from = "me@outmail.test"\nrelay = "{sink.url}"\n[[outbox]]\nurl = "{database}"\n', "test", {}
+    )
     with psycopg.connect(database) as db:
         ids = [
-            db.execute("SELECT outmail.enqueue('me@x.test', ARRAY['a@x.test', 'b@x.test'], convert_to(E'Subject: raw\\n\\nhello\\n', 'UTF8'))").fetchone(),
-            db.execute("SELECT outmail.enqueue('me@x.test', ARRAY['k@x.test'], 'Subject: keyed', 'order-1')").fetchone(),
-            db.execute("""SELECT outmail.draft('{"to": ["Ann <c@x.test>"], "subject": "Grüße", "text": "hello", "tag": "t", "priority": "high"}')""").fetchone(),
+            db.execute(
+                "SELECT outmail.enqueue('me@x.test', ARRAY['a@x.test', 'b@x.test'], convert_to(E'Subject: "
+                "raw\\n\\nhello\\n', 'UTF8'))"
+            ).fetchone(),
+            db.execute(
+                "SELECT outmail.enqueue('me@x.test', ARRAY['k@x.test'], 'Subject: keyed', 'order-1')"
+            ).fetchone(),
+            db.execute(
+                """SELECT outmail.draft('{"to": ["Ann <c@x.test>"], "subject": "Grüße", "text": "hello",
+                "tag": "t", "priority": "high"}')"""
+            ).fetchone(),
             db.execute("""SELECT outmail.draft('{"to": "c@x.test", "subjekt": "?"}')""").fetchone(),
         ]
         assert [row[0] for row in ids][1] == keyed_id("order-1")  # type: ignore[index]
@@ -760,14 +993,20 @@ def test_mail_from_sql(database: str, sink: Sink) -> None:
         status = box.status(ids[2][0])  # type: ignore[index]
         assert (status.tag, status.priority, status.sender) == ("t", "high", "me@outmail.test")
         assert "no word 'subjekt'" in box.status(ids[3][0]).recipients[0].reason  # type: ignore[index]
-    assert sorted(m.recipients for m in sink.messages) == [("a@x.test", "b@x.test"), ("c@x.test",), ("k@x.test",)]
+    assert sorted(m.recipients for m in sink.messages) == [
+        ("a@x.test", "b@x.test"),
+        ("c@x.test",),
+        ("k@x.test",),
+    ]
 
 
 def test_a_trigger_sends_with_the_row(database: str, sink: Sink) -> None:
     with psycopg.connect(database) as db:
         db.execute("CREATE TABLE orders (id int, customer text)")
         db.execute("""CREATE FUNCTION told() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-            PERFORM outmail.draft(jsonb_build_object('to', NEW.customer, 'subject', 'order ' || NEW.id, 'text', 'thanks', 'key', 'order-' || NEW.id));
+            PERFORM outmail.draft(jsonb_build_object(
+                'to', NEW.customer, 'subject', 'order ' || NEW.id, 'text', 'thanks',
+                'key', 'order-' || NEW.id));
             RETURN NULL; END $$""")
         db.execute("CREATE TRIGGER told AFTER INSERT ON orders FOR EACH ROW EXECUTE FUNCTION told()")
         db.commit()
@@ -775,7 +1014,9 @@ def test_a_trigger_sends_with_the_row(database: str, sink: Sink) -> None:
         db.rollback()
         db.execute("INSERT INTO orders VALUES (2, 'kept@x.test')")
         db.commit()
-    found = from_toml(f'from = "me@outmail.test"\nrelay = "{sink.url}"\n[[outbox]]\nurl = "{database}"\n', "test", {})
+    found = from_toml(
+        f'from = "me@outmail.test"\nrelay = "{sink.url}"\n[[outbox]]\nurl = "{database}"\n', "test", {}
+    )
     with Outbox(database, config=found, deliver="thread"):
         sink.wait_for(1, timeout=10)
         time.sleep(0.5)

@@ -169,7 +169,15 @@ def test_without_descriptors_the_listener_waits_and_goes_on(tmp_path: Any) -> No
             return self.sock.accept()
 
     async def run() -> None:
-        door: Any = type("D", (), {"in_flight": 0, "listeners": [], "door": type("I", (), {"store": type("S", (), {"spool": str(tmp_path / "q.spool")})})})
+        door: Any = type(
+            "D",
+            (),
+            {
+                "in_flight": 0,
+                "listeners": [],
+                "door": type("I", (), {"store": type("S", (), {"spool": str(tmp_path / "q.spool")})}),
+            },
+        )
         listener = smtp.Listener(door, smtp.Settings())
         address = await listener.listen("127.0.0.1:0")
         (sock,) = listener._sockets

@@ -75,11 +75,15 @@ def test_a_program_has_the_whole_message_also_when_outmail_is_killed(tmp_path: P
         """
         import sys, time
         from outmail import Outbox
+
         box = Outbox(sys.argv[1], relay=sys.argv[2])
-        box.submit(b"Subject: x\\r\\n\\r\\n" + b"y" * 1_000_000 + b"\\r\\n", sender="a@x.test", recipients="b@x.test")
+        content = b"Subject: x\\r\\n\\r\\n" + b"y" * 1_000_000 + b"\\r\\n"
+        box.submit(content, sender="a@x.test", recipients="b@x.test")
         time.sleep(60)
-        """, tmp_path / "q.db", f"sendmail:{program}",
-    )  # fmt: skip
+        """,
+        tmp_path / "q.db",
+        f"sendmail:{program}",
+    )
     until(lambda: (tmp_path / "begun").exists(), 30)
     engine.kill()
     engine.communicate()
@@ -96,7 +100,8 @@ def test_stopping_beyond_patience_ends_and_reaps_the_program(
     monkeypatch.setattr(engine_module, "PATIENCE", 0.05)
     monkeypatch.setattr(pipe, "GRACE", 0.2 if stubborn else 5.0)
     trap = "trap '' TERM; " if stubborn else ""
-    relay = f"sendmail:{script(tmp_path, f'{trap}echo $$ > {tmp_path}/p; mv {tmp_path}/p {tmp_path}/pid; while :; do sleep 0.05; done')}"
+    words = f"{trap}echo $$ > {tmp_path}/p; mv {tmp_path}/p {tmp_path}/pid; while :; do sleep 0.05; done"
+    relay = f"sendmail:{script(tmp_path, words)}"
     box = make_box(relay=relay, deliver="never")
     id = box.send("a@x.test", "s", "t").id
     engine = build_engine(box._store, box._config, _route(relay, box._config)[1], Clock())
@@ -135,10 +140,8 @@ def test_a_program_that_forks_and_keeps_stderr_open_hangs_nobody(make_box: MakeB
 
 
 def test_much_stderr_blocks_nobody_and_its_beginning_is_kept(make_box: MakeBox, tmp_path: Path) -> None:
-    box = make_box(
-        ""
-        f"sendmail:{script(tmp_path, 'echo first words >&2; head -c 1000000 /dev/zero >&2; cat > /dev/null; exit 67')}"
-    )
+    words = "echo first words >&2; head -c 1000000 /dev/zero >&2; cat > /dev/null; exit 67"
+    box = make_box(f"sendmail:{script(tmp_path, words)}")
     id = box.send("a@x.test", "s", "t").id
     assert box.wait(id, 15).status == "failed" and "first words" in box.status(id).recipients[0].reason
 
@@ -190,10 +193,14 @@ def test_where_descriptors_are_not_listed_they_are_tried_or_the_error_says_what_
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         os.close(ours)
     if most == 1:
-        assert outcome.kind == "deferred" and outcome.reply.text.startswith("neither /dev/fd nor /proc/self/fd")
+        assert outcome.kind == "deferred" and outcome.reply.text.startswith(
+            "neither /dev/fd nor /proc/self/fd"
+        )
         assert not (tmp_path / "got").exists()
     else:
-        assert outcome.kind == "delivered" and (tmp_path / "got").exists() and not (tmp_path / "leak").exists()
+        assert (
+            outcome.kind == "delivered" and (tmp_path / "got").exists() and not (tmp_path / "leak").exists()
+        )
 
 
 def test_an_exit_status_that_nobody_can_know_is_uncertain(make_box: MakeBox, tmp_path: Path) -> None:
@@ -343,8 +350,9 @@ def test_our_lock_is_taken_over_when_its_holder_is_gone_and_not_before(tmp_path:
         dotlock.take(os.open(sys.argv[1], os.O_RDONLY), "box.lock")
         print("has it", flush=True)
         time.sleep(60)
-        """, tmp_path,
-    )  # fmt: skip
+        """,
+        tmp_path,
+    )
     folder = os.open(tmp_path, os.O_RDONLY)
     try:
         assert child.stdout and child.stdout.readline() == b"has it\n"
@@ -376,7 +384,9 @@ def test_a_lock_of_another_host_and_kernel_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not boot_id(), reason="the system does not name its boots")
-@pytest.mark.parametrize("words", [{"pid": 2**22 - 3}, {"pid": 1}, {}], ids=["no process", "another's", "ours"])
+@pytest.mark.parametrize(
+    "words", [{"pid": 2**22 - 3}, {"pid": 1}, {}], ids=["no process", "another's", "ours"]
+)
 def test_a_lock_of_a_killed_container_is_taken_over(tmp_path: Path, words: dict[str, object]) -> None:
     """Another host name on the same kernel, and a process number that means somebody else here."""
     left_lock(tmp_path / "alice.lock", host="3f2a9c", **words)
@@ -629,7 +639,9 @@ def test_where_every_file_needs_a_name_the_same_holds(
 # -- trouble when it is there already ------------------------------------------------------------------------
 
 
-def once(monkeypatch: pytest.MonkeyPatch, name: str, number: int, match: Callable[..., bool], done: bool = True) -> list[Any]:
+def once(
+    monkeypatch: pytest.MonkeyPatch, name: str, number: int, match: Callable[..., bool], done: bool = True
+) -> list[Any]:
     """``os.<name>`` fails one time, with or without having done it."""
     real, failed = getattr(os, name), list[Any]()
 
@@ -743,16 +755,21 @@ def test_a_home_folder_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     assert attempt(f"{tmp_path}/{{user}}/Maildir/", "alice@x.test").kind == "delivered"
 
 
-def test_what_a_killed_process_left_is_tidied_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_killed_process_left_is_tidied_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(places, "_UNNAMED", 0)
     monkeypatch.setattr(places, "_tidied", set())
     out = tmp_path / "out"
     out.mkdir()
     gone, old = 2**22 - 3, time.time() - 90_000
     names = {
-        "left": f".outmail-{gone}-0123456789ab.tmp", "young": f".outmail-{gone}-1123456789ab.tmp", "alive": f".outmail-{os.getppid()}-0123456789ab.tmp",
-        "other": f".outmail-{gone}-0123456789ab.tmp.old", "theirs": ".x.tmp",
-    }  # fmt: skip
+        "left": f".outmail-{gone}-0123456789ab.tmp",
+        "young": f".outmail-{gone}-1123456789ab.tmp",
+        "alive": f".outmail-{os.getppid()}-0123456789ab.tmp",
+        "other": f".outmail-{gone}-0123456789ab.tmp.old",
+        "theirs": ".x.tmp",
+    }
     for name in names.values():
         (out / name).touch()
         os.utime(out / name, (old, old))

@@ -44,20 +44,35 @@ def mode(path: str | os.PathLike[str]) -> int:
 
 def killed(folder: Path, queue: str, where: str) -> None:
     """A backup that dies where ``where`` is called."""
-    program = f"import os, signal, sys, outmail.cli, outmail.ops.backup, outmail.store.sqlite\n{where} = lambda *a, **w: os.kill(os.getpid(), signal.SIGKILL)\n"
+    program = (
+        f"import os, signal, sys, outmail.cli, outmail.ops.backup, outmail.store.sqlite\n{where} = "
+        f"lambda *a, **w: os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
     program += f"sys.exit(outmail.cli.main(['store', 'backup', 'copy.db', '--store', {queue!r}]))"
-    done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=folder, capture_output=True, timeout=60, check=False
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
-@pytest.mark.parametrize("where", ["os.link", "outmail.ops.backup._sync", "outmail.store.sqlite.SqliteStore.close"])
+@pytest.mark.parametrize(
+    "where", ["os.link", "outmail.ops.backup._sync", "outmail.store.sqlite.SqliteStore.close"]
+)
 def test_a_killed_backup_has_no_name(tmp_path: Path, outmail: Any, queue: str, where: str) -> None:
     if where.endswith("close") and queue == "q.db":
         pytest.skip("the copy is made by SQLite itself")
     killed(tmp_path, queue, where)
-    (left,) = [name for name in os.listdir(tmp_path) if ".unfinished." in name and not name.endswith(("-wal", "-shm"))]
+    (left,) = [
+        name
+        for name in os.listdir(tmp_path)
+        if ".unfinished." in name and not name.endswith(("-wal", "-shm"))
+    ]
     assert not (tmp_path / "copy.db").exists() and mode(tmp_path / left) == 0o600
-    for command in (("store", "check", "--store", left), ("move", left, "else.db"), ("queue", "list", "--store", left)):
+    for command in (
+        ("store", "check", "--store", left),
+        ("move", left, "else.db"),
+        ("queue", "list", "--store", left),
+    ):
         refused = outmail(*command)
         assert refused.returncode == 78 and b"unfinished backup" in refused.stderr, refused.stderr
     again = outmail("store", "backup", "copy.db", "--store", queue)
@@ -72,7 +87,9 @@ def test_a_backup_is_private_and_alone(tmp_path: Path, outmail: Any, queue: str)
         assert outmail("store", "backup", "copy.db", "--store", queue).returncode == 0
     finally:
         os.umask(before)
-    assert mode(tmp_path / "copy.db") == 0o600 and [name for name in os.listdir(tmp_path) if name.startswith("copy.db")] == ["copy.db"]
+    assert mode(tmp_path / "copy.db") == 0o600 and [
+        name for name in os.listdir(tmp_path) if name.startswith("copy.db")
+    ] == ["copy.db"]
     told = outmail("store", "backup", "copy.db", "--store", queue)
     assert told.returncode == 65 and b"exists" in told.stderr
 
@@ -137,7 +154,11 @@ def test_every_file_of_ours_is_its_owners_alone(tmp_path: Path, sink: Any) -> No
         handler.emit(logging.LogRecord("x", logging.ERROR, "f", 1, "secret", None, None))
         with job("nightly", to="me@x.test", outbox=box):
             sink.wait_for(2, timeout=20)
-            found = {str(path.relative_to(tmp_path)): mode(path) for path in tmp_path.rglob("*") if not path.is_socket()}
+            found = {
+                str(path.relative_to(tmp_path)): mode(path)
+                for path in tmp_path.rglob("*")
+                if not path.is_socket()
+            }
         claim.end()
         handler.close()
         box.close()
@@ -154,8 +175,13 @@ def test_what_is_left_in_the_log_of_the_copy_is_no_backup(tmp_path: Path, librar
     with pytest.raises(NotStored, match="not made"), whole(str(tmp_path / "copy.db")) as temporary:
         store = SqliteStore(temporary, library)
         store.run(store.verbs.note_put("job", "a", {}))
-        command = f"import sqlite3, sys; d = sqlite3.connect({temporary!r}); d.execute('BEGIN'); d.execute('SELECT * FROM note').fetchall(); print(1, flush=True); sys.stdin.read()"
-        with subprocess.Popen([sys.executable, "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        command = (
+            f"import sqlite3, sys; d = sqlite3.connect({temporary!r}); d.execute('BEGIN'); "
+            f"d.execute('SELECT * FROM note').fetchall(); print(1, flush=True); sys.stdin.read()"
+        )
+        with subprocess.Popen(
+            [sys.executable, "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as other:
             assert other.stdout is not None and other.stdout.readline()
             store.run(store.verbs.note_put("job", "b", {}))
             store.close()
@@ -164,15 +190,22 @@ def test_what_is_left_in_the_log_of_the_copy_is_no_backup(tmp_path: Path, librar
 
 
 @pytest.mark.parametrize("library", ["apsw", "stdlib"])
-def test_a_flush_leaves_nothing_in_the_log_or_says_so(tmp_path: Path, library: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flush_leaves_nothing_in_the_log_or_says_so(
+    tmp_path: Path, library: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with closing(SqliteStore(str(tmp_path / "q.db"), library)) as store:
         store.run(store.verbs.note_put("job", "a", {}))
         assert os.path.getsize(tmp_path / "q.db-wal") > 0
         store.flush()
         assert os.path.getsize(tmp_path / "q.db-wal") == 0
         monkeypatch.setattr(drivers, "patient", lambda action, wait=0.0: action())
-        command = f"import sqlite3, sys; d = sqlite3.connect({store.path!r}); d.execute('BEGIN'); d.execute('SELECT * FROM note').fetchall(); print(1, flush=True); sys.stdin.read()"
-        with subprocess.Popen([sys.executable, "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        command = (
+            f"import sqlite3, sys; d = sqlite3.connect({store.path!r}); d.execute('BEGIN'); "
+            f"d.execute('SELECT * FROM note').fetchall(); print(1, flush=True); sys.stdin.read()"
+        )
+        with subprocess.Popen(
+            [sys.executable, "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as other:
             assert other.stdout is not None and other.stdout.readline()
             store.run(store.verbs.note_put("job", "b", {}), wait=0)
             with pytest.raises(Trouble, match="somebody else reads"):
@@ -180,7 +213,9 @@ def test_a_flush_leaves_nothing_in_the_log_or_says_so(tmp_path: Path, library: A
             os.kill(other.pid, signal.SIGKILL)
 
 
-def test_without_links_a_file_that_appears_meanwhile_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_links_a_file_that_appears_meanwhile_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def no_links(*args: Any) -> None:
         (tmp_path / "copy.db").write_text("mine")
         raise OSError(errno.EPERM, "no links here")

@@ -1,4 +1,6 @@
-"""Checkpoints beside the commits: the log stays short, nothing is lost, and no commit fails because of one."""
+"""Checkpoints beside the commits: the log stays short, nothing is lost, and no commit fails because of
+one.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,10 @@ def test_a_loops_commits_leave_the_log_short(store: SqliteStore, tmp_path: Path)
     assert in_database(store, tmp_path) > 300
     store.close()
     db = sqlite3.connect(store.path)
-    assert db.execute("SELECT count(*) FROM message").fetchone()[0] == 600 and db.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+    assert (
+        db.execute("SELECT count(*) FROM message").fetchone()[0] == 600
+        and db.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+    )
     db.close()
 
 
@@ -66,7 +71,9 @@ def test_who_has_no_loop_moves_it_in_place(store: SqliteStore, tmp_path: Path) -
     store.close()
 
 
-def test_trouble_with_the_checkpoint_is_told_once_and_no_commit_fails(store: SqliteStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_trouble_with_the_checkpoint_is_told_once_and_no_commit_fails(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def full(self: drivers.Apsw) -> None:
         raise Trouble("full", "database or disk is full")
 
@@ -75,10 +82,14 @@ def test_trouble_with_the_checkpoint_is_told_once_and_no_commit_fails(store: Sql
         for _ in range(60):
             begun(store)
     store.close()
-    assert [record.getMessage() for record in caplog.records] == ["the write-ahead log cannot be moved into the database, it grows: database or disk is full"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "the write-ahead log cannot be moved into the database, it grows: database or disk is full"
+    ]
 
 
-def test_beside_a_long_reader_it_is_not_tried_again_at_each_commit(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_beside_a_long_reader_it_is_not_tried_again_at_each_commit(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(checkpoint, "PAGES", 400)
     checkpoints = store._checkpoints
     assert checkpoints is not None
@@ -97,7 +108,9 @@ def test_beside_a_long_reader_it_is_not_tried_again_at_each_commit(store: Sqlite
     store.close()
 
 
-def test_a_connection_that_cannot_be_made_is_no_harm(store: SqliteStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_connection_that_cannot_be_made_is_no_harm(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     assert store._checkpoints is not None
 
     def none() -> drivers.Apsw:
@@ -110,7 +123,9 @@ def test_a_connection_that_cannot_be_made_is_no_harm(store: SqliteStore, monkeyp
     assert "unable to open" in caplog.text
 
 
-def test_where_no_thread_can_be_started_it_is_done_in_place(store: SqliteStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_where_no_thread_can_be_started_it_is_done_in_place(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def refused(self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread at interpreter shutdown")
 
@@ -167,5 +182,8 @@ def test_forks_beside_threads_that_commit_and_checkpoint(store: SqliteStore) -> 
         thread.join(30)
     store.close()
     db = sqlite3.connect(store.path)
-    assert db.execute("SELECT count(*) FROM message").fetchone()[0] == sum(done) and db.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+    assert (
+        db.execute("SELECT count(*) FROM message").fetchone()[0] == sum(done)
+        and db.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+    )
     db.close()

@@ -1,4 +1,6 @@
-"""The public suite of what every store must do, on SQLite by both of its libraries, and on PostgreSQL on every server that is there."""
+"""The public suite of what every store must do, on SQLite by both of its libraries, and on PostgreSQL on
+every server that is there.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,11 @@ def test_a_dead_owners_work_is_taken_a_live_ones_never(store: Any, tmp_path: Pat
     add(store, message(), message())
     alive = store.register(NOW)
     lease(store, alive, 1)
-    made = f"SqliteStore({store.path!r}, {store.library!r})" if isinstance(store, SqliteStore) else f"PostgresStore({store.url!r}, {store._base!r})"
+    made = (
+        f"SqliteStore({store.path!r}, {store.library!r})"
+        if isinstance(store, SqliteStore)
+        else f"PostgresStore({store.url!r}, {store._base!r})"
+    )
     code = f"""
 import os
 from outmail.store.sqlite import SqliteStore

@@ -16,8 +16,12 @@ from outmail.testing.conformance import NOW, add, message
 
 @pytest.mark.parametrize("library", ["apsw", "stdlib"])
 @pytest.mark.parametrize("generations", [1, 2])
-def test_what_a_forked_child_stores_outlives_its_parent(tmp_path: Path, library: str, generations: int) -> None:
-    """A server that forks its workers, and ends or closes its store before they do: SQLite took the parent for the last one, and deleted their log."""
+def test_what_a_forked_child_stores_outlives_its_parent(
+    tmp_path: Path, library: str, generations: int
+) -> None:
+    """A server that forks its workers, and ends or closes its store before they do: SQLite took the parent
+    for the last one, and deleted their log.
+    """
     code = f"""if True:
         import os, sys
         from outmail.store.sqlite import SqliteStore
@@ -48,7 +52,9 @@ def test_what_a_forked_child_stores_outlives_its_parent(tmp_path: Path, library:
     again.close()
 
 
-def test_a_child_of_a_parent_that_could_not_be_paused_stores_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_of_a_parent_that_could_not_be_paused_stores_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its locks would be lost: it says so."""
     monkeypatch.setattr("outmail.store.forks.WAIT", 0.05)
     store = SqliteStore(str(tmp_path / "q.db"))
@@ -68,16 +74,25 @@ def test_a_child_of_a_parent_that_could_not_be_paused_stores_nothing(tmp_path: P
 
 @pytest.mark.parametrize("library", ["apsw", "stdlib"])
 @pytest.mark.parametrize("doors", [1, 2])
-def test_what_a_second_door_of_the_program_does_to_the_locks_of_the_first(tmp_path: Path, library: str, doors: int) -> None:
-    """Opening and closing the file beside SQLite dropped them: then another program that ended took the log away."""
+def test_what_a_second_door_of_the_program_does_to_the_locks_of_the_first(
+    tmp_path: Path, library: str, doors: int
+) -> None:
+    """Opening and closing the file beside SQLite dropped them: then another program that ended took the log
+    away.
+    """
     path = tmp_path / "q.db"
     stores = [SqliteStore(str(path), library) for _ in range(doors)]
     other = f"from outmail.store.sqlite import SqliteStore; SqliteStore({str(path)!r}, {library!r}).close()"
     add(stores[0], message())
     subprocess.run([sys.executable, "-c", other], check=True, timeout=60)
     add(stores[0], message())
-    count = f"import sqlite3; print(sqlite3.connect({str(path)!r}).execute('SELECT count(*) FROM message').fetchone()[0])"
-    seen = subprocess.run([sys.executable, "-c", count], check=True, timeout=60, capture_output=True, text=True).stdout
+    count = (
+        f"import sqlite3; print(sqlite3.connect({str(path)!r}).execute('SELECT count(*) FROM "
+        f"message').fetchone()[0])"
+    )
+    seen = subprocess.run(
+        [sys.executable, "-c", count], check=True, timeout=60, capture_output=True, text=True
+    ).stdout
     assert seen == "2\n"
     for store in stores:
         store.close()
@@ -101,9 +116,11 @@ def test_threads_of_a_forked_child_open_the_file_once(tmp_path: Path, library: s
                 threads = [threading.Thread(target=work) for _ in range(6)]
                 for thread in threads: thread.start()
                 for thread in threads: thread.join(30)
-                links = [os.readlink("/proc/self/fd/" + fd) for fd in os.listdir("/proc/self/fd") if os.path.lexists("/proc/self/fd/" + fd)]
+                open_ones = ["/proc/self/fd/" + fd for fd in os.listdir("/proc/self/fd")]
+                links = [os.readlink(path) for path in open_ones if os.path.lexists(path)]
                 os._exit(sum(link.endswith("q.db") for link in links))
-            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == {"2" if sys.platform == "linux" else "0"}
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            assert status == {"2" if sys.platform == "linux" else "0"}
     """
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=120)
     again = SqliteStore(str(tmp_path / "q.db"), library)
@@ -133,7 +150,9 @@ def test_forked_workers_with_engines_whose_parent_closes_first(tmp_path: Path, u
         box.close()
         sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
     """
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=120, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], timeout=120, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert not any(word in done.stderr for word in ("bug", "Traceback", "ignored")), done.stderr
     again = SqliteStore(str(tmp_path / "q.db"), "stdlib" if "stdlib" in url else "apsw")
@@ -159,5 +178,7 @@ def test_the_engine_loads_nothing_on_its_threads(tmp_path: Path) -> None:
                 assert box.wait(id, 20).status == "delivered"
         print(loaded)
     """
-    done = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], timeout=60, capture_output=True, text=True, check=True
+    )
     assert done.stdout == "[]\n"

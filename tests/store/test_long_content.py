@@ -1,4 +1,6 @@
-"""Content over 1 MB is written in pieces ahead of its message: a receipt is given for what is whole, and what is left over is swept."""
+"""Content over 1 MB is written in pieces ahead of its message: a receipt is given for what is whole, and what
+is left over is swept.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,9 @@ def content_of(store: Any, id: str) -> bytes:
     return bytes(store.read(store.verbs.content(store.read(store.verbs.seq_of(id)))))
 
 
-def sweeping(monkeypatch: pytest.MonkeyPatch, store: Any, times: int = 1, what: str = "DELETE FROM chunk") -> list[int]:
+def sweeping(
+    monkeypatch: pytest.MonkeyPatch, store: Any, times: int = 1, what: str = "DELETE FROM chunk"
+) -> list[int]:
     """Each message's pieces, or some of them, are gone when the message itself comes, so many times."""
     real, left, swept = store.verbs.add, [times], []
 
@@ -79,14 +83,23 @@ def sweeping(monkeypatch: pytest.MonkeyPatch, store: Any, times: int = 1, what: 
     return swept
 
 
-@pytest.mark.parametrize("what", ["DELETE FROM chunk", "DELETE FROM chunk WHERE n = 3", "UPDATE chunk SET content = substr(content, 2) WHERE n = 3"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "DELETE FROM chunk",
+        "DELETE FROM chunk WHERE n = 3",
+        "UPDATE chunk SET content = substr(content, 2) WHERE n = 3",
+    ],
+)
 def test_a_receipt_is_for_whole_content(store: Any, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     swept = sweeping(monkeypatch, store, what=what)
     given = door(store).accept([draft()])[0]
     assert swept and content_of(store, given.id).endswith(CONTENT) and given.durable
 
 
-def test_pieces_that_vanish_each_time_are_not_stored_and_it_says_so(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pieces_that_vanish_each_time_are_not_stored_and_it_says_so(
+    store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sweeping(monkeypatch, store, times=TRIES)
     with pytest.raises(NotStored, match="was not stored"):
         door(store).accept([draft()])
@@ -121,9 +134,15 @@ def test_from_a_loop_as_smtp_takes_it(store: Any, monkeypatch: pytest.MonkeyPatc
 def test_several_of_which_one_is_long_and_one_known(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     first = door(store).accept([draft(key="k")])[0]
     sweeping(monkeypatch, store, what="DELETE FROM chunk WHERE upload NOT IN (SELECT upload FROM message)")
-    again, short, long = door(store).accept([draft(key="k"), Draft(b"Subject: short\r\n\r\n", "me@x.test", ["a@x.test"]), draft()])
+    again, short, long = door(store).accept(
+        [draft(key="k"), Draft(b"Subject: short\r\n\r\n", "me@x.test", ["a@x.test"]), draft()]
+    )
     assert again.duplicate and again.id == first.id
-    assert content_of(store, first.id).endswith(CONTENT) and content_of(store, long.id).endswith(CONTENT) and content_of(store, short.id)
+    assert (
+        content_of(store, first.id).endswith(CONTENT)
+        and content_of(store, long.id).endswith(CONTENT)
+        and content_of(store, short.id)
+    )
 
 
 def test_whoever_is_uploading_is_not_swept_whatever_the_clock_says(store: Any) -> None:
@@ -149,9 +168,11 @@ def test_what_a_killed_program_has_uploaded_is_swept_at_once(tmp_path: Path) -> 
     """Also before an hour is over, and also where only single runs pass by."""
     with opened("apsw", tmp_path) as store:
         program = (
-            "import os, signal, sys\nfrom outmail import Outbox\nfrom outmail.store import verbs\nreal = verbs.add\n"
+            "import os, signal, sys\nfrom outmail import Outbox\nfrom outmail.store import verbs\nreal = "
+            "verbs.add\n"
             "verbs.add = lambda *a, **w: os.kill(os.getpid(), signal.SIGKILL)\n"
-            f"Outbox({str(tmp_path / 'q.db')!r}).send('a@x.test', sender='me@x.test', text='line\\n' * 300_000)"
+            f"Outbox({str(tmp_path / 'q.db')!r}).send('a@x.test', sender='me@x.test', text='line\\n' * "
+            f"300_000)"
         )
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, check=False)
         assert done.returncode == -signal.SIGKILL and pieces(store) > 3, done.stderr
@@ -164,10 +185,18 @@ def test_a_kill_between_the_commit_and_the_end_of_the_claim_costs_nothing(tmp_pa
         one = message(content=CONTENT)
         claim = store.uploading("aa")
         size = 256 * 1024
-        store.run(store.verbs.add_chunks("aa", 0, [CONTENT[i : i + size] for i in range(0, len(CONTENT), size)], NOW))
+        store.run(
+            store.verbs.add_chunks(
+                "aa", 0, [CONTENT[i : i + size] for i in range(0, len(CONTENT), size)], NOW
+            )
+        )
         store.run(store.verbs.add([one], ["aa"]))
         claim.abandon()
-        assert store.sweep_uploads() == 0 and content_of(store, one.id) == CONTENT and glob(f"{tmp_path}/q.db.upload*") == []
+        assert (
+            store.sweep_uploads() == 0
+            and content_of(store, one.id) == CONTENT
+            and glob(f"{tmp_path}/q.db.upload*") == []
+        )
 
 
 def test_an_upload_that_failed_is_swept(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +255,9 @@ def test_a_sweep_waits_for_a_message_that_is_being_stored(store: Any) -> None:
     """On a server the two may run at the same moment."""
     one = message(content=CONTENT)
     size = 256 * 1024
-    store.run(store.verbs.add_chunks("aa", 0, [CONTENT[i : i + size] for i in range(0, len(CONTENT), size)], NOW))
+    store.run(
+        store.verbs.add_chunks("aa", 0, [CONTENT[i : i + size] for i in range(0, len(CONTENT), size)], NOW)
+    )
     checked, go_on = threading.Event(), threading.Event()
 
     def slowly() -> Any:
@@ -249,7 +280,9 @@ def test_a_sweep_waits_for_a_message_that_is_being_stored(store: Any) -> None:
 
 
 def lines(letter: bytes, size: int = 1_500_000) -> bytes:
-    return b"Subject: long\r\nDate: now\r\nMessage-ID: <a@x.test>\r\n\r\n" + (letter * 70 + b"\r\n") * (size // 72)
+    return b"Subject: long\r\nDate: now\r\nMessage-ID: <a@x.test>\r\n\r\n" + (letter * 70 + b"\r\n") * (
+        size // 72
+    )
 
 
 def whole(store: Any, id: str) -> bool:
@@ -271,17 +304,32 @@ def unnamed(store: Any) -> int:
     """Pieces that no message has."""
 
     def count() -> Any:
-        return (yield "SELECT count(*) FROM chunk WHERE NOT EXISTS (SELECT 1 FROM message m WHERE m.upload = chunk.upload)", ())[0][0]
+        return (
+            yield (
+                "SELECT count(*) FROM chunk WHERE NOT EXISTS (SELECT 1 FROM message m WHERE m.upload = "
+                "chunk.upload)",
+                (),
+            )
+        )[0][0]
 
     return int(store.read(count()))
 
 
-@pytest.mark.parametrize("sizes", [(1_500_000, 1_500_000), (1_500_000, 1_900_000), (1_000, 1_500_000), (1_500_000, 1_000)])
+@pytest.mark.parametrize(
+    "sizes", [(1_500_000, 1_500_000), (1_500_000, 1_900_000), (1_000, 1_500_000), (1_500_000, 1_000)]
+)
 @pytest.mark.parametrize("more", [0, 40])
-def test_of_two_with_one_key_in_one_call_the_first_keeps_its_own_content(store: Any, sizes: tuple[int, int], more: int) -> None:
+def test_of_two_with_one_key_in_one_call_the_first_keeps_its_own_content(
+    store: Any, sizes: tuple[int, int], more: int
+) -> None:
     """``more``: few and many are added in two ways."""
-    two = [Draft(lines(letter, size), "me@x.test", ["you@x.test"], key="k") for letter, size in zip((b"a", b"b"), sizes)]
-    first, second, *_ = door(store).accept(two + [Draft(lines(b"c", 100), "me@x.test", ["you@x.test"]) for _ in range(more)])
+    two = [
+        Draft(lines(letter, size), "me@x.test", ["you@x.test"], key="k")
+        for letter, size in zip((b"a", b"b"), sizes)
+    ]
+    first, second, *_ = door(store).accept(
+        two + [Draft(lines(b"c", 100), "me@x.test", ["you@x.test"]) for _ in range(more)]
+    )
     assert (first.duplicate, second.duplicate, first.id) == (False, True, second.id)
     assert content_of(store, first.id) == two[0].content and whole(store, first.id)
     aged(store)
@@ -290,12 +338,17 @@ def test_of_two_with_one_key_in_one_call_the_first_keeps_its_own_content(store: 
 
 
 @pytest.mark.parametrize("letters", [b"aa", b"ab"])
-def test_of_two_with_one_key_from_two_threads_the_first_keeps_its_own_content(store: Any, letters: bytes) -> None:
+def test_of_two_with_one_key_from_two_threads_the_first_keeps_its_own_content(
+    store: Any, letters: bytes
+) -> None:
     mine = door(store)
     mine._mergers = mine._mergers[:1]
     merger, heard = mine._mergers[0], []
     drafts = [Draft(lines(bytes([letter])), "me@x.test", ["you@x.test"], key="k") for letter in letters]
-    threads = [threading.Thread(target=lambda draft=draft: heard.append((draft, mine.accept([draft])[0]))) for draft in drafts]
+    threads = [
+        threading.Thread(target=lambda draft=draft: heard.append((draft, mine.accept([draft])[0])))
+        for draft in drafts
+    ]
     with merger._lock:  # somebody is committing: both come behind, as one
         for thread in threads:
             thread.start()
@@ -351,12 +404,18 @@ def test_pieces_whose_file_is_lost_are_swept_seldom(file_store: Any, monkeypatch
     assert content_of(file_store, given.id).endswith(CONTENT)
 
 
-def test_a_message_that_comes_while_lost_pieces_are_looked_for_keeps_its_own(file_store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_message_that_comes_while_lost_pieces_are_looked_for_keeps_its_own(
+    file_store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("outmail.store.sqlite.WALK", 0.0)
     one = message(content=CONTENT)
     claim = file_store.uploading("aa")
     size = 256 * 1024
-    file_store.run(file_store.verbs.add_chunks("aa", 0, [CONTENT[i : i + size] for i in range(0, len(CONTENT), size)], NOW))
+    file_store.run(
+        file_store.verbs.add_chunks(
+            "aa", 0, [CONTENT[i : i + size] for i in range(0, len(CONTENT), size)], NOW
+        )
+    )
     honest = file_store.read
 
     def read(verb: Any) -> Any:

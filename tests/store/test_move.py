@@ -1,4 +1,6 @@
-"""A queue moves between stores: everything comes along, nothing is lost or doubled, also when killed half way."""
+"""A queue moves between stores: everything comes along, nothing is lost or doubled, also when killed half
+way.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,10 @@ from tests.store.helpers import opened
 PG = f"postgresql-{max(pgserver.installed(), key=int)}"
 
 
-@pytest.fixture(params=[("apsw", PG), (PG, "apsw"), ("apsw", "stdlib")], ids=lambda pair: f"{pair[0]} to {pair[1]}".split("-")[0])
+@pytest.fixture(
+    params=[("apsw", PG), (PG, "apsw"), ("apsw", "stdlib")],
+    ids=lambda pair: f"{pair[0]} to {pair[1]}".split("-")[0],
+)
 def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Any, Any]]:
     with contextlib.ExitStack() as stack:
         made = []
@@ -39,9 +44,14 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Any, 
 def filled(store: Any) -> list[Any]:
     """Delivered, deferred, held, cancelled, keyed, long, of two recipients; and a job's note."""
     made = [
-        message("a@x.test"), message("b@x.test"), message("c@x.test", "d@x.test"), message("e@x.test"), message(key="k"),
-        message("f@x.test", content=b"A: b\r\n\r\n" + b"x\r\n" * 500_000), message("g@x.test", priority=0, due=NOW + 10**7),
-    ]  # fmt: skip
+        message("a@x.test"),
+        message("b@x.test"),
+        message("c@x.test", "d@x.test"),
+        message("e@x.test"),
+        message(key="k"),
+        message("f@x.test", content=b"A: b\r\n\r\n" + b"x\r\n" * 500_000),
+        message("g@x.test", priority=0, due=NOW + 10**7),
+    ]
     add(store, *made)
     owner = store.register(NOW)
     for delivery, event in zip(lease(store, owner, 2), ("delivered", "deferred")):
@@ -59,7 +69,11 @@ def everything(store: Any) -> dict[str, Any]:
     told: dict[str, Any] = {}
     for status in found:
         seq = store.read(store.verbs.seq_of(status.id))
-        told[status.id] = (status.as_dict(), store.read(store.verbs.content(seq)), [a.as_dict() for a in store.read(store.verbs.attempts(seq))])
+        told[status.id] = (
+            status.as_dict(),
+            store.read(store.verbs.content(seq)),
+            [a.as_dict() for a in store.read(store.verbs.attempts(seq))],
+        )
     for event in store.read(store.verbs.events_after(0)):
         if event.id in told:
             told.setdefault(f"events of {event.id}", []).append({**event.as_dict(), "cursor": 0})
@@ -73,7 +87,10 @@ def test_everything_comes_along(pair: tuple[Any, Any]) -> None:
     seen: list[tuple[int, int]] = []
     assert move(old, new, NOW, lambda done, total: seen.append((done, total))) == len(made)
     assert everything(new) == before and everything(old) == {} and seen[-1] == (7, 7)
-    assert new.read(new.verbs.note_get("job", "nightly"))[0] == {"runs": 3} and old.read(old.verbs.note_get("job", "nightly")) is None
+    assert (
+        new.read(new.verbs.note_get("job", "nightly"))[0] == {"runs": 3}
+        and old.read(old.verbs.note_get("job", "nightly")) is None
+    )
     assert add(new, message(key="k"))[0][3] is True
     assert old.check() == [] == new.check()
     assert len(add(old, message())) == 1  # the old one is an empty queue again
@@ -132,7 +149,7 @@ def test_a_copy_is_one_moment_and_changes_nothing(pair: tuple[Any, Any]) -> None
     owner.close()
 
 
-# -- one move at a time -------------------------------------------------------------------------------------------------
+# -- one move at a time --------------------------------------------------------------------------------------
 
 
 class Killed(BaseException):
@@ -162,7 +179,9 @@ def forget_all(store: Any) -> None:
     store.run(store.verbs.forget_messages([store.read(store.verbs.seq_of(id)) for id in ids_in(store)]))
 
 
-def test_a_second_target_is_refused_while_the_first_is_not_finished(pair: tuple[Any, Any], tmp_path: Path) -> None:
+def test_a_second_target_is_refused_while_the_first_is_not_finished(
+    pair: tuple[Any, Any], tmp_path: Path
+) -> None:
     old, new = pair
     ids = many(old)
     (tmp_path / "third").mkdir()
@@ -171,7 +190,9 @@ def test_a_second_target_is_refused_while_the_first_is_not_finished(pair: tuple[
         def meanwhile(point: str) -> None:
             with pytest.raises(ConfigError, match="already being moved") as refused:
                 move(old, third, NOW)
-            assert "outmail move --abandon" in (refused.value.hint or "") and new.url in (refused.value.hint or "")
+            assert "outmail move --abandon" in (refused.value.hint or "") and new.url in (
+                refused.value.hint or ""
+            )
 
         assert move(old, new, NOW, fail=meanwhile) == len(ids)
         assert ids_in(third) == [] and ids_in(new) == ids and ids_in(old) == []
@@ -179,7 +200,9 @@ def test_a_second_target_is_refused_while_the_first_is_not_finished(pair: tuple[
 
 
 def test_two_at_once_to_the_same_target_share_the_work(pair: tuple[Any, Any]) -> None:
-    """The second begins and ends while the first stands between the commit in the new store and forgetting in the old one."""
+    """The second begins and ends while the first stands between the commit in the new store and forgetting in
+    the old one.
+    """
     old, new = pair
     ids, counts = many(old), []
 
@@ -194,7 +217,9 @@ def test_two_at_once_to_the_same_target_share_the_work(pair: tuple[Any, Any]) ->
     assert sum(counts) == len(ids) and ids_in(new) == [] and ids_in(old) == []
 
 
-def test_a_batch_that_was_read_before_another_brought_it_comes_once(pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_was_read_before_another_brought_it_comes_once(
+    pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     old, new = pair
     ids, real, again = many(old, 150), old.read, []
 
@@ -211,7 +236,9 @@ def test_a_batch_that_was_read_before_another_brought_it_comes_once(pair: tuple[
     assert ids_in(new) == [] and ids_in(old) == []
 
 
-def test_what_had_arrived_before_a_kill_does_not_come_again_however_late_it_goes_on(pair: tuple[Any, Any]) -> None:
+def test_what_had_arrived_before_a_kill_does_not_come_again_however_late_it_goes_on(
+    pair: tuple[Any, Any],
+) -> None:
     old, new = pair
     ids = many(old)
     with pytest.raises(Killed):
@@ -270,7 +297,10 @@ def test_one_database_by_two_names_is_not_moved_onto_itself(tmp_path: Path) -> N
     with pgserver.database(PG.partition("-")[2]) as url:
         from outmail.store.postgres import PostgresStore
 
-        one, other = (PostgresStore(place, str(tmp_path / "q")) for place in (url, url + ("&" if "?" in url else "?") + "connect_timeout=9"))
+        one, other = (
+            PostgresStore(place, str(tmp_path / "q"))
+            for place in (url, url + ("&" if "?" in url else "?") + "connect_timeout=9")
+        )
         ids = many(one, 3)
         with pytest.raises(ConfigError, match="onto itself"):
             move(one, other, NOW)
@@ -301,9 +331,17 @@ def test_the_command_gives_up(tmp_path: Path, outmail: Any) -> None:
     assert outmail("move", "old.db").returncode == 64
     assert outmail("move", "old.db", "new.db", OUTMAIL_FAIL="M1:kill").returncode == -signal.SIGKILL
     refused = outmail("move", "old.db", "third.db")
-    assert refused.returncode == 78 and b"outmail move --abandon" in refused.stderr and b"new.db" in refused.stderr
+    assert (
+        refused.returncode == 78
+        and b"outmail move --abandon" in refused.stderr
+        and b"new.db" in refused.stderr
+    )
     given_up = outmail("move", "--abandon", "old.db")
-    assert given_up.returncode == 0 and b"2 messages had arrived in" in given_up.stderr and b"0 stay in" in given_up.stderr
+    assert (
+        given_up.returncode == 0
+        and b"2 messages had arrived in" in given_up.stderr
+        and b"0 stay in" in given_up.stderr
+    )
     assert outmail("move", "new.db", "third.db", OUTMAIL_FAIL="M1:kill").returncode == -signal.SIGKILL
     os.unlink(tmp_path / "third.db")
     given_up = outmail("move", "--abandon", "new.db")
@@ -314,7 +352,12 @@ def test_the_command_gives_up(tmp_path: Path, outmail: Any) -> None:
 def test_the_command_also_killed_half_way(tmp_path: Path, outmail: Any, sink: Sink, target: str) -> None:
     with contextlib.ExitStack() as stack:
         new = "new.db" if target == "sqlite" else stack.enter_context(pgserver.database(PG.partition("-")[2]))
-        ids = [outmail("send", "-f", "me@x.test", f"u{i}@x.test", "--store", "old.db", stdin=b"hello").stdout.decode().strip() for i in range(3)]
+        ids = [
+            outmail("send", "-f", "me@x.test", f"u{i}@x.test", "--store", "old.db", stdin=b"hello")
+            .stdout.decode()
+            .strip()
+            for i in range(3)
+        ]
         assert outmail("move", "old.db", new, OUTMAIL_FAIL="M1:kill").returncode == -signal.SIGKILL
         refused = outmail("run", "--once", "--store", "old.db", "--relay", sink.url)
         assert refused.returncode == 78 and b"being moved" in refused.stderr, refused.stderr
@@ -322,7 +365,10 @@ def test_the_command_also_killed_half_way(tmp_path: Path, outmail: Any, sink: Si
         assert done.returncode == 0 and b"messages moved" in done.stderr
         assert outmail("run", "--once", "--store", new, "--relay", sink.url).returncode == 0
         assert sorted(m.recipients[0] for m in sink.messages) == [f"u{i}@x.test" for i in range(3)]
-        assert outmail("show", ids[0], "--store", new).returncode == 0 and outmail("show", ids[0], "--store", "old.db").returncode == 66
+        assert (
+            outmail("show", ids[0], "--store", new).returncode == 0
+            and outmail("show", ids[0], "--store", "old.db").returncode == 66
+        )
         backup = outmail("store", "backup", "copy.db", "--store", new)
         assert backup.returncode == 0 and outmail("show", ids[0], "--store", "copy.db").returncode == 0
         assert outmail("move", "nowhere.db", new).returncode == 78
@@ -351,7 +397,9 @@ def test_a_message_whose_record_is_gone_in_the_new_store_comes_there_again(pair:
     assert move(old, new, NOW) == 1 and len(ids_in(new)) == 1 and ids_in(old) == []
 
 
-def test_giving_up_that_was_killed_is_to_be_given_again(pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_giving_up_that_was_killed_is_to_be_given_again(
+    pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     old, new = pair
     made = many(old)
     with pytest.raises(Killed):
@@ -369,7 +417,9 @@ def test_giving_up_that_was_killed_is_to_be_given_again(pair: tuple[Any, Any], m
     assert sorted(ids_in(new)) == sorted(made) and ids_in(old) == []
 
 
-def test_mail_that_comes_before_the_end_of_a_move_comes_along(pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mail_that_comes_before_the_end_of_a_move_comes_along(
+    pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     old, new = pair
     add(old, message())
     honest, late = moving._finish, message()
@@ -384,7 +434,9 @@ def test_mail_that_comes_before_the_end_of_a_move_comes_along(pair: tuple[Any, A
     assert ids_in(old) == [] and late.id in ids_in(new) and under_way(old) is None
 
 
-def test_a_note_that_both_stores_have_is_not_lost_and_it_says_so(pair: tuple[Any, Any], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_note_that_both_stores_have_is_not_lost_and_it_says_so(
+    pair: tuple[Any, Any], caplog: pytest.LogCaptureFixture
+) -> None:
     old, new = pair
     for store in pair:
         store.run(store.verbs.note_put("digest", "app", {"from": store.url}))

@@ -58,7 +58,9 @@ def _broken(path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [_directory, _fifo, _symlink, _forbidden, _broken])
-def test_a_file_that_cannot_be_looked_at_is_named_once_and_stops_nobody(tmp_path: Path, make: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_be_looked_at_is_named_once_and_stops_nobody(
+    tmp_path: Path, make: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = SqliteStore(str(tmp_path / "q.db"))
     first, second = message(), message()
     add(store, first, second)
@@ -86,7 +88,17 @@ def test_a_file_that_cannot_be_looked_at_is_named_once_and_stops_nobody(tmp_path
     store.close()
 
 
-@pytest.mark.parametrize("content", [b"", b"outmail", b"\0" * 64, b"some words of somebody else, written over it, long enough for three", os.urandom(1600), None])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"outmail",
+        b"\0" * 64,
+        b"some words of somebody else, written over it, long enough for three",
+        os.urandom(1600),
+        None,
+    ],
+)
 def test_of_a_record_that_is_none_everything_counts_as_sent(tmp_path: Path, content: bytes | None) -> None:
     store = SqliteStore(str(tmp_path / "q.db"))
     one = message()
@@ -102,7 +114,9 @@ def test_of_a_record_that_is_none_everything_counts_as_sent(tmp_path: Path, cont
     store.close()
 
 
-def test_a_folder_that_cannot_be_looked_into_is_no_proof_of_death(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_looked_into_is_no_proof_of_death(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = SqliteStore(str(tmp_path / "q.db"))
     one = message()
     add(store, one)
@@ -119,13 +133,15 @@ def test_a_folder_that_cannot_be_looked_into_is_no_proof_of_death(tmp_path: Path
     store.close()
 
 
-# -- suspicion ----------------------------------------------------------------------------------------------------------
+# -- suspicion -----------------------------------------------------------------------------------------------
 
 
 def test_engines_killed_from_outside_make_no_poison(sink: Sink, make_box: MakeBox, outmail: Run) -> None:
     """They die with their hands full, before anything has begun."""
     box = make_box(deliver="never")
-    ids = [r.id for r in box.send_many([{"to": f"u{i}@x.test", "subject": "s", "text": "t"} for i in range(30)])]
+    ids = [
+        r.id for r in box.send_many([{"to": f"u{i}@x.test", "subject": "s", "text": "t"} for i in range(30)])
+    ]
     for _ in range(4):
         outmail("run", "--once", "--store", "q.db", "--relay", sink.url, OUTMAIL_FAIL="C3:kill")
         box.retry("is:live")
@@ -134,11 +150,18 @@ def test_engines_killed_from_outside_make_no_poison(sink: Sink, make_box: MakeBo
     assert [box.status(id).status for id in ids] == ["delivered"] * 30 and len(sink.messages) == 30
 
 
-def test_a_message_that_kills_engines_is_held_after_three(sink: Sink, make_box: MakeBox, outmail: Run) -> None:
+def test_a_message_that_kills_engines_is_held_after_three(
+    sink: Sink, make_box: MakeBox, outmail: Run
+) -> None:
     box = make_box(deliver="never")
     bad = box.send("bad@x.test", "s", "t").id
     for _ in range(3):
-        assert outmail("run", "--once", "--store", "q.db", "--relay", sink.url, OUTMAIL_FAIL="C4:kill").returncode == -signal.SIGKILL
+        assert (
+            outmail(
+                "run", "--once", "--store", "q.db", "--relay", sink.url, OUTMAIL_FAIL="C4:kill"
+            ).returncode
+            == -signal.SIGKILL
+        )
         box._store.reclaim(Clock().now(), hold=False)
         box.retry(bad)
     good = box.send("good@x.test", "s", "t").id
@@ -147,7 +170,9 @@ def test_a_message_that_kills_engines_is_held_after_three(sink: Sink, make_box: 
     assert box.status(good).status == "delivered"
 
 
-def test_a_suspect_that_waits_for_its_answer_is_not_blamed(sink: Sink, make_box: MakeBox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_suspect_that_waits_for_its_answer_is_not_blamed(
+    sink: Sink, make_box: MakeBox, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(engine_module, "HARMLESS", 0.05)
     sink.script("DOT: delay 1")
     box = make_box(toml=f'relay = "{sink.url}"', deliver="never")
@@ -174,12 +199,14 @@ def test_a_suspect_that_waits_for_its_answer_is_not_blamed(sink: Sink, make_box:
     assert [s.status for s in box.find()] == ["delivered"]
 
 
-# -- signals ------------------------------------------------------------------------------------------------------------
+# -- signals -------------------------------------------------------------------------------------------------
 
 
 def test_sighup_is_no_reason_to_end(sink: Sink, make_box: MakeBox) -> None:
     box = make_box(deliver="never", toml=f'relay = "{sink.url}"\n')
-    service = subprocess.Popen([sys.executable, "-m", "outmail", "run", "--store", str(box._store.path), "--relay", sink.url])  # type: ignore[attr-defined]
+    service = subprocess.Popen(
+        [sys.executable, "-m", "outmail", "run", "--store", str(box._store.path), "--relay", sink.url]
+    )  # type: ignore[attr-defined]
     try:
         box.send("a@x.test", "s", "t")
         until(lambda: sink.count == 1)

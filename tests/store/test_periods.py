@@ -64,7 +64,12 @@ def retained(store: PostgresStore, now: int = LATER) -> None:
 
 
 def partitions(db: Any) -> list[str]:
-    return [row[0] for row in db.execute("SELECT relname FROM pg_class WHERE relname ~ '_[0-9]+$' AND relkind = 'r' ORDER BY 1")]
+    return [
+        row[0]
+        for row in db.execute(
+            "SELECT relname FROM pg_class WHERE relname ~ '_[0-9]+$' AND relkind = 'r' ORDER BY 1"
+        )
+    ]
 
 
 def of(*numbers: int) -> list[str]:
@@ -76,9 +81,16 @@ def test_what_is_past_retention_goes_with_its_period(store: PostgresStore, url: 
         old = delivered(store)
         turn(store, db)
         young = delivered(store)
-        assert [row[0] >> periods.SPAN for row in db.execute("SELECT seq FROM outmail.message ORDER BY seq")] == [0, 1]
+        assert [
+            row[0] >> periods.SPAN for row in db.execute("SELECT seq FROM outmail.message ORDER BY seq")
+        ] == [0, 1]
         events = store.read(store.verbs.events_after(0))
-        assert [(e.id, e.event) for e in events] == [(old, "accepted"), (old, "delivered"), (young, "accepted"), (young, "delivered")]
+        assert [(e.id, e.event) for e in events] == [
+            (old, "accepted"),
+            (old, "delivered"),
+            (young, "accepted"),
+            (young, "delivered"),
+        ]
         assert partitions(db) == of(0, 1)
         retained(store, NOW + 500)
         assert partitions(db) == of(0, 1)  # young as yet
@@ -120,10 +132,14 @@ def test_a_period_that_stays_does_not_keep_the_next_one(store: PostgresStore, ur
         turn(store, db)
         delivered(store)
         retained(store)
-        assert partitions(db) == of(0, 3) and db.execute("SELECT count(*) FROM outmail.message").fetchone() == (2,)
+        assert partitions(db) == of(0, 3) and db.execute(
+            "SELECT count(*) FROM outmail.message"
+        ).fetchone() == (2,)
 
 
-def test_what_is_dropped_is_swept_in_short_steps_and_not_found_meanwhile(store: PostgresStore, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_dropped_is_swept_in_short_steps_and_not_found_meanwhile(
+    store: PostgresStore, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(periods, "PAGE", 3)
     with psycopg.connect(url, autocommit=True) as db:
         made = [message() for _ in range(8)]
@@ -137,15 +153,19 @@ def test_what_is_dropped_is_swept_in_short_steps_and_not_found_meanwhile(store: 
         while store.run(periods.sweep()):
             (count,) = db.execute("SELECT count(*) FROM outmail.message").fetchone() or (None,)
             left.append(count)
-            assert [store.read(store.verbs.seq_of(one.id)) for one in made] == [None] * 8 and len(store.read(store.verbs.find(Filter(), NOW))[0]) == 1
+            assert [store.read(store.verbs.seq_of(one.id)) for one in made] == [None] * 8 and len(
+                store.read(store.verbs.find(Filter(), NOW))[0]
+            ) == 1
             assert store.check() == []
         assert left == [6, 3, 1, 1] and db.execute("SELECT n FROM outmail.period").fetchall() == [(1,)]
         assert db.execute("SELECT count(*) FROM outmail.body").fetchone() == (1,)
 
 
-def test_one_put_back_in_the_last_moment_keeps_its_period(store: PostgresStore, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_put_back_in_the_last_moment_keeps_its_period(
+    store: PostgresStore, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with psycopg.connect(url, autocommit=True) as db:
-        (id, *_), = add(store, message())
+        ((id, *_),) = add(store, message())
         store.run(store.verbs.change(Filter(), "cancel", NOW))
         turn(store, db)
         delivered(store)
@@ -184,7 +204,9 @@ def test_who_reads_history_for_long_is_not_waited_for(store: PostgresStore, url:
         assert partitions(db) == of(2)
 
 
-def test_a_role_that_owns_nothing_keeps_and_removes_by_row(store: PostgresStore, url: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_role_that_owns_nothing_keeps_and_removes_by_row(
+    store: PostgresStore, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with psycopg.connect(url, autocommit=True) as db:
         db.execute("DROP ROLE IF EXISTS clerk")
         db.execute("CREATE ROLE clerk LOGIN")
@@ -196,7 +218,10 @@ def test_a_role_that_owns_nothing_keeps_and_removes_by_row(store: PostgresStore,
         db.execute("UPDATE outmail.period SET began_at = 1")
         retained(clerk)
         retained(clerk)
-        assert standing(store, id).state == "delivered" and len([r for r in caplog.records if "periods" in r.message]) == 1
+        assert (
+            standing(store, id).state == "delivered"
+            and len([r for r in caplog.records if "periods" in r.message]) == 1
+        )
         retained(clerk, NOW + 200_000)
         assert partitions(db) == of(0) and store.read(store.verbs.seq_of(id)) is None
         for owner in list(clerk._owners):
@@ -222,7 +247,10 @@ def test_engines_that_turn_at_once_while_mail_comes(store: PostgresStore, url: s
         try:
             with psycopg.connect(url, autocommit=True) as db:
                 deadline = time.monotonic() + 30
-                while db.execute("SELECT max(n) < 6 FROM outmail.period").fetchone() == (True,) and time.monotonic() < deadline:
+                while (
+                    db.execute("SELECT max(n) < 6 FROM outmail.period").fetchone() == (True,)
+                    and time.monotonic() < deadline
+                ):
                     turn(mine, db)
         except Exception as problem:
             problems.append(problem)
@@ -250,11 +278,20 @@ def in_a_later_period(url: str, base: str) -> PostgresStore:
         for _ in range(3):
             turn(made, db)
             add(made, message())
-        db.execute("TRUNCATE outmail.message, outmail.body, outmail.recipient, outmail.attempt, outmail.event")
+        db.execute(
+            "TRUNCATE outmail.message, outmail.body, outmail.recipient, outmail.attempt, outmail.event"
+        )
     return made
 
 
-@pytest.mark.parametrize("name", [name for name in vars(conformance) if name.startswith("test_") and name != "test_the_store_walks_as_the_lifecycle"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name in vars(conformance)
+        if name.startswith("test_") and name != "test_the_store_walks_as_the_lifecycle"
+    ],
+)
 def test_all_stores_do_in_a_later_period(name: str, tmp_path: Path) -> None:
     with pgserver.database(max(pgserver.installed(), key=int)) as url:
         made = in_a_later_period(url, str(tmp_path / "pg"))

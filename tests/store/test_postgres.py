@@ -58,7 +58,10 @@ def stores(url: str, tmp_path: Path) -> Iterator[Any]:
 
 def late(db: Any, owner: Any, seconds: int = 200) -> None:
     """As if the owner had not renewed for so long, and the server had been up for longer."""
-    db.execute("UPDATE outmail.owner SET renewed_at = clock_timestamp() - make_interval(secs => %s) WHERE id = %s", (seconds, owner.id))
+    db.execute(
+        "UPDATE outmail.owner SET renewed_at = clock_timestamp() - make_interval(secs => %s) WHERE id = %s",
+        (seconds, owner.id),
+    )
 
 
 def test_two_hosts_lease_what_the_other_has_not(stores: Any) -> None:
@@ -74,7 +77,10 @@ def test_rows_being_leased_elsewhere_are_passed_over_not_waited_for(stores: Any,
     add(one, message(), message())
     owner = one.register(NOW)
     with psycopg.connect(url) as foreign:
-        foreign.execute("SELECT 1 FROM outmail.recipient WHERE message = (SELECT min(seq) FROM outmail.message) FOR UPDATE")
+        foreign.execute(
+            "SELECT 1 FROM outmail.recipient WHERE message = (SELECT min(seq) FROM outmail.message) FOR "
+            "UPDATE"
+        )
         began = time.monotonic()
         assert len(lease(one, owner, 5)) == 1 and time.monotonic() - began < 1.0
         foreign.rollback()
@@ -83,10 +89,14 @@ def test_rows_being_leased_elsewhere_are_passed_over_not_waited_for(stores: Any,
 @pytest.fixture
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the server had been up for long."""
-    monkeypatch.setattr(pgsql, "_silent", lambda seconds: f"clock_timestamp() - renewed_at > interval '{seconds} seconds'")
+    monkeypatch.setattr(
+        pgsql, "_silent", lambda seconds: f"clock_timestamp() - renewed_at > interval '{seconds} seconds'"
+    )
 
 
-def test_another_hosts_lease_ends_by_the_servers_clock(stores: Any, url: str, settled: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_hosts_lease_ends_by_the_servers_clock(
+    stores: Any, url: str, settled: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pgsql, "DOUBT", 0)
     one, two = stores("one"), stores("two")
     add(one, message(), message())
@@ -101,7 +111,10 @@ def test_another_hosts_lease_ends_by_the_servers_clock(stores: Any, url: str, se
     assert two.reclaim(NOW, hold=False) == [] and standing(two, delivery.id).uncertain
     # it was alive after all: it cannot renew, and what it learns is a late answer
     assert not one.run(pgsql.renew(dead.id))
-    assert settle(one, dead, delivery, "deferred") == 0 and settle(one, dead, delivery, "delivered", "delivered") == 1
+    assert (
+        settle(one, dead, delivery, "deferred") == 0
+        and settle(one, dead, delivery, "delivered", "delivered") == 1
+    )
     assert standing(one, delivery.id).state == "delivered"
 
 
@@ -119,13 +132,21 @@ def test_a_servers_clock_that_is_set_ahead_takes_no_live_lease(stores: Any, url:
         mine.renewed -= 31  # it renews as always
         one.reclaim(NOW, hold=False)
         assert not mine.lost
-        db.execute("UPDATE outmail.note SET value = jsonb_set(value::jsonb, '{at}', to_jsonb((value::jsonb ->> 'at')::float8 - 46))::text WHERE kind = 'doubt'")
+        db.execute(
+            "UPDATE outmail.note SET value = jsonb_set(value::jsonb, '{at}', to_jsonb((value::jsonb ->> "
+            "'at')::float8 - 46))::text WHERE kind = 'doubt'"
+        )
         assert two.reclaim(NOW, hold=False) == []  # a doubt about a renewal that is past
-        assert [f["leases"] for f in one.reclaim(NOW, hold=False)] == [1]  # the other was doubted, and has not renewed since
-        assert db.execute("SELECT count(*) FROM outmail.note WHERE kind = 'doubt' AND key = %s", (str(other.id),)).fetchone() == (0,)
+        # the other was doubted, and has not renewed since
+        assert [f["leases"] for f in one.reclaim(NOW, hold=False)] == [1]
+        assert db.execute(
+            "SELECT count(*) FROM outmail.note WHERE kind = 'doubt' AND key = %s", (str(other.id),)
+        ).fetchone() == (0,)
 
 
-def test_nobody_reclaims_for_one_lease_after_the_server_started(stores: Any, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_reclaims_for_one_lease_after_the_server_started(
+    stores: Any, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pgsql, "DOUBT", 0)
     one, two = stores("one"), stores("two")
     add(one, message())
@@ -133,7 +154,9 @@ def test_nobody_reclaims_for_one_lease_after_the_server_started(stores: Any, url
     lease(one, dead, 1)
     with psycopg.connect(url, autocommit=True) as db:
         late(db, dead)
-        young = db.execute("SELECT pg_postmaster_start_time() > clock_timestamp() - interval '120 seconds'").fetchone()[0]  # type: ignore[index]
+        young = db.execute(
+            "SELECT pg_postmaster_start_time() > clock_timestamp() - interval '120 seconds'"
+        ).fetchone()[0]  # type: ignore[index]
     assert young is False or two.reclaim(NOW, hold=False) == []
 
 
@@ -148,20 +171,35 @@ def test_without_renewal_no_dot_is_granted(stores: Any) -> None:
         one.dots(owner, [(delivery, delivery.recipients)])
 
 
-def test_an_engine_that_slept_beyond_its_lease_sends_nothing_of_it_and_begins_anew(url: str, sink: Sink, stores: Any, settled: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is stopped with its hands full: one dialogue waits for the answer to the final dot, the others for their first. Another host takes
-    all of it. Awake, it drops that, confirms what was answered meanwhile, and works on under another number."""
+def test_an_engine_that_slept_beyond_its_lease_sends_nothing_of_it_and_begins_anew(
+    url: str, sink: Sink, stores: Any, settled: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is stopped with its hands full: one dialogue waits for the answer to the final dot, the others for
+    their first. Another host takes all of it. Awake, it drops that, confirms what was answered meanwhile, and
+    works on under another number.
+    """
     monkeypatch.setattr(pgsql, "DOUBT", 0)
     sink.script("DOT: delay 1.5")
     other = stores("other")
     with Outbox(url, config=config(sink), deliver="never") as box:
-        ids = [r.id for r in box.send_many({"to": f"u{i}@x.test", "subject": "s", "text": "t"} for i in range(50))]
+        ids = [
+            r.id
+            for r in box.send_many({"to": f"u{i}@x.test", "subject": "s", "text": "t"} for i in range(50))
+        ]
         engine = build_engine(box._store, box._config, box._routes, Clock())
 
         async def scene() -> None:
             running = asyncio.ensure_future(engine.run())
-            await sees(lambda: sum(r.dotted for hop in engine._hops.values() for d in hop.held() for r in d.recipients) > 0)
-            before, out = engine._owner, [r for hop in engine._hops.values() for d in hop.held() for r in d.recipients if r.dotted]
+            await sees(
+                lambda: (
+                    sum(r.dotted for hop in engine._hops.values() for d in hop.held() for r in d.recipients)
+                    > 0
+                )
+            )
+            before, out = (
+                engine._owner,
+                [r for hop in engine._hops.values() for d in hop.held() for r in d.recipients if r.dotted],
+            )
             before.renewed -= 3600  # the process was stopped for an hour, and wakes here
             with psycopg.connect(url, autocommit=True) as db:
                 late(db, before)
@@ -189,17 +227,25 @@ def test_a_late_commit_is_never_skipped_and_strangers_are_not_waited_for(stores:
     with psycopg.connect(url) as stranger, psycopg.connect(url) as db:
         stranger.execute("SELECT pg_current_xact_id()")
         number = db.execute("SELECT nextval('outmail.message_seq')").fetchone()[0]  # type: ignore[index]
-        db.execute("INSERT INTO outmail.event (at, event, message, state, uncertain, reason, attempts) VALUES (1, 'accepted', %s, 'queued', 0, '', 0)", (number,))
+        db.execute(
+            "INSERT INTO outmail.event (at, event, message, state, uncertain, reason, attempts) VALUES (1, "
+            "'accepted', %s, 'queued', 0, '', 0)",
+            (number,),
+        )
         add(one, early)
         began = time.monotonic()
         (first,) = one.read(one.verbs.events_after(0))
         assert first.id == early.id and time.monotonic() - began < 1.0
-        db.execute("INSERT INTO outmail.message VALUES (%s, %s, '', '', '', 1, '', 0, 1, 1, 1)", (number, slow.id))
+        db.execute(
+            "INSERT INTO outmail.message VALUES (%s, %s, '', '', '', 1, '', 0, 1, 1, 1)", (number, slow.id)
+        )
         db.commit()
         assert [e.id for e in one.read(one.verbs.events_after(first.cursor))] == [slow.id]
 
 
-def test_what_a_late_clock_left_behind_is_found_in_the_end(stores: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_late_clock_left_behind_is_found_in_the_end(
+    stores: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Looking begins a little before what was seen last; once in a while at the beginning."""
     one = stores("one")
     owner = one.register(NOW)
@@ -207,13 +253,21 @@ def test_what_a_late_clock_left_behind_is_found_in_the_end(stores: Any, monkeypa
     assert len(lease(one, owner, 5, NOW + 1)) == 1
     late, later = message(now=NOW - pgsql.Floor.MARGIN // 2), message(now=NOW - 60_000)
     add(one, late, later)
-    assert [d.id for d in lease(one, owner, 5, NOW + 2, 2)] == [late.id] and one.read(one.verbs.next_due(NOW + 3)) == {}
+    assert [d.id for d in lease(one, owner, 5, NOW + 2, 2)] == [late.id] and one.read(
+        one.verbs.next_due(NOW + 3)
+    ) == {}
     monkeypatch.setattr(pgsql.Seldom, "EVERY", 0.0)
-    assert list(one.read(one.verbs.next_due(NOW + 3))) == ["default"] and [d.id for d in lease(one, owner, 5, NOW + 3, 3)] == [later.id]
+    assert list(one.read(one.verbs.next_due(NOW + 3))) == ["default"] and [
+        d.id for d in lease(one, owner, 5, NOW + 3, 3)
+    ] == [later.id]
 
 
-def test_looking_does_not_walk_over_what_a_stranger_keeps(stores: Any, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A long foreign transaction keeps dead rows from being cleaned up: a lease and a look touch few of them."""
+def test_looking_does_not_walk_over_what_a_stranger_keeps(
+    stores: Any, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long foreign transaction keeps dead rows from being cleaned up: a lease and a look touch few of
+    them.
+    """
     monkeypatch.setattr(pgsql.Seldom, "EVERY", 3600.0)  # this may take a minute where the machine is slow
     one = stores("one")
     owner = one.register(NOW)
@@ -227,9 +281,21 @@ def test_looking_does_not_walk_over_what_a_stranger_keeps(stores: Any, url: str,
         add(one, message(now=NOW + 400_000))
         sql, _ = pgsql.translated(verbs._READY)
         floor = one.verbs.lease.keywords["floor"].of("default", 1)
-        plan = "\n".join(row[0] for row in db.execute("EXPLAIN (ANALYZE, BUFFERS, COSTS OFF, TIMING OFF) " + sql, ("default", 1, floor, NOW + 500_000, 100)))  # type: ignore[arg-type]
+        plan = "\n".join(
+            row[0]
+            for row in db.execute(
+                "EXPLAIN (ANALYZE, BUFFERS, COSTS OFF, TIMING OFF) " + sql,
+                ("default", 1, floor, NOW + 500_000, 100),
+            )
+        )  # type: ignore[arg-type]
         touched = int(re.search(r"Buffers: shared hit=(\d+)", plan)[1])  # type: ignore[index]
-        everything = "\n".join(row[0] for row in db.execute("EXPLAIN (ANALYZE, BUFFERS, COSTS OFF, TIMING OFF) " + sql, ("default", 1, 0, NOW + 500_000, 100)))  # type: ignore[arg-type]
+        everything = "\n".join(
+            row[0]
+            for row in db.execute(
+                "EXPLAIN (ANALYZE, BUFFERS, COSTS OFF, TIMING OFF) " + sql,
+                ("default", 1, 0, NOW + 500_000, 100),
+            )
+        )  # type: ignore[arg-type]
         assert touched * 3 < int(re.search(r"Buffers: shared hit=(\d+)", everything)[1]), plan + everything  # type: ignore[index]
         stranger.rollback()
 
@@ -285,8 +351,12 @@ def test_schemas_made_at_the_same_moment(url: str, tmp_path: Path) -> None:
     assert failures == []
 
 
-@pytest.mark.parametrize(("change", "kind", "words"), [("port", "io", "refused"), ("database", "forbidden", "does not exist")])
-def test_a_server_that_cannot_be_reached_is_said_in_a_sentence(url: str, change: str, kind: str, words: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "kind", "words"), [("port", "io", "refused"), ("database", "forbidden", "does not exist")]
+)
+def test_a_server_that_cannot_be_reached_is_said_in_a_sentence(
+    url: str, change: str, kind: str, words: str
+) -> None:
     bad = url.replace(url.rsplit(":", 1)[1].split("/")[0], "1") if change == "port" else url + "x"
     with pytest.raises(NotStored, match=words) as caught:
         Outbox(bad)
@@ -317,8 +387,12 @@ def test_a_statement_that_takes_too_long_is_said_and_leaves_nothing(stores: Any)
     assert caught.value.kind == "busy" and one.read(one.verbs.find(Filter(), NOW))[0] == []
 
 
-def test_a_table_that_somebody_holds_is_waited_for_and_then_said(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """VACUUM FULL, a migration, a forgotten session: nobody waits for ever, and what was in time is stored."""
+def test_a_table_that_somebody_holds_is_waited_for_and_then_said(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """VACUUM FULL, a migration, a forgotten session: nobody waits for ever, and what was in time is
+    stored.
+    """
     monkeypatch.setattr("outmail.store.lane.LOCK_WAIT", 0.5)
     with Outbox(url, deliver="never") as box, psycopg.connect(url) as db:
         first = box.send("a@x.test", "s", sender="me@x.test").id
@@ -373,9 +447,18 @@ def test_after_close_nobody_gets_a_new_connection(url: str, tmp_path: Path) -> N
 
 def test_a_connection_lost_during_the_commit_is_no_error_and_no_double(url: str, sink: Sink) -> None:
     """The answer to the commit is lost on the way: the message is there, and the caller hears yes."""
-    with Outbox(url, config=config(sink), deliver="never") as box, psycopg.connect(url, autocommit=True) as db:
-        db.execute("CREATE FUNCTION outmail.slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.3); RETURN NULL; END $$")
-        db.execute("CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON outmail.message DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION outmail.slow()")
+    with (
+        Outbox(url, config=config(sink), deliver="never") as box,
+        psycopg.connect(url, autocommit=True) as db,
+    ):
+        db.execute(
+            "CREATE FUNCTION outmail.slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM "
+            "pg_sleep(0.3); RETURN NULL; END $$"
+        )
+        db.execute(
+            "CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON outmail.message DEFERRABLE INITIALLY DEFERRED "
+            "FOR EACH ROW EXECUTE FUNCTION outmail.slow()"
+        )
         store: Any = box._store
         for key in (None, "k"):
             line = socket.socket(fileno=os.dup(store._lanes[0].connection.open().fileno()))
@@ -391,12 +474,16 @@ def test_urls() -> None:
     assert shown("postgresql://u:secret@h/db?password=x&a=b") == "postgresql://u:…@h/db?password=…&a=b"
     conninfo, prepare = conninfo_of("postgresql://u@a,b/db?pgbouncer=1")
     assert "target_session_attrs=read-write" in conninfo and not prepare and "pgbouncer" not in conninfo
-    assert place_of("postgresql://u:x@h/db") == place_of("postgresql://v@h/db?connect_timeout=3") != place_of("postgresql://h/other")
+    assert (
+        place_of("postgresql://u:x@h/db")
+        == place_of("postgresql://v@h/db?connect_timeout=3")
+        != place_of("postgresql://h/other")
+    )
     with pytest.raises(ConfigError, match="no URL"):
         conninfo_of("postgresql://h/db?nonsense=1")
 
 
-# -- the whole road -----------------------------------------------------------------------------------------------------
+# -- the whole road ------------------------------------------------------------------------------------------
 
 
 def config(sink: Sink, more: str = "") -> Any:
@@ -408,7 +495,9 @@ def test_a_program_sends_through_postgresql(url: str, sink: Sink) -> None:
         receipts = box.send_many([{"to": f"u{i}@x.test", "subject": str(i)} for i in range(300)])
         sink.wait_for(300, timeout=30)
         assert box.wait(receipts[-1].id, 10).status == "delivered"
-        assert box.attempts(receipts[0].id)[0].outcome == "delivered" and b"Subject: 0" in box.content(receipts[0].id)
+        assert box.attempts(receipts[0].id)[0].outcome == "delivered" and b"Subject: 0" in box.content(
+            receipts[0].id
+        )
         heard = [e.event for e in box.events()]
         assert heard.count("accepted") == 300
     assert len({m.recipients for m in sink.messages}) == 300 == len(sink.messages)
@@ -418,13 +507,21 @@ def test_an_operators_commands_work(url: str, sink: Sink) -> None:
     with Outbox(url, config=config(sink), deliver="never") as box:
         one = box.send("a@x.test", "Überschrift", tag="t", at="1h").id
         assert [s.id for s in box.find("subject:*BERSCHRIFT tag:t state:queued to:*@x.test -tag:u")] == [one]
-        assert box.hold(one) == 1 and box.release("is:live") == 1 and box.cancel(one) == 1 and box.requeue("state:cancelled") == 1
+        assert (
+            box.hold(one) == 1
+            and box.release("is:live") == 1
+            and box.cancel(one) == 1
+            and box.requeue("state:cancelled") == 1
+        )
         assert box._read(box._store.verbs.stats(box._clock.now()))["states"] == {"queued": 1}
         assert box._store.check() == []  # type: ignore[attr-defined]
 
 
 def test_mail_from_another_host_is_found_by_looking(url: str, sink: Sink, tmp_path: Path) -> None:
-    with Outbox(url, config=config(sink), deliver="thread"), Outbox(url, config=config(sink), deliver="never") as other:
+    with (
+        Outbox(url, config=config(sink), deliver="thread"),
+        Outbox(url, config=config(sink), deliver="never") as other,
+    ):
         other.send("a@x.test", "s")
         sink.wait_for(1, timeout=5)
 
@@ -477,8 +574,12 @@ def test_smtp_in_postgresql_smtp_out(url: str, sink: Sink, tmp_path: Path) -> No
     import smtplib
 
     port = pgserver.free_port()
-    (tmp_path / "o.toml").write_text(f'store = "{url}"\nrelay = "{sink.url}"\n[listen]\nsmtp = ["127.0.0.1:{port}"]\n')
-    service = subprocess.Popen([sys.executable, "-m", "outmail", "run", "--config", str(tmp_path / "o.toml")], stderr=subprocess.PIPE)
+    (tmp_path / "o.toml").write_text(
+        f'store = "{url}"\nrelay = "{sink.url}"\n[listen]\nsmtp = ["127.0.0.1:{port}"]\n'
+    )
+    service = subprocess.Popen(
+        [sys.executable, "-m", "outmail", "run", "--config", str(tmp_path / "o.toml")], stderr=subprocess.PIPE
+    )
     try:
         deadline = time.monotonic() + 20
         while True:
@@ -500,7 +601,7 @@ def test_smtp_in_postgresql_smtp_out(url: str, sink: Sink, tmp_path: Path) -> No
 
 def test_limits_are_divided_between_engines(url: str, sink: Sink) -> None:
     """Two engines, a limit of four sessions: two each, also for the one that had all four before."""
-    more = 'concurrency = 4\n'
+    more = "concurrency = 4\n"
     made = from_toml(f'from = "me@outmail.test"\n[relay]\nurl = "{sink.url}"\n{more}', "test", {})
     sink.script("DOT: delay 0.02")
     with Outbox(url, config=made, deliver="thread") as one:
@@ -545,12 +646,18 @@ def test_pgbouncer_in_transaction_mode_may_stand_between(url: str, sink: Sink, t
     server, port = pgserver.running(VERSION), pgserver.free_port()
     settings = server.home / "bouncer.ini"
     settings.write_text(
-        f"[databases]\n* = host=127.0.0.1 port={server.port} user=outmail\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n"
-        "unix_socket_dir =\nauth_type = any\npool_mode = transaction\ndefault_pool_size = 2\nignore_startup_parameters = extra_float_digits\n"
+        f"[databases]\n* = host=127.0.0.1 port={server.port} user=outmail\n[pgbouncer]\nlisten_addr = "
+        f"127.0.0.1\nlisten_port = {port}\n"
+        "unix_socket_dir =\nauth_type = any\npool_mode = transaction\ndefault_pool_size = "
+        "2\nignore_startup_parameters = extra_float_digits\n"
     )
-    who: dict[str, Any] = {"user": server.user, "group": server._group(), "extra_groups": []} if server.user else {}
+    who: dict[str, Any] = (
+        {"user": server.user, "group": server._group(), "extra_groups": []} if server.user else {}
+    )
     with open(tmp_path / "bouncer.log", "wb") as log:
-        bouncer = subprocess.Popen([str(programs.found("pgbouncer")), str(settings)], stderr=log, stdout=log, cwd=server.home, **who)
+        bouncer = subprocess.Popen(
+            [str(programs.found("pgbouncer")), str(settings)], stderr=log, stdout=log, cwd=server.home, **who
+        )
     try:
         deadline = time.monotonic() + 10
         while True:
@@ -558,11 +665,16 @@ def test_pgbouncer_in_transaction_mode_may_stand_between(url: str, sink: Sink, t
                 socket.create_connection(("127.0.0.1", port), 1).close()
                 break
             except OSError:
-                assert time.monotonic() < deadline and bouncer.poll() is None, (tmp_path / "bouncer.log").read_text()
+                assert time.monotonic() < deadline and bouncer.poll() is None, (
+                    tmp_path / "bouncer.log"
+                ).read_text()
                 time.sleep(0.05)
         through = url.replace(f":{server.port}/", f":{port}/") + "?pgbouncer=1"
         boxes = [Outbox(through, config=config(sink), deliver="thread") for _ in range(3)]
-        threads = [threading.Thread(target=lambda n=n: [boxes[n].send(f"u{n}-{i}@x.test", "s") for i in range(60)]) for n in range(3)]  # type: ignore[misc]
+        threads = [
+            threading.Thread(target=lambda n=n: [boxes[n].send(f"u{n}-{i}@x.test", "s") for i in range(60)])
+            for n in range(3)
+        ]  # type: ignore[misc]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -642,7 +754,11 @@ def test_a_wrong_password_is_said_and_never_shown(sink: Sink) -> None:
             db.execute("GRANT CREATE ON DATABASE q TO guarded")
         with pytest.raises(NotStored, match="password authentication failed") as caught:
             Outbox(url.replace("outmail@", "guarded:geheim@"))
-        assert caught.value.code == "store-forbidden" and caught.value.forbidden and "geheim" not in str(caught.value)
+        assert (
+            caught.value.code == "store-forbidden"
+            and caught.value.forbidden
+            and "geheim" not in str(caught.value)
+        )
         with Outbox(url.replace("outmail@", "guarded:right@"), config=config(sink), deliver="thread") as box:
             box.send("a@x.test", "s")
             sink.wait_for(1, timeout=10)
@@ -652,7 +768,9 @@ def test_a_wrong_password_is_said_and_never_shown(sink: Sink) -> None:
 
 
 def test_two_that_change_the_same_rows_are_told_or_wait(stores: Any, url: str) -> None:
-    """An operator cancels what is being settled in that moment: one of the two waits for the other, nobody gets a half."""
+    """An operator cancels what is being settled in that moment: one of the two waits for the other, nobody
+    gets a half.
+    """
     one, two = stores("one"), stores("two")
     made = [message() for _ in range(40)]
     add(one, *made)
@@ -682,27 +800,44 @@ def test_two_that_change_the_same_rows_are_told_or_wait(stores: Any, url: str) -
 
 
 def test_very_many_at_once_come_by_copy_and_are_the_same(stores: Any, url: str, tmp_path: Path) -> None:
-    """COPY takes other paths for text, numbers and nothing; what comes out is what a few at a time would be."""
+    """COPY takes other paths for text, numbers and nothing; what comes out is what a few at a time
+    would be.
+    """
     few, many = stores("few"), stores("many")
     subjects = ["plain", "NUL \0 in it", "half \ud83d of a pair", "tab\tnewline\\N", "grüße"]
     people = (Recipient("a@x.test", "default"), Recipient("b@x.test", "default", "suppressed: asked to"))
 
     def made(n: int) -> list[Message]:
         return [
-            replace(message(), tag=f"t{i}" if i % 2 else None, subject=subjects[i % 5], recipients=people, dsn=Dsn("never", "hdrs", "e") if i % 3 else None, priority=i % 3)
+            replace(
+                message(),
+                tag=f"t{i}" if i % 2 else None,
+                subject=subjects[i % 5],
+                recipients=people,
+                dsn=Dsn("never", "hdrs", "e") if i % 3 else None,
+                priority=i % 3,
+            )
             for i in range(n)
-        ]  # fmt: skip
+        ]
 
     def rows(where: str) -> list[Any]:
         with psycopg.connect(url) as db:
-            sql = "SELECT m.sender, m.subject, m.size, m.sha256, m.needs, m.priority, m.tag, m.dsn, b.content, r.n, r.address, r.state, r.due, r.reason, r.finished_at, e.event, e.n"
-            sql += " FROM outmail.message m JOIN outmail.body b USING (seq) JOIN outmail.recipient r ON r.message = m.seq JOIN outmail.event e ON e.message = m.seq"
+            sql = (
+                "SELECT m.sender, m.subject, m.size, m.sha256, m.needs, m.priority, m.tag, m.dsn, "
+                "b.content, r.n, r.address, r.state, r.due, r.reason, r.finished_at, e.event, e.n"
+            )
+            sql += (
+                " FROM outmail.message m JOIN outmail.body b USING (seq) JOIN outmail.recipient r ON "
+                "r.message = m.seq JOIN outmail.event e ON e.message = m.seq"
+            )
             return db.execute(f"{sql} WHERE {where} ORDER BY m.seq, r.n, e.id").fetchall()  # type: ignore[arg-type]
 
     first = few.run(few.verbs.add(made(10)))
     last = many.run(many.verbs.add(made(10) + made(200)))
     assert len(rows(f"m.seq <= {first[-1][4]}")) == 40
-    assert rows(f"m.seq BETWEEN {first[0][4]} AND {first[-1][4]}") == rows(f"m.seq BETWEEN {last[0][4]} AND {last[9][4]}")
+    assert rows(f"m.seq BETWEEN {first[0][4]} AND {first[-1][4]}") == rows(
+        f"m.seq BETWEEN {last[0][4]} AND {last[9][4]}"
+    )
     assert len(rows(f"m.seq BETWEEN {last[0][4]} AND {last[-1][4]}")) == 840
     owner = many.register(NOW)
     assert len(lease(many, owner, 500)) == 220
@@ -719,14 +854,21 @@ def test_very_many_at_once_are_all_or_none(stores: Any) -> None:
     assert len(lease(store, store.register(NOW), 500)) == 100
 
 
-def test_an_upgrade_runs_under_the_version_before_it(stores: Any, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Behind three hosts that upgrade at once the old one works on, a new one of the old version still comes in, an older one does not."""
+def test_an_upgrade_runs_under_the_version_before_it(
+    stores: Any, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind three hosts that upgrade at once the old one works on, a new one of the old version still comes
+    in, an older one does not.
+    """
     old = stores("old")
     add(old, *[message() for _ in range(40)])
     owner = old.register(NOW)
     before = lease(old, owner, 10)
     step = postgres.schema_step
-    more = "ALTER TABLE outmail.message ADD COLUMN later text NOT NULL DEFAULT 'x'; ALTER TABLE outmail.recipient ADD COLUMN later smallint; CREATE TABLE outmail.later (n int)"
+    more = (
+        "ALTER TABLE outmail.message ADD COLUMN later text NOT NULL DEFAULT 'x'; ALTER TABLE "
+        "outmail.recipient ADD COLUMN later smallint; CREATE TABLE outmail.later (n int)"
+    )
     with monkeypatch.context() as patch:
         patch.setattr(postgres, "SCHEMA", 2)
         patch.setattr(postgres, "schema_step", lambda n: more if n == 2 else step(n))
@@ -741,7 +883,9 @@ def test_an_upgrade_runs_under_the_version_before_it(stores: Any, url: str, monk
     add(old, *[message() for _ in range(5)])
     add(new, *[message() for _ in range(50)])
     rest = lease(old, owner, 500, number=2)
-    assert len({d.id for d in rest} | {d.id for d in theirs}) == 85 and not {d.id for d in rest} & {d.id for d in theirs}
+    assert len({d.id for d in rest} | {d.id for d in theirs}) == 85 and not {d.id for d in rest} & {
+        d.id for d in theirs
+    }
     assert len(lease(stores("again"), owner, 1, number=3)) == 0  # the old version, opened on the new schema
     with psycopg.connect(url) as db:
         assert db.execute("SELECT n FROM outmail.version").fetchall() == [(2,)]
@@ -752,12 +896,18 @@ def test_an_upgrade_runs_under_the_version_before_it(stores: Any, url: str, monk
     assert refused.value.kind == "schema"
 
 
-def test_an_upgrade_does_not_make_everybody_wait_behind_it(stores: Any, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_upgrade_does_not_make_everybody_wait_behind_it(
+    stores: Any, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     old = stores("old")
     step = postgres.schema_step
     monkeypatch.setattr(postgres, "SCHEMA", 2)
     monkeypatch.setattr(postgres, "UPGRADE_WAIT", 1)
-    monkeypatch.setattr(postgres, "schema_step", lambda n: "ALTER TABLE outmail.message ADD COLUMN later text" if n == 2 else step(n))
+    monkeypatch.setattr(
+        postgres,
+        "schema_step",
+        lambda n: "ALTER TABLE outmail.message ADD COLUMN later text" if n == 2 else step(n),
+    )
     with psycopg.connect(url) as foreign:
         foreign.execute("SELECT count(*) FROM outmail.message")  # a dump, say
         began = time.monotonic()
@@ -771,13 +921,17 @@ def test_an_upgrade_does_not_make_everybody_wait_behind_it(stores: Any, url: str
         assert db.execute("SELECT n FROM outmail.version").fetchall() == [(2,)]
 
 
-def test_a_hint_brings_mail_of_another_host_at_once(url: str, stores: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hint_brings_mail_of_another_host_at_once(
+    url: str, stores: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With looking turned off, what is found is found by the hint; a lost connection is made again."""
     monkeypatch.setattr(postgres, "POLL", 3600.0)
     monkeypatch.setattr(hints, "RETRY", 0.1)
     monkeypatch.setattr(hints, "LOOK", 0.1)
     heard: list[float] = []
-    here, there = (PostgresStore(f"{url}{'&' if '?' in url else '?'}notify=1", f"/nonexistent/{n}") for n in "ab")
+    here, there = (
+        PostgresStore(f"{url}{'&' if '?' in url else '?'}notify=1", f"/nonexistent/{n}") for n in "ab"
+    )
     here.follow(lambda: heard.append(time.monotonic()))
     until(lambda: len(heard) == 1)  # it listens
     add(there, message())
@@ -795,7 +949,9 @@ def test_a_hint_brings_mail_of_another_host_at_once(url: str, stores: Any, monke
     until(lambda: not [thread for thread in threading.enumerate() if thread.name == "outmail-hints"])
 
 
-def test_mail_is_announced_by_whoever_accepts_it(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mail_is_announced_by_whoever_accepts_it(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = f"{url}{'&' if '?' in url else '?'}notify=1"
     with psycopg.connect(url, autocommit=True) as db, Outbox(store, deliver="never") as box:
         db.execute(f"LISTEN {hints.CHANNEL}")
@@ -823,13 +979,20 @@ def until(condition: Any, seconds: float = 15.0) -> None:
     assert condition()
 
 
-def test_numbering_begins_where_it_ended_and_still_finds_what_stood_still(stores: Any, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A long foreign transaction keeps every numbered event in the index; a commit that was late for minutes is found all the same."""
+def test_numbering_begins_where_it_ended_and_still_finds_what_stood_still(
+    stores: Any, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long foreign transaction keeps every numbered event in the index; a commit that was late for minutes
+    is found all the same.
+    """
     store = stores("one")
     clock = [1000.0]
     monkeypatch.setattr(pgsql.time, "monotonic", lambda: clock[0])
     floor = pgsql.Floor()
-    insert = "INSERT INTO outmail.event (at, event, message, state, uncertain, reason, attempts) VALUES (1, 'accepted', %s, 'queued', 0, '', 0) RETURNING id"
+    insert = (
+        "INSERT INTO outmail.event (at, event, message, state, uncertain, reason, attempts) VALUES (1, "
+        "'accepted', %s, 'queued', 0, '', 0) RETURNING id"
+    )
 
     def cursors() -> list[Any]:
         return db.execute("SELECT message, cursor FROM outmail.event ORDER BY cursor").fetchall()
@@ -857,7 +1020,9 @@ def test_numbering_begins_where_it_ended_and_still_finds_what_stood_still(stores
 
 
 def test_a_look_from_the_beginning_that_takes_long_is_a_rare_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside a transaction that keeps millions of dead rows, such a look may take ten seconds: a twentieth of all time is enough for it."""
+    """Beside a transaction that keeps millions of dead rows, such a look may take ten seconds: a twentieth of
+    all time is enough for it.
+    """
     clock = [1000.0]
     monkeypatch.setattr(pgsql.time, "monotonic", lambda: clock[0])
     floor = pgsql.Floor()
@@ -886,7 +1051,9 @@ def test_a_look_from_the_beginning_that_takes_long_is_a_rare_one(monkeypatch: py
     assert look(0.1), "quick ones are made once a minute"
 
 
-def test_a_look_from_the_beginning_does_not_hold_up_leases(stores: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_look_from_the_beginning_does_not_hold_up_leases(
+    stores: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is one of `next_due` alone; a lease begins further down only when something was found there."""
     one = stores("one")
     owner = one.register(NOW)
@@ -899,11 +1066,16 @@ def test_a_look_from_the_beginning_does_not_hold_up_leases(stores: Any, monkeypa
     monkeypatch.setattr(pgsql.Seldom, "SHARE", 0)
     assert one.read(one.verbs.next_due(NOW + 2)) == {} and floor.of("default", 1) == before
     add(one, message(now=NOW - 60_000))
-    assert one.read(one.verbs.next_due(NOW + 2)) == {"default": NOW - 60_000} and floor.of("default", 1) == NOW - 60_000
+    assert (
+        one.read(one.verbs.next_due(NOW + 2)) == {"default": NOW - 60_000}
+        and floor.of("default", 1) == NOW - 60_000
+    )
 
 
 def test_events_are_numbered_by_an_index(stores: Any, url: str) -> None:
-    """The join once read all events, every ten seconds; and what the planner thinks of how many there are must not matter."""
+    """The join once read all events, every ten seconds; and what the planner thinks of how many there are
+    must not matter.
+    """
     stores("one")
     sql, _ = pgsql.translated(pgsql._NUMBER)
     with psycopg.connect(url) as db:
@@ -913,7 +1085,11 @@ def test_events_are_numbered_by_an_index(stores: Any, url: str) -> None:
         db.execute(pgsql._LOOPS)  # type: ignore[arg-type]
         assert db.execute("SHOW enable_nestloop").fetchone() == ("on",)
         db.rollback()
-    assert "Seq Scan on event" not in plan and "Nested Loop" not in plan and plan.count("Index Cond: (id >= ") == 2, plan
+    assert (
+        "Seq Scan on event" not in plan
+        and "Nested Loop" not in plan
+        and plan.count("Index Cond: (id >= ") == 2
+    ), plan
 
 
 def test_thousands_of_events_are_numbered_in_a_moment(stores: Any, url: str) -> None:
@@ -934,8 +1110,12 @@ def test_thousands_of_events_are_numbered_in_a_moment(stores: Any, url: str) -> 
 @pytest.mark.parametrize("few", [1, 30])
 @pytest.mark.parametrize("known", [False, True], ids=["never analysed", "analysed"])
 @pytest.mark.parametrize("version", sorted(pgserver.installed(), key=int))
-def test_rows_are_found_by_their_keys_whatever_the_planner_knows(version: str, known: bool, few: int, tmp_path: Path) -> None:
-    """Sessions keep plans: one that was made for a small table read the grown one whole, once for each batch or for each row."""
+def test_rows_are_found_by_their_keys_whatever_the_planner_knows(
+    version: str, known: bool, few: int, tmp_path: Path
+) -> None:
+    """Sessions keep plans: one that was made for a small table read the grown one whole, once for each batch
+    or for each row.
+    """
     with pgserver.database(version) as url:
         store = PostgresStore(url, str(tmp_path / "pg"))
         add(store, *[message() for _ in range(few)])
@@ -948,16 +1128,25 @@ def test_rows_are_found_by_their_keys_whatever_the_planner_knows(version: str, k
             db.execute(f"EXPLAIN EXECUTE made{i} ('[1]')")
         add(store, *[message() for _ in range(3000)])
         plans = {f"made{i}": f"EXPLAIN EXECUTE made{i} ('[1]')" for i in range(2)}
-        plans |= {sql: "EXPLAIN " + pgsql.translated(sql)[0].replace("%s::json", "'[]'::json").replace("%s", "1") for sql in (verbs._LEASE, verbs._DELIVERED)}
+        plans |= {
+            sql: "EXPLAIN " + pgsql.translated(sql)[0].replace("%s::json", "'[]'::json").replace("%s", "1")
+            for sql in (verbs._LEASE, verbs._DELIVERED)
+        }
         for sql, explain in plans.items():
             plan = "\n".join(row[0] for row in db.execute(explain))
             assert "Seq Scan on" not in plan and "recipient_leased" not in plan, plan
             if not sql.startswith("made"):
-                assert re.search(r"Nested Loop.*\n +-> +Function Scan on batch.*\n +-> +Index Scan using recipient_live_key", plan), plan
+                assert re.search(
+                    r"Nested Loop.*\n +-> +Function Scan on batch.*\n +-> +"
+                    r"Index Scan using recipient_live_key",
+                    plan,
+                ), plan
         owner = store.register(NOW)
         for delivery in lease(store, owner, 10):
             settle(store, owner, delivery, "delivered", "delivered")
         kept = db.execute("SELECT statement FROM pg_prepared_statements").fetchall()
-        assert any("outmail.event" in sql for (sql,) in kept) and not any("outmail.batch" in sql for (sql,) in kept)
+        assert any("outmail.event" in sql for (sql,) in kept) and not any(
+            "outmail.batch" in sql for (sql,) in kept
+        )
         owner.file.abandon()
         store.close()

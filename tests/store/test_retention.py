@@ -39,7 +39,10 @@ def delivered(store: Any, count: int, now: int = NOW) -> list[Any]:
 
 
 def bodies(store: Any) -> int:
-    found = [store.read(store.verbs.content(store.read(store.verbs.seq_of(status.id)))) for status in store.read(store.verbs.find(Filter(), NOW))[0]]
+    found = [
+        store.read(store.verbs.content(store.read(store.verbs.seq_of(status.id))))
+        for status in store.read(store.verbs.find(Filter(), NOW))[0]
+    ]
     return sum(body is not None for body in found)
 
 
@@ -81,11 +84,20 @@ def test_where_everything_is_done_is_not_walked_over_again(store: Any) -> None:
         return honest(kind, before, after)
 
     words = {name: getattr(store.verbs, name) for name in ("note_list", "note_put")}
-    there = SimpleNamespace(run=store.run, read=store.read, drop_history=store.drop_history, kept=store.kept, give_space_back=store.give_space_back, sweep_uploads=store.sweep_uploads,
-                            verbs=SimpleNamespace(purge=watched, **words))  # fmt: skip
+    there = SimpleNamespace(
+        run=store.run,
+        read=store.read,
+        drop_history=store.drop_history,
+        kept=store.kept,
+        give_space_back=store.give_space_back,
+        sweep_uploads=store.sweep_uploads,
+        verbs=SimpleNamespace(purge=watched, **words),
+    )
     through(Retention(there, AGES), NOW + 3_000)  # type: ignore[arg-type]  # another engine
     assert [kind for kind, _ in seen] == ["bodies", "transcripts", "records"]
-    assert all(after == store.read(store.verbs.seq_of(young[0].id)) - 1 for kind, after in seen if kind != "records")
+    assert all(
+        after == store.read(store.verbs.seq_of(young[0].id)) - 1 for kind, after in seen if kind != "records"
+    )
 
 
 def test_a_turn_ends_in_its_time_and_the_next_one_goes_on(store: Any) -> None:
@@ -100,7 +112,13 @@ def test_a_turn_ends_in_its_time_and_the_next_one_goes_on(store: Any) -> None:
 def test_only_the_eldest_engine_removes(store: Any) -> None:
     delivered(store, 3)
     elder = store.register(NOW)
-    engine = Engine(store, Routes({}), lambda relay: pytest.fail(relay.name), Settings(retention=AGES), FakeClock(NOW + 3_000))
+    engine = Engine(
+        store,
+        Routes({}),
+        lambda relay: pytest.fail(relay.name),
+        Settings(retention=AGES),
+        FakeClock(NOW + 3_000),
+    )
     assert engine._retention is not None
     engine._owner = store.register(NOW)
     engine._seen = Sign(NOW + 3_000, NOW + 3_000, engine.clock.elapsed(), 0, NOW + 3_000)
@@ -119,7 +137,9 @@ def forgotten(store: Any) -> None:
 
 
 def without_recipients(store: Any) -> None:
-    """What an earlier version left of the newest message, and what a dropped period leaves until it is swept."""
+    """What an earlier version left of the newest message, and what a dropped period leaves until it is
+    swept.
+    """
 
     def forget() -> Any:
         yield "DELETE FROM recipient", ()
@@ -131,12 +151,18 @@ def without_recipients(store: Any) -> None:
 @pytest.mark.parametrize("count", [1, 40])
 @pytest.mark.parametrize("size", [10, 1_500_000])
 def test_a_key_is_new_again_when_its_record_is_gone(store: Any, gone: Any, count: int, size: int) -> None:
-    """Also where the row stays that keeps the newest number; ``count``: few and many are added in two ways."""
+    """Also where the row stays that keeps the newest number; ``count``: few and many are added in two
+    ways.
+    """
     door = Door(store, Terms(Routes({}, ())), FakeClock(NOW))
-    old = door.accept([Draft(b"Subject: old\r\n\r\n" + b"o\r\n" * (size // 3), "me@x.test", ["a@x.test"], key="k")])[0]
+    old = door.accept(
+        [Draft(b"Subject: old\r\n\r\n" + b"o\r\n" * (size // 3), "me@x.test", ["a@x.test"], key="k")]
+    )[0]
     gone(store)
     drafts = [Draft(b"Subject: new\r\n\r\n" + b"n\r\n" * (size // 3), "me@x.test", ["b@x.test"], key="k")]
-    new = door.accept(drafts + [Draft(b"Subject: x\r\n\r\n", "me@x.test", ["c@x.test"]) for _ in range(count)])[0]
+    new = door.accept(
+        drafts + [Draft(b"Subject: x\r\n\r\n", "me@x.test", ["c@x.test"]) for _ in range(count)]
+    )[0]
     assert new.id == old.id and not new.duplicate and new.durable
     found = store.read(store.verbs.statuses([store.read(store.verbs.seq_of(new.id))]))[0]
     assert found.subject == "new" and found.recipients[0].address == "b@x.test"
@@ -158,6 +184,8 @@ def test_a_number_is_never_given_again_and_nothing_else_is_kept_of_it(store: Any
         return (yield "SELECT id, key, upload, sender, subject FROM message", ())
 
     left = store.read(rows())
-    assert len(left) <= 1 and all(not is_id(row[0]) and row[1:3] == (None, None) and row[3:] == ("", "") for row in map(tuple, left))
+    assert len(left) <= 1 and all(
+        not is_id(row[0]) and row[1:3] == (None, None) and row[3:] == ("", "") for row in map(tuple, left)
+    )
     add(store, message())
     assert store.check() == []

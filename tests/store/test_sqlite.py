@@ -82,7 +82,10 @@ def test_two_libraries_on_one_file_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_foreign_lock_is_waited_for_or_said(store: SqliteStore) -> None:
-    code = f"import sqlite3,time; c=sqlite3.connect({store.path!r}); c.execute('BEGIN IMMEDIATE'); print(flush=True); time.sleep(1.0); c.rollback()"
+    code = (
+        f"import sqlite3,time; c=sqlite3.connect({store.path!r}); c.execute('BEGIN IMMEDIATE'); "
+        f"print(flush=True); time.sleep(1.0); c.rollback()"
+    )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as foreign:
         assert foreign.stdout
         foreign.stdout.readline()
@@ -144,19 +147,25 @@ def test_a_later_schema_and_a_foreign_file_are_refused(tmp_path: Path) -> None:
 def test_hot_queries_use_the_small_indexes(store: SqliteStore) -> None:
     from outmail.store import verbs
 
-    for sql, index in ((verbs._READY, "recipient_ready"), ("SELECT min(destination) FROM recipient WHERE state = 'queued' AND losses = 0", "recipient_ready"),
-                       ("SELECT message, n FROM recipient WHERE state IN ('queued', 'held') AND expires_at <= ? LIMIT ?", "recipient_expiry"),
-                       ("SELECT message FROM recipient WHERE state = 'sending' AND owner = ?", "recipient_leased")):  # fmt: skip
+    for sql, index in (
+        (verbs._READY, "recipient_ready"),
+        ("SELECT min(destination) FROM recipient WHERE state = 'queued' AND losses = 0", "recipient_ready"),
+        (
+            "SELECT message, n FROM recipient WHERE state IN ('queued', 'held') AND expires_at <= ? LIMIT ?",
+            "recipient_expiry",
+        ),
+        ("SELECT message FROM recipient WHERE state = 'sending' AND owner = ?", "recipient_leased"),
+    ):
         plan = str(store._reader.execute("EXPLAIN QUERY PLAN " + sql, (1,) * sql.count("?")))
-        assert index in plan and "SCAN" not in plan.replace(f"SCAN recipient USING COVERING INDEX {index}", ""), plan
+        assert index in plan and "SCAN" not in plan.replace(
+            f"SCAN recipient USING COVERING INDEX {index}", ""
+        ), plan
 
 
 def test_the_database_is_private(tmp_path: Path) -> None:
     store = SqliteStore(str(tmp_path / "q.db"))
     assert Path(store.path).stat().st_mode & 0o077 == 0
     store.close()
-
-
 
 
 def test_engines_come_while_others_tidy_up(tmp_path: Path) -> None:
@@ -197,5 +206,8 @@ def test_space_is_given_back(store: SqliteStore) -> None:
     for _ in range(5):
         store.give_space_back()
     store._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    assert Path(store.path).stat().st_size < before or store._writer.execute("PRAGMA freelist_count")[0][0] <= 256
+    assert (
+        Path(store.path).stat().st_size < before
+        or store._writer.execute("PRAGMA freelist_count")[0][0] <= 256
+    )
     assert store.check() == []

@@ -62,7 +62,14 @@ def test_only_a_sign_is_a_sign() -> None:
 
     assert Sign.of(asdict(FIRST)) == FIRST
     assert Sign.of({**asdict(FIRST), "of a later version": 1}) == FIRST
-    for odd in (None, 3, [], {}, {"at": 1, "up": 2.0, "newest": 3}, *({**asdict(FIRST), "up": up} for up in (None, "1", 1e300, float("nan"), -(10**30)))):
+    for odd in (
+        None,
+        3,
+        [],
+        {},
+        {"at": 1, "up": 2.0, "newest": 3},
+        *({**asdict(FIRST), "up": up} for up in (None, "1", 1e300, float("nan"), -(10**30))),
+    ):
         assert Sign.of(odd) is None
 
 
@@ -77,10 +84,15 @@ steps = st.lists(st.tuples(st.integers(0, 2 * 86_400), st.integers(-400 * DAY, 4
 
 
 @given(steps)
-def test_nothing_fails_before_its_life_has_passed_and_all_of_it_in_the_end(walk: list[tuple[int, int]]) -> None:
-    """Mail accepted at any moment, by the clock as it was: its end comes after its life, and no later than after two of them."""
+def test_nothing_fails_before_its_life_has_passed_and_all_of_it_in_the_end(
+    walk: list[tuple[int, int]],
+) -> None:
+    """Mail accepted at any moment, by the clock as it was: its end comes after its life, and no later than
+    after two of them.
+    """
     sign, passed = FIRST, 0
-    mail: list[tuple[int, int]] = []  # when it was accepted, its end; accepted right behind a sign, so its number is that sign's
+    # when it was accepted, its end; accepted right behind a sign, so its number is that sign's
+    mail: list[tuple[int, int]] = []
     for seconds, set_by in walk:
         mail.append((passed, sign.at + LIFE))
         sign = after(sign, seconds, set_by)

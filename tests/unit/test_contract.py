@@ -1,6 +1,7 @@
 """The interface, line by line: names, parameters, JSON members and words that users' scripts rely on.
 
-What is promised and not built yet stands in `LATER`; docs/knownissues.md must name it, and the command must say 64 or 78.
+What is promised and not built yet stands in `LATER`; docs/knownissues.md must name it, and the command must
+say 64 or 78.
 """
 
 from __future__ import annotations
@@ -23,13 +24,22 @@ from outmail.testing import FakeClock, Sink
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 ROOT = Path(__file__).parents[2]
 
-SEND = "to subject text html cc bcc sender reply_to headers attachments inline key at expires priority tag relay using".split()
+SEND = (
+    "to subject text html cc bcc sender reply_to headers attachments inline key at expires priority tag "
+    "relay using"
+).split()
 SUBMIT = "content sender recipients key at expires priority tag relay using".split()
-VERBS = "status find content attempts cancel hold release retry requeue wait on events send submit send_many submit_many close".split()
+VERBS = (
+    "status find content attempts cancel hold release retry requeue wait on events send submit send_many "
+    "submit_many close"
+).split()
 
 COMMANDS = {
-    "demo": "", "send": "-f -s --cc --bcc -a --html -H --key --at --expires --priority --tag --relay --raw --wait --json", "run": "--once --strict --only",
-    "queue": "--dry-run --ids --json --jsonl", "show": "--raw --json", "log": "--jsonl", "events": "--follow --after --jsonl", "why": "", "explain": "",
+    "demo": "",
+    "send": "-f -s --cc --bcc -a --html -H --key --at --expires --priority --tag --relay --raw --wait --json",
+    "run": "--once --strict --only",
+    "queue": "--dry-run --ids --json --jsonl", "show": "--raw --json", "log": "--jsonl",
+    "events": "--follow --after --jsonl", "why": "", "explain": "",
     "test": "--to", "store": "--dialect", "move": "", "config": "--json",
 }  # fmt: skip
 LATER = ("loopback", "init")
@@ -50,7 +60,9 @@ def test_the_library() -> None:
 
 
 def test_errors() -> None:
-    assert issubclass(outmail.Refused, (outmail.Error, ValueError)) and issubclass(outmail.Refused, ValueError)
+    assert issubclass(outmail.Refused, (outmail.Error, ValueError)) and issubclass(
+        outmail.Refused, ValueError
+    )
     assert issubclass(outmail.NotStored, outmail.Error) and issubclass(outmail.NotStored, OSError)
     assert issubclass(outmail.ConfigError, outmail.Error) and issubclass(outmail.NotFound, outmail.Error)
     refusal = outmail.Refused("x")
@@ -68,7 +80,9 @@ def used(make_box: Callable[..., Outbox], sink: Sink) -> Iterator[tuple[Outbox, 
 def test_receipts_and_ids(used: tuple[Outbox, outmail.Receipt]) -> None:
     box, receipt = used
     assert re.fullmatch("[0-9a-v]{26}", receipt.id) and receipt.durable and not receipt.duplicate
-    assert receipt.accepted_at.utcoffset() is not None and receipt.accepted_at.utcoffset().total_seconds() == 0  # type: ignore[union-attr]
+    assert (
+        receipt.accepted_at.utcoffset() is not None and receipt.accepted_at.utcoffset().total_seconds() == 0
+    )  # type: ignore[union-attr]
     again = box.send("c@x.test", "other", "t", key="k")
     assert (again.id, again.duplicate) == (receipt.id, True)
     first, second = box.send("a@x.test", "1", "").id, box.send("a@x.test", "2", "").id
@@ -84,12 +98,20 @@ def test_receipts_and_ids(used: tuple[Outbox, outmail.Receipt]) -> None:
 def test_json_members(used: tuple[Outbox, outmail.Receipt]) -> None:
     box, receipt = used
     status = box.status(receipt.id).as_dict()
-    assert set(status) >= set("v id message_id sender subject size sha256 key tag priority accepted_at expires_at status recipients".split())
-    assert set(status["recipients"][0]) >= set("n address state uncertain reason attempts next_try_at route reply".split())
+    assert set(status) >= set(
+        "v id message_id sender subject size sha256 key tag priority accepted_at expires_at status "
+        "recipients".split()
+    )
+    assert set(status["recipients"][0]) >= set(
+        "n address state uncertain reason attempts next_try_at route reply".split()
+    )
     assert set(status["recipients"][0]["reply"]) == {"code", "enhanced", "text"}
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", status["accepted_at"])
     event = next(iter(box.events())).as_dict()
-    assert set(event) >= set("v cursor at event id n address state uncertain reason attempts reply".split()) and event["event"] == "accepted"
+    assert (
+        set(event) >= set("v cursor at event id n address state uncertain reason attempts reply".split())
+        and event["event"] == "accepted"
+    )
     attempt = box.attempts(receipt.id)[0].as_dict()
     assert set(attempt) >= set("v at recipients route host duration_ms outcome reply transcript".split())
     assert set(attempt["transcript"][0]) == {"ms", "dir", "line"}
@@ -98,7 +120,10 @@ def test_json_members(used: tuple[Outbox, outmail.Receipt]) -> None:
 
 def test_words() -> None:
     assert set(lifecycle.STATES) == set("queued sending held failed cancelled delivered".split())
-    for word in "state:queued to:a from:a subject:a tag:a key:a code:451 route:default before:1h after:1h larger:1MB is:uncertain was:uncertain is:deferred -to:a".split():
+    for word in (
+        "state:queued to:a from:a subject:a tag:a key:a code:451 route:default before:1h after:1h "
+        "larger:1MB is:uncertain was:uncertain is:deferred -to:a"
+    ).split():
         selection.parse(word, 0)
     for name, code in (("demo", 0), ("nonsense", 64)):
         try:
@@ -119,7 +144,9 @@ def test_commands(command: str) -> None:
 
 def test_queue_and_store_verbs() -> None:
     subs = next(action for action in parser()._actions if action.dest == "command").choices
-    verb = {name: next(a for a in subs[name]._actions if a.dest == "verb").choices for name in ("queue", "store")}  # type: ignore[index]
+    verb = {
+        name: next(a for a in subs[name]._actions if a.dest == "verb").choices for name in ("queue", "store")
+    }  # type: ignore[index]
     assert set(verb["queue"]) == set("list stats hold release retry requeue cancel purge".split())
     assert set(verb["store"]) == set("upgrade check backup ddl".split())
 

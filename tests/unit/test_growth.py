@@ -1,4 +1,6 @@
-"""Hostile text costs no more than its length: every regular expression of the package, and every function that sees foreign bytes."""
+"""Hostile text costs no more than its length: every regular expression of the package, and every function
+that sees foreign bytes.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ from tests.growth import superlinear
 
 SRC = Path(outmail.__file__).parent
 
-#: Expressions whose input somebody bounds: how long it can be, and who says so. Within that they have to be quick.
+#: Expressions whose input somebody bounds: how long it can be, and who says so. Within that they have to be
+#: quick.
 BOUNDED = {
     r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)": (100, "clock.parse_span"),
     r"\s*(\d+(?:\.\d+)?)\s*([kKmMgG]?[bB]?)\s*": (100, "selection.parse_size"),
@@ -40,15 +43,20 @@ BOUNDED = {
     r"(password=)[^&\s]*": (4000, "a store's URL, from the configuration"),
     r"(?<=://)([^/@:]*):[^@]*@": (4000, "a store's URL, from the configuration"),
     r"<([^>]*)>\s*(.*)": (4096, "the test server's command lines"),
-    r"\s*([A-Za-z]+)(?:\s+(\S+?))?\s*:\s*(.*?)(?:\s+(?:(\d+)/(\d+)|x(\d+)))?\s*": (200, "the test server's script"),
-}  # fmt: skip
+    r"\s*([A-Za-z]+)(?:\s+(\S+?))?\s*:\s*(.*?)(?:\s+(?:(\d+)/(\d+)|x(\d+)))?\s*": (
+        200,
+        "the test server's script",
+    ),
+}
 
 
 #: Expressions that would be slow in a search, and why they never search such a text.
-NEVER_SO = {r"[ \t]*[^ \t]+": "headers.unstructured strips what it splits, so every run of blanks ends in a word"}
+NEVER_SO = {
+    r"[ \t]*[^ \t]+": "headers.unstructured strips what it splits, so every run of blanks ends in a word"
+}
 
 
-# -- expressions ------------------------------------------------------------------------------------------------------------
+# -- expressions ---------------------------------------------------------------------------------------------
 
 
 def _modules() -> Iterator[Any]:
@@ -83,18 +91,30 @@ SEARCHED: set[tuple[Any, int]] = set()
 def _literals(path: Path) -> Iterator[re.Pattern[Any]]:
     """``re.…("literal", …)`` calls; what an f-string puts in stands as an x."""
     for node in ast.walk(ast.parse(path.read_text())):
-        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name) and node.func.value.id == "re" and node.args):
+        if not (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and isinstance(node.func.value, ast.Name)
+            and node.func.value.id == "re"
+            and node.args
+        ):
             continue
         first: Any = node.args[0]
         if isinstance(first, ast.JoinedStr):
-            text: Any = "".join(str(part.value) if isinstance(part, ast.Constant) else "x" for part in first.values)
+            text: Any = "".join(
+                str(part.value) if isinstance(part, ast.Constant) else "x" for part in first.values
+            )
         elif isinstance(first, ast.Constant):
             text = first.value
         else:
             continue
         flags = 0
         for given in [*node.args[1:], *(word.value for word in node.keywords if word.arg == "flags")]:
-            names = [part.attr for part in ast.walk(given) if isinstance(part, ast.Attribute) and isinstance(getattr(re, part.attr, None), re.RegexFlag)]
+            names = [
+                part.attr
+                for part in ast.walk(given)
+                if isinstance(part, ast.Attribute) and isinstance(getattr(re, part.attr, None), re.RegexFlag)
+            ]
             for name in names:
                 flags |= getattr(re, name)
         pattern = re.compile(text, flags)
@@ -152,7 +172,13 @@ def _member(items: Any) -> str:
         if code is op.RANGE:
             return chr(argument[0])
         if code is op.CATEGORY:
-            return {op.CATEGORY_DIGIT: "1", op.CATEGORY_SPACE: " ", op.CATEGORY_WORD: "a", op.CATEGORY_NOT_SPACE: "a", op.CATEGORY_NOT_DIGIT: "a"}.get(argument, "!")
+            return {
+                op.CATEGORY_DIGIT: "1",
+                op.CATEGORY_SPACE: " ",
+                op.CATEGORY_WORD: "a",
+                op.CATEGORY_NOT_SPACE: "a",
+                op.CATEGORY_NOT_DIGIT: "a",
+            }.get(argument, "!")
     return "a"
 
 
@@ -162,7 +188,11 @@ def _holds(item: Any, char: str) -> bool:
         return chr(argument) == char
     if code is op.RANGE:
         return bool(argument[0] <= ord(char) <= argument[1])
-    return (argument is op.CATEGORY_SPACE and char.isspace()) or (argument is op.CATEGORY_WORD and (char.isalnum() or char == "_")) or (argument is op.CATEGORY_DIGIT and char.isdigit())
+    return (
+        (argument is op.CATEGORY_SPACE and char.isspace())
+        or (argument is op.CATEGORY_WORD and (char.isalnum() or char == "_"))
+        or (argument is op.CATEGORY_DIGIT and char.isdigit())
+    )
 
 
 def _all(parsed: Any) -> str:
@@ -192,7 +222,9 @@ def _parts(parsed: Any, before: str = "") -> Iterator[str]:
 def _hostile(pattern: re.Pattern[Any]) -> list[tuple[str, str]]:
     """(what stands in front, what is repeated)."""
     text = pattern.pattern if isinstance(pattern.pattern, str) else pattern.pattern.decode("latin-1")
-    parsed = _parser.parse(text, pattern.flags & ~re.UNICODE if isinstance(pattern.pattern, bytes) else pattern.flags)
+    parsed = _parser.parse(
+        text, pattern.flags & ~re.UNICODE if isinstance(pattern.pattern, bytes) else pattern.flags
+    )
     parts = list(dict.fromkeys(part for part in _parts(parsed) if part))
     fronts = ["", parts[0] if parts else "", max(parts, key=len, default="")]
     found = [("", part) for part in parts[:25]] + [("", part[:-1]) for part in parts[:8] if len(part) > 2]
@@ -206,7 +238,7 @@ PATTERNS = _expressions()
 def test_the_expressions_are_found() -> None:
     texts = {pattern.pattern for pattern in PATTERNS}
     assert len(PATTERNS) > 90
-    assert {br"\r(?!\n)", r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)"} <= texts, "one of a module, one of a call"
+    assert {rb"\r(?!\n)", r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)"} <= texts, "one of a module, one of a call"
     assert {*BOUNDED, *NEVER_SO} <= texts, "BOUNDED names an expression that is gone"
 
 
@@ -221,10 +253,16 @@ def test_an_expression_takes_no_more_than_linear_time(pattern: re.Pattern[Any]) 
 
             def run(n: int, front: str = front, part: str = part, end: str = end) -> Callable[[], object]:
                 text = encode(front + part * (min(n, limit) // len(part)) + end)
-                return lambda: (pattern.sub(put, text) if searched else None, pattern.match(text), pattern.fullmatch(text))
+                return lambda: (
+                    pattern.sub(put, text) if searched else None,
+                    pattern.match(text),
+                    pattern.fullmatch(text),
+                )
 
             problem = superlinear(run)
-            assert not problem, f"{pattern.pattern!r} on {front[:40]!r} + {part[:80]!r} * n + {end!r}: {problem}"
+            assert not problem, (
+                f"{pattern.pattern!r} on {front[:40]!r} + {part[:80]!r} * n + {end!r}: {problem}"
+            )
 
 
 @pytest.mark.parametrize("text", [r"(a+)+b", r"\b[\w-]*secret\b", r"a+$", r"(?:a|a)*c", r"x[^@]*@"])
@@ -238,12 +276,71 @@ def test_the_test_finds_what_is_worse(text: str) -> None:
     assert any(slow(front, part, end) for front, part in _hostile(pattern) for end in ("", "\0"))
 
 
-# -- functions --------------------------------------------------------------------------------------------------------------
+# -- functions -----------------------------------------------------------------------------------------------
 
 TEXTS = [
-    "secret-", "password=\"", "password: ", "://", "a:b@", "a@a.", "eyJ", "-----BEGIN PRIVATE KEY-----", "\\\"token\\\":\\\"", "Authorization: ", "--password ", "A", "a ", "\n", "\t", " ", "\x1b[", "\x1b", "\u202e", "\udc80", "1", "1.", "9h",
-    "=?utf-8?b?QQ==?= ", "=?utf-8?q?", "=?", "a:\r\n", "Received:\r\n", "Delivered-To:\r\n ", "From \n", ">", "\n>", "Subject: x\r\n ", "\r\n ", "\r\n.\r\n", ".\n", "\n.", "..\n", "X-A: b\r\n", "\"", "'", "\\", "<", ">", "(", ",", ", ", "a: b\n", "x,", "\"a\",", ":include:", "{", "[", "[\"a\",", "ü", ".", "-", "xn--", "@", "250-a\r\n", "250 ",
-]  # fmt: skip
+    "secret-",
+    'password="',
+    "password: ",
+    "://",
+    "a:b@",
+    "a@a.",
+    "eyJ",
+    "-----BEGIN PRIVATE KEY-----",
+    '\\"token\\":\\"',
+    "Authorization: ",
+    "--password ",
+    "A",
+    "a ",
+    "\n",
+    "\t",
+    " ",
+    "\x1b[",
+    "\x1b",
+    "\u202e",
+    "\udc80",
+    "1",
+    "1.",
+    "9h",
+    "=?utf-8?b?QQ==?= ",
+    "=?utf-8?q?",
+    "=?",
+    "a:\r\n",
+    "Received:\r\n",
+    "Delivered-To:\r\n ",
+    "From \n",
+    ">",
+    "\n>",
+    "Subject: x\r\n ",
+    "\r\n ",
+    "\r\n.\r\n",
+    ".\n",
+    "\n.",
+    "..\n",
+    "X-A: b\r\n",
+    '"',
+    "'",
+    "\\",
+    "<",
+    ">",
+    "(",
+    ",",
+    ", ",
+    "a: b\n",
+    "x,",
+    '"a",',
+    ":include:",
+    "{",
+    "[",
+    '["a",',
+    "ü",
+    ".",
+    "-",
+    "xn--",
+    "@",
+    "250-a\r\n",
+    "250 ",
+]
 
 
 def _server(text: str) -> None:
@@ -288,13 +385,26 @@ def _expand(text: str) -> None:
 
 
 def _drafted(text: str) -> None:
-    for words in ({"at": text}, {"relay": text}, {"to": text}, {"subject": text}, {"expires": text}, {"headers": {"X-A": text}}, {"text": text}):
+    for words in (
+        {"at": text},
+        {"relay": text},
+        {"to": text},
+        {"subject": text},
+        {"expires": text},
+        {"headers": {"X-A": text}},
+        {"text": text},
+    ):
         envelope = json.dumps({"draft": {"to": "a@b.example", **words}})
         with contextlib.suppress(Refused):
             takeover.drafted(source.Row(1, "01J0000000000000000000000A", b"", envelope.encode(), 0), _compose)
     for name in ("sender", "recipients", "key", "tag", "route", "priority"):
         with contextlib.suppress(Refused):
-            takeover.drafted(source.Row(1, "01J0000000000000000000000A", b"A: b\r\n\r\n", json.dumps({name: text}).encode(), 0), _compose)
+            takeover.drafted(
+                source.Row(
+                    1, "01J0000000000000000000000A", b"A: b\r\n\r\n", json.dumps({name: text}).encode(), 0
+                ),
+                _compose,
+            )
 
 
 def _compose(words: dict[str, Any]) -> Any:
@@ -308,29 +418,67 @@ def _compose(words: dict[str, Any]) -> Any:
 
 def _folded(text: str) -> None:
     gathered = digest.Gathered()
-    line = digests._line([1.0, 40, "app", text[: digests.NAME], text[: records.MESSAGE], "", "", "", text[: digests.TRACE]])
+    line = digests._line(
+        [1.0, 40, "app", text[: digests.NAME], text[: records.MESSAGE], "", "", "", text[: digests.TRACE]]
+    )
     assert line is not None
     gathered.add(line, digests._shown(line), counts=True)
     mail.as_text(digests.digest_report(digests.Settings("x"), gathered, [], {}))
 
 
 def _report(text: str) -> None:
-    report = mail.Report("failed", text, text, [(text, text)], [mail.Section(text, text, text, [[text, "b"], ["1", text]])], [text])
+    report = mail.Report(
+        "failed",
+        text,
+        text,
+        [(text, text)],
+        [mail.Section(text, text, text, [[text, "b"], ["1", text]])],
+        [text],
+    )
     mail.as_text(report)
     mail.as_html(report)
 
 
 FUNCTIONS: dict[str, Callable[[str], object]] = {
-    "secrets.masked": secrets.masked, "plain": lambda text: (plain.plain(text), plain.plain_line(text), plain.as_json(text)), "report": _report, "one_line": mail.one_line, "named": mail.named, "digest": _folded,
-    "splice.look": _look, "splice loops": lambda text: (splice.has_passed(text.encode("utf-8", "replace"), 1), splice.delivered_to(text.encode("utf-8", "replace"))), "lines.mended": lambda text: lines.mended(text.encode("utf-8", "replace"), 10**9), "mbox quoting": lambda text: mailbox._quoted(text.encode("utf-8", "replace")),
-    "splice.fields": lambda text: list(splice.fields(text.encode("utf-8", "replace"))), "splice.cut": lambda text: splice.cut(text.encode("utf-8", "replace"), "bcc", "a"),
-    "splice.split": lambda text: splice.split(text.encode("utf-8", "replace")), "stuffing": lambda text: lines.unstuffed(lines.stuffed(text.encode("utf-8", "replace"))),
-    "headers.unstructured": lambda text: headers.unstructured("X-A", text), "syntax.parse_mailbox": syntax.parse_mailbox, "syntax.valid_original": syntax.valid_original, "syntax.valid_notify": syntax.valid_notify,
-    "server commands": _server, "server content": _content, "client replies": _client, "client.xtext": client.xtext, "aliases.parse": aliases.parse, "aliases.included": lambda text: aliases.included(text, "f"), "aliases.expand": _expand,
-    "clock.instant": lambda text: clock.instant(text, 0), "clock.parse_span": clock.parse_span, "route.parse_relay": route.parse_relay, "relay with user": lambda text: route.parse_relay(f"smtp://{text}@h:25"),
-    "routes.resolve": lambda text: route.Routes({}).resolve(text), "route.matches": lambda text: route.matches("*@*.example", text), "takeover.drafted": _drafted,
-    "selection.parse": lambda text: selection.parse(text, 0), "selection words": lambda text: selection.parse(f"before:{text}", 0), "parse_size": selection.parse_size,
-}  # fmt: skip
+    "secrets.masked": secrets.masked,
+    "plain": lambda text: (plain.plain(text), plain.plain_line(text), plain.as_json(text)),
+    "report": _report,
+    "one_line": mail.one_line,
+    "named": mail.named,
+    "digest": _folded,
+    "splice.look": _look,
+    "splice loops": lambda text: (
+        splice.has_passed(text.encode("utf-8", "replace"), 1),
+        splice.delivered_to(text.encode("utf-8", "replace")),
+    ),
+    "lines.mended": lambda text: lines.mended(text.encode("utf-8", "replace"), 10**9),
+    "mbox quoting": lambda text: mailbox._quoted(text.encode("utf-8", "replace")),
+    "splice.fields": lambda text: list(splice.fields(text.encode("utf-8", "replace"))),
+    "splice.cut": lambda text: splice.cut(text.encode("utf-8", "replace"), "bcc", "a"),
+    "splice.split": lambda text: splice.split(text.encode("utf-8", "replace")),
+    "stuffing": lambda text: lines.unstuffed(lines.stuffed(text.encode("utf-8", "replace"))),
+    "headers.unstructured": lambda text: headers.unstructured("X-A", text),
+    "syntax.parse_mailbox": syntax.parse_mailbox,
+    "syntax.valid_original": syntax.valid_original,
+    "syntax.valid_notify": syntax.valid_notify,
+    "server commands": _server,
+    "server content": _content,
+    "client replies": _client,
+    "client.xtext": client.xtext,
+    "aliases.parse": aliases.parse,
+    "aliases.included": lambda text: aliases.included(text, "f"),
+    "aliases.expand": _expand,
+    "clock.instant": lambda text: clock.instant(text, 0),
+    "clock.parse_span": clock.parse_span,
+    "route.parse_relay": route.parse_relay,
+    "relay with user": lambda text: route.parse_relay(f"smtp://{text}@h:25"),
+    "routes.resolve": lambda text: route.Routes({}).resolve(text),
+    "route.matches": lambda text: route.matches("*@*.example", text),
+    "takeover.drafted": _drafted,
+    "selection.parse": lambda text: selection.parse(text, 0),
+    "selection words": lambda text: selection.parse(f"before:{text}", 0),
+    "parse_size": selection.parse_size,
+}
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -344,7 +492,8 @@ def test_a_function_that_sees_foreign_text_takes_no_more_than_linear_time(name: 
                 text = front + part * (n // len(part))
 
                 def call() -> None:
-                    with contextlib.suppress(ValueError, Refused, reply.ProtocolError):  # refusing is an answer
+                    # refusing is an answer
+                    with contextlib.suppress(ValueError, Refused, reply.ProtocolError):
                         function(text)
 
                 return call
@@ -354,8 +503,14 @@ def test_a_function_that_sees_foreign_text_takes_no_more_than_linear_time(name: 
 
 
 def _seeds(kind: secrets.Kind) -> list[str]:
-    """What to repeat, of a kind's own words: what tells of it with what may follow, its examples, their beginnings and their lines."""
-    seeds = [hint + end for hint in kind.hints for end in ("", " ", "=/", "=", ":", ": x", "='", "=(", '=[\'', '="""', "=/ab/", "=****", "=a\"b")]
+    """What to repeat, of a kind's own words: what tells of it with what may follow, its examples, their
+    beginnings and their lines.
+    """
+    seeds = [
+        hint + end
+        for hint in kind.hints
+        for end in ("", " ", "=/", "=", ":", ": x", "='", "=(", "=['", '="""', "=/ab/", "=****", '=a"b')
+    ]
     for marked in kind.examples:
         text = re.sub("[«»]", "", marked)
         seeds += [text, text + "\n", marked.partition("«")[0], *(line + "\n" for line in text.split("\n"))]
@@ -419,7 +574,9 @@ def test_mbox_quoting_lets_other_threads_run_and_holds_no_more_than_its_result()
 
 
 @pytest.mark.parametrize("line, means", [(b".\n", 0), (b"\n", 2), (b"\n..", 3), (b".\n\n", 2), (b"x\r", 2)])
-def test_mending_is_lean_and_refuses_what_would_be_too_long_before_it_makes_it(line: bytes, means: int) -> None:
+def test_mending_is_lean_and_refuses_what_would_be_too_long_before_it_makes_it(
+    line: bytes, means: int
+) -> None:
     """Content of lone dots cost 45 bytes for each byte, and 0.3 seconds for a megabyte."""
     import time
     import tracemalloc
@@ -445,7 +602,11 @@ def test_mended_content_is_what_its_lines_say(seed: int) -> None:
 
     chosen = random.Random(seed)
     for _ in range(200):
-        content = b"".join(chosen.choices([b".", b"\n", b"\r\n", b"\r", b"a", b"..", b".\n"], k=chosen.randrange(12)))
+        content = b"".join(
+            chosen.choices([b".", b"\n", b"\r\n", b"\r", b"a", b"..", b".\n"], k=chosen.randrange(12))
+        )
         text = content.replace(b"\r\n", b"\n").replace(b"\r", b" ")
-        expected = b"".join(line.replace(b"\n", b"\r\n") for line in text.splitlines(keepends=True) if line != b".\n")
+        expected = b"".join(
+            line.replace(b"\n", b"\r\n") for line in text.splitlines(keepends=True) if line != b".\n"
+        )
         assert lines.mended(content, 10**9) == expected

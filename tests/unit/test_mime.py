@@ -39,7 +39,12 @@ def test_structured_tokens_are_never_encoded() -> None:
 
 @pytest.mark.parametrize("bad", ["a\nBcc: x@y", "a\r\nX: y", "a\0b", "a\x1bb", "a\u2028b"])
 def test_line_breaks_in_headers_are_refused(bad: str) -> None:
-    for words in ({"subject": bad}, {"headers": {"X-A": bad}}, {"to": [(bad, ME[1])]}, {"attachments": [Attachment(bad, b"")]}):
+    for words in (
+        {"subject": bad},
+        {"headers": {"X-A": bad}},
+        {"to": [(bad, ME[1])]},
+        {"attachments": [Attachment(bad, b"")]},
+    ):
         with pytest.raises(ValueError):
             build(**words)
     for name in ("A B", "A:", "Ä", "", "Subject", "Bcc", "Content-Type"):
@@ -48,20 +53,34 @@ def test_line_breaks_in_headers_are_refused(bad: str) -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.text(st.characters(blacklist_categories=("Cs", "Cc", "Zl", "Zp"), blacklist_characters="\ufeff"), max_size=200))
+@given(
+    st.text(
+        st.characters(blacklist_categories=("Cs", "Cc", "Zl", "Zp"), blacklist_characters="\ufeff"),
+        max_size=200,
+    )
+)
 def test_any_subject_reads_back(subject: str) -> None:
     content = build(subject=subject)
     assert content.isascii() and max(map(len, content.split(b"\r\n"))) <= 998
     field = next(whole for name, whole in splice.fields(content) if name == "subject")
     assert all(len(word) <= 75 for word in field.decode().split() if word.startswith("=?"))
-    assert splice.look(content).subject == splice.short(subject.strip(" \t")) or "  " in subject or "\xa0" in subject or "=?" in subject
+    assert (
+        splice.look(content).subject == splice.short(subject.strip(" \t"))
+        or "  " in subject
+        or "\xa0" in subject
+        or "=?" in subject
+    )
 
 
 def test_text_html_files_and_inline_parts() -> None:
-    message = read(build(
-        text="Grüße\n.dot\n" + "x" * 2000, html="<img src=cid:logo>", attachments=[Attachment("naïve \"file\".pdf", b"\x00\xff"), Attachment("m.eml", b"a: b")],
-        inline={"logo": Attachment("l.png", b"png")},
-    ))  # fmt: skip
+    message = read(
+        build(
+            text="Grüße\n.dot\n" + "x" * 2000,
+            html="<img src=cid:logo>",
+            attachments=[Attachment('naïve "file".pdf', b"\x00\xff"), Attachment("m.eml", b"a: b")],
+            inline={"logo": Attachment("l.png", b"png")},
+        )
+    )
     body = message.get_body(("plain",))
     assert body is not None and body.get_content().replace("\r", "").startswith("Grüße\n.dot\n")
     files = {part.get_filename(): part.get_content() for part in message.iter_attachments()}
@@ -85,7 +104,9 @@ def test_normalising() -> None:
 def test_fields_are_cut_whole() -> None:
     content = b"Bcc: a@x,\r\n b@x\r\nTo: c@x\r\nbcc : d@x\r\n\r\nBcc: body\r\n"
     assert splice.cut(content, "bcc") == b"To: c@x\r\n\r\nBcc: body\r\n"
-    head = splice.look(b"Subject: =?utf-8?q?gr=C3=BC=C3=9Fe?=\r\n =?utf-8?q?_x?=\r\nMessage-ID: <a@b>\r\n\r\n")
+    head = splice.look(
+        b"Subject: =?utf-8?q?gr=C3=BC=C3=9Fe?=\r\n =?utf-8?q?_x?=\r\nMessage-ID: <a@b>\r\n\r\n"
+    )
     assert (head.subject, head.message_id, head.dated) == ("grüße x", "<a@b>", False)
     with pytest.raises(splice.ContentError):
         splice.look(b"From someone Mon\r\nSubject: x\r\n\r\n")

@@ -8,7 +8,25 @@ from hypothesis import strategies as st
 
 from outmail.policy.plain import as_json, plain, plain_line, plain_value
 
-ODD = ["\0", "\x07", "\x1b", "\x7f", "\x85", "\x9b", "\u061c", "\u200e", "\u200f", "\u202a", "\u202e", "\u2066", "\u2069", "\u2028", "\ufeff", "\udc80", "\ud83d"]
+ODD = [
+    "\0",
+    "\x07",
+    "\x1b",
+    "\x7f",
+    "\x85",
+    "\x9b",
+    "\u061c",
+    "\u200e",
+    "\u200f",
+    "\u202a",
+    "\u202e",
+    "\u2066",
+    "\u2069",
+    "\u2028",
+    "\ufeff",
+    "\udc80",
+    "\ud83d",
+]
 
 
 @pytest.mark.parametrize("char", ODD)
@@ -40,4 +58,6 @@ def test_any_text_can_be_encoded_and_printed_then(text: str) -> None:
 
 
 def test_a_value_is_made_plain_to_its_leaves() -> None:
-    assert plain_value({"a\0": ["\udc80", 1, None, {"b": ("\x1b",)}]}) == {"a\\x00": ["\\udc80", 1, None, {"b": ["\\x1b"]}]}
+    assert plain_value({"a\0": ["\udc80", 1, None, {"b": ("\x1b",)}]}) == {
+        "a\\x00": ["\\udc80", 1, None, {"b": ["\\x1b"]}]
+    }

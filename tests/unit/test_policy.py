@@ -11,9 +11,19 @@ from outmail.policy.retry import Retry, Schedule, verdict
 from outmail.policy.route import Routes, Rule, matches, parse_relay
 
 
-def decide(kind: str, attempts: int = 1, retry: Retry | None = None, now: int = 0, expires_at: int = 10**12) -> object:
+def decide(
+    kind: str, attempts: int = 1, retry: Retry | None = None, now: int = 0, expires_at: int = 10**12
+) -> object:
     outcome = Outcome(kind, "recipient", "rcpt", Reply(451, "later", "4.7.1"))  # type: ignore[arg-type]
-    return verdict(outcome, attempts=attempts, now=now, accepted_at=-7, expired=now >= expires_at, retry=retry or Retry(), chance=0.5)
+    return verdict(
+        outcome,
+        attempts=attempts,
+        now=now,
+        accepted_at=-7,
+        expired=now >= expires_at,
+        retry=retry or Retry(),
+        chance=0.5,
+    )
 
 
 def test_schedule_is_data() -> None:
@@ -100,7 +110,21 @@ def test_relay_urls(url: str, canonical: str, tls: str) -> None:
     assert "secret" not in repr(relay)
 
 
-@pytest.mark.parametrize("url", ["", "localhost", "http://x", "smtp://", "smtp://h:0", "smtp://h:99999", "smtp://h/path", "file:relative", "null:x", "smtp://a b"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "localhost",
+        "http://x",
+        "smtp://",
+        "smtp://h:0",
+        "smtp://h:99999",
+        "smtp://h/path",
+        "file:relative",
+        "null:x",
+        "smtp://a b",
+    ],
+)
 def test_bad_relay_urls_are_said(url: str) -> None:
     with pytest.raises(ValueError):
         parse_relay(url)
@@ -108,7 +132,13 @@ def test_bad_relay_urls_are_said(url: str) -> None:
 
 def test_the_first_rule_that_fits_wins() -> None:
     relays = {name: parse_relay("null:", name) for name in ("default", "backup")}
-    routes = Routes(relays, (Rule(("*@a.test",), ("*",), ("*",), ("backup", "default")), Rule(("*",), ("b.test",), ("*",), ("backup",))))
+    routes = Routes(
+        relays,
+        (
+            Rule(("*@a.test",), ("*",), ("*",), ("backup", "default")),
+            Rule(("*",), ("b.test",), ("*",), ("backup",)),
+        ),
+    )
     assert routes.choose("x@A.test", "y@c.test", None) == "backup,default"
     assert routes.choose("x@c.test", "y@B.test", None) == "backup"
     assert routes.choose("", "y@c.test", None) == "default"
@@ -118,4 +148,8 @@ def test_the_first_rule_that_fits_wins() -> None:
 
 
 def test_a_bare_pattern_is_a_domain() -> None:
-    assert matches("a.test", "x@a.test") and not matches("a.test", "x@b.a.test") and matches("*@*.test", "x@b.test")
+    assert (
+        matches("a.test", "x@a.test")
+        and not matches("a.test", "x@b.a.test")
+        and matches("*@*.test", "x@b.test")
+    )

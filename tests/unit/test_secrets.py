@@ -14,14 +14,20 @@ from outmail.policy.veil import MASK, Veil
 EXAMPLES = list(examples())
 
 
-@pytest.mark.parametrize(("text", "wanted"), [pytest.param(text, wanted, id=f"{kind}-{n}") for n, (kind, text, wanted) in enumerate(EXAMPLES)])
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [pytest.param(text, wanted, id=f"{kind}-{n}") for n, (kind, text, wanted) in enumerate(EXAMPLES)],
+)
 def test_the_secret_of_an_example_is_masked_and_the_rest_stays(text: str, wanted: str) -> None:
     assert text != wanted
     assert masked(text) == wanted
     assert masked(wanted) == wanted, "masking twice changes nothing"
 
 
-@pytest.mark.parametrize(("text", "wanted"), [pytest.param(text, wanted, id=str(n)) for n, (_, text, wanted) in enumerate(EXAMPLES)])
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [pytest.param(text, wanted, id=str(n)) for n, (_, text, wanted) in enumerate(EXAMPLES)],
+)
 def test_it_is_masked_in_the_middle_of_a_report_too(text: str, wanted: str) -> None:
     before, after = "2026-11-24 17:20:58 INFO app: started\n", "\nall is well\n"
     found = masked(before + text + after)
@@ -52,7 +58,12 @@ def test_any_text_is_masked_without_error(text: str) -> None:
 def test_a_known_password_is_masked_in_every_form(password: str) -> None:
     veil = Veil()
     veil.add_login("me", password)
-    forms = [password, base64.b64encode(password.encode()).decode(), base64.b64encode(f"\0me\0{password}".encode()).decode(), quote(password, safe="")]
+    forms = [
+        password,
+        base64.b64encode(password.encode()).decode(),
+        base64.b64encode(f"\0me\0{password}".encode()).decode(),
+        quote(password, safe=""),
+    ]
     for form in forms:
         assert veil.over(f"535 bad {form} !") == f"535 bad {MASK} !"
         assert veil.over_bytes(f"535 bad {form} !".encode()) == b"535 bad **** !"

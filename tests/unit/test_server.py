@@ -1,4 +1,6 @@
-"""The server's dialogue: what it says to good clients, confused ones and hostile ones. Whole and byte by byte."""
+"""The server's dialogue: what it says to good clients, confused ones and hostile ones. Whole and byte by
+byte.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,11 @@ class Drive:
         for start in range(0, len(data), step):
             self.server.feed(data[start : start + step])
             self._serve()
-        return [line[:3] for line in self.said[before:].decode().split("\r\n")[:-1] if line[3:4] == " " or len(line) == 3]
+        return [
+            line[:3]
+            for line in self.said[before:].decode().split("\r\n")[:-1]
+            if line[3:4] == " " or len(line) == 3
+        ]
 
     def _serve(self) -> None:
         self.said += self.server.outgoing()
@@ -60,7 +66,10 @@ class Drive:
             self.said += self.server.outgoing()
 
 
-MESSAGE = b"EHLO me\r\nMAIL FROM:<a@x.test> SIZE=20 BODY=8BITMIME\r\nRCPT TO:<b@x.test>\r\nRCPT TO:<no@x.test>\r\nDATA\r\nSubject: s\r\n\r\n..dot\r\n\xff\r\n.\r\nQUIT\r\n"
+MESSAGE = (
+    b"EHLO me\r\nMAIL FROM:<a@x.test> SIZE=20 BODY=8BITMIME\r\nRCPT TO:<b@x.test>\r\nRCPT "
+    b"TO:<no@x.test>\r\nDATA\r\nSubject: s\r\n\r\n..dot\r\n\xff\r\n.\r\nQUIT\r\n"
+)
 
 
 @pytest.mark.parametrize("portion", [0, 1, 3, 7])
@@ -68,7 +77,11 @@ def test_a_pipelined_message(portion: int) -> None:
     drive = Drive(portion)
     assert drive(MESSAGE) == ["250", "250", "250", "550", "354", "250", "221"] and drive.ended
     (got,) = drive.got
-    assert (got.sender, got.recipients, got.content) == ("a@x.test", ["b@x.test"], b"Subject: s\r\n\r\n.dot\r\n\xff\r\n")
+    assert (got.sender, got.recipients, got.content) == (
+        "a@x.test",
+        ["b@x.test"],
+        b"Subject: s\r\n\r\n.dot\r\n\xff\r\n",
+    )
 
 
 @pytest.mark.parametrize("portion", [0, 1])
@@ -83,39 +96,88 @@ def test_several_messages_and_clean_states(portion: int) -> None:
 @pytest.mark.parametrize(
     ("commands", "codes"),
     [
-        (b"MAIL FROM:<a@x.test>\r\n", ["503"]), (b"EHLO\r\n", ["501"]), (b"EHLO me\r\nEHLO me\r\nMAIL FROM:<a@x.test>\r\nMAIL FROM:<a@x.test>\r\n", ["250", "250", "250", "503"]),
-        (b"EHLO me\r\nMAIL FROM:a@x.test\r\n", ["250", "501"]), (b"EHLO me\r\nMAIL FROM:<a b@x.test>\r\n", ["250", "501"]), (b"EHLO me\r\nMAIL\r\n", ["250", "501"]),
-        (b"EHLO me\r\nMAIL FROM:<no@x.test>\r\nRCPT TO:<b@x.test>\r\n", ["250", "550", "503"]), (b"EHLO me\r\nMAIL FROM:<a@x.test>\r\nDATA\r\n", ["250", "250", "554"]),
-        (b"EHLO me\r\nMAIL FROM:<a@x.test> SIZE=999999999999\r\n", ["250", "552"]), (b"EHLO me\r\nMAIL FROM:<a@x.test> FOO=1\r\n", ["250", "555"]),
-        (b"EHLO me\r\nMAIL FROM:<a@x.test> SIZE=1 SIZE=1\r\n", ["250", "501"]), (b"EHLO me\r\nMAIL FROM:<a@x.test> BODY=BINARYMIME\r\n", ["250", "555"]),
-        ("EHLO me\r\nMAIL FROM:<ä@x.test>\r\nMAIL FROM:<ä@x.test> SMTPUTF8\r\n".encode(), ["250", "553", "250"]), (b"EHLO me\r\nMAIL FROM:<\xff@x.test> SMTPUTF8\r\n", ["250", "501"]),
-        (b"EHLO me\r\nMAIL FROM:<@r.test,@s.test:a@x.test>\r\nRCPT TO:<postmaster>\r\nRCPT TO:<>\r\n", ["250", "250", "250", "501"]),
-        (b"EHLO me\r\nMAIL FROM:<a@x.test> RET=HDRS ENVID=a+2Bb\r\nRCPT TO:<b@x.test> NOTIFY=SUCCESS,DELAY ORCPT=rfc822;b@x.test\r\nRCPT TO:<c@x.test> NOTIFY=NEVER,DELAY\r\n", ["250", "250", "250", "555"]),
-        (b"NOOP\r\nRSET\r\nVRFY a\r\nHELP\r\nEXPN a\r\nBDAT 5\r\nWHAT\r\n", ["250", "250", "252", "214", "500", "500", "500"]),
-        (b"STARTTLS\r\n", ["502"]), (b"EHLO me\r\nAUTH PLAIN\r\n", ["250", "503"]), (b"LHLO me\r\n", ["500"]), (b"EHLO me\r\nMAIL FROM:<a@x.test>\r\nRCPT TO:<b@x.test>\r\nDATA now\r\n", ["250", "250", "250", "501"]),
-        (b"GET / HTTP/1.1\r\n", ["421"]), (b"EHLO me\n", ["500"]), (b"EHLO m\re\r\n", ["500"]), (b"NOOP\0\r\n", ["500"]), (b"x" * 3000, ["421"]), (b"NOOP " + b"x" * 3000 + b"\r\n", ["421"]),
+        (b"MAIL FROM:<a@x.test>\r\n", ["503"]),
+        (b"EHLO\r\n", ["501"]),
+        (
+            b"EHLO me\r\nEHLO me\r\nMAIL FROM:<a@x.test>\r\nMAIL FROM:<a@x.test>\r\n",
+            ["250", "250", "250", "503"],
+        ),
+        (b"EHLO me\r\nMAIL FROM:a@x.test\r\n", ["250", "501"]),
+        (b"EHLO me\r\nMAIL FROM:<a b@x.test>\r\n", ["250", "501"]),
+        (b"EHLO me\r\nMAIL\r\n", ["250", "501"]),
+        (b"EHLO me\r\nMAIL FROM:<no@x.test>\r\nRCPT TO:<b@x.test>\r\n", ["250", "550", "503"]),
+        (b"EHLO me\r\nMAIL FROM:<a@x.test>\r\nDATA\r\n", ["250", "250", "554"]),
+        (b"EHLO me\r\nMAIL FROM:<a@x.test> SIZE=999999999999\r\n", ["250", "552"]),
+        (b"EHLO me\r\nMAIL FROM:<a@x.test> FOO=1\r\n", ["250", "555"]),
+        (b"EHLO me\r\nMAIL FROM:<a@x.test> SIZE=1 SIZE=1\r\n", ["250", "501"]),
+        (b"EHLO me\r\nMAIL FROM:<a@x.test> BODY=BINARYMIME\r\n", ["250", "555"]),
+        (
+            "EHLO me\r\nMAIL FROM:<ä@x.test>\r\nMAIL FROM:<ä@x.test> SMTPUTF8\r\n".encode(),
+            ["250", "553", "250"],
+        ),
+        (b"EHLO me\r\nMAIL FROM:<\xff@x.test> SMTPUTF8\r\n", ["250", "501"]),
+        (
+            b"EHLO me\r\nMAIL FROM:<@r.test,@s.test:a@x.test>\r\nRCPT TO:<postmaster>\r\nRCPT TO:<>\r\n",
+            ["250", "250", "250", "501"],
+        ),
+        (
+            b"EHLO me\r\nMAIL FROM:<a@x.test> RET=HDRS ENVID=a+2Bb\r\nRCPT TO:<b@x.test> "
+            b"NOTIFY=SUCCESS,DELAY ORCPT=rfc822;b@x.test\r\nRCPT TO:<c@x.test> NOTIFY=NEVER,DELAY\r\n",
+            ["250", "250", "250", "555"],
+        ),
+        (
+            b"NOOP\r\nRSET\r\nVRFY a\r\nHELP\r\nEXPN a\r\nBDAT 5\r\nWHAT\r\n",
+            ["250", "250", "252", "214", "500", "500", "500"],
+        ),
+        (b"STARTTLS\r\n", ["502"]),
+        (b"EHLO me\r\nAUTH PLAIN\r\n", ["250", "503"]),
+        (b"LHLO me\r\n", ["500"]),
+        (
+            b"EHLO me\r\nMAIL FROM:<a@x.test>\r\nRCPT TO:<b@x.test>\r\nDATA now\r\n",
+            ["250", "250", "250", "501"],
+        ),
+        (b"GET / HTTP/1.1\r\n", ["421"]),
+        (b"EHLO me\n", ["500"]),
+        (b"EHLO m\re\r\n", ["500"]),
+        (b"NOOP\0\r\n", ["500"]),
+        (b"x" * 3000, ["421"]),
+        (b"NOOP " + b"x" * 3000 + b"\r\n", ["421"]),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("portion", [0, 1])
 def test_a_clear_reply_to_everything(commands: bytes, codes: list[str], portion: int) -> None:
     assert Drive(portion)(commands) == codes
 
 
-@pytest.mark.parametrize("ending", [b"\n.\n", b"\n.\r\n", b"\r.\r", b"\r\n.\n", b"\r.\r\n", b"\r\n.\r", b"\r\n\0.\r\n"])
+@pytest.mark.parametrize(
+    "ending", [b"\n.\n", b"\n.\r\n", b"\r.\r", b"\r\n.\n", b"\r.\r\n", b"\r\n.\r", b"\r\n\0.\r\n"]
+)
 @pytest.mark.parametrize("portion", [0, 1])
 def test_smuggling_sequences_end_nothing(ending: bytes, portion: int) -> None:
-    smuggled = b"MAIL FROM:<evil@x.test>\r\nRCPT TO:<victim@x.test>\r\nDATA\r\nSubject: smuggled\r\n\r\nx\r\n.\r\n"
+    smuggled = (
+        b"MAIL FROM:<evil@x.test>\r\nRCPT TO:<victim@x.test>\r\nDATA\r\nSubject: smuggled\r\n\r\nx\r\n.\r\n"
+    )
     drive = Drive(portion)
-    codes = drive(b"EHLO me\r\nMAIL FROM:<a@x.test>\r\nRCPT TO:<b@x.test>\r\nDATA\r\nSubject: s\r\n\r\nbody" + ending + smuggled)
+    codes = drive(
+        b"EHLO me\r\nMAIL FROM:<a@x.test>\r\nRCPT TO:<b@x.test>\r\nDATA\r\nSubject: s\r\n\r\nbody"
+        + ending
+        + smuggled
+    )
     assert not drive.got and codes == ["250", "250", "250", "354", "554"], codes
     assert drive(b"RCPT TO:<b@x.test>\r\n") == ["503"]
     mending = Drive(portion, normalise=True)
-    codes = mending(b"EHLO me\r\nMAIL FROM:<a@x.test>\r\nRCPT TO:<b@x.test>\r\nDATA\r\nSubject: s\r\n\r\nbody" + ending + smuggled)
+    codes = mending(
+        b"EHLO me\r\nMAIL FROM:<a@x.test>\r\nRCPT TO:<b@x.test>\r\nDATA\r\nSubject: s\r\n\r\nbody"
+        + ending
+        + smuggled
+    )
     if b"\0" in ending:
         assert codes[-1] == "554" and not mending.got
         return
     (got,) = mending.got
-    assert got.sender == "a@x.test" and b"MAIL FROM:<evil@x.test>" in got.content and not has_bare(got.content)
+    assert (
+        got.sender == "a@x.test" and b"MAIL FROM:<evil@x.test>" in got.content and not has_bare(got.content)
+    )
     assert b"\r\n.\r\n" not in stuffed(got.content), "nor is there another end for the next server"
 
 
@@ -124,7 +186,10 @@ def test_mended_line_ends_alter_nothing_else(portion: int) -> None:
     """Dots are taken out behind line ends that were mended too; lone dots are nobody's content."""
     head = b"EHLO me\nMAIL FROM:<a@x.test>\nRCPT TO:<b@x.test>\r\nDATA\n"
     for sent, meant in (
-        (b"Subject: s\n\n..one\n..\r\n...two\nlast\r\n.\r\n", b"Subject: s\r\n\r\n.one\r\n.\r\n..two\r\nlast\r\n"),
+        (
+            b"Subject: s\n\n..one\n..\r\n...two\nlast\r\n.\r\n",
+            b"Subject: s\r\n\r\n.one\r\n.\r\n..two\r\nlast\r\n",
+        ),
         (b"Subject: s\r\n\r\na\n.\nb\n.\r\nc\r\n.\nd\r\n.\r\n", b"Subject: s\r\n\r\na\r\nb\r\nc\r\nd\r\n"),
         (b"Subject: s\r\n\r\na\rb\r\r\nc\r\n.\r\n", b"Subject: s\r\n\r\na b \r\nc\r\n"),
         (b".\nSubject: s\n\r\n.\r\n", b"Subject: s\r\n\r\n"),
@@ -138,8 +203,12 @@ def test_the_limit_counts_what_is_stored() -> None:
     envelope = b"MAIL FROM:<a@x.test>\r\nRCPT TO:<b@x.test>\r\nDATA\r\n"
     drive = Drive(1000, normalise=True, size=10_000)
     drive(b"EHLO me\r\n")
-    assert drive(envelope + b"S: s\n\n" + b"\n" * 6000 + b"\r\n.\r\n")[-1] == "552", "each LF is two bytes once it is stored"
-    assert drive(envelope + b"S: s\r\n\r\n" + b"..\r\n" * 3000 + b".\r\n")[-1] == "250", "a dot for the wire is not counted"
+    assert drive(envelope + b"S: s\n\n" + b"\n" * 6000 + b"\r\n.\r\n")[-1] == "552", (
+        "each LF is two bytes once it is stored"
+    )
+    assert drive(envelope + b"S: s\r\n\r\n" + b"..\r\n" * 3000 + b".\r\n")[-1] == "250", (
+        "a dot for the wire is not counted"
+    )
     assert len(drive.got[0].content) == 9008
 
 
@@ -168,9 +237,21 @@ def test_starttls_and_auth() -> None:
     assert drive(f"AUTH PLAIN {plain}\r\n".encode()) == ["530"]
     assert drive(b"STARTTLS\r\n") == ["220"]
     assert drive(b"MAIL FROM:<a@x.test>\r\n") == ["503"], "EHLO again"
-    assert drive(b"EHLO me\r\nMAIL FROM:<a@x.test>\r\n") == ["250", "530"] and b"AUTH PLAIN LOGIN" in drive.said
-    assert drive(f"AUTH PLAIN {wrong}\r\nAUTH CRAM-MD5\r\nAUTH PLAIN\r\n*\r\nAUTH PLAIN !!\r\n".encode()) == ["535", "504", "334", "501", "501"]
-    assert drive(b"AUTH LOGIN\r\n" + b64encode(b"me") + b"\r\n" + b64encode(b"right") + b"\r\n") == ["334", "334", "235"]
+    assert (
+        drive(b"EHLO me\r\nMAIL FROM:<a@x.test>\r\n") == ["250", "530"] and b"AUTH PLAIN LOGIN" in drive.said
+    )
+    assert drive(f"AUTH PLAIN {wrong}\r\nAUTH CRAM-MD5\r\nAUTH PLAIN\r\n*\r\nAUTH PLAIN !!\r\n".encode()) == [
+        "535",
+        "504",
+        "334",
+        "501",
+        "501",
+    ]
+    assert drive(b"AUTH LOGIN\r\n" + b64encode(b"me") + b"\r\n" + b64encode(b"right") + b"\r\n") == [
+        "334",
+        "334",
+        "235",
+    ]
     assert drive(b"AUTH PLAIN x\r\nMAIL FROM:<a@x.test>\r\nSTARTTLS\r\n") == ["503", "250", "503"]
 
 
@@ -181,14 +262,41 @@ def test_bytes_behind_starttls_end_the_session() -> None:
 
 def test_lmtp_answers_for_each() -> None:
     drive = Drive(lmtp=True)
-    assert drive(b"EHLO me\r\nLHLO me\r\nMAIL FROM:<a@x.test>\r\nRCPT TO:<b@x.test>\r\nRCPT TO:<c@x.test>\r\nDATA\r\nSubject: s\r\n\r\n.\r\n") == ["500", "250", "250", "250", "250", "354", "250", "250"]
-    assert drive(b"MAIL FROM:<a@x.test>\r\nRCPT TO:<b@x.test>\r\nRCPT TO:<c@x.test>\r\nDATA\r\na\nb\r\n.\r\n")[-2:] == ["554", "554"]
+    assert drive(
+        b"EHLO me\r\nLHLO me\r\nMAIL FROM:<a@x.test>\r\nRCPT TO:<b@x.test>\r\nRCPT "
+        b"TO:<c@x.test>\r\nDATA\r\nSubject: s\r\n\r\n.\r\n"
+    ) == ["500", "250", "250", "250", "250", "354", "250", "250"]
+    assert drive(
+        b"MAIL FROM:<a@x.test>\r\nRCPT TO:<b@x.test>\r\nRCPT TO:<c@x.test>\r\nDATA\r\na\nb\r\n.\r\n"
+    )[-2:] == ["554", "554"]
 
 
 PIECES = st.sampled_from(
-    [b"EHLO me\r\n", b"HELO me\r\n", b"MAIL FROM:<a@x.test>\r\n", b"RCPT TO:<b@x.test>\r\n", b"RCPT TO:<no@x.test>\r\n", b"DATA\r\n", b".\r\n", b"\r\n.\r\n", b"text\r\n",
-     b"..\r\n", b"RSET\r\n", b"NOOP\r\n", b"QUIT\r\n", b"\n.\n", b"\r", b"\n", b"AUTH PLAIN\r\n", b"*\r\n", b"STARTTLS\r\n", b"\0", b"\xff", b"x" * 700]
-)  # fmt: skip
+    [
+        b"EHLO me\r\n",
+        b"HELO me\r\n",
+        b"MAIL FROM:<a@x.test>\r\n",
+        b"RCPT TO:<b@x.test>\r\n",
+        b"RCPT TO:<no@x.test>\r\n",
+        b"DATA\r\n",
+        b".\r\n",
+        b"\r\n.\r\n",
+        b"text\r\n",
+        b"..\r\n",
+        b"RSET\r\n",
+        b"NOOP\r\n",
+        b"QUIT\r\n",
+        b"\n.\n",
+        b"\r",
+        b"\n",
+        b"AUTH PLAIN\r\n",
+        b"*\r\n",
+        b"STARTTLS\r\n",
+        b"\0",
+        b"\xff",
+        b"x" * 700,
+    ]
+)
 
 
 @settings(max_examples=300, deadline=None)
@@ -201,4 +309,6 @@ def test_whole_conversations_of_anything(pieces: list[bytes], portion: int) -> N
     assert whole.said == parts.said and whole.got == parts.got and whole.ended == parts.ended
     assert all(re.fullmatch(r"[2-5]\d\d[ -].*", line) for line in whole.said.decode().split("\r\n")[:-1])
     for got in whole.got:
-        assert got.recipients and got.content.count(b"\r\n") == got.content.count(b"\n") == got.content.count(b"\r")
+        assert got.recipients and got.content.count(b"\r\n") == got.content.count(b"\n") == got.content.count(
+            b"\r"
+        )

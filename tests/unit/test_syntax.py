@@ -14,21 +14,61 @@ from outmail.smtp.syntax import AddressError, parse_mailbox
 
 @pytest.mark.parametrize(
     ("text", "domain"),
-    [("a@b.test", "b.test"), ("a.b+c@x-y.test", "x-y.test"), ('"a b\\"c"@x.test', "x.test"), ("ü@x.test", "x.test"),
-     ("a@faß.de", "xn--fa-hia.de"), ("a@[127.0.0.1]", "[127.0.0.1]"), ("a@[IPv6:::1]", "[IPv6:::1]"), ("a@[ipv6:2001:DB8::1]", "[IPv6:2001:db8::1]"),
-      ("root@localhost", "localhost"), ("a@x.test.", "x.test"),
-      ("SRS0=HHHH=TT=x.test=" + "a" * 227 + "@x.test", "x.test"), ('"' + "a " * 122 + '"@x.test', "x.test"), ("ü" * 123 + "@x.test", "x.test")],
-)  # fmt: skip
+    [
+        ("a@b.test", "b.test"),
+        ("a.b+c@x-y.test", "x-y.test"),
+        ('"a b\\"c"@x.test', "x.test"),
+        ("ü@x.test", "x.test"),
+        ("a@faß.de", "xn--fa-hia.de"),
+        ("a@[127.0.0.1]", "[127.0.0.1]"),
+        ("a@[IPv6:::1]", "[IPv6:::1]"),
+        ("a@[ipv6:2001:DB8::1]", "[IPv6:2001:db8::1]"),
+        ("root@localhost", "localhost"),
+        ("a@x.test.", "x.test"),
+        ("SRS0=HHHH=TT=x.test=" + "a" * 227 + "@x.test", "x.test"),
+        ('"' + "a " * 122 + '"@x.test', "x.test"),
+        ("ü" * 123 + "@x.test", "x.test"),
+    ],
+)
 def test_good_addresses(text: str, domain: str) -> None:
     assert parse_mailbox(text).domain == domain
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "a", "@x", "a@", "a b@x.test", "a@x..test", "a@-x.test", "a@x.test>", "<a@x.test>", "a@x.test\r\nRCPT TO:<b@x>", "a\0@x.test", "a@x.test)b@y",
-     ".a@x.test", "a..b@x.test", "a@[1.2.3]", "a" * 248 + "@x.test", "ü" * 124 + "@x.test", "a@" + "x" * 64 + ".test", "a@" + "x." * 130 + "test", '"a@x.test', "a@x .test", "a@x.test\u2028",
-     "a@[IPv6:::1%> NOTIFY=NEVER]", "a@[IPv6:fe80::1%eth0]", "a@[IPv6:::1%25]", "a@[IPv6: ::1]", "a@[1.2.3.4>]", "a@[1.2.3.4]x", "a@[IPv6:1.2.3.4]", "a@[01.2.3.4]"],
-)  # fmt: skip
+    [
+        "",
+        "a",
+        "@x",
+        "a@",
+        "a b@x.test",
+        "a@x..test",
+        "a@-x.test",
+        "a@x.test>",
+        "<a@x.test>",
+        "a@x.test\r\nRCPT TO:<b@x>",
+        "a\0@x.test",
+        "a@x.test)b@y",
+        ".a@x.test",
+        "a..b@x.test",
+        "a@[1.2.3]",
+        "a" * 248 + "@x.test",
+        "ü" * 124 + "@x.test",
+        "a@" + "x" * 64 + ".test",
+        "a@" + "x." * 130 + "test",
+        '"a@x.test',
+        "a@x .test",
+        "a@x.test\u2028",
+        "a@[IPv6:::1%> NOTIFY=NEVER]",
+        "a@[IPv6:fe80::1%eth0]",
+        "a@[IPv6:::1%25]",
+        "a@[IPv6: ::1]",
+        "a@[1.2.3.4>]",
+        "a@[1.2.3.4]x",
+        "a@[IPv6:1.2.3.4]",
+        "a@[01.2.3.4]",
+    ],
+)
 def test_bad_addresses(text: str) -> None:
     with pytest.raises(AddressError):
         parse_mailbox(text)
@@ -60,7 +100,9 @@ def test_replies_whole_and_byte_by_byte() -> None:
         assert reader.buffered
 
 
-@pytest.mark.parametrize("data", [b"hello\r\n", b"250-a\r\n550 b\r\n", b"99 x\r\n", b"600 x\r\n", b"x" * 5000, b"250-x\r\n" * 100])
+@pytest.mark.parametrize(
+    "data", [b"hello\r\n", b"250-a\r\n550 b\r\n", b"99 x\r\n", b"600 x\r\n", b"x" * 5000, b"250-x\r\n" * 100]
+)
 def test_what_is_no_smtp_is_said(data: bytes) -> None:
     with pytest.raises(ProtocolError):
         ReplyReader().feed(data)
@@ -77,7 +119,12 @@ def test_the_reader_never_breaks_otherwise(data: bytes) -> None:
 def test_spans_and_instants() -> None:
     assert parse_span("1d12h") == 129_600_000 and parse_span("1.5h") == 5_400_000
     assert instant("2h", 1000) == 7_201_000 and instant("2027-01-01T00:00:00Z", 0) == 1_798_761_600_000
-    assert [human_span(ms) for ms in (42_000, 600_000, 7_500_000, 97_200_000)] == ["42s", "10m", "2h05m", "1d3h"]
+    assert [human_span(ms) for ms in (42_000, 600_000, 7_500_000, 97_200_000)] == [
+        "42s",
+        "10m",
+        "2h05m",
+        "1d3h",
+    ]
     for bad in ("", "5", "h", "2 hours", "2027-01-01"):
         with pytest.raises(ValueError):
             instant(bad, 0)
@@ -86,13 +133,21 @@ def test_spans_and_instants() -> None:
 def test_ids() -> None:
     ids = [new_id(now) for now in range(1_700_000_000_000, 1_700_000_000_050)]
     assert ids == sorted(ids) and all(is_id(id) and len(id) == 26 for id in ids)
-    assert keyed_id("a") == keyed_id("a") != keyed_id("b") and is_id(keyed_id("a") + "/3") and not is_id("state:queued")
+    assert (
+        keyed_id("a") == keyed_id("a") != keyed_id("b")
+        and is_id(keyed_id("a") + "/3")
+        and not is_id("state:queued")
+    )
 
 
 def test_filters() -> None:
     terms = parse("state:queued -to:*@x.test 'subject:two words' larger:1MB", 0).terms
     assert [(t.field, t.value, t.negated) for t in terms] == [
-        ("state", "queued", False), ("to", "*@x.test", True), ("subject", "two words", False), ("larger", 1_000_000, False)]  # fmt: skip
+        ("state", "queued", False),
+        ("to", "*@x.test", True),
+        ("subject", "two words", False),
+        ("larger", 1_000_000, False),
+    ]
     assert parse_size("50MB") == 50_000_000 and select(keyed_id("a"), 0).ids
     for bad in ("state:unknown", "colour:red", "to:", "larger:big", "is:what", "'"):
         with pytest.raises(Refused):

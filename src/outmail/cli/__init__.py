@@ -1,7 +1,9 @@
-"""The command. `main` parses, calls one function of `commands` or `demo`, and turns errors into sentences and sysexits.
+"""The command. `main` parses, calls one function of `commands` or `demo`, and turns errors into sentences and
+sysexits.
 
-stdout is data, stderr is talk. Exit codes (sysexits): 0 done, 64 usage, 65 refused, 66 not found, 69 permanently failed,
-70 our bug or quarantined, 75 not stored but may pass, 77 not stored for want of permission, 78 configuration.
+stdout is data, stderr is talk. Exit codes (sysexits): 0 done, 64 usage, 65 refused, 66 not found, 69
+permanently failed, 70 our bug or quarantined, 75 not stored but may pass, 77 not stored for want of
+permission, 78 configuration.
 """
 
 from __future__ import annotations
@@ -14,7 +16,16 @@ from collections.abc import Sequence
 from outmail.errors import ConfigError, Error, NotFound, NotStored, Refused
 from outmail.policy.plain import plain_line
 
-EX_USAGE, EX_DATAERR, EX_NOINPUT, EX_UNAVAILABLE, EX_SOFTWARE, EX_TEMPFAIL, EX_NOPERM, EX_CONFIG = 64, 65, 66, 69, 70, 75, 77, 78
+EX_USAGE, EX_DATAERR, EX_NOINPUT, EX_UNAVAILABLE, EX_SOFTWARE, EX_TEMPFAIL, EX_NOPERM, EX_CONFIG = (
+    64,
+    65,
+    66,
+    69,
+    70,
+    75,
+    77,
+    78,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,7 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return demo.run(arguments)
         from importlib import import_module
 
-        home = import_module(f"outmail.cli.{'reporting' if arguments.run in ('jobs', 'digest') else 'commands'}")
+        home = import_module(
+            f"outmail.cli.{'reporting' if arguments.run in ('jobs', 'digest') else 'commands'}"
+        )
         return int(getattr(home, arguments.run)(arguments))
     except Error as problem:
         return _told(problem, getattr(arguments, "json", False))
@@ -79,9 +92,15 @@ def _told(problem: Error, as_json: bool) -> int:
     if as_json:
         import json
 
-        print(json.dumps({"error": {"code": problem.code, "message": str(problem), "hint": problem.hint}}), file=sys.stderr)
+        print(
+            json.dumps({"error": {"code": problem.code, "message": str(problem), "hint": problem.hint}}),
+            file=sys.stderr,
+        )
     else:
-        print(plain_line(f"outmail: {problem}" + (f" ({problem.hint})" if problem.hint else "")), file=sys.stderr)
+        print(
+            plain_line(f"outmail: {problem}" + (f" ({problem.hint})" if problem.hint else "")),
+            file=sys.stderr,
+        )
     if isinstance(problem, ConfigError):
         return EX_CONFIG
     if isinstance(problem, NotFound):

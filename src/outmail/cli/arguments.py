@@ -18,7 +18,9 @@ class _Parser(argparse.ArgumentParser):
 
 def _common() -> _Parser:
     common = _Parser(add_help=False)
-    common.add_argument("--config", metavar="FILE", help="configuration file (default: the first found, see docs)")
+    common.add_argument(
+        "--config", metavar="FILE", help="configuration file (default: the first found, see docs)"
+    )
     common.add_argument("--store", metavar="S", help="the queue: a path or a URL")
     common.add_argument("--relay", metavar="R", help="a configured relay or a URL")
     return common
@@ -26,19 +28,31 @@ def _common() -> _Parser:
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    top = _Parser(prog="outmail", description="Outgoing mail for programs: accept, keep safe, deliver, prove.")
+    top = _Parser(
+        prog="outmail", description="Outgoing mail for programs: accept, keep safe, deliver, prove."
+    )
     top.add_argument("--version", action="store_true", help="print the version")
     sub = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
     common = [_common()]
 
     demo = sub.add_parser("demo", help="the whole road on this machine; nothing leaves it")
-    demo.add_argument("--messages", type=int, default=240, metavar="N", help="how many messages (at least 200)")
+    demo.add_argument(
+        "--messages", type=int, default=240, metavar="N", help="how many messages (at least 200)"
+    )
     demo.add_argument("--keep", metavar="DIR", help="keep queue and logs in DIR")
     demo.set_defaults(run="demo")
 
-    send = sub.add_parser("send", parents=common, help="store a message; body (with --raw: the message) on stdin; prints the id")
+    send = sub.add_parser(
+        "send", parents=common, help="store a message; body (with --raw: the message) on stdin; prints the id"
+    )
     send.add_argument("recipients", nargs="+", metavar="RCPT")
-    send.add_argument("-f", "--from", dest="sender", metavar="A", help="sender (default: from of the configuration, or user@host)")
+    send.add_argument(
+        "-f",
+        "--from",
+        dest="sender",
+        metavar="A",
+        help="sender (default: from of the configuration, or user@host)",
+    )
     send.add_argument("-s", "--subject", default="", metavar="S")
     send.add_argument("--cc", action="append", default=[], metavar="A")
     send.add_argument("--bcc", action="append", default=[], metavar="A")
@@ -56,18 +70,34 @@ def parser() -> argparse.ArgumentParser:
     send.set_defaults(run="send")
 
     run = sub.add_parser("run", parents=common, help="the engine: deliver what waits, until SIGTERM")
-    run.add_argument("--once", action="store_true", help="one attempt for everything due now, then end (for cron)")
-    run.add_argument("--strict", action="store_true", help="with --once: 70 quarantined, 69 failed, 75 deferred")
+    run.add_argument(
+        "--once", action="store_true", help="one attempt for everything due now, then end (for cron)"
+    )
+    run.add_argument(
+        "--strict", action="store_true", help="with --once: 70 quarantined, 69 failed, 75 deferred"
+    )
     run.add_argument("--only", metavar="ID", help="one message now; implies --once")
     run.set_defaults(run="run")
 
-    receive = sub.add_parser("receive", parents=common, help="a local mail server: users, aliases, mailboxes; --catch: keep everything, deliver nothing")
-    receive.add_argument("--catch", action="store_true", help="the development mailbox, in a store of its own")
-    receive.add_argument("--listen", action="append", default=[], metavar="HOST:PORT", help="instead of [receive] smtp")
+    receive = sub.add_parser(
+        "receive",
+        parents=common,
+        help="a local mail server: users, aliases, mailboxes; --catch: keep everything, deliver nothing",
+    )
+    receive.add_argument(
+        "--catch", action="store_true", help="the development mailbox, in a store of its own"
+    )
+    receive.add_argument(
+        "--listen", action="append", default=[], metavar="HOST:PORT", help="instead of [receive] smtp"
+    )
     receive.set_defaults(run="receive")
 
-    queue = sub.add_parser("queue", parents=common, help="list and change what is in the queue", description=_FILTER_HELP)
-    queue.add_argument("verb", choices=("list", "stats", "hold", "release", "retry", "requeue", "cancel", "purge"))
+    queue = sub.add_parser(
+        "queue", parents=common, help="list and change what is in the queue", description=_FILTER_HELP
+    )
+    queue.add_argument(
+        "verb", choices=("list", "stats", "hold", "release", "retry", "requeue", "cancel", "purge")
+    )
     queue.add_argument("selection", nargs="*", metavar="ID|FILTER|-|ALL")
     queue.add_argument("--dry-run", action="store_true", help="say how many, change nothing")
     queue.add_argument("--ids", action="store_true", help="list ids only")
@@ -108,14 +138,28 @@ def parser() -> argparse.ArgumentParser:
     store = sub.add_parser("store", parents=common, help="look after the store")
     store.add_argument("verb", choices=("upgrade", "check", "backup", "ddl"))
     store.add_argument("file", nargs="?", metavar="FILE")
-    store.add_argument("--dialect", choices=("sqlite", "postgresql"), default="sqlite", help="ddl: for which database")
-    store.add_argument("--free", metavar="STORE", help="check: give back what a vanished store claimed in [[outbox]] databases")
+    store.add_argument(
+        "--dialect", choices=("sqlite", "postgresql"), default="sqlite", help="ddl: for which database"
+    )
+    store.add_argument(
+        "--free",
+        metavar="STORE",
+        help="check: give back what a vanished store claimed in [[outbox]] databases",
+    )
     store.set_defaults(run="store")
 
-    move = sub.add_parser("move", parents=common, help="move a queue to another store while its mail waits; killed, it goes on where it was")
+    move = sub.add_parser(
+        "move",
+        parents=common,
+        help="move a queue to another store while its mail waits; killed, it goes on where it was",
+    )
     move.add_argument("old", metavar="FROM", help="a path or a URL")
     move.add_argument("new", metavar="TO", nargs="?")
-    move.add_argument("--abandon", action="store_true", help="give up a move that was begun: what has arrived stays in TO, the rest in FROM")
+    move.add_argument(
+        "--abandon",
+        action="store_true",
+        help="give up a move that was begun: what has arrived stays in TO, the rest in FROM",
+    )
     move.set_defaults(run="move")
 
     sub.add_parser("watch", add_help=False, help="run a command and mail when it fails: outmail watch --help")
@@ -137,14 +181,18 @@ def parser() -> argparse.ArgumentParser:
 
     config = sub.add_parser("config", parents=common, help="the configuration in force")
     config.add_argument("--json", action="store_true")
-    config.add_argument("--hash", action="store_true", help="hash a password from stdin for [listen] users_file")
+    config.add_argument(
+        "--hash", action="store_true", help="hash a password from stdin for [listen] users_file"
+    )
     config.set_defaults(run="config")
     return top
 
 
 _FILTER_HELP = (
-    "Filter words are and-ed, - negates: state: to: from: subject: tag: key: code: route: before: after: larger: is:live is:uncertain"
-    " was:uncertain is:deferred. ALL means everything; - reads ids from stdin. retry = due now; requeue = failed or cancelled again;"
+    "Filter words are and-ed, - negates: state: to: from: subject: tag: key: code: route: before: after: "
+    "larger: is:live is:uncertain"
+    " was:uncertain is:deferred. ALL means everything; - reads ids from stdin. retry = due now; requeue = "
+    "failed or cancelled again;"
     " purge = forget finished ones."
 )
 
@@ -156,7 +204,14 @@ def place(top: argparse.ArgumentParser, arguments: argparse.Namespace, rest: lis
         arguments.selection += rest
     elif words == rest and arguments.command in ("jobs", "digest"):
         for word in rest:
-            slot = next((name for name in ("name", "key", "span") if hasattr(arguments, name) and getattr(arguments, name) is None), None)
+            slot = next(
+                (
+                    name
+                    for name in ("name", "key", "span")
+                    if hasattr(arguments, name) and getattr(arguments, name) is None
+                ),
+                None,
+            )
             if slot is None:
                 top.error(f"unrecognized arguments: {word}")
             setattr(arguments, slot or "", word)

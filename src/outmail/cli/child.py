@@ -1,7 +1,8 @@
 """The watched command: fork, exec, two pipes (or terminals), and a loop that passes bytes and signals on.
 
-Promises: bytes go through at once and unchanged; the last lines are kept, bounded; on a terminal the command sees a terminal;
-a time-out ends the command and, away from a terminal, everything it started. Does not: import anything of outmail.
+Promises: bytes go through at once and unchanged; the last lines are kept, bounded; on a terminal the command
+sees a terminal; a time-out ends the command and, away from a terminal, everything it started. Does not:
+import anything of outmail.
 """
 
 from __future__ import annotations
@@ -44,7 +45,11 @@ def locked(spool: str, name: str, wait: bool) -> int | None:
     import re
 
     os.makedirs(spool, mode=0o700, exist_ok=True)
-    fd = os.open(os.path.join(spool, "lock." + re.sub(r"[^A-Za-z0-9_-]", "_", name)[:100]), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = os.open(
+        os.path.join(spool, "lock." + re.sub(r"[^A-Za-z0-9_-]", "_", name)[:100]),
+        os.O_RDWR | os.O_CREAT | os.O_CLOEXEC,
+        0o600,
+    )
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError:
@@ -93,7 +98,9 @@ def _judge(result: Result, state: int, options: Any) -> None:
     elif result.signal:
         result.reason = f"it was ended by {_signal_name(result.signal)}"
     elif result.status not in options["ok-codes"]:
-        result.reason = {126: "it cannot be executed", 127: "it was not found"}.get(result.status, f"exit status {result.status}")
+        result.reason = {126: "it cannot be executed", 127: "it was not found"}.get(
+            result.status, f"exit status {result.status}"
+        )
     elif options["on-stderr"] and result.stderr_seen:
         result.reason = "it wrote to stderr"
     elif options["grep-fail"] and _matches(options["grep-fail"], result.output):
@@ -114,7 +121,7 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-# -- the child ----------------------------------------------------------------------------------------------------------
+# -- the child -----------------------------------------------------------------------------------------------
 
 
 def _exec(command: list[str], out: int, err: int, own_group: bool) -> None:
@@ -160,7 +167,7 @@ def _same_file(a: int, b: int) -> bool:
     return (first.st_dev, first.st_ino) == (second.st_dev, second.st_ino) and not os.isatty(a)
 
 
-# -- passing on ---------------------------------------------------------------------------------------------------------
+# -- passing on ----------------------------------------------------------------------------------------------
 
 
 def _forward(pid: int, terminal: bool) -> Any:
@@ -197,8 +204,12 @@ def _kill(pid: int, number: int, group: bool) -> None:
             pass
 
 
-def _pump(pid: int, streams: dict[int, int], result: Result, options: Any, began: float, terminal: bool) -> None:
-    """Until the command has ended and what it wrote is through. Grandchildren that keep the pipe do not hold us."""
+def _pump(
+    pid: int, streams: dict[int, int], result: Result, options: Any, began: float, terminal: bool
+) -> None:
+    """Until the command has ended and what it wrote is through. Grandchildren that keep the pipe do not hold
+    us.
+    """
     limit = options.timeout / 1000 if options.timeout else None
     kill_at = None
     kept: list[bytes] = []
@@ -237,7 +248,8 @@ def _pump(pid: int, streams: dict[int, int], result: Result, options: Any, began
                 result.cut += len(kept[0])
                 held -= len(kept.pop(0))
     result.output = b"".join(kept)
-    while kill_at is not None or (limit is not None and not result.timed_out):  # the streams are closed, the command is not over
+    # the streams are closed, the command is not over
+    while kill_at is not None or (limit is not None and not result.timed_out):
         if _has_ended(pid):
             break
         now = time.monotonic()
@@ -250,7 +262,14 @@ def _pump(pid: int, streams: dict[int, int], result: Result, options: Any, began
         time.sleep(0.02)
 
 
-def _patience(now: float, began: float, limit: float | None, kill_at: float | None, timed_out: bool, ended_at: float | None) -> float:
+def _patience(
+    now: float,
+    began: float,
+    limit: float | None,
+    kill_at: float | None,
+    timed_out: bool,
+    ended_at: float | None,
+) -> float:
     """Milliseconds to wait for output."""
     wait = 0.2 if ended_at is not None else 0.5
     if limit is not None and not timed_out:

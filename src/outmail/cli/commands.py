@@ -61,7 +61,7 @@ def _sender(config: Config, given: str | None) -> str:
     return given or config.sender or local_sender(config.hostname)
 
 
-# -- send ---------------------------------------------------------------------------------------------------------------
+# -- send ----------------------------------------------------------------------------------------------------
 
 
 def send(arguments: argparse.Namespace) -> int:
@@ -69,16 +69,37 @@ def send(arguments: argparse.Namespace) -> int:
     config = _config(arguments, replace_default=False)
     box = Outbox(config=config, relay=arguments.relay, deliver="never")
     body = sys.stdin.buffer.read()
-    common = {"key": arguments.key, "at": arguments.at, "expires": arguments.expires, "priority": arguments.priority, "tag": arguments.tag}
+    common = {
+        "key": arguments.key,
+        "at": arguments.at,
+        "expires": arguments.expires,
+        "priority": arguments.priority,
+        "tag": arguments.tag,
+    }
     sender = _sender(config, arguments.sender)
     if arguments.raw:
-        receipt = box.submit(body, sender=sender, recipients=[*arguments.recipients, *arguments.cc, *arguments.bcc], **common)
+        receipt = box.submit(
+            body, sender=sender, recipients=[*arguments.recipients, *arguments.cc, *arguments.bcc], **common
+        )
     else:
         receipt = box.send(
-            arguments.recipients, arguments.subject, _text(body), _html(arguments.html), cc=arguments.cc, bcc=arguments.bcc, sender=sender,
-            headers=_headers(arguments.header), attachments=arguments.attach, **common,
-        )  # fmt: skip
-    print(as_json({"id": receipt.id, "message_id": receipt.message_id, "duplicate": receipt.duplicate}) if arguments.json else receipt.id, flush=True)
+            arguments.recipients,
+            arguments.subject,
+            _text(body),
+            _html(arguments.html),
+            cc=arguments.cc,
+            bcc=arguments.bcc,
+            sender=sender,
+            headers=_headers(arguments.header),
+            attachments=arguments.attach,
+            **common,
+        )
+    print(
+        as_json({"id": receipt.id, "message_id": receipt.message_id, "duplicate": receipt.duplicate})
+        if arguments.json
+        else receipt.id,
+        flush=True,
+    )
     if arguments.wait is None:
         _warn_unknown(config, arguments.relay)
         _warn_idle(box)
@@ -99,7 +120,10 @@ def _html(path: str | None) -> str | None:
     try:
         return Path(path).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as problem:
-        raise Refused(f"the HTML file {path} cannot be read: {getattr(problem, 'strerror', None) or problem}", code="bad-attachment") from None
+        raise Refused(
+            f"the HTML file {path} cannot be read: {getattr(problem, 'strerror', None) or problem}",
+            code="bad-attachment",
+        ) from None
 
 
 def _headers(lines: list[str]) -> dict[str, str]:
@@ -133,10 +157,16 @@ def _deliver_here(box: Outbox, config: Config, relay: str | None, id: str, secon
 
 
 def _warn_unknown(config: Config, relay: str | None) -> None:
-    """Say when no engine with this configuration will take the message: what a relay in a store may do by its name alone is little."""
+    """Say when no engine with this configuration will take the message: what a relay in a store may do by its
+    name alone is little.
+    """
     name = _route(relay, config)[0]
     if name is not None and not config.routes.resolve(name):
-        print(f"outmail: the message waits until an engine knows {name}: put it into [relays], or deliver here with --wait", file=sys.stderr)
+        print(
+            f"outmail: the message waits until an engine knows {name}: put it into [relays], or deliver here "
+            f"with --wait",
+            file=sys.stderr,
+        )
 
 
 def _warn_idle(box: Outbox) -> None:
@@ -144,9 +174,15 @@ def _warn_idle(box: Outbox) -> None:
     found = box._read(box._store.verbs.note_get("engine", "last"))
     now = Clock().now()
     due = box._read(box._store.verbs.next_due(now))
-    if any(moment <= now - 60_000 for moment in due.values()) and (not found or now - found[0]["at"] > 60_000):
+    if any(moment <= now - 60_000 for moment in due.values()) and (
+        not found or now - found[0]["at"] > 60_000
+    ):
         since = f"for {human_span(now - found[0]['at'])}" if found else "yet"
-        print(f"outmail: mail is due and no engine has run {since}: start `outmail run`, or `outmail run --once` from cron", file=sys.stderr)
+        print(
+            f"outmail: mail is due and no engine has run {since}: start `outmail run`, or `outmail run "
+            f"--once` from cron",
+            file=sys.stderr,
+        )
 
 
 class _Lines(logging.Formatter):
@@ -162,7 +198,7 @@ def _log_to_stderr() -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
-# -- run ----------------------------------------------------------------------------------------------------------------
+# -- run -----------------------------------------------------------------------------------------------------
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -177,7 +213,15 @@ def run(arguments: argparse.Namespace) -> int:
         box.change(arguments.only, "due")
         arguments.only = head
     once = arguments.once or bool(arguments.only)
-    engine = build_engine(box._store, config, config.routes, Clock(), arguments.only, service=not once, observe=delivery_log.Batched(sys.stderr))
+    engine = build_engine(
+        box._store,
+        config,
+        config.routes,
+        Clock(),
+        arguments.only,
+        service=not once,
+        observe=delivery_log.Batched(sys.stderr),
+    )
     before = _due_now(box) if arguments.strict else 0
 
     work = service.once(box, engine) if once else service.serve(box, engine)
@@ -198,7 +242,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _due_now(box: Outbox) -> int:
     now = rfc3339(Clock().now()) or ""
-    return sum(1 for s in box.find("state:queued") for r in s.recipients if r.state == "queued" and (rfc3339(r.next_try_at) or "") <= now)
+    return sum(
+        1
+        for s in box.find("state:queued")
+        for r in s.recipients
+        if r.state == "queued" and (rfc3339(r.next_try_at) or "") <= now
+    )
 
 
 def _uvloop() -> Any:
@@ -213,7 +262,11 @@ def receive(arguments: argparse.Namespace) -> int:
     """The local receiving server; with --catch the development mailbox."""
     config = _config(arguments)
     if arguments.catch and not arguments.store:
-        config = replace(config, store=os.environ.get("OUTMAIL_STORE") or os.path.join(os.path.dirname(default_store(os.environ)), "catch.db"))
+        config = replace(
+            config,
+            store=os.environ.get("OUTMAIL_STORE")
+            or os.path.join(os.path.dirname(default_store(os.environ)), "catch.db"),
+        )
         os.makedirs(os.path.dirname(config.store) or ".", mode=0o700, exist_ok=True)
     if arguments.listen:
         config = replace(config, receive=replace(config.receive, smtp=tuple(arguments.listen)))
@@ -222,13 +275,15 @@ def receive(arguments: argparse.Namespace) -> int:
         service.directory(config)
     _log_to_stderr()
     box = Outbox(config=config, deliver="never")
-    engine = build_engine(box._store, config, config.routes, Clock(), observe=delivery_log.Batched(sys.stderr))
+    engine = build_engine(
+        box._store, config, config.routes, Clock(), observe=delivery_log.Batched(sys.stderr)
+    )
     asyncio.run(service.receive(box, engine, catch=arguments.catch))
     box.close()
     return 0
 
 
-# -- queue --------------------------------------------------------------------------------------------------------------
+# -- queue ---------------------------------------------------------------------------------------------------
 
 _EVENTS = {"hold": "hold", "release": "release", "retry": "due", "requeue": "requeue", "cancel": "cancel"}
 
@@ -241,7 +296,10 @@ def queue(arguments: argparse.Namespace) -> int:
     if arguments.verb == "stats":
         return _stats(box, arguments)
     if not arguments.selection:
-        print(f"outmail: queue {arguments.verb} needs a selection: ids, a filter, - for ids on stdin, or ALL", file=sys.stderr)
+        print(
+            f"outmail: queue {arguments.verb} needs a selection: ids, a filter, - for ids on stdin, or ALL",
+            file=sys.stderr,
+        )
         return EX_USAGE
     selected = _selections(arguments.selection, Clock().now())
     if arguments.dry_run:
@@ -255,7 +313,10 @@ def queue(arguments: argparse.Namespace) -> int:
     count = sum(box.change(one, _EVENTS[arguments.verb]) for one in selected)
     print(f"{_count(count, 'recipient')} changed", file=sys.stderr)
     if not count and arguments.verb == "requeue":
-        print("outmail: only failed or cancelled recipients whose content is still kept can be queued again", file=sys.stderr)
+        print(
+            "outmail: only failed or cancelled recipients whose content is still kept can be queued again",
+            file=sys.stderr,
+        )
     return 0
 
 
@@ -297,7 +358,10 @@ def _list(box: Outbox, arguments: argparse.Namespace) -> int:
 
 def _print_message(status: Status) -> None:
     age = human_span(Clock().now() - status.accepted_at)
-    print(f"{status.id}  {age:>6}  {status.size:>9}  {plain_line(status.sender or '<>')}  {plain_line(status.subject[:50])}")
+    print(
+        f"{status.id}  {age:>6}  {status.size:>9}  {plain_line(status.sender or '<>')}  "
+        f"{plain_line(status.subject[:50])}"
+    )
     for r in status.recipients:
         print(plain_line(f"    {r.address}: {_in_words(r)}"))
 
@@ -322,9 +386,16 @@ def _tell_owners(box: Outbox) -> None:
     now = Clock().now()
     for id, _, pid, _, _, leases, oldest in box._read(box._store.verbs.owners()):
         if leases and now - oldest > 15 * 60_000:
-            print(f"outmail: engine {id} (pid {pid}) has held {leases} recipients for up to {human_span(now - oldest)}", file=sys.stderr)
+            print(
+                f"outmail: engine {id} (pid {pid}) has held {leases} recipients for up to "
+                f"{human_span(now - oldest)}",
+                file=sys.stderr,
+            )
     for hop, note in box._read(box._store.verbs.note_list("hop")).items():
-        print(f"outmail: {hop} is paused since {rfc3339(note['since'])}: {plain_line(str(note['trouble']))}", file=sys.stderr)
+        print(
+            f"outmail: {hop} is paused since {rfc3339(note['since'])}: {plain_line(str(note['trouble']))}",
+            file=sys.stderr,
+        )
     _tell_ahead(box)
 
 
@@ -334,7 +405,11 @@ def _tell_ahead(box: Outbox) -> None:
     for url, note in box._read(box._store.verbs.note_list("ahead")).items():
         if not may_send_ahead(note, now):
             since, until = rfc3339(note["since"]), rfc3339(note["until"])
-            print(f"outmail: nothing is sent ahead to {url} since {since}, and again from {until}: {plain_line(str(note['reply']))}", file=sys.stderr)
+            print(
+                f"outmail: nothing is sent ahead to {url} since {since}, and again from {until}: "
+                f"{plain_line(str(note['reply']))}",
+                file=sys.stderr,
+            )
 
 
 def _stats(box: Outbox, arguments: argparse.Namespace) -> int:
@@ -344,12 +419,18 @@ def _stats(box: Outbox, arguments: argparse.Namespace) -> int:
         return 0
     for row in stats["routes"]:
         age = human_span(Clock().now() - row["oldest_at"])
-        print(f"{plain_line(row['route']):<40} {row['state']:<9} {row['recipients']:>9}  oldest {age}" + (f"  uncertain {row['uncertain']}" if row["uncertain"] else ""))
-    print("  ".join(f"{state} {count}" for state, count in sorted(stats["states"].items())) or "the queue is empty")
+        print(
+            f"{plain_line(row['route']):<40} {row['state']:<9} {row['recipients']:>9}  oldest {age}"
+            + (f"  uncertain {row['uncertain']}" if row["uncertain"] else "")
+        )
+    print(
+        "  ".join(f"{state} {count}" for state, count in sorted(stats["states"].items()))
+        or "the queue is empty"
+    )
     return 0
 
 
-# -- looking ------------------------------------------------------------------------------------------------------------
+# -- looking -------------------------------------------------------------------------------------------------
 
 
 def show(arguments: argparse.Namespace) -> int:
@@ -363,8 +444,14 @@ def show(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(as_json(status.as_dict()))
         return 0
-    print(f"id         {status.id}\nmessage-id {plain_line(status.message_id)}\nfrom       {plain_line(status.sender or '<>')}\nsubject    {plain_line(status.subject)}")
-    print(f"size       {status.size} bytes, sha256 {status.sha256}\naccepted   {rfc3339(status.accepted_at)}, expires {rfc3339(status.expires_at)}")
+    print(
+        f"id         {status.id}\nmessage-id {plain_line(status.message_id)}\nfrom       "
+        f"{plain_line(status.sender or '<>')}\nsubject    {plain_line(status.subject)}"
+    )
+    print(
+        f"size       {status.size} bytes, sha256 {status.sha256}\naccepted   {rfc3339(status.accepted_at)}, "
+        f"expires {rfc3339(status.expires_at)}"
+    )
     for name in ("key", "tag"):
         if getattr(status, name):
             print(plain_line(f"{name:<10} {getattr(status, name)}"))
@@ -379,10 +466,18 @@ def log(arguments: argparse.Namespace) -> int:
         if arguments.jsonl:
             print(as_json(attempt.as_dict()))
             continue
-        print(plain_line(f"{rfc3339(attempt.at)} {attempt.outcome} recipients {','.join(map(str, attempt.recipients))} via {attempt.host or attempt.route}"
-                         f" in {attempt.duration_ms} ms: {attempt.reply}"))  # fmt: skip
+        print(
+            plain_line(
+                f"{rfc3339(attempt.at)} {attempt.outcome} recipients "
+                f"{','.join(map(str, attempt.recipients))} via {attempt.host or attempt.route}"
+                f" in {attempt.duration_ms} ms: {attempt.reply}"
+            )
+        )
         for line in attempt.transcript:
-            print(f"  {line['ms']:>6} {line['dir']}: " + "\n            ".join(map(plain_line, line["line"].split("\n"))))
+            print(
+                f"  {line['ms']:>6} {line['dir']}: "
+                + "\n            ".join(map(plain_line, line["line"].split("\n")))
+            )
     return 0
 
 
@@ -397,7 +492,13 @@ def events(arguments: argparse.Namespace) -> int:
                 print(as_json(event.as_dict()), flush=True)
             else:
                 who = f"{event.id}/{event.n} {event.address}" if event.n else event.id
-                print(plain_line(f"{event.cursor} {rfc3339(event.at)} {event.event} {who}" + (f" {event.reason}" if event.reason else "")), flush=True)
+                print(
+                    plain_line(
+                        f"{event.cursor} {rfc3339(event.at)} {event.event} {who}"
+                        + (f" {event.reason}" if event.reason else "")
+                    ),
+                    flush=True,
+                )
         if not arguments.follow:
             return 0
         time.sleep(0.2)
@@ -413,11 +514,21 @@ def why(arguments: argparse.Namespace) -> int:
     if not stories:
         raise NotFound(f"no message to {arguments.what} is in the queue's records")
     for status in stories:
-        print(plain_line(f"{status.id} “{status.subject}” from {status.sender or '<>'}, accepted {rfc3339(status.accepted_at)}"))
+        print(
+            plain_line(
+                f"{status.id} “{status.subject}” from {status.sender or '<>'}, accepted "
+                f"{rfc3339(status.accepted_at)}"
+            )
+        )
         for r in status.recipients:
             print(plain_line(f"  {r.address}: {_in_words(r)}"))
         for attempt in box.attempts(status.id):
-            print(plain_line(f"    {rfc3339(attempt.at)} {attempt.host or attempt.route}: {attempt.outcome}; {attempt.reply}"))
+            print(
+                plain_line(
+                    f"    {rfc3339(attempt.at)} {attempt.host or attempt.route}: {attempt.outcome}; "
+                    f"{attempt.reply}"
+                )
+            )
     _tell_owners(box)
     return 0
 
@@ -439,8 +550,17 @@ def test(arguments: argparse.Namespace) -> int:
     config = replace(_config(arguments), transcripts="all")
     sender = _sender(config, arguments.sender)
     with tempfile.TemporaryDirectory(prefix="outmail-test-") as folder:
-        box = Outbox(os.path.join(folder, "test.db"), config=replace(config, only_to=(), redirect_to=""), deliver="never")
-        receipt = box.send(arguments.to, "outmail test", "This is a test message of outmail: this relay takes mail.\n", sender=sender)
+        box = Outbox(
+            os.path.join(folder, "test.db"),
+            config=replace(config, only_to=(), redirect_to=""),
+            deliver="never",
+        )
+        receipt = box.send(
+            arguments.to,
+            "outmail test",
+            "This is a test message of outmail: this relay takes mail.\n",
+            sender=sender,
+        )
         engine = build_engine(box._store, config, config.routes, Clock())
         asyncio.run(engine.run(once=True))
         for attempt in box.attempts(receipt.id):
@@ -459,7 +579,13 @@ def test(arguments: argparse.Namespace) -> int:
     if recipient.state == "delivered":
         print(plain_line(f"{recipient.address}: accepted by the relay: {recipient.reply}"))
         return 0
-    print(plain_line(f"{recipient.address}: {recipient.state}: {recipient.reason or 'not tried: no relay is known for this address'}"), file=sys.stderr)
+    print(
+        plain_line(
+            f"{recipient.address}: {recipient.state}: "
+            f"{recipient.reason or 'not tried: no relay is known for this address'}"
+        ),
+        file=sys.stderr,
+    )
     print(_advice(recipient.reason), file=sys.stderr)
     return EX_UNAVAILABLE if recipient.state == "failed" else EX_TEMPFAIL
 
@@ -472,17 +598,27 @@ def _advice(reason: str) -> str:
 
 
 _ADVICE = (
-    ("certificate", "The relay's certificate is not trusted: give its CA as `ca`, or pin it with `fingerprint`, in the relay's table."),
-    ("STARTTLS", "The relay offers no encryption: use smtps:// if it has that, or smtp+plain:// if the line is safe."),
+    (
+        "certificate",
+        "The relay's certificate is not trusted: give its CA as `ca`, or pin it with `fingerprint`, in the "
+        "relay's table.",
+    ),
+    (
+        "STARTTLS",
+        "The relay offers no encryption: use smtps:// if it has that, or smtp+plain:// if the line is safe.",
+    ),
     ("refused", "Nobody listens there: check host and port, and that the server runs."),
-    ("no connection", "No answer: a firewall, or your provider blocks this port; 587 and 465 are rarely blocked."),
+    (
+        "no connection",
+        "No answer: a firewall, or your provider blocks this port; 587 and 465 are rarely blocked.",
+    ),
     ("Name or service", "The host name is unknown: check its spelling and the machine's DNS."),
     ("535", "The relay does not accept user name or password."),
     ("451", "The relay asks to try again later (often greylisting): the queue would do so."),
 )
 
 
-# -- upkeep -------------------------------------------------------------------------------------------------------------
+# -- upkeep --------------------------------------------------------------------------------------------------
 
 
 def store(arguments: argparse.Namespace) -> int:
@@ -514,7 +650,10 @@ def _check(arguments: argparse.Namespace) -> int:
         problems = [f"{store_path(place)[0]} is no outmail store"]
     for problem in problems:
         print(problem)
-    print(f"{shown(place)}: {'no problem found' if not problems else f'{len(problems)} problems'}", file=sys.stderr)
+    print(
+        f"{shown(place)}: {'no problem found' if not problems else f'{len(problems)} problems'}",
+        file=sys.stderr,
+    )
     return EX_DATAERR if problems else 0
 
 
@@ -529,12 +668,17 @@ def _problems(arguments: argparse.Namespace) -> list[str]:
 
 
 def _backup(box: Outbox, file: str) -> None:
-    """A copy of the live queue in a new file; of a PostgreSQL store as a SQLite file, which `outmail move` brings back."""
+    """A copy of the live queue in a new file; of a PostgreSQL store as a SQLite file, which `outmail move`
+    brings back.
+    """
     from outmail.ops.backup import leftovers, whole
     from outmail.store.sqlite import SqliteStore
 
     for left in leftovers(file):
-        print(f"outmail: {left} is of a backup that was killed, or is still under way; delete it when none is", file=sys.stderr)
+        print(
+            f"outmail: {left} is of a backup that was killed, or is still under way; delete it when none is",
+            file=sys.stderr,
+        )
     with whole(file) as temporary:
         if isinstance(box._store, SqliteStore):
             box._store.backup(temporary)
@@ -559,7 +703,11 @@ def move(arguments: argparse.Namespace) -> int:
                 count = moved(old, new, Clock().now(), tell, failpoints.hit)
             print(f"{count} messages moved from {old.url} to {new.url}", file=sys.stderr)
         if os.path.isdir(old.spool) and os.listdir(old.spool):
-            print(f"outmail: log records still lie in {old.spool}; they are mailed by whoever uses {old.url} next", file=sys.stderr)
+            print(
+                f"outmail: log records still lie in {old.spool}; they are mailed by whoever uses {old.url} "
+                f"next",
+                file=sys.stderr,
+            )
     return 0
 
 
@@ -574,18 +722,30 @@ def _abandon(old: Store, place: str | None) -> int:
     if way is None or place is None:
         raise NotFound(f"{old.url} is not being moved")
     if "…" in place:
-        raise ConfigError(f"the password of {place} is not noted", hint="name it whole: outmail move --abandon FROM TO")
+        raise ConfigError(
+            f"the password of {place} is not noted", hint="name it whole: outmail move --abandon FROM TO"
+        )
     if not _is_there(place):
         _, left = abandon(old, None)
-        print(f"the move is given up: {left} messages stay in {old.url}; {place} is gone, with all that had arrived there", file=sys.stderr)
+        print(
+            f"the move is given up: {left} messages stay in {old.url}; {place} is gone, with all that had "
+            f"arrived there",
+            file=sys.stderr,
+        )
         return 0
     try:
         new = open_store(place)
     except Trouble as problem:
-        raise not_stored(problem, f"the move is not given up, because {place} cannot say what has arrived there") from None
+        raise not_stored(
+            problem, f"the move is not given up, because {place} cannot say what has arrived there"
+        ) from None
     with closing(new):
         arrived, left = abandon(old, new)
-    print(f"the move is given up: {arrived} messages had arrived in {new.url} and stay there, {left} stay in {old.url}", file=sys.stderr)
+    print(
+        f"the move is given up: {arrived} messages had arrived in {new.url} and stay there, {left} stay in "
+        f"{old.url}",
+        file=sys.stderr,
+    )
     return 0
 
 
@@ -599,14 +759,21 @@ def _progress(name: str) -> Iterator[Callable[[int, int], None]]:
 
     def tell(done: int, total: int) -> None:
         full = width * done // total if total else width
-        print(f"\r{name} [{'#' * full}{'.' * (width - full)}] {done}/{total}", end="", file=sys.stderr, flush=True)
+        print(
+            f"\r{name} [{'#' * full}{'.' * (width - full)}] {done}/{total}",
+            end="",
+            file=sys.stderr,
+            flush=True,
+        )
 
     yield tell
     print(file=sys.stderr)
 
 
 def _foreign_claims(box: Outbox, free: str | None) -> list[str]:
-    """Rows in applications' databases that another store has claimed; those of the store ``free`` are made claimable again."""
+    """Rows in applications' databases that another store has claimed; those of the store ``free`` are made
+    claimable again.
+    """
     found = []
     for url in box._config.outboxes:
         try:
@@ -614,7 +781,9 @@ def _foreign_claims(box: Outbox, free: str | None) -> list[str]:
             claims = source.claims()
             freed = [source.free(claim.claimant) for claim in claims if free in (claim.store, claim.claimant)]
             if freed:
-                print(f"{source.name}: {sum(freed)} messages claimed by {free} are free again", file=sys.stderr)
+                print(
+                    f"{source.name}: {sum(freed)} messages claimed by {free} are free again", file=sys.stderr
+                )
         except Trouble as problem:
             found.append(str(problem))
             continue
@@ -624,7 +793,8 @@ def _foreign_claims(box: Outbox, free: str | None) -> list[str]:
             age = Clock().now() - min((claim.oldest for claim in theirs), default=Clock().now())
             if age > 60_000:
                 found.append(
-                    f"{source.name}: {sum(claim.rows for claim in theirs)} messages are claimed by the store {store}, the oldest for {human_span(age)}; "
+                    f"{source.name}: {sum(claim.rows for claim in theirs)} messages are claimed by the store "
+                    f"{store}, the oldest for {human_span(age)}; "
                     f"when that store is gone for good: outmail store check --free {store}"
                 )
         source.close()
@@ -632,7 +802,9 @@ def _foreign_claims(box: Outbox, free: str | None) -> list[str]:
 
 
 def config(arguments: argparse.Namespace) -> int:
-    """The configuration in force, without passwords; or with --hash, a password from stdin hashed for [listen] users_file."""
+    """The configuration in force, without passwords; or with --hash, a password from stdin hashed for
+    [listen] users_file.
+    """
     if arguments.hash:
         from outmail.intake.logins import hashed
 
@@ -645,4 +817,3 @@ def config(arguments: argparse.Namespace) -> int:
         for key, value in found.items():
             print(f"{key:<12} {value if isinstance(value, str) else as_json(value)}")
     return 0
-

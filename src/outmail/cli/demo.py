@@ -1,8 +1,9 @@
 """``outmail demo``: the whole road on this machine, and a check that its story is true.
 
-A sink that refuses and defers, a queue in a temporary folder, 240 varied messages from this process, an engine in
-another one, which is killed in the middle and started again. Then every recipient is compared with what the sink took:
-nothing lost, whoever got it twice is marked uncertain, every byte as accepted. Exit status 0 only if all of it holds.
+A sink that refuses and defers, a queue in a temporary folder, 240 varied messages from this process, an
+engine in another one, which is killed in the middle and started again. Then every recipient is compared with
+what the sink took: nothing lost, whoever got it twice is marked uncertain, every byte as accepted. Exit
+status 0 only if all of it holds.
 """
 
 from __future__ import annotations
@@ -49,14 +50,23 @@ def _story(count: int, folder: str, sink: Sink) -> int:
     store, settings = os.path.join(folder, "queue.db"), os.path.join(folder, "outmail.toml")
     with open(settings, "w", encoding="utf-8") as file:
         file.write(CONFIG)
-    _say(f"1. A mail server that refuses some and defers some listens on port {sink.port}; the queue is {store}")
+    _say(
+        f"1. A mail server that refuses some and defers some listens on port {sink.port}; the queue is "
+        f"{store}"
+    )
     with Outbox(store, config=settings, relay=sink.url, deliver="never") as box:
         began = time.monotonic()
         receipts = [box.send(**message) for message in _messages(count)]
         people = sum(len(box.status(receipt.id).recipients) for receipt in receipts)
-        _say(f"2. Accepted {count} messages for {people} recipients, each on disk before its receipt: {time.monotonic() - began:.2f} s")
+        _say(
+            f"2. Accepted {count} messages for {people} recipients, each on disk before its receipt: "
+            f"{time.monotonic() - began:.2f} s"
+        )
         killed = _kill_in_the_middle(store, settings, folder, sink, people // 4)
-        _say(f"3. An engine began to deliver and was killed (SIGKILL) after {killed} deliveries; a new one goes on")
+        _say(
+            f"3. An engine began to deliver and was killed (SIGKILL) after {killed} deliveries; a new one "
+            f"goes on"
+        )
         ended = _finish(store, settings, folder, box, [r.id for r in receipts])
         return _verdict(box, [r.id for r in receipts], sink, ended)
 
@@ -73,9 +83,14 @@ def _messages(count: int) -> list[dict[str, Any]]:
         if i % 13 == 0:
             to.append(f"greylisted-{i}@example.test")
         message: dict[str, Any] = {
-            "to": to, "sender": ("outmail demo", "demo@example.test"), "subject": f"Demo {i}: grüße, 世界, {'long ' * (i % 30)}",
-            "text": ("ordinary text\n" if i % 2 else "Grüße aus Zürich ✉\n") + ".\n..\n.leading dots\n" * (i % 3) + "x" * (i * 7 % 3000) + "\n",
-        }  # fmt: skip
+            "to": to,
+            "sender": ("outmail demo", "demo@example.test"),
+            "subject": f"Demo {i}: grüße, 世界, {'long ' * (i % 30)}",
+            "text": ("ordinary text\n" if i % 2 else "Grüße aus Zürich ✉\n")
+            + ".\n..\n.leading dots\n" * (i % 3)
+            + "x" * (i * 7 % 3000)
+            + "\n",
+        }
         if i % 4 == 0:
             message["attachments"] = [(f"naïve file {i}.bin", bytes(range(256)) * (i % 20))]
         if i % 6 == 0:
@@ -95,7 +110,11 @@ def _engine(store: str, settings: str, folder: str) -> subprocess.Popen[bytes]:
 def _kill_in_the_middle(store: str, settings: str, folder: str, sink: Sink, after: int) -> int:
     engine = _engine(store, settings, folder)
     deadline = time.monotonic() + 60
-    while sum(len(m.recipients) for m in list(sink.messages)) < after and time.monotonic() < deadline and engine.poll() is None:
+    while (
+        sum(len(m.recipients) for m in list(sink.messages)) < after
+        and time.monotonic() < deadline
+        and engine.poll() is None
+    ):
         time.sleep(0.002)
     engine.send_signal(signal.SIGKILL)
     engine.wait()
@@ -150,11 +169,15 @@ def _verdict(box: Outbox, ids: list[str], sink: Sink, ended: bool) -> int:
                 why = f": {r.reason}" if r.reason else ""
                 _say(f"   {r.address:<32} {r.state}{note}, attempts {r.attempts}, copies {copies}{why}")
     doubled = sum(1 for copies in got.values() if copies > 1)
-    _say(f"   and the rest delivered at the first attempt. In all: {', '.join(f'{n} {state}' for state, n in sorted(states.items()))}")
+    _say(
+        f"   and the rest delivered at the first attempt. In all: "
+        f"{', '.join(f'{n} {state}' for state, n in sorted(states.items()))}"
+    )
     checks = {
         "everything came to an end": ended,
         "nothing was lost": not lost and not wrong,
-        f"every recipient delivered twice ({doubled}) carries the uncertain mark ({marked} marked)": not unmarked,
+        f"every recipient delivered twice ({doubled}) carries the uncertain mark ({marked} "
+        f"marked)": not unmarked,
         f"every byte of {len(sink.messages)} transmissions arrived as accepted": not altered,
     }
     _say("5. Checks:")

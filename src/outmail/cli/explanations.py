@@ -1,25 +1,35 @@
 """What each stable code of `Refused` and the JSON errors means, for `outmail explain`."""
 
 CODES = {
-    "bad-address": "An address is not of the form name@domain (RFC 5321), or holds a character that may not stand in an envelope.",
-    "bad-argument": "An argument has a value that cannot be meant; the message names it and what is possible.",
+    "bad-address": "An address is not of the form name@domain (RFC 5321), or holds a character that may not "
+    "stand in an envelope.",
+    "bad-argument": "An argument has a value that cannot be meant; the message names it and what is "
+    "possible.",
     "bad-attachment": "An attachment is neither a readable file nor (name, bytes[, type]).",
-    "bad-content": "The message's bytes cannot be mail: a NUL, a bare carriage return, or no header field in the first line.",
+    "bad-content": "The message's bytes cannot be mail: a NUL, a bare carriage return, or no header field in "
+    "the first line.",
     "bad-filter": "A filter has an unknown word or a value that cannot be read. See: outmail queue --help",
-    "bad-header": "A header field has a line break, a control character, a malformed name, or over-long words that may not be encoded.",
+    "bad-header": "A header field has a line break, a control character, a malformed name, or over-long "
+    "words that may not be encoded.",
     "config": "A setting is wrong; the message names file and key.",
     "exists": "The file exists already, and nothing is overwritten.",
     "loop": "The message has passed too many servers already: it goes round in a circle.",
-    "no-outbox-table": "using= needs the table outmail_outbox in your database: make it with what `outmail store ddl` prints.",
+    "no-outbox-table": "using= needs the table outmail_outbox in your database: make it with what `outmail "
+    "store ddl` prints.",
     "no-recipient": "No recipient was given.",
-    "not-found": "No message with this id is in the store; its record may have been purged ([retention] records).",
+    "not-found": "No message with this id is in the store; its record may have been purged ([retention] "
+    "records).",
     "store-busy": "Another program held the store's write lock for too long. Nothing was stored; try again.",
-    "store-conflict": "Two programs wrote the same at one moment, three times over. Nothing was stored; try again.",
+    "store-conflict": "Two programs wrote the same at one moment, three times over. Nothing was stored; try "
+    "again.",
     "store-corrupt": "The store's file is damaged, or is no outmail store. Run: outmail store check",
-    "store-forbidden": "The store cannot be opened: the folder is missing or permissions forbid it. Nothing was stored.",
+    "store-forbidden": "The store cannot be opened: the folder is missing or permissions forbid it. Nothing "
+    "was stored.",
     "store-full": "The disk is full. Nothing was stored; what was accepted before is safe.",
-    "store-io": "The disk reported an error, or the database's server cannot be reached. Nothing was stored, unless the text says that it may have been.",
-    "store-missing": "A long message is written in pieces first, and these were gone each time when it was to be stored. Nothing was stored; try again.",
+    "store-io": "The disk reported an error, or the database's server cannot be reached. Nothing was stored, "
+    "unless the text says that it may have been.",
+    "store-missing": "A long message is written in pieces first, and these were gone each time when it was "
+    "to be stored. Nothing was stored; try again.",
     "store-other": "The store reported an unexpected error. Nothing was stored.",
     "store-readonly": "The store's file or file system is read-only. Nothing was stored.",
     "store-schema": "The store was made by a later version of outmail; upgrade outmail.",

@@ -33,7 +33,11 @@ def jobs(arguments: argparse.Namespace) -> int:
     document = state.read(box, "job", arguments.name)
     if not document:
         raise NotFound(f"no job named {arguments.name!r} is known; outmail jobs ls lists them")
-    return int({"show": _show, "history": _history, "mute": _mute, "reset": _reset}[arguments.verb](box, arguments, document))
+    return int(
+        {"show": _show, "history": _history, "mute": _mute, "reset": _reset}[arguments.verb](
+            box, arguments, document
+        )
+    )
 
 
 def _list(box: Outbox, arguments: argparse.Namespace) -> int:
@@ -46,7 +50,10 @@ def _list(box: Outbox, arguments: argparse.Namespace) -> int:
         last = document.get("last", {})
         ago = human_span(now - last["at"]) + " ago" if last else "never"
         row = _row(Incident.load(document.get("incident")), now)
-        print(f"{plain_line(name):<30} {document.get('kind', 'job'):<6} {last.get('state', 'no run'):<9} {ago:<14} {row}".rstrip())
+        print(
+            f"{plain_line(name):<30} {document.get('kind', 'job'):<6} {last.get('state', 'no run'):<9} "
+            f"{ago:<14} {row}".rstrip()
+        )
     if not documents:
         print("no job is known yet", file=sys.stderr)
     return 0
@@ -71,9 +78,14 @@ def _show(box: Outbox, arguments: argparse.Namespace, document: dict[str, Any]) 
     now = box.clock.now()
     standing = Incident.load(document.get("incident"))
     last = document.get("last", {})
-    print(f"{arguments.name}: {last.get('state', 'no run yet')}" + (f" {human_span(now - last['at'])} ago" if last else ""))
+    print(
+        f"{arguments.name}: {last.get('state', 'no run yet')}"
+        + (f" {human_span(now - last['at'])} ago" if last else "")
+    )
     if _row(standing, now):
-        print(f"  {_row(standing, now)}" + (f", since {local_time(standing.since)}" if standing.since else ""))
+        print(
+            f"  {_row(standing, now)}" + (f", since {local_time(standing.since)}" if standing.since else "")
+        )
     if document.get("late"):
         print(f"  expected at least every {human_span(document['late']['every_ms'])}")
     durations = [run["duration_ms"] for run in found.values() if run.get("duration_ms")]
@@ -94,7 +106,10 @@ def _history(box: Outbox, arguments: argparse.Namespace, document: dict[str, Any
             continue
         lasted = took(run["duration_ms"] / 1000) if "duration_ms" in run else ""
         status = f"exit {run['status']}" if "status" in run else ""
-        print(f"{local_time(run['started_at'])}  {run.get('state', ''):<9} {lasted:>10}  {status:<9} {plain_line(str(run.get('reason', '')))}".rstrip())
+        print(
+            f"{local_time(run['started_at'])}  {run.get('state', ''):<9} {lasted:>10}  {status:<9} "
+            f"{plain_line(str(run.get('reason', '')))}".rstrip()
+        )
     return 0
 
 
@@ -103,21 +118,34 @@ def _mute(box: Outbox, arguments: argparse.Namespace, document: dict[str, Any]) 
         until = box.clock.now() + parse_span(arguments.span or "8h")
     except ValueError as problem:
         raise Refused(str(problem), code="bad-argument") from None
-    state.change(box, "job", arguments.name, lambda doc: ({**doc, "incident": {**Incident.load(doc.get("incident")).dump(), "muted_until": until}}, None))
+    state.change(
+        box,
+        "job",
+        arguments.name,
+        lambda doc: (
+            {**doc, "incident": {**Incident.load(doc.get("incident")).dump(), "muted_until": until}},
+            None,
+        ),
+    )
     print(f"{arguments.name} is muted until {local_time(until)}; failures are counted", file=sys.stderr)
     return 0
 
 
 def _reset(box: Outbox, arguments: argparse.Namespace, document: dict[str, Any]) -> int:
     """Forget failures, mutes and the expected interval; the runs stay."""
-    state.change(box, "job", arguments.name, lambda doc: ({k: v for k, v in doc.items() if k not in ("incident", "late", "output")}, None))
+    state.change(
+        box,
+        "job",
+        arguments.name,
+        lambda doc: ({k: v for k, v in doc.items() if k not in ("incident", "late", "output")}, None),
+    )
     for mark in (marks.attention(box.spool, arguments.name), marks.late(box.spool, arguments.name)):
         marks.drop(mark)
     print(f"{arguments.name} begins anew", file=sys.stderr)
     return 0
 
 
-# -- digests ------------------------------------------------------------------------------------------------------------
+# -- digests -------------------------------------------------------------------------------------------------
 
 
 def digest(arguments: argparse.Namespace) -> int:
@@ -140,21 +168,33 @@ def digest(arguments: argparse.Namespace) -> int:
         return EX_USAGE
     if arguments.name not in documents:
         raise NotFound(f"no digest named {arguments.name!r} is known; outmail digest ls lists them")
-    return int({"show": _show_digest, "send": _send_digest, "drop": _drop_digest, "mute": _mute_digest}[arguments.verb](box, arguments))
+    return int(
+        {"show": _show_digest, "send": _send_digest, "drop": _drop_digest, "mute": _mute_digest}[
+            arguments.verb
+        ](box, arguments)
+    )
 
 
 def _digest(document: dict[str, Any]) -> dict[str, Any]:
     pending = Gathered.load(document.get("pending"), 100, 20)
     incidents = {key: Incident.load(found) for key, found in document.get("incidents", {}).items()}
     return {
-        "records": pending.total, "waiting": in_words(pending) if pending.total else "nothing waits",
-        "failing": [f"{key} ({one.failures} in a row)" for key, one in incidents.items() if one.failures], "muted": document.get("muted", {}),
-    }  # fmt: skip
+        "records": pending.total,
+        "waiting": in_words(pending) if pending.total else "nothing waits",
+        "failing": [f"{key} ({one.failures} in a row)" for key, one in incidents.items() if one.failures],
+        "muted": document.get("muted", {}),
+    }
 
 
 def _fold_orphans(box: Outbox, name: str, send: bool | None) -> None:
     """Without its program's rules: nothing is judged, only taken up (or, with ``send``, mailed)."""
-    digests.fold(box, digests.Settings(name, tuple(state.read(box, "digest", name).get("to", ()))), None, None, send=send)
+    digests.fold(
+        box,
+        digests.Settings(name, tuple(state.read(box, "digest", name).get("to", ()))),
+        None,
+        None,
+        send=send,
+    )
 
 
 def _show_digest(box: Outbox, arguments: argparse.Namespace) -> int:
@@ -165,7 +205,9 @@ def _show_digest(box: Outbox, arguments: argparse.Namespace) -> int:
     pending = Gathered.load(document.get("pending"), 100, 20)
     incidents = {key: Incident.load(found) for key, found in document.get("incidents", {}).items()}
     for key, one in incidents.items():
-        print(f"{plain_line(key)}: {one.failures} failed runs in a row" + (", told" if one.alerted_at else ""))
+        print(
+            f"{plain_line(key)}: {one.failures} failed runs in a row" + (", told" if one.alerted_at else "")
+        )
     if not pending.total:
         print(f"{arguments.name}: nothing waits", file=sys.stderr)
         return 0
@@ -197,6 +239,14 @@ def _mute_digest(box: Outbox, arguments: argparse.Namespace) -> int:
     except ValueError as problem:
         raise Refused(str(problem), code="bad-argument") from None
     key = words[0] if words else ""
-    state.change(box, "digest", arguments.name, lambda doc: ({**doc, "muted": {**doc.get("muted", {}), key: until}}, None))
-    print(f"{arguments.name}{' ' + key if key else ''} is muted until {local_time(until)}; records are counted", file=sys.stderr)
+    state.change(
+        box,
+        "digest",
+        arguments.name,
+        lambda doc: ({**doc, "muted": {**doc.get("muted", {}), key: until}}, None),
+    )
+    print(
+        f"{arguments.name}{' ' + key if key else ''} is muted until {local_time(until)}; records are counted",
+        file=sys.stderr,
+    )
     return 0

@@ -1,11 +1,13 @@
-"""``outmail watch [options] -- CMD``: run a command as it would run alone, and mail when there is something to say.
+"""``outmail watch [options] -- CMD``: run a command as it would run alone, and mail when there is something
+to say.
 
-How it is fast: options by getopt, the child by fork and exec, and a run that has nothing to say is one line appended to a
-file beside the store; everything else of outmail is loaded only when a mail may be due. The line is folded into the store by
-the next run that opens it, `outmail jobs`, or the service.
-Promises: the command's own exit status (128+n on a signal, 124 on its time-out, 126/127 as the shell); its streams pass
-through unchanged, byte for byte and at once; signals reach it; silence on success; when outmail itself fails it says so on
-stderr and still returns the command's status. Fails: 64 for wrong options, before anything runs.
+How it is fast: options by getopt, the child by fork and exec, and a run that has nothing to say is one line
+appended to a file beside the store; everything else of outmail is loaded only when a mail may be due. The
+line is folded into the store by the next run that opens it, `outmail jobs`, or the service.
+Promises: the command's own exit status (128+n on a signal, 124 on its time-out, 126/127 as the shell); its
+streams pass through unchanged, byte for byte and at once; signals reach it; silence on success; when outmail
+itself fails it says so on stderr and still returns the command's status. Fails: 64 for wrong options, before
+anything runs.
 Does not: use a shell, or change the command's environment.
 """
 
@@ -22,7 +24,8 @@ from outmail.reports import liveness, marks
 
 EX_USAGE, EX_TEMPFAIL = 64, 75
 
-#: option → (default, takes a value, what it does). The table in docs/reports.md is compared with this one by a test.
+#: option → (default, takes a value, what it does). The table in docs/reports.md is compared with this one by
+#: a test.
 OPTIONS: dict[str, tuple[Any, bool, str]] = {
     "name": ("", True, "the job's name (default: the command's)"),
     "to": ((), True, "who is told (several times possible; default: `to` of the configuration)"),
@@ -36,7 +39,11 @@ OPTIONS: dict[str, tuple[Any, bool, str]] = {
     "timeout": ("", True, "end the command after so long (2h), with status 124"),
     "kill-after": ("10s", True, "after the time-out's SIGTERM, SIGKILL after so long"),
     "lock": ("", True, "if the last run is still going: skip or wait"),
-    "late": ("", True, "mail when it has not run for so long (26h); needs `outmail run`, or `run --once` from cron"),
+    "late": (
+        "",
+        True,
+        "mail when it has not run for so long (26h); needs `outmail run`, or `run --once` from cron",
+    ),
     "tail": ("200", True, "lines of output in the mail"),
     "attach": (False, False, "attach the whole output (up to 10 MB)"),
     "longer-than": ("", True, "mail also on success when it took longer than this"),
@@ -86,7 +93,9 @@ def main(argv: list[str]) -> int:
 def parse(argv: list[str]) -> tuple[Options, list[str]]:
     """Options and the command after ``--``; raises `Usage`."""
     try:
-        found, command = getopt.getopt(argv, "h", [name + ("=" if takes else "") for name, (_, takes, _) in OPTIONS.items()])
+        found, command = getopt.getopt(
+            argv, "h", [name + ("=" if takes else "") for name, (_, takes, _) in OPTIONS.items()]
+        )
     except getopt.GetoptError as problem:
         raise Usage(f"{problem}; see outmail watch --help") from None
     options = Options({name: default for name, (default, _, _) in OPTIONS.items()})
@@ -135,14 +144,19 @@ def _span(name: str, text: str) -> int:
 
 
 def _help() -> str:
-    lines = ["usage: outmail watch [options] -- COMMAND [ARGUMENTS]", "", "Run a command and mail when it fails; the command's exit status is returned.", ""]
+    lines = [
+        "usage: outmail watch [options] -- COMMAND [ARGUMENTS]",
+        "",
+        "Run a command and mail when it fails; the command's exit status is returned.",
+        "",
+    ]
     for name, (default, takes, what) in OPTIONS.items():
         shown = f"--{name}" + (" " + name.upper().rpartition("-")[2] if takes else "")
         lines.append(f"  {shown:<24} {what}" + (f" [{default}]" if default and takes else ""))
     return "\n".join(lines) + "\n"
 
 
-# -- running ------------------------------------------------------------------------------------------------------------
+# -- running -------------------------------------------------------------------------------------------------
 
 
 def _watch(options: Options, command: list[str]) -> int:
@@ -185,8 +199,15 @@ def _alive(spool: str, options: Options, command: list[str]) -> HeldFile | None:
     import time
 
     began = int(time.time() * 1000)
-    said = {"job": options.name, "kind": "watch", "pid": os.getpid(), "host": socket.gethostname().partition(".")[0], "started_at": began,
-            "to": list(options.to), "command": command}  # fmt: skip
+    said = {
+        "job": options.name,
+        "kind": "watch",
+        "pid": os.getpid(),
+        "host": socket.gethostname().partition(".")[0],
+        "started_at": began,
+        "to": list(options.to),
+        "command": command,
+    }
     try:
         return liveness.alive(spool, f"{began}-{os.getpid()}", json.dumps(said).encode())
     except OSError:
@@ -204,13 +225,21 @@ def _heavy(options: Options, action: Any) -> bool:
             action(report, box)
     except BaseException as problem:
         hint = getattr(problem, "hint", "")
-        print(f"outmail watch: the report failed: {problem or type(problem).__name__}" + (f" ({hint})" if hint else ""), file=sys.stderr)
+        print(
+            f"outmail watch: the report failed: {problem or type(problem).__name__}"
+            + (f" ({hint})" if hint else ""),
+            file=sys.stderr,
+        )
     return True
 
 
 def _nothing_to_say(options: Options, result: Any, spool: str) -> bool:
     """A plain success of a job that is not known to be in trouble."""
-    if options.on not in ("fail", "never") or result.failed or (options["longer-than"] and result.duration_ms > options["longer-than"]):
+    if (
+        options.on not in ("fail", "never")
+        or result.failed
+        or (options["longer-than"] and result.duration_ms > options["longer-than"])
+    ):
         return False
     if os.path.exists(marks.attention(spool, options.name)):
         return False
@@ -220,12 +249,20 @@ def _nothing_to_say(options: Options, result: Any, spool: str) -> bool:
 def _note(spool: str, options: Options, result: Any) -> None:
     import json
 
-    line = {"job": options.name, "at": result.began_ms, "duration_ms": result.duration_ms, "status": result.status, "pid": os.getpid()}
+    line = {
+        "job": options.name,
+        "at": result.began_ms,
+        "duration_ms": result.duration_ms,
+        "status": result.status,
+        "pid": os.getpid(),
+    }
     marks.append(marks.runs(spool), json.dumps(line))
 
 
 def _spool(options: Options) -> str:
-    """The folder beside the store, found without loading the configuration's checks; "" where only they can tell."""
+    """The folder beside the store, found without loading the configuration's checks; "" where only they can
+    tell.
+    """
     store = options.store or os.environ.get("OUTMAIL_STORE", "")
     if not store:
         import tomllib
@@ -243,7 +280,9 @@ def _spool(options: Options) -> str:
         if hasattr(os, "geteuid") and os.geteuid() == 0:
             store = "/var/lib/outmail/queue.db"
         else:
-            data = os.environ.get("XDG_DATA_HOME") or os.path.join(os.environ.get("HOME") or os.path.expanduser("~"), ".local", "share")
+            data = os.environ.get("XDG_DATA_HOME") or os.path.join(
+                os.environ.get("HOME") or os.path.expanduser("~"), ".local", "share"
+            )
             store = os.path.join(data, "outmail", "queue.db")
     scheme, colon, rest = store.partition(":")
     if colon and "/" not in scheme:

@@ -1,1 +1,3 @@
-"""Interfaces of predecessors, so that a program moves here by changing an import. Nothing of outmail depends on them."""
+"""Interfaces of predecessors, so that a program moves here by changing an import. Nothing of outmail depends
+on them.
+"""

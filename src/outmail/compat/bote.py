@@ -1,9 +1,11 @@
-"""`Mailer` with the public methods of the package bote: a dictionary of settings, and plain-text mails from them.
+"""`Mailer` with the public methods of the package bote: a dictionary of settings, and plain-text mails from
+them.
 
-What stays: the keys, their defaults, what is refused and with which exception (ValueError, TypeError). What is better: a mail is
-queued on disk and delivered by an engine in the program, so a server that is down raises nothing; Date and Message-ID are set;
-``encryption`` left out with a remote server is an error that says what to write; ``"off"`` written out is honoured, but
-credentials are then refused off loopback; certificates of this machine itself need not be signed by a known authority.
+What stays: the keys, their defaults, what is refused and with which exception (ValueError, TypeError). What
+is better: a mail is queued on disk and delivered by an engine in the program, so a server that is down raises
+nothing; Date and Message-ID are set; ``encryption`` left out with a remote server is an error that says what
+to write; ``"off"`` written out is honoured, but credentials are then refused off loopback; certificates of
+this machine itself need not be signed by a known authority.
 Does not: send when the settings are wrong (everything is checked in the constructor).
 """
 
@@ -22,14 +24,26 @@ from outmail.outbox import Outbox
 from outmail.policy.route import is_loopback
 from outmail.smtp.syntax import AddressError, parse_mailbox
 
-KEYS = ("server", "server_port", "encryption", "username", "passphrase", "recipient", "sender", "wrap_width", "timeout")
+KEYS = (
+    "server",
+    "server_port",
+    "encryption",
+    "username",
+    "passphrase",
+    "recipient",
+    "sender",
+    "wrap_width",
+    "timeout",
+)
 ALIASES = {"mail_admin": "recipient", "mail_sender": "sender"}
 
 
 class Mailer:
     """``Mailer(settings)``; ``store`` says where the queue is (default: the configured store)."""
 
-    def __init__(self, mail_settings: Mapping[str, Any], *, store: str | None = None, exit_wait: float = 5.0) -> None:
+    def __init__(
+        self, mail_settings: Mapping[str, Any], *, store: str | None = None, exit_wait: float = 5.0
+    ) -> None:
         settings = checked(mail_settings)
         self.settings = settings
         self._wrap = settings["wrap_width"]
@@ -37,15 +51,24 @@ class Mailer:
         self.sender = settings["sender"]
         self._box = Outbox(store, relay=relay_url(settings), config=load(), exit_wait=exit_wait)
 
-    def send_mail(self, message_subject: str, message_body: str, overwrite_recipient: str | None = None) -> Receipt:
-        """Queue a plain-text mail to the recipient, to one of a recipient dictionary by its key, or to another address."""
+    def send_mail(
+        self, message_subject: str, message_body: str, overwrite_recipient: str | None = None
+    ) -> Receipt:
+        """Queue a plain-text mail to the recipient, to one of a recipient dictionary by its key, or to
+        another address.
+        """
         for name, value in (("subject", message_subject), ("body", message_body)):
             if not isinstance(value, str) or not value.strip():
                 raise ValueError(f"the {name} of the mail is empty")
         if "\r" in message_subject or "\n" in message_subject:
             raise ValueError("the subject holds a line break")
         try:
-            return self._box.send(self._recipient(overwrite_recipient), message_subject.strip(), self._wrapped(message_body), sender=self.sender)
+            return self._box.send(
+                self._recipient(overwrite_recipient),
+                message_subject.strip(),
+                self._wrapped(message_body),
+                sender=self.sender,
+            )
         except Refused as problem:
             raise ValueError(str(problem)) from None
 
@@ -68,7 +91,15 @@ class Mailer:
 
     def _wrapped(self, body: str) -> str:
         lines = body.strip().splitlines()
-        return "\n".join(textwrap.fill(line, self._wrap, break_long_words=False, break_on_hyphens=False) if line.strip() else "" for line in lines) + "\n"
+        return (
+            "\n".join(
+                textwrap.fill(line, self._wrap, break_long_words=False, break_on_hyphens=False)
+                if line.strip()
+                else ""
+                for line in lines
+            )
+            + "\n"
+        )
 
 
 def checked(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,9 +109,13 @@ def checked(given: Mapping[str, Any]) -> dict[str, Any]:
     settings = {ALIASES.get(key, key): value for key, value in given.items()}
     for key in given:
         if key in ALIASES and ALIASES[key] in given:
-            raise ValueError(f"mail_settings has {key} and {ALIASES[key]}, which mean the same; write {ALIASES[key]}")
+            raise ValueError(
+                f"mail_settings has {key} and {ALIASES[key]}, which mean the same; write {ALIASES[key]}"
+            )
         if key in ALIASES:
-            warnings.warn(f"mail_settings: {key} is the old name of {ALIASES[key]}", DeprecationWarning, stacklevel=3)
+            warnings.warn(
+                f"mail_settings: {key} is the old name of {ALIASES[key]}", DeprecationWarning, stacklevel=3
+            )
     for key in settings:
         if key not in KEYS:
             raise ValueError(f"mail_settings: unknown key {key!r}; known are {', '.join(KEYS)}")
@@ -94,20 +129,36 @@ def checked(given: Mapping[str, Any]) -> dict[str, Any]:
     encryption = _encryption(settings, server, local)
     user, password = _credentials(settings)
     if user and encryption == "off" and not local:
-        raise ValueError(f"mail_settings: credentials are not sent to {server} in clear; write encryption='starttls' or 'ssl'")
+        raise ValueError(
+            f"mail_settings: credentials are not sent to {server} in clear; write encryption='starttls' or "
+            f"'ssl'"
+        )
     return {
-        "server": server.strip(), "server_port": _port(settings, local), "encryption": encryption, "username": user, "passphrase": password,
-        "recipient": _recipients(settings["recipient"]), "sender": _address(settings["sender"], "sender"),
-        "wrap_width": _width(settings.get("wrap_width", 80)), "timeout": _timeout(settings.get("timeout", 60)),
-    }  # fmt: skip
+        "server": server.strip(),
+        "server_port": _port(settings, local),
+        "encryption": encryption,
+        "username": user,
+        "passphrase": password,
+        "recipient": _recipients(settings["recipient"]),
+        "sender": _address(settings["sender"], "sender"),
+        "wrap_width": _width(settings.get("wrap_width", 80)),
+        "timeout": _timeout(settings.get("timeout", 60)),
+    }
 
 
 def relay_url(settings: Mapping[str, Any]) -> str:
     """Checked settings → a relay's URL."""
     scheme = {"off": "smtp+plain", "starttls": "smtp", "ssl": "smtps"}[settings["encryption"]]
-    user = quote(settings["username"], safe="") + ":" + quote(settings["passphrase"], safe="") + "@" if settings["username"] else ""
+    user = (
+        quote(settings["username"], safe="") + ":" + quote(settings["passphrase"], safe="") + "@"
+        if settings["username"]
+        else ""
+    )
     host = f"[{settings['server']}]" if ":" in settings["server"] else settings["server"]
-    port = settings["server_port"] or {"off": 25, "starttls": 587 if user else 25, "ssl": 465}[settings["encryption"]]
+    port = (
+        settings["server_port"]
+        or {"off": 25, "starttls": 587 if user else 25, "ssl": 465}[settings["encryption"]]
+    )
     return f"{scheme}://{user}{host}:{port}"
 
 
@@ -115,7 +166,10 @@ def _encryption(settings: Mapping[str, Any], server: str, local: bool) -> str:
     value = settings.get("encryption")
     if value is None:
         if not local:
-            raise ValueError(f"mail_settings: how to encrypt the way to {server} is not said; write encryption='starttls' (port 587), 'ssl' (465), or 'off'")
+            raise ValueError(
+                f"mail_settings: how to encrypt the way to {server} is not said; write encryption='starttls' "
+                f"(port 587), 'ssl' (465), or 'off'"
+            )
         return "off"
     if value not in ("off", "ssl", "starttls"):
         raise ValueError(f"mail_settings: encryption must be off, ssl or starttls, not {value!r}")
@@ -137,7 +191,9 @@ def _port(settings: Mapping[str, Any], local: bool) -> int:
     port = settings.get("server_port")
     if port is None:
         if not local:
-            raise ValueError("mail_settings: server_port is needed for a remote server (587 for starttls, 465 for ssl)")
+            raise ValueError(
+                "mail_settings: server_port is needed for a remote server (587 for starttls, 465 for ssl)"
+            )
         return 0
     if not isinstance(port, int) or isinstance(port, bool):
         raise TypeError(f"mail_settings: server_port must be a whole number, not {port!r}")
@@ -150,7 +206,10 @@ def _recipients(value: Any) -> dict[str, str]:
     if isinstance(value, str):
         return {"default": _address(value, "recipient")}
     if not isinstance(value, Mapping) or not value:
-        raise ValueError("mail_settings: recipient must be an address, or a dictionary of names and addresses that is not empty")
+        raise ValueError(
+            "mail_settings: recipient must be an address, or a dictionary of names and addresses that is not "
+            "empty"
+        )
     return {str(name): _address(address, f"recipient {name!r}") for name, address in value.items()}
 
 

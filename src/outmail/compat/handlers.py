@@ -1,8 +1,10 @@
-"""Drop-in classes for logging handlers that mail: `SMTPHandler` of the standard library, and the well-known recipe `BufferingSMTPHandler`.
+"""Drop-in classes for logging handlers that mail: `SMTPHandler` of the standard library, and the well-known
+recipe `BufferingSMTPHandler`.
 
-What stays: the arguments, one mail a record or one a full buffer, ``getSubject``. What is better: a mail is queued on disk and
-delivered by an engine in the program, so a logging call never waits for the network and no record is lost when the server is
-down; port 465 means implicit TLS; the server's certificate is verified off loopback. Prefer `outmail.DigestHandler` for new programs.
+What stays: the arguments, one mail a record or one a full buffer, ``getSubject``. What is better: a mail is
+queued on disk and delivered by an engine in the program, so a logging call never waits for the network and no
+record is lost when the server is down; port 465 means implicit TLS; the server's certificate is verified off
+loopback. Prefer `outmail.DigestHandler` for new programs.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from outmail.reports.post import guarded
 _boxes: dict[tuple[str, str | None], Outbox] = {}
 
 
-def _box(mailhost: str | tuple[str, int], credentials: tuple[str, str] | None, secure: Any, store: str | None) -> Outbox:
+def _box(
+    mailhost: str | tuple[str, int], credentials: tuple[str, str] | None, secure: Any, store: str | None
+) -> Outbox:
     """One Outbox for each server."""
     host, port = (mailhost, 0) if isinstance(mailhost, str) else mailhost
     user = f"{quote(credentials[0], safe='')}:{quote(credentials[1], safe='')}@" if credentials else ""
@@ -43,9 +47,17 @@ class SMTPHandler(logging.Handler):
     """One mail a record, queued."""
 
     def __init__(
-        self, mailhost: str | tuple[str, int], fromaddr: str, toaddrs: str | Sequence[str], subject: str, credentials: tuple[str, str] | None = None,
-        secure: Any = None, timeout: float = 5.0, *, store: str | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        mailhost: str | tuple[str, int],
+        fromaddr: str,
+        toaddrs: str | Sequence[str],
+        subject: str,
+        credentials: tuple[str, str] | None = None,
+        secure: Any = None,
+        timeout: float = 5.0,
+        *,
+        store: str | None = None,
+    ) -> None:
         super().__init__()
         self.fromaddr, self.subject, self.timeout = fromaddr, subject, timeout
         self.toaddrs = [toaddrs] if isinstance(toaddrs, str) else list(toaddrs)
@@ -64,17 +76,33 @@ class SMTPHandler(logging.Handler):
             self.handleError(record)
             subject = self.subject
         text = records.formatted(self, record)
-        guarded(lambda: self._box.send(self.toaddrs, one_line(subject, 500), safe(text, BODY_LIMIT), sender=self.fromaddr, headers={"Auto-Submitted": "auto-generated"}))
+        guarded(
+            lambda: self._box.send(
+                self.toaddrs,
+                one_line(subject, 500),
+                safe(text, BODY_LIMIT),
+                sender=self.fromaddr,
+                headers={"Auto-Submitted": "auto-generated"},
+            )
+        )
 
 
 class BufferingSMTPHandler(BufferingHandler):
     """``capacity`` records a mail, the rest at close; what cannot be queued stays in the buffer."""
 
     def __init__(
-        self, mailhost: str | tuple[str, int], fromaddr: str, toaddrs: str | Sequence[str], subject: str, capacity: int = 1000, *,
-        logging_format: str = "%(asctime)s %(levelname)-5s %(message)s", credentials: tuple[str, str] | None = None, secure: Any = None,
+        self,
+        mailhost: str | tuple[str, int],
+        fromaddr: str,
+        toaddrs: str | Sequence[str],
+        subject: str,
+        capacity: int = 1000,
+        *,
+        logging_format: str = "%(asctime)s %(levelname)-5s %(message)s",
+        credentials: tuple[str, str] | None = None,
+        secure: Any = None,
         store: str | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(capacity)
         self.fromaddr, self.subject = fromaddr, subject
         self.toaddrs = [toaddrs] if isinstance(toaddrs, str) else list(toaddrs)
@@ -91,7 +119,15 @@ class BufferingSMTPHandler(BufferingHandler):
         self.acquire()
         try:
             text = "\n".join(safe(records.formatted(self, record)) for record in self.buffer) + "\n"
-            sent = guarded(lambda: self._box.send(self.toaddrs, one_line(str(self.subject), 500), text, sender=self.fromaddr, headers={"Auto-Submitted": "auto-generated"}))
+            sent = guarded(
+                lambda: self._box.send(
+                    self.toaddrs,
+                    one_line(str(self.subject), 500),
+                    text,
+                    sender=self.fromaddr,
+                    headers={"Auto-Submitted": "auto-generated"},
+                )
+            )
             if sent is not None:
                 self.buffer.clear()
         finally:

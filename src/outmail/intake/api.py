@@ -1,7 +1,8 @@
 """The library's way in: Python values → complete messages.
 
-Promises: everything is checked before anything is stored; what cannot be meant raises `Refused` with a sentence that
-names the argument. Bcc recipients are in the envelope only. Does not: store (`accept` does), or touch the network.
+Promises: everything is checked before anything is stored; what cannot be meant raises `Refused` with a
+sentence that names the argument. Bcc recipients are in the envelope only. Does not: store (`accept` does), or
+touch the network.
 """
 
 from __future__ import annotations
@@ -40,11 +41,17 @@ def people(value: Addresses, where: str) -> list[Person]:
         if isinstance(name, str) and isinstance(address, str) and "@" not in name:
             return [(name, _mailbox(address, where))]
     if not isinstance(value, Iterable) or isinstance(value, (bytes, Mapping)):
-        raise Refused(f"{where} must be an address, a (name, address) pair, or several of them, not {value!r}", code="bad-address")
+        raise Refused(
+            f"{where} must be an address, a (name, address) pair, or several of them, not {value!r}",
+            code="bad-address",
+        )
     found: list[Person] = []
     for item in value:
         if not isinstance(item, (str, tuple)):
-            raise Refused(f"{where} holds {item!r}, which is neither an address nor a (name, address) pair", code="bad-address")
+            raise Refused(
+                f"{where} holds {item!r}, which is neither an address nor a (name, address) pair",
+                code="bad-address",
+            )
         found += people(item, where)
     return found
 
@@ -69,7 +76,11 @@ def _mailbox(text: str, where: str) -> Any:
 def attachment(value: File) -> Attachment:
     """A path, or (name, bytes[, type])."""
     if isinstance(value, tuple):
-        if not 2 <= len(value) <= 3 or not isinstance(value[0], str) or not isinstance(value[1], (bytes, bytearray, memoryview)):
+        if (
+            not 2 <= len(value) <= 3
+            or not isinstance(value[0], str)
+            or not isinstance(value[1], (bytes, bytearray, memoryview))
+        ):
             raise Refused(_FILE, code="bad-attachment")
         return Attachment(value[0], bytes(value[1]), value[2] if len(value) == 3 else "")
     if not isinstance(value, (str, os.PathLike)):
@@ -79,7 +90,9 @@ def attachment(value: File) -> Attachment:
         return Attachment(path.name, path.read_bytes())
     except (OSError, ValueError) as problem:  # ValueError: no name that a file could have
         why = getattr(problem, "strerror", None) or str(problem)
-        raise Refused(f"the attachment {printable(str(path))} cannot be read: {why}", code="bad-attachment") from None
+        raise Refused(
+            f"the attachment {printable(str(path))} cannot be read: {why}", code="bad-attachment"
+        ) from None
 
 
 _FILE = "an attachment is a path, or (name, bytes) or (name, bytes, type)"
@@ -96,25 +109,47 @@ def timing(now: int, at: When | None, expires: When | None) -> tuple[int | None,
 
 
 def composed(
-    now: int, hostname: str, *, to: Addresses = (), subject: str | None = "", text: str | None = None, html: str | None = None,
-    cc: Addresses = (), bcc: Addresses = (), sender: Address | None = None, reply_to: Addresses = (), headers: Mapping[str, str] | None = None,
-    attachments: Iterable[File] = (), inline: Mapping[str, File] | None = None, key: str | None = None, at: When | None = None,
-    expires: When | None = None, priority: str = "normal", tag: str | None = None, route: str | None = None,
-) -> Draft:  # fmt: skip
+    now: int,
+    hostname: str,
+    *,
+    to: Addresses = (),
+    subject: str | None = "",
+    text: str | None = None,
+    html: str | None = None,
+    cc: Addresses = (),
+    bcc: Addresses = (),
+    sender: Address | None = None,
+    reply_to: Addresses = (),
+    headers: Mapping[str, str] | None = None,
+    attachments: Iterable[File] = (),
+    inline: Mapping[str, File] | None = None,
+    key: str | None = None,
+    at: When | None = None,
+    expires: When | None = None,
+    priority: str = "normal",
+    tag: str | None = None,
+    route: str | None = None,
+) -> Draft:
     """The arguments of ``send`` → a draft."""
     if not sender:
         raise ConfigError("no sender: give sender=, or set `from` in the configuration or $OUTMAIL_FROM")
     for name, value in (("subject", subject), ("text", text), ("html", html)):
         if value is not None and not isinstance(value, str):
             raise Refused(f"{name} must be text, not {type(value).__name__}", code="bad-argument")
-    if headers and not (isinstance(headers, Mapping) and all(isinstance(word, str) for pair in headers.items() for word in pair)):
+    if headers and not (
+        isinstance(headers, Mapping)
+        and all(isinstance(word, str) for pair in headers.items() for word in pair)
+    ):
         raise Refused("headers is a mapping of names to texts", code="bad-header")
     if inline and not isinstance(inline, Mapping):
         raise Refused("inline is a mapping of Content-IDs to files", code="bad-attachment")
     author = people(sender, "sender")
     if len(author) != 1:
         raise Refused("sender must be one address", code="bad-address")
-    groups = {where: people(value, where) for where, value in (("to", to), ("cc", cc), ("bcc", bcc), ("reply_to", reply_to))}
+    groups = {
+        where: people(value, where)
+        for where, value in (("to", to), ("cc", cc), ("bcc", bcc), ("reply_to", reply_to))
+    }
     due, end = timing(now, at, expires)
     if isinstance(attachments, (str, os.PathLike)):
         attachments = [attachments]
@@ -122,20 +157,45 @@ def composed(
         raise Refused(f"key must be text and not empty, not {key!r}", code="bad-argument")
     id = keyed_id(key) if key else new_id(now)
     parts = Parts(
-        author[0], groups["to"], groups["cc"], groups["reply_to"], subject or "", text, html, dict(headers or {}), [attachment(a) for a in attachments or ()],
-        {cid: attachment(file) for cid, file in (inline or {}).items()}, now, f"<{id}@{author[0][1].domain.strip('[]') or hostname}>",
-    )  # fmt: skip
+        author[0],
+        groups["to"],
+        groups["cc"],
+        groups["reply_to"],
+        subject or "",
+        text,
+        html,
+        dict(headers or {}),
+        [attachment(a) for a in attachments or ()],
+        {cid: attachment(file) for cid, file in (inline or {}).items()},
+        now,
+        f"<{id}@{author[0][1].domain.strip('[]') or hostname}>",
+    )
     try:
         content = compose(parts)
     except ValueError as problem:
         raise Refused(str(problem), code=getattr(problem, "code", "bad-header")) from None
     envelope = [str(mailbox) for where in ("to", "cc", "bcc") for _, mailbox in groups[where]]
     head = splice.Head(parts.message_id, splice.short(parts.subject.strip()), dated=True, has_message_id=True)
-    return Draft(content, str(author[0][1]), envelope, key, due, end, priority, tag, route, id=id, normal=True, head=head)
+    return Draft(
+        content,
+        str(author[0][1]),
+        envelope,
+        key,
+        due,
+        end,
+        priority,
+        tag,
+        route,
+        id=id,
+        normal=True,
+        head=head,
+    )
 
 
 def _flattened(message: Message) -> bytes:
-    """A message of the email package as bytes. Parsed fields are not folded anew, and none may appear or vanish (header injection)."""
+    """A message of the email package as bytes. Parsed fields are not folded anew, and none may appear or
+    vanish (header injection).
+    """
     policy = message.policy.clone(linesep="\r\n")
     if hasattr(policy, "refold_source"):
         policy = policy.clone(refold_source="none")  # type: ignore[call-arg]
@@ -144,23 +204,42 @@ def _flattened(message: Message) -> bytes:
     except (MessageError, ValueError, LookupError) as problem:
         raise Refused(f"the email package cannot write this message: {problem}", code="bad-content") from None
     head = content.partition(b"\r\n\r\n")[0]
-    names = [line.partition(b":")[0].decode("latin-1").lower() for line in head.split(b"\r\n") if line and line[:1] not in b" \t"]
+    names = [
+        line.partition(b":")[0].decode("latin-1").lower()
+        for line in head.split(b"\r\n")
+        if line and line[:1] not in b" \t"
+    ]
     if names != [name.lower() for name in message]:
-        raise Refused("a header value of the message carries a line break and would become fields of its own", code="bad-header")
+        raise Refused(
+            "a header value of the message carries a line break and would become fields of its own",
+            code="bad-header",
+        )
     return content
 
 
 def complete(
-    now: int, content: Content, *, sender: str | None, recipients: str | Iterable[str], key: str | None = None,
-    at: When | None = None, expires: When | None = None, priority: str = "normal", tag: str | None = None, route: str | None = None,
+    now: int,
+    content: Content,
+    *,
+    sender: str | None,
+    recipients: str | Iterable[str],
+    key: str | None = None,
+    at: When | None = None,
+    expires: When | None = None,
+    priority: str = "normal",
+    tag: str | None = None,
+    route: str | None = None,
     dsn: Dsn | None = None,
-) -> Draft:  # fmt: skip
+) -> Draft:
     """The arguments of ``submit`` → a draft. The bytes are kept as they are but for line ends."""
     if isinstance(content, Message):
         content = _flattened(content)
     elif not isinstance(content, (bytes, bytearray, memoryview)):
         if not hasattr(content, "read"):
-            raise Refused(f"content must be bytes, an EmailMessage or a binary file, not {type(content).__name__}", code="bad-content")
+            raise Refused(
+                f"content must be bytes, an EmailMessage or a binary file, not {type(content).__name__}",
+                code="bad-content",
+            )
         content = content.read()
     if not isinstance(content, (bytes, bytearray, memoryview)):
         raise Refused("the file was opened as text; open it in binary mode", code="bad-content")
@@ -170,4 +249,15 @@ def complete(
         due, end = timing(now, at, expires)
     else:
         due = end = None
-    return Draft(bytes(content), sender or "", [recipients] if isinstance(recipients, str) else list(recipients), key, due, end, priority, tag, route, dsn)
+    return Draft(
+        bytes(content),
+        sender or "",
+        [recipients] if isinstance(recipients, str) else list(recipients),
+        key,
+        due,
+        end,
+        priority,
+        tag,
+        route,
+        dsn,
+    )

@@ -1,8 +1,9 @@
 """Passwords of clients: hashed, and verified in turn.
 
-Verifying costs time on purpose (scrypt), so it is something to attack with. Promises: one password at a time, on a thread of its own;
-clients (addresses) take turns, so that a thousand guesses of one delay a log-in of another by one guess; of one client the newest comes
-first, and no more than `MOST_WAITING` wait: the oldest is told to come back. A user that does not exist costs the same time.
+Verifying costs time on purpose (scrypt), so it is something to attack with. Promises: one password at a time,
+on a thread of its own; clients (addresses) take turns, so that a thousand guesses of one delay a log-in of
+another by one guess; of one client the newest comes first, and no more than `MOST_WAITING` wait: the oldest
+is told to come back. A user that does not exist costs the same time.
 Does not: count failures (the dialogue ends a session after a few), or know where users are kept.
 """
 
@@ -23,7 +24,9 @@ MOST_WAITING = 10
 
 
 class Logins:
-    """Whoever waits to be let in. ``then`` hears True, False, or None: it was not looked at, too many wait."""
+    """Whoever waits to be let in. ``then`` hears True, False, or None: it was not looked at, too many
+    wait.
+    """
 
     def __init__(self) -> None:
         self._waiting: OrderedDict[str, deque[tuple[str, str, Callable[[bool | None], None]]]] = OrderedDict()

@@ -1,8 +1,9 @@
 """The receiving server's policy: whose mail is taken, and what becomes of it.
 
-Promises: relaying is refused at RCPT (550 5.7.1), an unknown user at RCPT (550 5.1.1); aliases are expanded when the mail comes in, each
-target is a recipient of its own in the queue; over LMTP a plain user's mailbox is written before the answer, and every recipient has
-its own; a message that bears our own Delivered-To is refused as a loop. Nothing is accepted and bounced later for want of a user.
+Promises: relaying is refused at RCPT (550 5.7.1), an unknown user at RCPT (550 5.1.1); aliases are expanded
+when the mail comes in, each target is a recipient of its own in the queue; over LMTP a plain user's mailbox
+is written before the answer, and every recipient has its own; a message that bears our own Delivered-To is
+refused as a loop. Nothing is accepted and bounced later for want of a user.
 Fails: as replies. Does not: write mailboxes (`transport.mailbox` does), or know where the queue is.
 """
 
@@ -32,9 +33,13 @@ class Receiver:
     """For local domains only, unless the client may relay (``networks``)."""
 
     def __init__(
-        self, directory: Directory, domain: str, mailboxes: mailbox.Mailboxes | None,
-        networks: tuple[Network, ...], gate: Callable[[], Reply | None],
-    ) -> None:  # fmt: skip
+        self,
+        directory: Directory,
+        domain: str,
+        mailboxes: mailbox.Mailboxes | None,
+        networks: tuple[Network, ...],
+        gate: Callable[[], Reply | None],
+    ) -> None:
         self._directory = directory
         self._domain = domain
         self._mailboxes = mailboxes
@@ -43,7 +48,8 @@ class Receiver:
         self._networks = networks
         self._gate = gate
 
-    # protocol.Policy -----------------------------------------------------------------------------------------------
+    # protocol.Policy
+    # -----------------------------------------------------------------------------------------------
 
     def mail(self, session: protocol.Server, sender: str) -> Reply | None:
         return self._gate()
@@ -54,23 +60,38 @@ class Receiver:
         if line.listener.full:
             return FULL
         if not self._directory.is_local(domain):
-            return None if self._networks and line.client and is_trusted(line.client, self._networks) else NO_RELAY
+            return (
+                None
+                if self._networks and line.client and is_trusted(line.client, self._networks)
+                else NO_RELAY
+            )
         try:
             return None if self._directory.expand(local) else UNKNOWN
         except (AliasError, OSError, UnicodeDecodeError) as problem:
             line.listener.seldom.say(logging.ERROR, "aliases", "%s: %s", address, problem)
             return Reply(451, "The aliases are in disorder: come back later", "4.3.5")
 
-    # taking --------------------------------------------------------------------------------------------------------
+    # taking
+    # --------------------------------------------------------------------------------------------------------
 
     def targets(self, address: str) -> list[str]:
         """An accepted recipient → the addresses its mail goes to."""
         local, _, domain = address.rpartition("@")
         if not self._directory.is_local(domain):
             return [address]
-        return [target if "@" in target else f"{target}@{self._domain}" for target in self._directory.expand(local) or ()]
+        return [
+            target if "@" in target else f"{target}@{self._domain}"
+            for target in self._directory.expand(local) or ()
+        ]
 
-    def take(self, listener: Listener, line: Line, session: protocol.Server, request: protocol.Deliver, then: Callable[[Sequence[Reply]], None]) -> None:
+    def take(
+        self,
+        listener: Listener,
+        line: Line,
+        session: protocol.Server,
+        request: protocol.Deliver,
+        then: Callable[[Sequence[Reply]], None],
+    ) -> None:
         """SMTP: one message in the queue for all targets. LMTP: each recipient for itself."""
         lmtp = listener.settings.dialogue.lmtp
         times = len(request.recipients) if lmtp else 1
@@ -78,7 +99,9 @@ class Receiver:
         id = new_id(clock.now())
         try:
             targets = {address: self.targets(address) for address in request.recipients}
-            trace, content = traced(line, session, request.content, id, listener.settings.dialogue, clock.now())
+            trace, content = traced(
+                line, session, request.content, id, listener.settings.dialogue, clock.now()
+            )
             _no_loop(content, {target.lower() for found in targets.values() for target in found})
         except Refused as refusal:
             then([reply_for(refusal)] * times)
@@ -89,7 +112,10 @@ class Receiver:
             return
         if not lmtp:
             unique = list(dict.fromkeys(target for found in targets.values() for target in found))
-            listener.door.accept(Draft(content, request.sender, unique, id=id, normal=True, trace=trace), lambda answer: then([reply_for(answer)]))
+            listener.door.accept(
+                Draft(content, request.sender, unique, id=id, normal=True, trace=trace),
+                lambda answer: then([reply_for(answer)]),
+            )
             return
         whole = trace + content
         #: Recipients that mean the same are one delivery, and have the same answer.
@@ -104,14 +130,23 @@ class Receiver:
         for key, found in wanted.items():
             self._by_lmtp(listener, request.sender, whole, found, lambda reply, key=key: answered(key, reply))  # type: ignore[misc]
 
-    def _by_lmtp(self, listener: Listener, sender: str, content: bytes, targets: list[str], then: Callable[[Reply], None]) -> None:
+    def _by_lmtp(
+        self,
+        listener: Listener,
+        sender: str,
+        content: bytes,
+        targets: list[str],
+        then: Callable[[Reply], None],
+    ) -> None:
         """A plain user's mailbox at once; an alias with several targets, or one elsewhere, by the queue."""
         if len(targets) == 1 and targets[0].endswith(f"@{self._domain}") and self._mailboxes:
             writing = asyncio.ensure_future(self._mailboxes.attempt(sender, targets[0], content))
             self._writing.add(writing)
             writing.add_done_callback(lambda done: self._written(done, then))
         else:
-            listener.door.accept(Draft(content, sender, targets, normal=True), lambda answer: then(reply_for(answer)))
+            listener.door.accept(
+                Draft(content, sender, targets, normal=True), lambda answer: then(reply_for(answer))
+            )
 
     def _written(self, writing: asyncio.Future[Outcome], then: Callable[[Reply], None]) -> None:
         self._writing.discard(writing)

@@ -1,11 +1,14 @@
-"""Mail comes in by SMTP or LMTP: listeners in the service's loop around the dialogue of `outmail.smtp.server`.
+"""Mail comes in by SMTP or LMTP: listeners in the service's loop around the dialogue of
+`outmail.smtp.server`.
 
-Promises: 250 only after the commit; a session that breaks off leaves nothing; bounded are what is held for clients
-(content and envelopes), connections, of all and of each client, and the time for a command, for a block of content and
-for a session; no byte but the last of a command puts its time off; what a client can have logged is logged once a minute;
-when the disk runs low, the store is slow or too much is in flight, clients are asked to come back later (4xx) instead of
-being kept waiting; stopping answers what is being stored, then says 421.
-Fails: as replies. Does not: decide who may relay (`Relay` below, or the receiving server's policy), or deliver.
+Promises: 250 only after the commit; a session that breaks off leaves nothing; bounded are what is held for
+clients (content and envelopes), connections, of all and of each client, and the time for a command, for a
+block of content and for a session; no byte but the last of a command puts its time off; what a client can
+have logged is logged once a minute; when the disk runs low, the store is slow or too much is in flight,
+clients are asked to come back later (4xx) instead of being kept waiting; stopping answers what is being
+stored, then says 421.
+Fails: as replies. Does not: decide who may relay (`Relay` below, or the receiving server's policy), or
+deliver.
 """
 
 from __future__ import annotations
@@ -38,11 +41,12 @@ log = logging.getLogger("outmail.intake")
 
 #: Seconds for a command, however it drips (RFC 5321 §4.5.3.2.7: five minutes).
 IDLE = 300.0
-#: So many bytes of content have to come in so many seconds (§4.5.3.2.5 has three minutes for a block): 50 MB may
-#: take a day, but not stop on the way.
+#: So many bytes of content have to come in so many seconds (§4.5.3.2.5 has three minutes for a block): 50 MB
+#: may take a day, but not stop on the way.
 BLOCK = 64 * 1024
 CONTENT = 180.0
-#: A session ends after so many seconds, between messages if there is such a moment within the time of one more command.
+#: A session ends after so many seconds, between messages if there is such a moment within the time of one
+#: more command.
 LONGEST = 3600.0
 #: A client that was said goodbye may take this long to read it.
 LINGER = 30.0
@@ -62,9 +66,11 @@ _WRITE_LIMIT = 256 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What listens, and for whom. ``users``: name → `hashed` password. ``rate``: messages a minute for each client, 0 for no limit.
+    """What listens, and for whom. ``users``: name → `hashed` password. ``rate``: messages a minute for each
+    client, 0 for no limit.
 
-    ``normalise``: whose line ends are mended instead of refused: everybody's, nobody's, or those of trusted clients (None).
+    ``normalise``: whose line ends are mended instead of refused: everybody's, nobody's, or those of trusted
+    clients (None).
     """
 
     dialogue: protocol.Settings = field(default_factory=protocol.Settings)
@@ -94,7 +100,9 @@ FULL = Reply(452, "Too much mail in flight: come back soon", "4.3.1")
 
 
 class Relay:
-    """The service's policy: trusted clients and authenticated users may send to anybody, nobody else to anyone."""
+    """The service's policy: trusted clients and authenticated users may send to anybody, nobody else to
+    anyone.
+    """
 
     def __init__(self, settings: Settings, gate: Callable[[], Reply | None], meter: Meter) -> None:
         self._settings = settings
@@ -135,7 +143,7 @@ class Line(asyncio.BufferedProtocol):
     def now(self) -> float:
         return monotonic()
 
-    # -- what the loop calls ----------------------------------------------------------------------------------------
+    # -- what the loop calls ---------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
@@ -145,12 +153,20 @@ class Line(asyncio.BufferedProtocol):
             self.enter(transport.get_extra_info("peername"))
         settings = self.listener.settings
         normalise = self.trusted if settings.normalise is None else settings.normalise
-        self._session = protocol.Server(settings.dialogue, self.listener.policy, self, tls=settings.implicit_tls, normalise=normalise)
+        self._session = protocol.Server(
+            settings.dialogue, self.listener.policy, self, tls=settings.implicit_tls, normalise=normalise
+        )
         self.listener.joined(self)
         crowded = self.crowded
         if crowded or len(self.listener.lines) > settings.connections:
             self._session.outgoing()
-            self._session.refuse(Reply(421, "Too many connections from your address" if crowded else "Too many connections", "4.7.0"))
+            self._session.refuse(
+                Reply(
+                    421,
+                    "Too many connections from your address" if crowded else "Too many connections",
+                    "4.7.0",
+                )
+            )
         self._serve()
 
     def enter(self, peer: Any) -> None:
@@ -176,7 +192,12 @@ class Line(asyncio.BufferedProtocol):
         """True when more have come from there than may."""
         if not self._counted or self.listener.clients[self._counted] <= self.listener.settings.most_of_one:
             return False
-        self.listener.seldom.say(logging.WARNING, "crowded", "too many connections from %s at once: further ones are sent away", self.client)
+        self.listener.seldom.say(
+            logging.WARNING,
+            "crowded",
+            "too many connections from %s at once: further ones are sent away",
+            self.client,
+        )
         return True
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -199,7 +220,7 @@ class Line(asyncio.BufferedProtocol):
         with contextlib.suppress(RuntimeError):
             self.transport.resume_reading()
 
-    # -- the dialogue -----------------------------------------------------------------------------------------------
+    # -- the dialogue ----------------------------------------------------------------------------------------
 
     def _serve(self) -> None:
         session = self._session
@@ -235,14 +256,20 @@ class Line(asyncio.BufferedProtocol):
 
     def _verify(self, request: protocol.Verify) -> None:
         stored = self.listener.settings.users.get(request.user, "")
-        self.listener.logins.ask(neighbourhood(self.client), request.password, stored, lambda good: self._authenticated(request.user, good))
+        self.listener.logins.ask(
+            neighbourhood(self.client),
+            request.password,
+            stored,
+            lambda good: self._authenticated(request.user, good),
+        )
 
     def _authenticated(self, user: str, good: bool | None) -> None:
         if self._session.closed:
             return
         if good is False:
             who = self.client or "a unix socket"
-            self.listener.seldom.say(logging.WARNING, f"auth {who}", "authentication failed from %s", who)  # fail2ban reads it
+            # fail2ban reads it
+            self.listener.seldom.say(logging.WARNING, f"auth {who}", "authentication failed from %s", who)
         self._session.authenticated(user if good else None, looked=good is not None)
         self.transport.resume_reading()
         self._serve()
@@ -255,9 +282,13 @@ class Line(asyncio.BufferedProtocol):
     async def _encrypt(self, sock: socket.socket) -> None:
         try:
             async with asyncio.timeout(TLS_HANDSHAKE):
-                await self.listener.loop.connect_accepted_socket(lambda: self, sock, ssl=self.listener.settings.tls)
+                await self.listener.loop.connect_accepted_socket(
+                    lambda: self, sock, ssl=self.listener.settings.tls
+                )
         except (OSError, ValueError) as problem:
-            self.listener.seldom.say(logging.INFO, "tls", "a TLS handshake with %s failed: %s", self.client, problem)
+            self.listener.seldom.say(
+                logging.INFO, "tls", "a TLS handshake with %s failed: %s", self.client, problem
+            )
             sock.close()
             self.leave()
         except BaseException:
@@ -270,9 +301,13 @@ class Line(asyncio.BufferedProtocol):
         loop = self.listener.loop
         try:
             async with asyncio.timeout(TLS_HANDSHAKE):
-                await loop.connect_accepted_socket(lambda: self, self.transport.detach(), ssl=self.listener.settings.tls)
+                await loop.connect_accepted_socket(
+                    lambda: self, self.transport.detach(), ssl=self.listener.settings.tls
+                )
         except (OSError, ValueError) as problem:
-            self.listener.seldom.say(logging.INFO, "tls", "a TLS handshake with %s failed: %s", self.client, problem)
+            self.listener.seldom.say(
+                logging.INFO, "tls", "a TLS handshake with %s failed: %s", self.client, problem
+            )
             self._session.refuse(Reply(421, "TLS failed", "4.7.0"))
             self.transport.abort()
             self.connection_lost(problem)  # nobody else says so: the wire was given away, and TLS never stood
@@ -280,7 +315,7 @@ class Line(asyncio.BufferedProtocol):
         self._session.encrypted()
         self._serve()
 
-    # -- time and end -----------------------------------------------------------------------------------------------
+    # -- time and end ----------------------------------------------------------------------------------------
 
     def check(self, now: float) -> None:
         """Called about once a second."""
@@ -311,7 +346,9 @@ class Line(asyncio.BufferedProtocol):
         return now - since > CONTENT
 
     def refuse(self, reply: Reply) -> None:
-        """Say a last word and hang up; a message that is being stored is answered first by whoever waits for it."""
+        """Say a last word and hang up; a message that is being stored is answered first by whoever waits for
+        it.
+        """
         self._session.refuse(reply)
         self._serve()
 
@@ -328,7 +365,13 @@ class Line(asyncio.BufferedProtocol):
 class Listener:
     """One kind of listener (smtp, submission, lmtp) on one or several sockets."""
 
-    def __init__(self, door: LoopDoor, settings: Settings, policy: Callable[[Listener], protocol.Policy] | None = None, take: Take | None = None) -> None:
+    def __init__(
+        self,
+        door: LoopDoor,
+        settings: Settings,
+        policy: Callable[[Listener], protocol.Policy] | None = None,
+        take: Take | None = None,
+    ) -> None:
         self.door = door
         self.settings = settings
         self.loop = asyncio.get_running_loop()
@@ -354,7 +397,9 @@ class Listener:
         self._check()
 
     async def listen(self, address: str | socket.socket) -> str:
-        """``host:port``, ``[::1]:port``, ``unix:/path`` or a socket that is bound already; returns where it listens."""
+        """``host:port``, ``[::1]:port``, ``unix:/path`` or a socket that is bound already; returns where it
+        listens.
+        """
         if isinstance(address, socket.socket):
             sockets = [address]
         elif address.startswith("unix:"):
@@ -368,7 +413,8 @@ class Listener:
         for sock in sockets:
             sock.setblocking(False)
             if sock.family != socket.AF_UNIX:
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # those that are accepted inherit it
+                # those that are accepted inherit it
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.listen(BACKLOG)
             self.loop.add_reader(sock, self._accept, sock)
         self._sockets += sockets
@@ -407,7 +453,9 @@ class Listener:
         self.lines.add(line)
 
     def say(self, transport: Any, out: bytes) -> None:
-        """Bytes for a client, at the end of this turn: a peer on this machine that is woken once for many replies answers them together."""
+        """Bytes for a client, at the end of this turn: a peer on this machine that is woken once for many
+        replies answers them together.
+        """
         if not self._said:
             self.loop.call_soon(self.speak)
         self._said.append((transport, out))
@@ -438,24 +486,40 @@ class Listener:
         for line in list(self.lines):
             line.transport.abort()
 
-    # -- taking messages --------------------------------------------------------------------------------------------
+    # -- taking messages -------------------------------------------------------------------------------------
 
-    def take(self, line: Line, session: protocol.Server, request: protocol.Deliver, then: Callable[[Sequence[Reply]], None]) -> None:
+    def take(
+        self,
+        line: Line,
+        session: protocol.Server,
+        request: protocol.Deliver,
+        then: Callable[[Sequence[Reply]], None],
+    ) -> None:
         self._take(line, session, request, then)
 
-    def relay(self, line: Line, session: protocol.Server, request: protocol.Deliver, then: Callable[[Sequence[Reply]], None]) -> None:
+    def relay(
+        self,
+        line: Line,
+        session: protocol.Server,
+        request: protocol.Deliver,
+        then: Callable[[Sequence[Reply]], None],
+    ) -> None:
         """Into the queue, for every recipient; LMTP gets the same answer for each."""
         times = len(request.recipients) if self.settings.dialogue.lmtp else 1
         id = new_id(self.door.door.clock.now())
         try:
-            trace, content = traced(line, session, request.content, id, self.settings.dialogue, self.door.door.clock.now())
+            trace, content = traced(
+                line, session, request.content, id, self.settings.dialogue, self.door.door.clock.now()
+            )
         except Refused as refusal:
             then([reply_for(refusal)] * times)
             return
-        draft = Draft(content, request.sender, request.recipients, id=id, dsn=_dsn(request), normal=True, trace=trace)
+        draft = Draft(
+            content, request.sender, request.recipients, id=id, dsn=_dsn(request), normal=True, trace=trace
+        )
         self.door.accept(draft, lambda answer: then([reply_for(answer)] * times))
 
-    # -- pressure ---------------------------------------------------------------------------------------------------
+    # -- pressure --------------------------------------------------------------------------------------------
 
     def gate(self) -> Reply | None:
         """Asked at MAIL: may mail come in at all now?"""
@@ -472,7 +536,10 @@ class Listener:
             return
         self._deep = bool(answer)
         if answer:
-            log.warning("more than %d recipients wait in the queue: clients are asked to come back later", self.settings.deepest)
+            log.warning(
+                "more than %d recipients wait in the queue: clients are asked to come back later",
+                self.settings.deepest,
+            )
         else:
             log.warning("the queue is shorter again: mail is taken")
 
@@ -492,7 +559,12 @@ class Listener:
         self.full = held > IN_FLIGHT
         if self.full:
             self._trouble = FULL
-            self.seldom.say(logging.WARNING, "full", "%d bytes are held for clients: the largest are asked to come back later", held)
+            self.seldom.say(
+                logging.WARNING,
+                "full",
+                "%d bytes are held for clients: the largest are asked to come back later",
+                held,
+            )
             idle = (line for line in lines if line.buffered and not line.busy)
             for line in sorted(idle, key=lambda line: line.buffered, reverse=True):
                 if held <= IN_FLIGHT:
@@ -520,14 +592,19 @@ def reply_for(answer: str | Exception) -> Reply:
         code, enhanced = _REFUSALS.get(answer.code, (554, "5.6.0"))
         return Reply(code, text, enhanced)
     full = isinstance(answer, NotStored) and answer.code == "store-full"
-    return Reply(452 if full else 451, "The message could not be stored: come back later", "4.3.1" if full else "4.3.0")
+    return Reply(
+        452 if full else 451, "The message could not be stored: come back later", "4.3.1" if full else "4.3.0"
+    )
 
 
 _REFUSALS = {"too-large": (552, "5.3.4"), "loop": (554, "5.4.6")}
 
 
-def traced(line: Line, session: protocol.Server, content: bytes, id: str, settings: protocol.Settings, now: int) -> tuple[bytes, bytes]:
-    """(Received field (RFC 5321 §4.4), content); raises `Refused` when it has been around too often, or its header is none or too long.
+def traced(
+    line: Line, session: protocol.Server, content: bytes, id: str, settings: protocol.Settings, now: int
+) -> tuple[bytes, bytes]:
+    """(Received field (RFC 5321 §4.4), content); raises `Refused` when it has been around too often, or its
+    header is none or too long.
 
     An empty header block will do: the fields that are put in front become the header.
     """
@@ -538,9 +615,16 @@ def traced(line: Line, session: protocol.Server, content: bytes, id: str, settin
         raise Refused(str(problem), code=problem.code) from None
     if splice.has_passed(content, HOPS):
         raise Refused(f"the message has passed {HOPS} servers already: a loop", code="loop")
-    how = ("LMTP" if settings.lmtp else "ESMTP" if session.extended else "SMTP") + ("S" if session.tls else "") + ("A" if session.user else "")
+    how = (
+        ("LMTP" if settings.lmtp else "ESMTP" if session.extended else "SMTP")
+        + ("S" if session.tls else "")
+        + ("A" if session.user else "")
+    )
     where = f" ([{line.client}])" if line.client else ""
-    trace = f"Received: from {session.helo}{where}\r\n\tby {settings.hostname} with {how} id {id};\r\n\t{headers.date(now)}\r\n".encode()
+    trace = (
+        f"Received: from {session.helo}{where}\r\n\tby {settings.hostname} with {how} id "
+        f"{id};\r\n\t{headers.date(now)}\r\n"
+    ).encode()
     return trace, content or b"\r\n"
 
 
@@ -551,12 +635,19 @@ def _dsn(request: protocol.Deliver) -> Dsn | None:
     if len(set(request.notify)) == 1 and not any(request.originals):
         return Dsn(request.notify[0], request.ret, request.envid)
     asked = zip(request.recipients, request.notify, request.originals)
-    return Dsn("", request.ret, request.envid, {address: (notify, original) for address, notify, original in asked if notify or original})
+    return Dsn(
+        "",
+        request.ret,
+        request.envid,
+        {address: (notify, original) for address, notify, original in asked if notify or original},
+    )
 
 
 def _bound(host: str, port: int) -> Iterator[socket.socket]:
     """A socket for each address of this name; "" = all addresses of this host."""
-    for family, kind, proto, _, address in dict.fromkeys(socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)):
+    for family, kind, proto, _, address in dict.fromkeys(
+        socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    ):
         sock = socket.socket(family, kind, proto)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,13 +1,15 @@
 """Mail that applications left in their own databases (``using=``): taken over into the queue.
 
-How: a thread looks at each source several times a second: claim, add to the store, delete; see `store.source`. Rows are claimed for the
-engine that we run beside; what an engine has claimed that the store does not know any more (`Store.reclaim` forgets the dead) is freed. A
-table in the store's own database is emptied in one transaction. A row of ours carries a
-complete message; a row made by SQL (``outmail.enqueue``, ``outmail.draft``) is checked and composed here for the first time.
-Promises: a committed row is in the queue within a second, one that a dead engine had claimed within seconds after its death is known; killed
-or stopped anywhere, nothing is lost, and nothing doubled while the store keeps the record of a message; a row that cannot be
-sent ends as failed, with the reason, and stops nothing; whoever may write rows can make outmail send mail, not run programs or write files; a source in trouble is told once, left alone for a moment, and tried again;
-the others go on.
+How: a thread looks at each source several times a second: claim, add to the store, delete; see
+`store.source`. Rows are claimed for the engine that we run beside; what an engine has claimed that the store
+does not know any more (`Store.reclaim` forgets the dead) is freed. A table in the store's own database is
+emptied in one transaction. A row of ours carries a complete message; a row made by SQL (``outmail.enqueue``,
+``outmail.draft``) is checked and composed here for the first time.
+Promises: a committed row is in the queue within a second, one that a dead engine had claimed within seconds
+after its death is known; killed or stopped anywhere, nothing is lost, and nothing doubled while the store
+keeps the record of a message; a row that cannot be sent ends as failed, with the reason, and stops nothing;
+whoever may write rows can make outmail send mail, not run programs or write files; a source in trouble is
+told once, left alone for a moment, and tried again; the others go on.
 Fails: never into the program; it logs. Does not: hold an application's database, or deliver.
 """
 
@@ -38,17 +40,20 @@ log = logging.getLogger("outmail")
 #: Seconds between looks at an empty table, and after trouble.
 PAUSE = 0.25
 TROUBLE_PAUSE = 2.0
-#: Seconds between looks for what dead engines have claimed; more where a look takes long, so that it is one part in `SHARE` of all time.
+#: Seconds between looks for what dead engines have claimed; more where a look takes long, so that it is one
+#: part in `SHARE` of all time.
 FREE = 2.0
 SHARE = 20
-#: So many seconds a claim in the store's own name stands beside other engines: one of an older version may be at it.
+#: So many seconds a claim in the store's own name stands beside other engines: one of an older version may be
+#: at it.
 STANDS = 10.0
 
 #: Seconds until what the store could not take by itself is tried again.
 AGAIN = 60.0
 #: Codes of `NotStored` that may be about one message and not about the store.
 _OF_THE_ROWS = ("store-missing", "store-conflict", "store-other")
-#: Bytes of an envelope, and characters of a draft's header values in all: JSON and folding cost many times what they are given.
+#: Bytes of an envelope, and characters of a draft's header values in all: JSON and folding cost many times
+#: what they are given.
 MOST_ENVELOPE = 16 * 1024 * 1024
 MOST_HEADER = 1_000_000
 
@@ -58,18 +63,26 @@ Compose = Callable[[dict[str, Any]], Draft]
 def written(message: Message, draft: Draft, now: int) -> Values:
     """A message that acceptance has checked → the row that carries it."""
     envelope = {
-        "sender": message.sender, "recipients": [r.address for r in message.recipients],
-        "suppressed": {r.address: r.suppressed for r in message.recipients if r.suppressed}, "key": message.key, "due": draft.due,
-        "expires_at": message.expires_at, "priority": draft.priority, "tag": message.tag, "route": draft.route,
+        "sender": message.sender,
+        "recipients": [r.address for r in message.recipients],
+        "suppressed": {r.address: r.suppressed for r in message.recipients if r.suppressed},
+        "key": message.key,
+        "due": draft.due,
+        "expires_at": message.expires_at,
+        "priority": draft.priority,
+        "tag": message.tag,
+        "route": draft.route,
         "dsn": asdict(message.dsn) if message.dsn else None,
-    }  # fmt: skip
+    }
     return row(message.id, now, message.content, {key: value for key, value in envelope.items() if value})
 
 
 def drafted(found: Row, compose: Compose, recipients: int = 10_000) -> Draft:
     """A row → what it asks for; raises `Refused` for what cannot be read, or asks for more than it may."""
     if len(found.envelope) > MOST_ENVELOPE:
-        raise Refused(f"the envelope has {len(found.envelope)} bytes; the limit is {MOST_ENVELOPE}", code="too-large")
+        raise Refused(
+            f"the envelope has {len(found.envelope)} bytes; the limit is {MOST_ENVELOPE}", code="too-large"
+        )
     try:
         envelope = json.loads(found.envelope.decode("utf-8"))
     except (ValueError, RecursionError):
@@ -91,7 +104,8 @@ def drafted(found: Row, compose: Compose, recipients: int = 10_000) -> Draft:
 
 #: The envelope's words and what each may be; all but recipients may be missing or null.
 _FIELDS: dict[str, type | tuple[type, ...]] = {
-    "sender": str, "recipients": (str, list), "suppressed": dict, "key": str, "due": int, "expires_at": int, "priority": str, "tag": str, "route": str,
+    "sender": str, "recipients": (str, list), "suppressed": dict, "key": str, "due": int, "expires_at": int,
+    "priority": str, "tag": str, "route": str,
     "dsn": dict,
 }  # fmt: skip
 
@@ -101,17 +115,45 @@ def _enveloped(content: bytes, envelope: Mapping[str, Any]) -> Draft:
         if value is not None and not isinstance(value, _FIELDS.get(name, object)):
             raise Refused(f"the envelope's {name} cannot be {printable(repr(value))}", code="bad-argument")
     recipients = envelope.get("recipients") or []
-    suppressed = {address: plain_line(str(why)[:200]) for address, why in (envelope.get("suppressed") or {}).items()}
-    notify, ret, envid = (str((envelope.get("dsn") or {}).get(name) or "") for name in ("notify", "ret", "envid"))
+    suppressed = {
+        address: plain_line(str(why)[:200]) for address, why in (envelope.get("suppressed") or {}).items()
+    }
+    notify, ret, envid = (
+        str((envelope.get("dsn") or {}).get(name) or "") for name in ("notify", "ret", "envid")
+    )
     return Draft(
-        content, envelope.get("sender") or "", [recipients] if isinstance(recipients, str) else recipients, envelope.get("key"), envelope.get("due"),
-        envelope.get("expires_at"), envelope.get("priority") or "normal", envelope.get("tag"), envelope.get("route"),
-        Dsn(notify, ret, envid) if notify or ret or envid else None, suppressed=suppressed,
-    )  # fmt: skip
+        content,
+        envelope.get("sender") or "",
+        [recipients] if isinstance(recipients, str) else recipients,
+        envelope.get("key"),
+        envelope.get("due"),
+        envelope.get("expires_at"),
+        envelope.get("priority") or "normal",
+        envelope.get("tag"),
+        envelope.get("route"),
+        Dsn(notify, ret, envid) if notify or ret or envid else None,
+        suppressed=suppressed,
+    )
 
 
 #: What a draft in SQL may say. Files of the engine's machine are not among it.
-WORDS = ("to", "cc", "bcc", "subject", "text", "html", "sender", "reply_to", "headers", "key", "at", "expires", "priority", "tag", "relay")
+WORDS = (
+    "to",
+    "cc",
+    "bcc",
+    "subject",
+    "text",
+    "html",
+    "sender",
+    "reply_to",
+    "headers",
+    "key",
+    "at",
+    "expires",
+    "priority",
+    "tag",
+    "relay",
+)
 
 
 #: Those of them that become fields of the header.
@@ -120,9 +162,15 @@ _IN_HEADER = ("to", "cc", "bcc", "subject", "sender", "reply_to", "headers")
 
 def _check_counts(given: Sequence[Any], most: int) -> None:
     """Before anything is made of them."""
-    count = sum(value.count("@") if isinstance(value, str) else len(value) if isinstance(value, (list, dict)) else 0 for value in given)
+    count = sum(
+        value.count("@") if isinstance(value, str) else len(value) if isinstance(value, (list, dict)) else 0
+        for value in given
+    )
     if count > most:
-        raise Refused(f"the message has {count} recipients; the limit is {most} ([limits] recipients)", code="too-many-recipients")
+        raise Refused(
+            f"the message has {count} recipients; the limit is {most} ([limits] recipients)",
+            code="too-many-recipients",
+        )
 
 
 def _weight(value: Any) -> int:
@@ -142,20 +190,42 @@ def _weight(value: Any) -> int:
 def _composed(words: Mapping[str, Any], compose: Compose) -> Draft:
     unknown = sorted(set(words) - set(WORDS))
     if unknown:
-        raise Refused(f"a draft has no word {printable(unknown[0])}; it has {', '.join(WORDS)}", code="bad-argument")
+        raise Refused(
+            f"a draft has no word {printable(unknown[0])}; it has {', '.join(WORDS)}", code="bad-argument"
+        )
     if (weight := _weight([words.get(name) for name in _IN_HEADER])) > MOST_HEADER:
-        raise Refused(f"the header would have {weight} characters; the limit of a draft is {MOST_HEADER}", code="too-large")
+        raise Refused(
+            f"the header would have {weight} characters; the limit of a draft is {MOST_HEADER}",
+            code="too-large",
+        )
     try:
         return compose({name: value for name, value in words.items() if value is not None})
-    except (ConfigError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError) as problem:
-        raise problem if isinstance(problem, Refused) else Refused(str(problem), code="bad-argument") from None
+    except (
+        ConfigError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        LookupError,
+        ArithmeticError,
+        RecursionError,
+    ) as problem:
+        raise (
+            problem if isinstance(problem, Refused) else Refused(str(problem), code="bad-argument")
+        ) from None
 
 
 def check_storable(message: Message) -> None:
-    """What every store can take: one row that it cannot would keep all others of its batch from being stored. Raises `Refused`."""
+    """What every store can take: one row that it cannot would keep all others of its batch from being stored.
+    Raises `Refused`.
+    """
     texts = (message.sender, message.message_id, message.subject, message.key or "", message.tag or "")
-    for text in (*texts, *(text for r in message.recipients for text in (r.address, r.destination, r.suppressed))):
-        if "\0" in text or (not text.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in text)):
+    for text in (
+        *texts,
+        *(text for r in message.recipients for text in (r.address, r.destination, r.suppressed)),
+    ):
+        if "\0" in text or (
+            not text.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in text)
+        ):
             raise Refused(f"{printable(text)} holds a character that cannot be stored", code="bad-content")
 
 
@@ -164,22 +234,38 @@ def usable(id: str) -> bool:
     return is_id(id) and "/" not in id
 
 
-def abandoned(claims: Sequence[Claim], store: str, me: str, living: Collection[str], stood: bool) -> list[str]:
-    """Claimants of our store whose rows may be taken by others. ``living``: the engines that it knows; ``stood``: the claim in the store's own
-    name has stood for long enough. Whoever claims in an engine's name was known before."""
+def abandoned(
+    claims: Sequence[Claim], store: str, me: str, living: Collection[str], stood: bool
+) -> list[str]:
+    """Claimants of our store whose rows may be taken by others. ``living``: the engines that it knows;
+    ``stood``: the claim in the store's own name has stood for long enough. Whoever claims in an engine's name
+    was known before.
+    """
     known = {claimant(store, engine) for engine in living}
     alone = known <= {me}
     return [
-        claim.claimant for claim in claims
-        if claim.store == store and claim.claimant != me and (alone or stood if claim.claimant == store else claim.claimant not in known)
-    ]  # fmt: skip
+        claim.claimant
+        for claim in claims
+        if claim.store == store
+        and claim.claimant != me
+        and (alone or stood if claim.claimant == store else claim.claimant not in known)
+    ]
 
 
 class TakeOver:
-    """All sources of one store. ``open_source`` opens one by its URL; ``compose`` makes a draft of the words of ``send``; ``engine`` says by
-    what name the store knows the engine that we run beside, "" while it does not."""
+    """All sources of one store. ``open_source`` opens one by its URL; ``compose`` makes a draft of the words
+    of ``send``; ``engine`` says by what name the store knows the engine that we run beside, "" while it does
+    not.
+    """
 
-    def __init__(self, door: Door, urls: Sequence[str], open_source: Callable[[str], Source], compose: Compose, engine: Callable[[], str] = lambda: "") -> None:
+    def __init__(
+        self,
+        door: Door,
+        urls: Sequence[str],
+        open_source: Callable[[str], Source],
+        compose: Compose,
+        engine: Callable[[], str] = lambda: "",
+    ) -> None:
         self._door = door
         self._urls = urls
         self._open = open_source
@@ -202,7 +288,7 @@ class TakeOver:
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
-    # -- life -------------------------------------------------------------------------------------------------------
+    # -- life ------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Look on in a thread of its own."""
@@ -239,7 +325,7 @@ class TakeOver:
             if not self._engine() or not self.look():
                 self._over.wait(PAUSE)
 
-    # -- work -------------------------------------------------------------------------------------------------------
+    # -- work ------------------------------------------------------------------------------------------------
 
     def look(self) -> int:
         """One batch of each source; returns how many rows were taken over."""
@@ -293,7 +379,11 @@ class TakeOver:
         if claims:
             living = {row[1] for row in self._door.store.read(self._door.store.verbs.owners())}
             for name in abandoned(claims, self._store, me, living, self._stood(url, claims, began)):
-                log.info("%d messages in %s that an engine had claimed and not finished are free again", source.free(name), source.name)
+                log.info(
+                    "%d messages in %s that an engine had claimed and not finished are free again",
+                    source.free(name),
+                    source.name,
+                )
         now = self._door.clock.monotonic()
         self._free_at[url] = now + max(FREE, SHARE * (now - began))
 
@@ -335,7 +425,9 @@ class TakeOver:
         return len(rows)
 
     def _kept_each(self, rows: Sequence[Row], messages: Sequence[Message]) -> list[Row]:
-        """One that the store cannot take keeps no other from being taken; returns the rows of those that it has."""
+        """One that the store cannot take keeps no other from being taken; returns the rows of those that it
+        has.
+        """
         kept: list[Row] = []
         for found, message in zip(rows, messages):
             try:
@@ -347,7 +439,9 @@ class TakeOver:
         return kept
 
     def _name(self, source: Source, me: str, rows: Sequence[Row]) -> None:
-        """Rows whose id can be none get one of ours, and there first: killed behind the next step, the row is known again by it."""
+        """Rows whose id can be none get one of ours, and there first: killed behind the next step, the row is
+        known again by it.
+        """
         ids = {found.n: new_id(self._door.clock.now()) for found in rows if not usable(found.id)}
         if ids:
             source.rename(me, ids)
@@ -373,9 +467,14 @@ class TakeOver:
         return count
 
     def _check_route(self, route: str | None) -> None:
-        """Who may write a row may not thereby run a program or write a file here: such relays must be configured."""
+        """Who may write a row may not thereby run a program or write a file here: such relays must be
+        configured.
+        """
         if route and (name := self._door.terms.routes.hopeless(route)):
-            raise Refused(f"the relay {printable(name)} is not configured where the mail is sent from", code="bad-argument")
+            raise Refused(
+                f"the relay {printable(name)} is not configured where the mail is sent from",
+                code="bad-argument",
+            )
 
     def _message(self, found: Row) -> Message:
         found.id = found.id if usable(found.id) else new_id(self._door.clock.now())
@@ -383,17 +482,31 @@ class TakeOver:
         try:
             if found.size > MOST:
                 draft.content = b""
-                raise Refused(f"the row has {found.size} bytes; no more than {MOST} are read", code="too-large")
+                raise Refused(
+                    f"the row has {found.size} bytes; no more than {MOST} are read", code="too-large"
+                )
             draft = drafted(found, self._compose, self._door.terms.recipients)
             self._check_route(draft.route)
             message = self._door.complete(draft)
             check_storable(message)
             return message
         except Refused as refusal:
-            self._seldom.say(logging.ERROR, "unfit", "a message that was left in a database cannot be sent: %s (%s)", plain_line(str(refusal)[:500]), found.id)
+            self._seldom.say(
+                logging.ERROR,
+                "unfit",
+                "a message that was left in a database cannot be sent: %s (%s)",
+                plain_line(str(refusal)[:500]),
+                found.id,
+            )
             return self._unfit(found, draft, refusal)
         except Exception as bug:
-            self._seldom.say(logging.ERROR, "bug", "a bug of outmail: a message that was left in a database cannot be read (%s)", found.id, exc_info=bug)
+            self._seldom.say(
+                logging.ERROR,
+                "bug",
+                "a bug of outmail: a message that was left in a database cannot be read (%s)",
+                found.id,
+                exc_info=bug,
+            )
             return self._unfit(found, draft, Refused(f"internal error: {bug!r}", code="bad-content"))
 
     def _unfit(self, found: Row, draft: Draft, refusal: Refused) -> Message:

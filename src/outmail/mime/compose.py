@@ -1,8 +1,9 @@
 """A new message from what a program has: texts, files, addresses → complete bytes.
 
-Promises: 7-bit, lines of at most 998 octets, CRLF; headers by `headers`; plain text goes in as it is, other bodies by the standard
-library with 7-bit transfer encodings; the finished *bytes* are checked: the header block splits back into exactly the fields written.
-Bcc is never written. Fails: `ValueError` (`headers.HeaderError`, `splice.ContentError`) with a sentence.
+Promises: 7-bit, lines of at most 998 octets, CRLF; headers by `headers`; plain text goes in as it is, other
+bodies by the standard library with 7-bit transfer encodings; the finished *bytes* are checked: the header
+block splits back into exactly the fields written. Bcc is never written. Fails: `ValueError`
+(`headers.HeaderError`, `splice.ContentError`) with a sentence.
 Does not: read files, know the time, or choose recipients.
 """
 
@@ -21,7 +22,24 @@ Person = tuple[str, Mailbox]
 
 #: Fields that `Parts` has its own place for, or that only the transport may write.
 _OURS = frozenset(
-    ["from", "to", "cc", "bcc", "reply-to", "subject", "date", "message-id", "mime-version", "content-type", "content-transfer-encoding", "content-id", "content-disposition", "received", "return-path", "resent-bcc"]
+    [
+        "from",
+        "to",
+        "cc",
+        "bcc",
+        "reply-to",
+        "subject",
+        "date",
+        "message-id",
+        "mime-version",
+        "content-type",
+        "content-transfer-encoding",
+        "content-id",
+        "content-disposition",
+        "received",
+        "return-path",
+        "resent-bcc",
+    ]
 )
 
 
@@ -121,13 +139,21 @@ def _mime(parts: Parts) -> Any:
             html = message
         for cid, file in parts.inline.items():
             maintype, subtype = _type(file)
-            html.add_related(file.content, maintype, subtype, cid=f"<{_cid(cid)}>", filename=_filename(file.name), disposition="inline")
+            html.add_related(
+                file.content,
+                maintype,
+                subtype,
+                cid=f"<{_cid(cid)}>",
+                filename=_filename(file.name),
+                disposition="inline",
+            )
     if parts.inline and parts.html is None:
         raise headers.HeaderError("inline files need an HTML part that shows them")
     for file in parts.attachments:
         maintype, subtype = _type(file)
         if maintype in ("message", "multipart"):
-            maintype, subtype = "application", "octet-stream"  # composite types may not be encoded (RFC 2046 §5.2.1)
+            # composite types may not be encoded (RFC 2046 §5.2.1)
+            maintype, subtype = "application", "octet-stream"
         message.add_attachment(file.content, maintype, subtype, filename=_filename(file.name))
     return message
 
@@ -159,7 +185,12 @@ def _verify(head: bytes, block: list[bytes]) -> None:
     _bounded(head)
     written = splice.split(head)
     rest = written[len(block) :]
-    if b"".join(written) != head or b"\0" in head or written[: len(block)] != block or not all(field.lower().startswith(_MIME) for field in rest):
+    if (
+        b"".join(written) != head
+        or b"\0" in head
+        or written[: len(block)] != block
+        or not all(field.lower().startswith(_MIME) for field in rest)
+    ):
         raise splice.ContentError("the composed header does not read back as it was written", "bad-content")
 
 

@@ -2,8 +2,8 @@
 
 Why our own: the standard library drops the quotes of long display names, encodes structured tokens such as
 Message-IDs, and let a newline through an encoded word become a header (CVE-2024-6923 and its successors).
-Promises: folds only at white space that is there; encoded words of at most 75 characters, never inside a structured
-field; a control character is refused; the bytes end in CRLF and hold no 8-bit character.
+Promises: folds only at white space that is there; encoded words of at most 75 characters, never inside a
+structured field; a control character is refused; the bytes end in CRLF and hold no 8-bit character.
 Fails: `HeaderError`, a ValueError. Does not: parse, or know which fields a message should have.
 """
 
@@ -29,7 +29,32 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 
 #: Fields whose tokens mean something: outside ASCII they are refused, never encoded.
 STRUCTURED = frozenset(
-    ["message-id", "in-reply-to", "references", "list-id", "list-unsubscribe", "list-unsubscribe-post", "list-post", "list-help", "list-archive", "list-subscribe", "list-owner", "auto-submitted", "date", "return-path", "received", "mime-version", "content-type", "content-id", "content-transfer-encoding", "content-disposition", "dkim-signature", "authentication-results", "feedback-id", "precedence"]
+    [
+        "message-id",
+        "in-reply-to",
+        "references",
+        "list-id",
+        "list-unsubscribe",
+        "list-unsubscribe-post",
+        "list-post",
+        "list-help",
+        "list-archive",
+        "list-subscribe",
+        "list-owner",
+        "auto-submitted",
+        "date",
+        "return-path",
+        "received",
+        "mime-version",
+        "content-type",
+        "content-id",
+        "content-transfer-encoding",
+        "content-disposition",
+        "dkim-signature",
+        "authentication-results",
+        "feedback-id",
+        "precedence",
+    ]
 )
 
 
@@ -38,20 +63,30 @@ class HeaderError(ValueError):
 
 
 def unstructured(name: str, value: str) -> bytes:
-    """``name: value`` for free text; outside ASCII it becomes encoded words, or HeaderError in a structured field."""
+    """``name: value`` for free text; outside ASCII it becomes encoded words, or HeaderError in a structured
+    field.
+    """
     _check(name, value)
     value = value.strip(" \t")
     if len(name) + 2 + len(value) <= LINE and value.isascii() and "=?" not in value:
         return f"{name}: {value}\r\n".encode("ascii")
-    if value.isascii() and "=?" not in value and max(map(len, value.split(" ")), default=0) < HARD_LINE - len(name) - 2:
+    if (
+        value.isascii()
+        and "=?" not in value
+        and max(map(len, value.split(" ")), default=0) < HARD_LINE - len(name) - 2
+    ):
         return folded(name, [token[0] for token in _TOKEN.finditer(value)])
     if name.lower() in STRUCTURED:
         raise HeaderError(f"{name}: {printable(value)} must be plain ASCII without over-long words")
-    return folded(name, [" " + word if i else word for i, word in enumerate(encoded_words(value, len(name) + 2))])
+    return folded(
+        name, [" " + word if i else word for i, word in enumerate(encoded_words(value, len(name) + 2))]
+    )
 
 
 def addresses(name: str, people: Iterable[tuple[str, Mailbox]]) -> bytes:
-    """``name: A <a@x>, b@y`` from (display name, mailbox) pairs; display names keep their commas by quoting."""
+    """``name: A <a@x>, b@y`` from (display name, mailbox) pairs; display names keep their commas by
+    quoting.
+    """
     _check(name, "")
     tokens: list[str] = []
     for display, mailbox in people:
@@ -64,7 +99,9 @@ def addresses(name: str, people: Iterable[tuple[str, Mailbox]]) -> bytes:
 
 
 def folded(name: str, tokens: list[str], *, ascii_only: bool = True) -> bytes:
-    """Tokens, each with the white space before it, as one field; a line is broken only before such white space."""
+    """Tokens, each with the white space before it, as one field; a line is broken only before such white
+    space.
+    """
     whole = f"{name}: {''.join(tokens)}\r\n"
     if len(whole) <= LINE + 2 and whole.isascii():
         return whole.encode("ascii")
@@ -82,7 +119,9 @@ def folded(name: str, tokens: list[str], *, ascii_only: bool = True) -> bytes:
 
 
 def encoded_words(text: str, used: int = 0) -> list[str]:
-    """RFC 2047 words for ``text``: UTF-8, B or Q by which is shorter, no character split, each at most 75 long."""
+    """RFC 2047 words for ``text``: UTF-8, B or Q by which is shorter, no character split, each at most 75
+    long.
+    """
     raw = text.encode("utf-8")
     quoted = sum(1 if b in _Q_SAFE or b == 32 else 3 for b in raw) <= 4 * len(raw) / 3
     words, piece, room = [], "", _WORD - min(used, 40)
@@ -113,7 +152,11 @@ def _person(display: str, mailbox: Mailbox) -> list[str]:
     if _ATOM_PHRASE.fullmatch(display):
         return [*display.split(" "), f"<{mailbox}>"]
     escaped = display.replace("\\", "\\\\").replace('"', '\\"')
-    return [*f'"{escaped}"'.split(" "), f"<{mailbox}>"] if "  " not in escaped else [f'"{escaped}"', f"<{mailbox}>"]
+    return (
+        [*f'"{escaped}"'.split(" "), f"<{mailbox}>"]
+        if "  " not in escaped
+        else [f'"{escaped}"', f"<{mailbox}>"]
+    )
 
 
 def _check(name: str, value: str) -> None:
@@ -131,4 +174,7 @@ def date(ms: int) -> str:
 @lru_cache(8)
 def _date(seconds: int) -> str:
     t = time.gmtime(seconds)
-    return f"{_DAYS[t.tm_wday]}, {t.tm_mday:02d} {_MONTHS[t.tm_mon - 1]} {t.tm_year} {t.tm_hour:02d}:{t.tm_min:02d}:{t.tm_sec:02d} +0000"
+    return (
+        f"{_DAYS[t.tm_wday]}, {t.tm_mday:02d} {_MONTHS[t.tm_mon - 1]} {t.tm_year} "
+        f"{t.tm_hour:02d}:{t.tm_min:02d}:{t.tm_sec:02d} +0000"
+    )

@@ -1,8 +1,10 @@
 """Foreign messages as bytes: normalise once, look at header fields, cut or prepend whole ones.
 
-Promises: apart from line ends (`normalised`) no byte changes that a function was not asked to change; fields are found
-by their bytes, so a message that no parser likes passes unharmed; time is linear, and memory does not grow with the number of fields.
-Fails: `ContentError`, a ValueError with a stable ``code``. Does not: decode bodies, or write a header (`headers` does).
+Promises: apart from line ends (`normalised`) no byte changes that a function was not asked to change; fields
+are found by their bytes, so a message that no parser likes passes unharmed; time is linear, and memory does
+not grow with the number of fields.
+Fails: `ContentError`, a ValueError with a stable ``code``. Does not: decode bodies, or write a header
+(`headers` does).
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ _FIELD = re.compile(rb"(?im)^([!-9;-~]+)[ \t]*:[^\r\n]*\r\n(?:[ \t][^\r\n]*\r\n)
 _RECEIVED = re.compile(rb"(?im)^received[ \t]*:")
 _DELIVERED_TO = re.compile(rb"(?m)^delivered-to[ \t]*:([^\r\n]*(?:\r\n[ \t][^\r\n]*)*)")
 _REST = re.compile(rb"[^\r\n]*(?:\r\n[ \t][^\r\n]*)*")
-#: Controls of both sets, marks that turn the direction of writing, line separators, halves of surrogate pairs.
+#: Controls of both sets, marks that turn the direction of writing, line separators, halves of surrogate
+#: pairs.
 _OBEYED = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]+")
 _BARE_CR = re.compile(rb"\r(?!\n)")
 
@@ -38,42 +41,64 @@ class ContentError(ValueError):
 
 
 def normalised(content: bytes) -> bytes:
-    """CRLF line ends and a last CRLF. NUL and bare CR are errors; lone LF becomes CRLF. Normal content comes back as it is."""
+    """CRLF line ends and a last CRLF. NUL and bare CR are errors; lone LF becomes CRLF. Normal content comes
+    back as it is.
+    """
     if b"\0" in content:
         raise ContentError("the message contains a NUL byte, which no mail server may pass on", "bad-content")
     if has_bare(content):
         if bare := _BARE_CR.search(content):
             line = content.count(b"\n", 0, bare.start()) + 1
-            raise ContentError(f"the message contains a carriage return without line feed in line {line}", "bad-content")
+            raise ContentError(
+                f"the message contains a carriage return without line feed in line {line}", "bad-content"
+            )
         content = content.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
     return content if content.endswith(b"\r\n") else content + b"\r\n"
 
 
 def check_first(content: bytes, *, headless: bool = False) -> None:
-    """Raises `ContentError` when the first line is no header field; with ``headless`` an empty line or nothing at all will do."""
+    """Raises `ContentError` when the first line is no header field; with ``headless`` an empty line or
+    nothing at all will do.
+    """
     if _FIRST.match(content) or (headless and (not content or content.startswith(b"\r\n"))):
         return
     first = content[:60].split(b"\r")[0].decode("utf-8", "replace")
     hint = "; such a line belongs to a mailbox file: leave it out" if first.startswith("From ") else ""
-    raise ContentError(f"the message does not begin with a header field but with {first!r}{hint}", "bad-content")
+    raise ContentError(
+        f"the message does not begin with a header field but with {first!r}{hint}", "bad-content"
+    )
 
 
 def check_head(content: bytes) -> None:
-    """Raises `ContentError` when the header block is too long to be walked. Looks at no more than the limit."""
-    if len(content) > MAX_HEAD and not content.startswith(b"\r\n") and content.find(b"\r\n\r\n", 0, MAX_HEAD + 2) < 0:
+    """Raises `ContentError` when the header block is too long to be walked. Looks at no more than the
+    limit.
+    """
+    if (
+        len(content) > MAX_HEAD
+        and not content.startswith(b"\r\n")
+        and content.find(b"\r\n\r\n", 0, MAX_HEAD + 2) < 0
+    ):
         raise ContentError(f"the header block has more than {MAX_HEAD} bytes", "too-large")
 
 
 def has_passed(content: bytes, servers: int) -> bool:
-    """True when so many servers have passed the message on: each adds a Received field, however it writes the name."""
+    """True when so many servers have passed the message on: each adds a Received field, however it writes the
+    name.
+    """
     head = content[: head_end(content)]
     return head.lower().count(b"received") >= servers and len(_RECEIVED.findall(head)) >= servers
 
 
 def delivered_to(content: bytes) -> set[str]:
-    """Whom the message says it has been delivered to, in lower case. A header without that name is not walked."""
+    """Whom the message says it has been delivered to, in lower case. A header without that name is not
+    walked.
+    """
     head = content[: head_end(content)].lower()
-    return {value.strip().decode("ascii", "replace") for value in _DELIVERED_TO.findall(head)} if b"delivered-to" in head else set()
+    return (
+        {value.strip().decode("ascii", "replace") for value in _DELIVERED_TO.findall(head)}
+        if b"delivered-to" in head
+        else set()
+    )
 
 
 def head_end(content: bytes) -> int:
@@ -104,7 +129,9 @@ def look(content: bytes, *, headless: bool = False) -> Head:
     head = content[: head_end(content)]
     low = b"\n" + head.lower()
     if b" :" in low or b"\t:" in low:  # obsolete syntax: white space before the colon
-        spots = [match.end() if (match := re.search(rb"\n" + name + rb"[ \t]*:", low)) else -1 for name in _KNOWN]
+        spots = [
+            match.end() if (match := re.search(rb"\n" + name + rb"[ \t]*:", low)) else -1 for name in _KNOWN
+        ]
     else:
         spots = [at + len(name) + 2 if (at := low.find(b"\n" + name + b":")) >= 0 else -1 for name in _KNOWN]
     message_id = _value(head, spots[0]).strip().decode("utf-8", "replace")[:_MESSAGE_ID]
@@ -138,7 +165,9 @@ def _readable(raw: bytes) -> str:
 
 
 def short(text: str) -> str:
-    """A subject for lists: one line of at most 500 characters, and nothing that a terminal or a page would obey."""
+    """A subject for lists: one line of at most 500 characters, and nothing that a terminal or a page would
+    obey.
+    """
     text = text[:2000]
     return text[:500] if text.isprintable() else _OBEYED.sub(" ", text)[:500]
 
@@ -160,4 +189,3 @@ def cut(content: bytes, *names: str) -> bytes:
     gone = {name.lower().encode() for name in names}
     head = _FIELD.sub(lambda m: b"" if m[1].lower() in gone else m[0], content[:end])
     return head + content[end:]
-

@@ -1,10 +1,13 @@
 """A file that is made whole before it has its name: backups.
 
-How: it is written as ``FILE.unfinished.<random>`` in the same folder, flushed, linked to its name, and the folder is flushed.
-Promises: under its name there is a whole file, on disk, or none (where the file system has no links, and the program is killed in that
-moment: an empty one, which is no store); a file that is there already is never touched; only its owner can read it.
-What a killed program leaves has the word ``unfinished`` in its name, and `refuse_unfinished` keeps it from being opened as a store.
-Fails: `Refused` for a file that exists, `NotStored` for what cannot be written. Does not: know what is written.
+How: it is written as ``FILE.unfinished.<random>`` in the same folder, flushed, linked to its name, and the
+folder is flushed.
+Promises: under its name there is a whole file, on disk, or none (where the file system has no links, and the
+program is killed in that moment: an empty one, which is no store); a file that is there already is never
+touched; only its owner can read it. What a killed program leaves has the word ``unfinished`` in its name, and
+`refuse_unfinished` keeps it from being opened as a store.
+Fails: `Refused` for a file that exists, `NotStored` for what cannot be written. Does not: know what is
+written.
 """
 
 from __future__ import annotations
@@ -71,7 +74,9 @@ def _sync(path: str) -> None:
 
 
 def _check_no_log(path: str) -> None:
-    """What SQLite could not move from its log into the file, on a full disk say, would be missing; closing does not tell of it."""
+    """What SQLite could not move from its log into the file, on a full disk say, would be missing; closing
+    does not tell of it.
+    """
     for end in _BESIDE[1:3]:
         if os.path.exists(path + end) and os.path.getsize(path + end):
             raise Trouble("io", f"{path}{end} could not be merged into the file: is the disk full?")

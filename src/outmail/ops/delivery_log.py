@@ -1,6 +1,7 @@
 """The delivery log: one logfmt line per attempt and outcome on the logger ``outmail.delivery``.
 
-Fields: status, id, to, msgid, from, via, attempts, delay, code, text. Nothing is formatted when nobody listens.
+Fields: status, id, to, msgid, from, via, attempts, delay, code, text. Nothing is formatted when nobody
+listens.
 """
 
 from __future__ import annotations
@@ -18,7 +19,13 @@ from outmail.policy.plain import plain_line
 
 logger = logging.getLogger("outmail.delivery")
 _PLAIN = re.compile(r"[!#-<>-~]+")
-_STATUS = {"delivered": "delivered", "refused": "failed", "deferred": "deferred", "unknown": "uncertain", "expired": "failed"}
+_STATUS = {
+    "delivered": "delivered",
+    "refused": "failed",
+    "deferred": "deferred",
+    "unknown": "uncertain",
+    "expired": "failed",
+}
 
 
 def observe(items: Sequence[Settled]) -> None:
@@ -27,11 +34,16 @@ def observe(items: Sequence[Settled]) -> None:
         return
     for item in items:
         for recipient, verdict in item.verdicts:
-            logger.log(logging.INFO if verdict.event == "delivered" else logging.WARNING, line(item, recipient, verdict))
+            logger.log(
+                logging.INFO if verdict.event == "delivered" else logging.WARNING,
+                line(item, recipient, verdict),
+            )
 
 
 class Batched:
-    """The same lines for the service's stderr, one write for all that were settled together, without a record each."""
+    """The same lines for the service's stderr, one write for all that were settled together, without a record
+    each.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -40,9 +52,13 @@ class Batched:
         now = time.time()
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now)) + f",{int(now * 1000) % 1000:03d}"
         lines = [
-            f"{stamp} {'INFO' if verdict.event == 'delivered' else 'WARNING'} outmail.delivery {line(item, recipient, verdict)}\n"
-            for item in items for recipient, verdict in item.verdicts
-        ]  # fmt: skip
+            (
+                f"{stamp} {'INFO' if verdict.event == 'delivered' else 'WARNING'} outmail.delivery "
+                f"{line(item, recipient, verdict)}\n"
+            )
+            for item in items
+            for recipient, verdict in item.verdicts
+        ]
         try:
             self._stream.write("".join(lines))
             self._stream.flush()
@@ -57,8 +73,10 @@ def line(item: Settled, recipient: Leased, verdict: Verdict) -> str:
     code = f" code={outcome.reply.code}" if outcome.reply.code else ""
     text = f" text={_quoted(outcome.reply.text)}" if outcome.reply.text else ""
     return (
-        f"status={_STATUS[verdict.event]} id={delivery.id}/{recipient.n} to={_quoted(recipient.address)} msgid={_written(delivery.message_id)}"
-        f" from={_quoted(delivery.sender or '<>')} via={_quoted(f'{delivery.destination}:{delivery.host}')} attempts={recipient.attempts + 1}"
+        f"status={_STATUS[verdict.event]} id={delivery.id}/{recipient.n} to={_quoted(recipient.address)} "
+        f"msgid={_written(delivery.message_id)}"
+        f" from={_quoted(delivery.sender or '<>')} via={_quoted(f'{delivery.destination}:{delivery.host}')} "
+        f"attempts={recipient.attempts + 1}"
         f" delay={human_span(item.at - delivery.accepted_at)}{code}{text}"
     )
 
@@ -70,4 +88,8 @@ def _quoted(value: str) -> str:
 
 
 def _written(value: str) -> str:
-    return value if _PLAIN.fullmatch(value) else '"' + plain_line(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return (
+        value
+        if _PLAIN.fullmatch(value)
+        else '"' + plain_line(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
+    )

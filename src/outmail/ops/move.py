@@ -1,14 +1,17 @@
 """A queue moves from one store to another while its mail waits.
 
-How: the old store gets a note that says where it is being moved, so that no engine starts on it and no other move begins. Then, batch by
-batch, messages are added to the new store, with everything that is known of them, and after that commit forgotten in the old one. In the
-same commit the new store notes which batch came last (`_Arrivals`): whoever goes on forgets that batch in the old store and adds none
-of it again, whatever became of it in the new one.
-Promises: nothing is lost, nothing doubled; ids, keys, bodies, attempts, events and notes come along; a killed move goes on when the same
-command is given again; two of the same command at once share the work; a move to another store is refused while one is under way, until that
-is finished or given up (`abandon`); an engine alive on the old store stops the move before it begins; the new store may be in use.
-A copy (`copied`) is one snapshot and leaves the old store as it is.
-Fails: `ConfigError` for an engine that is alive or another move, `Trouble`. Does not: move files of the spool, or keep the cursors of events.
+How: the old store gets a note that says where it is being moved, so that no engine starts on it and no other
+move begins. Then, batch by batch, messages are added to the new store, with everything that is known of them,
+and after that commit forgotten in the old one. In the same commit the new store notes which batch came last
+(`_Arrivals`): whoever goes on forgets that batch in the old store and adds none of it again, whatever became
+of it in the new one.
+Promises: nothing is lost, nothing doubled; ids, keys, bodies, attempts, events and notes come along; a killed
+move goes on when the same command is given again; two of the same command at once share the work; a move to
+another store is refused while one is under way, until that is finished or given up (`abandon`); an engine
+alive on the old store stops the move before it begins; the new store may be in use. A copy (`copied`) is one
+snapshot and leaves the old store as it is.
+Fails: `ConfigError` for an engine that is alive or another move, `Trouble`. Does not: move files of the
+spool, or keep the cursors of events.
 """
 
 from __future__ import annotations
@@ -34,7 +37,9 @@ Tell = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """A move under way, as the old store notes it: a name of its own, where it goes, and which store that is."""
+    """A move under way, as the old store notes it: a name of its own, where it goes, and which store
+    that is.
+    """
 
     id: str
     to: str
@@ -52,7 +57,9 @@ class _Overtaken(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Arrivals:
-    """What the new store notes of a move, from before it begins until it is over, and anew in the commit of each batch."""
+    """What the new store notes of a move, from before it begins until it is over, and anew in the commit of
+    each batch.
+    """
 
     count: int = 0
     #: The ids of the last batch. Perhaps the old store has not forgotten them yet.
@@ -64,7 +71,13 @@ class _Arrivals:
         return {"count": self.count, "last": list(self.last), "over": self.over}
 
 
-def move(old: Store, new: Store, now: int, tell: Tell = lambda done, total: None, fail: Callable[[str], None] = lambda point: None) -> int:
+def move(
+    old: Store,
+    new: Store,
+    now: int,
+    tell: Tell = lambda done, total: None,
+    fail: Callable[[str], None] = lambda point: None,
+) -> int:
     """Everything; returns how many messages. ``tell(done, total)`` is called after each batch."""
     way, begun = _begin(old, new, now)
     old.reclaim(now, hold=False)
@@ -73,7 +86,9 @@ def move(old: Store, new: Store, now: int, tell: Tell = lambda done, total: None
         if begun:
             old.run(_let_go(old, way))
             new.run(new.verbs.note_drop(*way.arrivals))
-        raise ConfigError(f"an engine is working on {old.url} (pid {alive[0][2]}): stop it first, a moment later move again")
+        raise ConfigError(
+            f"an engine is working on {old.url} (pid {alive[0][2]}): stop it first, a moment later move again"
+        )
     total, done = sum_of(old), 0
     while (step := _step(old, new, way, now, fail)) is not None:
         done += step
@@ -97,7 +112,9 @@ def _begin(old: Store, new: Store, now: int) -> tuple[Way, bool]:
         raise ConfigError("a queue cannot be moved onto itself")
     way = Way(uuid.uuid4().hex, new.url, store_id(new))
     new.run(new.verbs.note_put(*way.arrivals, _Arrivals().value()))
-    begun = old.run(old.verbs.note_put(*NOTE, {"id": way.id, "to": way.to, "target": way.target, "since": now}, 0))
+    begun = old.run(
+        old.verbs.note_put(*NOTE, {"id": way.id, "to": way.to, "target": way.target, "since": now}, 0)
+    )
     if not begun:
         new.run(new.verbs.note_drop(*way.arrivals))
         found = under_way(old)
@@ -106,7 +123,8 @@ def _begin(old: Store, new: Store, now: int) -> tuple[Way, bool]:
         if found.target != way.target:
             raise ConfigError(
                 f"{old.url} is already being moved to {found.to}",
-                hint=f"finish that: outmail move {old.url} {found.to}, or give it up: outmail move --abandon {old.url}",
+                hint=f"finish that: outmail move {old.url} {found.to}, or give it up: outmail move --abandon "
+                f"{old.url}",
             )
         way = found
     there = under_way(new)
@@ -115,7 +133,11 @@ def _begin(old: Store, new: Store, now: int) -> tuple[Way, bool]:
             old.run(_let_go(old, way))
             new.run(new.verbs.note_drop(*way.arrivals))
         same = there.id == way.id  # one database by two names
-        raise ConfigError("a queue cannot be moved onto itself" if same else f"{new.url} is itself being moved; finish that first")
+        raise ConfigError(
+            "a queue cannot be moved onto itself"
+            if same
+            else f"{new.url} is itself being moved; finish that first"
+        )
     return way, begun
 
 
@@ -131,7 +153,9 @@ def _step(old: Store, new: Store, way: Way, now: int, fail: Callable[[str], None
     if batch is None:
         left = sum_of(old)
         if left:
-            raise ConfigError(f"another command has ended this move, and {left} messages are in {old.url}: move again")
+            raise ConfigError(
+                f"another command has ended this move, and {left} messages are in {old.url}: move again"
+            )
         return None
     if not batch:
         return None if _finish(old, new, way) else 0
@@ -156,7 +180,9 @@ def _arrived(new: Store, way: Way) -> _Arrivals:
 
 
 def _arrive(new: Store, way: Way, arrived: _Arrivals, batch: Sequence[Parcel], now: int) -> Verb[int]:
-    """A batch comes into the new store, unless anybody brought one since ``arrived`` was read. What came with the last one is there already."""
+    """A batch comes into the new store, unless anybody brought one since ``arrived`` was read. What came with
+    the last one is there already.
+    """
     fresh = [parcel for parcel in batch if parcel.id not in arrived.last]
     after = _Arrivals(arrived.count + len(fresh), [parcel.id for parcel in batch])
     if not (yield from new.verbs.note_put(*way.arrivals, after.value(), arrived.version)):
@@ -173,7 +199,13 @@ def _finish(old: Store, new: Store, way: Way) -> bool:
         if new.run(new.verbs.note_put(kind, key, value, 0)) or new.read(parcels.note(kind, key)) == value:
             old.run(old.verbs.note_drop(kind, key))
         else:
-            log.warning("%s has a note %s/%s of its own, which stays; the other one stays in %s", new.url, kind, key, old.url)
+            log.warning(
+                "%s has a note %s/%s of its own, which stays; the other one stays in %s",
+                new.url,
+                kind,
+                key,
+                old.url,
+            )
     if not old.run(_let_go_empty(old, way)):
         return False
     new.run(new.verbs.note_drop(*way.arrivals))
@@ -195,7 +227,8 @@ def _let_go(old: Store, way: Way) -> Verb[None]:
 
 
 def abandon(old: Store, new: Store | None) -> tuple[int, int]:
-    """Give a move up: what has arrived stays in the new store, the rest in the old one; returns how many (arrived, stayed).
+    """Give a move up: what has arrived stays in the new store, the rest in the old one; returns how many
+    (arrived, stayed).
 
     ``new`` is None when the new store is gone, and what had arrived with it.
     """

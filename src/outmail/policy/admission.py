@@ -1,7 +1,7 @@
 """Who may hand mail in by SMTP, and how fast.
 
-Promises: pure; addresses and times are passed in. A client is trusted when it comes over a unix socket, from loopback, or from a
-listed network, or has authenticated. Does not: look names up.
+Promises: pure; addresses and times are passed in. A client is trusted when it comes over a unix socket, from
+loopback, or from a listed network, or has authenticated. Does not: look names up.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ def networks(texts: Iterable[str]) -> tuple[Network, ...]:
         try:
             found.append(ipaddress.ip_network(text.strip(), strict=False))
         except ValueError:
-            raise ValueError(f"{text!r} is not a network: write such as 10.0.0.0/8, 192.0.2.7 or 2001:db8::/32") from None
+            raise ValueError(
+                f"{text!r} is not a network: write such as 10.0.0.0/8, 192.0.2.7 or 2001:db8::/32"
+            ) from None
     return tuple(found)
 
 
@@ -34,11 +36,15 @@ def is_trusted(peer: str, trusted: tuple[Network, ...]) -> bool:
         return False
     mapped = getattr(address, "ipv4_mapped", None)
     address = mapped or address
-    return address.is_loopback or any(address in network for network in trusted if network.version == address.version)
+    return address.is_loopback or any(
+        address in network for network in trusted if network.version == address.version
+    )
 
 
 def neighbourhood(peer: str) -> str:
-    """What a client is counted by: its address, of IPv6 the first half, for whoever has one address there has 2^64."""
+    """What a client is counted by: its address, of IPv6 the first half, for whoever has one address there has
+    2^64.
+    """
     try:
         address = ipaddress.ip_address(peer.partition("%")[0])
     except ValueError:
@@ -50,7 +56,9 @@ def neighbourhood(peer: str) -> str:
 
 @dataclass(slots=True)
 class Meter:
-    """A token bucket for each client: ``rate`` messages a minute, 0 for no limit. Idle clients are forgotten."""
+    """A token bucket for each client: ``rate`` messages a minute, 0 for no limit. Idle clients are
+    forgotten.
+    """
 
     rate: int = 0
     buckets: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -62,6 +70,8 @@ class Meter:
         tokens, at = self.buckets.get(client, (float(self.rate), now))
         tokens = min(float(self.rate), tokens + (now - at) * self.rate / 60)
         if len(self.buckets) > 10_000:
-            self.buckets = {name: (left, since) for name, (left, since) in self.buckets.items() if now - since < 60}
+            self.buckets = {
+                name: (left, since) for name, (left, since) in self.buckets.items() if now - since < 60
+            }
         self.buckets[client] = (max(0.0, tokens - 1), now)
         return tokens >= 1

@@ -1,12 +1,13 @@
 """How old mail is although clocks are set: ages count the time that engines have seen pass.
 
-Mail is dated by a clock that somebody may set. So engines leave a `Sign` in the store every half minute: what the
-clocks said, and the newest message. From one sign to the next, in one boot of the machine, a second clock that nobody
-sets says how much time has passed. What the first one says beyond that was set, and does not count.
-Promises: a clock set ahead makes nothing older; a clock set back makes new mail no older; a life that has truly passed
-ends, at the latest one life after the clock was set.
-Does not: read a clock or write a sign (`engine` does), or know how much time passed between two boots: then the clock
-is believed, and the engine gives what became too old meanwhile one attempt.
+Mail is dated by a clock that somebody may set. So engines leave a `Sign` in the store every half minute: what
+the clocks said, and the newest message. From one sign to the next, in one boot of the machine, a second clock
+that nobody sets says how much time has passed. What the first one says beyond that was set, and does not
+count.
+Promises: a clock set ahead makes nothing older; a clock set back makes new mail no older; a life that has
+truly passed ends, at the latest one life after the clock was set.
+Does not: read a clock or write a sign (`engine` does), or know how much time passed between two boots: then
+the clock is believed, and the engine gives what became too old meanwhile one attempt.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Any
 #: Milliseconds that a clock may be off without anybody calling it a jump.
 JUMP = 5_000
 
-#: (message, milliseconds): all with a higher number are not older than that, whatever the clock said that dated them.
+#: (message, milliseconds): all with a higher number are not older than that, whatever the clock said that
+#: dated them.
 Mark = tuple[int, int]
 NO_MARK: Mark = (1 << 62, 0)
 
@@ -69,8 +71,12 @@ def mark_of(sign: Sign, now: Sign) -> Mark:
     return sign.newest, max(0, now.age - sign.age)
 
 
-def following(before: Sign | None, same_boot: bool, wall: int, at: int, up: float, newest: int, life: int) -> Sign:
-    """The next sign. ``life``: the longest that mail usually has; then what was dated before a jump is over."""
+def following(
+    before: Sign | None, same_boot: bool, wall: int, at: int, up: float, newest: int, life: int
+) -> Sign:
+    """The next sign. ``life``: the longest that mail usually has; then what was dated before a jump is
+    over.
+    """
     if before is None or (not same_boot and at < before.at):
         return Sign(wall, at, up, newest, at)
     age, until, since = before.age + at - before.at, before.until, before.since
@@ -87,7 +93,9 @@ def following(before: Sign | None, same_boot: bool, wall: int, at: int, up: floa
 
 
 def was_set(before: Sign | None, same_boot: bool, after: Sign) -> tuple[int, int]:
-    """By how much the machine's clock, and the one that ages go by, were set between two signs; 0 for what is no jump."""
+    """By how much the machine's clock, and the one that ages go by, were set between two signs; 0 for what is
+    no jump.
+    """
     if before is None or not same_boot:
         return 0, 0
     expected = before.later(after.up)
@@ -96,7 +104,9 @@ def was_set(before: Sign | None, same_boot: bool, after: Sign) -> tuple[int, int
 
 
 def latest(signs: Iterable[Sign], at: int) -> Sign | None:
-    """The last one of other boots and machines. One from the future was left by a clock that was ahead, and says nothing."""
+    """The last one of other boots and machines. One from the future was left by a clock that was ahead, and
+    says nothing.
+    """
     return max((sign for sign in signs if sign.at <= at + JUMP), key=lambda sign: sign.at, default=None)
 
 

@@ -1,7 +1,8 @@
 """aliases(5): who gets mail for a name.
 
-Promises: pure (``:include:`` files are read by a function passed in); names are folded to lower case; expansion ends and is bounded in
-depth, steps and bytes read: a name that leads to itself means the user, a circle of several names is an error. Rules of the table in docs/receive.md, one test a row.
+Promises: pure (``:include:`` files are read by a function passed in); names are folded to lower case;
+expansion ends and is bounded in depth, steps and bytes read: a name that leads to itself means the user, a
+circle of several names is an error. Rules of the table in docs/receive.md, one test a row.
 Fails: `AliasError` with file and line. Does not: write to files or pipes, or read ~/.forward (later).
 """
 
@@ -11,7 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 MAX_TARGETS = 10_000
-#: Names and files that lead from one to the next; targets looked at, and characters of included files, for one name.
+#: Names and files that lead from one to the next; targets looked at, and characters of included files, for
+#: one name.
 MAX_DEPTH = 50
 MAX_STEPS = 100_000
 MAX_INCLUDED = 5_000_000
@@ -22,7 +24,9 @@ class AliasError(ValueError):
 
 
 def parse(text: str, source: str = "aliases") -> dict[str, tuple[str, ...]]:
-    """``name: target, target`` lines → name → targets. Lines that begin with white space continue the one before."""
+    """``name: target, target`` lines → name → targets. Lines that begin with white space continue the one
+    before.
+    """
     found: dict[str, tuple[str, ...]] = {}
     for number, line in _logical(text):
         name, rest = _name(line, f"{source}, line {number}")
@@ -36,7 +40,9 @@ def parse(text: str, source: str = "aliases") -> dict[str, tuple[str, ...]]:
 
 def included(text: str, source: str) -> list[str]:
     """The targets of an ``:include:`` file: lists, comments and blank lines."""
-    return [target for number, line in _logical(text) for target in _targets(line, f"{source}, line {number}")]
+    return [
+        target for number, line in _logical(text) for target in _targets(line, f"{source}, line {number}")
+    ]
 
 
 def _logical(text: str) -> Iterator[tuple[int, str]]:
@@ -60,7 +66,7 @@ def _name(line: str, where: str) -> tuple[str, str]:
         end = line.find('"', 1)
         name, rest = line[1:end], line[end + 1 :].lstrip()
         if end < 0 or not rest.startswith(":"):
-            raise AliasError(f"{where}: write \"name\": target")
+            raise AliasError(f'{where}: write "name": target')
         return name.lower(), rest[1:]
     name, colon, rest = line.partition(":")
     if not colon or not name.strip() or " " in name.strip():
@@ -93,13 +99,18 @@ def _targets(text: str, where: str) -> Iterator[str]:
 
 def _checked(target: str, where: str) -> str:
     if target.startswith(("/", "|")):
-        raise AliasError(f"{where}: {target!r}: files and pipes are not part of this version yet; use a user, an address or :include:/file")
+        raise AliasError(
+            f"{where}: {target!r}: files and pipes are not part of this version yet; use a user, an address "
+            f"or :include:/file"
+        )
     return target
 
 
 @dataclass(slots=True)
 class Directory:
-    """Users and aliases of the local domains. ``knows`` says whether a user exists; ``read`` gives the text of an included file."""
+    """Users and aliases of the local domains. ``knows`` says whether a user exists; ``read`` gives the text
+    of an included file.
+    """
 
     domains: frozenset[str]
     aliases: Mapping[str, tuple[str, ...]]
@@ -112,7 +123,8 @@ class Directory:
         return domain.lower() in self.domains
 
     def expand(self, local: str) -> list[str] | None:
-        """A local part → users (plain names) and addresses elsewhere (with @), each once; None when nobody has this name.
+        """A local part → users (plain names) and addresses elsewhere (with @), each once; None when nobody
+        has this name.
 
         Raises `AliasError` for circles, and for what is too deep or too much.
         """
@@ -152,7 +164,9 @@ class Directory:
             text = self.read(file)
             self._included += len(text)
             if self._included > MAX_INCLUDED:
-                raise AliasError(f"{path[0]} includes more than {MAX_INCLUDED} characters; the last file was {file}")
+                raise AliasError(
+                    f"{path[0]} includes more than {MAX_INCLUDED} characters; the last file was {file}"
+                )
             for inner in included(text, file):
                 self._target(inner, (*path, f":include:{file}"), found)
             return
@@ -161,7 +175,11 @@ class Directory:
             found[target] = None
             return
         name = (local if at else target).lower()
-        if name in path and path[-1] != name and not (path[-1].startswith(":include:") and path[-2:-1] == (name,)):
+        if (
+            name in path
+            and path[-1] != name
+            and not (path[-1].startswith(":include:") and path[-2:-1] == (name,))
+        ):
             raise AliasError(f"the aliases go round in a circle: {' -> '.join((*path, name))}")
         if not self._name(name, path, found):
             raise AliasError(f"{path[0]} leads to {target}, whom nobody knows")

@@ -1,8 +1,9 @@
 """Log records gathered into groups, and whether they are worth a mail.
 
-Promises: pure; bounded (groups, first and last lines, samples), whatever comes in, with the number of what was left out;
-counts are exact. A record belongs to the group of its logger, level, message template, exception and key. A key fails in a run
-when the run has a record of it at the trigger level; in how many runs in a row is counted by `incident`.
+Promises: pure; bounded (groups, first and last lines, samples), whatever comes in, with the number of what
+was left out; counts are exact. A record belongs to the group of its logger, level, message template,
+exception and key. A key fails in a run when the run has a record of it at the trigger level; in how many runs
+in a row is counted by `incident`.
 Does not: read clocks or files, format records, or send.
 """
 
@@ -35,7 +36,9 @@ def level_name(number: int) -> str:
 
 @dataclass(slots=True)
 class Line:
-    """One log record as the spool holds it. ``template`` is the unformatted message; ``frame`` the innermost own frame."""
+    """One log record as the spool holds it. ``template`` is the unformatted message; ``frame`` the innermost
+    own frame.
+    """
 
     at: float
     level: int
@@ -85,7 +88,10 @@ class Group:
         if not self.times:
             return []
         slots = sorted(map(int, self.times))
-        return [self.times.get(str(slot), 0) for slot in range(slots[0], min(slots[-1], slots[0] + 4 * BUCKETS) + 1)]
+        return [
+            self.times.get(str(slot), 0)
+            for slot in range(slots[0], min(slots[-1], slots[0] + 4 * BUCKETS) + 1)
+        ]
 
 
 @dataclass(slots=True)
@@ -106,7 +112,9 @@ class Gathered:
     tail_size: int = 20
 
     def add(self, line: Line, text: str, *, counts: bool) -> None:
-        """One more record; ``text`` is the line for the mail, ``counts`` whether it counts for the threshold."""
+        """One more record; ``text`` is the line for the mail, ``counts`` whether it counts for the
+        threshold.
+        """
         self.total += 1
         self.counted += counts
         name = level_name(line.level)
@@ -130,8 +138,14 @@ class Gathered:
             if len(self.groups) >= MAX_GROUPS:
                 self.others += 1
                 return
-            trace = line.trace[-TRACE:] if sum(bool(g.trace) for g in self.groups.values()) < TRACES and line.trace else ""
-            group = self.groups[mark] = Group(line.level, line.logger, line.key, 0, line.at, line.at, line.message[:SAMPLE], trace)
+            trace = (
+                line.trace[-TRACE:]
+                if sum(bool(g.trace) for g in self.groups.values()) < TRACES and line.trace
+                else ""
+            )
+            group = self.groups[mark] = Group(
+                line.level, line.logger, line.key, 0, line.at, line.at, line.message[:SAMPLE], trace
+            )
         group.add(line.at)
 
     def ranked(self) -> list[Group]:
@@ -140,10 +154,20 @@ class Gathered:
 
     def dump(self) -> dict[str, Any]:
         return {
-            "groups": {mark: [g.level, g.logger, g.key, g.count, g.first, g.last, g.sample, g.trace, g.times, g.step] for mark, g in self.groups.items()},
-            "head": self.head, "tail": self.tail, "total": self.total, "counted": self.counted, "others": self.others, "omitted": self.omitted,
-            "levels": self.levels, "last": self.last, "same": self.same,
-        }  # fmt: skip
+            "groups": {
+                mark: [g.level, g.logger, g.key, g.count, g.first, g.last, g.sample, g.trace, g.times, g.step]
+                for mark, g in self.groups.items()
+            },
+            "head": self.head,
+            "tail": self.tail,
+            "total": self.total,
+            "counted": self.counted,
+            "others": self.others,
+            "omitted": self.omitted,
+            "levels": self.levels,
+            "last": self.last,
+            "same": self.same,
+        }
 
     @classmethod
     def load(cls, document: Mapping[str, Any] | None, head: int, tail: int) -> Gathered:
@@ -162,13 +186,18 @@ class Rules:
     at_most: int = 4
 
     def counts(self, line: Line, muted: Mapping[str, int], now: int) -> bool:
-        """True when a record counts for the threshold by itself: with runs in a row, a key's records do not."""
+        """True when a record counts for the threshold by itself: with runs in a row, a key's records do
+        not.
+        """
         if line.level < self.trigger or (line.key and self.keys.after > 1):
             return False
         return not (line.key and muted.get(line.key, 0) > now)
 
     def in_words(self) -> str:
-        parts = [f"{self.min_records} records" if self.min_records > 1 else "a record", f"at {level_name(self.trigger)} or above"]
+        parts = [
+            f"{self.min_records} records" if self.min_records > 1 else "a record",
+            f"at {level_name(self.trigger)} or above",
+        ]
         text = " ".join(parts)
         if self.keys.after > 1:
             text += f"; a key that fails in {self.keys.after} runs in a row"
@@ -191,14 +220,20 @@ class Run:
         return cls(set(found.get("failed", ())), set(found.get("well", ())))
 
 
-def after_run(incidents: dict[str, Incident], run: Run, rules: Rules, now: int, *, in_order: bool) -> tuple[list[str], list[str], list[str]]:
+def after_run(
+    incidents: dict[str, Incident], run: Run, rules: Rules, now: int, *, in_order: bool
+) -> tuple[list[str], list[str], list[str]]:
     """A run is over: (keys to alert, to remind of, that recovered); ``incidents`` is changed in place.
 
-    A key that the run said is well, or that a run which ended in order did not fail, begins again at zero. A run that died
-    resets only what it had said is well: it may not have reached the rest.
+    A key that the run said is well, or that a run which ended in order did not fail, begins again at zero. A
+    run that died resets only what it had said is well: it may not have reached the rest.
     """
     alert, remind, recovered = [], [], []
-    for key in sorted(run.failed - run.well) if len(run.failed) <= MAX_KEYS else sorted(run.failed - run.well)[:MAX_KEYS]:
+    for key in (
+        sorted(run.failed - run.well)
+        if len(run.failed) <= MAX_KEYS
+        else sorted(run.failed - run.well)[:MAX_KEYS]
+    ):
         incidents[key], say = incident.failed(incidents.get(key, Incident()), rules.keys, now)
         if say == "alert":
             alert.append(key)
@@ -227,7 +262,14 @@ def allowed_now(mails: Sequence[int], rules: Rules, now: int) -> bool:
 
 def in_words(gathered: Gathered) -> str:
     """``12 errors and 3 warnings in 4 kinds``."""
-    names = {"CRITICAL": "critical error", "ERROR": "error", "WARNING": "warning", "INFO": "notice", "DEBUG": "debug line", "NOTSET": "line"}
+    names = {
+        "CRITICAL": "critical error",
+        "ERROR": "error",
+        "WARNING": "warning",
+        "INFO": "notice",
+        "DEBUG": "debug line",
+        "NOTSET": "line",
+    }
     parts = []
     for _, name in (*LEVELS, (0, "NOTSET")):
         if count := gathered.levels.get(name):

@@ -1,7 +1,8 @@
 """Failures in a row: when to alert, when to remind, when to say that it is over.
 
-Promises: pure; times are milliseconds passed in. N−1 failures say nothing, the N-th alerts once, further ones remind at
-most once a stated interval, the first success after an alert says recovered once; muting silences, it does not forget.
+Promises: pure; times are milliseconds passed in. N−1 failures say nothing, the N-th alerts once, further ones
+remind at most once a stated interval, the first success after an alert says recovered once; muting silences,
+it does not forget.
 Does not: send, store, or know what failed.
 """
 
@@ -16,7 +17,9 @@ Say = Literal["", "alert", "remind", "recovered"]
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """``after`` failures in a row alert; ``remind`` ms between reminders (0 = none); ``recovered``: say when it is over."""
+    """``after`` failures in a row alert; ``remind`` ms between reminders (0 = none); ``recovered``: say when
+    it is over.
+    """
 
     after: int = 1
     remind: int = 0
@@ -30,7 +33,11 @@ class Rule:
 
     def in_words(self) -> str:
         """The policy as a sentence's parts."""
-        parts = ["a mail at the first failure" if self.after == 1 else f"a mail after {self.after} failures in a row"]
+        parts = [
+            "a mail at the first failure"
+            if self.after == 1
+            else f"a mail after {self.after} failures in a row"
+        ]
         if self.remind:
             from outmail.clock import human_span
 
@@ -42,7 +49,9 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Incident:
-    """Where a key stands. ``thread`` is the Message-ID of the alert, which reminders and the recovery answer."""
+    """Where a key stands. ``thread`` is the Message-ID of the alert, which reminders and the recovery
+    answer.
+    """
 
     failures: int = 0
     since: int = 0

@@ -1,10 +1,11 @@
 """How hard a next hop may be pressed: sessions at once, messages a second, and a circuit breaker.
 
-Promises: pure arithmetic on numbers passed in (``now`` is monotonic seconds). Concurrency starts small and grows by one
-for every round of successes (the idea of Postfix's SCHEDULER_README); it is halved by trouble with the *connection* only,
-never by a refused recipient. After `TRIP` such faults in a row the breaker opens: nothing is tried until a pause is
-over, then one session probes; a success closes it, a fault doubles the pause up to five minutes. What a next hop refuses that was
-sent ahead is remembered as a note (milliseconds UTC) and tried again later.
+Promises: pure arithmetic on numbers passed in (``now`` is monotonic seconds). Concurrency starts small and
+grows by one for every round of successes (the idea of Postfix's SCHEDULER_README); it is halved by trouble
+with the *connection* only, never by a refused recipient. After `TRIP` such faults in a row the breaker opens:
+nothing is tried until a pause is over, then one session probes; a success closes it, a fault doubles the
+pause up to five minutes. What a next hop refuses that was sent ahead is remembered as a note (milliseconds
+UTC) and tried again later.
 Does not: count by destination (a route's fallback relays each have their own pace), sleep, or open anything.
 """
 
@@ -21,11 +22,13 @@ INITIAL = 5
 TRIP = 3
 FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 300.0
-#: With a quick next hop, several messages go to one session rather than one each to several: behind each other they share round
-#: trips. So many at most, and only while the last of them waits no longer than this for the others (seconds).
+#: With a quick next hop, several messages go to one session rather than one each to several: behind each
+#: other they share round trips. So many at most, and only while the last of them waits no longer than this
+#: for the others (seconds).
 BUNCH = 6
 BUNCH_WAIT = 0.02
-#: For how long nothing is sent ahead to a next hop that said no to it, and to one whose session only broke off over it.
+#: For how long nothing is sent ahead to a next hop that said no to it, and to one whose session only broke
+#: off over it.
 AHEAD_REFUSED = 7 * DAY
 AHEAD_BROKE_OFF = HOUR
 
@@ -123,11 +126,17 @@ class Pace:
 
 
 def ahead_note(reply: Reply, now: int) -> dict[str, Any]:
-    """What is kept of a next hop that did not take what was sent ahead; ``reply`` has code 0 when it said nothing.
+    """What is kept of a next hop that did not take what was sent ahead; ``reply`` has code 0 when it said
+    nothing.
 
-    421 may be about the number of messages in a connection as well, so that it counts no more than a session that broke off.
+    421 may be about the number of messages in a connection as well, so that it counts no more than a session
+    that broke off.
     """
-    return {"since": now, "until": now + (AHEAD_BROKE_OFF if reply.code in (0, 421) else AHEAD_REFUSED), "reply": str(reply)}
+    return {
+        "since": now,
+        "until": now + (AHEAD_BROKE_OFF if reply.code in (0, 421) else AHEAD_REFUSED),
+        "reply": str(reply),
+    }
 
 
 def may_send_ahead(note: Mapping[str, Any] | None, now: int) -> bool:
@@ -138,8 +147,8 @@ def may_send_ahead(note: Mapping[str, Any] | None, now: int) -> bool:
 def shares(n: int, waiting: tuple[int, int, int], turn: int) -> tuple[int, int, int]:
     """How many of (high, normal, low) a lease of ``n`` takes when so many wait of each.
 
-    High goes first at any age, but n/8 stays for normal and n/16 for low where they wait; below 16 those seats
-    rotate with ``turn``, so that even leases of one starve nobody.
+    High goes first at any age, but n/8 stays for normal and n/16 for low where they wait; below 16 those
+    seats rotate with ``turn``, so that even leases of one starve nobody.
     """
     high, normal, low = waiting
     seats = (n // 8, n // 16)

@@ -1,8 +1,10 @@
-r"""Text from outside, made safe to show: what a terminal or a mail reader would obey becomes a visible escape.
+r"""Text from outside, made safe to show: what a terminal or a mail reader obeys becomes a visible escape.
 
-Odd are control characters (C0 but tab and line feed, DEL, C1), line and paragraph separators, the byte order mark, the marks and
-overrides of writing direction (CVE-2021-42574), and surrogates, which no encoding can carry. They are shown as ``\x1b``, ``\u202e``, ``\udc80``.
-Promises: pure, linear; what comes out can be encoded, stored and printed; normal text comes back as the same object.
+Odd are control characters (C0 but tab and line feed, DEL, C1), line and paragraph separators, the byte order
+mark, the marks and overrides of writing direction (CVE-2021-42574), and surrogates, which no encoding can
+carry. They are shown as ``\x1b``, ``\u202e``, ``\udc80``.
+Promises: pure, linear; what comes out can be encoded, stored and printed; normal text comes back as the same
+object.
 Does not: hide secrets (`secrets`), or cut (who shows decides how much).
 """
 

@@ -1,8 +1,9 @@
 """How far a job is, how long it will take, and when that is worth a mail.
 
-Promises: pure; time is passed in as monotonic seconds. The remaining time is a range between what the smoothed recent rate
-(exponential mean, 0.3, as tqdm's) and the mean of the whole run say; while that would be a guess it is said in words.
-A milestone is reached once, also when the counter stands still or jumps over several: the last one counts.
+Promises: pure; time is passed in as monotonic seconds. The remaining time is a range between what the
+smoothed recent rate (exponential mean, 0.3, as tqdm's) and the mean of the whole run say; while that would be
+a guess it is said in words. A milestone is reached once, also when the counter stands still or jumps over
+several: the last one counts.
 Fails: `parse_every` raises ValueError with a sentence. Does not: read clocks, or know mail.
 """
 
@@ -23,7 +24,9 @@ Every = int | str | Iterable[int] | Callable[[int], bool] | None
 
 @dataclass(slots=True)
 class Marks:
-    """When the next milestone is. ``count`` is the count at which to ask `reached` again; None = by time or function."""
+    """When the next milestone is. ``count`` is the count at which to ask `reached` again; None = by time or
+    function.
+    """
 
     step: float = 0.0
     marks: tuple[int, ...] = ()
@@ -60,7 +63,9 @@ def parse_every(every: Every, total: int | None) -> Marks | None:
     if every is None or every is False:
         return None
     if isinstance(every, bool):
-        raise ValueError('every=True says nothing: write a count, "10%", a time such as "2h", or a list of counts')
+        raise ValueError(
+            'every=True says nothing: write a count, "10%", a time such as "2h", or a list of counts'
+        )
     if isinstance(every, int):
         if every < 0:
             raise ValueError(f"every={every} must not be negative")
@@ -72,7 +77,9 @@ def parse_every(every: Every, total: int | None) -> Marks | None:
     try:
         marks = tuple(sorted({int(mark) for mark in every}))
     except (TypeError, ValueError):
-        raise ValueError(f'every={every!r} is not a count, "10%", a time such as "2h", a list of counts or a function') from None
+        raise ValueError(
+            f'every={every!r} is not a count, "10%", a time such as "2h", a list of counts or a function'
+        ) from None
     return Marks(marks=marks) if marks else None
 
 
@@ -95,7 +102,9 @@ def _parse_text(text: str, total: int | None) -> Marks:
 
 @dataclass(slots=True)
 class Estimate:
-    """Rate and remaining time of this run. ``initial`` is what an earlier run had done: it does not count for the rate."""
+    """Rate and remaining time of this run. ``initial`` is what an earlier run had done: it does not count for
+    the rate.
+    """
 
     total: int | None
     started: float

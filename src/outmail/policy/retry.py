@@ -1,11 +1,13 @@
 """What to make of an outcome: the arrow, the next try, the reason.
 
-Promises: pure; the same arguments give the same verdict. A schedule is data (``1m, 5m*2, 1h*3``): each step is the
-wait before the next attempt, ``*n`` repeats it, a closing ``…`` (or ``...``) repeats the last step until the message
-expires; without it attempts are used up after the last step. Waits vary by ±20 % so that what failed together does
-not come back together (the remedy of chasquid's queue and of RFC 5321 §4.5.4.1's retry pacing).
+Promises: pure; the same arguments give the same verdict. A schedule is data (``1m, 5m*2, 1h*3``): each step
+is the wait before the next attempt, ``*n`` repeats it, a closing ``…`` (or ``...``) repeats the last step
+until the message expires; without it attempts are used up after the last step. Waits vary by ±20 % so that
+what failed together does not come back together (the remedy of chasquid's queue and of RFC 5321 §4.5.4.1's
+retry pacing).
 Fails: `Schedule.parse` raises ValueError with a sentence.
-Does not: change a state (that is `lifecycle`) or know SMTP beyond the first digit, which the outcome's kind carries.
+Does not: change a state (that is `lifecycle`) or know SMTP beyond the first digit, which the outcome's kind
+carries.
 """
 
 from __future__ import annotations
@@ -38,10 +40,14 @@ class Schedule:
         for part in body.split(","):
             match = _STEP.fullmatch(part.strip())
             if not match:
-                raise ValueError(f"{part.strip()!r} in the retry schedule is not a step: write such as 5m or 5m*2")
+                raise ValueError(
+                    f"{part.strip()!r} in the retry schedule is not a step: write such as 5m or 5m*2"
+                )
             wait, times = parse_span(match[1]), int(match[2] or 1)
             if wait <= 0 or not 0 < times <= 1000:
-                raise ValueError(f"{part.strip()!r} in the retry schedule must be a positive time, at most 1000 times")
+                raise ValueError(
+                    f"{part.strip()!r} in the retry schedule must be a positive time, at most 1000 times"
+                )
             steps += [wait] * times
         return cls(tuple(steps), endless)
 
@@ -71,8 +77,12 @@ class Retry:
 DELIVERED = Verdict("delivered")
 
 
-def verdict(outcome: Outcome, *, attempts: int, now: int, accepted_at: int, expired: bool, retry: Retry, chance: float) -> Verdict:
-    """``attempts`` counts this one; ``expired``: its age is used up. The reason of a failure is the server's own word where there is one."""
+def verdict(
+    outcome: Outcome, *, attempts: int, now: int, accepted_at: int, expired: bool, retry: Retry, chance: float
+) -> Verdict:
+    """``attempts`` counts this one; ``expired``: its age is used up. The reason of a failure is the server's
+    own word where there is one.
+    """
     if outcome.kind == "delivered":
         return DELIVERED
     reason = str(outcome.reply)
@@ -81,7 +91,12 @@ def verdict(outcome: Outcome, *, attempts: int, now: int, accepted_at: int, expi
     if outcome.kind == "unknown" and retry.on_uncertain == "hold":
         return Verdict("unknown", now, reason)
     if outcome.scope == "session" and not expired:  # due at once, and in its old place among the others
-        return Verdict("deferred", accepted_at, f"no attempt: this ended the session, and says nothing about the mail: {reason}", charged=False)
+        return Verdict(
+            "deferred",
+            accepted_at,
+            f"no attempt: this ended the session, and says nothing about the mail: {reason}",
+            charged=False,
+        )
     wait = retry.schedule.wait(attempts, chance)
     if wait is None and outcome.kind != "unknown":
         return Verdict("expired", reason=f"attempts used up ({attempts}); last: {reason}")
@@ -94,4 +109,3 @@ def verdict(outcome: Outcome, *, attempts: int, now: int, accepted_at: int, expi
 def lost_due(losses: int, now: int) -> int:
     """A first loss is due at once, the first one as a suspect a minute later."""
     return now + (MINUTE if losses > 1 else 0)
-

@@ -1,9 +1,9 @@
 """Relays and routes: what a relay URL means, and which relays a recipient's mail may take.
 
-Promises: pure. `parse_relay` turns a URL and its settings into one immutable `Relay`, or raises ValueError with a
-sentence; its ``name`` for a relay given in code is the URL itself in canonical form and without the password
-(``smtps://me@isp.example:465``). A route's name is the list of its relays' names joined by commas, so a name in the
-store can always be read back, and reordering the rules of a configuration strands nothing.
+Promises: pure. `parse_relay` turns a URL and its settings into one immutable `Relay`, or raises ValueError
+with a sentence; its ``name`` for a relay given in code is the URL itself in canonical form and without the
+password (``smtps://me@isp.example:465``). A route's name is the list of its relays' names joined by commas,
+so a name in the store can always be read back, and reordering the rules of a configuration strands nothing.
 Does not: resolve names, open files or read passwords (`config` does).
 """
 
@@ -31,12 +31,13 @@ def is_loopback(host: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Relay:
-    """One next hop. ``scheme``: smtp, lmtp, sendmail, maildir, mailbox (with {user} in its path), file or null.
+    """One next hop. ``scheme``: smtp, lmtp, sendmail, maildir, mailbox (with {user} in its path), file or
+    null.
 
-    ``tls``: implicit, required (STARTTLS), off-loopback (required, but not on loopback) or none.
-    ``verify`` False trusts any certificate; ``ca`` is a PEM file; ``fingerprint`` pins the SHA-256 of the certificate.
-    ``timeout`` in seconds bounds each step but the final dot's, which gets ten minutes at least (RFC 5321 §4.5.3.2.6).
-    ``rate`` is messages per second, 0 for no limit.
+    ``tls``: implicit, required (STARTTLS), off-loopback (required, but not on loopback) or none. ``verify``
+    False trusts any certificate; ``ca`` is a PEM file; ``fingerprint`` pins the SHA-256 of the certificate.
+    ``timeout`` in seconds bounds each step but the final dot's, which gets ten minutes at least (RFC 5321
+    §4.5.3.2.6). ``rate`` is messages per second, 0 for no limit.
     """
 
     name: str
@@ -63,7 +64,9 @@ class Relay:
 
     @property
     def acts_here(self) -> bool:
-        """True when it starts a program, writes files or opens a socket file on this machine: only configuration and code may say so."""
+        """True when it starts a program, writes files or opens a socket file on this machine: only
+        configuration and code may say so.
+        """
         return self.scheme != "null" and (self.scheme in _LOCAL or bool(self.path))
 
     @property
@@ -199,7 +202,9 @@ def _pattern(glob: str) -> re.Pattern[str]:
 
 
 def matches(glob: str, value: str) -> bool:
-    """Shell pattern against an address or tag, case folded. A pattern without ``@`` and wildcards is a domain."""
+    """Shell pattern against an address or tag, case folded. A pattern without ``@`` and wildcards is a
+    domain.
+    """
     if "@" not in glob and not any(c in glob for c in "*?["):
         return value.lower().rpartition("@")[2] == glob.lower()
     return _pattern(glob).match(value.lower()) is not None
@@ -240,9 +245,10 @@ class Routes:
     def resolve(self, route: str) -> tuple[Relay, ...]:
         """The relays of a stored route name in fallback order; empty = unknown here, leave it queued.
 
-        Known are configured names, URLs given in code, URLs equal to a configured relay's, and every URL that needs no secret and
-        only talks to a server. A program, a file or a socket on this machine that a row of the store names is not touched: whoever
-        may leave mail must not thereby act as the user who sends it.
+        Known are configured names, URLs given in code, URLs equal to a configured relay's, and every URL that
+        needs no secret and only talks to a server. A program, a file or a socket on this machine that a row
+        of the store names is not touched: whoever may leave mail must not thereby act as the user who sends
+        it.
         """
         return tuple(relay for relay in map(self._relay, route.split(",")) if relay is not None)
 
@@ -256,8 +262,10 @@ class Routes:
         return None if named is None or named.user or named.acts_here else named
 
     def hopeless(self, route: str) -> str:
-        """The first part of a route's name that no engine may use unless it is configured there, and that is not known here; "" for none.
-        A URL with a user name is not hopeless: another engine may know its password."""
+        """The first part of a route's name that no engine may use unless it is configured there, and that is
+        not known here; "" for none. A URL with a user name is not hopeless: another engine may know its
+        password.
+        """
         if len(route) > MAX_STORED:
             return route
         for name in route.split(","):

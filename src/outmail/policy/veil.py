@@ -1,6 +1,8 @@
-"""The passwords that this process knows, masked literally wherever they stand: in dialogues, logs, reports and the database.
+"""The passwords that this process knows, masked literally wherever they stand: in dialogues, logs, reports
+and the database.
 
-Promises: never raises; nothing is looked for while nothing is known. Does not: guess what may be a secret (`secrets` does).
+Promises: never raises; nothing is looked for while nothing is known. Does not: guess what may be a secret
+(`secrets` does).
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ class Veil:
         if forms - self._forms:
             self._forms |= forms
             self._needles = tuple(form.encode("utf-8", "surrogateescape") for form in self._forms)
-            ordered = sorted(self._forms, key=len, reverse=True)  # the longest first, lest a part of it be masked alone
+            # the longest first, lest a part of it be masked alone
+            ordered = sorted(self._forms, key=len, reverse=True)
             self._pattern = re.compile("|".join(map(_literal, ordered)))
 
     def add_login(self, user: str, password: str) -> None:
@@ -67,7 +70,12 @@ def _base64(text: str) -> str:
 
 
 def _forms(secret: str) -> set[str]:
-    return {secret, _base64(secret), quote(secret.encode("utf-8", "surrogateescape"), safe=""), dumps(secret)[1:-1]}
+    return {
+        secret,
+        _base64(secret),
+        quote(secret.encode("utf-8", "surrogateescape"), safe=""),
+        dumps(secret)[1:-1],
+    }
 
 
 def _literal(form: str) -> str:

@@ -17,7 +17,9 @@ class Bar:
 
     def __init__(self, job: Job, tqdm: Any) -> None:
         self._job = job
-        self._tqdm = tqdm(total=job.total, desc=job.name, initial=job.initial, file=sys.stderr) if tqdm else None
+        self._tqdm = (
+            tqdm(total=job.total, desc=job.name, initial=job.initial, file=sys.stderr) if tqdm else None
+        )
 
     @classmethod
     def wanted(cls, wish: bool | None, job: Job) -> Bar | None:
@@ -36,7 +38,13 @@ class Bar:
             self._tqdm.update(job.done - self._tqdm.n)
         else:
             share = f"{job.done / job.total:4.0%} " if job.total else ""
-            print(f"\r\x1b[K{job.name}: {share}{job._position()}, {job.rate:,.1f}/s, remaining: {remaining_in_words(job.eta)}", end="", file=sys.stderr, flush=True)
+            print(
+                f"\r\x1b[K{job.name}: {share}{job._position()}, {job.rate:,.1f}/s, remaining: "
+                f"{remaining_in_words(job.eta)}",
+                end="",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def close(self) -> None:
         self.show()

@@ -1,6 +1,8 @@
-"""``@outmail.notify()``: a job around each call of a function, coroutine function, generator or asynchronous generator.
+"""``@outmail.notify()``: a job around each call of a function, coroutine function, generator or asynchronous
+generator.
 
-Promises: the result, the exception and the kind of function stay as they are. Does not: show arguments or results unless asked.
+Promises: the result, the exception and the kind of function stay as they are. Does not: show arguments or
+results unless asked.
 """
 
 from __future__ import annotations
@@ -20,12 +22,18 @@ WORDS = ("start", "finish", "fail", "stop")
 
 
 def notify(
-    function: Any = None, *, on: Iterable[str] = ("fail", "finish", "stop"), name: str | None = None, result: Callable[[Any], str] | None = None, **options: Any
+    function: Any = None,
+    *,
+    on: Iterable[str] = ("fail", "finish", "stop"),
+    name: str | None = None,
+    result: Callable[[Any], str] | None = None,
+    **options: Any,
 ) -> Any:
     """Mail when a call of the function starts, finishes, fails or is stopped (``on``).
 
-    ``name``: the job's name (default: the function's); ``result``: turns the result into text for the finish mail, such as
-    ``repr``; the other options are those of `Job`: to, after_failures, remind, quiet_under, outbox, strict …
+    ``name``: the job's name (default: the function's); ``result``: turns the result into text for the finish
+    mail, such as ``repr``; the other options are those of `Job`: to, after_failures, remind, quiet_under,
+    outbox, strict …
     """
     words = (on,) if isinstance(on, str) else tuple(on)
     for word in words:
@@ -43,7 +51,9 @@ def notify(
     return decorate(function) if function is not None else decorate
 
 
-def _wrapper(wrapped: Any, begin: Callable[[], Job], result: Callable[[Any], str] | None) -> Callable[..., Any]:
+def _wrapper(
+    wrapped: Any, begin: Callable[[], Job], result: Callable[[Any], str] | None
+) -> Callable[..., Any]:
     if inspect.iscoroutinefunction(wrapped):
 
         @functools.wraps(wrapped)

@@ -1,11 +1,14 @@
 """`DigestHandler` for `logging`: records are gathered during a run and become at most a few mails.
 
-How: `emit` writes one line to this process's spool file and returns. At the end of the run, at most ``max_delay`` later, or a
-few seconds after a first record that is worth a mail by itself, the lines are folded into the store's note of this handler and
-it is decided whether that is worth a mail; note and mail are one transaction. What a killed process left is folded by the next.
-Promises: `emit` never blocks on the network or the store and never raises; memory is flat; counts are exact (what the spool's
-limit left out is counted too); outmail's own logging never feeds it. Fails: one line on stderr.
-Does not: survive a power cut with the last lines (no fsync), or work where the spool folder cannot be written (it says so once).
+How: `emit` writes one line to this process's spool file and returns. At the end of the run, at most
+``max_delay`` later, or a few seconds after a first record that is worth a mail by itself, the lines are
+folded into the store's note of this handler and it is decided whether that is worth a mail; note and mail are
+one transaction. What a killed process left is folded by the next.
+Promises: `emit` never blocks on the network or the store and never raises; memory is flat; counts are exact
+(what the spool's limit left out is counted too); outmail's own logging never feeds it. Fails: one line on
+stderr.
+Does not: survive a power cut with the last lines (no fsync), or work where the spool folder cannot be written
+(it says so once).
 """
 
 from __future__ import annotations
@@ -45,20 +48,36 @@ TRACE = 16_000
 class DigestHandler(logging.Handler):
     """Gather log records; mail when it is worth it.
 
-    ``name``: the handler's name in the store (default: the program's); ``trigger_level``: records at or above count;
-    ``min_records``: how many, over runs, until a mail goes; ``after_runs``: runs in a row in which a key
-    (``extra={"key": feed}``) fails until a mail goes; ``remind``: again every so often while it goes on; ``max_delay``: at most
-    so long until a mail, in a run that goes on; ``at_most``: mails an hour ("4/h"). ``only_errors`` and ``threshold`` are the
-    older names for ``level="ERROR"`` and ``min_records`` of all records.
+    ``name``: the handler's name in the store (default: the program's); ``trigger_level``: records at or above
+    count; ``min_records``: how many, over runs, until a mail goes; ``after_runs``: runs in a row in which a
+    key (``extra={"key": feed}``) fails until a mail goes; ``remind``: again every so often while it goes on;
+    ``max_delay``: at most so long until a mail, in a run that goes on; ``at_most``: mails an hour ("4/h").
+    ``only_errors`` and ``threshold`` are the older names for ``level="ERROR"`` and ``min_records`` of all
+    records.
     """
 
     def __init__(
-        self, to: str | Sequence[str] | None = None, subject: str = "", *, name: str | None = None, level: int | str = logging.NOTSET,
-        trigger_level: int | str = logging.ERROR, min_records: int = 1, after_runs: int = 1, remind: str | None = None, recovered: bool = True,
-        max_delay: str = "15m", at_most: str | int = "4/h", head: int = 50, tail: int = 20, spool_limit: int = 64_000_000,
-        group_by: Callable[[logging.LogRecord], str] | None = None, only_errors: bool = False, threshold: int | None = None,
+        self,
+        to: str | Sequence[str] | None = None,
+        subject: str = "",
+        *,
+        name: str | None = None,
+        level: int | str = logging.NOTSET,
+        trigger_level: int | str = logging.ERROR,
+        min_records: int = 1,
+        after_runs: int = 1,
+        remind: str | None = None,
+        recovered: bool = True,
+        max_delay: str = "15m",
+        at_most: str | int = "4/h",
+        head: int = 50,
+        tail: int = 20,
+        spool_limit: int = 64_000_000,
+        group_by: Callable[[logging.LogRecord], str] | None = None,
+        only_errors: bool = False,
+        threshold: int | None = None,
         outbox: ReportDoor | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if only_errors:
             level = trigger_level = logging.ERROR
         if threshold is not None:
@@ -67,12 +86,16 @@ class DigestHandler(logging.Handler):
             super().__init__(level)
             trigger = logging._checkLevel(trigger_level)  # type: ignore[attr-defined]
             self._rules = policy.Rules(
-                int(trigger), _whole("min_records", min_records), Rule(_whole("after_runs", after_runs), parse_span(remind) if remind else 0, recovered), _rate(at_most)
+                int(trigger),
+                _whole("min_records", min_records),
+                Rule(_whole("after_runs", after_runs), parse_span(remind) if remind else 0, recovered),
+                _rate(at_most),
             )
             self._max_delay = parse_span(max_delay) / 1000
         except (ValueError, TypeError) as problem:
             raise ConfigError(f"DigestHandler: {problem}") from None
-        self.title = named(name or os.path.basename(sys.argv[0] or "python")) or "python"  # `name` is dictConfig's to set
+        # `name` is dictConfig's to set
+        self.title = named(name or os.path.basename(sys.argv[0] or "python")) or "python"
         self._to = (to,) if isinstance(to, str) else tuple(to or ())
         self._subject, self._group_by, self._given = subject, group_by, outbox
         self._head, self._tail, self._limit = head, tail, spool_limit
@@ -86,7 +109,7 @@ class DigestHandler(logging.Handler):
         poster().tick(self._tick)
         _handlers.append(self)
 
-    # -- records ----------------------------------------------------------------------------------------------------
+    # -- records ---------------------------------------------------------------------------------------------
 
     def emit(self, record: logging.LogRecord) -> None:
         """One line into the spool."""
@@ -99,8 +122,13 @@ class DigestHandler(logging.Handler):
             if self._group_by is not None:
                 template = str(self._group_by(record))
             values: list[Any] = [
-                records.time_of(record), level, records.name_of(record)[:NAME], template[:NAME], records.message_of(record), records.in_words(key)[:NAME] if key else "",
-            ]  # fmt: skip
+                records.time_of(record),
+                level,
+                records.name_of(record)[:NAME],
+                template[:NAME],
+                records.message_of(record),
+                records.in_words(key)[:NAME] if key else "",
+            ]
             if getattr(record, "exc_info", None) or getattr(record, "exc_text", None):
                 values += _exception(record)
             if not self._write(values):
@@ -111,7 +139,13 @@ class DigestHandler(logging.Handler):
             now = time.monotonic()
             if not self._first:
                 self._first = now
-            if not self._urgent and not self._said and level >= self._rules.trigger and self._rules.min_records <= 1 and not (key and self._rules.keys.after > 1):
+            if (
+                not self._urgent
+                and not self._said
+                and level >= self._rules.trigger
+                and self._rules.min_records <= 1
+                and not (key and self._rules.keys.after > 1)
+            ):
                 self._urgent = now
         except Exception as problem:
             tell(f"a log record could not be kept for the digest: {records.in_words(problem)}")
@@ -148,7 +182,7 @@ class DigestHandler(logging.Handler):
             return None
         return self._spool
 
-    # -- runs -------------------------------------------------------------------------------------------------------
+    # -- runs ------------------------------------------------------------------------------------------------
 
     @contextmanager
     def run(self) -> Iterator[DigestHandler]:
@@ -184,7 +218,9 @@ class DigestHandler(logging.Handler):
     def _end_run(self, *, in_order: bool) -> None:
         if self._closed:
             return
-        guarded(lambda: self._fold(in_order), "the digest was not folded; its records are kept for the next run")
+        guarded(
+            lambda: self._fold(in_order), "the digest was not folded; its records are kept for the next run"
+        )
         self._first = self._urgent = 0.0
         self._said = False
 
@@ -192,14 +228,18 @@ class DigestHandler(logging.Handler):
         now = time.monotonic()
         if self._closed or self._spool is None or self._spool.pid != os.getpid():
             return
-        if (self._urgent and now - self._urgent >= GATHER) or (self._first and now - self._first >= self._max_delay):
+        if (self._urgent and now - self._urgent >= GATHER) or (
+            self._first and now - self._first >= self._max_delay
+        ):
             self._first = self._urgent = 0.0
             self.flush()
 
-    # -- folding ----------------------------------------------------------------------------------------------------
+    # -- folding ---------------------------------------------------------------------------------------------
 
     def _fold(self, in_order: bool | None) -> None:
-        """Own lines and orphans' into the store, and a mail if it is worth one. ``in_order`` None: the run goes on."""
+        """Own lines and orphans' into the store, and a mail if it is worth one. ``in_order`` None: the run
+        goes on.
+        """
         with self._folding:
             box = door(self._given)
             own = self._spool
@@ -207,7 +247,8 @@ class DigestHandler(logging.Handler):
             self._said = self._said or in_order is None
             self.acquire()
             try:
-                if own is not None and own.size == upto:  # everything is in the store: the next record begins a new file
+                # everything is in the store: the next record begins a new file
+                if own is not None and own.size == upto:
                     own.remove()
                     self._spool = None
             finally:
@@ -220,12 +261,36 @@ class DigestHandler(logging.Handler):
 class Settings:
     """What folding needs to know of a handler; the command makes one for a handler it only knows by name."""
 
-    def __init__(self, name: str, to: tuple[str, ...] = (), subject: str = "", rules: policy.Rules | None = None, head: int = 50, tail: int = 20) -> None:
-        self.name, self.to, self.subject, self.rules, self.head, self.tail = name, to, subject, rules or policy.Rules(), head, tail
+    def __init__(
+        self,
+        name: str,
+        to: tuple[str, ...] = (),
+        subject: str = "",
+        rules: policy.Rules | None = None,
+        head: int = 50,
+        tail: int = 20,
+    ) -> None:
+        self.name, self.to, self.subject, self.rules, self.head, self.tail = (
+            name,
+            to,
+            subject,
+            rules or policy.Rules(),
+            head,
+            tail,
+        )
 
 
-def fold(box: ReportDoor, settings: Settings, own: spool.Spool | None, in_order: bool | None, *, send: bool | None = None) -> int:
-    """Lines → note and mail; returns up to which byte of ``own`` they were taken. ``send``: True mails whatever waits, False never."""
+def fold(
+    box: ReportDoor,
+    settings: Settings,
+    own: spool.Spool | None,
+    in_order: bool | None,
+    *,
+    send: bool | None = None,
+) -> int:
+    """Lines → note and mail; returns up to which byte of ``own`` they were taken. ``send``: True mails
+    whatever waits, False never.
+    """
     lost = spool.orphans(box.spool, settings.name)
     try:
         dropped, took_up = (own.dropped, own.size) if own is not None else (0, 0)
@@ -250,9 +315,17 @@ def fold(box: ReportDoor, settings: Settings, own: spool.Spool | None, in_order:
 
 
 def _decided(
-    box: ReportDoor, settings: Settings, document: state.Document, own: spool.Spool | None, upto: int, dropped: int, lost: list[tuple[str, str, int]],
-    garbled: set[str], in_order: bool | None, send: bool | None,
-) -> state.Decision:  # fmt: skip
+    box: ReportDoor,
+    settings: Settings,
+    document: state.Document,
+    own: spool.Spool | None,
+    upto: int,
+    dropped: int,
+    lost: list[tuple[str, str, int]],
+    garbled: set[str],
+    in_order: bool | None,
+    send: bool | None,
+) -> state.Decision:
     rules, now = settings.rules, box.clock.now()
     gathered = policy.Gathered.load(document.get("pending"), settings.head, settings.tail)
     incidents = {key: Incident.load(found) for key, found in document.get("incidents", {}).items()}
@@ -291,29 +364,65 @@ def _decided(
     alerts = [key for key in dict.fromkeys(alerts) if muted.get(key, 0) <= now]
     mails = [at for at in document.get("mails", []) if at > now - 3_600_000]
     to = settings.to or tuple(document.get("to", ())) or box.report_to
-    wanted = send if send is not None else policy.worth_a_mail(gathered, rules, alerts) or bool(document.get("alerts"))
+    wanted = (
+        send
+        if send is not None
+        else policy.worth_a_mail(gathered, rules, alerts) or bool(document.get("alerts"))
+    )
     pending_alerts = list(dict.fromkeys([*document.get("alerts", []), *alerts]))
     quiet = muted.get("", 0) > now
-    after = {**document, "incidents": {}, "runs": {id: run.dump() for id, run in runs.items()}, "offsets": offsets, "owed": owed, "mails": mails, "to": list(settings.to),
-             "muted": {key: until for key, until in muted.items() if until > now}, "rules": rules.in_words(), "alerts": pending_alerts}  # fmt: skip
+    after = {
+        **document,
+        "incidents": {},
+        "runs": {id: run.dump() for id, run in runs.items()},
+        "offsets": offsets,
+        "owed": owed,
+        "mails": mails,
+        "to": list(settings.to),
+        "muted": {key: until for key, until in muted.items() if until > now},
+        "rules": rules.in_words(),
+        "alerts": pending_alerts,
+    }
     mail = None
-    if wanted and to and (gathered.total or pending_alerts) and not quiet and (send or policy.allowed_now(mails, rules, now)):
+    if (
+        wanted
+        and to
+        and (gathered.total or pending_alerts)
+        and not quiet
+        and (send or policy.allowed_now(mails, rules, now))
+    ):
         key = report_key(f"report:digest:{settings.name}:{now}:{os.urandom(4).hex()}")
-        mail = _mail(box, settings, gathered, pending_alerts, incidents, int(document.get("held", 0)), to, key)
+        mail = _mail(
+            box, settings, gathered, pending_alerts, incidents, int(document.get("held", 0)), to, key
+        )
         for name in pending_alerts:
             if name in incidents and not incidents[name].thread:
-                incidents[name] = replace(incidents[name], thread=box.message_id(key), subject=mail["subject"])
+                incidents[name] = replace(
+                    incidents[name], thread=box.message_id(key), subject=mail["subject"]
+                )
         gathered = policy.Gathered()
         after |= {"mails": [*mails, now], "alerts": [], "held": 0}
     elif wanted and not to:
-        tell("digests have no recipient: give to=, or set `to` in the configuration, or $OUTMAIL_TO; records are kept")
+        tell(
+            "digests have no recipient: give to=, or set `to` in the configuration, or $OUTMAIL_TO; records "
+            "are kept"
+        )
     elif wanted:
         after["held"] = int(document.get("held", 0)) + 1
     after |= {"pending": gathered.dump(), "incidents": {key: one.dump() for key, one in incidents.items()}}
     return after, mail
 
 
-def _read(path: str, start: int, upto: int | None, gathered: policy.Gathered, run: policy.Run, settings: Settings, muted: dict[str, int], now: int) -> bool:
+def _read(
+    path: str,
+    start: int,
+    upto: int | None,
+    gathered: policy.Gathered,
+    run: policy.Run,
+    settings: Settings,
+    muted: dict[str, int],
+    now: int,
+) -> bool:
     """Lines of a file into what waits and what the run said of keys; False when some are not ours."""
     ours = True
     for at, values in spool.lines(path, start):
@@ -338,63 +447,146 @@ def _read(path: str, start: int, upto: int | None, gathered: policy.Gathered, ru
 
 
 def _line(values: list[Any]) -> policy.Line | None:
-    """A record of the spool; None for what nobody of us wrote. The store gets no known password and no odd character."""
+    """A record of the spool; None for what nobody of us wrote. The store gets no known password and no odd
+    character.
+    """
     if not 5 <= len(values) <= 9 or not all(isinstance(text, str) for text in values[2:]):
         return None
     at, level, *texts = values
     logger, template, message, *rest = (plain(known.over(text)) for text in texts)
     key, exception, frame, trace = [*rest, *[""] * (4 - len(rest))]
-    return policy.Line(records.moment(at), records.whole(level), named(logger), template, message, named(key), exception, frame, trace)
+    return policy.Line(
+        records.moment(at),
+        records.whole(level),
+        named(logger),
+        template,
+        message,
+        named(key),
+        exception,
+        frame,
+        trace,
+    )
 
 
 def _shown(line: policy.Line) -> str:
     moment = time.strftime("%m-%d %H:%M:%S", time.localtime(line.at))
-    return f"{moment} {policy.level_name(line.level):<8} {line.logger}: {line.message[:300]}" + (f" ({line.exception})" if line.exception else "")
+    return f"{moment} {policy.level_name(line.level):<8} {line.logger}: {line.message[:300]}" + (
+        f" ({line.exception})" if line.exception else ""
+    )
 
 
-# -- mails --------------------------------------------------------------------------------------------------------------
+# -- mails ---------------------------------------------------------------------------------------------------
 
 
 def _mail(
-    box: ReportDoor, settings: Settings, gathered: policy.Gathered, alerts: list[str], incidents: dict[str, Incident], held: int, to: tuple[str, ...], key: str
+    box: ReportDoor,
+    settings: Settings,
+    gathered: policy.Gathered,
+    alerts: list[str],
+    incidents: dict[str, Incident],
+    held: int,
+    to: tuple[str, ...],
+    key: str,
 ) -> dict[str, Any]:
     report = digest_report(settings, gathered, alerts, incidents, held)
-    thread = next((incidents[name].thread for name in alerts if name in incidents and incidents[name].thread), "")
-    threads = (root_id("digest", settings.name, "all"), thread) if thread else (root_id("digest", settings.name, "all"),)
-    return words(report, to=to, kind="digests", name=settings.name, run=key.rpartition(":")[2], thread=threads, templates=box.report_templates, key=key)
+    thread = next(
+        (incidents[name].thread for name in alerts if name in incidents and incidents[name].thread), ""
+    )
+    threads = (
+        (root_id("digest", settings.name, "all"), thread)
+        if thread
+        else (root_id("digest", settings.name, "all"),)
+    )
+    return words(
+        report,
+        to=to,
+        kind="digests",
+        name=settings.name,
+        run=key.rpartition(":")[2],
+        thread=threads,
+        templates=box.report_templates,
+        key=key,
+    )
 
 
-def digest_report(settings: Settings, gathered: policy.Gathered, alerts: list[str], incidents: dict[str, Incident], held: int = 0) -> Report:
+def digest_report(
+    settings: Settings,
+    gathered: policy.Gathered,
+    alerts: list[str],
+    incidents: dict[str, Incident],
+    held: int = 0,
+) -> Report:
     """What waits, as a report."""
     said = policy.in_words(gathered)
     if alerts:
         first = incidents.get(alerts[0], Incident())
         more = f" and {len(alerts) - 1} more" if len(alerts) > 1 else ""
         subject = f"FAILED [{host()}] {settings.name}: {alerts[0]}{more}, {first.failures} runs in a row"
-        headline = f"FAILED: {', '.join(alerts[:10])}{' …' if len(alerts) > 10 else ''} failed in {first.failures} runs in a row. In all: {said}."
+        headline = (
+            f"FAILED: {', '.join(alerts[:10])}{' …' if len(alerts) > 10 else ''} failed in "
+            f"{first.failures} runs in a row. In all: {said}."
+        )
     else:
         subject = settings.subject or f"[{host()}] {settings.name}: {said}"
         headline = f"{settings.name} logged {said}."
     groups = gathered.ranked()
     facts = [("Host", host()), ("Records", f"{gathered.total:,}")]
     if groups:
-        facts += [("From", local_time(int(min(g.first for g in groups) * 1000))), ("To", local_time(int(max(g.last for g in groups) * 1000)))]
+        facts += [
+            ("From", local_time(int(min(g.first for g in groups) * 1000))),
+            ("To", local_time(int(max(g.last for g in groups) * 1000))),
+        ]
     sections = []
     if alerts:
-        rows = [["Key", "Runs in a row", "Since"], *([name, str(incidents[name].failures), local_time(incidents[name].since)] for name in alerts[:50] if name in incidents)]
+        rows = [
+            ["Key", "Runs in a row", "Since"],
+            *(
+                [name, str(incidents[name].failures), local_time(incidents[name].since)]
+                for name in alerts[:50]
+                if name in incidents
+            ),
+        ]
         sections.append(Section("Failing again and again", table=rows))
     if groups:
         rows = [["Level", "Count", "First", "Last", "Message"]]
-        rows += [[policy.level_name(g.level), f"{g.count:,}", _clock(g.first), _clock(g.last), g.sample.split("\n")[0]] for g in groups[:30]]
-        sections.append(Section("Kinds", table=rows, text=f"The {min(30, len(groups))} of {len(groups):,} kinds that matter most." if len(groups) > 30 else ""))
+        rows += [
+            [
+                policy.level_name(g.level),
+                f"{g.count:,}",
+                _clock(g.first),
+                _clock(g.last),
+                g.sample.split("\n")[0],
+            ]
+            for g in groups[:30]
+        ]
+        sections.append(
+            Section(
+                "Kinds",
+                table=rows,
+                text=f"The {min(30, len(groups))} of {len(groups):,} kinds that matter most."
+                if len(groups) > 30
+                else "",
+            )
+        )
     courses = [g for g in groups[:10] if len(g.course()) > 2]
     if courses:
-        sections.append(Section("Over time", pre="\n".join(f"{sparkline(g.course(), 40):<40}  {g.count:>7,}  {one_line(g.sample, 28)}" for g in courses)))
+        sections.append(
+            Section(
+                "Over time",
+                pre="\n".join(
+                    f"{sparkline(g.course(), 40):<40}  {g.count:>7,}  {one_line(g.sample, 28)}"
+                    for g in courses
+                ),
+            )
+        )
     sections += [Section(f"Traceback: {one_line(g.sample, 50)}", pre=g.trace) for g in groups[:5] if g.trace]
     sections.append(Section("Lines", pre=_lines(gathered)))
     footer = [f"{settings.name} on {host()}", f"Why: {settings.rules.in_words()}"]
     if held:
-        footer.append(f"Held back since the last mail: {held} times this mail was due and would have been one too many ({settings.rules.at_most} an hour)")
+        footer.append(
+            f"Held back since the last mail: {held} times this mail was due and would have been one too many "
+            f"({settings.rules.at_most} an hour)"
+        )
     return Report("failed" if alerts else "digest", one_line(subject), headline, facts, sections, footer)
 
 
@@ -410,7 +602,9 @@ def _lines(gathered: policy.Gathered) -> str:
 
 
 def _say_recovered(box: ReportDoor, settings: Settings) -> None:
-    """One mail for each key that is well again, answering its alert; what is owed stands in the note until it is queued."""
+    """One mail for each key that is well again, answering its alert; what is owed stands in the note until it
+    is queued.
+    """
     for _ in range(policy.MAX_KEYS):
         owed = state.read(box, "digest", settings.name).get("owed", [])
         if not owed:
@@ -424,17 +618,32 @@ def _say_recovered(box: ReportDoor, settings: Settings) -> None:
             standing = Incident.load(one)
             to = settings.to or tuple(document.get("to", ())) or box.report_to
             down = took((box.clock.now() - standing.since) / 1000)
-            report = Report("recovered", one_line(f"Re: {standing.subject}"), f"RECOVERED: {one['key']} is well again, after {standing.failures} failed runs in a row and {down}.",
-                            [("Host", host()), ("Key", one["key"])], footer=[f"{settings.name} on {host()}", "Why: its failures had been told"])  # fmt: skip
+            report = Report(
+                "recovered",
+                one_line(f"Re: {standing.subject}"),
+                f"RECOVERED: {one['key']} is well again, after {standing.failures} failed runs in a row and "
+                f"{down}.",
+                [("Host", host()), ("Key", one["key"])],
+                footer=[f"{settings.name} on {host()}", "Why: its failures had been told"],
+            )
             key = report_key(f"report:digest:{settings.name}:well:{one['key']}:{standing.since}")
             thread = (root_id("digest", settings.name, "all"), standing.thread) if standing.thread else ()
-            mail = words(report, to=to, kind="digests", name=settings.name, run=str(standing.since), thread=thread, templates=box.report_templates, key=key)
+            mail = words(
+                report,
+                to=to,
+                kind="digests",
+                name=settings.name,
+                run=str(standing.since),
+                thread=thread,
+                templates=box.report_templates,
+                key=key,
+            )
             return {**document, "owed": waiting[1:]}, mail if to else None
 
         state.change(box, "digest", settings.name, decide)
 
 
-# -- small parts --------------------------------------------------------------------------------------------------------
+# -- small parts ---------------------------------------------------------------------------------------------
 
 
 #: Made once: json.dumps with arguments builds an encoder at every call.

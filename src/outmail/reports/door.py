@@ -31,8 +31,15 @@ class ReportDoor(Protocol):
     def message_id(self, key: str) -> str:
         """The Message-ID that a report with this idempotency key has or will have."""
 
-    def report(self, words: dict[str, Any] | None, *, supersede: str | None = None, when: Callable[[], Verb[bool]] | None = None) -> Receipt | None:
-        """`send`; in the same transaction a waiting message is replaced and ``when`` is asked: False stores nothing.
+    def report(
+        self,
+        words: dict[str, Any] | None,
+        *,
+        supersede: str | None = None,
+        when: Callable[[], Verb[bool]] | None = None,
+    ) -> Receipt | None:
+        """`send`; in the same transaction a waiting message is replaced and ``when`` is asked: False stores
+        nothing.
 
         Without ``words`` only ``when`` is written; the answer is None then, and also when it said False.
         """

@@ -1,9 +1,11 @@
 """Jobs: a program that takes its time says how it goes.
 
-``with outmail.job("crawl", total=48_000, every="10%") as job``, ``for x in outmail.track(xs, "crawl")``, ``@outmail.notify()``.
-Promises: reporting never raises into, blocks, or changes the result of the job; wrong options raise `ConfigError` at once;
-each milestone is mailed once, a waiting one is replaced by the next, the last word is always sent; a job ends in exactly one
-of finished, failed, stopped, or (told by whoever comes next) dead. ``strict=True`` lets errors of reporting through, for tests.
+``with outmail.job("crawl", total=48_000, every="10%") as job``, ``for x in outmail.track(xs, "crawl")``,
+``@outmail.notify()``.
+Promises: reporting never raises into, blocks, or changes the result of the job; wrong options raise
+`ConfigError` at once; each milestone is mailed once, a waiting one is replaced by the next, the last word is
+always sent; a job ends in exactly one of finished, failed, stopped, or (told by whoever comes next) dead.
+``strict=True`` lets errors of reporting through, for tests.
 Fails: one line on stderr. Does not: report from forked children, or from ranks other than 0.
 """
 
@@ -27,7 +29,15 @@ from outmail.errors import ConfigError
 from outmail.held import HeldFile
 from outmail.model import new_id
 from outmail.policy import incident
-from outmail.policy.progress import Estimate, Every, parse_every, remaining_in_words, span_in_words, sparkline, took
+from outmail.policy.progress import (
+    Estimate,
+    Every,
+    parse_every,
+    remaining_in_words,
+    span_in_words,
+    sparkline,
+    took,
+)
 from outmail.reports import records, state, traces, vigil
 from outmail.reports.bar import Bar
 from outmail.reports.door import ReportDoor, at_close, door
@@ -53,19 +63,38 @@ class Terminated(SystemExit):
 class Job:
     """One run of a named job.
 
-    ``total``: how many items (None: unknown); ``every``: milestones (a count, "10%", "2h", a list of counts, a function);
-    ``start``: True, False or "auto" (a start mail once the job has lasted ``quiet_under``); ``min_interval``: least time
-    between progress mails; ``stall``: mail when nothing moves for so long; ``initial``: what an earlier run had done;
-    ``after_failures``: runs that fail in a row before a mail goes; ``remind``: at most one mail in so long while it goes on
-    failing; ``tail``: log lines kept for the mail; ``bar``: a live bar (None: where stderr is a terminal).
+    ``total``: how many items (None: unknown); ``every``: milestones (a count, "10%", "2h", a list of counts,
+    a function); ``start``: True, False or "auto" (a start mail once the job has lasted ``quiet_under``);
+    ``min_interval``: least time between progress mails; ``stall``: mail when nothing moves for so long;
+    ``initial``: what an earlier run had done; ``after_failures``: runs that fail in a row before a mail goes;
+    ``remind``: at most one mail in so long while it goes on failing; ``tail``: log lines kept for the mail;
+    ``bar``: a live bar (None: where stderr is a terminal).
     """
 
     def __init__(
-        self, name: str, total: int | None = None, *, every: Every = None, to: str | Sequence[str] | None = None, outbox: ReportDoor | None = None,
-        start: bool | str = "auto", finish: bool = True, fail: bool = True, stop: bool = True, min_interval: str = "1m", quiet_under: str = "1m",
-        stall: str | None = None, initial: int = 0, after_failures: int = 1, remind: str | None = None, recovered: bool = True, tail: int = 40,
-        bar: bool | None = None, strict: bool = False, templates: str = "",
-    ) -> None:  # fmt: skip
+        self,
+        name: str,
+        total: int | None = None,
+        *,
+        every: Every = None,
+        to: str | Sequence[str] | None = None,
+        outbox: ReportDoor | None = None,
+        start: bool | str = "auto",
+        finish: bool = True,
+        fail: bool = True,
+        stop: bool = True,
+        min_interval: str = "1m",
+        quiet_under: str = "1m",
+        stall: str | None = None,
+        initial: int = 0,
+        after_failures: int = 1,
+        remind: str | None = None,
+        recovered: bool = True,
+        tail: int = 40,
+        bar: bool | None = None,
+        strict: bool = False,
+        templates: str = "",
+    ) -> None:
         if not isinstance(name, str) or not name.strip():
             raise ConfigError("a job needs a name")
         if total is not None and (not isinstance(total, int) or isinstance(total, bool) or total < 0):
@@ -105,7 +134,7 @@ class Job:
         self._bar: Bar | None = None
         self._signal = ""
 
-    # -- life -------------------------------------------------------------------------------------------------------
+    # -- life ------------------------------------------------------------------------------------------------
 
     def start(self) -> Job:
         """Begin; `with` does it. A child process or another rank gets a job that says nothing."""
@@ -146,10 +175,16 @@ class Job:
         self.close(problem)
 
     def close(self, problem: BaseException | None = None) -> None:
-        """End: finished, failed with ``problem``, or stopped when it is a signal, Ctrl-C or an exit status other than 0."""
+        """End: finished, failed with ``problem``, or stopped when it is a signal, Ctrl-C or an exit status
+        other than 0.
+        """
         if not self._mine() or self.state != "running":
             return
-        if self._signal or isinstance(problem, (KeyboardInterrupt, GeneratorExit)) or (isinstance(problem, SystemExit) and problem.code):
+        if (
+            self._signal
+            or isinstance(problem, (KeyboardInterrupt, GeneratorExit))
+            or (isinstance(problem, SystemExit) and problem.code)
+        ):
             self._end("stopped", problem)
         elif problem is None or isinstance(problem, SystemExit):
             self._end("finished", None)
@@ -159,16 +194,21 @@ class Job:
     def fail(self, problem: BaseException | str) -> None:
         """End as failed without an exception passing through."""
         if self._mine() and self.state == "running":
-            self._end("failed", problem if isinstance(problem, BaseException) else _Reason(records.in_words(problem)))
+            self._end(
+                "failed",
+                problem if isinstance(problem, BaseException) else _Reason(records.in_words(problem)),
+            )
 
     def finish(self) -> None:
         """End as finished."""
         self.close()
 
-    # -- what the program says ----------------------------------------------------------------------------------------
+    # -- what the program says -------------------------------------------------------------------------------
 
     def update(self, n: int = 1, **fields: Any) -> None:
-        """``n`` more items are done; ``fields`` are shown in the next mail. Costs a microsecond when nothing is due."""
+        """``n`` more items are done; ``fields`` are shown in the next mail. Costs a microsecond when nothing
+        is due.
+        """
         with self._lock:
             self.done += n
             if fields:
@@ -238,7 +278,7 @@ class Job:
         """Until all reports so far are stored."""
         return poster().drain(seconds)
 
-    # -- time -------------------------------------------------------------------------------------------------------
+    # -- time ------------------------------------------------------------------------------------------------
 
     def _mine(self) -> bool:
         return self._pid == os.getpid()
@@ -259,7 +299,10 @@ class Job:
             self._say_progress()
         if self._stall and not self._stalled and now - self._moved >= self._stall:
             self._stalled = True
-            self._say(self._report("stalled", f"{self.name} has not moved for {span_in_words(now - self._moved)}."), "stalled")
+            self._say(
+                self._report("stalled", f"{self.name} has not moved for {span_in_words(now - self._moved)}."),
+                "stalled",
+            )
         if now - self._beat >= HEARTBEAT:
             self._beat = now
             guarded(self._register)
@@ -269,7 +312,9 @@ class Job:
             self.close()
 
     def leave(self) -> None:
-        """The loop was left before its end: by `break`, unless an exception turns out to have ended the program."""
+        """The loop was left before its end: by `break`, unless an exception turns out to have ended the
+        program.
+        """
         self._left = time.monotonic()
 
     def _reached(self) -> None:
@@ -293,7 +338,7 @@ class Job:
         if not early and not (self.total and self.done >= self.total and self._says["finish"]):
             self._say_progress()
 
-    # -- mails ------------------------------------------------------------------------------------------------------
+    # -- mails -----------------------------------------------------------------------------------------------
 
     def _say_start(self) -> None:
         self._start_said = True
@@ -304,7 +349,9 @@ class Job:
         self._owes, self._said = False, time.monotonic()
         reached = "; ".join(self._milestones) or self._position()
         self._milestones.clear()
-        report = self._report("progress", f"{self.name}: {reached}, remaining: {remaining_in_words(self.eta)}.")
+        report = self._report(
+            "progress", f"{self.name}: {reached}, remaining: {remaining_in_words(self.eta)}."
+        )
         self._say(report, "progress")
 
     def _position(self) -> str:
@@ -332,12 +379,24 @@ class Job:
     def _recipients(self, box: ReportDoor) -> tuple[str, ...]:
         to = self._to or box.report_to
         if not to:
-            tell("reports have no recipient: set `to` in the configuration, $OUTMAIL_TO, or to=; the job runs on")
+            tell(
+                "reports have no recipient: set `to` in the configuration, $OUTMAIL_TO, or to=; the job runs "
+                "on"
+            )
         return to
 
     def _words(self, box: ReportDoor, report: Report, to: tuple[str, ...], **more: Any) -> dict[str, Any]:
         thread = (self._root, *more.pop("thread", ()))
-        return words(report, to=to, kind="jobs", name=self.name, run=self.id, thread=thread, templates=self._templates or box.report_templates, **more)
+        return words(
+            report,
+            to=to,
+            kind="jobs",
+            name=self.name,
+            run=self.id,
+            thread=thread,
+            templates=self._templates or box.report_templates,
+            **more,
+        )
 
     @property
     def _root(self) -> str:
@@ -345,17 +404,31 @@ class Job:
 
     @property
     def _thread_subject(self) -> str:
-        return one_line(f"[{host()}] {self.name} {time.strftime('%Y-%m-%d %H:%M', time.localtime(self._began_at))}")
+        return one_line(
+            f"[{host()}] {self.name} {time.strftime('%Y-%m-%d %H:%M', time.localtime(self._began_at))}"
+        )
 
-    def _report(self, word: Any, headline: str, subject: str = "", sections: Sequence[Section] = ()) -> Report:
+    def _report(
+        self, word: Any, headline: str, subject: str = "", sections: Sequence[Section] = ()
+    ) -> Report:
         """A report with everything there is to say now; notes and tables are said once."""
         notes, tables = list(self._notes), list(self._tables)
-        if self.state == "running":  # the last word is laid out anew when somebody else changed the job's note meanwhile
+        # the last word is laid out anew when somebody else changed the job's note meanwhile
+        if self.state == "running":
             self._notes, self._tables = [], []
         parts = list(sections)
         if len(self._estimate.samples) > 2 and word != "started":
-            parts.append(Section("Rate", pre=f"{sparkline(self._estimate.samples, 60)}  up to {max(self._estimate.samples):,.1f}/s"))
-        parts += [Section(name, pre=f"{sparkline(series, 60)}  {series[-1]:g}") for name, series in self._metrics.items()]
+            parts.append(
+                Section(
+                    "Rate",
+                    pre=f"{sparkline(self._estimate.samples, 60)}  up to "
+                    f"{max(self._estimate.samples):,.1f}/s",
+                )
+            )
+        parts += [
+            Section(name, pre=f"{sparkline(series, 60)}  {series[-1]:g}")
+            for name, series in self._metrics.items()
+        ]
         parts += [Section(title, table=rows) for title, rows in tables]
         if notes:
             parts.append(Section("Notes", pre="\n".join(notes)))
@@ -368,13 +441,25 @@ class Job:
         if word == "progress":
             return "a milestone of the job was reached"
         if word in ("failed", "finished", "recovered"):
-            return f"the rule of this job: {self._rule.in_words()}" if word != "finished" else "the job reports its end"
-        return {"started": "the job reports its start", "stopped": "the job was stopped before its end", "stalled": "the counter stands still"}[word]
+            return (
+                f"the rule of this job: {self._rule.in_words()}"
+                if word != "finished"
+                else "the job reports its end"
+            )
+        return {
+            "started": "the job reports its start",
+            "stopped": "the job was stopped before its end",
+            "stalled": "the counter stands still",
+        }[word]
 
     def _facts(self) -> list[tuple[str, str]]:
         elapsed = self.elapsed
-        facts = [("Host", f"{host()}, process {self._pid}"), ("Program", " ".join(sys.argv)[:200] or "(interactive)"),
-                 ("Started", local_time(int(self._began_at * 1000))), ("Running for" if self.state == "running" else "Duration", took(elapsed))]  # fmt: skip
+        facts = [
+            ("Host", f"{host()}, process {self._pid}"),
+            ("Program", " ".join(sys.argv)[:200] or "(interactive)"),
+            ("Started", local_time(int(self._began_at * 1000))),
+            ("Running for" if self.state == "running" else "Duration", took(elapsed)),
+        ]
         if self.done or self.total:
             facts.append(("Done", self._position()))
         mean = self._estimate.mean(self.done, time.monotonic())
@@ -382,10 +467,13 @@ class Job:
             facts.append(("Rate", f"{self._estimate.smoothed or mean:,.1f}/s now, {mean:,.1f}/s on average"))
         if self.total and self.state == "running":
             facts.append(("Remaining", remaining_in_words(self.eta)))
-        facts += [(records.in_words(name), records.in_words(value)) for name, value in list(self._fields.items())[:30]]
+        facts += [
+            (records.in_words(name), records.in_words(value))
+            for name, value in list(self._fields.items())[:30]
+        ]
         return [*facts, *_resources()]
 
-    # -- the end ----------------------------------------------------------------------------------------------------
+    # -- the end ---------------------------------------------------------------------------------------------
 
     def _end(self, word: str, problem: BaseException | None) -> None:
         self._estimate.sample(self.done, time.monotonic())
@@ -409,7 +497,9 @@ class Job:
         _unwatch_signals()
 
     def _hand_in(self, word: str, problem: BaseException | None) -> None:
-        """The last word, by the poster's thread and in a bounded time; by this one where no thread can be started any more."""
+        """The last word, by the poster's thread and in a bounded time; by this one where no thread can be
+        started any more.
+        """
         if problem is not None:
             problem = _Frozen(problem)
         if threading.current_thread() is poster()._thread:
@@ -420,7 +510,10 @@ class Job:
             if poster()._thread is None or not poster()._thread.is_alive():  # type: ignore[union-attr]
                 self._last_word(word, problem)
             else:
-                tell(f"the last report of {self.name} is not stored yet: the store did not answer for {LAST_WORD:.0f} s")
+                tell(
+                    f"the last report of {self.name} is not stored yet: the store did not answer for "
+                    f"{LAST_WORD:.0f} s"
+                )
 
     def _last_word(self, word: str, problem: BaseException | None) -> None:
         """The end, on record and by mail, together with where the job now stands."""
@@ -448,13 +541,22 @@ class Job:
             elif say == "alert":
                 standing = replace(standing, alerted_at=0, said_at=0)  # nobody is told
             elif say == "recovered" and to:
-                report = self._report("recovered", f"RECOVERED: {self.name} works again after {took((now - before.since) / 1000)}.", f"Re: {before.subject}")
+                report = self._report(
+                    "recovered",
+                    f"RECOVERED: {self.name} works again after {took((now - before.since) / 1000)}.",
+                    f"Re: {before.subject}",
+                )
                 mail = self._words(box, report, to, key=key, thread=(before.thread,) if before.thread else ())
             elif word == "finished" and self._says["finish"] and to:
                 mail = self._words(box, self._success(), to, key=key)
             elif word == "stopped" and self._says["stop"] and to:
                 mail = self._words(box, self._stop(problem), to, key=key)
-            return {**document, "incident": standing.dump(), "kind": "job", "last": {"run": self.id, "state": word, "at": now}}, mail
+            return {
+                **document,
+                "incident": standing.dump(),
+                "kind": "job",
+                "last": {"run": self.id, "state": word, "at": now},
+            }, mail
 
         state.change(box, "job", self.name, decide, supersede=self._progress_id)
         self._register()
@@ -470,13 +572,23 @@ class Job:
     def _failure(self, problem: BaseException | None, subject: str, standing: incident.Incident) -> Report:
         row = f" This is failure {standing.failures} in a row." if standing.failures > 1 else ""
         shown = [Section("Traceback", pre=_trace(problem))] if _trace(problem) else []
-        return self._report("failed", f"FAILED: {self.name} ended after {took(self.elapsed)} by {_brief(problem)}.{row}", subject, shown)
+        return self._report(
+            "failed",
+            f"FAILED: {self.name} ended after {took(self.elapsed)} by {_brief(problem)}.{row}",
+            subject,
+            shown,
+        )
 
     def _stop(self, problem: BaseException | None) -> Report:
         reason = self._signal or _brief(problem) or "the program's end"
         shown = [Section("Traceback", pre=_trace(problem))] if _trace(problem) and not self._signal else []
-        return self._report("stopped", f"ABORTED: {self.name} was stopped by {reason} after {took(self.elapsed)}, at {self._position()}.",
-                            f"ABORTED [{host()}] {self.name}: {reason}", shown)  # fmt: skip
+        return self._report(
+            "stopped",
+            f"ABORTED: {self.name} was stopped by {reason} after {took(self.elapsed)}, at "
+            f"{self._position()}.",
+            f"ABORTED [{host()}] {self.name}: {reason}",
+            shown,
+        )
 
     def _register(self) -> None:
         """The run's note: who it is, how far, and (by the lock on its file) that it lives."""
@@ -488,10 +600,24 @@ class Job:
                 self._life = alive(box.spool, self.id)
             except OSError as problem:
                 tell(f"{problem}: if this run of {self.name} is killed, nobody will hear of it")
-        state.remember(box, "run", self.id, {
-            "job": self.name, "kind": "job", "host": host(), "pid": self._pid, "started_at": int(self._began_at * 1000), "at": box.clock.now(),
-            "done": self.done, "total": self.total, "state": self.state, "to": list(self._to), "duration_ms": int(self.elapsed * 1000),
-        })  # fmt: skip
+        state.remember(
+            box,
+            "run",
+            self.id,
+            {
+                "job": self.name,
+                "kind": "job",
+                "host": host(),
+                "pid": self._pid,
+                "started_at": int(self._began_at * 1000),
+                "at": box.clock.now(),
+                "done": self.done,
+                "total": self.total,
+                "state": self.state,
+                "to": list(self._to),
+                "duration_ms": int(self.elapsed * 1000),
+            },
+        )
 
 
 def _strictly(action: Callable[[], Any]) -> None:
@@ -538,7 +664,10 @@ def _trace(problem: BaseException | None) -> str:
 
 def _rank() -> bool:
     """True in a process that is not the first of a distributed run."""
-    return any(os.environ.get(name, "0") not in ("", "0") for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK"))
+    return any(
+        os.environ.get(name, "0") not in ("", "0")
+        for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
+    )
 
 
 def _resources() -> list[tuple[str, str]]:
@@ -566,11 +695,14 @@ class _Tail(logging.Handler):
         lines = []
         for record in list(self.records):
             clock = time.strftime("%H:%M:%S", time.localtime(records.time_of(record)))
-            lines.append(f"{clock} {records.in_words(getattr(record, 'levelname', '')):<7} {records.name_of(record)}: {records.message_of(record)}")
+            lines.append(
+                f"{clock} {records.in_words(getattr(record, 'levelname', '')):<7} {records.name_of(record)}: "
+                f"{records.message_of(record)}"
+            )
         return "\n".join(lines)
 
 
-# -- signals and the program's end ----------------------------------------------------------------------------------------
+# -- signals and the program's end ---------------------------------------------------------------------------
 
 _active: list[Job] = []
 _handling = False
@@ -624,7 +756,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-# -- the three ways to begin --------------------------------------------------------------------------------------------
+# -- the three ways to begin ---------------------------------------------------------------------------------
 
 
 def job(name: str, total: int | None = None, **options: Any) -> Job:

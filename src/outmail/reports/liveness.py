@@ -1,4 +1,6 @@
-"""``<spool>/run.<id>``: a file that is held as long as a run lives (`held`). Does not: import anything that takes time."""
+"""``<spool>/run.<id>``: a file that is held as long as a run lives (`held`). Does not: import anything that
+takes time.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,9 @@ from outmail.held import HeldFile, try_lock
 
 
 def alive(folder: str, id: str, content: bytes = b"") -> HeldFile:
-    """Say that this run lives, until `HeldFile.end`. Raises OSError, e.g. on a read-only disk; the run goes on without."""
+    """Say that this run lives, until `HeldFile.end`. Raises OSError, e.g. on a read-only disk; the run goes
+    on without.
+    """
     os.makedirs(folder, mode=0o700, exist_ok=True)
     return HeldFile(os.path.join(folder, f"new-run.{id}"), os.path.join(folder, f"run.{id}"), content)
 

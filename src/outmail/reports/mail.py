@@ -1,10 +1,10 @@
 """A report as a value, and as text and HTML that read well in both, light and dark.
 
-Promises: the text part is complete by itself and at most 78 columns wide; HTML is one column, its CSS inline, no remote
-content; everything that came from outside is made safe in one place (`safe`): bounded, odd characters shown as escapes, secrets
-masked, and in HTML escaped. So any text can be reported. The same facts are in both.
-Templates can be replaced: a folder with ``report.txt`` and ``report.html`` (or ``failed.txt`` …, by state), which
-`string.Template` fills with $subject, $state, $headline, $facts, $sections and $footer.
+Promises: the text part is complete by itself and at most 78 columns wide; HTML is one column, its CSS inline,
+no remote content; everything that came from outside is made safe in one place (`safe`): bounded, odd
+characters shown as escapes, secrets masked, and in HTML escaped. So any text can be reported. The same facts
+are in both. Templates can be replaced: a folder with ``report.txt`` and ``report.html`` (or ``failed.txt`` …,
+by state), which `string.Template` fills with $subject, $state, $headline, $facts, $sections and $footer.
 Does not: send, thread, or decide anything.
 """
 
@@ -34,9 +34,22 @@ SUBJECT = 60
 SECTION_LIMIT = 20_000
 BODY_LIMIT = 100_000
 
-State = Literal["started", "progress", "finished", "failed", "stopped", "stalled", "dead", "late", "recovered", "reminder", "digest"]
+State = Literal[
+    "started",
+    "progress",
+    "finished",
+    "failed",
+    "stopped",
+    "stalled",
+    "dead",
+    "late",
+    "recovered",
+    "reminder",
+    "digest",
+]
 _TONE = {
-    "started": "info", "progress": "info", "finished": "good", "recovered": "good", "failed": "bad", "dead": "bad", "reminder": "bad", "late": "warn",
+    "started": "info", "progress": "info", "finished": "good", "recovered": "good", "failed": "bad",
+    "dead": "bad", "reminder": "bad", "late": "warn",
     "stalled": "warn", "stopped": "warn", "digest": "warn",
 }  # fmt: skip
 _COLOUR = {"info": "#2563a8", "good": "#1f7a3d", "bad": "#b3261e", "warn": "#8a5a00"}
@@ -50,7 +63,9 @@ _TERMINAL = re.compile(r"\x1b\[[0-9;?]{0,30}[A-Za-z]")
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A titled part: lines of text kept as they are (``pre``), flowing text, or a table whose first row is its head."""
+    """A titled part: lines of text kept as they are (``pre``), flowing text, or a table whose first row is
+    its head.
+    """
 
     title: str
     pre: str = ""
@@ -60,7 +75,9 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a mail says. ``headline`` is one sentence with the state; ``footer`` says why the reader got it."""
+    """What a mail says. ``headline`` is one sentence with the state; ``footer`` says why the reader got
+    it.
+    """
 
     state: State
     subject: str
@@ -71,7 +88,9 @@ class Report:
 
 
 def safe(text: str, limit: int = SECTION_LIMIT) -> str:
-    """Any text as it may stand in a mail: its beginning, without terminal sequences, odd characters as escapes, secrets masked."""
+    """Any text as it may stand in a mail: its beginning, without terminal sequences, odd characters as
+    escapes, secrets masked.
+    """
     text = text[: limit + _MARGIN]
     if "\x1b" in text:
         text = _TERMINAL.sub("", text)
@@ -102,7 +121,7 @@ def bounded(text: str, limit: int = SECTION_LIMIT) -> str:
     return f"(… {max(len(text), len(end)) - limit:,} characters left out)\n" + end[-limit:]
 
 
-# -- text ---------------------------------------------------------------------------------------------------------------
+# -- text ----------------------------------------------------------------------------------------------------
 
 _TEXT = Template("$headline\n\n$facts$sections$footer")
 
@@ -111,9 +130,16 @@ def as_text(report: Report, templates: str = "") -> str:
     """The text part."""
     facts = _text_facts(report.facts)
     sections = "".join(_text_section(section) for section in report.sections)
-    footer = "-- \n" + "\n".join(_wrapped(safe(line)) for line in report.footer) + "\n" if report.footer else ""
+    footer = (
+        "-- \n" + "\n".join(_wrapped(safe(line)) for line in report.footer) + "\n" if report.footer else ""
+    )
     made = _template(templates, report.state, "txt", _TEXT).safe_substitute(
-        subject=one_line(report.subject), state=report.state, headline=_wrapped(safe(report.headline)), facts=facts, sections=sections, footer=footer
+        subject=one_line(report.subject),
+        state=report.state,
+        headline=_wrapped(safe(report.headline)),
+        facts=facts,
+        sections=sections,
+        footer=footer,
     )
     return made if len(made) <= BODY_LIMIT else made[:BODY_LIMIT] + "\n(… cut here)\n"
 
@@ -126,7 +152,11 @@ def _text_facts(facts: Sequence[tuple[str, str]]) -> str:
     lines = []
     for label, value in facts:
         lines += textwrap.wrap(
-            value or "-", WIDTH, initial_indent=f"  {label:<{width}}", subsequent_indent=" " * (width + 2), break_on_hyphens=False
+            value or "-",
+            WIDTH,
+            initial_indent=f"  {label:<{width}}",
+            subsequent_indent=" " * (width + 2),
+            break_on_hyphens=False,
         )
     return "\n".join(lines) + "\n\n"
 
@@ -148,12 +178,19 @@ def _text_table(rows: Sequence[Sequence[str]]) -> str:
     columns = len(cells[0])
     widths = [min(40, max(len(row[i]) for row in cells)) for i in range(columns)]
     wide = widths.index(max(widths))
-    widths[wide] = max(min(10, widths[wide]), min(widths[wide], WIDTH - sum(widths) + widths[wide] - 2 * (columns - 1)))
+    widths[wide] = max(
+        min(10, widths[wide]), min(widths[wide], WIDTH - sum(widths) + widths[wide] - 2 * (columns - 1))
+    )
     right = [len(cells) > 1 and all(_numeric(row[i]) for row in cells[1:]) for i in range(columns)]
     lines = []
     for row in cells:
         shown = [cell if len(cell) <= width else cell[: width - 1] + "…" for cell, width in zip(row, widths)]
-        lines.append("  ".join(cell.rjust(width) if numeric else cell.ljust(width) for cell, width, numeric in zip(shown, widths, right)).rstrip())
+        lines.append(
+            "  ".join(
+                cell.rjust(width) if numeric else cell.ljust(width)
+                for cell, width, numeric in zip(shown, widths, right)
+            ).rstrip()
+        )
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(lines)
 
@@ -170,34 +207,44 @@ def _kept(line: str) -> str:
     """A line of output: broken only where it would not fit."""
     if len(line) <= WIDTH:
         return line
-    return "\n    ".join([line[:WIDTH], *(line[i : i + WIDTH - 4] for i in range(WIDTH, len(line), WIDTH - 4))])
+    return "\n    ".join(
+        [line[:WIDTH], *(line[i : i + WIDTH - 4] for i in range(WIDTH, len(line), WIDTH - 4))]
+    )
 
 
-# -- HTML ---------------------------------------------------------------------------------------------------------------
+# -- HTML ----------------------------------------------------------------------------------------------------
 
 _FONT = "font-family:-apple-system,'Segoe UI',Roboto,Helvetica,Arial,sans-serif"
 _MONO = "font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;font-size:12px;line-height:1.45"
 _HTML = Template(
     """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<meta name="color-scheme" content="light dark"><meta name="supported-color-schemes" content="light dark"><title>$subject</title>
+<meta name="color-scheme" content="light dark"><meta name="supported-color-schemes" content="light dark">
+<title>$subject</title>
 <style>@media (prefers-color-scheme: dark) {
 body, .page { background:#15181c !important; color:#e3e6ea !important }
 .card { background:#1e2227 !important; border-color:#343a42 !important }
 .label, .foot, .th { color:#a3acb8 !important }
 .rule { border-color:#343a42 !important }
 .pre { background:#14171a !important; color:#e3e6ea !important; border-color:#343a42 !important }
-.info { color:#7db7f0 !important } .good { color:#76c893 !important } .bad { color:#ff8a80 !important } .warn { color:#e8b04a !important }
+.info { color:#7db7f0 !important } .good { color:#76c893 !important }
+.bad { color:#ff8a80 !important } .warn { color:#e8b04a !important }
 }</style></head>
 <body style="margin:0;padding:0;background:#f2f4f6;color:#1b1f24;$font">
 <div style="display:none;max-height:0;overflow:hidden">$preheader</div>
-<table role="presentation" class="page" width="100%" cellpadding="0" cellspacing="0" style="background:#f2f4f6"><tr><td align="center" style="padding:20px 12px">
-<table role="presentation" class="card" cellpadding="0" cellspacing="0" style="width:100%;max-width:680px;background:#ffffff;border:1px solid #d9dee4;border-radius:6px">
+<table role="presentation" class="page" width="100%" cellpadding="0" cellspacing="0"
+style="background:#f2f4f6">
+<tr><td align="center" style="padding:20px 12px">
+<table role="presentation" class="card" cellpadding="0" cellspacing="0"
+style="width:100%;max-width:680px;background:#ffffff;border:1px solid #d9dee4;border-radius:6px">
 <tr><td style="padding:20px 24px 4px;$font">
-<div class="$tone" style="font-size:12px;font-weight:700;letter-spacing:.06em;text-transform:uppercase;color:$colour">$state</div>
+<div class="$tone"
+style="font-size:12px;font-weight:700;letter-spacing:.06em;text-transform:uppercase;color:$colour">$state</div>
 <div style="font-size:18px;line-height:1.35;font-weight:600;padding-top:6px">$headline</div></td></tr>
 <tr><td style="padding:8px 24px 20px;$font;font-size:14px;line-height:1.5">$facts$sections</td></tr></table>
-<div class="foot" style="max-width:680px;padding:12px 24px;font-size:12px;line-height:1.5;color:#5c6570;text-align:left;$font">$footer</div>
+<div class="foot"
+style="max-width:680px;padding:12px 24px;font-size:12px;line-height:1.5;color:#5c6570;text-align:left;$font">
+$footer</div>
 </td></tr></table></body></html>
 """
 )
@@ -207,66 +254,103 @@ def as_html(report: Report, templates: str = "") -> str:
     """The HTML part."""
     tone = _TONE.get(report.state, "info")
     return _template(templates, report.state, "html", _HTML).safe_substitute(
-        subject=html.escape(one_line(report.subject)), state=html.escape(report.state), headline=html.escape(safe(report.headline)),
-        preheader=html.escape(safe(report.headline)), facts=_html_facts(report.facts), sections="".join(map(_html_section, report.sections)),
-        footer="<br>".join(html.escape(safe(line)) for line in report.footer), tone=tone, colour=_COLOUR[tone], font=_FONT,
-    )  # fmt: skip
+        subject=html.escape(one_line(report.subject)),
+        state=html.escape(report.state),
+        headline=html.escape(safe(report.headline)),
+        preheader=html.escape(safe(report.headline)),
+        facts=_html_facts(report.facts),
+        sections="".join(map(_html_section, report.sections)),
+        footer="<br>".join(html.escape(safe(line)) for line in report.footer),
+        tone=tone,
+        colour=_COLOUR[tone],
+        font=_FONT,
+    )
 
 
 def _html_facts(facts: Sequence[tuple[str, str]]) -> str:
     rows = [
-        f'<tr><td class="label" style="padding:3px 16px 3px 0;color:#5c6570;white-space:nowrap;vertical-align:top">{html.escape(one_line(label))}</td>'
+        f'<tr><td class="label" '
+        f'style="padding:3px 16px 3px 0;color:#5c6570;white-space:nowrap;vertical-align:top">'
+        f"{html.escape(one_line(label))}</td>"
         f'<td style="padding:3px 0;word-break:break-word">{html.escape(safe(value))}</td></tr>'
         for label, value in facts
     ]
-    return f'<table role="presentation" cellpadding="0" cellspacing="0" style="font-size:14px;line-height:1.45">{"".join(rows)}</table>' if rows else ""
+    return (
+        f'<table role="presentation" cellpadding="0" cellspacing="0" '
+        f'style="font-size:14px;line-height:1.45">{"".join(rows)}</table>'
+        if rows
+        else ""
+    )
 
 
 def _html_section(section: Section) -> str:
-    parts = [f'<div class="rule" style="margin-top:18px;padding-top:14px;border-top:1px solid #e3e7eb;font-weight:600">{html.escape(one_line(section.title, WIDTH))}</div>']
+    parts = [
+        (
+            f'<div class="rule" style="margin-top:18px;padding-top:14px;border-top:1px solid '
+            f'#e3e7eb;font-weight:600">{html.escape(one_line(section.title, WIDTH))}</div>'
+        )
+    ]
     if section.text:
-        parts.append(f'<div style="padding-top:6px">{html.escape(safe(section.text)).replace(chr(10), "<br>")}</div>')
+        parts.append(
+            f'<div style="padding-top:6px">{html.escape(safe(section.text)).replace(chr(10), "<br>")}</div>'
+        )
     if section.table:
         parts.append(_html_table(section.table))
     if section.pre:
         body = html.escape(bounded(section.pre))
         parts.append(
-            f'<pre class="pre" style="margin:8px 0 0;padding:10px 12px;background:#f6f8fa;border:1px solid #e3e7eb;border-radius:4px;white-space:pre-wrap;'
+            f'<pre class="pre" style="margin:8px 0 0;padding:10px 12px;background:#f6f8fa;border:1px solid '
+            f"#e3e7eb;border-radius:4px;white-space:pre-wrap;"
             f'word-break:break-word;{_MONO}">{body}</pre>'
         )
     return "".join(parts)
 
 
 def _html_table(rows: Sequence[Sequence[str]]) -> str:
-    right = [all(_numeric(row[i]) for row in rows[1:]) if len(rows) > 1 else False for i in range(len(rows[0]))]
+    right = [
+        all(_numeric(row[i]) for row in rows[1:]) if len(rows) > 1 else False for i in range(len(rows[0]))
+    ]
 
     def row(cells: Sequence[str], head: bool) -> str:
         shown = []
         for cell, numeric in zip(cells, right):
-            style = f"padding:4px 14px 4px 0;text-align:{'right' if numeric else 'left'};vertical-align:top;border-bottom:1px solid #e3e7eb"
+            style = (
+                f"padding:4px 14px 4px "
+                f"0;text-align:{'right' if numeric else 'left'};vertical-align:top;border-bottom:1px solid "
+                f"#e3e7eb"
+            )
             tag, kind = ("th", ' class="th rule"') if head else ("td", ' class="rule"')
             weight = ";font-weight:600;color:#5c6570" if head else ""
             shown.append(f'<{tag}{kind} style="{style}{weight}">{html.escape(safe(cell))}</{tag}>')
         return f"<tr>{''.join(shown)}</tr>"
 
     body = row(rows[0], True) + "".join(row(cells, False) for cells in rows[1:])
-    return f'<table cellpadding="0" cellspacing="0" style="width:100%;margin-top:6px;border-collapse:collapse;font-size:13px;line-height:1.4">{body}</table>'
+    return (
+        f'<table cellpadding="0" cellspacing="0" '
+        f'style="width:100%;margin-top:6px;border-collapse:collapse;font-size:13px;line-height:1.4">{body}</table>'
+    )
 
 
-# -- templates ----------------------------------------------------------------------------------------------------------
+# -- templates -----------------------------------------------------------------------------------------------
 
 
 @lru_cache(64)
 def _template(folder: str, state: str, kind: str, built_in: Template) -> Template:
-    """The user's template for this state, else for all, else ours. One that cannot be read, or that somebody else may have written, is passed
-    over: a report matters more."""
+    """The user's template for this state, else for all, else ours. One that cannot be read, or that somebody
+    else may have written, is passed over: a report matters more.
+    """
     if folder:
         for name in (state, "report"):
             try:
                 file = trust.read_found(os.path.join(folder, f"{name}.{kind}"))
                 if not file.doubt:
                     return Template(file.content.decode("utf-8"))
-                log.warning("the template %s is not used, because %s; let only yourself or root own and write it and its folder", file.path, file.doubt)
+                log.warning(
+                    "the template %s is not used, because %s; let only yourself or root own and write it and "
+                    "its folder",
+                    file.path,
+                    file.doubt,
+                )
             except (OSError, UnicodeDecodeError):
                 continue
     return built_in

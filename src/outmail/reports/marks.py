@@ -1,8 +1,10 @@
-"""Small files beside the store, for whoever must not load all of outmail to know whether there is something to say.
+"""Small files beside the store, for whoever must not load all of outmail to know whether there is something
+to say.
 
-``attention.<job>`` exists at least as long as a job has something to be said about (it is made before the state is stored and
-removed after); ``late.<job>`` holds the interval that is registered in the store; ``run.<id>`` says what runs, and by its lock
-that it still does; ``watch.jsonl`` holds runs that are not in the store yet, a line each, appended under a lock.
+``attention.<job>`` exists at least as long as a job has something to be said about (it is made before the
+state is stored and removed after); ``late.<job>`` holds the interval that is registered in the store;
+``run.<id>`` says what runs, and by its lock that it still does; ``watch.jsonl`` holds runs that are not in
+the store yet, a line each, appended under a lock.
 Does not: import anything that takes time.
 """
 
@@ -46,7 +48,8 @@ def runs(spool: str) -> str:
 def read(path: str) -> str:
     """The text of a mark, "" when there is none."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe in its place does not make us wait
+        # a pipe in its place does not make us wait
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return ""
     try:

@@ -1,8 +1,11 @@
-"""From a report to the queue: threading, headers, and a worker thread, so that the reporting program never waits.
+"""From a report to the queue: threading, headers, and a worker thread, so that the reporting program never
+waits.
 
-Promises: `Poster.later` returns at once; a report that waits is replaced by a newer one in the same slot; whatever goes wrong
-becomes one line on stderr (each text once), never an exception in the program; `drain` waits a bounded time.
-Does not: exist before the first report, start at exit, or survive a fork (a child does not report its parent's job).
+Promises: `Poster.later` returns at once; a report that waits is replaced by a newer one in the same slot;
+whatever goes wrong becomes one line on stderr (each text once), never an exception in the program; `drain`
+waits a bounded time.
+Does not: exist before the first report, start at exit, or survive a fork (a child does not report its
+parent's job).
 """
 
 from __future__ import annotations
@@ -66,12 +69,28 @@ def report_key(text: str) -> str:
     return text if len(text) <= 200 else f"{text[:120]}:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
-def words(report: Report, *, to: tuple[str, ...], kind: str, name: str, run: str, thread: tuple[str, ...] = (), templates: str = "", **more: Any) -> dict[str, Any]:
+def words(
+    report: Report,
+    *,
+    to: tuple[str, ...],
+    kind: str,
+    name: str,
+    run: str,
+    thread: tuple[str, ...] = (),
+    templates: str = "",
+    **more: Any,
+) -> dict[str, Any]:
     """A report → the arguments of `send`."""
     return {
-        "to": list(to), "subject": one_line(report.subject), "text": as_text(report, templates), "html": as_html(report, templates),
-        "headers": headers(kind, name, report.state, run, thread), "tag": f"report:{kind}", "author": one_line(name, 100).replace("@", " at "), **more,
-    }  # fmt: skip
+        "to": list(to),
+        "subject": one_line(report.subject),
+        "text": as_text(report, templates),
+        "html": as_html(report, templates),
+        "headers": headers(kind, name, report.state, run, thread),
+        "tag": f"report:{kind}",
+        "author": one_line(name, 100).replace("@", " at "),
+        **more,
+    }
 
 
 _told: set[str] = set()
@@ -128,7 +147,12 @@ class Poster:
         with self._lock:
             while self._jobs or self._busy:
                 left = deadline - time.monotonic()
-                if left <= 0 or self._thread is None or not self._thread.is_alive() or threading.current_thread() is self._thread:
+                if (
+                    left <= 0
+                    or self._thread is None
+                    or not self._thread.is_alive()
+                    or threading.current_thread() is self._thread
+                ):
                     return False
                 self._lock.wait(min(left, 0.5))
         return True
@@ -136,7 +160,8 @@ class Poster:
     def _start(self) -> None:
         if self._thread is None or not self._thread.is_alive():
             thread = threading.Thread(target=self._run, name="outmail-reports", daemon=True)
-            self._thread = thread if started(thread) else None  # `drain` says so, and the caller posts by itself
+            # `drain` says so, and the caller posts by itself
+            self._thread = thread if started(thread) else None
 
     def _run(self) -> None:
         ticked = time.monotonic()
@@ -183,6 +208,12 @@ def poster() -> Poster:
     return _poster
 
 
-def post(door: ReportDoor, words: dict[str, Any] | None, *, supersede: str | None = None, when: Callable[[], Verb[bool]] | None = None) -> Receipt | None:
+def post(
+    door: ReportDoor,
+    words: dict[str, Any] | None,
+    *,
+    supersede: str | None = None,
+    when: Callable[[], Verb[bool]] | None = None,
+) -> Receipt | None:
     """Store a report now, in this thread."""
     return door.report(words, supersede=supersede, when=when)

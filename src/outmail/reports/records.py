@@ -1,6 +1,7 @@
 """Log records and values of programs as text, whatever they are.
 
-Promises: never raises, for no record: one without a name, with arguments that do not fit, or with attributes of any type; bounded.
+Promises: never raises, for no record: one without a name, with arguments that do not fit, or with attributes
+of any type; bounded.
 Does not: hold on to the record.
 """
 
@@ -44,7 +45,10 @@ def message_of(record: logging.LogRecord) -> str:
     try:
         return str(record.getMessage())[:MESSAGE]
     except Exception:  # the program's mistake, which the reader has to see
-        return f"{in_words(getattr(record, 'msg', ''))} with arguments that do not fit: {in_words(getattr(record, 'args', None))}"[:MESSAGE]
+        return (
+            f"{in_words(getattr(record, 'msg', ''))} with arguments that do not fit: "
+            f"{in_words(getattr(record, 'args', None))}"
+        )[:MESSAGE]
 
 
 def level_of(record: logging.LogRecord) -> int:
@@ -57,7 +61,11 @@ def time_of(record: logging.LogRecord) -> float:
 
 def whole(value: Any) -> int:
     """A level, 0 for what is none."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and -1_000_000 < value < 1_000_000 else 0
+    return (
+        value
+        if isinstance(value, int) and not isinstance(value, bool) and -1_000_000 < value < 1_000_000
+        else 0
+    )
 
 
 def moment(value: Any) -> float:

@@ -1,8 +1,9 @@
 """A handler's file: every record one line, written at once, readable after a kill.
 
-``<spool>/digest.<name>.<id>.jsonl``, locked as long as the process lives, so that the next run knows whose lines are orphans.
-Promises: one ``write`` a record; what was written survives the process (not a power cut: there is no fsync); bounded by
-``limit`` bytes, beyond which records are only counted; a forked child writes to a file of its own.
+``<spool>/digest.<name>.<id>.jsonl``, locked as long as the process lives, so that the next run knows whose
+lines are orphans.
+Promises: one ``write`` a record; what was written survives the process (not a power cut: there is no fsync);
+bounded by ``limit`` bytes, beyond which records are only counted; a forked child writes to a file of its own.
 Fails: OSError from the constructor. Does not: understand the lines.
 """
 
@@ -61,7 +62,9 @@ def exists(folder: str, name: str, id: str) -> bool:
 
 
 def lines(path: str, start: int = 0) -> Iterator[tuple[int, Any]]:
-    """(offset behind it, value) of each whole line; None for one that is no JSON. A torn last line is left out."""
+    """(offset behind it, value) of each whole line; None for one that is no JSON. A torn last line is left
+    out.
+    """
     with open(path, "rb") as file:
         file.seek(start)
         at = start

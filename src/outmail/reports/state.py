@@ -1,9 +1,9 @@
 """What reports remember, in the store's notes: where a job stands, which runs there were.
 
-Kinds: ``job`` (name → incident, last run, rule, …), ``run`` (run id → one run), ``digest`` (handler name → pending groups
-and incidents). Promises: a change of a note and the mail it causes are one transaction; whoever was slower decides again;
-a note that cannot be read (no JSON, no document, not what we write) is set aside under the kind ``<kind>.unreadable`` with a
-sentence, and stops nobody. Does not: decide.
+Kinds: ``job`` (name → incident, last run, rule, …), ``run`` (run id → one run), ``digest`` (handler name →
+pending groups and incidents). Promises: a change of a note and the mail it causes are one transaction;
+whoever was slower decides again; a note that cannot be read (no JSON, no document, not what we write) is set
+aside under the kind ``<kind>.unreadable`` with a sentence, and stops nobody. Does not: decide.
 """
 
 from __future__ import annotations
@@ -24,8 +24,17 @@ Document = dict[str, Any]
 Decision = tuple[Document, dict[str, Any] | None]
 
 
-def change(door: ReportDoor, kind: str, key: str, decide: Callable[[Document], Decision], *, supersede: str | None = None) -> Receipt | None:
-    """``decide(document)`` → (the new document, arguments of a mail or None); both are stored together or not at all."""
+def change(
+    door: ReportDoor,
+    kind: str,
+    key: str,
+    decide: Callable[[Document], Decision],
+    *,
+    supersede: str | None = None,
+) -> Receipt | None:
+    """``decide(document)`` → (the new document, arguments of a mail or None); both are stored together or not
+    at all.
+    """
     verbs = door.store.verbs
     for _ in range(50):
         before, version = _found(door, kind, key)
@@ -61,7 +70,11 @@ def documents(door: ReportDoor, kind: str) -> dict[str, Document]:
         found: dict[str, Any] = door.store.read(door.store.verbs.note_list(kind))
     except (ValueError, RecursionError):
         found = {key: _found(door, kind, key)[0] for key in door.store.read(door.store.verbs.note_keys(kind))}
-    return {key: document if isinstance(document, dict) else _found(door, kind, key)[0] for key, document in found.items() if document}
+    return {
+        key: document if isinstance(document, dict) else _found(door, kind, key)[0]
+        for key, document in found.items()
+        if document
+    }
 
 
 #: What a document that is not ours makes of the code that takes it for one.
@@ -81,7 +94,9 @@ def _found(door: ReportDoor, kind: str, key: str) -> tuple[Document, int]:
 
 def _set_aside(door: ReportDoor, kind: str, key: str) -> None:
     door.store.run(door.store.verbs.note_set_aside(kind, key))
-    tell(f"the note {kind}/{key} cannot be read: it is kept under the kind {kind}.unreadable, and begins anew")
+    tell(
+        f"the note {kind}/{key} cannot be read: it is kept under the kind {kind}.unreadable, and begins anew"
+    )
 
 
 def remember(door: ReportDoor, kind: str, key: str, document: Document) -> None:

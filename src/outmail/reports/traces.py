@@ -10,7 +10,13 @@ import sys
 import sysconfig
 import traceback
 
-_FOREIGN = tuple({os.path.realpath(path) for path in (*sysconfig.get_paths().values(), sys.prefix, sys.base_prefix) if path})
+_FOREIGN = tuple(
+    {
+        os.path.realpath(path)
+        for path in (*sysconfig.get_paths().values(), sys.prefix, sys.base_prefix)
+        if path
+    }
+)
 
 
 def is_own(filename: str) -> bool:
@@ -18,7 +24,11 @@ def is_own(filename: str) -> bool:
     if filename.startswith("<"):
         return False
     path = os.path.realpath(filename)
-    return "site-packages" not in path and not path.startswith(_FOREIGN) and f"{os.sep}outmail{os.sep}reports{os.sep}" not in path
+    return (
+        "site-packages" not in path
+        and not path.startswith(_FOREIGN)
+        and f"{os.sep}outmail{os.sep}reports{os.sep}" not in path
+    )
 
 
 def uncaught() -> BaseException | None:
@@ -28,7 +38,9 @@ def uncaught() -> BaseException | None:
 
 def last_line(problem: BaseException) -> str:
     """``ValueError: no such feed``, one line."""
-    return " ".join("".join(traceback.format_exception_only(type(problem), problem)).strip().splitlines()[-1:])
+    return " ".join(
+        "".join(traceback.format_exception_only(type(problem), problem)).strip().splitlines()[-1:]
+    )
 
 
 def formatted(problem: BaseException, limit: int = 60) -> str:

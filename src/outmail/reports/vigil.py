@@ -1,6 +1,8 @@
-"""Runs that died without a word, and runs that did not happen: found by the service, by `run --once`, or by the next run.
+"""Runs that died without a word, and runs that did not happen: found by the service, by `run --once`, or by
+the next run.
 
-Promises: each death and each lateness is told once, also when several look at the same moment. Does not: run by itself.
+Promises: each death and each lateness is told once, also when several look at the same moment. Does not: run
+by itself.
 """
 
 from __future__ import annotations
@@ -70,13 +72,33 @@ def _tell_death(door: ReportDoor, id: str, run: dict[str, Any]) -> None:
         return {**run, **document, "state": "dead", "at": door.clock.now()}, _mail() if to else None
 
     def _mail() -> dict[str, Any]:
-        facts = [("Host", f"{run['host']}, process {run['pid']}"), ("Started", local_time(state.whole(run["started_at"])))]
+        facts = [
+            ("Host", f"{run['host']}, process {run['pid']}"),
+            ("Started", local_time(state.whole(run["started_at"]))),
+        ]
         if "done" in run:
             done = f"{run['done']:,}" + (f" of {run['total']:,}" if run.get("total") else "")
             facts += [("Last sign of life", local_time(state.whole(run["at"]))), ("Done then", done)]
-        report = Report("dead", subject, f"DEAD: {name} ended without a word: killed, or the machine went down.", facts,
-                        footer=[f"{name} on {host()}, run {id}", "Why: the process that ran it is gone and had not said that it ended"])  # fmt: skip
-        return words(report, to=to, kind="jobs", name=name, run=id, thread=(root_id("run", name, id),), templates=door.report_templates, key=key)
+        report = Report(
+            "dead",
+            subject,
+            f"DEAD: {name} ended without a word: killed, or the machine went down.",
+            facts,
+            footer=[
+                f"{name} on {host()}, run {id}",
+                "Why: the process that ran it is gone and had not said that it ended",
+            ],
+        )
+        return words(
+            report,
+            to=to,
+            kind="jobs",
+            name=name,
+            run=id,
+            thread=(root_id("run", name, id),),
+            templates=door.report_templates,
+            key=key,
+        )
 
     if run.get("kind") == "watch":
         marks.put(marks.attention(door.spool, name))
@@ -88,7 +110,12 @@ def _tell_death(door: ReportDoor, id: str, run: dict[str, Any]) -> None:
         standing, say = incident.failed(incident.Incident.load(document.get("incident")), rule, now)
         if say == "alert" and not standing.thread:
             standing = replace(standing, thread=door.message_id(key), subject=subject)
-        return {**document, "kind": run.get("kind", "job"), "incident": standing.dump(), "last": {"run": id, "state": "dead", "at": now}}, None
+        return {
+            **document,
+            "kind": run.get("kind", "job"),
+            "incident": standing.dump(),
+            "last": {"run": id, "state": "dead", "at": now},
+        }, None
 
     state.change(door, "job", name, stand)
 
@@ -98,7 +125,11 @@ def late_jobs(door: ReportDoor) -> None:
     now = door.clock.now()
     for name, document in state.documents(door, "job").items():
         late = document.get("late")
-        if isinstance(late, dict) and not late.get("told") and now - state.whole(late.get("seen_at")) > state.whole(late.get("every_ms")):
+        if (
+            isinstance(late, dict)
+            and not late.get("told")
+            and now - state.whole(late.get("seen_at")) > state.whole(late.get("every_ms"))
+        ):
             _tell_lateness(door, name, now)
 
 
@@ -113,12 +144,39 @@ def _tell_lateness(door: ReportDoor, name: str, now: int) -> None:
         subject = one_line(f"LATE [{host()}] {name}: no run for {human_span(now - late['seen_at'])}")
         mail = None
         if to and now >= standing.muted_until:
-            facts = [("Host", host()), ("Expected", f"at least every {human_span(late['every_ms'])}"), ("Last run", local_time(late["seen_at"]))]
-            report = Report("late", subject, f"LATE: {name} should have run and did not.", facts,
-                            footer=[f"{name} on {host()}", f"Why: it was registered with --late {human_span(late['every_ms'])}"])  # fmt: skip
-            mail = words(report, to=to, kind="watch", name=name, run=str(late["seen_at"]), templates=door.report_templates, key=key)
+            facts = [
+                ("Host", host()),
+                ("Expected", f"at least every {human_span(late['every_ms'])}"),
+                ("Last run", local_time(late["seen_at"])),
+            ]
+            report = Report(
+                "late",
+                subject,
+                f"LATE: {name} should have run and did not.",
+                facts,
+                footer=[
+                    f"{name} on {host()}",
+                    f"Why: it was registered with --late {human_span(late['every_ms'])}",
+                ],
+            )
+            mail = words(
+                report,
+                to=to,
+                kind="watch",
+                name=name,
+                run=str(late["seen_at"]),
+                templates=door.report_templates,
+                key=key,
+            )
         if not standing.alerted_at:
-            standing = replace(standing, since=standing.since or now, alerted_at=now, said_at=now, thread=door.message_id(key), subject=subject)
+            standing = replace(
+                standing,
+                since=standing.since or now,
+                alerted_at=now,
+                said_at=now,
+                thread=door.message_id(key),
+                subject=subject,
+            )
         return {**document, "incident": standing.dump(), "late": {**late, "told": True}}, mail
 
     marks.put(marks.attention(door.spool, name))

@@ -1,6 +1,8 @@
-"""What to say of watched commands, and how it is remembered. `cli.watch` runs them; this is loaded when a mail may be due.
+"""What to say of watched commands, and how it is remembered. `cli.watch` runs them; this is loaded when a
+mail may be due.
 
-Promises: the run, where the job stands and the mail about it are stored together; N−1 failures in a row say nothing.
+Promises: the run, where the job stands and the mail about it are stored together; N−1 failures in a row say
+nothing.
 Does not: run commands, or build the door.
 """
 
@@ -40,8 +42,18 @@ def started(door: ReportDoor, options: Any, command: list[str]) -> None:
     to = _to(door, options)
     if to:
         now = door.clock.now()
-        report = Report("started", f"[{host()}] {options.name} has started", f"{options.name} has started on {host()}.", _facts(command, now, None), footer=_footer(options, "it was asked for by --start"))
-        door.report(words(report, to=to, kind="watch", name=options.name, run=str(now), templates=door.report_templates))
+        report = Report(
+            "started",
+            f"[{host()}] {options.name} has started",
+            f"{options.name} has started on {host()}.",
+            _facts(command, now, None),
+            footer=_footer(options, "it was asked for by --start"),
+        )
+        door.report(
+            words(
+                report, to=to, kind="watch", name=options.name, run=str(now), templates=door.report_templates
+            )
+        )
 
 
 def ended(door: ReportDoor, options: Any, command: list[str], result: Any) -> None:
@@ -70,8 +82,19 @@ def ended(door: ReportDoor, options: Any, command: list[str], result: Any) -> No
         if say == "alert" and mail is None:
             after = replace(after, alerted_at=0, said_at=0)  # nobody was told
         standing[0] = after
-        changed = {**document, "kind": "watch", "incident": after.dump(), "output": output, "command": shown_words(command),
-                   "last": {"run": run, "state": "failed" if result.failed else "finished", "at": now, "reason": result.reason}}  # fmt: skip
+        changed = {
+            **document,
+            "kind": "watch",
+            "incident": after.dump(),
+            "output": output,
+            "command": shown_words(command),
+            "last": {
+                "run": run,
+                "state": "failed" if result.failed else "finished",
+                "at": now,
+                "reason": result.reason,
+            },
+        }
         if options.late:
             changed["late"] = {"every_ms": options.late, "seen_at": now, "to": list(options.to)}
         else:
@@ -83,7 +106,13 @@ def ended(door: ReportDoor, options: Any, command: list[str], result: Any) -> No
     state.forget_old_runs(door, options.name)
     if standing[0].quiet:
         _try(lambda: marks.drop(attention))
-    _try(lambda: marks.put(marks.late(door.spool, options.name), str(options.late)) if options.late else marks.drop(marks.late(door.spool, options.name)))
+    _try(
+        lambda: (
+            marks.put(marks.late(door.spool, options.name), str(options.late))
+            if options.late
+            else marks.drop(marks.late(door.spool, options.name))
+        )
+    )
 
 
 def _word(options: Any, result: Any, say: incident.Say, *, changed: bool) -> str:
@@ -100,35 +129,94 @@ def _word(options: Any, result: Any, say: incident.Say, *, changed: bool) -> str
 
 
 def _mail(
-    door: ReportDoor, options: Any, command: list[str], result: Any, word: str, before: incident.Incident, after: incident.Incident, to: tuple[str, ...], run: str, key: str
+    door: ReportDoor,
+    options: Any,
+    command: list[str],
+    result: Any,
+    word: str,
+    before: incident.Incident,
+    after: incident.Incident,
+    to: tuple[str, ...],
+    run: str,
+    key: str,
 ) -> dict[str, Any]:
     name = options.name
     row = f", {after.failures} in a row" if after.failures > 1 else ""
     lasted = took(result.duration_ms / 1000)
     thread: tuple[str, ...] = (root_id("watch", name, str(after.since or before.since or run)),)
     if word in ("alert", "failed"):
-        made = ("failed", f"FAILED [{host()}] {name}: {result.reason}{row}", f"FAILED: {name}: {result.reason}{row}, after {lasted}.", options_rule(options))
+        made = (
+            "failed",
+            f"FAILED [{host()}] {name}: {result.reason}{row}",
+            f"FAILED: {name}: {result.reason}{row}, after {lasted}.",
+            options_rule(options),
+        )
     elif word == "remind":
         since = took((door.clock.now() - after.since) / 1000)
-        made = ("reminder", f"Re: {after.subject}", f"STILL FAILING: {name} has failed {after.failures} times in a row, for {since}; last: {result.reason}.", options_rule(options))
+        made = (
+            "reminder",
+            f"Re: {after.subject}",
+            f"STILL FAILING: {name} has failed {after.failures} times in a row, for {since}; last: "
+            f"{result.reason}.",
+            options_rule(options),
+        )
         thread = (*thread, after.thread)
     elif word == "recovered":
         down = took((door.clock.now() - before.since) / 1000)
         what = f"after {before.failures} failures in a row" if before.failures else "it runs again"
-        made = ("recovered", f"Re: {before.subject}", f"RECOVERED: {name} is well again, {what}, {down} after the trouble began.", options_rule(options))
+        made = (
+            "recovered",
+            f"Re: {before.subject}",
+            f"RECOVERED: {name} is well again, {what}, {down} after the trouble began.",
+            options_rule(options),
+        )
         thread = (*thread, before.thread)
     elif word == "slow":
-        made = ("finished", f"SLOW [{host()}] {name}: {lasted}", f"{name} succeeded, but it took {lasted}.", f"--longer-than {human_span(options['longer-than'])}")
+        made = (
+            "finished",
+            f"SLOW [{host()}] {name}: {lasted}",
+            f"{name} succeeded, but it took {lasted}.",
+            f"--longer-than {human_span(options['longer-than'])}",
+        )
     else:
-        made = ("finished", f"ok [{host()}] {name}: {lasted}", f"{name} has finished well after {lasted}.", f"--on {options.on}")
+        made = (
+            "finished",
+            f"ok [{host()}] {name}: {lasted}",
+            f"{name} has finished well after {lasted}.",
+            f"--on {options.on}",
+        )
     sections = []
     if not options.no_output and options.tail and (shown := _tail(result, options.tail)):
-        sections.append(Section(f"Output (the last {options.tail} lines)" if result.cut or result.output.count(b"\n") > options.tail else "Output", pre=shown))
-    report = Report(made[0], one_line(made[1]), made[2], _facts(command, result.began_ms, result, after.failures), sections, _footer(options, made[3]))  # type: ignore[arg-type]
+        sections.append(
+            Section(
+                f"Output (the last {options.tail} lines)"
+                if result.cut or result.output.count(b"\n") > options.tail
+                else "Output",
+                pre=shown,
+            )
+        )
+    report = Report(
+        made[0],  # type: ignore[arg-type]
+        one_line(made[1]),
+        made[2],
+        _facts(command, result.began_ms, result, after.failures),
+        sections,
+        _footer(options, made[3]),
+    )
     more: dict[str, Any] = {}
     if options.attach and not options.no_output and result.output:
         more["attachments"] = [("output.txt", result.output, "text/plain")]
-    return words(report, to=to, kind="watch", name=name, run=run, thread=tuple(filter(None, thread)), templates=door.report_templates, key=key, **more)
+    return words(
+        report,
+        to=to,
+        kind="watch",
+        name=name,
+        run=run,
+        thread=tuple(filter(None, thread)),
+        templates=door.report_templates,
+        key=key,
+        **more,
+    )
 
 
 def options_rule(options: Any) -> str:
@@ -153,30 +241,69 @@ def explain(options: Any) -> str:
     if options.grep_fail:
         failures.append(f"output that matches {options.grep_fail!r}")
     if options.timeout:
-        failures.append(f"more than {human_span(options.timeout)} (then SIGTERM, and SIGKILL {human_span(options['kill-after'])} later)")
+        failures.append(
+            f"more than {human_span(options.timeout)} (then SIGTERM, and SIGKILL "
+            f"{human_span(options['kill-after'])} later)"
+        )
     lines.append(f"A failure is: {'; '.join(failures)}.")
     if options["longer-than"]:
         lines.append(f"A success that takes longer than {human_span(options['longer-than'])} is told too.")
     if options.late:
-        lines.append(f"No run for {human_span(options.late)} is told by `outmail run`, or `outmail run --once` from cron.")
+        lines.append(
+            f"No run for {human_span(options.late)} is told by `outmail run`, or `outmail run --once` from "
+            f"cron."
+        )
     if options.lock:
-        lines.append("While the last run is still going, this one " + ("is skipped, with status 75." if options.lock == "skip" else "waits."))
-    lines.append("The output is " + ("not in the mail." if options.no_output else f"in the mail: the last {options.tail} lines" + (", and attached whole." if options.attach else ".")))
+        lines.append(
+            "While the last run is still going, this one "
+            + ("is skipped, with status 75." if options.lock == "skip" else "waits.")
+        )
+    lines.append(
+        "The output is "
+        + (
+            "not in the mail."
+            if options.no_output
+            else f"in the mail: the last {options.tail} lines"
+            + (", and attached whole." if options.attach else ".")
+        )
+    )
     return "\n".join(lines)
 
 
 def _facts(command: list[str], began: int, result: Any, failures: int = 0) -> list[tuple[str, str]]:
-    facts = [("Host", host()), ("Command", shlex.join(shown_words(command))[:500]), ("Folder", os.getcwd()), ("Started", local_time(began))]
+    facts = [
+        ("Host", host()),
+        ("Command", shlex.join(shown_words(command))[:500]),
+        ("Folder", os.getcwd()),
+        ("Started", local_time(began)),
+    ]
     if result is not None:
-        facts += [("Duration", took(result.duration_ms / 1000)), ("Exit status", f"{result.status}" + (f" ({result.reason})" if result.reason and not result.reason.startswith("exit status") else ""))]
+        facts += [
+            ("Duration", took(result.duration_ms / 1000)),
+            (
+                "Exit status",
+                f"{result.status}"
+                + (
+                    f" ({result.reason})"
+                    if result.reason and not result.reason.startswith("exit status")
+                    else ""
+                ),
+            ),
+        ]
         if failures > 1:
             facts.append(("In a row", f"{failures} failures"))
-        facts.append(("Memory, CPU", f"{result.peak_kb / 1024:,.0f} MB at most, {took(result.cpu)} of CPU time"))
+        facts.append(
+            ("Memory, CPU", f"{result.peak_kb / 1024:,.0f} MB at most, {took(result.cpu)} of CPU time")
+        )
     return facts
 
 
 def _footer(options: Any, why: str) -> list[str]:
-    return [f"{options.name} on {host()}, watched by outmail", f"Why: {why}", f"Quiet for a while: outmail jobs mute {shlex.quote(options.name)} 8h"]
+    return [
+        f"{options.name} on {host()}, watched by outmail",
+        f"Why: {why}",
+        f"Quiet for a while: outmail jobs mute {shlex.quote(options.name)} 8h",
+    ]
 
 
 def _tail(result: Any, lines: int) -> str:
@@ -188,12 +315,16 @@ def _tail(result: Any, lines: int) -> str:
 def _to(door: ReportDoor, options: Any) -> tuple[str, ...]:
     to = tuple(options.to) or door.report_to
     if not to:
-        tell("nobody is told of watched commands: give --to, or set `to` in the configuration, or $OUTMAIL_TO")
+        tell(
+            "nobody is told of watched commands: give --to, or set `to` in the configuration, or $OUTMAIL_TO"
+        )
     return to
 
 
 def shown_words(command: list[str]) -> list[str]:
-    """A command's words without secrets. What a word is, the words before it say: ``--password x``; a word may be a script too."""
+    """A command's words without secrets. What a word is, the words before it say: ``--password x``; a word
+    may be a script too.
+    """
     words = [masked(word[:WORD]) for word in command[:WORDS]]
     line = masked(" ".join(word.translate(_INNER) for word in words))
     return [word.translate(_OUTER) for word in line.split(" ")]
@@ -201,10 +332,18 @@ def shown_words(command: list[str]) -> list[str]:
 
 def _run(options: Any, command: list[str], result: Any) -> state.Document:
     return {
-        "job": options.name, "kind": "watch", "host": host(), "started_at": result.began_ms, "at": result.began_ms + result.duration_ms,
-        "duration_ms": result.duration_ms, "status": result.status, "state": "failed" if result.failed else "finished", "reason": safe(result.reason, 2000),
-        "command": shown_words(command), "output": "" if options.no_output else safe(result.output[-KEPT:].decode("utf-8", "replace"), KEPT),
-    }  # fmt: skip
+        "job": options.name,
+        "kind": "watch",
+        "host": host(),
+        "started_at": result.began_ms,
+        "at": result.began_ms + result.duration_ms,
+        "duration_ms": result.duration_ms,
+        "status": result.status,
+        "state": "failed" if result.failed else "finished",
+        "reason": safe(result.reason, 2000),
+        "command": shown_words(command),
+        "output": "" if options.no_output else safe(result.output[-KEPT:].decode("utf-8", "replace"), KEPT),
+    }
 
 
 def _try(action: Any) -> None:
@@ -214,11 +353,13 @@ def _try(action: Any) -> None:
         tell(f"a mark beside the store could not be written: {problem}")
 
 
-# -- folding ------------------------------------------------------------------------------------------------------------
+# -- folding -------------------------------------------------------------------------------------------------
 
 
 def fold(door: ReportDoor) -> int:
-    """Runs that were only noted in a line each go into the store; returns how many. Twice the same line is once a run."""
+    """Runs that were only noted in a line each go into the store; returns how many. Twice the same line is
+    once a run.
+    """
     import fcntl
 
     path = marks.runs(door.spool)
@@ -255,7 +396,13 @@ def _parsed(line: str) -> dict[str, Any] | None:
         at, lasted = int(run["at"]), int(run["duration_ms"])
         if not (0 <= at < END and 0 <= lasted < END):
             return None
-        return {**run, "job": named(str(run["job"])), "at": at, "duration_ms": lasted, "status": int(run["status"])}
+        return {
+            **run,
+            "job": named(str(run["job"])),
+            "at": at,
+            "duration_ms": lasted,
+            "status": int(run["status"]),
+        }
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None  # a torn line: the disk was full, or somebody wrote here
 
@@ -265,10 +412,22 @@ def _keep(door: ReportDoor, found: list[dict[str, Any]]) -> Any:
     for run in found:
         id = keyed_id(f"watch:{run['job']}:{run['at']}:{run.get('pid')}")
         at = run["at"] + run["duration_ms"]
-        yield from verbs.note_put("run", id, {
-            "job": run["job"], "kind": "watch", "host": host(), "started_at": run["at"], "at": at, "duration_ms": run["duration_ms"],
-            "status": run["status"], "state": "finished", "reason": "", "output": "",
-        })  # fmt: skip
+        yield from verbs.note_put(
+            "run",
+            id,
+            {
+                "job": run["job"],
+                "kind": "watch",
+                "host": host(),
+                "started_at": run["at"],
+                "at": at,
+                "duration_ms": run["duration_ms"],
+                "status": run["status"],
+                "state": "finished",
+                "reason": "",
+                "output": "",
+            },
+        )
         known = yield from verbs.note_get("job", run["job"])
         document: Mapping[str, Any] = known[0] if known else {}
         if at >= document.get("last", {}).get("at", 0):

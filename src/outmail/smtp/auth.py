@@ -1,6 +1,7 @@
 """SASL for SMTP AUTH (RFC 4954): PLAIN (4616), LOGIN and CRAM-MD5 (2195), as pure functions.
 
-Promises: `choose` prefers PLAIN where the line is safe, CRAM-MD5 where it is not; answers are base64, ready to send.
+Promises: `choose` prefers PLAIN where the line is safe, CRAM-MD5 where it is not; answers are base64, ready
+to send.
 Does not: decide whether authenticating is allowed at all (`client` refuses without TLS), or keep secrets.
 """
 

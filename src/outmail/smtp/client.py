@@ -1,23 +1,33 @@
 """The client's side of an SMTP or LMTP session, as a generator without I/O.
 
-How it is driven: ``dialogue()`` yields requests and is resumed with their answers: `Read` (send what `outgoing` holds,
-then feed at least one more portion of bytes to `feed`), `StartTls`, `Take` (the next delivery or None), `Dot` (may the
-final dot be sent?), `Done` (every recipient of the delivery has its outcome), `AheadRefused` (send nothing ahead to this
-server any more). I/O trouble is thrown in as `Broken`.
+How it is driven: ``dialogue()`` yields requests and is resumed with their answers: `Read` (send what
+`outgoing` holds, then feed at least one more portion of bytes to `feed`), `StartTls`, `Take` (the next
+delivery or None), `Dot` (may the final dot be sent?), `Done` (every recipient of the delivery has its
+outcome), `AheadRefused` (send nothing ahead to this server any more). I/O trouble is thrown in as `Broken`.
 
 Promises
-  - With PIPELINING, MAIL, RCPT and DATA go out in one flight, and the envelope of the next message rides behind the
-    final dot of this one (RFC 2920 §3.1): one round trip a message. Two cursors: what was sent, what was answered.
-  - Some servers refuse what is sent ahead in this way, at once or now and then. 503, 500, 502 and 421 to it say nothing about
-    the message: the session ends, what was sent ahead costs no attempt (scope ``session``), and `AheadRefused` is told.
-    ``ahead`` switches it off; every reply then counts as it always does. Another 5xx to a MAIL sent ahead, where none was ever
-    taken: MAIL is sent again in its own turn, and the answer to that counts.
-  - Every recipient gets exactly one outcome, by the first digit of its own reply; unexpected codes are no error.
-  - No final dot without a permission (`Dot`): after it, a lost reply is the outcome *unknown*; before it, *deferred*.
-  - 421 anywhere, a malformed reply, a reply to nothing, or any `Broken` ends the session; nothing is ever sent on it again. A reply that came
-    before its command went out answers nothing: it would be taken for the answer to the next one, and all that follow for the one after.
-  - Nothing, not even credentials, is sent in clear when TLS is required; bytes that came before the handshake abort it.
-  - The transcript is kept with the delivery, secrets masked, also those that the server repeats; message content is noted by its size only.
+  - With PIPELINING, MAIL, RCPT and DATA go out in one flight, and the envelope of the next message rides
+  behind the
+    final dot of this one (RFC 2920 §3.1): one round trip a message. Two cursors: what was sent, what was
+    answered.
+  - Some servers refuse what is sent ahead in this way, at once or now and then. 503, 500, 502 and 421 to it
+  say nothing about
+    the message: the session ends, what was sent ahead costs no attempt (scope ``session``), and
+    `AheadRefused` is told. ``ahead`` switches it off; every reply then counts as it always does. Another 5xx
+    to a MAIL sent ahead, where none was ever taken: MAIL is sent again in its own turn, and the answer to
+    that counts.
+  - Every recipient gets exactly one outcome, by the first digit of its own reply; unexpected codes are no
+  error.
+  - No final dot without a permission (`Dot`): after it, a lost reply is the outcome *unknown*; before it,
+  *deferred*.
+  - 421 anywhere, a malformed reply, a reply to nothing, or any `Broken` ends the session; nothing is ever
+  sent on it again. A reply that came
+    before its command went out answers nothing: it would be taken for the answer to the next one, and all
+    that follow for the one after.
+  - Nothing, not even credentials, is sent in clear when TLS is required; bytes that came before the handshake
+  abort it.
+  - The transcript is kept with the delivery, secrets masked, also those that the server repeats; message
+  content is noted by its size only.
 Fails: `SessionFailed` carries the outcome that ended the session; deliveries in hand were `Done` before.
 Does not: connect, keep time, verify certificates (the shell does), or retry.
 """
@@ -37,7 +47,8 @@ from outmail.smtp.lines import stuffed
 from outmail.smtp.reply import ProtocolError, ReplyReader, read
 
 MAX_RECIPIENTS = 100
-#: An envelope that is longer is not sent ahead: it would gain little, and servers hold only so much that comes before its turn.
+#: An envelope that is longer is not sent ahead: it would gain little, and servers hold only so much that
+#: comes before its turn.
 AHEAD_BYTES = 4096
 #: So many bytes an envelope that was sent ahead can have.
 _AHEAD_MOST = 32 * 1024
@@ -47,7 +58,9 @@ _OUT_OF_TURN = (503, 500, 502)
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the dialogue needs to know of the relay. ``may_clear`` allows AUTH without TLS (loopback, or told so)."""
+    """What the dialogue needs to know of the relay. ``may_clear`` allows AUTH without TLS (loopback, or told
+    so).
+    """
 
     hostname: str = "localhost"
     lmtp: bool = False
@@ -105,8 +118,9 @@ Flow = Generator[Request, Any, Any]
 
 
 class Broken(Exception):
-    """Thrown into the dialogue: the connection is gone, or too slow (``late``). The text is for people. ``withheld``: at least so many of the
-    last bytes of what was outgoing have not been sent."""
+    """Thrown into the dialogue: the connection is gone, or too slow (``late``). The text is for people.
+    ``withheld``: at least so many of the last bytes of what was outgoing have not been sent.
+    """
 
     def __init__(self, text: str, *, late: bool = False, withheld: int = 0) -> None:
         super().__init__(text)
@@ -151,7 +165,10 @@ class _Transaction:
 
 _NOTHING_ASKED = Dsn()
 _WAIT, _NOWAIT = Take(True), Take(False)
-_READS = {stage: Read(stage) for stage in ("banner", "ehlo", "tls", "auth", "mail", "rcpt", "data", "dot", "rset", "quit")}
+_READS = {
+    stage: Read(stage)
+    for stage in ("banner", "ehlo", "tls", "auth", "mail", "rcpt", "data", "dot", "rset", "quit")
+}
 
 
 @lru_cache(512)
@@ -169,18 +186,23 @@ def _to_rcpt(reply: Reply) -> Outcome:
 
 
 def _too_many(reply: Reply) -> bool:
-    """The server takes no more recipients in this transaction; enhanced codes of other subjects are about the mailbox."""
+    """The server takes no more recipients in this transaction; enhanced codes of other subjects are about the
+    mailbox.
+    """
     return reply.code in (452, 552) and reply.enhanced[2:] in ("", "5.3")
 
 
 def xtext(value: str) -> str:
     """RFC 3461 §4: printable ASCII but ``+`` and ``=`` as it is, the rest as +HH."""
-    return "".join(c if "!" <= c <= "~" and c not in "+=" else "".join(f"+{b:02X}" for b in c.encode()) for c in value)
+    return "".join(
+        c if "!" <= c <= "~" and c not in "+=" else "".join(f"+{b:02X}" for b in c.encode()) for c in value
+    )
 
 
 class Client:
-    """One session. Whoever drives it sets ``now`` (milliseconds since it began, for the transcript) and ``ahead`` (may the next
-    envelope be sent behind the final dot?)."""
+    """One session. Whoever drives it sets ``now`` (milliseconds since it began, for the transcript) and
+    ``ahead`` (may the next envelope be sent behind the final dot?).
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -207,7 +229,7 @@ class Client:
         self._backlog: Iterator[_Transaction] = iter(())
         self._veil: Veil | None = None
 
-    # -- the seam to the shell --------------------------------------------------------------------------------------
+    # -- the seam to the shell -------------------------------------------------------------------------------
 
     def feed(self, data: bytes) -> None:
         """Bytes from the server. Raises `ProtocolError`; throw that into the dialogue as `Broken`."""
@@ -251,7 +273,7 @@ class Client:
         yield from self._deliveries()
         yield from self._quit()
 
-    # -- greeting ---------------------------------------------------------------------------------------------------
+    # -- greeting --------------------------------------------------------------------------------------------
 
     def _greet(self) -> Flow:
         reply = yield from self._read("banner")
@@ -266,7 +288,12 @@ class Client:
     def _ehlo(self) -> Flow:
         verb = "LHLO" if self.settings.lmtp else "EHLO"
         reply, lines = yield from self._ask(f"{verb} {self.settings.hostname}", "ehlo")
-        if reply.code // 100 == 5 and not self.settings.lmtp and not self.settings.starttls and not self.settings.user:
+        if (
+            reply.code // 100 == 5
+            and not self.settings.lmtp
+            and not self.settings.starttls
+            and not self.settings.user
+        ):
             reply, lines = yield from self._ask(f"HELO {self.settings.hostname}", "ehlo")
             lines = lines[:1]
         self._require(reply, "ehlo")
@@ -276,11 +303,15 @@ class Client:
 
     def _starttls(self) -> Flow:
         if "STARTTLS" not in self.extensions:
-            raise SessionFailed(self._fatal("tls", "the relay does not offer STARTTLS, and TLS is required: nothing was sent"))
+            raise SessionFailed(
+                self._fatal("tls", "the relay does not offer STARTTLS, and TLS is required: nothing was sent")
+            )
         reply, _ = yield from self._ask("STARTTLS", "tls")
         self._require(reply, "tls")
         if self._reader.buffered:
-            raise SessionFailed(self._fatal("tls", "bytes arrived before the TLS handshake: somebody is in the line"))
+            raise SessionFailed(
+                self._fatal("tls", "bytes arrived before the TLS handshake: somebody is in the line")
+            )
         yield StartTls()
         self.encrypted = True
         self._note("C", b"(TLS)")
@@ -289,11 +320,20 @@ class Client:
     def _auth(self) -> Flow:
         safe = self.encrypted or self.settings.may_clear
         if not safe:
-            raise SessionFailed(self._fatal("auth", "no credentials are sent without TLS: use smtps://, or allow it explicitly"))
+            raise SessionFailed(
+                self._fatal(
+                    "auth", "no credentials are sent without TLS: use smtps://, or allow it explicitly"
+                )
+            )
         offered = frozenset(self.extensions.get("AUTH", "").upper().split())
         mechanism = auth.choose(offered, safe=self.encrypted)
         if mechanism is None:
-            raise SessionFailed(self._fatal("auth", f"no common way to authenticate; the relay offers {' '.join(sorted(offered)) or 'none'}"))
+            raise SessionFailed(
+                self._fatal(
+                    "auth",
+                    f"no common way to authenticate; the relay offers {' '.join(sorted(offered)) or 'none'}",
+                )
+            )
         self._veil = Veil()
         self._veil.add_login(self.settings.user, self.settings.password)
         first = auth.initial(mechanism, self.settings.user, self.settings.password)
@@ -301,7 +341,13 @@ class Client:
         step = 0
         while reply.code == 334 and step < 4:
             try:
-                response = auth.answer(mechanism, step, lines[0][4:].decode("ascii", "replace"), self.settings.user, self.settings.password)
+                response = auth.answer(
+                    mechanism,
+                    step,
+                    lines[0][4:].decode("ascii", "replace"),
+                    self.settings.user,
+                    self.settings.password,
+                )
             except ValueError as problem:
                 raise SessionFailed(self._fatal("auth", str(problem))) from None
             reply, lines = yield from self._ask("", "auth", secret=response)
@@ -309,7 +355,7 @@ class Client:
         if reply.code // 100 != 2:
             raise SessionFailed(Outcome("deferred", "destination", "auth", reply, fault=True))
 
-    # -- deliveries -------------------------------------------------------------------------------------------------
+    # -- deliveries ------------------------------------------------------------------------------------------
 
     def _deliveries(self) -> Flow:
         previous: _Transaction | None = None
@@ -340,10 +386,19 @@ class Client:
                 yield Done(current.delivery)
 
     def _leave_the_rest(self) -> Flow:
-        """The session is full: what is left of the delivery in hand goes in another one, and that is no attempt."""
+        """The session is full: what is left of the delivery in hand goes in another one, and that is no
+        attempt.
+        """
         rest = next(self._backlog, None)
         if rest is not None:
-            rest.delivery.all(Outcome("deferred", "session", "mail", Reply(0, f"the relay takes {self._most_mails} messages in a connection")))
+            rest.delivery.all(
+                Outcome(
+                    "deferred",
+                    "session",
+                    "mail",
+                    Reply(0, f"the relay takes {self._most_mails} messages in a connection"),
+                )
+            )
             yield Done(rest.delivery)
 
     def _next(self, wait: bool) -> Flow:
@@ -378,7 +433,9 @@ class Client:
         if previous is not None and not previous.answered and withheld > (_AHEAD_MOST if ahead else 0):
             previous.dotted = False  # its dot has not left this process
         early = current is not None and current.early is not None
-        worn = isinstance(trouble, _Closing) and (self.stage == "rset" or (self.stage == "mail" and self.finals > 0))
+        worn = isinstance(trouble, _Closing) and (
+            self.stage == "rset" or (self.stage == "mail" and self.finals > 0)
+        )
         free = ahead or early or worn
         outcome = Outcome("deferred", "session" if free else "destination", self.stage, reply)
         if current is not None and previous is not None and ahead:
@@ -389,15 +446,21 @@ class Client:
         if early:  # it was refused ahead, and could not be asked in its turn
             yield AheadRefused(reply)
         if previous is not None and not previous.done:
-            yield from self._abandon(previous, reply, outcome if previous.dotted else Outcome("deferred", "destination", "dot", reply))
+            yield from self._abandon(
+                previous,
+                reply,
+                outcome if previous.dotted else Outcome("deferred", "destination", "dot", reply),
+            )
         if current is not None and (previous is None or current.delivery is not previous.delivery):
             yield from self._abandon(current, reply, outcome)
         raise SessionFailed(outcome)
 
     def _blames_ahead(self, trouble: _Closing | Broken, previous: _Transaction) -> bool:
-        """Did the session end because something was sent ahead? It was refused or never answered, or none was ever taken.
+        """Did the session end because something was sent ahead? It was refused or never answered, or none was
+        ever taken.
 
-        421 to the final dot is about that message, and one to MAIL where such was taken before about the session's length.
+        421 to the final dot is about that message, and one to MAIL where such was taken before about the
+        session's length.
         """
         if isinstance(trouble, _OutOfTurn):
             return True
@@ -452,7 +515,8 @@ class Client:
         for i, recipient in enumerate(current.recipients, 1):
             if not self.pipelining:
                 self._send(commands[i], script)
-            # behind a refused MAIL, 503 is the right answer to RCPT, and so it is to DATA where no recipient was accepted
+            # behind a refused MAIL, 503 is the right answer to RCPT, and so it is to DATA where no recipient
+            # was accepted
             reply = yield from self._read("rcpt", current.ahead and mail.code // 100 == 2)
             if reply.code // 100 == 2:
                 current.accepted.append(recipient)
@@ -478,7 +542,9 @@ class Client:
         current.ahead = False
 
     def _ask_again(self, current: _Transaction, mail: Reply) -> None:
-        """MAIL was refused where nothing was ever taken ahead. Some servers say no more than 550 or 554 to what comes early."""
+        """MAIL was refused where nothing was ever taken ahead. Some servers say no more than 550 or 554 to
+        what comes early.
+        """
         for recipient in current.recipients:
             recipient.outcome = None
         current.early = mail
@@ -486,10 +552,14 @@ class Client:
         self._backlog = chain((again,), self._backlog)
 
     def _take_up_again(self, current: _Transaction, surplus: list[Leased]) -> None:
-        """Whom the server had no room for goes in the next transactions of the same session; each of them takes at least one."""
+        """Whom the server had no room for goes in the next transactions of the same session; each of them
+        takes at least one.
+        """
         for recipient in surplus:
             recipient.outcome = None
-        self._backlog = chain(_slices(current.delivery, surplus, len(current.accepted), last=current.last), self._backlog)
+        self._backlog = chain(
+            _slices(current.delivery, surplus, len(current.accepted), last=current.last), self._backlog
+        )
         current.last = False
 
     def _data(self, current: _Transaction, refused: Reply | None) -> Flow:
@@ -500,7 +570,9 @@ class Client:
             if refused is not None and current.ahead:
                 raise _OutOfTurn(refused)
             if refused is not None:
-                raise Broken("the relay refused the sender and took recipients and DATA all the same: nothing was sent")
+                raise Broken(
+                    "the relay refused the sender and took recipients and DATA all the same: nothing was sent"
+                )
             if not current.accepted:
                 # RFC 2920 §3.1: DATA was accepted although no recipient was: end it with an empty message.
                 self._send(".", current.delivery.transcript)
@@ -531,7 +603,9 @@ class Client:
         self._out.append(stuffed(content))
         self._out.append(b".\r\n")
         self._due += len(current.accepted) if self.settings.lmtp else 1
-        current.delivery.transcript.append((self.now, "C", b"(%d bytes of content and the final dot)" % len(content)))
+        current.delivery.transcript.append(
+            (self.now, "C", b"(%d bytes of content and the final dot)" % len(content))
+        )
 
     def _final(self, transaction: _Transaction, ahead: bool = False) -> Flow:
         """The answer to the final dot: one, or with LMTP one for each accepted recipient (RFC 2033 §4.2).
@@ -546,7 +620,8 @@ class Client:
                 try:
                     reply = yield from self._read("dot", ahead)
                     outcome = by_digit(reply, "recipient" if i else "message", "dot")
-                except _Closing as closing:  # an answer too, but only for whom it was due: the others have answers of their own
+                except _Closing as closing:
+                    # an answer too, but only for whom it was due: the others have answers of their own
                     ends = closing
                     early = isinstance(closing, _OutOfTurn)
                     outcome = Outcome("deferred", "session" if early else "message", "dot", closing.reply)
@@ -566,7 +641,7 @@ class Client:
         except (Broken, _Closing):
             pass  # everything was answered before; how the server says goodbye changes nothing
 
-    # -- small parts ------------------------------------------------------------------------------------------------
+    # -- small parts -----------------------------------------------------------------------------------------
 
     def _commands(self, current: _Transaction) -> list[str]:
         """MAIL and RCPT with the parameters the server offers and the message needs."""
@@ -576,7 +651,9 @@ class Client:
             words.append(f"SIZE={len(delivery.content)}")
         if delivery.needs & NEEDS_8BIT and "8BITMIME" in offered:
             words.append("BODY=8BITMIME")
-        if "SMTPUTF8" in offered and (delivery.needs & NEEDS_UTF8 or not "".join([r.address for r in current.recipients]).isascii()):
+        if "SMTPUTF8" in offered and (
+            delivery.needs & NEEDS_UTF8 or not "".join([r.address for r in current.recipients]).isascii()
+        ):
             words.append("SMTPUTF8")
         dsn = delivery.dsn if "DSN" in offered else None
         if dsn and dsn.ret:
@@ -584,7 +661,10 @@ class Client:
         if dsn and dsn.envid:
             words.append(f"ENVID={xtext(dsn.envid)}")
         dsn = dsn or _NOTHING_ASKED
-        return [" ".join(words), *[_rcpt(r.address, *dsn.each.get(r.address, (dsn.notify, ""))) for r in current.recipients]]
+        return [
+            " ".join(words),
+            *[_rcpt(r.address, *dsn.each.get(r.address, (dsn.notify, ""))) for r in current.recipients],
+        ]
 
     def _gate(self, delivery: Delivery) -> None:
         """What this server cannot take is refused here, with the code it would have used."""
@@ -592,7 +672,9 @@ class Client:
         limit = offered.get("SIZE", "")
         refusal = None
         if limit.isdecimal() and 0 < int(limit) < len(delivery.content):
-            refusal = Reply(552, f"the message has {len(delivery.content)} bytes, the relay takes {limit}", "5.3.4")
+            refusal = Reply(
+                552, f"the message has {len(delivery.content)} bytes, the relay takes {limit}", "5.3.4"
+            )
         elif delivery.needs & NEEDS_8BIT and "8BITMIME" not in offered:
             refusal = Reply(554, "the message is 8-bit and the relay takes 7-bit mail only", "5.6.3")
         elif delivery.needs & NEEDS_UTF8 and "SMTPUTF8" not in offered:
@@ -685,18 +767,44 @@ def _extensions(lines: list[bytes]) -> dict[str, str]:
 
 
 def _rcpt(address: str, notify: str, original: str) -> str:
-    """RCPT with what is asked of notifications. The original recipient is the one we were told, else the one we write to."""
+    """RCPT with what is asked of notifications. The original recipient is the one we were told, else the one
+    we write to.
+    """
     if notify and not original and address.isascii():
         original = f"rfc822;{xtext(address)}"
-    return f"RCPT TO:<{address}>" + (f" NOTIFY={notify.upper()}" if notify else "") + (f" ORCPT={original}" if original else "")
+    return (
+        f"RCPT TO:<{address}>"
+        + (f" NOTIFY={notify.upper()}" if notify else "")
+        + (f" ORCPT={original}" if original else "")
+    )
 
 
-def _slices(delivery: Delivery, recipients: list[Leased], size: int, *, last: bool = True) -> Iterator[_Transaction]:
+def _slices(
+    delivery: Delivery, recipients: list[Leased], size: int, *, last: bool = True
+) -> Iterator[_Transaction]:
     """``last``: nothing of the delivery comes behind them."""
     if len(recipients) <= size:
         return iter((_Transaction(delivery, recipients, last),))
     starts = range(0, len(recipients), size)
-    return iter([_Transaction(delivery, recipients[start : start + size], last and start + size >= len(recipients)) for start in starts])
+    return iter(
+        [
+            _Transaction(delivery, recipients[start : start + size], last and start + size >= len(recipients))
+            for start in starts
+        ]
+    )
 
 
-__all__ = ["AheadRefused", "Broken", "Client", "Done", "Dot", "ProtocolError", "Read", "SessionFailed", "Settings", "StartTls", "Take", "stuffed"]
+__all__ = [
+    "AheadRefused",
+    "Broken",
+    "Client",
+    "Done",
+    "Dot",
+    "ProtocolError",
+    "Read",
+    "SessionFailed",
+    "Settings",
+    "StartTls",
+    "Take",
+    "stuffed",
+]

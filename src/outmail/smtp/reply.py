@@ -1,7 +1,8 @@
 """Replies of a server (RFC 5321 §4.2): bytes in any portions → `Reply` values.
 
-Promises: bounded (a line of 2 KB, a reply of 64 lines and 16 KB, else `ProtocolError`); only the first digit of a code carries
-meaning, so an unexpected but well-formed code is never an error; text is kept printable and bounded.
+Promises: bounded (a line of 2 KB, a reply of 64 lines and 16 KB, else `ProtocolError`); only the first digit
+of a code carries meaning, so an unexpected but well-formed code is never an error; text is kept printable and
+bounded.
 Does not: wait, or know which command a reply answers.
 """
 
@@ -62,7 +63,12 @@ class ReplyReader:
 
     def _line(self, line: bytes) -> None:
         code, mark = line[:3], line[3:4]
-        if len(line) > MAX_LINE or not code.isdigit() or not b"200" <= code < b"600" or mark not in (b" ", b"-", b""):
+        if (
+            len(line) > MAX_LINE
+            or not code.isdigit()
+            or not b"200" <= code < b"600"
+            or mark not in (b" ", b"-", b"")
+        ):
             raise ProtocolError(f"not an SMTP reply: {line[:80].decode('ascii', 'replace')!r}")
         if self._lines and self._lines[0][:3] != code:
             raise ProtocolError("the lines of one reply carry different codes")
@@ -77,7 +83,9 @@ class ReplyReader:
 
 @lru_cache(512)
 def _flight(data: bytes) -> tuple[tuple[Reply, list[bytes]], ...]:
-    """Whole replies that came together, as a server answers every envelope; nothing when they are no such thing."""
+    """Whole replies that came together, as a server answers every envelope; nothing when they are no such
+    thing.
+    """
     reader = ReplyReader()
     try:
         reader._read(data)

@@ -1,17 +1,20 @@
 """The server's side of an SMTP or LMTP session, without I/O.
 
-How it is driven: `feed` bytes in, take replies from `outgoing` and requests from `requests`, and answer them: `Deliver` (a whole
-message: `answer`), `Verify` (credentials: `authenticated`), `StartTls` (shake hands, then `encrypted`), `Close`. While a request is
-open nothing further is read from the buffer, so replies keep their order however much is pipelined.
+How it is driven: `feed` bytes in, take replies from `outgoing` and requests from `requests`, and answer them:
+`Deliver` (a whole message: `answer`), `Verify` (credentials: `authenticated`), `StartTls` (shake hands, then
+`encrypted`), `Close`. While a request is open nothing further is read from the buffer, so replies keep their
+order however much is pipelined.
 
 Promises
-  - Only CRLF.CRLF ends content. A client whose line ends are to be mended (``normalise``) may end lines with a bare LF; others
+  - Only CRLF.CRLF ends content. A client whose line ends are to be mended (``normalise``) may end lines with
+  a bare LF; others
     are refused content with a bare CR or LF, and a command that does not end in CRLF ends their session.
-  - Lines, recipients, content, errors and what is buffered are bounded; a refused message leaves a clean state.
+  - Lines, recipients, content, errors and what is buffered are bounded; a refused message leaves a clean
+  state.
   - It advertises only what it honours. No AUTH in clear off loopback; bytes behind STARTTLS end the session.
   - LMTP answers once for each recipient (RFC 2033); SMTP once for the message.
-Fails: never by raising: every byte has a reply or ends the session. Does not: connect, keep time, know who may send or receive
-(the policy passed in does), or store.
+Fails: never by raising: every byte has a reply or ends the session. Does not: connect, keep time, know who
+may send or receive (the policy passed in does), or store.
 """
 
 from __future__ import annotations
@@ -107,9 +110,19 @@ _BEFORE_TLS = frozenset((b"EHLO", b"LHLO", b"NOOP", b"STARTTLS", b"QUIT", b"HELP
 
 
 class Server:
-    """One session. ``peer`` is whoever drives it, for the policy; ``user`` is set once authenticated. ``normalise`` mends line ends."""
+    """One session. ``peer`` is whoever drives it, for the policy; ``user`` is set once authenticated.
+    ``normalise`` mends line ends.
+    """
 
-    def __init__(self, settings: Settings, policy: Policy, peer: Any = None, *, tls: bool = False, normalise: bool = False) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        policy: Policy,
+        peer: Any = None,
+        *,
+        tls: bool = False,
+        normalise: bool = False,
+    ) -> None:
         self.settings = settings
         self.policy = policy
         self.peer = peer
@@ -137,12 +150,13 @@ class Server:
         self._guesses = 0
         #: Bytes of the envelope.
         self._held = 0
-        #: Bytes of content on the wire that may be worth reading: a third more than its size when all its lines are dots.
+        #: Bytes of content on the wire that may be worth reading: a third more than its size when all its
+        #: lines are dots.
         self._most = settings.size + settings.size // 3 + 1024
         self._envelope: Deliver | None = None
         self._reply(Reply(220, f"{settings.hostname} {'LMTP' if settings.lmtp else 'ESMTP'} outmail"))
 
-    # -- the seam to the shell --------------------------------------------------------------------------------------
+    # -- the seam to the shell -------------------------------------------------------------------------------
 
     @property
     def buffered(self) -> int:
@@ -183,7 +197,9 @@ class Server:
         self._resume()
 
     def authenticated(self, user: str | None, *, looked: bool = True) -> None:
-        """The answer to `Verify`: the user's name, or None. ``looked`` is False when nobody had time to look."""
+        """The answer to `Verify`: the user's name, or None. ``looked`` is False when nobody had time to
+        look.
+        """
         if user:
             self.user = user
             self._reply(Reply(235, "Authentication succeeded", "2.7.0"))
@@ -198,7 +214,8 @@ class Server:
 
     def encrypted(self) -> None:
         """The answer to `StartTls`: the line is encrypted, and the session begins anew (RFC 3207 §4.2)."""
-        self.tls = True  # what is in the buffer came behind the handshake: the shell read nothing between it and the request
+        # what is in the buffer came behind the handshake: the shell read nothing between it and the request
+        self.tls = True
         self.helo, self.extended, self.user = "", False, ""
         self._reset()
         self._resume()
@@ -209,7 +226,7 @@ class Server:
             self._reply(reply)
             self._close()
 
-    # -- reading ----------------------------------------------------------------------------------------------------
+    # -- reading ---------------------------------------------------------------------------------------------
 
     def _resume(self) -> None:
         self.waiting = False
@@ -232,7 +249,12 @@ class Server:
     def _whole(self, data: bytes) -> bool:
         """The common case without a copy: ``data`` is exactly one command, or exactly one content."""
         if self.collecting:
-            if self._received or data.find(b"\r\n.\r\n") != len(data) - 5 or len(data) < 5 or data.startswith(b".\r\n"):
+            if (
+                self._received
+                or data.find(b"\r\n.\r\n") != len(data) - 5
+                or len(data) < 5
+                or data.startswith(b".\r\n")
+            ):
                 return False
             self.collecting = False
             self._complete(data[:-3])
@@ -305,7 +327,9 @@ class Server:
             discarded, content = whole is None, whole or b""
         content = unstuffed(content)
         if discarded or len(content) > self.settings.size:
-            self._refuse_content(Reply(552, f"The message is longer than {self.settings.size} bytes", "5.3.4"))
+            self._refuse_content(
+                Reply(552, f"The message is longer than {self.settings.size} bytes", "5.3.4")
+            )
             return
         if b"\0" in content:
             self._refuse_content(Reply(554, "The message holds a NUL", "5.6.0"))
@@ -322,7 +346,7 @@ class Server:
         self.errors += 1
         self._reset()
 
-    # -- commands ---------------------------------------------------------------------------------------------------
+    # -- commands --------------------------------------------------------------------------------------------
 
     def _command(self, line: bytes) -> None:
         head = line[:10].upper()
@@ -358,7 +382,15 @@ class Server:
         if not extended:
             self._reply(Reply(250, self.settings.hostname))
             return
-        words = [self.settings.hostname, "PIPELINING", f"SIZE {self.settings.size}", "8BITMIME", "SMTPUTF8", "DSN", "ENHANCEDSTATUSCODES"]
+        words = [
+            self.settings.hostname,
+            "PIPELINING",
+            f"SIZE {self.settings.size}",
+            "8BITMIME",
+            "SMTPUTF8",
+            "DSN",
+            "ENHANCEDSTATUSCODES",
+        ]
         if self.settings.starttls and not self.tls:
             words.append("STARTTLS")
         if self._may_auth():
@@ -519,7 +551,7 @@ class Server:
             self.waiting = True
             self.requests.append(StartTls())
 
-    # -- authentication ---------------------------------------------------------------------------------------------
+    # -- authentication --------------------------------------------------------------------------------------
 
     def _may_auth(self) -> bool:
         return self.settings.auth and (self.tls or self.settings.auth_clear)
@@ -572,7 +604,7 @@ class Server:
         self.waiting = True
         self.requests.append(Verify(user, password))
 
-    # -- small parts ------------------------------------------------------------------------------------------------
+    # -- small parts -----------------------------------------------------------------------------------------
 
     def _reply(self, reply: Reply) -> None:
         text = f"{reply.enhanced} {reply.text}" if reply.enhanced else reply.text
@@ -602,14 +634,18 @@ class Server:
 
 
 _COMMANDS = {
-    b"EHLO": Server._ehlo, b"HELO": Server._old_helo, b"LHLO": Server._lhlo, b"DATA": Server._data_command, b"RSET": Server._rset, b"NOOP": Server._noop,
-    b"VRFY": Server._vrfy, b"HELP": Server._help, b"QUIT": Server._quit, b"STARTTLS": Server._starttls, b"AUTH": Server._auth,
+    b"EHLO": Server._ehlo, b"HELO": Server._old_helo, b"LHLO": Server._lhlo, b"DATA": Server._data_command,
+    b"RSET": Server._rset, b"NOOP": Server._noop,
+    b"VRFY": Server._vrfy, b"HELP": Server._help, b"QUIT": Server._quit, b"STARTTLS": Server._starttls,
+    b"AUTH": Server._auth,
 }  # fmt: skip
 
 
 @lru_cache(1024)
 def _path(rest: bytes) -> tuple[bytes, Mapping[str, str] | None]:
-    """``<address> PARAMETER=value …`` → (address, parameters or None when malformed). Clients repeat themselves, so it is read once."""
+    """``<address> PARAMETER=value …`` → (address, parameters or None when malformed). Clients repeat
+    themselves, so it is read once.
+    """
     match = _PATH.fullmatch(rest)
     return (match[1], _parameters(match[2])) if match else (b"", None)
 
@@ -633,7 +669,9 @@ def _parameters(raw: bytes | None) -> dict[str, str] | None:
 
 @lru_cache(1024)
 def _address(path: bytes, utf8: bool, hostname: str) -> tuple[str, Reply | None]:
-    """A path → (address, problem). Source routes are cut off (RFC 5321 §4.1.2); bare postmaster is ours (§4.5.1)."""
+    """A path → (address, problem). Source routes are cut off (RFC 5321 §4.1.2); bare postmaster is ours
+    (§4.5.1).
+    """
     try:
         text = path.decode("utf-8")
     except UnicodeDecodeError:

@@ -1,9 +1,10 @@
 """Addresses of the envelope: a strict parser for RFC 5321 §4.1.2 mailboxes, with RFC 6531's UTF-8.
 
-Promises: what passes cannot end a command or smuggle another one in: control characters, bare spaces, brackets and
-everything `parseaddr` is lenient about (CVE-2023-27043) are refused with a sentence. Domains come back as A-labels
-(IDNA 2008); only a local part outside ASCII needs SMTPUTF8.
-Fails: `AddressError`, a ValueError. Does not: accept comments, routes (``@a,@b:``) or folding; know which exist.
+Promises: what passes cannot end a command or smuggle another one in: control characters, bare spaces,
+brackets and everything `parseaddr` is lenient about (CVE-2023-27043) are refused with a sentence. Domains
+come back as A-labels (IDNA 2008); only a local part outside ASCII needs SMTPUTF8.
+Fails: `AddressError`, a ValueError. Does not: accept comments, routes (``@a,@b:``) or folding; know which
+exist.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 _ATEXT = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\-]"
-_COMMON = re.compile(rf"({_ATEXT}+(?:\.{_ATEXT}+)*)@([A-Za-z0-9](?:[A-Za-z0-9\-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9\-]*[A-Za-z0-9])?)*)")
+_COMMON = re.compile(
+    rf"({_ATEXT}+(?:\.{_ATEXT}+)*)@([A-Za-z0-9](?:[A-Za-z0-9\-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9\-]*[A-Za-z0-9])?)*)"
+)
 _DOT_STRING = re.compile(rf"(?:{_ATEXT}|[^\x00-\x7f])+(?:\.(?:{_ATEXT}|[^\x00-\x7f])+)*")
 _QUOTED = re.compile(r'"(?:[ !#-\[\]-~]|[^\x00-\x7f]|\\[ -~])*"')
 _LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_\-]{0,61}[A-Za-z0-9_])?")
@@ -22,8 +25,8 @@ _LITERAL = re.compile(r"\[(?:(IPv6:)([0-9a-f:.]+)|([0-9.]+))\]", re.ASCII | re.I
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]")
 
 MAX_DOMAIN = 255
-#: The whole address. RFC 5321 §4.5.3.1.1 wants 64 octets of local part from everybody and asks for as few limits as possible: VERP, SRS and
-#: reply tokens are longer, so only the path's limit holds.
+#: The whole address. RFC 5321 §4.5.3.1.1 wants 64 octets of local part from everybody and asks for as few
+#: limits as possible: VERP, SRS and reply tokens are longer, so only the path's limit holds.
 MAX_PATH = 254
 
 
@@ -102,7 +105,11 @@ def _literal(domain: str, text: str) -> str:
     try:
         if match is None:
             raise ValueError
-        return f"[IPv6:{ipaddress.IPv6Address(match[2])}]" if match[1] else f"[{ipaddress.IPv4Address(match[3])}]"
+        return (
+            f"[IPv6:{ipaddress.IPv6Address(match[2])}]"
+            if match[1]
+            else f"[{ipaddress.IPv4Address(match[3])}]"
+        )
     except ValueError:
         raise AddressError(f"{printable(text)}: the address literal is malformed") from None
 
@@ -110,7 +117,9 @@ def _literal(domain: str, text: str) -> str:
 def valid_notify(text: str) -> bool:
     """NOTIFY of RFC 3461 §4.1: "never", or some of success, failure and delay, each once."""
     words = text.lower().split(",")
-    return words == ["never"] or (len(set(words)) == len(words) and set(words) <= {"success", "failure", "delay"})
+    return words == ["never"] or (
+        len(set(words)) == len(words) and set(words) <= {"success", "failure", "delay"}
+    )
 
 
 _ORIGINAL = re.compile(r"[A-Za-z0-9-]{1,40};(?:[!-*,-<>-~]|\+[0-9A-F]{2}){1,500}", re.ASCII)

@@ -1,9 +1,10 @@
 """The seam between the road and what keeps it: which verbs a store has, and what each promises.
 
-Each writing verb is one promise, written as a generator that yields SQL and returns its result (`verbs`). A verb never
-begins or commits: `Store.commit` does, one savepoint per verb when there are several, so that one caller's bad row
-spoils only its own. Whatever `commit` returned without raising is on disk.
-Fails: `Trouble` (kind busy, conflict, full, readonly, forbidden, io, corrupt, schema, other) for what is wrong with the store itself.
+Each writing verb is one promise, written as a generator that yields SQL and returns its result (`verbs`). A
+verb never begins or commits: `Store.commit` does, one savepoint per verb when there are several, so that one
+caller's bad row spoils only its own. Whatever `commit` returned without raising is on disk.
+Fails: `Trouble` (kind busy, conflict, full, readonly, forbidden, io, corrupt, schema, other) for what is
+wrong with the store itself.
 Does not: know transports, policy beyond fair shares, or when anything should happen.
 """
 
@@ -28,7 +29,9 @@ class Many:
 
 @dataclass(frozen=True, slots=True)
 class Alone:
-    """The only statement of its verb: where that saves round trips, it is a transaction by itself. The answer is its rows."""
+    """The only statement of its verb: where that saves round trips, it is a transaction by itself. The answer
+    is its rows.
+    """
 
     sql: str
     params: Sequence[Any]
@@ -51,7 +54,9 @@ class Exclusive:
 
 @dataclass(frozen=True, slots=True)
 class Bulk:
-    """First of a verb that brings very many rows: where that pays, its `Many` of plain INSERTs go another way. The answer is empty."""
+    """First of a verb that brings very many rows: where that pays, its `Many` of plain INSERTs go another
+    way. The answer is empty.
+    """
 
 
 R = TypeVar("R")
@@ -60,7 +65,9 @@ Verb = Generator[tuple[str, Sequence[Any]] | Many | Alone | Numbers | Exclusive 
 
 
 class Trouble(Exception):
-    """The store itself cannot do this now. ``kind`` decides what happens next; ``errno`` is the system's where known."""
+    """The store itself cannot do this now. ``kind`` decides what happens next; ``errno`` is the system's
+    where known.
+    """
 
     def __init__(self, kind: str, text: str, errno: int | None = None) -> None:
         super().__init__(text)
@@ -74,7 +81,9 @@ class Trouble(Exception):
 
 
 class Missing(Exception):
-    """Pieces of a long content, written ahead of their message, are not all there. Nothing was stored: write them again."""
+    """Pieces of a long content, written ahead of their message, are not all there. Nothing was stored: write
+    them again.
+    """
 
 
 def shown(url: str) -> str:
@@ -93,7 +102,9 @@ class Lock(Protocol):
 
 
 class Upload(Protocol):
-    """A claim on the pieces of a long content that is being written (`Store.uploading`): while it is held, nobody sweeps them."""
+    """A claim on the pieces of a long content that is being written (`Store.uploading`): while it is held,
+    nobody sweeps them.
+    """
 
     def end(self) -> None:
         """Their message is stored."""
@@ -117,10 +128,14 @@ class Store(Protocol):
     def verbs(self) -> Any: ...
 
     def commit(self, verbs: Sequence[Verb[Any]], wait: float = 30.0) -> list[Any]:
-        """Run the verbs in one transaction that reaches the disk. A verb's own exception stands in its place."""
+        """Run the verbs in one transaction that reaches the disk. A verb's own exception stands in its
+        place.
+        """
 
     def begin(self, verbs: Sequence[Verb[Any]]) -> Callable[[], list[Any]]:
-        """`commit` in two parts, for loops: what need not wait is done now; the rest is returned, to be called once, on a thread."""
+        """`commit` in two parts, for loops: what need not wait is done now; the rest is returned, to be
+        called once, on a thread.
+        """
 
     def run(self, verb: Verb[R], wait: float = 30.0) -> R:
         """One verb, sharing its commit with other threads that ask at the same moment."""
@@ -132,7 +147,9 @@ class Store(Protocol):
         """Become an engine: get an id under which to lease."""
 
     def dots(self, owner: Any, notes: Iterable[tuple[Delivery, Sequence[Leased]]]) -> None:
-        """Put final dots on record before they are sent; survives a process kill. Raises OSError: then no dot."""
+        """Put final dots on record before they are sent; survives a process kill. Raises OSError: then no
+        dot.
+        """
 
     def settled(self, owner: Any, deliveries: Iterable[Delivery]) -> None:
         """These leases are over: their dots need no record any more."""
@@ -144,10 +161,14 @@ class Store(Protocol):
         """Take the work of dead engines back into the queue; returns what was found, an engine each."""
 
     def drop_history(self, now: int, records: int) -> bool:
-        """One short step towards letting go of finished mail that is kept in parts and is past retention as a whole; True when another should follow."""
+        """One short step towards letting go of finished mail that is kept in parts and is past retention as a
+        whole; True when another should follow.
+        """
 
     def kept(self, records: int) -> int:
-        """From which age on (ms) finished mail is removed row by row, where its records are kept for so long."""
+        """From which age on (ms) finished mail is removed row by row, where its records are kept for so
+        long.
+        """
 
     def uploading(self, upload: str) -> Upload:
         """Pieces under this name are about to be written."""
@@ -165,7 +186,9 @@ class Store(Protocol):
         """This process has accepted mail: where that is set up, engines elsewhere are told so."""
 
     def follow(self, wake: Callable[[], None]) -> None:
-        """``wake`` is called from some thread when others announce, as far as that is set up. A hint: `changed` is the truth."""
+        """``wake`` is called from some thread when others announce, as far as that is set up. A hint:
+        `changed` is the truth.
+        """
 
     def close(self) -> None: ...
 
@@ -179,4 +202,18 @@ def store_id(store: Store) -> str:
         store.run(store.verbs.note_put("store", "id", uuid.uuid4().hex, 0))
 
 
-__all__ = ["Alone", "Bulk", "Exclusive", "Lock", "Many", "Missing", "Numbers", "Store", "Trouble", "Upload", "Verb", "shown", "store_id"]
+__all__ = [
+    "Alone",
+    "Bulk",
+    "Exclusive",
+    "Lock",
+    "Many",
+    "Missing",
+    "Numbers",
+    "Store",
+    "Trouble",
+    "Upload",
+    "Verb",
+    "shown",
+    "store_id",
+]

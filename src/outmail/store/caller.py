@@ -1,10 +1,11 @@
 """An application's own connection: one row of ``outmail_outbox`` in the caller's transaction.
 
-Promises: one INSERT on the connection or session given, and nothing else: no commit, no rollback, no setting, cursor or row factory
-of the caller is touched; none of the packages is imported by us (the caller has done that). The row is an envelope as JSON and the
-content as bytes, as `store.source` takes it over.
-Fails: the driver's own exceptions, so that the caller's handling of a lost connection or a serialization failure works as ever; only a
-missing table becomes `NotStored`, with the way to make it. `ConfigError` for what is no connection.
+Promises: one INSERT on the connection or session given, and nothing else: no commit, no rollback, no setting,
+cursor or row factory of the caller is touched; none of the packages is imported by us (the caller has done
+that). The row is an envelope as JSON and the content as bytes, as `store.source` takes it over.
+Fails: the driver's own exceptions, so that the caller's handling of a lost connection or a serialization
+failure works as ever; only a missing table becomes `NotStored`, with the way to make it. `ConfigError` for
+what is no connection.
 Does not: open connections, or know what is in the row.
 """
 
@@ -24,7 +25,9 @@ from outmail.store import drivers
 
 
 def outbox_ddl(dialect: str = "sqlite") -> str:
-    """The SQL that makes the table ``outmail_outbox`` ("sqlite" or "postgresql"), for your own migrations. It may be run again."""
+    """The SQL that makes the table ``outmail_outbox`` ("sqlite" or "postgresql"), for your own migrations. It
+    may be run again.
+    """
     if dialect not in ("sqlite", "postgresql"):
         raise ConfigError(f"there is no outbox table for {dialect!r}: it is sqlite or postgresql")
     return (resources.files("outmail.store") / "sql" / f"outbox-{dialect}.sql").read_text("utf-8")
@@ -77,7 +80,7 @@ _NUMBERED = _insert("$1", "$2", "$3", "$4")
 _NAMED = _insert(":id", ":added_at", ":content", ":envelope")
 
 
-# -- plain connections --------------------------------------------------------------------------------------------------
+# -- plain connections ---------------------------------------------------------------------------------------
 
 
 def _sqlite3(connection: Any, rows: Sequence[Values]) -> None:
@@ -124,7 +127,7 @@ async def _aiosqlite(connection: Any, rows: Sequence[Values]) -> None:
         await cursor.close()
 
 
-# -- SQLAlchemy ---------------------------------------------------------------------------------------------------------
+# -- SQLAlchemy ----------------------------------------------------------------------------------------------
 
 
 def _named(rows: Sequence[Values]) -> tuple[Any, list[dict[str, Any]]]:
@@ -167,7 +170,7 @@ _ADAPTERS: dict[tuple[str, str], tuple[Any, bool]] = {
 }
 
 
-# -- errors -------------------------------------------------------------------------------------------------------------
+# -- errors --------------------------------------------------------------------------------------------------
 
 
 def _guarded(adapter: Any, using: Any, rows: Sequence[Values]) -> None:
@@ -196,5 +199,7 @@ def _say_missing(problem: Exception) -> None:
     """The commonest mistake, in a sentence: the table was never made."""
     if lacks_table(problem):
         raise NotStored(
-            "your database has no table outmail_outbox", hint="make it with what `outmail store ddl` prints, in a migration of your own", code="no-outbox-table"
+            "your database has no table outmail_outbox",
+            hint="make it with what `outmail store ddl` prints, in a migration of your own",
+            code="no-outbox-table",
         ) from problem

@@ -1,10 +1,11 @@
 """The write-ahead log of a SQLite file is moved into the database beside the commits, not by one of them.
 
-SQLite's own way is that the commit which makes the log long enough moves all of it, and whoever waits for that commit waits ten times
-as long. Here a thread with a connection of its own moves what there is while commits go on; the first commit after it moves the
-little that came meanwhile, so that the log can begin anew.
-Promises: no commit fails because of a checkpoint; nobody waits for one unless the thread cannot be started. Fails: never; trouble is
-logged once, and the log grows until it is over. Does not: begin before `aside` is called, which is for loops; others do it in place.
+SQLite's own way is that the commit which makes the log long enough moves all of it, and whoever waits for
+that commit waits ten times as long. Here a thread with a connection of its own moves what there is while
+commits go on; the first commit after it moves the little that came meanwhile, so that the log can begin anew.
+Promises: no commit fails because of a checkpoint; nobody waits for one unless the thread cannot be started.
+Fails: never; trouble is logged once, and the log grows until it is over. Does not: begin before `aside` is
+called, which is for loops; others do it in place.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class Checkpoints:
         self._aside = False
         #: The thread is through with what there was when it began.
         self._rest = False
-        #: The length at which the next one begins: not at once while a reader of old pages keeps the log from beginning anew.
+        #: The length at which the next one begins: not at once while a reader of old pages keeps the log from
+        #: beginning anew.
         self._due = PAGES
         self._told = False
         writer.on_commit(self._committed)
@@ -44,7 +46,9 @@ class Checkpoints:
         self._aside = True
 
     def wait(self, seconds: float) -> bool:
-        """For the one under way; False when it still is. Whoever waits holds the lock of commits, so that no other begins."""
+        """For the one under way; False when it still is. Whoever waits holds the lock of commits, so that no
+        other begins.
+        """
         if self._thread is not None:
             self._thread.join(seconds)
         return self._thread is None or not self._thread.is_alive()

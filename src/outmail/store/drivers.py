@@ -1,7 +1,9 @@
-"""The two SQLite libraries behind one seam of four calls, and the rule that a process uses one of them per file.
+"""The two SQLite libraries behind one seam of four calls, and the rule that a process uses one of them per
+file.
 
-Why a rule: apsw and the standard library's sqlite3 each bring their own SQLite. POSIX drops all of a process's locks
-on a file when *any* descriptor of it is closed, so two libraries on one file in one process lose committed writes.
+Why a rule: apsw and the standard library's sqlite3 each bring their own SQLite. POSIX drops all of a
+process's locks on a file when *any* descriptor of it is closed, so two libraries on one file in one process
+lose committed writes.
 Promises: `claim` refuses the second library with a sentence; errors of both become `Trouble`.
 Does not: begin or commit anything; `sqlite.SqliteStore` does.
 """
@@ -27,7 +29,9 @@ _guard = threading.Lock()
 
 
 def _after_fork() -> None:
-    """A child has no connection of ours, and nobody who could release a lock held at the moment of the fork."""
+    """A child has no connection of ours, and nobody who could release a lock held at the moment of the
+    fork.
+    """
     global _guard
     _guard = threading.Lock()
     _claims.clear()
@@ -51,7 +55,9 @@ def identity(path: str) -> tuple[int, int] | None:
 
 
 def claim(path: str, library: Library) -> tuple[int, int]:
-    """Note that this process opens the file by ``library``; answers which file it is. Raises ConfigError when the other one has it open."""
+    """Note that this process opens the file by ``library``; answers which file it is. Raises ConfigError when
+    the other one has it open.
+    """
     key = _file(path)
     with _guard:
         _claims[key] = (library, _holders(path, key, library, "") + 1)
@@ -69,7 +75,8 @@ def _holders(path: str, key: tuple[int, int], library: Library, keep: Library) -
     holder, count = _claims.get(key, (library, 0))
     if holder != library:
         raise ConfigError(
-            f"{path} is already open in this process through {_name(holder)}; {_name(library)} on the same file would lose commits",
+            f"{path} is already open in this process through {_name(holder)}; {_name(library)} on the same "
+            f"file would lose commits",
             hint=f"open it everywhere by one library: sqlite+{keep or holder}:{path}",
         )
     return count
@@ -159,7 +166,9 @@ class Apsw:
             raise self._trouble(problem) from None
 
     def on_commit(self, hook: Callable[[int], None]) -> None:
-        """``hook`` hears after each commit how many pages the write-ahead log has; SQLite moves none by itself any more."""
+        """``hook`` hears after each commit how many pages the write-ahead log has; SQLite moves none by
+        itself any more.
+        """
 
         def committed(_db: Any, _name: str, pages: int) -> int:
             hook(pages)
@@ -197,7 +206,9 @@ class Stdlib:
 
         self._sqlite3 = sqlite3
         try:
-            self._db = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False, cached_statements=200)
+            self._db = sqlite3.connect(
+                path, timeout=0, isolation_level=None, check_same_thread=False, cached_statements=200
+            )
         except sqlite3.Error as problem:
             raise self._trouble(problem) from None
 
@@ -223,7 +234,9 @@ class Stdlib:
         self._db.close()
 
     def forsake(self) -> None:
-        """Close what a fork has brought along. Before Python 3.12 the parent's own lock keeps its log from being deleted."""
+        """Close what a fork has brought along. Before Python 3.12 the parent's own lock keeps its log from
+        being deleted.
+        """
         if sys.version_info >= (3, 12):
             self._db.setconfig(self._sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, True)
         self._db.close()
@@ -232,7 +245,17 @@ class Stdlib:
         return trouble(getattr(problem, "sqlite_errorcode", 1), str(problem))
 
 
-_KINDS = {5: "busy", 6: "busy", 8: "readonly", 10: "io", 11: "corrupt", 13: "full", 14: "forbidden", 23: "forbidden", 26: "corrupt"}
+_KINDS = {
+    5: "busy",
+    6: "busy",
+    8: "readonly",
+    10: "io",
+    11: "corrupt",
+    13: "full",
+    14: "forbidden",
+    23: "forbidden",
+    26: "corrupt",
+}
 _ERRNO = {"readonly": errno.EROFS, "full": errno.ENOSPC, "forbidden": errno.EACCES, "io": errno.EIO}
 
 

@@ -1,4 +1,6 @@
-"""`model.Filter` → an SQL condition on the aliases m (message), r (recipient) and a (last attempt), with parameters."""
+"""`model.Filter` → an SQL condition on the aliases m (message), r (recipient) and a (last attempt), with
+parameters.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,8 @@ from typing import Any
 from outmail.model import Filter, Term
 
 _LIVE = (
-    "m.seq IN (SELECT message FROM recipient WHERE state IN ('queued', 'held') UNION SELECT message FROM recipient WHERE state = 'sending')"
+    "m.seq IN (SELECT message FROM recipient WHERE state IN ('queued', 'held') UNION SELECT message FROM "
+    "recipient WHERE state = 'sending')"
 )
 _FLAGS = {
     ("is", "live"): "r.state IN ('queued', 'sending', 'held')",
@@ -16,8 +19,18 @@ _FLAGS = {
     ("was", "uncertain"): "r.uncertain = 1",
 }
 _COMPARE = {"before": "m.accepted_at < ?", "after": "m.accepted_at >= ?", "larger": "m.size > ?"}
-_EXACT = {"state": "r.state", "tag": "coalesce(m.tag, '')", "key": "coalesce(m.key, '')", "route": "r.destination"}
-_WITHIN = {"to": ("r.address",), "from": ("m.sender",), "subject": ("m.subject",), "any": ("r.address", "m.sender", "m.subject")}
+_EXACT = {
+    "state": "r.state",
+    "tag": "coalesce(m.tag, '')",
+    "key": "coalesce(m.key, '')",
+    "route": "r.destination",
+}
+_WITHIN = {
+    "to": ("r.address",),
+    "from": ("m.sender",),
+    "subject": ("m.subject",),
+    "any": ("r.address", "m.sender", "m.subject"),
+}
 
 
 def where(selection: Filter, now: int) -> tuple[str, list[Any]]:
@@ -40,8 +53,12 @@ def where(selection: Filter, now: int) -> tuple[str, list[Any]]:
 
 
 def _only_live(term: Term) -> bool:
-    """Terms that only live recipients can meet: they are found by the small indexes, however much is finished."""
-    return not term.negated and ((term.field == "state" and term.value in ("queued", "sending", "held")) or term.field == "is")
+    """Terms that only live recipients can meet: they are found by the small indexes, however much is
+    finished.
+    """
+    return not term.negated and (
+        (term.field == "state" and term.value in ("queued", "sending", "held")) or term.field == "is"
+    )
 
 
 def _term(term: Term) -> tuple[str, list[Any]]:
@@ -52,7 +69,11 @@ def _term(term: Term) -> tuple[str, list[Any]]:
     if term.field in _EXACT:
         return f"{_EXACT[term.field]} = ?", [term.value]
     if term.field == "code":
-        return "coalesce(CAST(a.code AS TEXT), '') LIKE ? ESCAPE '\\' OR coalesce(a.enhanced, '') LIKE ? ESCAPE '\\'", [_prefix(term.value)] * 2
+        return (
+            "coalesce(CAST(a.code AS TEXT), '') LIKE ? ESCAPE '\\' OR coalesce(a.enhanced, '') LIKE ? ESCAPE "
+            "'\\'",
+            [_prefix(term.value)] * 2,
+        )
     columns = _WITHIN[term.field]
     pattern = "%" + _escape(term.value).replace("*", "%") + "%"
     return " OR ".join(f"{column} LIKE ? ESCAPE '\\'" for column in columns), [pattern] * len(columns)

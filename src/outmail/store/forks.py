@@ -1,13 +1,16 @@
 """What a fork does to open SQLite files, and what is done about it.
 
-SQLite keeps one list of its files and their locks for the whole process. A forked child inherits the list, not the locks: a connection that
-it opens beside an inherited one believes that it holds them. Then whoever closes the file elsewhere is the last one in the eyes of the
-system, and deletes the write-ahead log under the child, with all that the child stores from then on.
-How: each holder of connections is paused before a fork (nobody inside SQLite, no transaction open, nothing half opened) and in the child
-forsakes them at once, before anything is opened there; then whatever else has locks or connections of its own gets new ones (`in_child`). Both
-happen while the child has one thread, so that none of its threads need agree who does it.
-Promises: a child that opens a file that was open at the fork has locks of its own. Fails: `check` raises `Trouble` in a child whose parent could
-not be paused within `WAIT` seconds. Does not: know connections that an application opened by itself.
+SQLite keeps one list of its files and their locks for the whole process. A forked child inherits the list,
+not the locks: a connection that it opens beside an inherited one believes that it holds them. Then whoever
+closes the file elsewhere is the last one in the eyes of the system, and deletes the write-ahead log under the
+child, with all that the child stores from then on.
+How: each holder of connections is paused before a fork (nobody inside SQLite, no transaction open, nothing
+half opened) and in the child forsakes them at once, before anything is opened there; then whatever else has
+locks or connections of its own gets new ones (`in_child`). Both happen while the child has one thread, so
+that none of its threads need agree who does it.
+Promises: a child that opens a file that was open at the fork has locks of its own. Fails: `check` raises
+`Trouble` in a child whose parent could not be paused within `WAIT` seconds. Does not: know connections that
+an application opened by itself.
 """
 
 from __future__ import annotations
@@ -69,7 +72,11 @@ def count() -> int:
 def check(path: str) -> None:
     """Before a file is opened."""
     if path in _torn:
-        raise Trouble("io", f"{path} was in use when this process was forked, and its locks are lost: start this program anew")
+        raise Trouble(
+            "io",
+            f"{path} was in use when this process was forked, and its locks are lost: start this program "
+            f"anew",
+        )
 
 
 def _before() -> None:

@@ -1,7 +1,8 @@
 """Group commit for threads: who asks while another commits shares the next commit.
 
-How: leader and followers. The first thread that gets the write lock commits for all who ask at that moment; the others find their
-answer when they get it. Promises: a verb has its answer, or its own exception, before `run` returns, exactly once.
+How: leader and followers. The first thread that gets the write lock commits for all who ask at that moment;
+the others find their answer when they get it. Promises: a verb has its answer, or its own exception, before
+`run` returns, exactly once.
 Fails: `Trouble`. Does not: know what a transaction is (`_transaction` of the store does).
 """
 
@@ -53,7 +54,9 @@ class GroupCommit:
         raise NotImplementedError
 
     def run(self, verb: Verb[R], wait: float = 30.0) -> R:
-        """One verb, on disk when this returns. Threads that come while another commits are committed together next."""
+        """One verb, on disk when this returns. Threads that come while another commits are committed together
+        next.
+        """
         self._check_fork()
         ask = _Ask(verb)
         self._asks.append(ask)
@@ -80,12 +83,17 @@ class GroupCommit:
         except Exception as problem:
             answers = [problem] * len(asks)
         except BaseException as problem:  # Ctrl-C is for the thread it came to
-            answers = [problem if ask is mine else Trouble("io", "the commit was interrupted; it may have happened") for ask in asks]
+            answers = [
+                problem if ask is mine else Trouble("io", "the commit was interrupted; it may have happened")
+                for ask in asks
+            ]
         for ask, answer in zip(asks, answers):
             ask.answer, ask.done = answer, True
 
     def commit(self, verbs: Sequence[Verb[Any]], wait: float = 30.0) -> list[Any]:
-        """Several verbs in one transaction; with ``wait`` 0 it raises Trouble("busy") rather than wait at all."""
+        """Several verbs in one transaction; with ``wait`` 0 it raises Trouble("busy") rather than wait at
+        all.
+        """
         self._check_fork()
         if not self._write_lock.acquire(timeout=wait):
             raise Trouble("busy", f"{self.url} is busy")
@@ -95,7 +103,9 @@ class GroupCommit:
             self._write_lock.release()
 
     def begin(self, verbs: Sequence[Verb[Any]]) -> Callable[[], list[Any]]:
-        """`commit` in two parts, for loops: what need not wait now, the rest by calling what this returns, once, on a thread."""
+        """`commit` in two parts, for loops: what need not wait now, the rest by calling what this returns,
+        once, on a thread.
+        """
         return lambda: self.commit(verbs)
 
     def announce(self) -> None:

@@ -1,9 +1,11 @@
-"""NOTIFY as a hint between hosts (``postgresql://…?notify=1``): mail that was just accepted need not wait to be found by looking.
+"""NOTIFY as a hint between hosts (``postgresql://…?notify=1``): mail that was just accepted need not wait to
+be found by looking.
 
-How: whoever accepted says so after the commit, outside of any transaction, because NOTIFY takes a lock for the whole database at the
-commit of the transaction it is in; at most ten times a second; and never when the connection has something better to do. Engines listen on a
-connection of their own. Promises: a hint that is lost, late, or one too many changes nothing but the moment: looking
-(`PostgresStore.changed`) stays the truth. Fails: in the log, and tries again. Does not: carry anything, or work through PgBouncer.
+How: whoever accepted says so after the commit, outside of any transaction, because NOTIFY takes a lock for
+the whole database at the commit of the transaction it is in; at most ten times a second; and never when the
+connection has something better to do. Engines listen on a connection of their own. Promises: a hint that is
+lost, late, or one too many changes nothing but the moment: looking (`PostgresStore.changed`) stays the truth.
+Fails: in the log, and tries again. Does not: carry anything, or work through PgBouncer.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from outmail.worker import started
 log = logging.getLogger("outmail")
 
 CHANNEL = "outmail_queue"
-#: Seconds: between two hints of one process, and between tries to listen again; how long an end may be waited for.
+#: Seconds: between two hints of one process, and between tries to listen again; how long an end may be waited
+#: for.
 PAUSE = 0.1
 RETRY = 2.0
 LOOK = 1.0

@@ -1,8 +1,9 @@
 """One connection to PostgreSQL that writes, for all threads of a program that ask at the same moment.
 
-How: requests of verbs become statements of psycopg: one that is alone goes in autocommit, several in a pipeline between BEGIN and
-COMMIT, very many rows by COPY. Promises: what `GroupCommit` promises; a connection that broke is made anew with the next call; when it
-breaks while a call is under way, the caller is told that the call may have happened.
+How: requests of verbs become statements of psycopg: one that is alone goes in autocommit, several in a
+pipeline between BEGIN and COMMIT, very many rows by COPY. Promises: what `GroupCommit` promises; a connection
+that broke is made anew with the next call; when it breaks while a call is under way, the caller is told that
+the call may have happened.
 Fails: `Trouble`. Does not: know schemas, engines or other lanes (`postgres`).
 """
 
@@ -24,17 +25,21 @@ log = logging.getLogger("outmail")
 
 #: Seconds that a statement waits for somebody's lock, where neither server nor role say otherwise.
 LOCK_WAIT = 30.0
-#: A session of ours. What writes finds everything by an index: a plan that was made while a table was small, and kept, must not read it whole when it has grown.
+#: A session of ours. What writes finds everything by an index: a plan that was made while a table was small,
+#: and kept, must not read it whole when it has grown.
 _SESSION = (
     "SELECT set_config('enable_seqscan', %s, false), set_config('jit', 'off', false),"
-    " set_config('lock_timeout', CASE current_setting('lock_timeout') WHEN '0' THEN %s ELSE current_setting('lock_timeout') END, false)"
+    " set_config('lock_timeout', CASE current_setting('lock_timeout') WHEN '0' THEN %s ELSE "
+    "current_setting('lock_timeout') END, false)"
 )
 #: The class of advisory locks for message ids.
 _IDS = 0x6F75746E
 
 _kinds = {
-    "53100": "full", "53200": "busy", "53300": "busy", "25006": "readonly", "40001": "conflict", "40P01": "conflict", "23505": "conflict", "55P03": "busy",
-    "57014": "busy", "28000": "forbidden", "28P01": "forbidden", "42501": "forbidden", "3D000": "forbidden", "57P01": "io", "57P02": "io",
+    "53100": "full", "53200": "busy", "53300": "busy", "25006": "readonly", "40001": "conflict",
+    "40P01": "conflict", "23505": "conflict", "55P03": "busy",
+    "57014": "busy", "28000": "forbidden", "28P01": "forbidden", "42501": "forbidden", "3D000": "forbidden",
+    "57P01": "io", "57P02": "io",
     "57P03": "io", "XX001": "corrupt", "XX002": "corrupt",
 }  # fmt: skip
 
@@ -44,7 +49,9 @@ def psycopg() -> Any:
     try:
         import psycopg
     except ImportError as problem:
-        raise ConfigError(f"PostgreSQL needs the package psycopg ({problem})", hint='pip install "outmail[postgres]"') from None
+        raise ConfigError(
+            f"PostgreSQL needs the package psycopg ({problem})", hint='pip install "outmail[postgres]"'
+        ) from None
     return psycopg
 
 
@@ -57,10 +64,14 @@ logging.getLogger("psycopg").addFilter(_not_told_twice)
 
 
 def trouble(problem: Exception) -> Trouble:
-    """An exception of psycopg → Trouble. What has no SQLSTATE is a connection that could not be made or was lost."""
+    """An exception of psycopg → Trouble. What has no SQLSTATE is a connection that could not be made or was
+    lost.
+    """
     state = getattr(problem, "sqlstate", None)
     text = " ".join(str(problem).split())
-    if state is None and re.search(r"password authentication failed|no pg_hba.conf entry|does not exist|no password supplied", text):
+    if state is None and re.search(
+        r"password authentication failed|no pg_hba.conf entry|does not exist|no password supplied", text
+    ):
         return Trouble("forbidden", text, errno.EACCES)
     if state is None and re.search(r"too many (connections|clients)|remaining connection slots", text):
         return Trouble("busy", text)
@@ -71,7 +82,9 @@ def trouble(problem: Exception) -> Trouble:
 
 
 class Connection:
-    """One connection to the server, made when needed and again when broken. Used by one thread at a time. ``whole``: it may read whole tables."""
+    """One connection to the server, made when needed and again when broken. Used by one thread at a time.
+    ``whole``: it may read whole tables.
+    """
 
     def __init__(self, conninfo: str, *, prepare: bool, whole: bool = False) -> None:
         self._conninfo = conninfo
@@ -85,7 +98,9 @@ class Connection:
             return self._db
         library = psycopg()
         try:
-            self._db = library.connect(self._conninfo, autocommit=True, prepare_threshold=5 if self._prepare else None)
+            self._db = library.connect(
+                self._conninfo, autocommit=True, prepare_threshold=5 if self._prepare else None
+            )
             if self._prepare:  # not behind PgBouncer, where it would be somebody else's
                 self._db.execute(_SESSION, (self._scans, f"{LOCK_WAIT * 1000:.0f}ms"))
         except library.Error as problem:
@@ -113,7 +128,9 @@ class Connection:
 
 @cache
 def _lenient() -> list[Any]:
-    """Text as PostgreSQL takes it: no NUL, and no half of a surrogate pair; both come from hostile peers only. The last one is the default."""
+    """Text as PostgreSQL takes it: no NUL, and no half of a surrogate pair; both come from hostile peers
+    only. The last one is the default.
+    """
     from psycopg.types.string import StrBinaryDumper, StrDumperUnknown
 
     def dump(self: Any, value: str) -> bytes:
@@ -123,7 +140,9 @@ def _lenient() -> list[Any]:
 
 
 def drive(db: Any, verb: Verb[Any], request: Any = None) -> Any:
-    """Run a verb to its end on a connection that is already in the right transaction; from ``request`` on, where that is known."""
+    """Run a verb to its end on a connection that is already in the right transaction; from ``request`` on,
+    where that is known.
+    """
     try:
         request = request if request is not None else next(verb)
         while True:
@@ -135,7 +154,9 @@ def drive(db: Any, verb: Verb[Any], request: Any = None) -> Any:
 
 
 def _single(db: Any, verb: Verb[Any]) -> Any:
-    """One verb, one transaction: a statement by itself, or a pipeline. (One without BEGIN would commit what a failing verb left half done.)"""
+    """One verb, one transaction: a statement by itself, or a pipeline. (One without BEGIN would commit what a
+    failing verb left half done.)
+    """
     try:
         request = next(verb)
     except StopIteration as stop:
@@ -155,7 +176,9 @@ def _single(db: Any, verb: Verb[Any]) -> Any:
 def _answer(db: Any, request: Any) -> list[Any]:
     if isinstance(request, tuple):
         sql, numbered = pgsql.translated(request[0])
-        cursor = db.execute(sql, pgsql.parameters(request[1], numbered) or None, prepare=pgsql.prepared(sql), binary=True)
+        cursor = db.execute(
+            sql, pgsql.parameters(request[1], numbered) or None, prepare=pgsql.prepared(sql), binary=True
+        )
         return list(cursor.fetchall()) if _tells(sql) else []
     if isinstance(request, Many):
         return _many(db, request)
@@ -164,7 +187,11 @@ def _answer(db: Any, request: Any) -> list[Any]:
     if isinstance(request, Numbers):
         if not request.count:
             return []
-        rows = db.execute(f"SELECT nextval('outmail.{request.table}_seq') FROM generate_series(1, %s)", (request.count,), binary=True)
+        rows = db.execute(
+            f"SELECT nextval('outmail.{request.table}_seq') FROM generate_series(1, %s)",
+            (request.count,),
+            binary=True,
+        )
         return [row[0] for row in rows.fetchall()]
     if isinstance(request, Bulk):
         return []
@@ -184,7 +211,11 @@ def _many(db: Any, request: Many) -> list[Any]:
         return []
     if len(request.rows) == 1:
         return _answer(db, (request.sql, request.rows[0]))
-    if len(request.rows) > pgsql.FEW and db.pgconn.pipeline_status == 0 and (copying := pgsql.copying(request.sql)):
+    if (
+        len(request.rows) > pgsql.FEW
+        and db.pgconn.pipeline_status == 0
+        and (copying := pgsql.copying(request.sql))
+    ):
         return _copied(db, *copying, request.rows)
     sql, numbered = pgsql.translated(request.sql)
     rows = [pgsql.parameters(row, numbered) for row in request.rows]
@@ -199,10 +230,13 @@ def _many(db: Any, request: Many) -> list[Any]:
         return found
 
 
-def _copied(db: Any, sql: str, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[Any]:
+def _copied(
+    db: Any, sql: str, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
+) -> list[Any]:
     """Rows by COPY, two thirds of the time of as many INSERTs. It works outside of a pipeline only."""
     found = db.execute(
-        "SELECT a.attname, t.typname FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid WHERE a.attrelid = %s::regclass AND a.attnum > 0",
+        "SELECT a.attname, t.typname FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid WHERE "
+        "a.attrelid = %s::regclass AND a.attnum > 0",
         (f"outmail.{table}",),
     )
     types = dict(found.fetchall())
@@ -268,7 +302,9 @@ class Lane(GroupCommit):
         return answers
 
     def _guarded(self, db: Any, pipeline: Any, verb: Verb[Any]) -> Any:
-        """One verb among several: its failure undoes its own changes only, unless the store itself is in trouble."""
+        """One verb among several: its failure undoes its own changes only, unless the store itself is in
+        trouble.
+        """
         library = psycopg()
         db.execute("SAVEPOINT verb")
         try:

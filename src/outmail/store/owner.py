@@ -1,14 +1,16 @@
 """An engine's file beside the store: proof that it lives, and its record of what it had begun.
 
-``<store>.engine.<uuid>``: the engine holds ``flock`` on it as long as it lives, whatever its pid becomes; the kernel
-lets go when it dies. The content is a head of 16 bytes and then notes of 16 bytes (message, recipient, lease): one per
-final dot about to be sent, written by one ``write`` before the dots of a turn; and, with the recipient `BEGUN`, one per
-delivery before a session works on it. It needs no fsync: it must survive a killed process, and after a power cut
-(another boot id) all leases of the engine count as noted anyway.
-Promises: the file appears under its name only when locked; only who holds the lock unlinks it; a forked child closes
-its copy of the descriptor, so that the lock dies with the engine; a file that cannot be looked at is no proof of death,
-is named once, and stops nobody; of one that holds anything but notes every lease counts as noted.
-Fails: `OSError` from `note`: then no dot may be sent. Does not: exist where ``fcntl`` does not (an engine needs it).
+``<store>.engine.<uuid>``: the engine holds ``flock`` on it as long as it lives, whatever its pid becomes; the
+kernel lets go when it dies. The content is a head of 16 bytes and then notes of 16 bytes (message, recipient,
+lease): one per final dot about to be sent, written by one ``write`` before the dots of a turn; and, with the
+recipient `BEGUN`, one per delivery before a session works on it. It needs no fsync: it must survive a killed
+process, and after a power cut (another boot id) all leases of the engine count as noted anyway.
+Promises: the file appears under its name only when locked; only who holds the lock unlinks it; a forked child
+closes its copy of the descriptor, so that the lock dies with the engine; a file that cannot be looked at is
+no proof of death, is named once, and stops nobody; of one that holds anything but notes every lease counts as
+noted.
+Fails: `OSError` from `note`: then no dot may be sent. Does not: exist where ``fcntl`` does not (an engine
+needs it).
 """
 
 from __future__ import annotations
@@ -41,13 +43,15 @@ Note = tuple[int, int, int]
 _named: set[str] = set()
 
 
-
 class OwnerFile:
     """The file of a living engine."""
 
     def __init__(self, store_path: str, uuid: str) -> None:
         if not can_lock():
-            raise ConfigError("an engine needs file locks (fcntl), which this system does not have; use deliver='never' here")
+            raise ConfigError(
+                "an engine needs file locks (fcntl), which this system does not have; use deliver='never' "
+                "here"
+            )
         self._held = HeldFile(f"{store_path}.engine-new.{uuid}", f"{store_path}.engine.{uuid}", _HEAD)
         self.path = self._held.path
         self._offset = len(_HEAD)
@@ -102,11 +106,15 @@ class Owner:
         self._store = store
 
     def stands(self) -> bool:
-        """True while nobody else can have taken what it leased. Here: as long as it holds its file, however long it is stopped."""
+        """True while nobody else can have taken what it leased. Here: as long as it holds its file, however
+        long it is stopped.
+        """
         return True
 
     def begin(self, delivery: Delivery) -> None:
-        """A session is about to work on this. If that cannot be put on record it goes on: a record of what was begun is only for suspicion."""
+        """A session is about to work on this. If that cannot be put on record it goes on: a record of what
+        was begun is only for suspicion.
+        """
         try:
             self.file.note([(delivery.seq, BEGUN, delivery.lease)])
         except OSError:
@@ -121,17 +129,24 @@ class Owner:
 
     def note(self, notes: Iterable[tuple[Delivery, Sequence[Leased]]]) -> None:
         """Put final dots on record: one write."""
-        self.file.note([(delivery.seq, r.n, delivery.lease) for delivery, recipients in notes for r in recipients])
+        self.file.note(
+            [(delivery.seq, r.n, delivery.lease) for delivery, recipients in notes for r in recipients]
+        )
 
     def forget(self, deliveries: Iterable[Delivery]) -> None:
         """These leases are over."""
         notes: list[Note] = []
         for delivery in deliveries:
-            notes += [(delivery.seq, n, delivery.lease) for n in (BEGUN, HARMLESS, *[r.n for r in delivery.recipients])]
+            notes += [
+                (delivery.seq, n, delivery.lease)
+                for n in (BEGUN, HARMLESS, *[r.n for r in delivery.recipients])
+            ]
         self.file.forget(notes)
 
     def close(self) -> None:
-        """Leave in order. With leases still out the file stays, and its dot record with it, for whoever takes them back."""
+        """Leave in order. With leases still out the file stays, and its dot record with it, for whoever takes
+        them back.
+        """
         try:
             left = self._store.run(self._store.verbs.forget_owner(self.id), wait=2.0)
         except Trouble:
@@ -155,11 +170,18 @@ class DeadFile:
         try:
             data = os.pread(self._fd, os.fstat(self._fd).st_size, 0)
         except OSError as problem:
-            _name(self.path, f"cannot be read ({problem.strerror})", "what that engine had leased counts as sent")
+            _name(
+                self.path,
+                f"cannot be read ({problem.strerror})",
+                "what that engine had leased counts as sent",
+            )
             return None
         if data[: len(_HEAD)] == _HEAD and len(data) % _NOTE.size == 0:
             notes = set(_NOTE.iter_unpack(data[len(_HEAD) :]))
-            if all(0 < message < _MESSAGES and (n < _RECIPIENTS or n == HARMLESS) and lease for message, n, lease in notes):
+            if all(
+                0 < message < _MESSAGES and (n < _RECIPIENTS or n == HARMLESS) and lease
+                for message, n, lease in notes
+            ):
                 return notes
         _name(self.path, "does not hold what an engine writes", "what that engine had leased counts as sent")
         return None
@@ -173,7 +195,9 @@ class DeadFile:
 
 
 def dead_files(store_path: str, kind: str = "engine") -> Iterator[DeadFile]:
-    """The files of this kind nobody holds a lock on. The caller closes or removes each. What cannot be looked at is passed over."""
+    """The files of this kind nobody holds a lock on. The caller closes or removes each. What cannot be looked
+    at is passed over.
+    """
     for path in sorted(glob(f"{escape(store_path)}.{kind}.*") + glob(f"{escape(store_path)}.{kind}-new.*")):
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -206,7 +230,10 @@ def gone(store_path: str, uuid: str) -> bool:
     return False
 
 
-_UNKNOWN = "whether that engine lives cannot be known, so what it had leased stays with it; mend the file, or remove it when the engine has ended"
+_UNKNOWN = (
+    "whether that engine lives cannot be known, so what it had leased stays with it; mend the file, "
+    "or remove it when the engine has ended"
+)
 
 
 def _name(path: str, what: str, then: str) -> None:
@@ -222,4 +249,6 @@ def _unlink(path: str) -> None:
     except FileNotFoundError:
         pass
     except OSError as problem:
-        _name(path, f"cannot be removed ({problem.strerror})", "its engine is dead and taken care of; remove it")
+        _name(
+            path, f"cannot be removed ({problem.strerror})", "its engine is dead and taken care of; remove it"
+        )

@@ -1,12 +1,16 @@
-"""History of a PostgreSQL store goes by whole partitions: what was accepted in one period is dropped together.
+"""History of a PostgreSQL store goes by whole partitions: what was accepted in one period is dropped
+together.
 
-How: the upper bits of a message's number (`SPAN`) are its period. A period is opened (its partitions of finished recipients, attempts and
-events are made), entered (the sequence of numbers is set forward to its first one), dropped when all its mail is past retention, and swept: the
-messages themselves, whose unique ids are kept in one table, go page by page. So a number says where everything lies that belongs to it, whatever the
-clocks of hosts say, and nobody has to look for old rows.
-Promises: a period that is entered has partitions; one is dropped only with nothing in it alive, young, or newer than every other event; from then on
-its messages are not found (`verbs.seq_of` asks for recipients); each step is short, and mail is never held up for longer than `PATIENCE`. Fails: `Trouble`; then the step is
-taken another time. Does not: remove bodies at their age, or rows that outlive their period (`verbs.purge` does both).
+How: the upper bits of a message's number (`SPAN`) are its period. A period is opened (its partitions of
+finished recipients, attempts and events are made), entered (the sequence of numbers is set forward to its
+first one), dropped when all its mail is past retention, and swept: the messages themselves, whose unique ids
+are kept in one table, go page by page. So a number says where everything lies that belongs to it, whatever
+the clocks of hosts say, and nobody has to look for old rows.
+Promises: a period that is entered has partitions; one is dropped only with nothing in it alive, young, or
+newer than every other event; from then on its messages are not found (`verbs.seq_of` asks for recipients);
+each step is short, and mail is never held up for longer than `PATIENCE`. Fails: `Trouble`; then the step is
+taken another time. Does not: remove bodies at their age, or rows that outlive their period (`verbs.purge`
+does both).
 """
 
 from __future__ import annotations
@@ -17,7 +21,8 @@ SPAN = 32
 #: Periods within the time that records are kept; the shortest in ms.
 SHARE = 12
 LEAST = 60_000
-#: Seconds: between two steps, between looks for a period that can be dropped, and for how long its locks may be waited for.
+#: Seconds: between two steps, between looks for a period that can be dropped, and for how long its locks may
+#: be waited for.
 STEP = 30.0
 LOOK = 600.0
 PATIENCE = 0.5
@@ -28,11 +33,13 @@ _LOCK = 0x6F75746F
 _ALONE = f"SELECT pg_try_advisory_xact_lock({_LOCK}, 0)"
 _WAIT = f"SET LOCAL lock_timeout = {PATIENCE * 1000:.0f}"
 _NEWEST = (
-    "SELECT n, extract(epoch FROM clock_timestamp()) * 1000 - began_at, (SELECT last_value FROM outmail.message_seq)"
+    "SELECT n, extract(epoch FROM clock_timestamp()) * 1000 - began_at, (SELECT last_value FROM "
+    "outmail.message_seq)"
     " FROM outmail.period ORDER BY n DESC LIMIT 1"
 )
 _OVER = (
-    "SELECT n FROM (SELECT n, dropped, lead(began_at) OVER (ORDER BY n) AS ended_at FROM outmail.period) p WHERE ended_at <= ? AND NOT dropped ORDER BY n"
+    "SELECT n FROM (SELECT n, dropped, lead(began_at) OVER (ORDER BY n) AS ended_at FROM outmail.period) "
+    "p WHERE ended_at <= ? AND NOT dropped ORDER BY n"
 )
 _ALIVE = "SELECT 1 FROM outmail.recipient_live WHERE message >= ? AND message < ? LIMIT 1"
 
@@ -76,26 +83,36 @@ def sweep() -> Verb[bool]:
     if not found:
         return False
     n = found[0][0]
-    rows = yield "SELECT seq FROM message WHERE seq >= ? AND seq < ? ORDER BY seq LIMIT ?", (n << SPAN, (n + 1) << SPAN, PAGE)
+    rows = yield (
+        "SELECT seq FROM message WHERE seq >= ? AND seq < ? ORDER BY seq LIMIT ?",
+        (n << SPAN, (n + 1) << SPAN, PAGE),
+    )
     if not rows:
         yield "DELETE FROM outmail.period WHERE n = ?", (n,)
         return True
     within = rows[0][0], rows[-1][0]
-    yield "DELETE FROM chunk WHERE upload IN (SELECT upload FROM outmail.message WHERE seq >= ? AND seq <= ? AND upload IS NOT NULL)", within
+    yield (
+        "DELETE FROM chunk WHERE upload IN (SELECT upload FROM outmail.message WHERE seq >= ? AND seq <= ? "
+        "AND upload IS NOT NULL)",
+        within,
+    )
     yield "DELETE FROM body WHERE seq >= ? AND seq <= ?", within
     yield "DELETE FROM message WHERE seq >= ? AND seq <= ?", within
     return True
 
 
 def _past(n: int, before: int) -> Verb[bool]:
-    """Nothing of it is alive, was final later than that, waits for its cursor, or is the newest event of all."""
+    """Nothing of it is alive, was final later than that, waits for its cursor, or is the newest event
+    of all.
+    """
     alive = yield _ALIVE, (n << SPAN, (n + 1) << SPAN)
     if alive:
         return False
     (row,) = yield (
         f"SELECT coalesce((SELECT max(finished_at) FROM outmail.recipient_done_{n}), 0) <= ?"
         f" AND NOT EXISTS (SELECT 1 FROM outmail.event_{n} WHERE cursor IS NULL)"
-        f" AND coalesce((SELECT max(cursor) FROM outmail.event_{n}), -1) < (SELECT coalesce(max(cursor), 0) FROM outmail.event)",
+        f" AND coalesce((SELECT max(cursor) FROM outmail.event_{n}), -1) < (SELECT coalesce(max(cursor), 0) "
+        f"FROM outmail.event)",
         (before,),
     )
     return bool(row[0])

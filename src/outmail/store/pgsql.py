@@ -1,7 +1,8 @@
 """What PostgreSQL says differently: the statements of `verbs` translated, and the verbs it has of its own.
 
-How: `translated` puts our schema before our tables, numbers the parameters as psycopg wants them, and exchanges the few statements that
-stand in `_OWN`. Names are qualified instead of a search path being set, so that nothing depends on a session (PgBouncer).
+How: `translated` puts our schema before our tables, numbers the parameters as psycopg wants them, and
+exchanges the few statements that stand in `_OWN`. Names are qualified instead of a search path being set, so
+that nothing depends on a session (PgBouncer).
 Does not: connect, begin or commit (`postgres`).
 """
 
@@ -48,11 +49,13 @@ _OWN = {
         " RETURNING message, n, address, destination, attempts, uncertain, losses, expires_at"
     ),
     verbs._DELIVERED: (
-        "UPDATE recipient SET state = 'delivered', reason = '', due = NULL, attempts = attempts + 1, losses = 0, wish = NULL, owner = NULL,"
+        "UPDATE recipient SET state = 'delivered', reason = '', due = NULL, attempts = attempts + 1, losses "
+        "= 0, wish = NULL, owner = NULL,"
         f" lease = NULL, attempt = j.a, finished_at = j.b FROM {_KEYS}"
-        # said so, it is found in the live partition by its key, not by the index of leases, which may hold every one since a foreign
-        # transaction began
-        " WHERE message = j.c AND n = j.d AND state IN ('queued', 'sending', 'held') AND state || '' = 'sending' AND owner = ? AND lease = j.e"
+        # said so, it is found in the live partition by its key, not by the index of leases, which may hold
+        # every one since a foreign transaction began
+        " WHERE message = j.c AND n = j.d AND state IN ('queued', 'sending', 'held') AND state || '' = "
+        "'sending' AND owner = ? AND lease = j.e"
         " RETURNING message, n, state, uncertain, reason, attempts"
     ),
 }
@@ -65,20 +68,32 @@ _PLAIN_INSERT = re.compile(r"INSERT INTO (\w+) \(([\w, ]+)\) VALUES \([?,]+\)")
 def copying(sql: str) -> tuple[str, str, tuple[str, ...]] | None:
     """(COPY statement, table, columns) for an INSERT that brings rows and nothing else."""
     found = _PLAIN_INSERT.fullmatch(sql)
-    return (f"COPY outmail.{found[1]} ({found[2]}) FROM STDIN (FORMAT binary)", found[1], tuple(found[2].split(", "))) if found else None
+    return (
+        (
+            f"COPY outmail.{found[1]} ({found[2]}) FROM STDIN (FORMAT binary)",
+            found[1],
+            tuple(found[2].split(", ")),
+        )
+        if found
+        else None
+    )
 
 
 @cache
 def translated(sql: str) -> tuple[str, bool]:
     """(the statement for psycopg, True when its parameters are numbered)."""
     sql = _OWN.get(sql, sql)
-    sql = _QUALIFIED.sub(r"\1 outmail.\2", sql.replace(verbs.LISTED, f"= {_SEQS}")).replace(" LIKE ", " ILIKE ")
+    sql = _QUALIFIED.sub(r"\1 outmail.\2", sql.replace(verbs.LISTED, f"= {_SEQS}")).replace(
+        " LIKE ", " ILIKE "
+    )
     numbered = bool(_NUMBERED.search(sql))
     return (_NUMBERED.sub(r"%(p\1)s", sql) if numbered else sql.replace("?", "%s")), numbered
 
 
 def prepared(sql: str) -> bool | None:
-    """False for what is planned anew each time: the best plan for a batch depends on how large the table is now. None: as the connection does."""
+    """False for what is planned anew each time: the best plan for a batch depends on how large the table is
+    now. None: as the connection does.
+    """
     return False if _BATCH in sql else None
 
 
@@ -87,22 +102,25 @@ def parameters(values: Sequence[Any], numbered: bool) -> Any:
     return {f"p{i}": value for i, value in enumerate(values, 1)} if numbered else values
 
 
-# -- verbs of its own ---------------------------------------------------------------------------------------------------
+# -- verbs of its own ----------------------------------------------------------------------------------------
 
-#: A lease by the server's clock, how often it is renewed, and after what time without renewal an engine sends nothing more.
+#: A lease by the server's clock, how often it is renewed, and after what time without renewal an engine sends
+#: nothing more.
 LEASE = 120.0
 RENEWAL = 30.0
 CONFIDENCE = 90.0
-#: Nobody is declared dead by one look at a clock, which may have been set: it is doubted first, and then has so long to renew.
+#: Nobody is declared dead by one look at a clock, which may have been set: it is doubted first, and then has
+#: so long to renew.
 DOUBT = 45.0
 
-#: LOCK comes before the transaction's snapshot, so the numbering that went before is seen. The other form is for transactions whose
-#: every statement has a snapshot of its own. Each waits for the other.
+#: LOCK comes before the transaction's snapshot, so the numbering that went before is seen. The other form is
+#: for transactions whose every statement has a snapshot of its own. Each waits for the other.
 _ONE_AT_A_TIME = "LOCK TABLE numbering IN EXCLUSIVE MODE"
 _ONE_AFTER_ANOTHER = "SELECT one FROM numbering FOR UPDATE"
 _AT_ONCE = 20_000
 _NUMBER = (
-    f"WITH fresh AS (SELECT id, row_number() OVER (ORDER BY id) AS k FROM event WHERE cursor IS NULL AND id >= ? ORDER BY id LIMIT {_AT_ONCE}),"
+    f"WITH fresh AS (SELECT id, row_number() OVER (ORDER BY id) AS k FROM event WHERE cursor IS NULL AND id "
+    f">= ? ORDER BY id LIMIT {_AT_ONCE}),"
     " done AS (UPDATE event e SET cursor = (SELECT coalesce(max(cursor), 0) FROM event) + fresh.k FROM fresh"
     # said twice, it is found in the index of what has no cursor; otherwise all events were read each time
     " WHERE e.id = fresh.id AND e.cursor IS NULL AND e.id >= ? RETURNING e.id)"
@@ -115,7 +133,10 @@ _RENEW = "UPDATE owner SET renewed_at = clock_timestamp() WHERE id = ? RETURNING
 
 def _silent(seconds: float) -> str:
     """An owner that has not renewed for so long; none while the server itself has not been up for it."""
-    return f"least(clock_timestamp() - renewed_at, clock_timestamp() - pg_postmaster_start_time()) > interval '{seconds} seconds'"
+    return (
+        f"least(clock_timestamp() - renewed_at, clock_timestamp() - pg_postmaster_start_time()) > "
+        f"interval '{seconds} seconds'"
+    )
 
 
 FEW = 30
@@ -123,10 +144,17 @@ _ACCEPT = f"outmail.accept({', '.join('?' * 20)})"
 
 
 def add(
-    messages: Sequence[Message], uploads: verbs.Uploads = (), supersede: str | None = None,
-    taken: Mapping[str, tuple[int, int]] | None = None, *, again: bool = False, alone: bool = False,
-) -> Verb[list[verbs.Added]]:  # fmt: skip
-    """`verbs.add` with one statement a message: on a server, statements are what costs; of very many, rows are cheaper."""
+    messages: Sequence[Message],
+    uploads: verbs.Uploads = (),
+    supersede: str | None = None,
+    taken: Mapping[str, tuple[int, int]] | None = None,
+    *,
+    again: bool = False,
+    alone: bool = False,
+) -> Verb[list[verbs.Added]]:
+    """`verbs.add` with one statement a message: on a server, statements are what costs; of very many, rows
+    are cheaper.
+    """
     if len(messages) > FEW:
         yield Bulk()
         yield from know({recipient.destination for message in messages for recipient in message.recipients})
@@ -157,7 +185,9 @@ def add(
     if supersede is not None and messages:
         yield from verbs.change(Filter(ids=((supersede, None),)), "cancel", messages[0].accepted_at)
     return [
-        (message.id, message.message_id, message.accepted_at, False, numbers[id(message)]) if id(message) in numbers else (*known[message.id], True, 0)
+        (message.id, message.message_id, message.accepted_at, False, numbers[id(message)])
+        if id(message) in numbers
+        else (*known[message.id], True, 0)
         for message in messages
     ]
 
@@ -185,19 +215,26 @@ def add_chunks(upload: str, first: int, pieces: Sequence[bytes], now: int) -> Ve
 def old_uploads() -> Verb[list[str]]:
     """Pieces without a message that got no company for long."""
     rows = yield (
-        "SELECT upload FROM chunk WHERE NOT EXISTS (SELECT 1 FROM message m WHERE m.upload = chunk.upload) GROUP BY upload"
-        f" HAVING max(added_at) < {_SERVER_TIME} - {_GIVEN_UP * 3_600_000}", ()
-    )  # fmt: skip
+        "SELECT upload FROM chunk WHERE NOT EXISTS (SELECT 1 FROM message m WHERE m.upload = chunk.upload) "
+        "GROUP BY upload"
+        f" HAVING max(added_at) < {_SERVER_TIME} - {_GIVEN_UP * 3_600_000}",
+        (),
+    )
     return [row[0] for row in rows]
 
 
 def know(destinations: set[str]) -> Verb[None]:
     """Destinations that mail comes for, so that it is looked for."""
-    yield Many("INSERT INTO destination (name) VALUES (?) ON CONFLICT DO NOTHING", [(name,) for name in sorted(destinations)])
+    yield Many(
+        "INSERT INTO destination (name) VALUES (?) ON CONFLICT DO NOTHING",
+        [(name,) for name in sorted(destinations)],
+    )
 
 
 class Seldom:
-    """What is done every `EVERY` seconds, and more seldom when it takes long: at most one part in `SHARE` of all time."""
+    """What is done every `EVERY` seconds, and more seldom when it takes long: at most one part in `SHARE` of
+    all time.
+    """
 
     EVERY = 60.0
     SHARE = 20
@@ -221,12 +258,14 @@ class Seldom:
 
 
 class Floor(verbs.Floor):
-    """Where to begin to look, so that rows which a long foreign transaction keeps from being cleaned up are not walked over again and again.
+    """Where to begin to look, so that rows which a long foreign transaction keeps from being cleaned up are
+    not walked over again and again.
 
-    What becomes due is due at the time of some host's clock. So looking begins `MARGIN` before what was seen last, and `next_due` looks seldom
-    from the beginning, for what a clock that is late, or a lease that came to nothing, has left behind. An event gets its id before its
-    commit: without cursors are those of the last `LATE` seconds, and seldom one whose transaction stood still for longer. Used by
-    one thread at a time, or harmlessly by two.
+    What becomes due is due at the time of some host's clock. So looking begins `MARGIN` before what was seen
+    last, and `next_due` looks seldom from the beginning, for what a clock that is late, or a lease that came
+    to nothing, has left behind. An event gets its id before its commit: without cursors are those of the last
+    `LATE` seconds, and seldom one whose transaction stood still for longer. Used by one thread at a time, or
+    harmlessly by two.
     """
 
     MARGIN = 3_000
@@ -270,19 +309,41 @@ class _Bottom(verbs.Floor):
         self.found = floor.found  # type: ignore[method-assign]
 
 
-def _accepting(message: Message, upload: str | None, taken: Mapping[str, tuple[int, int]] | None) -> tuple[Any, ...]:
+def _accepting(
+    message: Message, upload: str | None, taken: Mapping[str, tuple[int, int]] | None
+) -> tuple[Any, ...]:
     owner, lease = taken.get(message.id, (None, None)) if taken else (None, None)
-    people = json.dumps([(r.address, r.destination, r.suppressed) for r in message.recipients]).replace("\\u0000", "\\ufffd")
+    people = json.dumps([(r.address, r.destination, r.suppressed) for r in message.recipients]).replace(
+        "\\u0000", "\\ufffd"
+    )
     return (
-        message.id, message.sender, message.message_id, message.subject, len(message.content), message.sha256, message.needs, message.priority,
-        message.accepted_at, message.expires_at, message.key, message.tag, json.dumps(asdict(message.dsn)) if message.dsn else None, upload,
-        None if upload else message.content, message.due, message.due if message.due > message.accepted_at else 0, people, owner, lease,
-    )  # fmt: skip
+        message.id,
+        message.sender,
+        message.message_id,
+        message.subject,
+        len(message.content),
+        message.sha256,
+        message.needs,
+        message.priority,
+        message.accepted_at,
+        message.expires_at,
+        message.key,
+        message.tag,
+        json.dumps(asdict(message.dsn)) if message.dsn else None,
+        upload,
+        None if upload else message.content,
+        message.due,
+        message.due if message.due > message.accepted_at else 0,
+        people,
+        owner,
+        lease,
+    )
 
 
 def number_events(floor: Floor, *, fresh: bool = False) -> Verb[bool]:
-    """Give cursors to events that have none, in one place at a time; True when there may be more. ``fresh``: as the first of a transaction
-    with one snapshot."""
+    """Give cursors to events that have none, in one place at a time; True when there may be more. ``fresh``:
+    as the first of a transaction with one snapshot.
+    """
     yield (_ONE_AT_A_TIME if fresh else _ONE_AFTER_ANOTHER), ()
     began = time.monotonic()
     first = floor.event()
@@ -323,24 +384,39 @@ def renew(owner: int) -> Verb[bool]:
 
 def engines() -> Verb[int]:
     """Engines whose lease stands: they divide the limits of next hops."""
-    rows = yield f"SELECT greatest(1, count(*)) FROM owner WHERE renewed_at > clock_timestamp() - interval '{LEASE} seconds'", ()
+    rows = yield (
+        f"SELECT greatest(1, count(*)) FROM owner WHERE renewed_at > clock_timestamp() - interval '{LEASE} "
+        f"seconds'",
+        (),
+    )
     return int(rows[0][0])
 
 
 def silent_owners(*, orphans: bool = True) -> Verb[list[int]]:
-    """Owners whose lease is over or to be doubted; with ``orphans`` also those that lease without being known, which takes a walk over all
-    leases."""
+    """Owners whose lease is over or to be doubted; with ``orphans`` also those that lease without being
+    known, which takes a walk over all leases.
+    """
     rows = yield f"SELECT id FROM owner WHERE {_silent(LEASE - DOUBT)}", ()
     if orphans:
         rows += yield (
-            "SELECT DISTINCT owner FROM recipient r WHERE state = 'sending' AND NOT EXISTS (SELECT 1 FROM owner o WHERE o.id = r.owner)", ()
+            "SELECT DISTINCT owner FROM recipient r WHERE state = 'sending' AND NOT EXISTS (SELECT 1 FROM "
+            "owner o WHERE o.id = r.owner)",
+            (),
         )
     return [row[0] for row in rows]
 
 
-def reclaim(owner: int, noted: set[tuple[int, int, int]] | None, now: int, *, hold: bool, sure: bool = True) -> Verb[dict[str, int]]:
-    """Take back all leases of a dead engine; unless ``sure``, only if its lease is over by the server's clock and it was doubted before."""
-    known = yield f"SELECT renewed_at::text, {_silent(LEASE)}, extract(epoch FROM clock_timestamp())::float8 FROM owner WHERE id = ? FOR UPDATE", (owner,)
+def reclaim(
+    owner: int, noted: set[tuple[int, int, int]] | None, now: int, *, hold: bool, sure: bool = True
+) -> Verb[dict[str, int]]:
+    """Take back all leases of a dead engine; unless ``sure``, only if its lease is over by the server's clock
+    and it was doubted before.
+    """
+    known = yield (
+        f"SELECT renewed_at::text, {_silent(LEASE)}, extract(epoch FROM clock_timestamp())::float8 FROM "
+        f"owner WHERE id = ? FOR UPDATE",
+        (owner,),
+    )
     if known and not sure:
         renewed, over, time = known[0]
         doubt = yield from verbs.note_get("doubt", str(owner))
@@ -366,13 +442,30 @@ def forget_owner(owner: int) -> Verb[bool]:
 def verbs_of(floor: Floor) -> SimpleNamespace:
     """The verbs of one store, which remembers where to begin to look."""
     looking: dict[str, Any] = {
-        "lease": verbs.lease, "next_due": next_due, "events_after": events_after, "last_cursor": last_cursor, "number_events": number_events,
-    }  # fmt: skip
-    return SimpleNamespace(**vars(VERBS), **{name: partial(verb, floor=floor) for name, verb in looking.items()})
+        "lease": verbs.lease,
+        "next_due": next_due,
+        "events_after": events_after,
+        "last_cursor": last_cursor,
+        "number_events": number_events,
+    }
+    return SimpleNamespace(
+        **vars(VERBS), **{name: partial(verb, floor=floor) for name, verb in looking.items()}
+    )
 
 
 _OF_A_STORE = {"lease", "next_due", "events_after", "last_cursor"}
 VERBS = SimpleNamespace(
-    **{name: function for name, function in vars(verbs).items() if not name.startswith("_") and callable(function) and name not in _OF_A_STORE}
-    | {"forget_owner": forget_owner, "add": add, "add_chunks": add_chunks, "reclaim": reclaim, "engines": engines, "know": know}
+    **{
+        name: function
+        for name, function in vars(verbs).items()
+        if not name.startswith("_") and callable(function) and name not in _OF_A_STORE
+    }
+    | {
+        "forget_owner": forget_owner,
+        "add": add,
+        "add_chunks": add_chunks,
+        "reclaim": reclaim,
+        "engines": engines,
+        "know": know,
+    }
 )

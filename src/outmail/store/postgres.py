@@ -1,12 +1,14 @@
 """The PostgreSQL store: one database, any number of hosts.
 
-Promises: what `commit` returned was committed (``synchronous_commit`` is the server's affair); a transaction is never open while the
-network of mail is used; no state is kept in a session, so PgBouncer may stand between (``?pgbouncer=1``: no prepared statements);
-threads that ask at the same moment share one commit; a connection that broke is made anew with the next call, with several hosts in
-the URL on the one that takes writes; when it breaks while a call is under way, the caller is told that the call may have happened.
-Engines hold leases by the server's clock, renewed every 30 s; one that has not renewed for 90 s, stopped or asleep or cut off, begins
-nothing and puts no more dots on record until it has; one whose row is gone has lost all it held, and registers anew. The record is a local file: an engine killed is taken back at once and exactly on its own host, elsewhere after the lease, and then
-everything it had leased counts as uncertain.
+Promises: what `commit` returned was committed (``synchronous_commit`` is the server's affair); a transaction
+is never open while the network of mail is used; no state is kept in a session, so PgBouncer may stand between
+(``?pgbouncer=1``: no prepared statements); threads that ask at the same moment share one commit; a connection
+that broke is made anew with the next call, with several hosts in the URL on the one that takes writes; when
+it breaks while a call is under way, the caller is told that the call may have happened. Engines hold leases
+by the server's clock, renewed every 30 s; one that has not renewed for 90 s, stopped or asleep or cut off,
+begins nothing and puts no more dots on record until it has; one whose row is gone has lost all it held, and
+registers anew. The record is a local file: an engine killed is taken back at once and exactly on its own
+host, elsewhere after the lease, and then everything it had leased counts as uncertain.
 Fails: `Trouble`. Does not: create databases or roles, or tune the server.
 """
 
@@ -51,18 +53,22 @@ _UPGRADE = 0x6F75746D
 
 
 def schema_step(n: int) -> str:
-    """The statements that make schema ``n`` of the one before. Each leaves the version before it working: columns and tables come, with
-    defaults, and go one step after nobody knows them any more."""
+    """The statements that make schema ``n`` of the one before. Each leaves the version before it working:
+    columns and tables come, with defaults, and go one step after nobody knows them any more.
+    """
     return (resources.files("outmail.store") / "sql" / f"postgresql-{n}.sql").read_text("utf-8")
 
 
 class LeasedOwner(Owner):
     """An engine's registration that must be renewed: its row, its lease, and its file on this host."""
 
-    def __init__(self, store: PostgresStore, id: int, file: OwnerFile, row: tuple[Any, ...], began: float) -> None:
+    def __init__(
+        self, store: PostgresStore, id: int, file: OwnerFile, row: tuple[Any, ...], began: float
+    ) -> None:
         super().__init__(store, id, file)
         self.row = row
-        #: When the last renewal began that the server confirmed, by a clock that goes on while this process is stopped.
+        #: When the last renewal began that the server confirmed, by a clock that goes on while this process
+        #: is stopped.
         self.renewed = began
         self._owners = store._owners
 
@@ -83,7 +89,9 @@ class _Claimless:
 
 
 class PostgresStore:
-    """A queue in the schema ``outmail`` of a PostgreSQL database. ``base`` is a path on this host for spool and engines' files."""
+    """A queue in the schema ``outmail`` of a PostgreSQL database. ``base`` is a path on this host for spool
+    and engines' files.
+    """
 
     blocking = True
     #: Connections that write, made when threads ask at the same moment.
@@ -91,7 +99,9 @@ class PostgresStore:
 
     def __init__(self, url: str, base: str) -> None:
         conninfo, self._prepare = conninfo_of(url)
-        self._hints = Hints(lambda: psycopg().connect(conninfo, autocommit=True)) if asked(url, "notify") else None
+        self._hints = (
+            Hints(lambda: psycopg().connect(conninfo, autocommit=True)) if asked(url, "notify") else None
+        )
         self.url = shown(url)
         self.spool = f"{base}.spool"
         self._base = base
@@ -129,7 +139,11 @@ class PostgresStore:
             exists = db.execute("SELECT to_regclass('outmail.version') IS NOT NULL").fetchone()[0]
             found = db.execute("SELECT max(n) FROM outmail.version").fetchone()[0] if exists else -1
             if found > SCHEMA + 1:
-                raise Trouble("schema", f"{self.url} has schema {found}, made by a later outmail; this one works with up to {SCHEMA + 1}: upgrade outmail")
+                raise Trouble(
+                    "schema",
+                    f"{self.url} has schema {found}, made by a later outmail; this one works with up to "
+                    f"{SCHEMA + 1}: upgrade outmail",
+                )
             if found >= SCHEMA:
                 return
             with db.transaction():
@@ -157,7 +171,7 @@ class PostgresStore:
         with self._read_lock:
             self._reader.drop()
 
-    # -- writing ----------------------------------------------------------------------------------------------------
+    # -- writing ---------------------------------------------------------------------------------------------
 
     def _lane(self) -> Lane:
         """A free one, or one where few wait."""
@@ -176,7 +190,7 @@ class PostgresStore:
         """All of it is later."""
         return lambda: self.commit(verbs)
 
-    # -- reading ----------------------------------------------------------------------------------------------------
+    # -- reading ---------------------------------------------------------------------------------------------
 
     def read(self, verb: Verb[R]) -> R:
         """A verb from one snapshot. (Reading events also gives them their cursors.)"""
@@ -188,7 +202,8 @@ class PostgresStore:
                     db = self._reader.open()
                     db.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
                     break
-                except library.Error as problem:  # an idle connection that was cut: once more with a fresh one
+                except library.Error as problem:
+                    # an idle connection that was cut: once more with a fresh one
                     self._reader.drop()
                     if last:
                         raise trouble(problem) from None
@@ -221,7 +236,7 @@ class PostgresStore:
         if self._hints is not None:
             self._hints.listen(wake)
 
-    # -- engines ----------------------------------------------------------------------------------------------------
+    # -- engines ---------------------------------------------------------------------------------------------
 
     def register(self, now: int) -> LeasedOwner:
         """Become an engine of this store."""
@@ -231,7 +246,9 @@ class PostgresStore:
             os.makedirs(os.path.dirname(self._base), mode=0o700, exist_ok=True)
             file = OwnerFile(self._base, name)
         except OSError as problem:
-            raise Trouble("forbidden", f"{self._base} cannot be written: {problem.strerror}", problem.errno) from None
+            raise Trouble(
+                "forbidden", f"{self._base} cannot be written: {problem.strerror}", problem.errno
+            ) from None
         try:
             number = self.run(pgsql.VERBS.register(*row))
         except BaseException:
@@ -242,8 +259,9 @@ class PostgresStore:
         return owner
 
     def dots(self, owner: LeasedOwner, notes: Iterable[tuple[Delivery, Sequence[Leased]]]) -> None:
-        """Put final dots on record, unless the lease may be in others' hands. The look at the clock comes last: the process may be stopped
-        in any line before."""
+        """Put final dots on record, unless the lease may be in others' hands. The look at the clock comes
+        last: the process may be stopped in any line before.
+        """
         owner.note(notes)
         if not owner.stands():
             raise Trouble("io", f"the lease has not been renewed for {pgsql.CONFIDENCE:.0f} s")
@@ -291,7 +309,13 @@ class PostgresStore:
             row = known.get(dead.uuid)
             try:
                 if row is not None:
-                    found.append(self.run(pgsql.reclaim(row[0], dead.notes() if row[3] == boot_id() else None, now, hold=hold)))
+                    found.append(
+                        self.run(
+                            pgsql.reclaim(
+                                row[0], dead.notes() if row[3] == boot_id() else None, now, hold=hold
+                            )
+                        )
+                    )
             except BaseException:
                 dead.close()
                 raise
@@ -302,17 +326,19 @@ class PostgresStore:
         """One row that says which database this is (`source.IDENTITY`)."""
         return tuple(self.read(_row(sql)))
 
-    # -- long content -----------------------------------------------------------------------------------------------
+    # -- long content ----------------------------------------------------------------------------------------
 
     def uploading(self, upload: str) -> Upload:
         """Nothing: each piece carries the server's time."""
         return _Claimless()
 
     def sweep_uploads(self) -> int:
-        """By the server's clock, long after the last piece: its writer may be on any host. What goes too early is written again (`Missing`)."""
+        """By the server's clock, long after the last piece: its writer may be on any host. What goes too
+        early is written again (`Missing`).
+        """
         return sum(self.run(pgsql.VERBS.drop_upload(upload)) for upload in self.read(pgsql.old_uploads()))
 
-    # -- upkeep -----------------------------------------------------------------------------------------------------
+    # -- upkeep ----------------------------------------------------------------------------------------------
 
     def drop_history(self, now: int, records: int) -> bool:
         """By periods."""
@@ -338,7 +364,8 @@ class PostgresStore:
         except Trouble as problem:
             if problem.kind in ("busy", "conflict"):
                 log.info("a period of history is in use, it is opened or dropped later: %s", problem)
-            elif str(problem) != self._told:  # a role that owns nothing, say: then everything goes by row, later
+            elif str(problem) != self._told:
+                # a role that owns nothing, say: then everything goes by row, later
                 self._told = str(problem)
                 log.warning("history is not kept in periods: %s", problem)
 
@@ -354,7 +381,10 @@ class PostgresStore:
 
 _CHECKS = (
     *verbs.CHECKS,
-    ("SELECT count(*) FROM (SELECT 1 FROM recipient GROUP BY message, n HAVING count(*) > 1) d", "recipients that are there twice"),
+    (
+        "SELECT count(*) FROM (SELECT 1 FROM recipient GROUP BY message, n HAVING count(*) > 1) d",
+        "recipients that are there twice",
+    ),
 )
 
 
@@ -363,7 +393,7 @@ def _row(sql: str) -> Verb[Any]:
     return rows[0]
 
 
-# -- URLs ---------------------------------------------------------------------------------------------------------------
+# -- URLs ----------------------------------------------------------------------------------------------------
 
 
 def asked(url: str, word: str) -> bool:
@@ -376,7 +406,10 @@ def conninfo_of(url: str) -> tuple[str, bool]:
     """``postgresql://…`` → (what libpq takes, whether statements may be prepared)."""
     library = psycopg()
     if asked(url, "pgbouncer") and asked(url, "notify"):
-        raise ConfigError(f"{shown(url)}: behind PgBouncer no hint can be heard", hint="leave notify=1 out; other hosts' mail is found by looking")
+        raise ConfigError(
+            f"{shown(url)}: behind PgBouncer no hint can be heard",
+            hint="leave notify=1 out; other hosts' mail is found by looking",
+        )
     bare = url
     for word in ("pgbouncer", "notify"):
         bare = re.sub(rf"([?&]){word}=[^&]*&?", r"\1", bare)

@@ -1,16 +1,18 @@
-"""An application's database from the engine's side: rows of ``outmail_outbox`` are claimed by an engine, read, and deleted.
+"""An application's database from the engine's side: rows of ``outmail_outbox`` are claimed by an engine,
+read, and deleted.
 
-How: three short transactions, with the store's own commit between the second and the third: `claim` (rows nobody has claimed become
-ours), the caller adds them to its store, `done` (they are deleted). Who claims is an engine of a store (`claimant`): engines of one store
-do not read the same rows, and what a dead one has left is freed by the others (`takeover`). A row claimed is finished by that store
-alone, whatever is killed when; a row that the store has already is dropped, so nothing is doubled.
-Why a delete names number, id and claimant: an engine that stood still may come back when its rows were freed, taken by another engine, and
-deleted. SQLite gives the number of a deleted row again where the table was made without AUTOINCREMENT, so a delete by number alone would
-remove a row that nobody has stored.
-Promises: the application's database is never held while the store is written; an empty table costs one read; SQLite files are opened
-by one library a process (`drivers.claim`), and their journal mode is left as it is.
-Whoever may write rows may write anything, and SQLite's columns take anything: text, id and envelope are read as bytes, at most `MOST` of
-each, and nothing that stands there keeps other rows from being read.
+How: three short transactions, with the store's own commit between the second and the third: `claim` (rows
+nobody has claimed become ours), the caller adds them to its store, `done` (they are deleted). Who claims is
+an engine of a store (`claimant`): engines of one store do not read the same rows, and what a dead one has
+left is freed by the others (`takeover`). A row claimed is finished by that store alone, whatever is killed
+when; a row that the store has already is dropped, so nothing is doubled. Why a delete names number, id and
+claimant: an engine that stood still may come back when its rows were freed, taken by another engine, and
+deleted. SQLite gives the number of a deleted row again where the table was made without AUTOINCREMENT, so a
+delete by number alone would remove a row that nobody has stored.
+Promises: the application's database is never held while the store is written; an empty table costs one read;
+SQLite files are opened by one library a process (`drivers.claim`), and their journal mode is left as it is.
+Whoever may write rows may write anything, and SQLite's columns take anything: text, id and envelope are read
+as bytes, at most `MOST` of each, and nothing that stands there keeps other rows from being read.
 Fails: `Trouble`; kind "schema" where the table is missing. Does not: understand rows, or wait.
 """
 
@@ -38,8 +40,9 @@ MOST = 256 * 1024 * 1024
 
 @dataclass(slots=True)
 class Row:
-    """One row of ``outmail_outbox``. Nothing of it is checked: ``id`` is the begin of what stands there, ``envelope`` is meant to be JSON.
-    ``size`` counts content and envelope, read or not."""
+    """One row of ``outmail_outbox``. Nothing of it is checked: ``id`` is the begin of what stands there,
+    ``envelope`` is meant to be JSON. ``size`` counts content and envelope, read or not.
+    """
 
     n: int
     id: str
@@ -50,7 +53,13 @@ class Row:
 
 def _row(n: int, id: Any, kind: str, content: Any, envelope: Any, size: int, encoding: str) -> Row:
     """What `_COLUMNS` gave. ``kind``: of the content; ``encoding``: of the database's texts."""
-    return Row(n, _utf8(id, encoding).decode("utf-8", "replace"), _utf8(content, encoding if kind == "text" else ""), _utf8(envelope, encoding), size)
+    return Row(
+        n,
+        _utf8(id, encoding).decode("utf-8", "replace"),
+        _utf8(content, encoding if kind == "text" else ""),
+        _utf8(envelope, encoding),
+        size,
+    )
 
 
 def _utf8(value: Any, encoding: str) -> bytes:
@@ -92,7 +101,9 @@ class Source(Protocol):
         """Claim what nobody has claimed, oldest first, at most a batch; their numbers."""
 
     def rows(self, claimant: str, numbers: Sequence[int]) -> list[Row]:
-        """Those of these rows that are still ours, oldest first, up to `BATCH_BYTES` of content; at least one where there is one."""
+        """Those of these rows that are still ours, oldest first, up to `BATCH_BYTES` of content; at least one
+        where there is one.
+        """
 
     def rename(self, claimant: str, ids: Mapping[int, str]) -> None:
         """Give these rows of ours other ids."""
@@ -115,12 +126,17 @@ class Source(Protocol):
 _MINE = "SELECT n FROM outmail_outbox WHERE store = ? ORDER BY n LIMIT ?"
 _ANY = "SELECT 1 FROM outmail_outbox WHERE store IS NULL LIMIT 1"
 _CLAIM = (
-    "UPDATE outmail_outbox SET store = ? WHERE n IN (SELECT n FROM outmail_outbox WHERE store IS NULL ORDER BY n LIMIT ?) AND store IS NULL RETURNING n"
+    "UPDATE outmail_outbox SET store = ? WHERE n IN (SELECT n FROM outmail_outbox WHERE store IS NULL "
+    "ORDER BY n LIMIT ?) AND store IS NULL RETURNING n"
 )
-_BYTES = "CASE typeof(content) WHEN 'blob' THEN length(content) ELSE coalesce(length(CAST(content AS BLOB)), 0) END + coalesce(length(CAST(envelope AS BLOB)), 0)"
+_BYTES = (
+    "CASE typeof(content) WHEN 'blob' THEN length(content) ELSE coalesce(length(CAST(content AS BLOB)), "
+    "0) END + coalesce(length(CAST(envelope AS BLOB)), 0)"
+)
 _COLUMNS = (
     "n, substr(CAST(id AS BLOB), 1, 100), typeof(content),"
-    f" CASE WHEN typeof(content) = 'blob' AND length(content) <= {MOST} THEN content ELSE substr(CAST(content AS BLOB), 1, {MOST}) END,"
+    f" CASE WHEN typeof(content) = 'blob' AND length(content) <= {MOST} THEN content ELSE "
+    f"substr(CAST(content AS BLOB), 1, {MOST}) END,"
     f" substr(CAST(envelope AS BLOB), 1, {MOST}), {_BYTES}, (SELECT encoding FROM pragma_encoding)"
 )
 _SIZES = f"SELECT n, {_BYTES} FROM outmail_outbox WHERE store = ? AND n IN ({{marks}}) ORDER BY n"
@@ -129,7 +145,8 @@ _RENAME = "UPDATE outmail_outbox SET id = ? WHERE n = ? AND store = ? RETURNING 
 #: An id may be there as a BLOB: it is read as the text that its bytes are.
 _DONE = "DELETE FROM outmail_outbox WHERE n = ? AND CAST(id AS TEXT) = ? AND store = ?"
 _CLAIMS = (
-    "SELECT CAST(store AS BLOB), count(*), coalesce(min(CASE typeof(added_at) WHEN 'integer' THEN added_at END), 0)"
+    "SELECT CAST(store AS BLOB), count(*), coalesce(min(CASE typeof(added_at) WHEN 'integer' THEN added_at "
+    "END), 0)"
     " FROM outmail_outbox WHERE store IS NOT NULL GROUP BY store ORDER BY store"
 )
 _FREE = "UPDATE outmail_outbox SET store = NULL WHERE store = ? RETURNING n"
@@ -137,8 +154,13 @@ _FREE = "UPDATE outmail_outbox SET store = NULL WHERE store = ? RETURNING n"
 
 #: The same three on PostgreSQL.
 _PG_BYTES = "octet_length(content) + octet_length(envelope)"
-_PG_COLUMNS = f"n, left(id, 100), 'blob', substr(content, 1, {MOST}), left(envelope, {MOST}), {_PG_BYTES}, 'UTF-8'"
-_PG_CLAIMS = "SELECT store, count(*), min(added_at) FROM outmail_outbox WHERE store IS NOT NULL GROUP BY store ORDER BY store"
+_PG_COLUMNS = (
+    f"n, left(id, 100), 'blob', substr(content, 1, {MOST}), left(envelope, {MOST}), {_PG_BYTES}, 'UTF-8'"
+)
+_PG_CLAIMS = (
+    "SELECT store, count(*), min(added_at) FROM outmail_outbox WHERE store IS NOT NULL GROUP BY "
+    "store ORDER BY store"
+)
 
 #: Rows that another engine is taking in this moment are passed over (`pgsql`).
 TAKE = f"SELECT n, {_BYTES} FROM outmail_outbox WHERE store IS NULL OR store = ? ORDER BY n LIMIT ?"
@@ -153,8 +175,9 @@ def _claim(store: Any, rows: int, oldest: int) -> Claim:
 
 
 def take(claimant: str) -> Verb[list[Row]]:
-    """Part of a store's own transaction: rows of a table beside it are deleted and returned, oldest first. They are locked from the look
-    to the commit, so a number is enough."""
+    """Part of a store's own transaction: rows of a table beside it are deleted and returned, oldest first.
+    They are locked from the look to the commit, so a number is enough.
+    """
     fit = within((yield TAKE, (claimant, BATCH)))
     rows = (yield TAKEN, (json.dumps(fit),)) if fit else []
     return [_row(*row) for row in sorted(rows, key=lambda row: row[0])]
@@ -221,7 +244,9 @@ class SqliteSource:
 
     def rows(self, claimant: str, numbers: Sequence[int]) -> list[Row]:
         fit = within(self._read(_SIZES.format(marks=",".join("?" * len(numbers))), (claimant, *numbers)))
-        return [_row(*row) for row in self._read(_ROWS.format(marks=",".join("?" * len(fit))), (claimant, *fit))]
+        return [
+            _row(*row) for row in self._read(_ROWS.format(marks=",".join("?" * len(fit))), (claimant, *fit))
+        ]
 
     def rename(self, claimant: str, ids: Mapping[int, str]) -> None:
         self._write([(_RENAME, (id, n, claimant)) for n, id in ids.items()])
@@ -259,7 +284,8 @@ class SqliteSource:
         drivers.patient(lambda: self._db.execute("BEGIN IMMEDIATE"), 5.0)
         try:
             rows = [row for sql, params in statements for row in self._db.execute(sql, params)]
-            drivers.patient(lambda: self._db.execute("COMMIT"), 5.0)  # with a rollback journal, readers hold a commit up
+            # with a rollback journal, readers hold a commit up
+            drivers.patient(lambda: self._db.execute("COMMIT"), 5.0)
         except BaseException:
             if self._db.in_transaction():
                 self._db.execute("ROLLBACK")
@@ -270,16 +296,23 @@ class SqliteSource:
 def missing_table(problem: Trouble, name: str) -> Trouble:
     """The commonest trouble, in a sentence."""
     if lacks_table(problem):
-        return Trouble("schema", f"{name} has no table outmail_outbox: make it with what `outmail store ddl` prints")
+        return Trouble(
+            "schema", f"{name} has no table outmail_outbox: make it with what `outmail store ddl` prints"
+        )
     return problem
 
 
 #: What tells one table of one database of one server from all others.
-IDENTITY = "SELECT pg_postmaster_start_time(), current_setting('port'), current_database(), to_regclass('outmail_outbox')::oid"
+IDENTITY = (
+    "SELECT pg_postmaster_start_time(), current_setting('port'), current_database(), "
+    "to_regclass('outmail_outbox')::oid"
+)
 
 
 class PostgresSource:
-    """``outmail_outbox`` in an application's PostgreSQL database, where the connection's search path finds it."""
+    """``outmail_outbox`` in an application's PostgreSQL database, where the connection's search path finds
+    it.
+    """
 
     def __init__(self, url: str) -> None:
         from outmail.store.lane import Connection
@@ -296,7 +329,8 @@ class PostgresSource:
         if not self._run(_ANY):
             return []
         mine = self._run(
-            "WITH free AS MATERIALIZED (SELECT n FROM outmail_outbox WHERE store IS NULL ORDER BY n LIMIT %s FOR UPDATE SKIP LOCKED)"
+            "WITH free AS MATERIALIZED (SELECT n FROM outmail_outbox WHERE store IS NULL ORDER BY n LIMIT %s "
+            "FOR UPDATE SKIP LOCKED)"
             " UPDATE outmail_outbox o SET store = %s FROM free WHERE o.n = free.n RETURNING o.n",
             (BATCH, claimant),
         )

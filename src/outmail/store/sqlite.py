@@ -1,10 +1,12 @@
 """The SQLite store: one file, write-ahead log, a disk flush per commit, and group commit.
 
-Promises: ``synchronous=FULL``: what `commit` returned is on disk; ``BEGIN IMMEDIATE`` for whatever writes, with our own
-patient retries, so that no caller sees "database is locked"; threads that ask at the same moment share one commit
-(the first one commits for all); a loop's commits do not wait for checkpoints; a forked child opens its own connections
-and leaves the parent's alone; a file that was removed or replaced while it is open takes nothing more.
-Fails: `Trouble`; after it nothing of the transaction is stored. A file of a later schema is refused, never touched.
+Promises: ``synchronous=FULL``: what `commit` returned is on disk; ``BEGIN IMMEDIATE`` for whatever writes,
+with our own patient retries, so that no caller sees "database is locked"; threads that ask at the same moment
+share one commit (the first one commits for all); a loop's commits do not wait for checkpoints; a forked child
+opens its own connections and leaves the parent's alone; a file that was removed or replaced while it is open
+takes nothing more.
+Fails: `Trouble`; after it nothing of the transaction is stored. A file of a later schema is refused, never
+touched.
 Does not: work on network file systems, or know what the verbs mean.
 """
 
@@ -35,8 +37,15 @@ R = TypeVar("R")
 D = TypeVar("D", bound=drivers.Driver)
 _DURABLE = ("PRAGMA synchronous = FULL", "PRAGMA fullfsync = ON")
 #: auto_vacuum first: it can only be chosen before the file has its first page.
-_PRAGMAS = ("PRAGMA auto_vacuum = INCREMENTAL", "PRAGMA journal_mode = WAL", *_DURABLE, "PRAGMA busy_timeout = 0", f"PRAGMA wal_autocheckpoint = {PAGES}",
-            "PRAGMA cache_size = -32000", "PRAGMA temp_store = MEMORY")  # fmt: skip
+_PRAGMAS = (
+    "PRAGMA auto_vacuum = INCREMENTAL",
+    "PRAGMA journal_mode = WAL",
+    *_DURABLE,
+    "PRAGMA busy_timeout = 0",
+    f"PRAGMA wal_autocheckpoint = {PAGES}",
+    "PRAGMA cache_size = -32000",
+    "PRAGMA temp_store = MEMORY",
+)
 
 
 class SqliteStore(GroupCommit):
@@ -60,7 +69,7 @@ class SqliteStore(GroupCommit):
         forks.attend(self)
         self._check_fork()
 
-    # -- opening ----------------------------------------------------------------------------------------------------
+    # -- opening ---------------------------------------------------------------------------------------------
 
     def _begin_anew(self) -> None:
         super()._begin_anew()
@@ -90,14 +99,22 @@ class SqliteStore(GroupCommit):
                 driver.close()
             drivers.release(self._claim)
             raise
-        self._checkpoints = Checkpoints(self._writer, lambda: _prepared(drivers.Apsw(self.path), _DURABLE)) if isinstance(self._writer, drivers.Apsw) else None
+        self._checkpoints = (
+            Checkpoints(self._writer, lambda: _prepared(drivers.Apsw(self.path), _DURABLE))
+            if isinstance(self._writer, drivers.Apsw)
+            else None
+        )
         self._version = -1
         self._pid = os.getpid()
         self._forks = forks.count()
 
     def pause(self) -> bool:
         """See `forks.Holder`."""
-        self._paused = [lock for lock in (self._opening, self._write_lock, self._read_lock) if lock.acquire(timeout=forks.WAIT)]
+        self._paused = [
+            lock
+            for lock in (self._opening, self._write_lock, self._read_lock)
+            if lock.acquire(timeout=forks.WAIT)
+        ]
         return len(self._paused) == 3 and (self._checkpoints is None or self._checkpoints.wait(forks.WAIT))
 
     def resume(self) -> None:
@@ -117,12 +134,18 @@ class SqliteStore(GroupCommit):
         self._writer.forsake()
 
     def _upgrade(self) -> None:
-        """Bring the file to this version's schema; each step is one transaction, guarded by the write lock."""
+        """Bring the file to this version's schema; each step is one transaction, guarded by the write
+        lock.
+        """
         found = self._writer.execute("PRAGMA user_version")[0][0]
         if found == SCHEMA:
             return
         if found > SCHEMA:
-            raise Trouble("schema", f"{self.path} has schema {found}, made by a later outmail; this one knows up to {SCHEMA}: upgrade outmail")
+            raise Trouble(
+                "schema",
+                f"{self.path} has schema {found}, made by a later outmail; this one knows up to {SCHEMA}: "
+                f"upgrade outmail",
+            )
         drivers.patient(lambda: self._writer.execute("BEGIN IMMEDIATE"))
         try:
             for step in range(self._writer.execute("PRAGMA user_version")[0][0] + 1, SCHEMA + 1):
@@ -147,7 +170,7 @@ class SqliteStore(GroupCommit):
                 self._writer.close()
                 drivers.release(self._claim)
 
-    # -- writing ----------------------------------------------------------------------------------------------------
+    # -- writing ---------------------------------------------------------------------------------------------
 
     def begin(self, verbs: Sequence[Verb[Any]]) -> Callable[[], list[Any]]:
         """The verbs run now, the disk is waited for later; while somebody else writes, all of it is later."""
@@ -180,8 +203,13 @@ class SqliteStore(GroupCommit):
     def _begin(self, verbs: Sequence[Verb[Any]], wait: float) -> list[Any]:
         if self._pid < 0:
             raise Trouble("closed", f"{self.path} is closed")
-        if drivers.identity(self.path) != self._claim:  # what is written to a file without a name is lost with the program
-            raise Trouble("io", f"{self.path} was removed or replaced while it was open: put it back, or start this program anew")
+        # what is written to a file without a name is lost with the program
+        if drivers.identity(self.path) != self._claim:
+            raise Trouble(
+                "io",
+                f"{self.path} was removed or replaced while it was open: put it back, or start this program "
+                f"anew",
+            )
         drivers.patient(lambda: self._writer.execute("BEGIN IMMEDIATE"), wait)
         try:
             if len(verbs) == 1:
@@ -199,12 +227,16 @@ class SqliteStore(GroupCommit):
             raise
 
     def _guarded(self, verb: Verb[Any]) -> Any:
-        """One verb among several: its failure undoes its own changes only, unless the store itself is in trouble."""
+        """One verb among several: its failure undoes its own changes only, unless the store itself is in
+        trouble.
+        """
         self._writer.execute("SAVEPOINT verb")
         try:
             answer = drivers.drive(self._writer, verb)
         except Exception as problem:
-            if (isinstance(problem, Trouble) and problem.kind != "other") or not self._writer.in_transaction():
+            if (
+                isinstance(problem, Trouble) and problem.kind != "other"
+            ) or not self._writer.in_transaction():
                 raise
             self._writer.execute("ROLLBACK TO verb")
             answer = problem
@@ -215,7 +247,7 @@ class SqliteStore(GroupCommit):
         if self._writer.in_transaction():
             self._writer.execute("ROLLBACK")
 
-    # -- reading ----------------------------------------------------------------------------------------------------
+    # -- reading ---------------------------------------------------------------------------------------------
 
     def read(self, verb: Verb[R]) -> R:
         """A verb that writes nothing, from one snapshot."""
@@ -238,7 +270,7 @@ class SqliteStore(GroupCommit):
         before, self._version = self._version, version
         return bool(version != before)
 
-    # -- engines ----------------------------------------------------------------------------------------------------
+    # -- engines ---------------------------------------------------------------------------------------------
 
     def register(self, now: int) -> Owner:
         """Become an engine of this store."""
@@ -247,7 +279,9 @@ class SqliteStore(GroupCommit):
             file = OwnerFile(self.path, name)
         except OSError as problem:
             kind = "full" if problem.errno in (errno.ENOSPC, errno.EDQUOT) else "forbidden"
-            raise Trouble(kind, f"no file can be made beside {self.path}: {problem.strerror}", problem.errno) from None
+            raise Trouble(
+                kind, f"no file can be made beside {self.path}: {problem.strerror}", problem.errno
+            ) from None
         try:
             number = self.run(verbs.register(name, os.getpid(), socket.gethostname(), boot_id(), now))
         except BaseException:
@@ -279,7 +313,9 @@ class SqliteStore(GroupCommit):
                 dead.remove()
                 continue
             try:
-                found.append(self.run(verbs.reclaim(row[0], dead.notes() if row[3] == boot else None, now, hold=hold)))
+                found.append(
+                    self.run(verbs.reclaim(row[0], dead.notes() if row[3] == boot else None, now, hold=hold))
+                )
             except BaseException:
                 dead.close()
                 raise
@@ -289,13 +325,16 @@ class SqliteStore(GroupCommit):
                 found.append(self.run(verbs.reclaim(row[0], None, now, hold=hold)))
         return [item for item in found if item["leases"]]
 
-    # -- long content -----------------------------------------------------------------------------------------------
+    # -- long content ----------------------------------------------------------------------------------------
 
     def uploading(self, upload: str) -> HeldFile:
-        """A locked file beside the store, as engines have one: the lock goes with the process, whatever clocks say."""
+        """A locked file beside the store, as engines have one: the lock goes with the process, whatever
+        clocks say.
+        """
         try:
             held = HeldFile(f"{self.path}.upload-new.{upload}", self._upload_file(upload))
-            sync_folder(os.path.dirname(self.path))  # pieces that outlive a power cut have their file: nothing lies there for ever
+            # pieces that outlive a power cut have their file: nothing lies there for ever
+            sync_folder(os.path.dirname(self.path))
         except OSError as problem:
             raise file_trouble(problem, self._upload_file(upload)) from None
         return held
@@ -314,18 +353,21 @@ class SqliteStore(GroupCommit):
         return count + self._sweep_lost()
 
     def _sweep_lost(self) -> int:
-        """Pieces that have no file: a copy was made while somebody was uploading, or the file was removed. Looks at all messages, so seldom."""
+        """Pieces that have no file: a copy was made while somebody was uploading, or the file was removed.
+        Looks at all messages, so seldom.
+        """
         if time.monotonic() - self._walked < WALK:
             return 0
         self._walked = time.monotonic()
-        # A file is there from before its first piece until after the commit of its message: so first the pieces, then the files.
+        # A file is there from before its first piece until after the commit of its message: so first the
+        # pieces, then the files.
         lost = [upload for upload in self.read(_unnamed()) if not os.path.lexists(self._upload_file(upload))]
         return sum(self.run(verbs.drop_upload(upload)) for upload in lost)
 
     def _upload_file(self, upload: str) -> str:
         return f"{self.path}.upload.{upload}"
 
-    # -- upkeep -----------------------------------------------------------------------------------------------------
+    # -- upkeep ----------------------------------------------------------------------------------------------
 
     def drop_history(self, now: int, records: int) -> bool:
         """There is none that goes as a whole."""
@@ -367,7 +409,9 @@ class SqliteStore(GroupCommit):
             copy.close()
 
     def flush(self) -> None:
-        """All is in the file itself, and nothing in its log: for whoever takes the file away. Raises `Trouble` where that is not so."""
+        """All is in the file itself, and nothing in its log: for whoever takes the file away. Raises
+        `Trouble` where that is not so.
+        """
         self._check_fork()
         with self._write_lock:
             drivers.patient(self._flush)
@@ -377,7 +421,10 @@ class SqliteStore(GroupCommit):
             raise Trouble("busy", f"somebody else reads {self.path}")
 
 
-_UNNAMED = "SELECT DISTINCT upload FROM chunk WHERE upload NOT IN (SELECT upload FROM message WHERE upload IS NOT NULL)"
+_UNNAMED = (
+    "SELECT DISTINCT upload FROM chunk WHERE upload NOT IN (SELECT upload FROM message WHERE upload "
+    "IS NOT NULL)"
+)
 
 
 def _unnamed() -> Verb[list[str]]:
@@ -392,7 +439,13 @@ def is_store(path: str) -> bool:
         return False
     driver = drivers.Apsw(path)
     try:
-        return bool(drivers.patient(lambda: driver.execute("SELECT 1 FROM sqlite_master WHERE name = 'recipient' AND sql IS NOT NULL")))
+        return bool(
+            drivers.patient(
+                lambda: driver.execute(
+                    "SELECT 1 FROM sqlite_master WHERE name = 'recipient' AND sql IS NOT NULL"
+                )
+            )
+        )
     except Trouble as problem:
         if problem.kind == "corrupt":
             return False
@@ -404,7 +457,8 @@ def is_store(path: str) -> bool:
 _CHECKS = (
     *verbs.CHECKS,
     (
-        "SELECT count(*) FROM message m WHERE m.seq < (SELECT max(seq) FROM message) AND NOT EXISTS (SELECT 1 FROM recipient r WHERE r.message = m.seq)"
+        "SELECT count(*) FROM message m WHERE m.seq < (SELECT max(seq) FROM message) AND NOT EXISTS (SELECT "
+        "1 FROM recipient r WHERE r.message = m.seq)"
         f" AND m.id NOT LIKE '{verbs.GONE}%'",
         "messages without recipients",
     ),
@@ -417,29 +471,46 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def file_trouble(problem: OSError, path: str) -> Trouble:
     """What the system said of a file of ours → Trouble."""
     code = problem.errno
-    kind = "full" if code in _FULL else "readonly" if code == errno.EROFS else "io" if code == errno.EIO else "forbidden"
+    kind = (
+        "full"
+        if code in _FULL
+        else "readonly"
+        if code == errno.EROFS
+        else "io"
+        if code == errno.EIO
+        else "forbidden"
+    )
     return Trouble(kind, f"{path} cannot be written: {problem.strerror or problem}", code)
 
 
 def _create(path: str) -> None:
     """Make the file private before SQLite sees it; a missing folder is said, not made.
 
-    One that is there is not opened: closing it would drop the locks that other connections of this process hold on it.
+    One that is there is not opened: closing it would drop the locks that other connections of this process
+    hold on it.
     """
     try:
         path.encode()
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     except FileExistsError:
         if not os.path.isfile(path):
-            raise Trouble("forbidden", f"{path} cannot be opened for writing: it is no file", errno.EISDIR) from None
+            raise Trouble(
+                "forbidden", f"{path} cannot be opened for writing: it is no file", errno.EISDIR
+            ) from None
         if not os.access(path, os.R_OK | os.W_OK, effective_ids=os.access in os.supports_effective_ids):
-            raise Trouble("forbidden", f"{path} cannot be opened for writing: permission denied", errno.EACCES) from None
+            raise Trouble(
+                "forbidden", f"{path} cannot be opened for writing: permission denied", errno.EACCES
+            ) from None
     except ValueError:
         raise Trouble("other", f"SQLite takes no such file name: {path!r}") from None
     except FileNotFoundError:
-        raise Trouble("forbidden", f"the folder of {path} does not exist: create it, or choose another store", 2) from None
+        raise Trouble(
+            "forbidden", f"the folder of {path} does not exist: create it, or choose another store", 2
+        ) from None
     except OSError as problem:
-        raise Trouble("forbidden", f"{path} cannot be opened for writing: {problem.strerror}", problem.errno) from None
+        raise Trouble(
+            "forbidden", f"{path} cannot be opened for writing: {problem.strerror}", problem.errno
+        ) from None
 
 
 def _prepared(connection: D, pragmas: Sequence[str]) -> D:

@@ -8,7 +8,9 @@ from outmail.clock import Clock, span
 
 
 class FakeClock(Clock):
-    """Starts at ``now`` (ms); `advance` moves wall and monotonic time, `set_back` and `jump` only the wall."""
+    """Starts at ``now`` (ms); `advance` moves wall and monotonic time, `set_back` and `jump` only the
+    wall.
+    """
 
     def __init__(self, now: int = 1_800_000_000_000) -> None:
         self._now = now

@@ -9,8 +9,8 @@
 ...     yield made
 ...     made.close()
 
-In a conftest.py, ``pytest.register_assert_rewrite("outmail.testing.conformance")`` makes its failures tell more. Stores whose verbs are not
-SQL leave `test_one_bad_verb_spoils_only_itself` out.
+In a conftest.py, ``pytest.register_assert_rewrite("outmail.testing.conformance")`` makes its failures tell
+more. Stores whose verbs are not SQL leave `test_one_bad_verb_spoils_only_itself` out.
 """
 
 from __future__ import annotations
@@ -26,32 +26,79 @@ from hypothesis import strategies as st
 
 from outmail import lifecycle as life
 from outmail.lifecycle import Standing
-from outmail.model import Delivery, Filter, Message, Outcome, Recipient, Reply, Settled, Term, Verdict, keyed_id, new_id
+from outmail.model import (
+    Delivery,
+    Filter,
+    Message,
+    Outcome,
+    Recipient,
+    Reply,
+    Settled,
+    Term,
+    Verdict,
+    keyed_id,
+    new_id,
+)
 from outmail.store import Store, Trouble
 from outmail.store.verbs import BEGUN, HARMLESS
 
 NOW = 1_800_000_000_000
 
 
-def message(*to: str, destination: str = "default", priority: int = 1, now: int = NOW, due: int | None = None, content: bytes = b"A: b\r\n\r\n", key: str | None = None, expires: int = 10**9) -> Message:
+def message(
+    *to: str,
+    destination: str = "default",
+    priority: int = 1,
+    now: int = NOW,
+    due: int | None = None,
+    content: bytes = b"A: b\r\n\r\n",
+    key: str | None = None,
+    expires: int = 10**9,
+) -> Message:
     id = new_id(now) if key is None else keyed_id(key)
     people = tuple(Recipient(address, destination) for address in to or ("a@x.test",))
-    return Message(id, content, "me@x.test", people, f"<{id}@x>", "subject", hashlib.sha256(content).digest(), 0, now, due or now, now + expires, priority, key)
+    return Message(
+        id,
+        content,
+        "me@x.test",
+        people,
+        f"<{id}@x>",
+        "subject",
+        hashlib.sha256(content).digest(),
+        0,
+        now,
+        due or now,
+        now + expires,
+        priority,
+        key,
+    )
 
 
 def add(store: Store, *messages: Message) -> Any:
     return [one[:4] for one in store.run(store.verbs.add(list(messages)))]
 
 
-def lease(store: Store, owner: Any, n: int = 10, now: int = NOW, number: int = 1, destination: str = "default") -> list[Delivery]:
+def lease(
+    store: Store, owner: Any, n: int = 10, now: int = NOW, number: int = 1, destination: str = "default"
+) -> list[Delivery]:
     return store.run(store.verbs.lease(owner.id, number, {destination: n}, now))
 
 
-def settle(store: Store, owner: Any, delivery: Delivery, event: str, kind: str = "deferred", due: int = NOW, now: int = NOW) -> int:
+def settle(
+    store: Store,
+    owner: Any,
+    delivery: Delivery,
+    event: str,
+    kind: str = "deferred",
+    due: int = NOW,
+    now: int = NOW,
+) -> int:
     outcome = Outcome(kind, "recipient", "dot", Reply(250, "text"))  # type: ignore[arg-type]
     for r in delivery.recipients:
         r.outcome = outcome
-    item = Settled(delivery, tuple((r, Verdict(event, due, "why")) for r in delivery.recipients), now, 5, True)
+    item = Settled(
+        delivery, tuple((r, Verdict(event, due, "why")) for r in delivery.recipients), now, 5, True
+    )
     return int(store.run(store.verbs.settle(owner.id, [item])))
 
 
@@ -139,7 +186,10 @@ def test_a_verb_that_raises_leaves_nothing_behind(store: Any) -> None:
         store.commit([raises()])
     answers = store.commit([raises(), store.verbs.note_put("job", "b", {"n": 1})])
     assert isinstance(answers[0], ZeroDivisionError)
-    assert store.read(store.verbs.find(Filter(), NOW))[0] == [] and store.read(store.verbs.note_get("job", "a")) is None
+    assert (
+        store.read(store.verbs.find(Filter(), NOW))[0] == []
+        and store.read(store.verbs.note_get("job", "a")) is None
+    )
     assert store.read(store.verbs.note_get("job", "b"))[0] == {"n": 1}
 
 
@@ -171,22 +221,35 @@ def test_only_what_was_begun_is_a_suspect_and_one_that_did_no_harm_is_not_blamed
     first, second = lease(store, owner, 10)
     store.run(store.verbs.reclaim(owner.id, {(first.seq, BEGUN, 1)}, NOW, hold=False))
     owner = store.register(NOW)
-    (alone,) = lease(store, owner, 1, NOW, 2, "nowhere") or store.run(store.verbs.lease(owner.id, 3, {"default": 1}, NOW))[1:]
-    assert (alone.id, [r.losses for r in alone.recipients]) == (begun.id, [1]) and second.recipients[0].losses == 0
+    (alone,) = (
+        lease(store, owner, 1, NOW, 2, "nowhere")
+        or store.run(store.verbs.lease(owner.id, 3, {"default": 1}, NOW))[1:]
+    )
+    assert (alone.id, [r.losses for r in alone.recipients]) == (begun.id, [1]) and second.recipients[
+        0
+    ].losses == 0
     for number in range(4, 9):  # whoever kills engines now, it is not this one
         record = {(alone.seq, BEGUN, alone.lease), (alone.seq, HARMLESS, alone.lease)}
         store.run(store.verbs.reclaim(owner.id, record, NOW, hold=False))
         owner = store.register(NOW)
-        (alone,) = [d for d in store.run(store.verbs.lease(owner.id, number, {"default": 1}, NOW)) if d.id == begun.id]
+        (alone,) = [
+            d for d in store.run(store.verbs.lease(owner.id, number, {"default": 1}, NOW)) if d.id == begun.id
+        ]
     assert alone.recipients[0].losses == 1
 
 
 def test_nobody_has_more_time_left_than_a_whole_life(store: Any) -> None:
     day = 86_400_000
-    short, ahead, planned = message(expires=day), message(now=NOW + 100 * day, expires=5 * day), message(due=NOW + day, expires=6 * day)
+    short, ahead, planned = (
+        message(expires=day),
+        message(now=NOW + 100 * day, expires=5 * day),
+        message(due=NOW + day, expires=6 * day),
+    )
     add(store, short, ahead, planned)
     assert store.run(store.verbs.shorten(NOW, 5 * day)) == 1
-    assert store.run(store.verbs.expire(NOW + 5 * day - 1)) == 1 and standing(store, short.id).state == "failed"
+    assert (
+        store.run(store.verbs.expire(NOW + 5 * day - 1)) == 1 and standing(store, short.id).state == "failed"
+    )
     assert store.run(store.verbs.expire(NOW + 5 * day)) == 1 and standing(store, ahead.id).state == "failed"
     assert standing(store, planned.id).state == "queued"
 
@@ -204,18 +267,26 @@ def test_what_was_dated_by_a_clock_that_was_wrong_is_as_young_as_its_number(stor
     add(store, wrong)
     assert store.run(store.verbs.expire(NOW + 2000, (0, 0), (number, 2000))) == 1
     assert standing(store, before.id).state == "failed" and standing(store, wrong.id).state == "queued"
-    assert store.run(store.verbs.expire(NOW + 5000 - 1)) == 0 and store.run(store.verbs.expire(NOW + 5000)) == 1
+    assert (
+        store.run(store.verbs.expire(NOW + 5000 - 1)) == 0 and store.run(store.verbs.expire(NOW + 5000)) == 1
+    )
 
 
 def test_what_came_lately_is_as_young_as_its_number_whatever_becomes_of_it(store: Any) -> None:
     number = store.read(store.verbs.newest())
-    wrong, right, behind = message(now=1000, expires=50_000), message(expires=50_000), message(now=NOW - 40_000, expires=50_000)
+    wrong, right, behind = (
+        message(now=1000, expires=50_000),
+        message(expires=50_000),
+        message(now=NOW - 40_000, expires=50_000),
+    )
     add(store, wrong, right, behind)
     owner = store.register(NOW)
     (sending,) = lease(store, owner, 1)
     assert store.run(store.verbs.rejuvenate(NOW + 20_000, number, 1 << 62, 20_000)) == 2
     store.run(store.verbs.give_back(owner.id, [sending], NOW + 20_000))
-    assert store.run(store.verbs.expire(NOW + 49_999)) == 0 and store.run(store.verbs.expire(NOW + 50_000)) == 3
+    assert (
+        store.run(store.verbs.expire(NOW + 49_999)) == 0 and store.run(store.verbs.expire(NOW + 50_000)) == 3
+    )
 
 
 def test_messages_dated_by_a_clock_that_was_set_are_looked_at_apart(store: Any) -> None:
@@ -235,15 +306,25 @@ def test_after_a_clock_was_set_back_what_waits_is_due_as_long_from_now_as_it_was
     (first,) = lease(store, owner, 1)
     settle(store, owner, first, "deferred", "deferred", due=NOW + 60_000)
     assert store.run(store.verbs.earlier(50_000, NOW, "default")) == 2
-    assert standing(store, deferred.id).next_try_at == NOW + 10_000 and standing(store, planned.id).next_try_at == NOW + 9_000
+    assert (
+        standing(store, deferred.id).next_try_at == NOW + 10_000
+        and standing(store, planned.id).next_try_at == NOW + 9_000
+    )
 
 
 def test_age_ends_waiting_and_clocks_that_jumped_do_not_hold_mail(store: Any) -> None:
-    old, stuck, scheduled = message(expires=1000), message(now=NOW + 40 * 86_400_000), message(due=NOW + 30 * 86_400_000, expires=10**12)
+    old, stuck, scheduled = (
+        message(expires=1000),
+        message(now=NOW + 40 * 86_400_000),
+        message(due=NOW + 30 * 86_400_000, expires=10**12),
+    )
     add(store, old, stuck, scheduled)
     assert store.run(store.verbs.expire(NOW + 2000)) == 1 and standing(store, old.id).state == "failed"
     assert store.run(store.verbs.clamp(NOW, 86_400_000)) == 1
-    assert standing(store, stuck.id).next_try_at == NOW and standing(store, scheduled.id).next_try_at == NOW + 30 * 86_400_000
+    assert (
+        standing(store, stuck.id).next_try_at == NOW
+        and standing(store, scheduled.id).next_try_at == NOW + 30 * 86_400_000
+    )
 
 
 def test_wishes_are_honoured_on_the_way_back(store: Any) -> None:
@@ -266,24 +347,57 @@ def test_retention_takes_bodies_then_records(store: Any) -> None:
         settle(store, owner, delivery, "delivered", "delivered")
     purged(store, "bodies", NOW + 4000)
     seqs = [store.read(store.verbs.seq_of(m.id)) for m in made]
-    assert store.read(store.verbs.content(seqs[0])) is None and store.read(store.verbs.content(seqs[-1])) is not None
+    assert (
+        store.read(store.verbs.content(seqs[0])) is None
+        and store.read(store.verbs.content(seqs[-1])) is not None
+    )
     store.run(store.verbs.change(Filter(terms=(Term("state", "delivered"),)), "requeue", NOW))
     assert store.run(store.verbs.change(Filter(), "requeue", NOW))[0] == 0
     purged(store, "records", NOW + 40_000)
     left = [s.id for s in store.read(store.verbs.find(Filter(), NOW))[0]]
-    assert made[-1].id in left and len(left) <= 3  # the newest message, and whose event and attempt are the newest
+    # the newest message, and whose event and attempt are the newest
+    assert made[-1].id in left and len(left) <= 3
     assert store.check() == []
 
 
 def test_notes_are_compared_and_set(store: Any) -> None:
     verbs = store.verbs
-    assert store.run(verbs.note_put("job", "a", {"n": 1}, 0)) and not store.run(verbs.note_put("job", "a", {"n": 2}, 0))
+    assert store.run(verbs.note_put("job", "a", {"n": 1}, 0)) and not store.run(
+        verbs.note_put("job", "a", {"n": 2}, 0)
+    )
     value, version = store.read(verbs.note_get("job", "a"))
-    assert value == {"n": 1} and store.run(verbs.note_put("job", "a", {"n": 2}, version)) and not store.run(verbs.note_put("job", "a", {}, version))
+    assert (
+        value == {"n": 1}
+        and store.run(verbs.note_put("job", "a", {"n": 2}, version))
+        and not store.run(verbs.note_put("job", "a", {}, version))
+    )
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.sampled_from(["lease", "delivered", "refused", "deferred", "unknown", "returned", "lost", "hold", "release", "cancel", "due", "requeue", "confirm", "expired", "quarantine"]), max_size=25))
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                "lease",
+                "delivered",
+                "refused",
+                "deferred",
+                "unknown",
+                "returned",
+                "lost",
+                "hold",
+                "release",
+                "cancel",
+                "due",
+                "requeue",
+                "confirm",
+                "expired",
+                "quarantine",
+            ]
+        ),
+        max_size=25,
+    )
+)
 def test_the_store_walks_as_the_lifecycle(store: Any, steps: list[str]) -> None:
     """Random walks: the store's row and the pure function agree after every event, legal or not."""
     one = message(expires=10**15, destination=new_id(NOW))
@@ -310,11 +424,21 @@ def test_the_store_walks_as_the_lifecycle(store: Any, steps: list[str]) -> None:
             continue
         late = step == "delivered" and model.state != "sending"
         call = {
-            "lease": life.lease, "delivered": life.confirm if late else life.delivered, "refused": lambda s: life.refused(s, "why"),
-            "deferred": lambda s: life.deferred(s, "why"), "unknown": lambda s: life.unknown(s, "why", hold=False), "returned": life.returned,
-            "lost": lambda s: life.lost(s, dot=False, begun=False, hold=False), "hold": life.hold, "release": life.release, "cancel": life.cancel,
-            "due": life.due, "requeue": life.requeue, "confirm": life.confirm, "quarantine": life.quarantine,
-        }[step]  # fmt: skip
+            "lease": life.lease,
+            "delivered": life.confirm if late else life.delivered,
+            "refused": lambda s: life.refused(s, "why"),
+            "deferred": lambda s: life.deferred(s, "why"),
+            "unknown": lambda s: life.unknown(s, "why", hold=False),
+            "returned": life.returned,
+            "lost": lambda s: life.lost(s, dot=False, begun=False, hold=False),
+            "hold": life.hold,
+            "release": life.release,
+            "cancel": life.cancel,
+            "due": life.due,
+            "requeue": life.requeue,
+            "confirm": life.confirm,
+            "quarantine": life.quarantine,
+        }[step]
         try:
             model = call(model)
         except life.Illegal:

@@ -1,4 +1,6 @@
-"""Fixtures for users' tests: ``mail_sink`` (a running `Sink`) and ``outbox`` (stores in a temporary place, sends nothing)."""
+"""Fixtures for users' tests: ``mail_sink`` (a running `Sink`) and ``outbox`` (stores in a temporary place,
+sends nothing).
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def mail_sink() -> Iterator[Sink]:
-    """An SMTP server that takes everything; ``mail_sink.messages``, ``mail_sink.url``, ``mail_sink.script(…)``."""
+    """An SMTP server that takes everything; ``mail_sink.messages``, ``mail_sink.url``,
+    ``mail_sink.script(…)``.
+    """
     from outmail.testing.sink import Sink
 
     with Sink() as sink:

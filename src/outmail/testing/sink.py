@@ -1,13 +1,14 @@
 """An SMTP or LMTP server that does what a script says: replies, delays, drops, half-written answers.
 
 A script is lines of ``STEP [pattern]: action [odds]``, first match wins:
-  STEP     CONNECT, EHLO, AUTH, MAIL, RCPT, DATA, DOT (the content is complete), RSET, QUIT, STARTTLS
-  pattern  shell pattern of the sender (MAIL, DATA, DOT) or recipient (RCPT)
-  action   a reply (``451 4.7.1 later``) · ``drop`` (close without a word) · ``take-and-drop`` (DOT: keep the message, then
-           close) · ``half`` (write half of the answer, then close) · ``hang`` (never answer) · ``delay 0.5`` (then as usual)
+  STEP     CONNECT, EHLO, AUTH, MAIL, RCPT, DATA, DOT (the content is complete), RSET, QUIT, STARTTLS pattern
+  shell pattern of the sender (MAIL, DATA, DOT) or recipient (RCPT) action   a reply (``451 4.7.1 later``) ·
+  ``drop`` (close without a word) · ``take-and-drop`` (DOT: keep the message, then
+           close) · ``half`` (write half of the answer, then close) · ``hang`` (never answer) · ``delay 0.5``
+           (then as usual)
   odds     ``1/10`` = one passage in ten by chance (seeded) · ``x3`` = only the first three
-Promises: binds to a free port of the loopback address; `messages` holds what was taken, bytes as received minus
-dot-stuffing; only CRLF.CRLF ends content. Does not: store anything, or suit production.
+Promises: binds to a free port of the loopback address; `messages` holds what was taken, bytes as received
+minus dot-stuffing; only CRLF.CRLF ends content. Does not: store anything, or suit production.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ class Rule:
 
     @classmethod
     def parse(cls, line: str) -> Rule:
-        match = re.fullmatch(r"\s*([A-Za-z]+)(?:\s+(\S+?))?\s*:\s*(.*?)(?:\s+(?:(\d+)/(\d+)|x(\d+)))?\s*", line)
+        match = re.fullmatch(
+            r"\s*([A-Za-z]+)(?:\s+(\S+?))?\s*:\s*(.*?)(?:\s+(?:(\d+)/(\d+)|x(\d+)))?\s*", line
+        )
         if not match or not match[3]:
             raise ValueError(f"{line!r} is not a rule of a sink: write STEP [pattern]: action [odds]")
         odds = int(match[4]) / int(match[5]) if match[4] else 1.0
@@ -73,7 +76,11 @@ Script = str | Iterable[str | Rule]
 def parse_script(script: Script) -> list[Rule]:
     """Text or lines → rules; blank lines and ``#`` comments are skipped."""
     lines = script.splitlines() if isinstance(script, str) else script
-    return [line if isinstance(line, Rule) else Rule.parse(line) for line in lines if isinstance(line, Rule) or (line.strip() and not line.strip().startswith("#"))]
+    return [
+        line if isinstance(line, Rule) else Rule.parse(line)
+        for line in lines
+        if isinstance(line, Rule) or (line.strip() and not line.strip().startswith("#"))
+    ]
 
 
 @dataclass(slots=True)
@@ -88,10 +95,27 @@ class Sink:
     """A server in a thread of its own; use it as a context manager or call `start` and `close`."""
 
     def __init__(
-        self, script: Script = "", *, lmtp: bool = False, extensions: Iterable[str] = ("PIPELINING", "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES", "DSN", "SIZE 100000000"),
-        tls: ssl.SSLContext | None = None, implicit_tls: bool = False, users: dict[str, str] | None = None, auth: str = "PLAIN LOGIN",
-        port: int = 0, keep: bool = True, seed: int = 1, on_message: Callable[[Received], None] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        script: Script = "",
+        *,
+        lmtp: bool = False,
+        extensions: Iterable[str] = (
+            "PIPELINING",
+            "8BITMIME",
+            "SMTPUTF8",
+            "ENHANCEDSTATUSCODES",
+            "DSN",
+            "SIZE 100000000",
+        ),
+        tls: ssl.SSLContext | None = None,
+        implicit_tls: bool = False,
+        users: dict[str, str] | None = None,
+        auth: str = "PLAIN LOGIN",
+        port: int = 0,
+        keep: bool = True,
+        seed: int = 1,
+        on_message: Callable[[Received], None] | None = None,
+    ) -> None:
         self.rules = parse_script(script)
         self.extensions = list(extensions)
         self.lmtp, self.tls, self.implicit_tls = lmtp, tls, implicit_tls
@@ -137,7 +161,10 @@ class Sink:
         deadline = time.monotonic() + timeout
         with self._changed:
             while self.count < n:
-                if not self._changed.wait(max(0.0, deadline - time.monotonic())) and time.monotonic() >= deadline:
+                if (
+                    not self._changed.wait(max(0.0, deadline - time.monotonic()))
+                    and time.monotonic() >= deadline
+                ):
                     raise TimeoutError(f"{self.count} of {n} messages came within {timeout} s")
             return list(self.messages)
 
@@ -154,7 +181,11 @@ class Sink:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         server = await self._loop.create_server(
-            lambda: _Session(self), "127.0.0.1", self.port, ssl=self.tls if self.implicit_tls else None, backlog=1000
+            lambda: _Session(self),
+            "127.0.0.1",
+            self.port,
+            ssl=self.tls if self.implicit_tls else None,
+            backlog=1000,
         )
         self.port = server.sockets[0].getsockname()[1]
         self._ready.set()
@@ -231,12 +262,24 @@ class _Session(asyncio.Protocol):
         content = content.replace(b"\r\n.", b"\r\n")
         envelope, self.envelope = self.envelope, _Envelope()
         message = Received(
-            envelope.sender or "", tuple(envelope.recipients), content, time.time(), self.number, self.encrypted, self.user,
-            envelope.parameters, tuple(envelope.rcpt_parameters),
-        )  # fmt: skip
+            envelope.sender or "",
+            tuple(envelope.recipients),
+            content,
+            time.time(),
+            self.number,
+            self.encrypted,
+            self.user,
+            envelope.parameters,
+            tuple(envelope.rcpt_parameters),
+        )
         if self.sink.lmtp:
             for i, recipient in enumerate(message.recipients):
-                self._act("DOT", recipient, "250 2.0.0 taken", (lambda: self.sink.take(message)) if i == 0 else (lambda: None))
+                self._act(
+                    "DOT",
+                    recipient,
+                    "250 2.0.0 taken",
+                    (lambda: self.sink.take(message)) if i == 0 else (lambda: None),
+                )
         else:
             self._act("DOT", message.sender, "250 2.0.0 taken", lambda: self.sink.take(message))
         return True
@@ -249,15 +292,28 @@ class _Session(asyncio.Protocol):
             return
         verb, _, rest = line.partition(" ")
         verb = verb.upper()
-        handler = {"EHLO": self._ehlo, "HELO": self._ehlo, "LHLO": self._ehlo, "MAIL": self._mail, "RCPT": self._rcpt, "DATA": self._data,
-                   "RSET": self._rset, "NOOP": self._noop, "QUIT": self._quit, "STARTTLS": self._starttls, "AUTH": self._auth}.get(verb)  # fmt: skip
+        handler = {
+            "EHLO": self._ehlo,
+            "HELO": self._ehlo,
+            "LHLO": self._ehlo,
+            "MAIL": self._mail,
+            "RCPT": self._rcpt,
+            "DATA": self._data,
+            "RSET": self._rset,
+            "NOOP": self._noop,
+            "QUIT": self._quit,
+            "STARTTLS": self._starttls,
+            "AUTH": self._auth,
+        }.get(verb)
         if handler is None:
             self._write("500 5.5.2 what?")
         else:
             handler(rest)
 
     def _act(self, step: str, subject: str, usual: str, effect: Callable[[], None]) -> None:
-        """Answer as the script says; ``effect`` happens only with the usual answer, or with a take-and-drop."""
+        """Answer as the script says; ``effect`` happens only with the usual answer, or with a
+        take-and-drop.
+        """
         rule = next((rule for rule in self.sink.rules if rule.fits(step, subject, self.sink.chance)), None)
         action = rule.action if rule else ""
         if action.startswith("delay"):
@@ -293,7 +349,8 @@ class _Session(asyncio.Protocol):
         if not self.transport.is_closing():
             self.transport.write(reply.encode() + b"\r\n")
 
-    # commands ------------------------------------------------------------------------------------------------------
+    # commands
+    # ------------------------------------------------------------------------------------------------------
 
     def _ehlo(self, rest: str) -> None:
         words = ["sink.test", *self.sink.extensions]

@@ -1,10 +1,10 @@
 """The seam between the engine and the ways to hand mail over.
 
-A transport runs *sessions*: each pulls deliveries from its `Feed` until there are none, asks the feed before each final
-dot, and reports each delivery when every recipient has its outcome. A failure to deliver is an outcome, never an
-exception; an exception out of a session is our own bug, and the engine takes the mail back.
-Answers come as calls (``then``), because a session that is a protocol object needs no task to wait in; `Awaited` is the
-same feed for sessions written as coroutines.
+A transport runs *sessions*: each pulls deliveries from its `Feed` until there are none, asks the feed before
+each final dot, and reports each delivery when every recipient has its outcome. A failure to deliver is an
+outcome, never an exception; an exception out of a session is our own bug, and the engine takes the mail back.
+Answers come as calls (``then``), because a session that is a protocol object needs no task to wait in;
+`Awaited` is the same feed for sessions written as coroutines.
 """
 
 from __future__ import annotations
@@ -21,10 +21,14 @@ class Feed(Protocol):
 
     @property
     def ahead(self) -> bool:
-        """May a session send the next envelope before the answer to the last final dot is read? May change at any time."""
+        """May a session send the next envelope before the answer to the last final dot is read? May change at
+        any time.
+        """
 
     def refuses_ahead(self, reply: Reply) -> None:
-        """The next hop does not take what is sent ahead; ``reply`` is what it said, code 0 when the session ended without a word."""
+        """The next hop does not take what is sent ahead; ``reply`` is what it said, code 0 when the session
+        ended without a word.
+        """
 
     def take_now(self) -> Delivery | None:
         """The next delivery if one waits."""
@@ -45,7 +49,9 @@ class Feed(Protocol):
         """The session is established."""
 
     def failed(self, outcome: Outcome, transcript: Sequence[tuple[int, str, bytes]] = ()) -> None:
-        """The session ended; ``outcome.fault`` when connecting or shaking hands was the trouble, told by ``transcript``."""
+        """The session ended; ``outcome.fault`` when connecting or shaking hands was the trouble, told by
+        ``transcript``.
+        """
 
 
 class Awaited:

@@ -3,7 +3,8 @@
 Ours says who made it (pid, start of the process, boot, host), and is held by ``flock`` as long as its maker
 lives; it has its name only when both is so. Promises: a lock of somebody else is never broken, whatever its
 age; one of ours is taken over, name and all, when the kernel has let go of it and is the kernel that it was
-made under (else: when the process it names is gone), so between the dead holder and the next one nobody else gets in.
+made under (else: when the process it names is gone), so between the dead holder and the next one nobody else
+gets in.
 Fails: `Locked` at once when somebody holds it; this module does not wait. None where the folder is not ours
 to write.
 """

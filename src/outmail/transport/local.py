@@ -89,9 +89,7 @@ class LocalTransport:
                     delivery.all(_delivered(f"written as {appear(folder, file)}"))
             except places.Unsettled as problem:
                 delivery.all(
-                    Outcome(
-                        "unknown", "message", "dot", Reply(0, f"{self.relay.path}: {problem.strerror}")
-                    )
+                    Outcome("unknown", "message", "dot", Reply(0, f"{self.relay.path}: {problem.strerror}"))
                 )
             except OSError as problem:
                 text = (

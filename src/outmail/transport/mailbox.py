@@ -5,8 +5,8 @@ Promises: a Maildir file appears only complete and synced; an mbox gets its entr
 A mailbox that somebody has locked is waited for in the loop, by one delivery at a time and two seconds at
 most, so it holds up nobody else; then, and for the next deliveries to it, it is deferred. A message that
 bears our own Delivered-To for the user is a loop and is refused.
-Fails: as outcomes: trouble with a file is deferred; unknown when the mail is there and may not be on disk. Does not: create home folders, run programs, or change
-user.
+Fails: as outcomes: trouble with a file is deferred; unknown when the mail is there and may not be on disk.
+Does not: create home folders, run programs, or change user.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ class Looping(Exception):
 
 
 class MailboxTransport:
-    """``mailbox:/var/mail/{user}`` (mbox) or ``mailbox:/home/{user}/Maildir/`` (a trailing slash: Maildir)."""
+    """``mailbox:/var/mail/{user}`` (mbox) or ``mailbox:/home/{user}/Maildir/`` (a trailing slash:
+    Maildir).
+    """
 
     def __init__(self, relay: Relay) -> None:
         self._mailboxes = Mailboxes(relay.path, Worker("mailbox").run)

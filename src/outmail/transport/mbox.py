@@ -7,7 +7,8 @@ next and finds a journal cuts the file back to that length, but only when the in
 stands behind it is a beginning of the entry, not all of it.
 Promises: an entry is there whole or not at all; if another program broke the lock and wrote behind a half
 one, nothing is cut, and the next entry still begins on a line of its own behind a blank one.
-Fails: `OSError`, and nothing is there; `places.Unsettled`; `Locked` at once when somebody else writes. Does not: wait, or know users.
+Fails: `OSError`, and nothing is there; `places.Unsettled`; `Locked` at once when somebody else writes. Does
+not: wait, or know users.
 """
 
 from __future__ import annotations

@@ -26,7 +26,8 @@ from outmail.policy.route import Relay
 from outmail.transport import Awaited, places
 
 _LATER = {69: "service unavailable", 70: "internal error", 71: "system error", 72: "system file missing",
-          73: "cannot create output", 74: "input/output error", 75: "temporary failure", 77: "permission denied",
+          73: "cannot create output", 74: "input/output error", 75: "temporary failure",
+          77: "permission denied",
           78: "configuration error"}  # fmt: skip
 _NEVER = {
     64: "wrong usage",

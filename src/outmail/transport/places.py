@@ -4,11 +4,11 @@ Promises: a folder is entered part by part, by descriptor; a symbolic link is fo
 that the administrator wrote, and only when it belongs to root or to us; a folder that everybody may write and
 that is not sticky is not entered, and below a sticky one only what belongs to root, to us, or to the
 mailbox's user. A file that is appended to is a regular one with one name and one of these owners. A new file
-gets its name whole and on disk, and never takes a name that something else has. Where the file system makes no
-hard links, a file is renamed; only where it cannot rename without replacing either, a file that somebody puts
-under the same name in that moment is lost (nobody does: these names are made for one message).
-Fails: `OSError`, and nothing is there; `Unsettled` when it is there and may not be on disk; as `Unsafe` with a
-sentence for the administrator. Trouble in clearing up is only logged. Does not: guard against root, or
+gets its name whole and on disk, and never takes a name that something else has. Where the file system makes
+no hard links, a file is renamed; only where it cannot rename without replacing either, a file that somebody
+puts under the same name in that moment is lost (nobody does: these names are made for one message).
+Fails: `OSError`, and nothing is there; `Unsettled` when it is there and may not be on disk; as `Unsafe` with
+a sentence for the administrator. Trouble in clearing up is only logged. Does not: guard against root, or
 against whoever is us.
 """
 
@@ -368,7 +368,9 @@ def stays(name: str, problem: OSError) -> None:
     key = (_TEMPORARY.sub("temporary", name), problem.errno)
     if key not in _told and len(_told) < 1000:
         _told.add(key)
-        log.warning("%s could not be removed (%s) and stays; the mail is not concerned", name, problem.strerror)
+        log.warning(
+            "%s could not be removed (%s) and stays; the mail is not concerned", name, problem.strerror
+        )
 
 
 def _rename(source: int, old: str, target: int, new: str, *, contested: bool) -> None:
@@ -385,7 +387,9 @@ def _rename(source: int, old: str, target: int, new: str, *, contested: bool) ->
         if number not in (errno.EINVAL, errno.ENOSYS):
             raise OSError(number, os.strerror(number))
     if contested:
-        raise OSError(errno.EOPNOTSUPP, "the file system has neither hard links nor renaming without replacing")
+        raise OSError(
+            errno.EOPNOTSUPP, "the file system has neither hard links nor renaming without replacing"
+        )
     if os.access(new, os.F_OK, dir_fd=target, follow_symlinks=False):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
     os.rename(old, new, src_dir_fd=source, dst_dir_fd=target)

@@ -1,4 +1,6 @@
-"""Names to addresses in a thread of our own (`worker` says why). Promises: one lookup at a time, an answer or OSError each."""
+"""Names to addresses in a thread of our own (`worker` says why). Promises: one lookup at a time, an answer or
+OSError each.
+"""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
 """SMTP and LMTP over real connections: the shell around the dialogue of `outmail.smtp.client`.
 
-Promises: every step has a deadline of its own (connect, each handshake, each reply, ten minutes at the final dot) that
-no byte puts off but the last one of a reply; of a content `BLOCK` bytes have to be read in the time of each step; a
-time-out or a lost connection ends the session; a session is used for at most five minutes or a thousand messages, then a
-new one begins, and ends after an hour whatever it is at, but for content under way and an hour for the answers to its
-last final dot; certificates are verified unless the relay's settings say otherwise.
+Promises: every step has a deadline of its own (connect, each handshake, each reply, ten minutes at the final
+dot) that no byte puts off but the last one of a reply; of a content `BLOCK` bytes have to be read in the time
+of each step; a time-out or a lost connection ends the session; a session is used for at most five minutes or
+a thousand messages, then a new one begins, and ends after an hour whatever it is at, but for content under
+way and an hour for the answers to its last final dot; certificates are verified unless the relay's settings
+say otherwise.
 Fails: as outcomes through the feed. Does not: choose relays, retry, or decide anything about mail.
 """
 
@@ -29,8 +30,8 @@ REUSE_MESSAGES = 1000
 #: Seconds a session may last, and seconds for all answers to one final dot (LMTP has one for each recipient).
 LONGEST = 3600.0
 CONNECT_TIMEOUT = 30.0
-#: Bytes of a content that a relay has to read in the time of a step: with two minutes 550 bytes a second (Postfix has
-#: smtp_min_data_rate = 500).
+#: Bytes of a content that a relay has to read in the time of a step: with two minutes 550 bytes a second
+#: (Postfix has smtp_min_data_rate = 500).
 BLOCK = 64 * 1024
 _PIECE = 256 * 1024
 _BUFFER = 16 * 1024
@@ -68,7 +69,7 @@ class _Session(asyncio.BufferedProtocol):
         self._tick: asyncio.TimerHandle | None = None
         self._shaking: asyncio.Task[None] | None = None
 
-    # -- what the loop calls ----------------------------------------------------------------------------------------
+    # -- what the loop calls ---------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
@@ -112,7 +113,7 @@ class _Session(asyncio.BufferedProtocol):
         self._paused = False
         self._push()
 
-    # -- the dialogue -----------------------------------------------------------------------------------------------
+    # -- the dialogue ----------------------------------------------------------------------------------------
 
     def _on(self, answer: Any = None, trouble: protocol.Broken | None = None) -> None:
         """Drive the dialogue until it has to wait for something."""
@@ -220,7 +221,12 @@ class _Session(asyncio.BufferedProtocol):
 
     def close(self) -> None:
         """Hang up, whatever is under way; with a word of TLS only to a relay that was said goodbye."""
-        goodbye = self.ended.done() and not self.ended.cancelled() and self.ended.exception() is None and self.ended.result() is None
+        goodbye = (
+            self.ended.done()
+            and not self.ended.cancelled()
+            and self.ended.exception() is None
+            and self.ended.result() is None
+        )
         self._end()
         if self._shaking is not None:
             self._shaking.cancel()
@@ -229,7 +235,7 @@ class _Session(asyncio.BufferedProtocol):
         else:
             self.transport.abort()  # nobody may be there to read what is unsent
 
-    # -- time -------------------------------------------------------------------------------------------------------
+    # -- time ------------------------------------------------------------------------------------------------
 
     def _expect(self, stage: str) -> None:
         now = self._loop.time()
@@ -250,7 +256,11 @@ class _Session(asyncio.BufferedProtocol):
 
     def _overdue(self, now: float) -> str:
         """What the relay is too late with, or ""."""
-        left = sum(map(len, self._unsent)) + self.transport.get_write_buffer_size() + unread(self.transport.get_extra_info("socket"))
+        left = (
+            sum(map(len, self._unsent))
+            + self.transport.get_write_buffer_size()
+            + unread(self.transport.get_extra_info("socket"))
+        )
         if left:
             return self._reads_too_slowly(now, left)
         self._writing = None
@@ -271,7 +281,7 @@ class _Session(asyncio.BufferedProtocol):
         self._final_since = now
         return ""
 
-    # -- writing ----------------------------------------------------------------------------------------------------
+    # -- writing ---------------------------------------------------------------------------------------------
 
     def _send(self, pieces: list[bytes]) -> None:
         """Hand bytes to the kernel, a long content piece by piece so that memory stays flat."""
@@ -289,16 +299,28 @@ class _Session(asyncio.BufferedProtocol):
         while self._unsent and not self._paused:
             self.transport.write(self._unsent.popleft())
 
-    # -- TLS --------------------------------------------------------------------------------------------------------
+    # -- TLS -------------------------------------------------------------------------------------------------
 
     async def _shake_hands(self) -> None:
         try:
             async with asyncio.timeout(self.relay.timeout):
                 made = tls.context(self.relay)
-                await self._loop.create_connection(lambda: self, sock=self.transport.detach(), ssl=made, server_hostname=self.relay.host)
+                await self._loop.create_connection(
+                    lambda: self, sock=self.transport.detach(), ssl=made, server_hostname=self.relay.host
+                )
                 tls.check_pin(self.relay, self.transport.get_extra_info("ssl_object"))
         except (OSError, tls.Untrusted) as problem:
-            self._end(protocol.SessionFailed(Outcome("deferred", "destination", "tls", Reply(0, f"{self.relay.url}: {_tls_words(problem)}"), fault=True)))
+            self._end(
+                protocol.SessionFailed(
+                    Outcome(
+                        "deferred",
+                        "destination",
+                        "tls",
+                        Reply(0, f"{self.relay.url}: {_tls_words(problem)}"),
+                        fault=True,
+                    )
+                )
+            )
         except Exception as bug:
             self._end(bug=bug)
         else:
@@ -334,7 +356,9 @@ class SmtpTransport:
             async with asyncio.timeout(min(relay.timeout, CONNECT_TIMEOUT)):
                 sock, host = await self._socket()
         except TimeoutError:
-            raise _Unreachable("connect", f"{relay.url}: no connection within {min(relay.timeout, CONNECT_TIMEOUT):.0f} s") from None
+            raise _Unreachable(
+                "connect", f"{relay.url}: no connection within {min(relay.timeout, CONNECT_TIMEOUT):.0f} s"
+            ) from None
         except OSError as problem:
             raise _Unreachable("connect", f"{relay.url}: {_os_words(problem)}") from None
         session = _Session(relay, self._hostname, feed, host)
@@ -343,7 +367,9 @@ class SmtpTransport:
             async with asyncio.timeout(relay.timeout):
                 if relay.tls == "implicit":
                     made = tls.context(relay)
-                    await loop.create_connection(lambda: session, sock=sock, ssl=made, server_hostname=relay.host)
+                    await loop.create_connection(
+                        lambda: session, sock=sock, ssl=made, server_hostname=relay.host
+                    )
                     tls.check_pin(relay, session.transport.get_extra_info("ssl_object"))
                 else:
                     Wire(loop, sock, session)

@@ -1,4 +1,6 @@
-"""TLS contexts: verified by default, an own CA, a pinned fingerprint, or on explicit demand no verification."""
+"""TLS contexts: verified by default, an own CA, a pinned fingerprint, or on explicit demand no
+verification.
+"""
 
 from __future__ import annotations
 

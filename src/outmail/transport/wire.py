@@ -1,10 +1,11 @@
 """A plain stream socket in the loop: what asyncio's own transport does, in a third of the steps a message.
 
-It is the transport of an `asyncio.BufferedProtocol` whose `get_buffer` gives the same buffer every time; lines that are to be
-encrypted are handed over to asyncio (`detach`).
-Promises: what was written goes out in order, before `close` closes; `pause_writing` and `resume_writing` are called around a
-peer that does not read; `connection_lost` is called once, in a turn of its own, whatever happened; a bug in the protocol ends this
-connection and is logged, nothing else. Fails: by `connection_lost` with the exception. Does not: TLS, or half-closed connections.
+It is the transport of an `asyncio.BufferedProtocol` whose `get_buffer` gives the same buffer every time;
+lines that are to be encrypted are handed over to asyncio (`detach`).
+Promises: what was written goes out in order, before `close` closes; `pause_writing` and `resume_writing` are
+called around a peer that does not read; `connection_lost` is called once, in a turn of its own, whatever
+happened; a bug in the protocol ends this connection and is logged, nothing else. Fails: by `connection_lost`
+with the exception. Does not: TLS, or half-closed connections.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ HIGH_WATER = 64 * 1024
 
 
 def unread(sock: Any) -> int:
-    """Bytes that the peer's system has not taken yet (a slow line, a peer that does not read); 0 where that cannot be asked, as on Windows."""
+    """Bytes that the peer's system has not taken yet (a slow line, a peer that does not read); 0 where that
+    cannot be asked, as on Windows.
+    """
     try:
         import fcntl
         import termios
@@ -42,9 +45,27 @@ def unread(sock: Any) -> int:
 class Wire:
     """One connection. ``sock`` is connected and does not block."""
 
-    __slots__ = ("_buffer", "_closing", "_fd", "_loop", "_lost", "_paused", "_peer", "_protocol", "_reading", "_sock", "_unsent")
+    __slots__ = (
+        "_buffer",
+        "_closing",
+        "_fd",
+        "_loop",
+        "_lost",
+        "_paused",
+        "_peer",
+        "_protocol",
+        "_reading",
+        "_sock",
+        "_unsent",
+    )
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, protocol: asyncio.BufferedProtocol, peer: Any = None) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sock: socket.socket,
+        protocol: asyncio.BufferedProtocol,
+        peer: Any = None,
+    ) -> None:
         self._loop = loop
         self._sock = sock
         self._fd = sock.fileno()
@@ -61,7 +82,7 @@ class Wire:
         """``peername`` and ``socket``, as asyncio has them."""
         return {"peername": self._peer, "socket": self._sock}.get(name, default)
 
-    # -- reading ----------------------------------------------------------------------------------------------------
+    # -- reading ---------------------------------------------------------------------------------------------
 
     def _readable(self) -> None:
         try:
@@ -77,7 +98,9 @@ class Wire:
             else:
                 self.close()
         except Exception as bug:
-            seldom.setdefault(self._loop, Seldom(log)).say(logging.ERROR, "bug", "a connection is closed because of a bug of outmail", exc_info=bug)
+            seldom.setdefault(self._loop, Seldom(log)).say(
+                logging.ERROR, "bug", "a connection is closed because of a bug of outmail", exc_info=bug
+            )
             self._end(bug)
 
     def pause_reading(self) -> None:
@@ -92,7 +115,7 @@ class Wire:
             self._reading = True
             self._loop.add_reader(self._fd, self._readable)
 
-    # -- writing ----------------------------------------------------------------------------------------------------
+    # -- writing ---------------------------------------------------------------------------------------------
 
     def write(self, data: bytes | memoryview) -> None:
         """Send what the system takes now, the rest when it can. After `close` nothing is sent any more."""
@@ -136,7 +159,7 @@ class Wire:
             self._paused = False
             self._protocol.resume_writing()
 
-    # -- the end ----------------------------------------------------------------------------------------------------
+    # -- the end ---------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Hang up when everything is sent."""
@@ -152,7 +175,9 @@ class Wire:
         self._end(None)
 
     def detach(self) -> socket.socket:
-        """The bare socket, for asyncio to encrypt. Raises ConnectionError while something is unsent or the line is closed."""
+        """The bare socket, for asyncio to encrypt. Raises ConnectionError while something is unsent or the
+        line is closed.
+        """
         if self._closing or self._unsent:
             raise ConnectionError("the line is not free")
         self._closing = self._lost = True

@@ -1,4 +1,6 @@
-"""The queue in Django's admin: a list to look at and search, one message with its attempts, and two buttons: retry and cancel."""
+"""The queue in Django's admin: a list to look at and search, one message with its attempts, and two buttons:
+retry and cancel.
+"""
 
 from __future__ import annotations
 
@@ -43,12 +45,21 @@ class MessageAdmin(admin.ModelAdmin):
             messages.error(request, str(problem))
             found = []
         context = {
-            **self.admin_site.each_context(request), **(extra_context or {}), "title": "Outgoing mail", "opts": self.model._meta, "filter": filter,
-            "found": found[:PAGE], "more": len(found) > PAGE, "may_change": self.has_change_permission(request), "page": PAGE,
-        }  # fmt: skip
+            **self.admin_site.each_context(request),
+            **(extra_context or {}),
+            "title": "Outgoing mail",
+            "opts": self.model._meta,
+            "filter": filter,
+            "found": found[:PAGE],
+            "more": len(found) > PAGE,
+            "may_change": self.has_change_permission(request),
+            "page": PAGE,
+        }
         return TemplateResponse(request, "admin/outmail/list.html", context)
 
-    def change_view(self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: Any = None) -> HttpResponse:
+    def change_view(
+        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: Any = None
+    ) -> HttpResponse:
         """One message: its recipients and every try."""
         if not self.has_view_permission(request):
             raise PermissionDenied
@@ -63,16 +74,23 @@ class MessageAdmin(admin.ModelAdmin):
             messages.error(request, str(problem))
             return HttpResponseRedirect(reverse(f"{self.admin_site.name}:outmail_message_changelist"))
         context = {
-            **self.admin_site.each_context(request), **(extra_context or {}), "title": status.subject or status.id, "opts": self.model._meta,
-            "status": status, "attempts": attempts, "may_change": self.has_change_permission(request),
-        }  # fmt: skip
+            **self.admin_site.each_context(request),
+            **(extra_context or {}),
+            "title": status.subject or status.id,
+            "opts": self.model._meta,
+            "status": status,
+            "attempts": attempts,
+            "may_change": self.has_change_permission(request),
+        }
         return TemplateResponse(request, "admin/outmail/message.html", context)
 
     def history_view(self, request: HttpRequest, object_id: str, extra_context: Any = None) -> HttpResponse:
         """The message's own page is its history: every try is on it."""
         if not self.has_view_permission(request):
             raise PermissionDenied
-        return HttpResponseRedirect(reverse(f"{self.admin_site.name}:outmail_message_change", args=(object_id,)))
+        return HttpResponseRedirect(
+            reverse(f"{self.admin_site.name}:outmail_message_change", args=(object_id,))
+        )
 
     def delete_view(self, request: HttpRequest, object_id: str, extra_context: Any = None) -> HttpResponse:
         """Mail is cancelled, not deleted."""

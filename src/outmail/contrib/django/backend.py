@@ -1,9 +1,11 @@
 """The e-mail backend: what Django sends is queued, inside the running transaction where there is one.
 
-Promises: inside ``transaction.atomic`` mail goes out if and only if the block commits; outside it is on disk when `send_messages` returns;
-Bcc is in the envelope only; a message refused raises before anything of the call is queued (with ``fail_silently`` it is left out); the
-number of messages queued is returned. Priority and the like: an attribute ``outmail`` of the message, a dict of the words of ``submit``
-(``priority, at, expires, tag, key, relay``), or headers X-Outmail-Priority, -At, -Expires, -Tag, -Key, -Relay, which are taken out.
+Promises: inside ``transaction.atomic`` mail goes out if and only if the block commits; outside it is on disk
+when `send_messages` returns; Bcc is in the envelope only; a message refused raises before anything of the
+call is queued (with ``fail_silently`` it is left out); the number of messages queued is returned. Priority
+and the like: an attribute ``outmail`` of the message, a dict of the words of ``submit`` (``priority, at,
+expires, tag, key, relay``), or headers X-Outmail-Priority, -At, -Expires, -Tag, -Key, -Relay, which are taken
+out.
 Fails: `outmail.Refused`, `outmail.NotStored`, `outmail.ConfigError`. Does not: deliver.
 """
 
@@ -63,7 +65,12 @@ def submitted(message: Any) -> dict[str, Any]:
     finally:
         message.extra_headers = kept
     sender = _addresses([message.from_email], "from_email")
-    return {"content": content, "sender": sender[0], "recipients": _addresses(message.recipients(), "recipient"), **words}
+    return {
+        "content": content,
+        "sender": sender[0],
+        "recipients": _addresses(message.recipients(), "recipient"),
+        **words,
+    }
 
 
 def _addresses(values: Iterable[Any], where: str) -> list[str]:

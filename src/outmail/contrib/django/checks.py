@@ -17,7 +17,9 @@ BACKENDS = ("outmail.contrib.django.EmailBackend", "outmail.contrib.django.backe
 
 @register("outmail")
 def settings_make_sense(app_configs: Any = None, **_: Any) -> list[CheckMessage]:
-    """E001: a setting is wrong; E002: the database is one outmail cannot empty; W001: nothing uses the backend."""
+    """E001: a setting is wrong; E002: the database is one outmail cannot empty; W001: nothing uses the
+    backend.
+    """
     found: list[CheckMessage] = []
     mailers = getattr(settings, "MAILERS", {}) or {}
     used = [mailer.get("OPTIONS", {}) for mailer in mailers.values() if mailer.get("BACKEND") in BACKENDS]
@@ -25,7 +27,11 @@ def settings_make_sense(app_configs: Any = None, **_: Any) -> list[CheckMessage]
         used.append({})
     for own in used or [{}]:
         try:
-            load(queue.options({name: value for name, value in own.items() if name != "fail_silently"}).get("config"))
+            load(
+                queue.options({name: value for name, value in own.items() if name != "fail_silently"}).get(
+                    "config"
+                )
+            )
         except ConfigError as problem:
             found.append(Error(str(problem), hint=problem.hint or None, id="outmail.E001"))
             continue
@@ -34,5 +40,11 @@ def settings_make_sense(app_configs: Any = None, **_: Any) -> list[CheckMessage]
         except ConfigError as problem:
             found.append(Error(str(problem), hint=problem.hint or None, id="outmail.E002"))
     if not used and apps.is_installed("outmail.contrib.django"):
-        found.append(Warning("outmail is installed, but no mailer uses it", hint=f"EMAIL_BACKEND = {BACKENDS[0]!r}", id="outmail.W001"))
+        found.append(
+            Warning(
+                "outmail is installed, but no mailer uses it",
+                hint=f"EMAIL_BACKEND = {BACKENDS[0]!r}",
+                id="outmail.W001",
+            )
+        )
     return found

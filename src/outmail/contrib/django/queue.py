@@ -1,7 +1,7 @@
 """Django's settings → the `Outbox` of this process, and the database's URL for whoever empties it.
 
-``OUTMAIL`` in the settings, and a mailer's OPTIONS over it: ``store``, ``relay``, ``config``, ``deliver`` as of `Outbox`, and ``database``: the
-alias of the database whose transactions mail belongs to, or None.
+``OUTMAIL`` in the settings, and a mailer's OPTIONS over it: ``store``, ``relay``, ``config``, ``deliver`` as
+of `Outbox`, and ``database``: the alias of the database whose transactions mail belongs to, or None.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ def options(own: dict[str, Any] | None = None) -> dict[str, Any]:
 def outbox(own: dict[str, Any] | None = None) -> Outbox:
     """The process's `Outbox` for these options; opened on first use."""
     found = options(own)
-    words = {name: found[name] for name in ("store", "relay", "config", "deliver") if found.get(name) is not None}
+    words = {
+        name: found[name] for name in ("store", "relay", "config", "deliver") if found.get(name) is not None
+    }
     key = tuple(sorted((name, str(value)) for name, value in words.items()))
     with _guard:
         box = _boxes.get(key)
@@ -49,7 +51,9 @@ def transaction(own: dict[str, Any] | None = None) -> Any:
 
 
 def database_url(own: dict[str, Any] | None = None) -> str:
-    """Where `outmail run` finds the table; "" when mail is not bound to a database. Raises ConfigError for databases that outmail cannot empty."""
+    """Where `outmail run` finds the table; "" when mail is not bound to a database. Raises ConfigError for
+    databases that outmail cannot empty.
+    """
     alias = options(own)["database"]
     if not alias:
         return ""
@@ -57,9 +61,16 @@ def database_url(own: dict[str, Any] | None = None) -> str:
     if connections[alias].vendor == "sqlite":
         return f"sqlite:{found['NAME']}"
     if connections[alias].vendor != "postgresql":
-        raise ConfigError(f"outmail takes mail over from SQLite and PostgreSQL, not from {connections[alias].vendor}", hint='OUTMAIL = {"database": None}')
-    who = quote(str(found.get("USER") or ""), safe="") + (f":{quote(str(found['PASSWORD']), safe='')}" if found.get("PASSWORD") else "")
+        raise ConfigError(
+            f"outmail takes mail over from SQLite and PostgreSQL, not from {connections[alias].vendor}",
+            hint='OUTMAIL = {"database": None}',
+        )
+    who = quote(str(found.get("USER") or ""), safe="") + (
+        f":{quote(str(found['PASSWORD']), safe='')}" if found.get("PASSWORD") else ""
+    )
     host, port = str(found.get("HOST") or ""), str(found.get("PORT") or "")
     where = "" if host.startswith("/") else host + (f":{port}" if port else "")
-    socket = f"?host={quote(host, safe='')}" + (f"&port={port}" if port else "") if host.startswith("/") else ""
+    socket = (
+        f"?host={quote(host, safe='')}" + (f"&port={port}" if port else "") if host.startswith("/") else ""
+    )
     return f"postgresql://{who + '@' if who else ''}{where}/{quote(str(found['NAME']), safe='')}{socket}"

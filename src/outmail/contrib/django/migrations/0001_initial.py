@@ -22,7 +22,10 @@ class Migration(migrations.Migration):
             name="Message",
             fields=[("id", models.CharField(max_length=26, primary_key=True, serialize=False))],
             options={
-                "managed": False, "base_manager_name": "objects", "default_permissions": ("view", "change"), "verbose_name": "message",
+                "managed": False,
+                "base_manager_name": "objects",
+                "default_permissions": ("view", "change"),
+                "verbose_name": "message",
                 "verbose_name_plural": "messages",
             },
         ),

@@ -1,4 +1,6 @@
-"""``manage.py outmail …``: the command `outmail` with Django's settings: its queue, its relay, and the database to take mail over from."""
+"""``manage.py outmail …``: the command `outmail` with Django's settings: its queue, its relay, and the
+database to take mail over from.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,12 @@ class Command(BaseCommand):
     def prepare(self) -> int:
         """The settings as outmail's environment variables; what is set there already wins."""
         found = queue.options()
-        values = {"OUTMAIL_STORE": found.get("store"), "OUTMAIL_RELAY": found.get("relay"), "OUTMAIL_CONFIG": found.get("config"), "OUTMAIL_OUTBOX": queue.database_url()}
+        values = {
+            "OUTMAIL_STORE": found.get("store"),
+            "OUTMAIL_RELAY": found.get("relay"),
+            "OUTMAIL_CONFIG": found.get("config"),
+            "OUTMAIL_OUTBOX": queue.database_url(),
+        }
         for name, value in values.items():
             if value:
                 os.environ.setdefault(name, str(value))
