@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from outmail.config import from_toml
@@ -19,6 +20,10 @@ from outmail.testing import Sink
 from tests import programs
 
 pytest.register_assert_rewrite("outmail.testing.conformance")
+
+# A slow machine is no defect: how long one example takes is not looked at.
+hypothesis.settings.register_profile("outmail", deadline=None)
+hypothesis.settings.load_profile("outmail")
 
 
 #: Where every package was installed that tests use, none may be skipped for the want of one.

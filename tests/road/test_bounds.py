@@ -57,24 +57,33 @@ async def opened(port: int, *lines: str) -> tuple[asyncio.StreamReader, asyncio.
     return reader, writer
 
 
+#: What `drip` hears of a server that had closed when we wrote.
+RESET = b"reset"
+
+
 async def drip(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, portion: bytes, most: float = 15.0
 ) -> tuple[bytes, float]:
-    """(What was said in the end, after how many seconds of dripping)"""
+    """(What was said in the end, after how many seconds of dripping).
+
+    What a server says right before it closes may be lost to a client that goes on writing: it hears a reset.
+    """
     began = time.monotonic()
     reading = asyncio.ensure_future(reader.read())
     while not reading.done() and time.monotonic() - began < most:
         writer.write(portion)
         await asyncio.sleep(0.1)
+    lasted = time.monotonic() - began
     reading.done() or reading.cancel()
-    return (reading.result() if reading.done() and not reading.cancelled() else b""), time.monotonic() - began
+    said = (await asyncio.gather(reading, return_exceptions=True))[0]
+    return (said if isinstance(said, bytes) else RESET if isinstance(said, ConnectionError) else b""), lasted
 
 
 def test_a_command_that_drips_is_not_waited_for(listening: Callable[..., None]) -> None:
     async def scene(port: int, listener: Any) -> None:
         reader, writer = await opened(port)
         said, lasted = await drip(reader, writer, b"x")
-        assert said == b"421 4.4.2 Idle too long\r\n" and lasted < 10
+        assert said in (b"421 4.4.2 Idle too long\r\n", RESET) and lasted < 10
         writer.close()
         reader, writer = await opened(port, "EHLO me")
         assert (await reader.read()) == b"421 4.4.2 Idle too long\r\n"
@@ -93,7 +102,9 @@ def test_a_session_has_a_length(
     async def scene(port: int, listener: Any) -> None:
         reader, writer = await opened(port, "EHLO me", *(["MAIL FROM:<a@x.test>"] if within else []))
         said, lasted = await drip(reader, writer, b"RCPT TO:<a@x.test>\r\n" if within else b"NOOP\r\n")
-        assert said.endswith(b"421 4.3.2 This session has lasted long enough: connect again\r\n")
+        assert said == RESET or said.endswith(
+            b"421 4.3.2 This session has lasted long enough: connect again\r\n"
+        )
         assert lasted > (2.5 if within else 0.8)
         writer.close()
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ from outmail import engine as engine_module
 from outmail.clock import DAY, HOUR, Clock
 from outmail.testing import FakeClock, Sink
 from outmail.wiring import build_engine
+from tests.waiting import until_in_loop as until
 
 MakeBox = Callable[..., Outbox]
 
@@ -28,13 +28,6 @@ class Set(Clock):
 
     def now(self) -> int:
         return super().now() + self.offset
-
-
-async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        await asyncio.sleep(0.01)
-    assert condition()
 
 
 def work(box: Outbox, clock: Clock, scene: Callable[[Any], Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,19 +20,13 @@ from outmail.store import Trouble, verbs
 from outmail.store.sqlite import SqliteStore
 from outmail.testing import Sink
 from outmail.wiring import build_engine
+from tests.waiting import until_in_loop as until
 
 MakeBox = Callable[..., Outbox]
 
 
 def engine_of(box: Outbox) -> Any:
     return build_engine(box._store, box._config, box._routes, Clock())
-
-
-async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        await asyncio.sleep(0.005)
-    assert condition()
 
 
 def switch(store: Any, monkeypatch: pytest.MonkeyPatch, kind: str) -> list[bool]:
@@ -77,11 +71,12 @@ def test_the_loop_goes_on_while_the_disk_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = SqliteStore(str(tmp_path / "q.db"))
-    slow = store._commit
+    commit_now = store._commit
+    disk = threading.Event()
 
     def commit() -> None:
-        time.sleep(0.2)
-        slow()
+        assert disk.wait(20)
+        commit_now()
 
     monkeypatch.setattr(store, "_commit", commit)
 
@@ -94,9 +89,9 @@ def test_the_loop_goes_on_while_the_disk_is_waited_for(
             lambda: commits.ask(verbs.note_put("test", "b", 2), answers.append) if len(answers) == 1 else None
         )
         commits.flush()  # wanted while one is under way: comes right after it
-        began = time.monotonic()
         await asyncio.sleep(0.05)
-        assert time.monotonic() - began < 0.15 and answers == [] and not commits.idle
+        assert answers == [] and not commits.idle, "the loop has gone on, the commit has not ended"
+        disk.set()
         await until(lambda: len(answers) == 2 and commits.idle)
         commits.close()
 

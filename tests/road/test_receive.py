@@ -22,6 +22,7 @@ from outmail import Outbox
 from outmail.config import from_toml
 from outmail.testing import Sink
 from outmail.transport.mailbox import to_mbox
+from tests.waiting import until
 
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 BODY = b"From: a@far.test\r\nSubject: s\r\n\r\nhello\r\nFrom here on\r\n"
@@ -72,13 +73,6 @@ def settings(tmp_path: Path, boxes: str, relay: str = "smtp://127.0.0.1:1", extr
         f'["127.0.0.1:0"]\nlmtp = ["unix:{tmp_path}/lmtp"]\nusers = ["alice", "bob"]\n'
         f'aliases = "{tmp_path}/aliases"\nmailboxes = "{boxes}"\n{extra}\n'
     )
-
-
-def until(condition: Callable[[], bool], seconds: float = 15) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert condition()
 
 
 def test_maildirs_aliases_and_what_is_not_local(

@@ -12,6 +12,7 @@ import trustme
 
 from outmail.outbox import Outbox
 from outmail.testing import Rule, Sink
+from tests.waiting import until
 
 MakeBox = Callable[..., Outbox]
 
@@ -73,7 +74,7 @@ def test_not_trusted(
             toml = toml.replace("localhost", "127.0.0.1")
         box = make_box(toml=toml, deliver="thread")
         id = box.send("a@x.test", "s", "t").id
-        box.wait(id, 0.5)
+        until(lambda: box.status(id).recipients[0].attempts and box.status(id).status == "queued")
         status = box.status(id).recipients[0]
         assert status.state == "queued" and ("certificate" in status.reason) and not sink.messages
         assert not any(command.startswith(("AUTH", "MAIL")) for command in sink.commands)

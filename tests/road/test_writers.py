@@ -37,16 +37,10 @@ from outmail.transport.local import LocalTransport
 from outmail.transport.mailbox import Mailboxes, deliver, to_mbox
 from outmail.wiring import build_engine
 from outmail.worker import Worker
+from tests.waiting import until
 
 MakeBox = Callable[..., Outbox]
 SMALL = b"From: a@x.test\r\nSubject: small\r\n\r\nx\r\n"
-
-
-def until(condition: Callable[[], bool], seconds: float = 15) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert condition()
 
 
 def script(tmp_path: Path, text: str) -> Path:

@@ -25,16 +25,10 @@ from outmail.store.sqlite import SqliteStore
 from outmail.testing import Sink
 from outmail.testing.conformance import NOW, add, message, standing
 from outmail.wiring import build_engine
+from tests.waiting import until
 
 MakeBox = Callable[..., Outbox]
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
-
-
-def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert condition()
 
 
 def _directory(path: Path) -> None:

@@ -262,6 +262,7 @@ _ERRNO = {"readonly": errno.EROFS, "full": errno.ENOSPC, "forbidden": errno.EACC
 def trouble(code: int, text: str) -> Trouble:
     """A result code of SQLite (primary or extended) → Trouble."""
     kind = _KINDS.get(code & 0xFF, "other")
+    text = text or f"SQLite's error {code}"
     return Trouble(kind, text, _ERRNO.get(kind))
 
 

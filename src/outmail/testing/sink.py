@@ -419,9 +419,12 @@ class _Session(asyncio.Protocol):
     async def _upgrade(self) -> None:
         loop = asyncio.get_running_loop()
         try:
-            self.transport = await loop.start_tls(self.transport, self, self.sink.tls, server_side=True)  # type: ignore[arg-type]
+            upgraded = await loop.start_tls(self.transport, self, self.sink.tls, server_side=True)  # type: ignore[arg-type]
         except (OSError, ssl.SSLError):
             return
+        if upgraded is None:  # the client has gone meanwhile
+            return
+        self.transport = upgraded
         self.encrypted, self.paused, self.envelope = True, False, _Envelope()
         self._work()
 

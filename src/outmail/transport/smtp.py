@@ -433,4 +433,6 @@ def _tls_words(problem: Exception) -> str:
         return f"the certificate is not trusted: {problem.verify_message}"
     if isinstance(problem, TimeoutError):
         return "the TLS handshake took too long"
-    return f"TLS failed: {problem}"
+    if isinstance(problem, ConnectionError) and not str(problem):
+        return "TLS failed: the server closed the connection"
+    return f"TLS failed: {str(problem) or type(problem).__name__}"
