@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from outmail.policy import secrets
 from outmail.policy.secrets import NOT_SECRET, examples, masked
-from outmail.policy.veil import MASK, Veil
+from outmail.policy.veil import MASK, MOST, Veil
 
 EXAMPLES = list(examples())
 
@@ -73,6 +73,18 @@ def test_a_known_password_is_masked_in_every_form(password: str) -> None:
 def test_a_short_known_password_is_masked_as_a_word_only() -> None:
     veil = Veil("mail")
     assert veil.over("mailbox me@mail e-mail is mail!") == f"mailbox me@mail e-mail is {MASK}!"
+
+
+def test_a_program_that_goes_through_many_passwords_does_not_grow_by_them() -> None:
+    veil = Veil()
+    for i in range(3000):
+        veil.add(f"pass word/{i:06}")
+    assert len(veil._forms) == MOST
+    assert veil.over("it was pass word/002999, pass%20word%2F002998") == f"it was {MASK}, {MASK}"
+    veil.add("pass word/002500")
+    for i in range(3000, 3200):
+        veil.add(f"pass word/{i:06}")
+    assert veil.over("pass word/002500") == MASK, "what is used anew is among the newest"
 
 
 def test_an_empty_password_masks_nothing() -> None:

@@ -13,18 +13,20 @@ from json import dumps
 from urllib.parse import quote, urlsplit
 
 MASK = "****"
+#: Forms of secrets that one veil keeps; a password has up to six.
+MOST = 2000
 
 
 class Veil:
     """Literal secrets, masked wherever they stand, also in base64, in URLs and in JSON.
 
     A short one is masked only as a word of its own: a password ``mail`` may not black out every address.
+    The newest `MOST` forms are kept: a program that goes through many passwords does not grow by them.
     """
 
     def __init__(self, *secrets: str) -> None:
-        self._forms: set[str] = set()
-        self._needles: tuple[bytes, ...] = ()
-        self._pattern: re.Pattern[str] | None = None
+        #: form → the same in bytes; the oldest first.
+        self._forms: dict[str, bytes] = {}
         self.add(*secrets)
 
     def add(self, *secrets: str) -> None:
@@ -36,12 +38,11 @@ class Veil:
         self._add({response.decode("utf-8", "surrogateescape")} if response else set())
 
     def _add(self, forms: set[str]) -> None:
-        if forms - self._forms:
-            self._forms |= forms
-            self._needles = tuple(form.encode("utf-8", "surrogateescape") for form in self._forms)
-            # the longest first, lest a part of it be masked alone
-            ordered = sorted(self._forms, key=len, reverse=True)
-            self._pattern = re.compile("|".join(map(_literal, ordered)))
+        kept = {form: needle for form, needle in self._forms.items() if form not in forms}
+        kept |= {form: form.encode("utf-8", "surrogateescape") for form in forms}
+        for oldest in list(kept)[: len(kept) - MOST] if len(kept) > MOST else ():
+            del kept[oldest]
+        self._forms = kept  # another thread may be reading the old one
 
     def add_login(self, user: str, password: str) -> None:
         """A password, and the way AUTH PLAIN says it with its user."""
@@ -56,11 +57,15 @@ class Veil:
             pass  # no URL, so it holds nothing that would be used as one
 
     def over(self, text: str) -> str:
-        return self._pattern.sub(MASK, text) if self._pattern is not None else text
+        found = [form for form in self._forms if form in text]
+        if not found:
+            return text
+        found.sort(key=len, reverse=True)  # the longest first, lest a part of it be masked alone
+        return re.sub("|".join(map(_literal, found)), MASK, text)
 
     def over_bytes(self, line: bytes) -> bytes:
         """The same for a line of a dialogue; a line that hides nothing comes back as it is."""
-        if not any(map(line.__contains__, self._needles)):
+        if not any(map(line.__contains__, self._forms.values())):
             return line
         return self.over(line.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
 
