@@ -32,7 +32,7 @@ import outmail
 from bench import lab, postgres
 from outmail.clock import Clock
 from outmail.config import from_toml
-from outmail.outbox import Outbox
+from outmail.outbox.outbox import Outbox
 from outmail.wiring import build_engine
 
 CONTENT = (

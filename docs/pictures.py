@@ -28,8 +28,8 @@ import outmail
 from outmail.cli import child
 from outmail.cli.watch import parse
 from outmail.config import from_toml
-from outmail.outbox import Outbox
-from outmail.reports import jobs, state, vigil, watch
+from outmail.outbox.outbox import Outbox
+from outmail.reports import jobs, state, watch, watchdog
 from outmail.reports.jobs import Job
 
 HERE = Path(__file__).parent / "img" / "mails"
@@ -100,7 +100,7 @@ def samples(box: Outbox, folder: Path) -> dict[str, EmailMessage]:
                                            "done": 20_160, "total": 48_000, "state": "running", "to": []})
     os.makedirs(box.spool, exist_ok=True)
     Path(box.spool, "run.deadrun").touch()
-    vigil.dead_runs(box)
+    watchdog.dead_runs(box)
     newest("dead")
     for name, script, words in (("watch-failed", "seq 1 3; echo 'rsync: connection unexpectedly closed' >&2; exit 23", ["--after", "1", "--remind", "1ms"]),
                                 ("watch-reminder", "echo 'rsync: connection unexpectedly closed'; exit 23", ["--after", "1", "--remind", "1ms"]),
@@ -110,7 +110,7 @@ def samples(box: Outbox, folder: Path) -> dict[str, EmailMessage]:
         watch.ended(box, options, ["backup", "--all", "/home"], child.run(command, options))
         newest(name)
     state.remember(box, "job", "nightly", {"late": {"every_ms": 93_600_000, "seen_at": int(time.time() * 1000) - 100_000_000, "to": []}})
-    vigil.late_jobs(box)
+    watchdog.late_jobs(box)
     newest("late")
     _digest(box)
     newest("digest")

@@ -10,15 +10,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from outmail.config import from_toml
-from outmail.outbox import Outbox
+from outmail.outbox.outbox import Outbox
 from outmail.policy import veil
 from outmail.testing import Sink
 from tests import programs
 
 pytest.register_assert_rewrite("outmail.testing.conformance")
+
+# A slow machine is no defect: how long one example takes is not looked at.
+hypothesis.settings.register_profile("outmail", deadline=None)
+hypothesis.settings.load_profile("outmail")
 
 
 #: Where every package was installed that tests use, none may be skipped for the want of one.

@@ -22,16 +22,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from outmail import trust
 from outmail.clock import parse_span
 from outmail.errors import ConfigError
 from outmail.policy.admission import Network, networks
 from outmail.policy.retry import Retry, Schedule
 from outmail.policy.route import RELAY_SETTINGS, Relay, Routes, Rule, is_loopback, parse_relay
+from outmail.policy.selection import parse_size
 from outmail.policy.veil import known
-from outmail.selection import parse_size
 from outmail.smtp.syntax import AddressError, parse_mailbox
 from outmail.store import shown
+from outmail.system import trust
 
 log = logging.getLogger("outmail")
 

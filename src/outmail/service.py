@@ -21,17 +21,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from outmail.certificate import Certificate
+from outmail.accept.aio import LoopDoor
 from outmail.config import Config, secret_text
-from outmail.engine import Engine
+from outmail.engine.engine import Engine
 from outmail.errors import ConfigError
+from outmail.intake.certificate import Certificate
 from outmail.intake.receive import Everything, Receiver
 from outmail.intake.smtp import Listener, Settings
-from outmail.loopdoor import LoopDoor
-from outmail.outbox import Outbox
+from outmail.outbox.outbox import Outbox
 from outmail.policy.aliases import MAX_INCLUDED, AliasError, Directory, parse
 from outmail.policy.route import Routes, Rule, parse_relay
-from outmail.reports import post, vigil, watch
+from outmail.reports import post, watch, watchdog
 from outmail.smtp import server as protocol
 from outmail.transport.mailbox import Mailboxes
 
@@ -211,7 +211,7 @@ def _on_signals(engine: Engine, call: Callable[[], None], look: Callable[[], Non
 def _look(box: Outbox) -> None:
     """Deaths, late jobs, and runs that were only noted."""
     watch.fold(box)
-    vigil.look(box)
+    watchdog.look(box)
 
 
 async def _keep_looking(box: Outbox) -> None:

@@ -11,14 +11,14 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from outmail import failpoints
 from outmail.clock import Clock
 from outmail.config import Config, default_store
 from outmail.errors import ConfigError
 from outmail.policy.route import Relay, Routes
 from outmail.policy.veil import known
 from outmail.store import Store
-from outmail.store.source import PostgresSource, Source, SqliteSource
+from outmail.system import failpoints
+from outmail.transactional.reader import PostgresSource, Source, SqliteSource
 
 
 def open_store(url: str) -> Store:
@@ -26,12 +26,12 @@ def open_store(url: str) -> Store:
     open store.
     """
     if is_postgres(url):
-        from outmail.store.postgres import PostgresStore
+        from outmail.store.postgres.store import PostgresStore
 
         known.add_url(url)
         return PostgresStore(url, _place(url))
     from outmail.ops.backup import refuse_unfinished
-    from outmail.store.sqlite import SqliteStore
+    from outmail.store.sqlite.store import SqliteStore
 
     path, library = store_path(url)
     refuse_unfinished(path)
@@ -46,7 +46,7 @@ def is_postgres(url: str) -> bool:
 
 def _place(url: str) -> str:
     """Where files of this host for a PostgreSQL store are: spool, engines' signs of life."""
-    from outmail.store.postgres import place_of
+    from outmail.store.postgres.store import place_of
 
     state = os.environ.get("XDG_STATE_HOME")
     return os.path.join(
@@ -110,7 +110,7 @@ def build_engine(
     observe: Any = None,
 ) -> Any:
     """An engine with everything it needs; here, and not before, the relays' passwords are read."""
-    from outmail.engine import Engine, Settings
+    from outmail.engine.engine import Engine, Settings
     from outmail.ops import delivery_log
 
     settings = Settings(

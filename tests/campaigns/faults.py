@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import apsw
 
-from outmail.outbox import Outbox
+from outmail.outbox.outbox import Outbox
 from outmail.testing import Sink
 from tests.campaigns import disk
 
@@ -183,7 +183,8 @@ def under(control: str, words: list[str], seed: int, broken: bool) -> int:
 
 def break_commits() -> None:
     """A store that takes failed commits for done."""
-    from outmail.store import Trouble, sqlite
+    from outmail.store import Trouble
+    from outmail.store.sqlite import store as sqlite
 
     def commit(self: Any) -> None:
         try:

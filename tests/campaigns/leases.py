@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from outmail import clock as clocks
 from outmail.config import from_toml
 from outmail.errors import Error, NotStored, Refused
-from outmail.outbox import Outbox
+from outmail.outbox.outbox import Outbox
 from outmail.testing import Sink
 from tests import pgserver
 
@@ -110,8 +110,12 @@ def set_clock(file: Path, offset: float) -> None:
 
 def run_engine(settings: str, clock: str) -> int:
     """`outmail run` with short leases and a clock that jumps."""
-    from outmail import cli, engine
-    from outmail.store import owner, pgsql, postgres, sqlite
+    from outmail import cli
+    from outmail.engine import engine
+    from outmail.store import owner
+    from outmail.store.postgres import store as postgres
+    from outmail.store.postgres import verbs as pgsql
+    from outmail.store.sqlite import store as sqlite
 
     pgsql.LEASE, pgsql.RENEWAL, pgsql.CONFIDENCE, pgsql.DOUBT, engine.RECLAIM = (
         LEASE,

@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from outmail import outbox_ddl
 from outmail.config import from_toml
 from outmail.errors import Error
-from outmail.outbox import Outbox
+from outmail.outbox.outbox import Outbox
 from outmail.testing import Sink
 from tests import pgserver
 

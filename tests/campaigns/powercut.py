@@ -32,8 +32,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from outmail.config import from_toml
 from outmail.errors import Error
-from outmail.outbox import Outbox
-from outmail.store import Trouble, sqlite
+from outmail.outbox.outbox import Outbox
+from outmail.store import Trouble
+from outmail.store.sqlite import store as sqlite
 from outmail.testing import Sink
 from tests.campaigns import disk
 
@@ -107,7 +108,7 @@ def child(folder: Path, seed: int, without: str | None) -> int:
 
 def sqlite_pages(pages: int) -> None:
     """The write-ahead log is moved into the database after so many: with few, that happens often."""
-    from outmail.store import checkpoint
+    from outmail.store.sqlite import checkpoint
 
     checkpoint.PAGES = pages
 

@@ -36,10 +36,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from outmail import engine as engine_module
 from outmail.clock import Clock
 from outmail.config import from_toml
-from outmail.outbox import Outbox, _route
+from outmail.engine import engine as engine_module
+from outmail.outbox.outbox import Outbox, _route
 from outmail.wiring import build_engine
 
 KINDS = ("mbox", "sendmail", "maildir box", "maildir", "file")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from outmail.outbox import Outbox
+from outmail.outbox.outbox import Outbox
 from outmail.transport import smtp as transport
 from tests.pgserver import free_port
 

@@ -25,10 +25,10 @@ from typing import Any
 import pytest
 from aiosmtpd.controller import Controller
 
+from outmail.accept.aio import LoopDoor
 from outmail.clock import Clock
 from outmail.intake import smtp as intake
-from outmail.loopdoor import LoopDoor
-from outmail.outbox import Outbox
+from outmail.outbox.outbox import Outbox
 from outmail.wiring import build_engine
 from tests import programs
 from tests.interop.test_servers import POSTFIX, Keep, certificate, postfix  # noqa: F401  (fixtures)

@@ -13,7 +13,7 @@ import pytest
 
 from outmail.clock import DAY, HOUR
 from outmail.model import Reply
-from outmail.outbox import Outbox
+from outmail.outbox.outbox import Outbox
 from outmail.policy.pace import ahead_note, may_send_ahead
 from tests.moody import Moody
 

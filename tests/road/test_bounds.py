@@ -275,11 +275,11 @@ def test_wrong_passwords_end_the_session_and_are_one_line_of_the_log(
 def test_a_complaint_is_made_once_a_minute_with_a_count(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from outmail import seldom
+    from outmail.system import throttle
 
     now = [100.0]
-    monkeypatch.setattr(seldom, "monotonic", lambda: now[0])
-    complaints = seldom.Seldom(logging.getLogger("outmail.test"))
+    monkeypatch.setattr(throttle, "monotonic", lambda: now[0])
+    complaints = throttle.Seldom(logging.getLogger("outmail.test"))
 
     def lines() -> list[str]:
         found = [record.getMessage() for record in caplog.records]

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from outmail import Outbox
-from outmail import engine as engine_module
 from outmail.clock import DAY, HOUR, Clock
+from outmail.engine import engine as engine_module
 from outmail.testing import FakeClock, Sink
 from outmail.wiring import build_engine
 

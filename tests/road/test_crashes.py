@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from outmail.outbox import Outbox
+from outmail.outbox.outbox import Outbox
 from outmail.testing import Sink
 
 MakeBox = Callable[..., Outbox]
@@ -174,8 +174,8 @@ def test_a_dot_without_an_answer_at_shutdown_is_uncertain(
 ) -> None:
     import asyncio
 
-    from outmail import engine as module
     from outmail.clock import Clock
+    from outmail.engine import engine as module
     from outmail.wiring import build_engine
 
     monkeypatch.setattr(module, "PATIENCE", 0.2)

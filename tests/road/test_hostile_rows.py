@@ -17,15 +17,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from outmail import Outbox
-from outmail.accept import Door
+from outmail.accept.acceptance import Door
 from outmail.config import from_toml
 from outmail.errors import NotStored, Refused
-from outmail.intake import takeover
-from outmail.intake.takeover import WORDS
 from outmail.model import Status, keyed_id
 from outmail.policy.veil import known
-from outmail.store import source
-from outmail.store.caller import outbox_ddl
+from outmail.transactional import poller, reader
+from outmail.transactional.insert import outbox_ddl
+from outmail.transactional.poller import WORDS
 from tests import pgserver
 from tests.road.test_using import Beside
 
@@ -210,7 +209,7 @@ def test_a_row_that_the_store_cannot_take_stops_nobody_and_is_tried_again(
     tmp_path: Path, code: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = Rows(tmp_path, "apsw", False)
-    monkeypatch.setattr(source, "BATCH", 2)
+    monkeypatch.setattr(reader, "BATCH", 2)
     rows.add(id="'0badbadbadbadbadbadbadbad0'")
     for _ in range(5):
         rows.add()
@@ -292,8 +291,8 @@ def test_a_row_with_an_odd_id_is_one_message_however_often_we_are_killed(
 
 def test_a_row_too_long_to_be_read_fails_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_ROWS", "_SIZES"):
-        monkeypatch.setattr(source, name, getattr(source, name).replace(str(source.MOST), "1000"))
-    monkeypatch.setattr("outmail.intake.takeover.MOST", 1000)
+        monkeypatch.setattr(reader, name, getattr(reader, name).replace(str(reader.MOST), "1000"))
+    monkeypatch.setattr("outmail.transactional.poller.MOST", 1000)
     rows = Rows(tmp_path, "apsw", False)
     rows.add(content="CAST('Subject: x' || char(10) || char(10) || hex(zeroblob(1000)) AS BLOB)")
     rows.add()
@@ -438,7 +437,7 @@ def test_rows_teach_the_process_no_passwords(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("envelope", "code"),
     [
-        ({"sender": "me@x.test", "recipients": ["a@x.test"], "z": "z" * takeover.MOST_ENVELOPE}, "too-large"),
+        ({"sender": "me@x.test", "recipients": ["a@x.test"], "z": "z" * poller.MOST_ENVELOPE}, "too-large"),
         ({"recipients": ["a@x.test"] * 11}, "too-many-recipients"),
         ({"draft": {"to": ["a@x.test"] * 6, "cc": "a@x.test, " * 5}}, "too-many-recipients"),
         ({"draft": {"to": "a@x.test", "subject": "é " * 500_001}}, "too-large"),
@@ -451,9 +450,9 @@ def test_rows_teach_the_process_no_passwords(tmp_path: Path) -> None:
 def test_a_row_that_asks_for_too_much_is_refused_before_it_is_composed(
     envelope: dict[str, Any], code: str
 ) -> None:
-    row = source.Row(1, "0" * 26, b"A: b\r\n\r\n", json.dumps(envelope).encode(), 0)
+    row = reader.Row(1, "0" * 26, b"A: b\r\n\r\n", json.dumps(envelope).encode(), 0)
     with pytest.raises(Refused) as told:
-        takeover.drafted(row, lambda words: pytest.fail("composed"), 10)
+        poller.drafted(row, lambda words: pytest.fail("composed"), 10)
     assert told.value.code == code
 
 

@@ -545,9 +545,9 @@ def test_memory_in_flight_is_bounded(
     tmp_path: Path, sink: Sink, make_box: Callable[..., Outbox], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The largest half messages are sent away, the others go on."""
+    from outmail.accept.aio import LoopDoor
     from outmail.clock import Clock
     from outmail.intake import smtp as intake
-    from outmail.loopdoor import LoopDoor
     from outmail.wiring import build_engine
 
     monkeypatch.setattr(intake, "IN_FLIGHT", 100_000)
@@ -582,9 +582,9 @@ def test_memory_in_flight_is_bounded(
 @pytest.fixture
 def listening(tmp_path: Path, sink: Sink, make_box: Callable[..., Outbox]) -> Callable[..., None]:
     """listening(settings, scene): run the scene with a listener's port beside an engine, in one loop."""
+    from outmail.accept.aio import LoopDoor
     from outmail.clock import Clock
     from outmail.intake import smtp as intake
-    from outmail.loopdoor import LoopDoor
     from outmail.wiring import build_engine
 
     box = make_box(relay=sink.url, deliver="never")

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from outmail.accept import Door
-from outmail.merger import Merger
+from outmail.accept.acceptance import Door
+from outmail.accept.batcher import Merger
 from outmail.model import Message
-from outmail.outbox import Outbox
+from outmail.outbox.outbox import Outbox
 from outmail.store import Trouble
-from outmail.store.sqlite import SqliteStore
+from outmail.store.sqlite.store import SqliteStore
 from outmail.testing.conformance import message
 
 

@@ -13,11 +13,11 @@ import apsw
 import pytest
 
 from outmail import Outbox
-from outmail import engine as engine_module
 from outmail.clock import Clock
-from outmail.commits import Committer
+from outmail.engine import engine as engine_module
 from outmail.store import Trouble, verbs
-from outmail.store.sqlite import SqliteStore
+from outmail.store.commit_loop import Committer
+from outmail.store.sqlite.store import SqliteStore
 from outmail.testing import Sink
 from outmail.wiring import build_engine
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from outmail.outbox import Outbox
+from outmail.outbox.outbox import Outbox
 from outmail.testing import Sink
 
 FAST = '[retry]\nschedule = "100ms…"\n'

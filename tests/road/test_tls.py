@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from outmail.outbox import Outbox
+from outmail.outbox.outbox import Outbox
 from outmail.testing import Rule, Sink
 
 MakeBox = Callable[..., Outbox]

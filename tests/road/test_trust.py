@@ -21,12 +21,13 @@ from pathlib import Path
 import pytest
 import trustme
 
-from outmail import ConfigError, Outbox, trust
-from outmail.certificate import Certificate
+from outmail import ConfigError, Outbox
 from outmail.config import from_toml, load
+from outmail.intake.certificate import Certificate
 from outmail.intake.logins import hashed
 from outmail.reports import mail
 from outmail.service import read_users
+from outmail.system import trust
 from outmail.testing import Sink
 from tests.road.test_listen import Service
 

@@ -25,11 +25,12 @@ from hypothesis import strategies as st
 from outmail import AsyncOutbox, Outbox
 from outmail.config import from_toml
 from outmail.errors import ConfigError, NotFound, NotStored, Refused
-from outmail.intake.takeover import WORDS, abandoned
 from outmail.model import is_id, keyed_id
-from outmail.store import Trouble, pgsql, store_id
-from outmail.store.source import Claim
+from outmail.store import Trouble, store_id
+from outmail.store.postgres import verbs as pgsql
 from outmail.testing import FakeClock, Sink
+from outmail.transactional.poller import WORDS, abandoned
+from outmail.transactional.reader import Claim
 from tests import pgserver
 
 DDL = (Path(__file__).parents[2] / "src/outmail/store/sql/outbox-sqlite.sql").read_text()

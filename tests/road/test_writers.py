@@ -25,18 +25,18 @@ from typing import Any
 
 import pytest
 
-from outmail import engine as engine_module
 from outmail.clock import Clock
-from outmail.held import boot_id, try_lock
+from outmail.engine import engine as engine_module
 from outmail.intake.smtp import _remove_stale
 from outmail.model import Delivery, Leased
-from outmail.outbox import Outbox, _route
+from outmail.outbox.outbox import Outbox, _route
 from outmail.policy.route import parse_relay
+from outmail.system.lockfile import boot_id, try_lock
+from outmail.system.threads import Worker
 from outmail.transport import dotlock, mbox, pipe, places
 from outmail.transport.local import LocalTransport
 from outmail.transport.mailbox import Mailboxes, deliver, to_mbox
 from outmail.wiring import build_engine
-from outmail.worker import Worker
 
 MakeBox = Callable[..., Outbox]
 SMALL = b"From: a@x.test\r\nSubject: small\r\n\r\nx\r\n"

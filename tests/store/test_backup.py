@@ -19,8 +19,9 @@ from outmail import Outbox, job
 from outmail.errors import ConfigError, NotStored, Refused
 from outmail.ops.backup import whole
 from outmail.reports.digest import DigestHandler
-from outmail.store import Trouble, drivers
-from outmail.store.sqlite import SqliteStore
+from outmail.store import Trouble
+from outmail.store.sqlite import drivers
+from outmail.store.sqlite.store import SqliteStore
 from outmail.wiring import open_store
 from tests import pgserver
 
@@ -56,7 +57,7 @@ def killed(folder: Path, queue: str, where: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "where", ["os.link", "outmail.ops.backup._sync", "outmail.store.sqlite.SqliteStore.close"]
+    "where", ["os.link", "outmail.ops.backup._sync", "outmail.store.sqlite.store.SqliteStore.close"]
 )
 def test_a_killed_backup_has_no_name(tmp_path: Path, outmail: Any, queue: str, where: str) -> None:
     if where.endswith("close") and queue == "q.db":

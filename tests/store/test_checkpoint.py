@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from outmail.store import Trouble, checkpoint, drivers
-from outmail.store.sqlite import SqliteStore
+from outmail.store import Trouble
+from outmail.store.sqlite import checkpoint, drivers
+from outmail.store.sqlite.store import SqliteStore
 from outmail.testing.conformance import message
 
 FEW = 40

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from outmail.store.sqlite import SqliteStore
+from outmail.store.sqlite.store import SqliteStore
 from outmail.testing.conformance import *  # noqa: F403
 from outmail.testing.conformance import NOW, add, lease, message
 from tests.store.helpers import KINDS, opened

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from outmail.store import Trouble
-from outmail.store.sqlite import SqliteStore
+from outmail.store.sqlite.store import SqliteStore
 from outmail.testing.conformance import NOW, add, message
 
 

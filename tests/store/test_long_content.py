@@ -19,16 +19,16 @@ from typing import Any
 
 import pytest
 
-from outmail.accept import TRIES, Door, Draft, Terms
+from outmail.accept.acceptance import TRIES, Door, Draft, Terms
+from outmail.accept.aio import LoopDoor
 from outmail.clock import MINUTE
-from outmail.commits import Committer
+from outmail.engine.retention import Retention
 from outmail.errors import NotStored
-from outmail.loopdoor import LoopDoor
 from outmail.ops.move import move
 from outmail.policy.route import Routes
-from outmail.retention import Retention
 from outmail.store import Missing
-from outmail.store.sqlite import SqliteStore
+from outmail.store.commit_loop import Committer
+from outmail.store.sqlite.store import SqliteStore
 from outmail.testing import FakeClock
 from outmail.testing.conformance import NOW, add, message
 from tests.store.helpers import KINDS, opened
@@ -397,7 +397,7 @@ def test_pieces_whose_file_is_lost_are_swept_seldom(file_store: Any, monkeypatch
     for upload in ("aa", "bb"):
         file_store.run(file_store.verbs.add_chunks(upload, 0, [b"1", b"2"], NOW))
     assert file_store.sweep_uploads() == 0  # no hour is over
-    monkeypatch.setattr("outmail.store.sqlite.WALK", 0.0)
+    monkeypatch.setattr("outmail.store.sqlite.store.WALK", 0.0)
     assert file_store.sweep_uploads() == 2 and unnamed(file_store) == 2  # one has a file
     claim.end()
     assert file_store.sweep_uploads() == 2 and unnamed(file_store) == 0
@@ -407,7 +407,7 @@ def test_pieces_whose_file_is_lost_are_swept_seldom(file_store: Any, monkeypatch
 def test_a_message_that_comes_while_lost_pieces_are_looked_for_keeps_its_own(
     file_store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("outmail.store.sqlite.WALK", 0.0)
+    monkeypatch.setattr("outmail.store.sqlite.store.WALK", 0.0)
     one = message(content=CONTENT)
     claim = file_store.uploading("aa")
     size = 256 * 1024

@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 
 from outmail import Outbox
-from outmail import engine as engine_module
 from outmail.clock import Clock
+from outmail.engine import engine as engine_module
 from outmail.store import owner as owner_module
 from outmail.store.owner import BEGUN, HARMLESS
-from outmail.store.sqlite import SqliteStore
+from outmail.store.sqlite.store import SqliteStore
 from outmail.testing import Sink
 from outmail.testing.conformance import NOW, add, message, standing
 from outmail.wiring import build_engine

@@ -11,10 +11,10 @@ from typing import Any
 import psycopg
 import pytest
 
+from outmail.engine.retention import Retention
 from outmail.model import Filter, Term
-from outmail.retention import Retention
-from outmail.store import periods
-from outmail.store.postgres import PostgresStore
+from outmail.store.postgres import partitions
+from outmail.store.postgres.store import PostgresStore
 from outmail.testing import conformance
 from outmail.testing.conformance import NOW, add, lease, message, settle, standing
 from tests import pgserver
@@ -52,12 +52,12 @@ def turn(store: PostgresStore, db: Any) -> None:
     """The newest period has lasted long enough: another one is opened and entered."""
     db.execute("UPDATE outmail.period SET began_at = least(began_at, 1 + n)")
     for _ in range(2):
-        store.commit([periods.advance(AGES["records"])])
+        store.commit([partitions.advance(AGES["records"])])
 
 
 def retained(store: PostgresStore, now: int = LATER) -> None:
     assert not store.run(store.verbs.number_events())
-    store._turned = store._dropped = -periods.LOOK
+    store._turned = store._dropped = -partitions.LOOK
     retention = Retention(store, AGES)
     while retention.turn(now, 5):
         pass
@@ -82,7 +82,7 @@ def test_what_is_past_retention_goes_with_its_period(store: PostgresStore, url: 
         turn(store, db)
         young = delivered(store)
         assert [
-            row[0] >> periods.SPAN for row in db.execute("SELECT seq FROM outmail.message ORDER BY seq")
+            row[0] >> partitions.SPAN for row in db.execute("SELECT seq FROM outmail.message ORDER BY seq")
         ] == [0, 1]
         events = store.read(store.verbs.events_after(0))
         assert [(e.id, e.event) for e in events] == [
@@ -140,7 +140,7 @@ def test_a_period_that_stays_does_not_keep_the_next_one(store: PostgresStore, ur
 def test_what_is_dropped_is_swept_in_short_steps_and_not_found_meanwhile(
     store: PostgresStore, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(periods, "PAGE", 3)
+    monkeypatch.setattr(partitions, "PAGE", 3)
     with psycopg.connect(url, autocommit=True) as db:
         made = [message() for _ in range(8)]
         add(store, *made)
@@ -148,9 +148,9 @@ def test_what_is_dropped_is_swept_in_short_steps_and_not_found_meanwhile(
         turn(store, db)
         delivered(store)
         assert not store.run(store.verbs.number_events())
-        assert store.commit([periods.drop(LATER, AGES["records"])]) == [0]
+        assert store.commit([partitions.drop(LATER, AGES["records"])]) == [0]
         left = []
-        while store.run(periods.sweep()):
+        while store.run(partitions.sweep()):
             (count,) = db.execute("SELECT count(*) FROM outmail.message").fetchone() or (None,)
             left.append(count)
             assert [store.read(store.verbs.seq_of(one.id)) for one in made] == [None] * 8 and len(
@@ -169,7 +169,7 @@ def test_one_put_back_in_the_last_moment_keeps_its_period(
         store.run(store.verbs.change(Filter(), "cancel", NOW))
         turn(store, db)
         delivered(store)
-        honest = periods._past
+        honest = partitions._past
 
         def past(n: int, before: int) -> Any:
             answer = yield from honest(n, before)
@@ -178,7 +178,7 @@ def test_one_put_back_in_the_last_moment_keeps_its_period(
             change.close()
             return answer
 
-        monkeypatch.setattr(periods, "_past", past)
+        monkeypatch.setattr(partitions, "_past", past)
         retained(store)
         assert partitions(db) == of(0, 1) and standing(store, id).state == "queued"
         owner = next(iter(store._owners))

@@ -23,9 +23,12 @@ from outmail.clock import Clock
 from outmail.config import from_toml
 from outmail.errors import ConfigError, NotStored
 from outmail.model import Dsn, Filter, Message, Recipient
-from outmail.store import Trouble, hints, pgsql, postgres, shown, verbs
-from outmail.store.lane import Lane
-from outmail.store.postgres import PostgresStore, conninfo_of, place_of
+from outmail.store import Trouble, shown, verbs
+from outmail.store.postgres import notify
+from outmail.store.postgres import store as postgres
+from outmail.store.postgres import verbs as pgsql
+from outmail.store.postgres.connection import Lane
+from outmail.store.postgres.store import PostgresStore, conninfo_of, place_of
 from outmail.testing import Sink
 from outmail.testing.conformance import NOW, add, lease, message, settle, standing
 from outmail.wiring import build_engine
@@ -393,7 +396,7 @@ def test_a_table_that_somebody_holds_is_waited_for_and_then_said(
     """VACUUM FULL, a migration, a forgotten session: nobody waits for ever, and what was in time is
     stored.
     """
-    monkeypatch.setattr("outmail.store.lane.LOCK_WAIT", 0.5)
+    monkeypatch.setattr("outmail.store.postgres.connection.LOCK_WAIT", 0.5)
     with Outbox(url, deliver="never") as box, psycopg.connect(url) as db:
         first = box.send("a@x.test", "s", sender="me@x.test").id
         db.execute("LOCK TABLE outmail.message IN ACCESS EXCLUSIVE MODE")
@@ -926,8 +929,8 @@ def test_a_hint_brings_mail_of_another_host_at_once(
 ) -> None:
     """With looking turned off, what is found is found by the hint; a lost connection is made again."""
     monkeypatch.setattr(postgres, "POLL", 3600.0)
-    monkeypatch.setattr(hints, "RETRY", 0.1)
-    monkeypatch.setattr(hints, "LOOK", 0.1)
+    monkeypatch.setattr(notify, "RETRY", 0.1)
+    monkeypatch.setattr(notify, "LOOK", 0.1)
     heard: list[float] = []
     here, there = (
         PostgresStore(f"{url}{'&' if '?' in url else '?'}notify=1", f"/nonexistent/{n}") for n in "ab"
@@ -954,9 +957,9 @@ def test_mail_is_announced_by_whoever_accepts_it(
 ) -> None:
     store = f"{url}{'&' if '?' in url else '?'}notify=1"
     with psycopg.connect(url, autocommit=True) as db, Outbox(store, deliver="never") as box:
-        db.execute(f"LISTEN {hints.CHANNEL}")
+        db.execute(f"LISTEN {notify.CHANNEL}")
         box.send("a@x.test", "s", "t", sender="b@x.test")
-        assert [n.channel for n in db.notifies(timeout=5, stop_after=1)] == [hints.CHANNEL]
+        assert [n.channel for n in db.notifies(timeout=5, stop_after=1)] == [notify.CHANNEL]
 
 
 def test_hints_and_pgbouncer_exclude_each_other() -> None:

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from outmail.accept import Door, Draft, Terms
-from outmail.engine import Engine, Settings
+from outmail.accept.acceptance import Door, Draft, Terms
+from outmail.engine.engine import Engine, Settings
+from outmail.engine.retention import Retention
 from outmail.model import Filter, is_id
 from outmail.policy.age import Sign
 from outmail.policy.route import Routes
-from outmail.retention import Retention
 from outmail.testing.clock import FakeClock
 from outmail.testing.conformance import NOW, add, lease, message, settle
 from tests.store.helpers import KINDS, opened

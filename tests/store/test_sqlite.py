@@ -17,7 +17,7 @@ import pytest
 from outmail.errors import ConfigError
 from outmail.model import Filter
 from outmail.store import Trouble
-from outmail.store.sqlite import SqliteStore
+from outmail.store.sqlite.store import SqliteStore
 from outmail.testing.conformance import NOW, add, lease, message, settle
 
 

@@ -6,11 +6,12 @@ from pathlib import Path
 SRC = Path(__file__).parents[2] / "src" / "outmail"
 LAYERS = [
     ("model", "lifecycle", "errors", "clock"),
-    ("policy", "smtp", "mime", "selection"),
-    ("store", "transport", "failpoints", "worker", "seldom", "held", "trust"),
-    ("accept", "merger", "loopdoor", "commits", "hop", "retention", "engine"),
-    ("intake", "reports", "ops"),
-    ("config", "certificate", "wiring", "outbox", "service"),
+    ("policy", "smtp", "mime"),
+    ("system",),
+    ("store", "transport"),
+    ("accept", "engine"),
+    ("transactional", "intake", "reports", "ops"),
+    ("config", "wiring", "outbox", "service"),
     ("cli", "compat", "contrib", "__main__"),
 ]
 RANK = {name: i for i, names in enumerate(LAYERS) for name in names}

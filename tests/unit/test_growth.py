@@ -20,15 +20,14 @@ from typing import Any
 import pytest
 
 import outmail
-from outmail import clock, selection
+from outmail import clock
 from outmail.errors import Refused
-from outmail.intake import takeover
 from outmail.mime import headers, splice
-from outmail.policy import aliases, digest, plain, route, secrets
+from outmail.policy import aliases, digest, plain, route, secrets, selection
 from outmail.reports import digest as digests
 from outmail.reports import mail, records
 from outmail.smtp import client, lines, reply, server, syntax
-from outmail.store import source
+from outmail.transactional import poller, reader
 from outmail.transport import mailbox
 from tests.growth import superlinear
 
@@ -396,11 +395,11 @@ def _drafted(text: str) -> None:
     ):
         envelope = json.dumps({"draft": {"to": "a@b.example", **words}})
         with contextlib.suppress(Refused):
-            takeover.drafted(source.Row(1, "01J0000000000000000000000A", b"", envelope.encode(), 0), _compose)
+            poller.drafted(reader.Row(1, "01J0000000000000000000000A", b"", envelope.encode(), 0), _compose)
     for name in ("sender", "recipients", "key", "tag", "route", "priority"):
         with contextlib.suppress(Refused):
-            takeover.drafted(
-                source.Row(
+            poller.drafted(
+                reader.Row(
                     1, "01J0000000000000000000000A", b"A: b\r\n\r\n", json.dumps({name: text}).encode(), 0
                 ),
                 _compose,

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from outmail.clock import human_span, instant, parse_span
 from outmail.errors import Refused
 from outmail.model import is_id, keyed_id, new_id
-from outmail.selection import parse, parse_size, select
+from outmail.policy.selection import parse, parse_size, select
 from outmail.smtp.reply import ProtocolError, ReplyReader
 from outmail.smtp.syntax import AddressError, parse_mailbox
 

@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _unexpected(problem: Exception, as_json: bool) -> int:
     """The store's trouble where no message was at stake, or a bug of ours, which is shown whole."""
-    from outmail.accept import not_stored
+    from outmail.accept.acceptance import not_stored
     from outmail.store import Trouble
 
     if isinstance(problem, Trouble):

@@ -15,8 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from outmail import failpoints, selection, service
-from outmail.accept import not_stored
+from outmail import service
+from outmail.accept.acceptance import not_stored
 from outmail.cli import EX_DATAERR, EX_NOINPUT, EX_SOFTWARE, EX_TEMPFAIL, EX_UNAVAILABLE, EX_USAGE
 from outmail.cli.explanations import CODES
 from outmail.clock import Clock, human_span, rfc3339
@@ -26,12 +26,14 @@ from outmail.model import Filter, Status, Term, is_id
 from outmail.ops import delivery_log
 from outmail.ops.move import abandon, copied, under_way
 from outmail.ops.move import move as moved
-from outmail.outbox import Outbox, _route, local_sender
+from outmail.outbox.outbox import Outbox, _route, local_sender
+from outmail.policy import selection
 from outmail.policy.pace import may_send_ahead
 from outmail.policy.plain import as_json, plain, plain_line
 from outmail.policy.veil import known
 from outmail.store import Store, Trouble, shown, store_id
-from outmail.store.caller import outbox_ddl
+from outmail.system import failpoints
+from outmail.transactional.insert import outbox_ddl
 from outmail.wiring import build_engine, is_postgres, open_source, open_store, store_path
 
 
@@ -639,7 +641,7 @@ def store(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     """It looks before it opens: opening would make a store of an empty file."""
-    from outmail.store.sqlite import is_store
+    from outmail.store.sqlite.store import is_store
 
     place = _config(arguments).store
     if not _is_there(place):
@@ -672,7 +674,7 @@ def _backup(box: Outbox, file: str) -> None:
     brings back.
     """
     from outmail.ops.backup import leftovers, whole
-    from outmail.store.sqlite import SqliteStore
+    from outmail.store.sqlite.store import SqliteStore
 
     for left in leftovers(file):
         print(

@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from typing import Any
 
-from outmail.outbox import Outbox
+from outmail.outbox.outbox import Outbox
 from outmail.testing.sink import Sink
 
 SCRIPT = """

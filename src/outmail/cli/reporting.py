@@ -10,13 +10,13 @@ from outmail.cli import EX_USAGE
 from outmail.cli.commands import _box
 from outmail.clock import human_span, parse_span
 from outmail.errors import NotFound, Refused
-from outmail.outbox import Outbox
+from outmail.outbox.outbox import Outbox
 from outmail.policy.digest import Gathered, in_words
 from outmail.policy.incident import Incident
 from outmail.policy.plain import as_json, plain_line
 from outmail.policy.progress import sparkline, took
 from outmail.reports import digest as digests
-from outmail.reports import marks, state, vigil, watch
+from outmail.reports import spoolfiles, state, watch, watchdog
 from outmail.reports.mail import as_text, local_time
 
 
@@ -24,7 +24,7 @@ def jobs(arguments: argparse.Namespace) -> int:
     """List, look, mute, forget."""
     box = _box(arguments)
     watch.fold(box)
-    vigil.look(box)
+    watchdog.look(box)
     if arguments.verb == "ls":
         return _list(box, arguments)
     if not arguments.name:
@@ -139,8 +139,8 @@ def _reset(box: Outbox, arguments: argparse.Namespace, document: dict[str, Any])
         arguments.name,
         lambda doc: ({k: v for k, v in doc.items() if k not in ("incident", "late", "output")}, None),
     )
-    for mark in (marks.attention(box.spool, arguments.name), marks.late(box.spool, arguments.name)):
-        marks.drop(mark)
+    for mark in (spoolfiles.attention(box.spool, arguments.name), spoolfiles.late(box.spool, arguments.name)):
+        spoolfiles.drop(mark)
     print(f"{arguments.name} begins anew", file=sys.stderr)
     return 0
 

@@ -15,7 +15,7 @@ from logging.handlers import BufferingHandler
 from typing import Any
 from urllib.parse import quote
 
-from outmail.outbox import Outbox
+from outmail.outbox.outbox import Outbox
 from outmail.policy.route import is_loopback
 from outmail.reports import records
 from outmail.reports.mail import BODY_LIMIT, one_line, safe

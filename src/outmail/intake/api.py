@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from outmail import clock
-from outmail.accept import Draft
+from outmail.accept.acceptance import Draft
 from outmail.errors import ConfigError, Refused
 from outmail.mime import splice
 from outmail.mime.compose import Attachment, Parts, Person, compose

@@ -17,7 +17,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any
 
-from outmail.worker import Worker
+from outmail.system.threads import Worker
 
 #: Log-ins of one client that may wait.
 MOST_WAITING = 10

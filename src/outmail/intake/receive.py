@@ -13,7 +13,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
-from outmail.accept import Draft
+from outmail.accept.acceptance import Draft
 from outmail.errors import Refused
 from outmail.intake.smtp import FULL, Line, Listener, reply_for, traced
 from outmail.mime import splice

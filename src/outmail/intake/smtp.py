@@ -26,15 +26,15 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
-from outmail.accept import Draft
+from outmail.accept.acceptance import Draft
+from outmail.accept.aio import LoopDoor
 from outmail.errors import NotStored, Refused
 from outmail.intake.logins import Logins
-from outmail.loopdoor import LoopDoor
 from outmail.mime import headers, splice
 from outmail.model import Dsn, Reply, new_id
 from outmail.policy.admission import Meter, Network, is_trusted, neighbourhood
-from outmail.seldom import Seldom
 from outmail.smtp import server as protocol
+from outmail.system.throttle import Seldom
 from outmail.transport.wire import Wire
 
 log = logging.getLogger("outmail.intake")

@@ -19,11 +19,11 @@ import re
 from collections.abc import Iterator
 from glob import escape, glob
 
-from outmail.accept import not_stored
+from outmail.accept.acceptance import not_stored
 from outmail.errors import ConfigError, Refused
-from outmail.held import sync_folder
 from outmail.store import Trouble
-from outmail.store.sqlite import file_trouble
+from outmail.store.sqlite.store import file_trouble
+from outmail.system.lockfile import sync_folder
 
 _WORD = ".unfinished."
 #: What SQLite may have made beside it.

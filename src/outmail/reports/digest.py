@@ -32,7 +32,7 @@ from outmail.policy.incident import Incident, Rule
 from outmail.policy.plain import plain
 from outmail.policy.progress import sparkline, took
 from outmail.policy.veil import known
-from outmail.reports import marks, records, spool, state, traces
+from outmail.reports import records, spool, spoolfiles, state, traces
 from outmail.reports.door import ReportDoor, at_close, default_spool, door
 from outmail.reports.mail import Report, Section, local_time, named, one_line
 from outmail.reports.post import guarded, host, poster, report_key, root_id, tell, words
@@ -302,7 +302,7 @@ def fold(
         state.change(box, "digest", settings.name, decide)
         for _, path, _ in lost:
             if path in garbled:
-                tell(marks.set_aside(path))
+                tell(spoolfiles.set_aside(path))
             else:
                 os.unlink(path)
         if own is not None:

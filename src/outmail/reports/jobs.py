@@ -23,10 +23,9 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any, TypeVar
 
-from outmail.accept import not_stored
+from outmail.accept.acceptance import not_stored
 from outmail.clock import parse_span
 from outmail.errors import ConfigError
-from outmail.held import HeldFile
 from outmail.model import new_id
 from outmail.policy import incident
 from outmail.policy.progress import (
@@ -38,13 +37,14 @@ from outmail.policy.progress import (
     sparkline,
     took,
 )
-from outmail.reports import records, state, traces, vigil
+from outmail.reports import records, state, traces, watchdog
 from outmail.reports.bar import Bar
 from outmail.reports.door import ReportDoor, at_close, door
 from outmail.reports.liveness import alive
 from outmail.reports.mail import Report, Section, local_time, named, one_line
 from outmail.reports.post import guarded, host, poster, root_id, tell, words
 from outmail.store import Trouble
+from outmail.system.lockfile import HeldFile
 
 T = TypeVar("T")
 
@@ -595,7 +595,7 @@ class Job:
         box = door(self._given)
         first = self._life is None and self.state == "running"
         if first:
-            vigil.dead_runs(box, self.name)
+            watchdog.dead_runs(box, self.name)
             try:
                 self._life = alive(box.spool, self.id)
             except OSError as problem:

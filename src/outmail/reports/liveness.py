@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 
-from outmail.held import HeldFile, try_lock
+from outmail.system.lockfile import HeldFile, try_lock
 
 
 def alive(folder: str, id: str, content: bytes = b"") -> HeldFile:

@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from glob import escape, glob
 from typing import Any
 
-from outmail.held import HeldFile, try_lock
-from outmail.reports.marks import set_aside, slug
 from outmail.reports.post import tell
+from outmail.reports.spoolfiles import set_aside, slug
+from outmail.system.lockfile import HeldFile, try_lock
 
 
 class Spool:

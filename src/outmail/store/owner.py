@@ -24,10 +24,10 @@ from glob import escape, glob
 from typing import Any
 
 from outmail.errors import ConfigError
-from outmail.held import HeldFile, can_lock, same_file, try_lock
 from outmail.model import Delivery, Leased
 from outmail.store import Trouble
 from outmail.store.verbs import BEGUN, HARMLESS
+from outmail.system.lockfile import HeldFile, can_lock, same_file, try_lock
 
 log = logging.getLogger("outmail")
 

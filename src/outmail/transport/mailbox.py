@@ -21,9 +21,9 @@ from functools import partial
 from outmail.mime import splice
 from outmail.model import Delivery, Leased, Outcome, Reply
 from outmail.policy.route import Relay
+from outmail.system.threads import Worker
 from outmail.transport import Awaited, Feed, mbox, places
 from outmail.transport.dotlock import Locked
-from outmail.worker import Worker
 
 #: Seconds that a locked mailbox is waited for, and between two looks at it.
 LOCK_PATIENCE = 2.0

@@ -8,7 +8,7 @@ import encodings.idna  # noqa: F401  (else loaded by the first lookup, on its th
 import socket
 from typing import Any
 
-from outmail.worker import Worker
+from outmail.system.threads import Worker
 
 Address = tuple[int, Any]
 

@@ -17,7 +17,7 @@ import sys
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from outmail.seldom import Seldom
+from outmail.system.throttle import Seldom
 
 log = logging.getLogger("outmail")
 #: Complaints of each loop.

@@ -19,7 +19,7 @@ from outmail.store import Trouble, forks
 from outmail.store.verbs import Uploads
 
 if TYPE_CHECKING:
-    from outmail.accept import Door
+    from outmail.accept.acceptance import Door
 
 
 class _Wish:

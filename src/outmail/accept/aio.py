@@ -12,13 +12,13 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
-from outmail.accept import Door, Draft, not_stored
-from outmail.commits import Committer
+from outmail.accept.acceptance import Door, Draft, not_stored
 from outmail.errors import NotStored, Refused
 from outmail.model import Message
 from outmail.store import Trouble
+from outmail.store.commit_loop import Committer
 from outmail.store.verbs import LONG
-from outmail.worker import Worker
+from outmail.system.threads import Worker
 
 log = logging.getLogger("outmail")
 

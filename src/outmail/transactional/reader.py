@@ -27,9 +27,10 @@ from functools import partial
 from typing import Any, Protocol
 
 from outmail.smtp.syntax import printable
-from outmail.store import Store, Trouble, Verb, drivers, forks, shown
-from outmail.store.caller import lacks_table
+from outmail.store import Store, Trouble, Verb, forks, shown
+from outmail.store.sqlite import drivers
 from outmail.store.verbs import LISTED
+from outmail.transactional.insert import lacks_table
 
 #: Rows, and bytes of content, taken over at a time.
 BATCH = 200
@@ -315,8 +316,8 @@ class PostgresSource:
     """
 
     def __init__(self, url: str) -> None:
-        from outmail.store.lane import Connection
-        from outmail.store.postgres import conninfo_of
+        from outmail.store.postgres.connection import Connection
+        from outmail.store.postgres.store import conninfo_of
 
         self.name = shown(url)
         conninfo, prepare = conninfo_of(url)
@@ -366,7 +367,7 @@ class PostgresSource:
 
     def _run(self, sql: str, params: Sequence[Any] = ()) -> list[Any]:
         """One statement, one transaction."""
-        from outmail.store.lane import psycopg, trouble
+        from outmail.store.postgres.connection import psycopg, trouble
 
         try:
             return list(self._connection.open().execute(sql, params, binary=True).fetchall())

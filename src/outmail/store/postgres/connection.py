@@ -18,8 +18,9 @@ from functools import cache
 from typing import Any
 
 from outmail.errors import ConfigError
-from outmail.store import Alone, Bulk, Exclusive, Many, Numbers, Trouble, Verb, pgsql
-from outmail.store.group import GroupCommit
+from outmail.store import Alone, Bulk, Exclusive, Many, Numbers, Trouble, Verb
+from outmail.store.commit_threads import GroupCommit
+from outmail.store.postgres import verbs as pgsql
 
 log = logging.getLogger("outmail")
 

@@ -26,20 +26,20 @@ from functools import partial
 from typing import Any
 
 from outmail.clock import DAY, HOUR, Clock, human_span, rfc3339
-from outmail.commits import Committer
+from outmail.engine.nexthop import MOST, Hop, Seat
+from outmail.engine.retention import Retention
 from outmail.errors import ConfigError
-from outmail.held import clock_id
-from outmail.hop import MOST, Hop, Seat
 from outmail.model import Delivery, Leased, Message, Outcome, Reply, Settled, Verdict
 from outmail.policy.age import JUMP, NO_MARK, Mark, Sign, following, latest, mark_of, was_set
 from outmail.policy.pace import ahead_note, may_send_ahead
 from outmail.policy.retry import Retry, verdict
 from outmail.policy.route import Relay, Routes, allowed
-from outmail.retention import Retention
-from outmail.seldom import Seldom
 from outmail.store import Store, Trouble
+from outmail.store.commit_loop import Committer
+from outmail.system.lockfile import clock_id
+from outmail.system.threads import Worker
+from outmail.system.throttle import Seldom
 from outmail.transport import Transport
-from outmail.worker import Worker
 
 log = logging.getLogger("outmail.engine")
 

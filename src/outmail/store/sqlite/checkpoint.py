@@ -15,8 +15,8 @@ import threading
 from collections.abc import Callable
 
 from outmail.store import Trouble
-from outmail.store.drivers import Apsw
-from outmail.worker import started
+from outmail.store.sqlite.drivers import Apsw
+from outmail.system.threads import started
 
 log = logging.getLogger("outmail")
 

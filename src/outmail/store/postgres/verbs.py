@@ -19,7 +19,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from outmail.model import Event, Filter, Message
-from outmail.store import Alone, Bulk, Exclusive, Many, Verb, parcels, source, verbs
+from outmail.store import Alone, Bulk, Exclusive, Many, Verb, export, verbs
+from outmail.transactional import reader
 
 _TABLES = "message|body|chunk|recipient|destination|attempt|event|owner|note|numbering"
 _QUALIFIED = re.compile(rf"\b(FROM|JOIN|INTO|UPDATE|TABLE) ({_TABLES})\b")
@@ -36,12 +37,12 @@ _OWN = {
     verbs._NEXT_DESTINATION: "SELECT min(name) FROM destination WHERE name > ?",
     verbs._NEWEST: "SELECT NULL::bigint, NULL::bigint",  # sequences remember
     # unnumbered ones are the newest
-    parcels.EVENTS_OF: parcels.EVENTS_OF + " NULLS LAST, id",
+    export.EVENTS_OF: export.EVENTS_OF + " NULLS LAST, id",
     verbs._READY: verbs._READY + _CLAIMED,
     verbs._ONLY: verbs._ONLY + _CLAIMED,
     verbs._SUSPECTS: verbs._SUSPECTS + _CLAIMED,
-    source.TAKE: source.PG_TAKE,
-    source.TAKEN: source.PG_TAKEN,
+    reader.TAKE: reader.PG_TAKE,
+    reader.TAKEN: reader.PG_TAKEN,
     verbs._LOST: verbs._LOST + " FOR UPDATE",
     verbs._LEASE: (
         f"UPDATE recipient SET state = 'sending', owner = ?, lease = ?, leased_at = ? FROM {_KEYS}"

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from outmail.store import forks
-from outmail.worker import started
+from outmail.system.threads import started
 
 log = logging.getLogger("outmail")
 

@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from outmail.accept.batcher import Merger
 from outmail.clock import END, Clock, as_datetime
 from outmail.errors import NotStored, Refused
-from outmail.merger import Merger
 from outmail.mime import headers, splice
 from outmail.model import (
     NEEDS_8BIT,

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from outmail.store import Store, Verb
-from outmail.worker import Then, Worker
+from outmail.system.threads import Then, Worker
 
 log = logging.getLogger("outmail.engine")
 

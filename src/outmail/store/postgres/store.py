@@ -28,12 +28,14 @@ from typing import Any, TypeVar
 
 from outmail.clock import elapsed
 from outmail.errors import ConfigError
-from outmail.held import boot_id
 from outmail.model import Delivery, Leased
-from outmail.store import Trouble, Upload, Verb, forks, periods, pgsql, shown, verbs
-from outmail.store.hints import Hints
-from outmail.store.lane import Connection, Lane, drive, psycopg, trouble
+from outmail.store import Trouble, Upload, Verb, forks, shown, verbs
 from outmail.store.owner import Owner, OwnerFile, dead_files
+from outmail.store.postgres import partitions
+from outmail.store.postgres import verbs as pgsql
+from outmail.store.postgres.connection import Connection, Lane, drive, psycopg, trouble
+from outmail.store.postgres.notify import Hints
+from outmail.system.lockfile import boot_id
 
 log = logging.getLogger("outmail")
 
@@ -108,7 +110,7 @@ class PostgresStore:
         self._conninfo = conninfo
         self._leaked: list[Any] = []
         self._looked = self._numbered = self._walked = 0.0
-        self._turned = self._dropped = -periods.LOOK
+        self._turned = self._dropped = -partitions.LOOK
         self._told = ""
         self._closed = False
         self.verbs = pgsql.verbs_of(pgsql.Floor())
@@ -342,24 +344,24 @@ class PostgresStore:
 
     def drop_history(self, now: int, records: int) -> bool:
         """By periods."""
-        if time.monotonic() - self._turned > periods.STEP:
+        if time.monotonic() - self._turned > partitions.STEP:
             self._turned = time.monotonic()
             self._turn_periods(now, records)
-        return self.run(periods.sweep())
+        return self.run(partitions.sweep())
 
     def kept(self, records: int) -> int:
         """By row goes only what outlives its period by far."""
-        return records + 2 * periods.length(records)
+        return records + 2 * partitions.length(records)
 
     def give_space_back(self) -> None:
         """Autovacuum does."""
 
     def _turn_periods(self, now: int, records: int) -> None:
         try:
-            self.commit([periods.advance(records)])
-            if time.monotonic() - self._dropped > periods.LOOK:
+            self.commit([partitions.advance(records)])
+            if time.monotonic() - self._dropped > partitions.LOOK:
                 self._dropped = time.monotonic()
-                while self.commit([periods.drop(now, records)])[0] is not None:
+                while self.commit([partitions.drop(now, records)])[0] is not None:
                     pass
         except Trouble as problem:
             if problem.kind in ("busy", "conflict"):

@@ -23,12 +23,13 @@ from functools import partial
 from importlib import resources
 from typing import Any, TypeVar
 
-from outmail.held import HeldFile, boot_id, sync_folder
 from outmail.model import Delivery, Leased
-from outmail.store import Trouble, Verb, drivers, forks, verbs
-from outmail.store.checkpoint import PAGES, Checkpoints
-from outmail.store.group import GroupCommit
+from outmail.store import Trouble, Verb, forks, verbs
+from outmail.store.commit_threads import GroupCommit
 from outmail.store.owner import Owner, OwnerFile, dead_files, gone
+from outmail.store.sqlite import drivers
+from outmail.store.sqlite.checkpoint import PAGES, Checkpoints
+from outmail.system.lockfile import HeldFile, boot_id, sync_folder
 
 SCHEMA = 1
 #: Seconds between looks for pieces of long contents that have neither a message nor a file.

@@ -16,7 +16,7 @@ from typing import Any
 
 from outmail.clock import human_span
 from outmail.policy import incident
-from outmail.reports import marks, state
+from outmail.reports import spoolfiles, state
 from outmail.reports.door import ReportDoor
 from outmail.reports.liveness import bury, dead
 from outmail.reports.mail import Report, local_time, one_line
@@ -35,12 +35,12 @@ def dead_runs(door: ReportDoor, job: str = "") -> None:
     """Report runs whose process is gone although they never ended: nobody holds the lock on their file."""
     for path in sorted(glob(os.path.join(escape(door.spool), "run.*"))):
         id = os.path.basename(path).removeprefix("run.")
-        if id.endswith(marks.UNREADABLE) or not dead(door.spool, id):
+        if id.endswith(spoolfiles.UNREADABLE) or not dead(door.spool, id):
             continue
         try:
             _dead_run(door, id, path, job)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as problem:
-            tell(f"{marks.set_aside(path)} ({problem!r})")
+            tell(f"{spoolfiles.set_aside(path)} ({problem!r})")
 
 
 def _dead_run(door: ReportDoor, id: str, path: str, job: str) -> None:
@@ -56,7 +56,7 @@ def _dead_run(door: ReportDoor, id: str, path: str, job: str) -> None:
 def _in_file(path: str) -> dict[str, Any]:
     """A watched command's run is in its file only, until it ends."""
     try:
-        return {**json.loads(marks.read(path)), "state": "running"}
+        return {**json.loads(spoolfiles.read(path)), "state": "running"}
     except (ValueError, TypeError, RecursionError):
         raise ValueError("no run of ours") from None
 
@@ -101,7 +101,7 @@ def _tell_death(door: ReportDoor, id: str, run: dict[str, Any]) -> None:
         )
 
     if run.get("kind") == "watch":
-        marks.put(marks.attention(door.spool, name))
+        spoolfiles.put(spoolfiles.attention(door.spool, name))
     state.change(door, "run", id, decide)
     rule = incident.Rule()
     now = door.clock.now()
@@ -179,5 +179,5 @@ def _tell_lateness(door: ReportDoor, name: str, now: int) -> None:
             )
         return {**document, "incident": standing.dump(), "late": {**late, "told": True}}, mail
 
-    marks.put(marks.attention(door.spool, name))
+    spoolfiles.put(spoolfiles.attention(door.spool, name))
     state.change(door, "job", name, decide)

@@ -21,7 +21,7 @@ from importlib import resources
 from typing import Any
 
 from outmail.errors import ConfigError, NotStored
-from outmail.store import drivers
+from outmail.store.sqlite import drivers
 
 
 def outbox_ddl(dialect: str = "sqlite") -> str:

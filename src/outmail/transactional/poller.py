@@ -24,16 +24,16 @@ from dataclasses import asdict
 from math import inf
 from typing import Any
 
-from outmail.accept import Door, Draft
+from outmail.accept.acceptance import Door, Draft
 from outmail.errors import ConfigError, NotStored, Refused
 from outmail.model import Dsn, Message, is_id, keyed_id, new_id
 from outmail.policy.plain import plain_line
-from outmail.seldom import Seldom
 from outmail.smtp.syntax import printable
 from outmail.store import Trouble, Verb, store_id
-from outmail.store.caller import Values, row
-from outmail.store.source import MOST, Claim, Row, Source, claimant, missing_table, take
-from outmail.worker import started
+from outmail.system.threads import started
+from outmail.system.throttle import Seldom
+from outmail.transactional.insert import Values, row
+from outmail.transactional.reader import MOST, Claim, Row, Source, claimant, missing_table, take
 
 log = logging.getLogger("outmail")
 

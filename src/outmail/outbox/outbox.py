@@ -26,21 +26,22 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal
 
-from outmail import failpoints, selection
-from outmail.accept import Door, Draft, Terms, When, not_stored
+from outmail.accept.acceptance import Door, Draft, Terms, When, not_stored
 from outmail.clock import Clock, as_datetime
 from outmail.config import Config, load, relay_in_code
 from outmail.errors import ConfigError, NotFound, NotStored, Refused
 from outmail.intake import api
-from outmail.intake.takeover import TakeOver, written
 from outmail.model import Attempt, Dsn, Event, Filter, Receipt, RecipientStatus, Status, is_id, keyed_id
+from outmail.policy import selection
 from outmail.policy.route import Relay, Routes, parse_relay
 from outmail.reports import door as reports_door
 from outmail.smtp.syntax import printable
 from outmail.store import Store, Trouble, forks, shown
-from outmail.store.caller import Rows, caller
+from outmail.system import failpoints
+from outmail.system.threads import Worker, started
+from outmail.transactional.insert import Rows, caller
+from outmail.transactional.poller import TakeOver, written
 from outmail.wiring import build_engine, open_source, open_store, spool_of
-from outmail.worker import Worker, started
 
 log = logging.getLogger("outmail")
 

@@ -23,7 +23,7 @@ from outmail.policy.route import Relay
 from outmail.transport import Transport
 
 if TYPE_CHECKING:
-    from outmail.engine import Engine
+    from outmail.engine.engine import Engine
 
 log = logging.getLogger("outmail.engine")
 

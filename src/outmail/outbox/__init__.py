@@ -1,0 +1,1 @@
+"""The public face: send, ask, change."""
