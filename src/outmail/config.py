@@ -14,7 +14,6 @@ Fails: `ConfigError`. Does not: open stores or connect.
 from __future__ import annotations
 
 import difflib
-import logging
 import os
 import socket
 import tomllib
@@ -32,8 +31,6 @@ from outmail.policy.veil import known
 from outmail.smtp.syntax import AddressError, parse_mailbox
 from outmail.store import shown
 from outmail.system import trust
-
-log = logging.getLogger("outmail")
 
 DEFAULT_RELAY = "smtp://localhost:25"
 
@@ -458,14 +455,8 @@ def secret_text(path: str, what: str) -> str:
             f"{what} {path} is not used, because {file.doubt}",
             hint=f"let only yourself or root own and write it: {_remedy(path)}",
         )
-    warn_if_open(path, what)
+    trust.warn_if_open(path, what)
     return text
-
-
-def warn_if_open(path: str, what: str) -> None:
-    """A secret that everybody on the machine may read is worth a sentence, not a refusal."""
-    if trust.readable_by_all(path):
-        log.warning("%s %s can be read by every user of this machine: chmod o= %s", what, path, path)
 
 
 def _command(command: str | list[str], folder: str, where: str) -> str:

@@ -12,8 +12,8 @@ import logging
 import os
 import ssl
 
-from outmail.config import warn_if_open
 from outmail.errors import ConfigError
+from outmail.system.trust import warn_if_open
 
 log = logging.getLogger("outmail")
 

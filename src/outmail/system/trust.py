@@ -12,7 +12,7 @@ use; of a symbolic link the target counts, the folders of both, and in a sticky 
 file that was found is not read before it is believed, and a FIFO holds nobody up; what is there and cannot be
 seen or read is an error, never passed over. Where there are no owners as on Unix (Windows) everything is
 believed.
-Fails: OSError for what cannot be opened. Does not: refuse anything; whoever asks decides what a doubt means.
+Fails: OSError for what cannot be opened. Does not: refuse anything; the caller decides what a doubt means.
 """
 
 from __future__ import annotations
@@ -128,6 +128,16 @@ def readable_by_all(path: str) -> bool:
         return _OWNERS and bool(os.stat(path).st_mode & stat.S_IROTH)
     except OSError:
         return False  # whoever reads it says so
+
+
+def warn_if_open(path: str, what: str) -> None:
+    """A secret that everybody on the machine may read is worth a sentence, not a refusal."""
+    if readable_by_all(path):
+        import logging  # not above: `outmail watch` uses this module, and must start quickly
+
+        logging.getLogger("outmail").warning(
+            "%s %s can be read by every user of this machine: chmod o= %s", what, path, path
+        )
 
 
 def _doubt(status: os.stat_result, what: str, path: str) -> str:
