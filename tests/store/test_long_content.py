@@ -342,18 +342,18 @@ def test_of_two_with_one_key_from_two_threads_the_first_keeps_its_own_content(
     store: Any, letters: bytes
 ) -> None:
     mine = door(store)
-    mine._mergers = mine._mergers[:1]
-    merger, heard = mine._mergers[0], []
+    mine._batchers = mine._batchers[:1]
+    leader, heard = mine._batchers[0].leader, []
     drafts = [Draft(lines(bytes([letter])), "me@x.test", ["you@x.test"], key="k") for letter in letters]
     threads = [
         threading.Thread(target=lambda draft=draft: heard.append((draft, mine.accept([draft])[0])))
         for draft in drafts
     ]
-    with merger._lock:  # somebody is committing: both come behind, as one
+    with leader.lock:  # somebody is committing: both come behind, as one
         for thread in threads:
             thread.start()
         deadline = time.monotonic() + 30
-        while len(merger._wishes) < 2 and time.monotonic() < deadline:
+        while len(leader.calls) < 2 and time.monotonic() < deadline:
             threading.Event().wait(0.002)
     for thread in threads:
         thread.join(30)

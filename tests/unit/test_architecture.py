@@ -57,7 +57,6 @@ KNOWN: dict[str, dict[str, str]] = {
         "store/postgres/verbs.py": "the statements of the outbox table go to store/verbs/outbox_rows.py"
     },
     "circle": {
-        "accept/batcher.py": "the batcher is given a callable instead of the door",
         "engine/nexthop.py": "the engine becomes a small Protocol",
         "reports/bar.py": "the job becomes a small Protocol",
         "store/postgres/verbs.py": "the statements of the outbox table go to store/verbs/outbox_rows.py",

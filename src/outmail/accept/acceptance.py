@@ -14,9 +14,10 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
-from outmail.accept.batcher import Merger
+from outmail.accept.batcher import Batcher
 from outmail.clock import END, Clock, as_datetime
 from outmail.errors import NotStored, Refused
 from outmail.mime import headers, splice
@@ -48,6 +49,7 @@ log = logging.getLogger("outmail")
 
 #: How often a long content is written when its pieces vanish before their message comes.
 TRIES = 3
+_waiting = attrgetter("waiting")
 #: A condition that is part of the transaction.
 When = Callable[[], Verb[bool]]
 
@@ -102,10 +104,10 @@ class Door:
     clock: Clock = field(default_factory=Clock)
     wake: Callable[[], None] = lambda: None
     fail: Callable[[str], None] = lambda point: None
-    _mergers: list[Merger] = field(init=False)
+    _batchers: list[Batcher] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._mergers = [Merger() for _ in range(self.store.lanes)]
+        self._batchers = [Batcher(remote=self.store.blocking) for _ in range(self.store.lanes)]
 
     def accept(
         self, drafts: Iterable[Draft], *, supersede: str | None = None, when: When | None = None
@@ -253,8 +255,12 @@ class Door:
     ) -> Sequence[Any]:
         if supersede is not None or when is not None:
             return self.store.run(self._add(messages, uploads, supersede, when))
-        merger = min(self._mergers, key=lambda merger: merger.waiting)
-        return merger.keep(self, messages, uploads, again)
+        batcher = min(self._batchers, key=_waiting)
+        return batcher.keep(self._batch, messages, uploads, again)
+
+    def _batch(self, messages: Sequence[Message], uploads: Uploads, again: bool) -> Sequence[Any]:
+        """One transaction of a batcher's."""
+        return self.store.run(self._add(messages, uploads, None, None, again=again, alone=True))
 
     def _add(
         self,

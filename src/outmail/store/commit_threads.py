@@ -1,31 +1,30 @@
 """Group commit for threads: who asks while another commits shares the next commit.
 
-How: leader and followers. The first thread that gets the write lock commits for all who ask at that moment;
-the others find their answer when they get it. Promises: a verb has its answer, or its own exception, before
-`run` returns, exactly once.
+How: leader and followers (`system.leader`). The first thread that gets the write lock commits for all who ask
+at that moment; the others find their answer when they get it. Promises: a verb has its answer, or its own
+exception, before `run` returns, exactly once. A verb runs once, so Ctrl-C in the thread that commits leaves
+the others in doubt: they hear `Trouble("io")`, "it may have happened".
 Fails: `Trouble`. Does not: know what a transaction is (`_transaction` of the store does).
 """
 
 from __future__ import annotations
 
-import contextlib
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from outmail.store import Trouble, Verb
+from outmail.system.leader import Call, Late, Leader
 
 R = TypeVar("R")
 
 
-class _Ask:
+class _Ask(Call):
     """One thread's verb, waiting for whoever commits next."""
 
-    __slots__ = ("answer", "done", "verb")
+    __slots__ = ("verb", "wait")
 
-    def __init__(self, verb: Verb[Any]) -> None:
-        self.verb = verb
-        self.answer: Any = None
+    def __init__(self, verb: Verb[Any], wait: float) -> None:
+        self.verb, self.wait = verb, wait
         self.done = False
 
 
@@ -35,17 +34,18 @@ class GroupCommit:
     url: str
 
     def __init__(self) -> None:
+        self._leader: Leader[_Ask] = Leader()
         self._begin_anew()
 
     def _begin_anew(self) -> None:
         """At the start, and in a forked child: nobody of the parent's threads is here."""
-        self._write_lock = threading.Lock()
-        self._asks: list[_Ask] = []
+        self._leader.begin_anew()
+        self._write_lock = self._leader.lock
 
     @property
     def waiting(self) -> int:
         """How many are at it or wait, about."""
-        return len(self._asks) + self._write_lock.locked()
+        return self._leader.waiting
 
     def _check_fork(self) -> None:
         raise NotImplementedError
@@ -58,28 +58,14 @@ class GroupCommit:
         next.
         """
         self._check_fork()
-        ask = _Ask(verb)
-        self._asks.append(ask)
-        if not self._write_lock.acquire(timeout=wait):
-            with contextlib.suppress(ValueError):
-                self._asks.remove(ask)
-                raise Trouble("busy", f"{self.url} was busy for {wait:.0f} s")
-            self._write_lock.acquire()  # somebody took it up: the answer is near
         try:
-            if not ask.done:
-                asks, self._asks = self._asks, []
-                if ask not in asks:
-                    asks.append(ask)
-                self._answer(asks, ask, wait)
-        finally:
-            self._write_lock.release()
-        if isinstance(ask.answer, BaseException):
-            raise ask.answer
-        return ask.answer  # type: ignore[no-any-return]
+            return self._leader.share(_Ask(verb, wait), self._answer, wait)  # type: ignore[no-any-return]
+        except Late:
+            raise Trouble("busy", f"{self.url} was busy for {wait:.0f} s") from None
 
-    def _answer(self, asks: list[_Ask], mine: _Ask, wait: float) -> None:
+    def _answer(self, asks: list[_Ask], mine: _Ask) -> None:
         try:
-            answers: Sequence[Any] = self._transaction([ask.verb for ask in asks], wait)
+            answers: Sequence[Any] = self._transaction([ask.verb for ask in asks], mine.wait)
         except Exception as problem:
             answers = [problem] * len(asks)
         except BaseException as problem:  # Ctrl-C is for the thread it came to

@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
-from outmail.accept.acceptance import Door
-from outmail.accept.batcher import Merger
+from outmail.accept.batcher import Batcher
 from outmail.model import Message
 from outmail.outbox.outbox import Outbox
-from outmail.store import Trouble
+from outmail.store import Trouble, forks
 from outmail.store.sqlite.store import SqliteStore
 from outmail.testing.conformance import message
 
@@ -21,8 +20,6 @@ class Stage:
     """A store whose first call waits until two others stand behind it; the second one, which is for all of
     those, does what it is told.
     """
-
-    blocking = True
 
     def __init__(self, store: Any, mishap: Any) -> None:
         self.store, self.mishap = store, mishap
@@ -44,14 +41,14 @@ def play(folder: Path, mishap: Any) -> tuple[dict[str, Any], list[str], int]:
     with Outbox(str(folder / "q.db"), deliver="never") as box:
         store: SqliteStore = box._store  # type: ignore[assignment]
         stage = Stage(store, mishap)
-        door: Door = box._door
+        door = box._door
         door.store = stage  # type: ignore[assignment]
-        merger = Merger()
+        batcher = Batcher(remote=True)
         heard: dict[str, Any] = {}
 
         def accept(name: str, made: Message) -> None:
             try:
-                heard[name] = merger.keep(door, [made], (), False)
+                heard[name] = batcher.keep(door._batch, [made], (), False)
             except BaseException as problem:
                 heard[name] = problem
 
@@ -61,7 +58,7 @@ def play(folder: Path, mishap: Any) -> tuple[dict[str, Any], list[str], int]:
             threading.Event().wait(0.001)
         for thread in threads[1:]:
             thread.start()
-        while len(merger._wishes) < 3:
+        while len(batcher.leader.calls) < 3:
             threading.Event().wait(0.001)
         stage.behind.set()
         for thread in threads:
@@ -128,3 +125,45 @@ def test_a_lost_connection_is_tried_again_and_adds_nothing_twice(tmp_path: Path)
         and len(stored) == 4
         and not any(answer[0][3] for answer in heard.values())
     )
+
+
+def alone(remote: bool, problems: list[Exception | None]) -> tuple[Any, list[bool]]:
+    """One thread, one message, and a store that fails as told → (what it heard, "again" of each try)."""
+    tries: list[bool] = []
+
+    def add(messages: Any, uploads: Any, again: bool) -> Any:
+        tries.append(again)
+        if (problem := problems[len(tries) - 1]) is not None:
+            raise problem
+        return [(messages[0].id, "<id>", 0, again, None)]
+
+    try:
+        return Batcher(remote=remote).keep(add, [message()], (), False), tries
+    except Exception as problem:
+        return problem, tries
+
+
+def test_a_lost_connection_is_tried_again_only_where_there_is_one() -> None:
+    lost = Trouble("io", "lost")
+    heard, tries = alone(True, [lost, None])
+    assert tries == [False, True] and heard[0][3] is False, "the second try's duplicate is our own"
+    assert alone(False, [lost, None]) == (lost, [False])
+
+
+def test_a_conflict_is_tried_three_times_in_all() -> None:
+    conflict = Trouble("conflict", "in each other's way")
+    assert alone(False, [conflict] * 3) == (conflict, [False] * 3)
+
+
+def test_a_bug_is_raised_and_not_tried_again() -> None:
+    bug = ZeroDivisionError()
+    assert alone(True, [bug, None]) == (bug, [False])
+
+
+def test_after_a_fork_the_childs_batcher_waits_for_nobody() -> None:
+    batcher = Batcher(remote=False)
+    batcher.leader.lock.acquire()
+    forks._renewals[batcher](batcher)
+    assert batcher.waiting == 0
+    made = message()
+    assert batcher.keep(lambda messages, *rest: [(made.id,)], [made], (), False) == [(made.id,)]
