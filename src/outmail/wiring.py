@@ -110,7 +110,8 @@ def build_engine(
     observe: Any = None,
 ) -> Any:
     """An engine with everything it needs; here, and not before, the relays' passwords are read."""
-    from outmail.engine.engine import Engine, Settings
+    from outmail.engine.engine import Engine
+    from outmail.engine.settings import Settings
     from outmail.ops import delivery_log
 
     settings = Settings(

@@ -111,13 +111,13 @@ def set_clock(file: Path, offset: float) -> None:
 def run_engine(settings: str, clock: str) -> int:
     """`outmail run` with short leases and a clock that jumps."""
     from outmail import cli
-    from outmail.engine import engine
+    from outmail.engine import maintenance
     from outmail.store import owner
     from outmail.store.postgres import store as postgres
     from outmail.store.postgres import verbs as pgsql
     from outmail.store.sqlite import store as sqlite
 
-    pgsql.LEASE, pgsql.RENEWAL, pgsql.CONFIDENCE, pgsql.DOUBT, engine.RECLAIM = (
+    pgsql.LEASE, pgsql.RENEWAL, pgsql.CONFIDENCE, pgsql.DOUBT, maintenance.RECLAIM = (
         LEASE,
         RENEWAL,
         CONFIDENCE,
@@ -125,7 +125,7 @@ def run_engine(settings: str, clock: str) -> int:
         0.5,
     )  # type: ignore[assignment]
     if "postgresql" in Path(settings).read_text():
-        for module in (owner, engine, postgres, sqlite):
+        for module in (owner, postgres, sqlite):
             if hasattr(module, "boot_id"):
                 module.boot_id = lambda: f"boot of {clock}"  # type: ignore[attr-defined]
     Jumping(Path(clock))

@@ -14,7 +14,7 @@ import pytest
 
 from outmail import Outbox
 from outmail.clock import DAY, HOUR, Clock
-from outmail.engine import engine as engine_module
+from outmail.engine import ages, maintenance
 from outmail.testing import FakeClock, Sink
 from outmail.wiring import build_engine
 
@@ -62,7 +62,7 @@ def states(box: Outbox) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "UPKEEP", 0.2)
+    monkeypatch.setattr(maintenance, "UPKEEP", 0.2)
 
 
 @pytest.mark.parametrize("by", [6 * DAY, 400 * DAY])
@@ -117,7 +117,7 @@ def test_time_that_passes_still_ends_waiting_after_a_jump(make_box: MakeBox, sin
     async def scene(engine: Any) -> None:
         await until(lambda: engine.counts["deferred"] == 1)
         clock.jump("6d")
-        await until(lambda: engine._seen.at - engine._seen.age > DAY)
+        await until(lambda: engine.maintenance.ages._seen.at - engine.maintenance.ages._seen.age > DAY)
         await asyncio.sleep(0.5)
         assert box.status(id).status == "queued"
         clock.advance("3h")
@@ -193,7 +193,7 @@ def test_what_became_too_old_while_the_machine_was_off_gets_one_attempt(
     once(box, clock)
     taken, deferred = box.send("a@x.test", "s", "t").id, box.send("later@x.test", "s", "t").id
     clock.advance("10d")
-    monkeypatch.setattr(engine_module, "clock_id", lambda: "another")
+    monkeypatch.setattr(ages, "clock_id", lambda: "another")
     once(box, clock)
     assert [box.status(id).status for id in (taken, deferred)] == ["delivered", "failed"]
     assert box.status(deferred).recipients[0].reason == "too old; last: 451 4.7.1 later"
@@ -229,7 +229,7 @@ def test_a_sign_from_the_future_keeps_nothing_alive(
     clock.jump("365d")
     once(box, clock)
     clock.jump("365d", back=True)
-    monkeypatch.setattr(engine_module, "clock_id", lambda: "another boot")
+    monkeypatch.setattr(ages, "clock_id", lambda: "another boot")
     once(box, clock)
     ids = [box.send("a@x.test", "s", "t").id, box.send("b@x.test", "s", "t", expires="1h").id]
     for _ in range(6):
@@ -311,9 +311,10 @@ def test_moved_mail_keeps_its_age(make_box: MakeBox, sink: Sink, tmp_path: Any) 
     id = old.send("a@x.test", "s", "t", expires="1h").id
 
     async def scene(engine: Any) -> None:
-        await until(lambda: engine._before is not None)
+        await engine.ready()
+        await until(lambda: engine.maintenance.ages._before is not None)
         clock.advance("3h")
-        await until(lambda: engine._before.age >= clock.now())
+        await until(lambda: engine.maintenance.ages._before.age >= clock.now())
         move(old._store, new._store, clock.now())
         engine.wake()
         await until(lambda: new.status(id).status == "failed")
@@ -347,9 +348,9 @@ def test_after_a_doubt_about_the_lease_the_sessions_begin_again(make_box: MakeBo
     box.send_many([{"to": f"u{i}@x.test", "subject": "s", "text": "t"} for i in range(20)])
 
     async def scene(engine: Any) -> None:
-        await until(lambda: engine._owner is not None)
+        await until(lambda: engine.owner is not None)
         stands = [True]
-        engine._owner.stands = lambda: stands[0]
+        engine.owner.stands = lambda: stands[0]
         given = engine._distribute
 
         def distribute(deliveries: Any, **words: Any) -> None:

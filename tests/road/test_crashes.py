@@ -190,7 +190,7 @@ def test_a_dot_without_an_answer_at_shutdown_is_uncertain(
         while (
             not any(
                 r.dotted
-                for hop in engine._hops.values()
+                for hop in engine.hops.values()
                 for seat in hop.seats
                 for d in seat.flying
                 for r in d.recipients

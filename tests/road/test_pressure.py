@@ -169,12 +169,12 @@ def test_a_slow_relay_does_not_starve_a_healthy_one(make_box: MakeBox) -> None:
 
         async def scene() -> None:
             running = asyncio.ensure_future(engine.run())
-            await until(lambda: bool(engine._hops) and any(hop.seats for hop in engine._hops.values()))
+            await until(lambda: bool(engine.hops) and any(hop.seats for hop in engine.hops.values()))
             box.send_many(
                 [{"to": f"g{i}@x.test", "subject": "s", "text": "t", "relay": "good"} for i in range(300)]
             )
             await until(lambda: healthy.count == 300)
-            assert engine._hops["slow"].out <= 100
+            assert engine.hops["slow"].out <= 100
             tarpit.close()
             engine.stop()
             await running
@@ -257,7 +257,7 @@ def test_the_engine_goes_on_by_itself_when_the_disk_is_well_again(
 
     async def scene() -> None:
         running = asyncio.ensure_future(engine.run())
-        await until(lambda: bool(engine._hops))
+        await until(lambda: bool(engine.hops))
         broken[0] = True
         await until(lambda: sink.count == 50)
         await asyncio.sleep(0.2)

@@ -189,7 +189,7 @@ def test_a_suspect_that_waits_for_its_answer_is_not_blamed(
         seen: set[int] = set()
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline and HARMLESS not in seen:
-            seen |= {n for _, n, _ in engine._owner.file._live} if engine._owner else set()
+            seen |= {n for _, n, _ in engine.owner.file._live} if engine.owner else set()
             await asyncio.sleep(0.01)
         assert {BEGUN, HARMLESS} <= seen
         engine.stop()

@@ -195,13 +195,13 @@ def test_an_engine_that_slept_beyond_its_lease_sends_nothing_of_it_and_begins_an
             running = asyncio.ensure_future(engine.run())
             await sees(
                 lambda: (
-                    sum(r.dotted for hop in engine._hops.values() for d in hop.held() for r in d.recipients)
+                    sum(r.dotted for hop in engine.hops.values() for d in hop.held() for r in d.recipients)
                     > 0
                 )
             )
             before, out = (
-                engine._owner,
-                [r for hop in engine._hops.values() for d in hop.held() for r in d.recipients if r.dotted],
+                engine.owner,
+                [r for hop in engine.hops.values() for d in hop.held() for r in d.recipients if r.dotted],
             )
             before.renewed -= 3600  # the process was stopped for an hour, and wakes here
             with psycopg.connect(url, autocommit=True) as db:
@@ -209,8 +209,8 @@ def test_an_engine_that_slept_beyond_its_lease_sends_nothing_of_it_and_begins_an
                 taken = other.reclaim(Clock().now(), hold=True)
                 assert taken[0]["leases"] >= len(out)
             assert not engine.standing()
-            await sees(lambda: engine._owner is not before and bool(engine._owner.id))
-            assert before.lost and engine._owner.id != before.id
+            await sees(lambda: engine.owner is not before and bool(engine.owner.id))
+            assert before.lost and engine.owner.id != before.id
             await sees(lambda: sink.count >= len(out))
             await asyncio.sleep(0.2)
             assert sink.count == len(out), "final dots went out for what others held"
@@ -618,7 +618,7 @@ def test_limits_are_divided_between_engines(url: str, sink: Sink) -> None:
             one.send_many([{"to": f"v{i}@x.test", "subject": str(i)} for i in range(300)])
             sink.wait_for(450, timeout=30)
             for engine in engines:
-                (hop,) = engine._hops.values()
+                (hop,) = engine.hops.values()
                 assert hop.pace.ceiling == 2 and len(hop.seats) - hop.leaving <= 2
             sink.wait_for(600, timeout=30)
     assert len({m.recipients for m in sink.messages}) == 600

@@ -20,23 +20,20 @@ import hashlib
 import logging
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from outmail.clock import DAY, HOUR, Clock, human_span, rfc3339
+from outmail.clock import Clock
+from outmail.engine.maintenance import Maintenance
 from outmail.engine.nexthop import MOST, Hop, Seat
-from outmail.engine.retention import Retention
+from outmail.engine.settings import Settings
 from outmail.errors import ConfigError
 from outmail.model import Delivery, Leased, Message, Outcome, Reply, Settled, Verdict
-from outmail.policy.age import JUMP, NO_MARK, Mark, Sign, following, latest, mark_of, was_set
-from outmail.policy.pace import ahead_note, may_send_ahead
-from outmail.policy.retry import Retry, verdict
+from outmail.policy.retry import verdict
 from outmail.policy.route import Relay, Routes, allowed
 from outmail.store import Store, Trouble
 from outmail.store.commit_loop import Committer
-from outmail.system.lockfile import clock_id
 from outmail.system.threads import Worker
 from outmail.system.throttle import Seldom
 from outmail.transport import Transport
@@ -50,26 +47,8 @@ POLL = 0.1
 SETTLE_BATCH = 200
 SETTLE_DELAY = 0.01
 MAX_RECIPIENTS = 100
-UPKEEP = 30.0
-#: Seconds that a turn of retention takes, and between two of them while there is more to look at.
-TURN = 0.1
-RETAIN = 1.0
-#: After so many in a row it is behind: from then on the pauses are a fifth as long.
-PATIENT_TURNS = 60
-#: Seconds between looks at what is too old to be sent, while something is.
-EXPIRE = 1.0
-#: How long (ms) what became too old while no engine ran may wait for one attempt before it fails.
-GRACE = HOUR
-#: Seconds in which both clocks of the machine are read, or they are read again: the process may be stopped
-#: between two lines.
-ONE_MOMENT = 0.1
-#: How long (ms) signs of other boots and machines are kept.
-KEPT = 90 * DAY
-#: Seconds until upkeep that failed is tried again.
-UPKEEP_AGAIN = 10.0
 #: After so many seconds in a session without harm a suspect is not suspected if the engine dies.
 HARMLESS = 1.0
-RECLAIM = 2.0
 #: Seconds between two complaints about the same trouble.
 AGAIN = 60.0
 #: How long `stop` lets dialogues in flight go on.
@@ -78,21 +57,6 @@ PATIENCE = 60.0
 ENDING = 5.0
 #: How long the end waits for a store that does not take the last outcomes.
 LAST_WORDS = 10.0
-
-
-@dataclass(slots=True)
-class Settings:
-    """What an engine is told beside store and routes. ``observe`` hears of deliveries settled together."""
-
-    retry: Retry = field(default_factory=Retry)
-    only_to: tuple[str, ...] = ()
-    transcripts: str = "failures"
-    retention: dict[str, int] | None = None
-    observe: Callable[[Sequence[Settled]], None] | None = None
-    fail: Callable[[str], None] = lambda point: None
-    only: str | None = None
-    #: A service says so in the store: programs with the same routes then need no engine of their own.
-    service: bool = False
 
 
 class Engine:
@@ -120,9 +84,12 @@ class Engine:
         self.engines = 1
         self.loop: asyncio.AbstractEventLoop = None  # type: ignore[assignment]
         self.commits: Committer = None  # type: ignore[assignment]
+        self.maintenance: Maintenance = None  # type: ignore[assignment]
         self._transport = transport
-        self._hops: dict[str, Hop] = {}
-        self._owner: Any = None
+        #: Next hops in use, by the relay's name.
+        self.hops: dict[str, Hop] = {}
+        #: Our registration with the store.
+        self.owner: Any = None
         self._number = 0
         self._out = 0
         self._bytes = 0
@@ -146,26 +113,10 @@ class Engine:
         self._stirred = False
         self._next: dict[str, int] = {}
         self._held_until = 0.0
-        self._reclaim_at = 0.0
-        self._upkeep_at = 0.0
-        self._retain_at = 0.0
-        self._expire_at = 0.0
-        #: The last two signs of the time, the older one first; None before there was one.
-        self._before: Sign | None = None
-        self._seen: Sign | None = None
-        #: The time in which no engine ran, from and to: what became too old in it gets one attempt.
-        self._unattended = 0, 0
-        self._spare_until = 0
         #: The last trouble of the store that was logged, and when it may be logged again.
         self._told = ("", 0.0)
-        self._retention = Retention(store, self.settings.retention) if self.settings.retention else None
-        #: Turns that it has had since it last was through.
-        self._turns_of_retention = 0
         self._once_before: int | None = None
         self._suspect: Delivery | None = None
-        #: Next hops (by their URL) that take nothing sent ahead: what we have learned, and the notes of other
-        #: engines.
-        self._refuse_ahead: dict[str, dict[str, Any]] = {}
         self._only: int | None = None
         self.counts = {
             "delivered": 0,
@@ -188,6 +139,7 @@ class Engine:
         self._ready = self._ready or asyncio.Event()
         self.commits = Committer(self.store, self.loop)
         self.commits.contributor(self._contribute)
+        self.maintenance = Maintenance(self, self.store, self.commits, self.loop, self.clock, self.settings)
         self._reader = Worker("reader") if self.store.blocking else None
         if once:
             self.idle = 0.05
@@ -196,8 +148,7 @@ class Engine:
                 return
             self._ready.set()
             try:
-                await self._first(self._begin_ageing, self._ageing)
-                await self._first(self._reclaim, self._reclaimed)
+                await self.maintenance.begin()
                 if first is not None:
                     await self._prelude(first)
                 self._once_before = self.clock.now() if once else None
@@ -216,9 +167,7 @@ class Engine:
         worker = Worker("prelude")
         over = asyncio.ensure_future(worker.run(first))
         try:
-            while not over.done():
-                self._maintain()
-                await asyncio.wait([over], timeout=RECLAIM)
+            await self.maintenance.meanwhile(over)
             over.result()
         finally:
             worker.close()
@@ -238,21 +187,21 @@ class Engine:
     def _look(self) -> None:
         """One look at store and queue. A bug of ours delays mail and is loud; it does not end the engine."""
         try:
-            self._maintain()
-            for hop in self._hops.values():
+            self.maintenance.look()
+            for hop in self.hops.values():
                 if hop.waiting:
                     hop.tidy()
                 # all may have ended while the lease did not stand
                 if hop.waiting or (hop.queue and not hop.seats):
                     hop.serve()
-            if self._hungry or self.store.changed():
+            if self.hungry or self.store.changed():
                 self._ask_next()
             self.commits.flush()
         except Trouble as problem:
             self._complain(problem)
         except Exception:
             log.exception("a bug of outmail; mail stays queued, the engine goes on")
-            self._reclaim_at = self._upkeep_at = self._retain_at = self.loop.time() + 5.0
+            self.maintenance.postpone(5.0)
 
     def _ask_next(self) -> None:
         """When each destination has something to do."""
@@ -264,7 +213,7 @@ class Engine:
         def told(answer: Any) -> None:
             self._asking = False
             if isinstance(answer, BaseException):
-                self._failed("a look at the queue", answer)
+                self.failed("a look at the queue", answer)
                 return
             self._next = answer
             self._looked = wakes  # only now: `quiet` may be asked meanwhile
@@ -298,8 +247,13 @@ class Engine:
         except RuntimeError:
             pass  # the loop is closed: the engine has ended
 
+    def look_again(self) -> None:
+        """`wake` for whoever is in the loop already."""
+        self._wakes += 1
+        self._awake.set()
+
     @property
-    def _hungry(self) -> bool:
+    def hungry(self) -> bool:
         """True when something may be due that `_next` does not know of."""
         return self._wakes != self._looked
 
@@ -307,7 +261,7 @@ class Engine:
         """True when there is nothing in hand and nothing that could be tried now. May be asked from any
         thread.
         """
-        if self.commits is None or self._hungry or self._out or self._unwritten():
+        if self.commits is None or self.hungry or self._out or self._unwritten():
             return False
         now = self.clock.now()
         return not any(due <= now and self._pressable(name) for name, due in list(self._next.items()))
@@ -317,14 +271,14 @@ class Engine:
 
     def _pressable(self, destination: str) -> bool:
         relays = self.routes.resolve(destination)
-        return any((hop := self._hops.get(relay.name)) is None or not hop.pace.tripped for relay in relays)
+        return any((hop := self.hops.get(relay.name)) is None or not hop.pace.tripped for relay in relays)
 
     async def _register(self) -> bool:
         while not self.stopping:
             try:
-                self._owner = self.store.register(self.clock.now())
-                self._refuse_when_moving(self._owner)
-                self.name = self._owner.uuid
+                self.owner = self.store.register(self.clock.now())
+                self._refuse_when_moving(self.owner)
+                self.name = self.owner.uuid
                 self.store.follow(self.wake)
                 return True
             except Trouble as problem:
@@ -336,23 +290,23 @@ class Engine:
 
     def standing(self) -> bool:
         """True while what we hold is certainly ours."""
-        return self._owner.stands()  # type: ignore[no-any-return]
+        return self.owner.stands()  # type: ignore[no-any-return]
 
     def ours(self, delivery: Delivery) -> bool:
         """False for what was leased before we began anew."""
-        return delivery.owner == self._owner.id and not self._owner.lost
+        return delivery.owner == self.owner.id and not self.owner.lost
 
     def begin(self, delivery: Delivery) -> None:
         """A session is about to work on it: if we die of that, our record says so."""
-        self._owner.begin(delivery)
+        self.owner.begin(delivery)
         if self._suspect is delivery:
             self.loop.call_later(HARMLESS, self._no_harm, delivery)
 
     def _no_harm(self, delivery: Delivery) -> None:
         if self._suspect is delivery:
-            self._owner.harmless(delivery)
+            self.owner.harmless(delivery)
 
-    def _begin_anew(self) -> None:
+    def begin_anew(self) -> None:
         """Our lease was lost: others have, or will have, what we held. It is dropped; a final dot that is out
         is still listened to.
         """
@@ -360,7 +314,7 @@ class Engine:
             return
         self._anew = True
         dropped = self._out
-        for hop in self._hops.values():
+        for hop in self.hops.values():
             for delivery in hop.drop():
                 self._release(hop, delivery)
         self._returns = []
@@ -384,13 +338,12 @@ class Engine:
             self.stop()
             return
         if isinstance(answer, BaseException):
-            self._failed("a new registration", answer)  # the next look tries again
+            self.failed("a new registration", answer)  # the next look tries again
             return
-        before, self._owner = self._owner, answer
+        before, self.owner = self.owner, answer
         self.name = answer.uuid
         before.file.close()
-        self._wakes += 1
-        self._awake.set()
+        self.look_again()
 
     def _refuse_when_moving(self, owner: Any) -> None:
         """After we are known: `ops.move` writes its note first and looks for engines then, so one of the two
@@ -408,10 +361,10 @@ class Engine:
     async def _leave(self) -> None:
         self.stopping = True
         self.name = ""
-        for hop in self._hops.values():
+        for hop in self.hops.values():
             for delivery in hop.stop():
                 self._give_back(hop, delivery)
-        seats = [seat for hop in self._hops.values() for seat in hop.seats]
+        seats = [seat for hop in self.hops.values() for seat in hop.seats]
         tasks = [seat.task for seat in seats if seat.task is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=PATIENCE)
@@ -421,7 +374,7 @@ class Engine:
             await asyncio.wait(tasks, timeout=ENDING)  # they end what they have begun, such as a program
         for seat in seats:
             self.abandoned(seat)
-        for hop in self._hops.values():
+        for hop in self.hops.values():
             for delivery in hop.stop():
                 self._give_back(hop, delivery)
         deadline = self.loop.time() + LAST_WORDS
@@ -431,14 +384,14 @@ class Engine:
         while self._unwritten() and self.loop.time() < deadline:
             self.commits.flush()
             await asyncio.sleep(0.01)
-        self._owner.close()
+        self.owner.close()
 
     def _pause(self) -> float:
         now = self.clock.now()
         ahead = [due - now for due in self._next.values() if due > now]
         probes = [
             hop.pace.open_until - self.loop.time()
-            for hop in self._hops.values()
+            for hop in self.hops.values()
             if hop.pace.tripped and not hop.pace.probing
         ]
         soonest = min([POLL * 1000, *ahead]) / 1000
@@ -477,10 +430,10 @@ class Engine:
         """The next hop a destination's mail takes now: the first of its relays that may be pressed."""
         now = self.loop.time()
         for relay in self.routes.resolve(destination):
-            hop = self._hops.get(relay.name)
+            hop = self.hops.get(relay.name)
             if hop is None or hop.relay != relay:
-                hop = self._hops[relay.name] = Hop(self, relay, self._transport(relay))
-                hop.ahead = may_send_ahead(self._refuse_ahead.get(relay.url), self.clock.now())
+                hop = self.hops[relay.name] = Hop(self, relay, self._transport(relay))
+                hop.ahead = self.maintenance.may_send_ahead(relay)
             if hop.pace.has_room(now):
                 return hop
         return None
@@ -492,12 +445,11 @@ class Engine:
         self._leasing = True
         self._number += 1
         # first, in the same transaction: what is too old by now is not sent any more
-        if self.loop.time() >= self._expire_at:
-            self._expire_at = self.loop.time() + EXPIRE
-            self.commits.ask(self._expiry(), self._expired)
+        if self.loop.time() >= self.maintenance.expire_at:
+            self.maintenance.expire()
         before = self._once_before if self._once_before is not None else self.clock.now()
         lease = self.store.verbs.lease(
-            self._owner.id,
+            self.owner.id,
             self._number,
             room,
             before,
@@ -506,11 +458,7 @@ class Engine:
             suspects=self._suspect is None,
             only=self._only,
         )
-        self.commits.ask(lease, partial(self._leased, room, (self._owner.id, self._number)))
-
-    def _expired(self, answer: int | BaseException) -> None:
-        if isinstance(answer, BaseException):
-            self._failed("a look at what is too old", answer)
+        self.commits.ask(lease, partial(self._leased, room, (self.owner.id, self._number)))
 
     def _leased(
         self, room: dict[str, int], lease: tuple[int, int], answer: list[Delivery] | BaseException
@@ -518,7 +466,7 @@ class Engine:
         self._leasing = False
         if isinstance(answer, BaseException):
             self._lost.append(lease)
-            self._failed("a lease", answer)
+            self.failed("a lease", answer)
             return
         found: Counter[str] = Counter()
         for delivery in answer:
@@ -535,7 +483,7 @@ class Engine:
 
     def _distribute(self, deliveries: Sequence[Delivery], *, fresh: bool = False) -> None:
         hops: dict[str, Hop | None] = {}
-        now = self._now()
+        now = self.maintenance.ages.now()
         for delivery in deliveries:
             if not self.ours(delivery):
                 self._lost.append((delivery.owner, delivery.lease))
@@ -548,7 +496,7 @@ class Engine:
                 self._quarantine(delivery)
             elif hop is None or self.stopping:
                 self._returns.append(delivery)
-            elif self._too_old(delivery, now) and delivery.life < self.settings.retry.expire:
+            elif self.maintenance.ages.too_old(delivery, now) and delivery.life < self.settings.retry.expire:
                 # whoever sets an end of his own does not want it later
                 self._take_in(hop, delivery, late=True)
             else:
@@ -602,12 +550,10 @@ class Engine:
 
         def then(answer: Any) -> None:
             if isinstance(answer, BaseException):
-                self._failed("a quarantine", answer)
+                self.failed("a quarantine", answer)
                 self._returns.append(delivery)
 
-        self.commits.ask(
-            self.store.verbs.quarantine(self._owner.id, delivery, self.clock.now(), reason), then
-        )
+        self.commits.ask(self.store.verbs.quarantine(self.owner.id, delivery, self.clock.now(), reason), then)
         self.commits.soon()
 
     # -- hand-over (`loopdoor.HandOver`) ---------------------------------------------------------------------
@@ -616,7 +562,7 @@ class Engine:
         """Which of these the engine takes in the moment they are accepted: due now, routes with room, nothing
         older waiting.
         """
-        if self.stopping or self._owner is None or not self.standing():
+        if self.stopping or self.owner is None or not self.standing():
             return {}
         now = self.clock.now()
         left: dict[str, int] = {}
@@ -642,7 +588,7 @@ class Engine:
                 continue
             for name, n in wanted.items():
                 left[name] -= n
-            taken[message.id] = (self._owner.id, self._number)
+            taken[message.id] = (self.owner.id, self._number)
         return taken
 
     def _spare(self, destination: str, now: int) -> int:
@@ -687,7 +633,7 @@ class Engine:
         dots, self._dots = self._dots, []
         try:
             self.store.dots(
-                self._owner,
+                self.owner,
                 [(delivery, recipients) for delivery, recipients, _ in dots if self.ours(delivery)],
             )
             granted = True
@@ -713,7 +659,8 @@ class Engine:
         now, retry = self.clock.now(), self.settings.retry
         verdicts: list[tuple[Leased, Verdict]] = []
         failed = False
-        expired = self._too_old(delivery, self._now())
+        ages = self.maintenance.ages
+        expired = ages.too_old(delivery, ages.now())
         chance = random.random()  # one for all: those who failed together come back together
         for recipient in delivery.recipients:
             outcome = recipient.outcome
@@ -807,7 +754,7 @@ class Engine:
             self._ask_settle(learned)
         if returns:
             self.commits.ask(
-                self.store.verbs.give_back(self._owner.id, returns, self.clock.now()),
+                self.store.verbs.give_back(self.owner.id, returns, self.clock.now()),
                 partial(self._returned, returns),
             )
         self._ask_lease()
@@ -823,7 +770,7 @@ class Engine:
     def _settled(self, learned: list[Settled], answer: int | BaseException) -> None:
         if isinstance(answer, Trouble):
             self._learned = learned + self._learned
-            self._failed("outcomes", answer)
+            self.failed("outcomes", answer)
         elif isinstance(answer, BaseException) and len(learned) > 1:
             for item in learned:  # one of them does it: each for itself
                 self._ask_settle([item])
@@ -843,18 +790,18 @@ class Engine:
 
     def _on_record(self, learned: list[Settled]) -> None:
         self.settings.fail("C5")
-        self.store.settled(self._owner, [item.delivery for item in learned])
+        self.store.settled(self.owner, [item.delivery for item in learned])
         if self.settings.observe:
             self.settings.observe(learned)
         if any(verdict.event != "delivered" for item in learned for _, verdict in item.verdicts):
             self._wakes += 1  # something is due again at another time
-        if self._hungry or self._next or self._once_before is not None:
+        if self.hungry or self._next or self._once_before is not None:
             self._awake.set()
 
     def _returned(self, returns: list[Delivery], answer: int | BaseException) -> None:
         if isinstance(answer, Trouble):
             self._returns = returns + self._returns
-            self._failed("returned mail", answer)
+            self.failed("returned mail", answer)
         elif isinstance(answer, BaseException):
             log.error(
                 "%d deliveries could not be returned: a bug of outmail; they are taken back when this engine "
@@ -863,292 +810,29 @@ class Engine:
                 exc_info=answer,
             )
         else:
-            self.store.settled(self._owner, returns)
-        self._wakes += 1
-        self._awake.set()
+            self.store.settled(self.owner, returns)
+        self.look_again()
 
     def _unleased(self, lost: list[tuple[int, int]], answer: int | BaseException) -> None:
         if isinstance(answer, BaseException):
             self._lost += lost
-            self._failed("a lost lease", answer)
+            self.failed("a lost lease", answer)
         elif answer:
             log.info("%d recipients were leased without our knowing and are back in the queue", answer)
             self._wakes += 1
 
-    def _upkeep_failed(self, what: str, problem: BaseException) -> None:
-        """Complain; the road goes on."""
+    def complain(self, what: str, problem: BaseException) -> None:
+        """Log it; the road goes on."""
         if isinstance(problem, Trouble):
             self._complain(problem)
         else:
             log.error("%s failed by a bug of outmail", what, exc_info=problem)
 
-    def _failed(self, what: str, problem: BaseException) -> None:
+    def failed(self, what: str, problem: BaseException) -> None:
         """The store did not take it: complain, and leave it alone for a moment."""
-        self._upkeep_failed(what, problem)
+        self.complain(what, problem)
         self._held_until = self.loop.time() + (0.01 if self.stopping else 1.0)
         self.loop.call_later(1.01, self.wake)
-
-    # -- upkeep ----------------------------------------------------------------------------------------------
-
-    def tell_hop(self, hop: Hop, trouble: str | None) -> None:
-        """Publish a paused next hop, so that people see why mail waits."""
-        verbs = self.store.verbs
-        if trouble is None:
-            verb = verbs.note_drop("hop", hop.relay.name)
-        else:
-            verb = verbs.note_put("hop", hop.relay.name, {"trouble": trouble, "since": self.clock.now()})
-        self.commits.ask(
-            verb, lambda answer: self._failed("a note", answer) if isinstance(answer, BaseException) else None
-        )
-        self.commits.soon(SETTLE_DELAY)
-
-    def refuses_ahead(self, hop: Hop, reply: Reply) -> None:
-        """This next hop takes nothing that is sent ahead: keep that in a note, so that later engines need not
-        learn it.
-        """
-        if not hop.ahead:
-            return
-        hop.ahead = False
-        note = ahead_note(reply, self.clock.now())
-        self._refuse_ahead[hop.relay.url] = note
-        log.warning(
-            "%s does not take commands that are sent ahead (%s): it gets one message after the other",
-            hop.relay.name,
-            reply,
-        )
-        verb = self.store.verbs.note_put("ahead", hop.relay.url, note)
-        self.commits.ask(
-            verb, lambda answer: self._failed("a note", answer) if isinstance(answer, BaseException) else None
-        )
-        self.commits.soon(SETTLE_DELAY)
-
-    def _maintain(self) -> None:
-        """At the start and from time to time: dead engines, old age, clocks that jumped, retention."""
-        time = self.loop.time()
-        if time >= self._reclaim_at:
-            self._reclaim_at = time + RECLAIM
-            self.commits.call(self._reclaim, self._reclaimed)
-        if time >= self._upkeep_at:
-            self._upkeep_at = time + UPKEEP
-            self.commits.call(self._sweep, self._swept)
-        if self._retention is not None and time >= self._retain_at:
-            self._retain_at = time + UPKEEP
-            self.commits.call(partial(self._retain, self._retention), self._retained)
-
-    async def _first(self, work: Callable[[], Any], then: Callable[[Any], None]) -> None:
-        """What comes before it is looked at what is due: ages are right, and a single run tries what dead
-        engines held.
-        """
-        done: asyncio.Future[None] = self.loop.create_future()
-
-        def answered(answer: Any) -> None:
-            then(answer)
-            done.set_result(None)
-
-        self._reclaim_at = self.loop.time() + RECLAIM
-        self.commits.call(work, answered)
-        await done
-
-    # -- age -------------------------------------------------------------------------------------------------
-
-    def _begin_ageing(self) -> tuple[int, int]:
-        """On the writer's thread: from when to when no engine saw the time."""
-        last = self._sign()
-        assert self._seen is not None
-        self._before = last
-        return (last.age if last is not None else 0), self._seen.age
-
-    def _ageing(self, answer: Any) -> None:
-        if isinstance(answer, BaseException):
-            self._upkeep_failed("a look at the clock", answer)
-            return
-        self._unattended, self._spare_until = answer, answer[1] + GRACE
-
-    def _now(self) -> Sign | None:
-        """The time, as carried on from the last sign."""
-        return self._seen and self._seen.later(self.clock.elapsed())
-
-    def _mark(self, now: Sign) -> Mark:
-        return NO_MARK if self._before is None else mark_of(self._before, now)
-
-    def _too_old(self, delivery: Delivery, now: Sign | None) -> bool:
-        """One that is younger than its dates say gets the end of its true life."""
-        if now is None or delivery.expires_at > (time := now.time_of(delivery.seq)):
-            return False
-        number, ago = self._mark(now)
-        if delivery.seq > number and delivery.life > ago:
-            delivery.expires_at = time + delivery.life - ago
-        return delivery.expires_at <= time
-
-    def _expiry(self, *, later: bool = False) -> Any:
-        """Fails what is too old; ``later``: of the messages that are dated by the clock as it was set."""
-        now = self._now()
-        if now is None:
-            return self.store.verbs.expire(0)
-        spared = self._unattended if now.age < self._spare_until else (0, 0)
-        if later:
-            return self.store.verbs.expire(now.at, spared, self._mark(now), above=now.since, after=now.age)
-        return self.store.verbs.expire(now.age, spared, self._mark(now))
-
-    def _sweep_ages(self) -> None:
-        """On the writer's thread."""
-        now = self._now()
-        if now is None:  # the store was in trouble when we began
-            self._ageing(self._begin_ageing())
-            return
-        verbs = self.store.verbs
-        number, ago = self._mark(now)
-        imported = self.store.read(verbs.note_get("imported", "newest"))
-        number = max(number, imported[0] if imported else 0)
-        if number < now.since:
-            self.store.run(verbs.rejuvenate(now.age, number, now.since, ago))
-        if number < NO_MARK[0]:
-            self.store.run(verbs.rejuvenate(now.at, max(number, now.since), NO_MARK[0], ago))
-        for later in (False, True) if now.at > now.age + JUMP else (False,):
-            while self.store.run(self._expiry(later=later)) >= 2000:
-                pass
-        self._sign()  # afterwards: what came since the last one has been looked at by its mark
-
-    def _sign(self) -> Sign | None:
-        """On the writer's thread: leave a sign of the time; returns the one before it."""
-        verbs, name = self.store.verbs, clock_id()
-        written = False
-        while not written:
-            found = self.store.read(verbs.note_get("clock", name))
-            here, version = (Sign.of(found[0]), found[1]) if found else (None, 0)
-            wall, at, up = self._times()
-            same = here is not None and here.up <= up
-            before = here if same else self._elsewhere(name, at)
-            seen = following(
-                before, same, wall, at, up, self.store.read(verbs.newest()), self.settings.retry.expire
-            )
-            written = self.store.run(verbs.note_put("clock", name, asdict(seen), version))
-        if before is not None and not same and at < before.at + JUMP:
-            self.store.run(verbs.shorten(at, self.settings.retry.expire))
-        for own, by in zip((True, False), was_set(before, same, seen)):
-            if by and (own or seen.at != seen.wall):
-                self._clock_was_set(by, own, wall if own else at)
-        self._before, self._seen = self._seen, seen
-        return before
-
-    def _elsewhere(self, name: str, at: int) -> Sign | None:
-        """The last sign of other boots and machines; what is old, or cannot be, is dropped."""
-        verbs = self.store.verbs
-        signs = {
-            key: Sign.of(note)
-            for key, note in self.store.read(verbs.note_list("clock")).items()
-            if key != name
-        }
-        for key, sign in signs.items():
-            if sign is None or not at - KEPT <= sign.at <= at + JUMP:
-                self.store.run(verbs.note_drop("clock", key))
-        return latest((sign for sign in signs.values() if sign is not None), at)
-
-    def _times(self) -> tuple[int, int, float]:
-        """The machine's clock, the one that ages go by, and the machine's time since its start, in one
-        moment.
-        """
-        for _ in range(10):
-            before = self.clock.elapsed()
-            wall = self.clock.now()
-            at = self.store.time()
-            up = self.clock.elapsed()
-            if up - before < ONE_MOMENT:
-                break
-        return wall, wall if at is None else at, up
-
-    def _clock_was_set(self, by: int, own: bool, to: int) -> None:
-        whose, way = "of this machine" if own else "of the store", "ahead" if by > 0 else "back"
-        log.warning(
-            "the clock %s was set %s by %s, to %s: nothing that waits grows older by that",
-            whose,
-            way,
-            human_span(abs(by)),
-            rfc3339(to),
-        )
-        if by > 0 or (own and self.store.time() is not None):
-            return
-        verbs = self.store.verbs
-        for destination in self.store.read(verbs.destinations()) if own else ():
-            self.store.run(verbs.earlier(-by, to, destination))
-        self.store.run(verbs.shorten(to, self.settings.retry.expire))
-
-    def _reclaim(self) -> tuple[Iterable[dict[str, Any]], int, dict[str, Any]]:
-        """On the writer's thread: dead engines' work, how many live ones there are, and what they know of
-        next hops.
-        """
-        found = self.store.reclaim(self.clock.now(), hold=self.settings.retry.on_uncertain == "hold")
-        return (
-            found,
-            self.store.read(self.store.verbs.engines()),
-            self.store.read(self.store.verbs.note_list("ahead")),
-        )
-
-    def _reclaimed(self, answer: Any) -> None:
-        if self._owner.lost:
-            self._begin_anew()
-        if isinstance(answer, BaseException):
-            self._failed("taking back the work of dead engines", answer)
-            return
-        dead, engines, refuse_ahead = answer
-        for url, note in refuse_ahead.items():
-            if url not in self._refuse_ahead or note["since"] > self._refuse_ahead[url]["since"]:
-                self._refuse_ahead[url] = note
-        for hop in self._hops.values():
-            hop.ahead = may_send_ahead(self._refuse_ahead.get(hop.relay.url), self.clock.now())
-        if engines != self.engines:
-            self.engines = engines
-            for hop in self._hops.values():
-                hop.pace.divide(hop.relay.concurrency, hop.relay.rate, engines)
-        for found in dead:
-            log.warning(
-                "took back %(leases)d recipients of a dead engine, %(uncertain)d of them uncertain", found
-            )
-            self._wakes += 1
-        if self._hungry:
-            self._awake.set()
-
-    def _sweep(self) -> None:
-        """On the writer's thread: old age, clocks that jumped, the sign of life."""
-        self._sweep_ages()
-        verbs, now = self.store.verbs, self.clock.now()
-        self.store.run(verbs.clamp(now, self.settings.retry.longest))
-        for url, note in self.store.read(verbs.note_list("ahead")).items():
-            if may_send_ahead(note, now):
-                self.store.run(verbs.note_drop("ahead", url))
-        alive = {"at": now, "routes": sorted(self.routes.relays)}
-        self.store.run(verbs.note_put("engine", "last", alive))
-        if self.settings.service:
-            self.store.run(verbs.note_put("engine", "service", alive))
-
-    def _swept(self, answer: Any) -> None:
-        if isinstance(answer, BaseException):
-            self._upkeep_failed("upkeep", answer)
-            self._upkeep_at = self.loop.time() + UPKEEP_AGAIN
-        self._wakes += 1
-        self._awake.set()
-
-    def _retain(self, retention: Retention) -> bool:
-        """On the writer's thread."""
-        now = self._now()
-        return (
-            now is not None
-            and self.store.read(self.store.verbs.eldest()) == self._owner.id
-            and retention.turn(now.age, TURN)
-        )
-
-    def _retained(self, answer: Any) -> None:
-        """Another turn soon, sooner when there is much; once through, rest as long as it took."""
-        if isinstance(answer, BaseException):
-            self._upkeep_failed("retention", answer)
-            return
-        self._turns_of_retention += 1
-        pause = RETAIN if self._turns_of_retention < PATIENT_TURNS else RETAIN / 5
-        self._retain_at = self.loop.time() + (
-            pause if answer else max(UPKEEP, self._turns_of_retention * pause)
-        )
-        if not answer:
-            self._turns_of_retention = 0
 
     def _complain(self, problem: Trouble) -> None:
         if problem.kind in ("busy", "conflict"):

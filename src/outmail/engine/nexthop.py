@@ -229,13 +229,13 @@ class Seat:
         return self.hop.ahead
 
     def refuses_ahead(self, reply: Reply) -> None:
-        self._engine.refuses_ahead(self.hop, reply)
+        self._engine.maintenance.refuses_ahead(self.hop, reply)
 
     def healthy(self) -> None:
         if self.hop.pace.tripped:
             name = self.hop.relay.name
             self._engine.seldom.say(logging.INFO, f"well {name}", "%s answers again", name)
-            self._engine.tell_hop(self.hop, None)
+            self._engine.maintenance.tell_hop(self.hop, None)
         self.hop.pace.success()
 
     def failed(self, outcome: Outcome, transcript: Sequence[tuple[int, str, bytes]] = ()) -> None:
@@ -254,7 +254,7 @@ class Seat:
                 outcome.stage,
                 hop.pace.pause,
             )
-            self._engine.tell_hop(hop, str(outcome.reply))
+            self._engine.maintenance.tell_hop(hop, str(outcome.reply))
         self._engine.hop_failed(hop, outcome, transcript)
 
     # the hop's side
