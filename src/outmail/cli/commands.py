@@ -173,13 +173,11 @@ def _warn_unknown(config: Config, relay: str | None) -> None:
 
 def _warn_idle(box: Outbox) -> None:
     """Say when mail waits and nobody has worked on this store for a minute."""
-    found = box._read(box._store.verbs.note_get("engine", "last"))
+    last = box.queue.last_engine()
     now = Clock().now()
-    due = box._read(box._store.verbs.next_due(now))
-    if any(moment <= now - 60_000 for moment in due.values()) and (
-        not found or now - found[0]["at"] > 60_000
-    ):
-        since = f"for {human_span(now - found[0]['at'])}" if found else "yet"
+    due = box.queue.next_due()
+    if any(moment <= now - 60_000 for moment in due.values()) and (not last or now - last["at"] > 60_000):
+        since = f"for {human_span(now - last['at'])}" if last else "yet"
         print(
             f"outmail: mail is due and no engine has run {since}: start `outmail run`, or `outmail run "
             f"--once` from cron",
@@ -212,7 +210,7 @@ def run(arguments: argparse.Namespace) -> int:
         head = arguments.only.partition("/")[0]
         if not is_id(arguments.only):
             raise NotFound(f"{arguments.only!r} is not a message id")
-        box.change(arguments.only, "due")
+        box.retry(arguments.only)
         arguments.only = head
     once = arguments.once or bool(arguments.only)
     engine = build_engine(
@@ -287,8 +285,6 @@ def receive(arguments: argparse.Namespace) -> int:
 
 # -- queue ---------------------------------------------------------------------------------------------------
 
-_EVENTS = {"hold": "hold", "release": "release", "retry": "due", "requeue": "requeue", "cancel": "cancel"}
-
 
 def queue(arguments: argparse.Namespace) -> int:
     """List, count, change."""
@@ -305,14 +301,15 @@ def queue(arguments: argparse.Namespace) -> int:
         return EX_USAGE
     selected = _selections(arguments.selection, Clock().now())
     if arguments.dry_run:
-        count = sum(1 for one in selected for s in box._matching(one) for _ in s.recipients)
+        count = sum(1 for one in selected for s in box.queue.matching(one) for _ in s.recipients)
         print(f"{_count(count, 'recipient')} of matching messages; nothing was changed", file=sys.stderr)
         return 0
     if arguments.verb == "purge":
-        count = sum(_purge(box, one) for one in selected)
+        count = sum(box.queue.purge(one) for one in selected)
         print(f"{_count(count, 'message')} forgotten", file=sys.stderr)
         return 0
-    count = sum(box.change(one, _EVENTS[arguments.verb]) for one in selected)
+    change = getattr(box.queue, arguments.verb)
+    count = sum(change(one) for one in selected)
     print(f"{_count(count, 'recipient')} changed", file=sys.stderr)
     if not count and arguments.verb == "requeue":
         print(
@@ -334,16 +331,11 @@ def _selections(words: list[str], now: int) -> list[Filter]:
     return [Filter(terms, ids)]
 
 
-def _purge(box: Outbox, selected: Filter) -> int:
-    seqs = [box._seq(s.id) for s in box._matching(selected) if all(r.final for r in s.recipients)]
-    return int(box._write(box._store.verbs.forget_messages(seqs)))
-
-
 def _list(box: Outbox, arguments: argparse.Namespace) -> int:
     words = arguments.selection
     selected = _selections(words, Clock().now())[0] if words else Filter((Term("is", "live"),))
     found = 0
-    for status in box._matching(selected):
+    for status in box.queue.matching(selected):
         found += 1
         if arguments.ids:
             print(status.id)
@@ -386,14 +378,14 @@ def _count(n: int, noun: str) -> str:
 
 def _tell_owners(box: Outbox) -> None:
     now = Clock().now()
-    for id, _, pid, _, _, leases, oldest in box._read(box._store.verbs.owners()):
-        if leases and now - oldest > 15 * 60_000:
+    for engine in box.queue.engines():
+        if engine.oldest is not None and now - engine.oldest > 15 * 60_000:
             print(
-                f"outmail: engine {id} (pid {pid}) has held {leases} recipients for up to "
-                f"{human_span(now - oldest)}",
+                f"outmail: engine {engine.id} (pid {engine.pid}) has held {engine.leases} recipients for "
+                f"up to {human_span(now - engine.oldest)}",
                 file=sys.stderr,
             )
-    for hop, note in box._read(box._store.verbs.note_list("hop")).items():
+    for hop, note in box.queue.paused_hops().items():
         print(
             f"outmail: {hop} is paused since {rfc3339(note['since'])}: {plain_line(str(note['trouble']))}",
             file=sys.stderr,
@@ -404,7 +396,7 @@ def _tell_owners(box: Outbox) -> None:
 def _tell_ahead(box: Outbox) -> None:
     """Next hops that get one message after the other, because they refuse what is sent ahead."""
     now = Clock().now()
-    for url, note in box._read(box._store.verbs.note_list("ahead")).items():
+    for url, note in box.queue.ahead_notes().items():
         if not may_send_ahead(note, now):
             since, until = rfc3339(note["since"]), rfc3339(note["until"])
             print(
@@ -415,7 +407,7 @@ def _tell_ahead(box: Outbox) -> None:
 
 
 def _stats(box: Outbox, arguments: argparse.Namespace) -> int:
-    stats = box._read(box._store.verbs.stats(Clock().now()))
+    stats = box.queue.stats()
     if arguments.json or arguments.jsonl:
         print(as_json(stats))
         return 0

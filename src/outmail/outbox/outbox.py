@@ -14,7 +14,6 @@ import asyncio
 import atexit
 import logging
 import os
-import shlex
 import socket
 import sys
 import threading
@@ -26,27 +25,24 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal
 
-from outmail.accept.acceptance import Door, Draft, Terms, When, not_stored
+from outmail.accept.acceptance import Door, Draft, Terms, When
 from outmail.clock import Clock, as_datetime
 from outmail.config import Config, load, relay_in_code
-from outmail.errors import ConfigError, NotFound, NotStored, Refused
+from outmail.errors import ConfigError, Refused
 from outmail.intake import api
-from outmail.model import Attempt, Dsn, Event, Filter, Receipt, RecipientStatus, Status, is_id, keyed_id
-from outmail.policy import selection
+from outmail.model import Attempt, Dsn, Event, Receipt, Status, keyed_id
+from outmail.outbox.queue import Queue, opened
 from outmail.policy.route import Relay, Routes, parse_relay
 from outmail.reports import door as reports_door
-from outmail.smtp.syntax import printable
-from outmail.store import Store, Trouble, forks, shown
+from outmail.store import Store, forks
 from outmail.system import failpoints
 from outmail.system.threads import Worker, started
 from outmail.transactional.insert import Rows, caller
 from outmail.transactional.poller import TakeOver, written
-from outmail.wiring import build_engine, open_source, open_store, spool_of
+from outmail.wiring import build_engine, open_source, spool_of
 
 log = logging.getLogger("outmail")
 
-#: What a recipient waits for whose route the engines of this configuration do not know.
-UNKNOWN_ROUTE = "route unknown here"
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -132,11 +128,9 @@ class Outbox:
         self._exit_wait = exit_wait
         self._route, self._routes = _route(relay, self._config)
         self._threaded = deliver == "thread" or (deliver == "auto" and relay is not None)
-        place = os.fspath(store) if store is not None else self._config.store
-        try:
-            self._store = open_store(place)
-        except Trouble as problem:
-            raise not_stored(problem, f"the store {shown(place)} cannot be opened") from None
+        self._store = opened(os.fspath(store) if store is not None else self._config.store)
+        #: Reading and changing: what `status`, `find`, `hold` and the like do.
+        self.queue = Queue(self._store, self._routes, self._clock, self._wake)
         self._door = Door(
             self._store, _terms(self._config, self._routes), self._clock, self._wake, failpoints.hit
         )
@@ -284,7 +278,7 @@ class Outbox:
         if name is None or self._routes.resolve(name):
             return
         with self._starting:
-            self._routes = self._routes.with_relays([routes.relays[name]])
+            self._routes = self.queue.routes = self._routes.with_relays([routes.relays[name]])
             if self._engine is not None and self._pid == os.getpid():
                 self._engine.engine.routes = self._engine.engine.routes.with_relays([routes.relays[name]])
 
@@ -350,57 +344,33 @@ class Outbox:
 
     def status(self, id: str) -> Status:
         """Where a message stands; raises `NotFound`."""
-        return self._explained(self._read(self._store.verbs.statuses([self._seq(id)]))[0])
+        return self.queue.status(id)
 
     def find(self, filter: str = "", **words: str) -> Iterator[Status]:
         """Messages with a matching recipient, oldest first. ``find(state="queued", to="*@x.org")`` is the
         same as text.
         """
-        text = " ".join([filter, *(f"{key}:{shlex.quote(str(value))}" for key, value in words.items())])
-        yield from self._matching(selection.parse(text, self._clock.now()))
-
-    def _matching(self, selected: Filter) -> Iterator[Status]:
-        """`find` by a filter that was read already."""
-        after: int | None = 0
-        while after is not None:
-            page, after = self._read(self._store.verbs.find(selected, self._clock.now(), after))
-            yield from map(self._explained, page)
-
-    def _explained(self, status: Status) -> Status:
-        """Why a recipient waits, where no engine with our configuration would take it."""
-        if all(r.state != "queued" or self._routes.resolve(r.route) for r in status.recipients):
-            return status
-        return replace(status, recipients=tuple(_stranded(r, self._routes) for r in status.recipients))
+        return self.queue.find(filter, **words)
 
     def content(self, id: str) -> bytes:
         """The bytes of the next DATA before dot-stuffing; raises `NotFound` also when retention has taken
         them.
         """
-        content = self._read(self._store.verbs.content(self._seq(id)))
-        if content is None:
-            raise NotFound(
-                f"the content of {id} is gone: retention keeps that of finished mail for a limited time"
-            )
-        return content  # type: ignore[no-any-return]
+        return self.queue.content(id)
 
     def attempts(self, id: str) -> list[Attempt]:
         """Every try, oldest first, with its transcript as far as kept."""
-        return self._read(self._store.verbs.attempts(self._seq(id)))  # type: ignore[no-any-return]
+        return self.queue.attempts(id)
 
     def wait(self, id: str, timeout: float) -> Status:
         """The status once every recipient is final or held, or the present one when ``timeout`` seconds are
         over.
         """
-        deadline = time.monotonic() + timeout
-        while not (status := self.status(id)).settled and time.monotonic() < deadline:
-            time.sleep(min(0.02, max(0.0, deadline - time.monotonic())))
-        return status
+        return self.queue.wait(id, timeout)
 
     def events(self, after: int = 0) -> Iterator[Event]:
         """Facts in the order of commit, behind the cursor ``after``, up to now."""
-        while page := self._read(self._store.verbs.events_after(after)):
-            yield from page
-            after = page[-1].cursor
+        return self.queue.events(after)
 
     def on(self, event: str) -> Callable[[Callable[[Event], Any]], Callable[[Event], Any]]:
         """A decorator: call the function for each such event from now on, in a thread of its own. "*" means
@@ -414,7 +384,7 @@ class Outbox:
         def register(listener: Callable[[Event], Any]) -> Callable[[Event], Any]:
             self._listeners.append((event, listener))
             if self._watcher is None:
-                cursor = self._read(self._store.verbs.last_cursor())
+                cursor = self.queue.last_cursor()
                 self._watcher = threading.Thread(
                     target=_watch, args=(weakref.ref(self), cursor), name="outmail-events", daemon=True
                 )
@@ -427,54 +397,23 @@ class Outbox:
 
     def cancel(self, what: str) -> int:
         """End waiting recipients; returns how many changed, wishes for those being sent included."""
-        return self.change(what, "cancel")
+        return self.queue.cancel(what)
 
     def hold(self, what: str) -> int:
         """Stop recipients until `release`."""
-        return self.change(what, "hold")
+        return self.queue.hold(what)
 
     def release(self, what: str) -> int:
         """Let held recipients go on."""
-        return self.change(what, "release")
+        return self.queue.release(what)
 
     def retry(self, what: str) -> int:
         """Make queued recipients due now."""
-        return self.change(what, "due")
+        return self.queue.retry(what)
 
     def requeue(self, what: str) -> int:
         """Failed or cancelled recipients begin anew; those whose content is gone stay as they are."""
-        return self.change(what, "requeue")
-
-    def change(self, what: str | Filter, event: str) -> int:
-        """One arrow of the lifecycle for an id or a filter. The empty filter raises `Refused`."""
-        now = self._clock.now()
-        if isinstance(what, str):
-            if not what.strip():
-                raise Refused(
-                    "an empty selection would mean everything; give an id or a filter", code="bad-filter"
-                )
-            if is_id(what):
-                self._seq(what)
-            what = selection.select(what, now)
-        count = 0
-        after: tuple[int, int] | None = (0, 0)
-        while after is not None:
-            changed, after = self._change(what, event, now, after)
-            count += changed
-        self._wake()
-        return count
-
-    def _change(
-        self, what: Filter, event: str, now: int, after: tuple[int, int]
-    ) -> tuple[int, tuple[int, int] | None]:
-        """One page; where an engine settles the same rows in that moment, again."""
-        for last in (False, False, True):
-            try:
-                return self._write(self._store.verbs.change(what, event, now, after=after))  # type: ignore[no-any-return]
-            except NotStored as problem:
-                if last or problem.code != "store-conflict":
-                    raise
-        raise AssertionError("unreachable")
+        return self.queue.requeue(what)
 
     # -- life ------------------------------------------------------------------------------------------------
 
@@ -560,27 +499,6 @@ class Outbox:
                 file=sys.stderr,
             )
 
-    def _seq(self, id: str) -> int:
-        head, _, n = str(id).partition("/")
-        seq = self._read(self._store.verbs.seq_of(head)) if head.isascii() else None
-        if seq is None or (
-            n and not any(str(r.n) == n for r in self._read(self._store.verbs.statuses([seq]))[0].recipients)
-        ):
-            raise NotFound(f"no message {printable(str(id))} is in {self._store.url}")
-        return int(seq)
-
-    def _read(self, verb: Any) -> Any:
-        try:
-            return self._store.read(verb)
-        except Trouble as problem:
-            raise not_stored(problem, "the store cannot be read") from None
-
-    def _write(self, verb: Any) -> Any:
-        try:
-            return self._store.run(verb)
-        except Trouble as problem:
-            raise not_stored(problem, "the change was not stored") from None
-
 
 def _terms(config: Config, routes: Routes) -> Terms:
     return Terms(
@@ -614,12 +532,6 @@ def _route(
         )
     made = read(relay)
     return made.name, routes.with_relays([made])
-
-
-def _stranded(recipient: RecipientStatus, routes: Routes) -> RecipientStatus:
-    if recipient.state != "queued" or routes.resolve(recipient.route):
-        return recipient
-    return replace(recipient, reason="; ".join(filter(None, (recipient.reason, UNKNOWN_ROUTE))))
 
 
 def _call(function: Any, name: str, *args: Any, **words: Any) -> Any:
@@ -809,8 +721,8 @@ def default_outbox() -> Outbox:
 def with_engine_if_needed(config: Config, **words: Any) -> Outbox:
     """An Outbox that delivers by itself, unless a live service has published the route ``default``."""
     box = Outbox(config=config, deliver="never", **words)
-    found = box._read(box._store.verbs.note_get("engine", "service"))
-    if not found or box._clock.now() - found[0]["at"] > _SERVICE_MS or "default" not in found[0]["routes"]:
+    seen = box.queue.service()
+    if not seen or box._clock.now() - seen["at"] > _SERVICE_MS or "default" not in seen["routes"]:
         box._threaded = True
         box._start()
     return box
