@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from outmail.errors import ConfigError, Error, NotFound, NotStored, Refused
     from outmail.model import Attempt, Dsn, Event, Receipt, RecipientStatus, Reply, Status
-    from outmail.outbox.outbox import AsyncOutbox, Outbox
+    from outmail.outbox.aio import AsyncOutbox
+    from outmail.outbox.outbox import Outbox
     from outmail.reports.decorator import notify
     from outmail.reports.digest import DigestHandler
     from outmail.reports.jobs import Job, job, track
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "errors": ("ConfigError", "Error", "NotFound", "NotStored", "Refused"),
     "model": ("Attempt", "Dsn", "Event", "Receipt", "RecipientStatus", "Reply", "Status"),
-    "outbox.outbox": ("AsyncOutbox", "Outbox"),
+    "outbox.aio": ("AsyncOutbox",),
+    "outbox.outbox": ("Outbox",),
     "reports.jobs": ("Job", "job", "track"),
     "reports.decorator": ("notify",),
     "reports.digest": ("DigestHandler",),
@@ -67,7 +69,7 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     if _WHERE[name].startswith("reports."):
-        import_module("outmail.outbox.outbox")  # registers the door that reports use when they are given none
+        import_module("outmail.outbox")  # tells reports where the Outbox is that they use when given none
     value = getattr(import_module(f"outmail.{_WHERE[name]}"), name)
     globals()[name] = value
     return value

@@ -46,7 +46,7 @@ KINDS = ("smtp", "submission", "lmtp")
 
 async def once(box: Outbox, engine: Engine) -> None:
     """What is due now, and then the end."""
-    takeover = box._take_over("apsw", engine)
+    takeover = box.take_over("apsw", engine)
 
     def stop() -> None:
         if takeover is not None:
@@ -65,7 +65,7 @@ async def once(box: Outbox, engine: Engine) -> None:
 
 async def serve(box: Outbox, engine: Engine, started: Callable[[list[str]], None] | None = None) -> None:
     """Until a signal. ``started`` hears where it listens."""
-    config: Config = box._config
+    config = box.config
     _enough_descriptors(config.listen.connections)
     tls = certificate("listen", config.listen.certificate, config.listen.key)
     users = read_users(config.listen.users_file) if config.listen.users_file else {}
@@ -81,7 +81,7 @@ async def serve(box: Outbox, engine: Engine, started: Callable[[list[str]], None
         return found
 
     looking = asyncio.ensure_future(_keep_looking(box))
-    takeover = box._take_over("apsw", engine)
+    takeover = box.take_over("apsw", engine)
     if takeover is not None:
         takeover.start()
     try:
@@ -309,7 +309,7 @@ async def receive(
     box: Outbox, engine: Engine, *, catch: bool, started: Callable[[list[str]], None] | None = None
 ) -> None:
     """Until a signal: listen, deliver to mailboxes, hand on what is not local."""
-    config: Config = box._config
+    config = box.config
     known = None if catch else directory(config)
     tls = certificate("receive", config.receive.certificate, config.receive.key)
 
@@ -373,7 +373,7 @@ async def _until_signal(
     try:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         if waits[2].done():
-            door = LoopDoor(replace(box._door, wake=engine.wake), engine.commits, engine)
+            door = LoopDoor(replace(box.door, wake=engine.wake), engine.commits, engine)
             names = []
             for kind, listener, address in make(door):
                 listeners.append(listener)

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from outmail.clock import Clock
-from outmail.config import Config, default_store
+from outmail.config import Config, default_store, relay_in_code
 from outmail.errors import ConfigError
 from outmail.policy.route import Relay, Routes
 from outmail.policy.veil import known
 from outmail.store import Store
 from outmail.system import failpoints
-from outmail.transactional.reader import PostgresSource, Source, SqliteSource
+
+if TYPE_CHECKING:
+    from outmail.transactional.reader import Source
 
 
 def open_store(url: str) -> Store:
@@ -73,11 +75,35 @@ def open_source(url: str, library: str) -> Source:
     """An application's database (``[[outbox]]``). ``library`` opens SQLite files, unless the URL names
     one.
     """
+    from outmail.transactional.reader import PostgresSource, SqliteSource
+
     if is_postgres(url):
         known.add_url(url)
         return PostgresSource(url)
     path, named = store_path(url)
     return SqliteSource(path, named if url.startswith("sqlite+") else library)
+
+
+def route_of(
+    relay: str | None, config: Config, read: Callable[[str], Relay] = relay_in_code
+) -> tuple[str | None, Routes]:
+    """(forced route name or None, routes) for ``relay=``: a configured name, or a URL named by itself, which
+    ``read`` makes a relay of.
+    """
+    routes = config.routes
+    if relay is None:
+        return None, routes
+    if not isinstance(relay, str):
+        raise ConfigError(f"relay must be a configured name or a URL, not {relay!r}")
+    if relay in routes.relays:
+        return relay, routes
+    if ":" not in relay:
+        raise ConfigError(
+            f"no relay is named {relay!r}; known are {', '.join(routes.relays)}",
+            hint="or give a URL such as smtp://localhost:25",
+        )
+    made = read(relay)
+    return made.name, routes.with_relays([made])
 
 
 def transports(config: Config) -> Callable[[Relay], Any]:

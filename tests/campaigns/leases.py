@@ -244,7 +244,7 @@ def campaign(
 def _first_sign(box: Outbox) -> None:
     """Nothing can be known of a clock that was set before the first engine of a store had seen it."""
     deadline = time.monotonic() + 30
-    while not box._store.read(box._store.verbs.note_list("clock")) and time.monotonic() < deadline:
+    while not box.store.read(box.store.verbs.note_list("clock")) and time.monotonic() < deadline:
         time.sleep(0.1)
 
 

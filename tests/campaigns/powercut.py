@@ -277,14 +277,13 @@ def _compared(
                 bad.append(f"{r.address} is delivered, and its file may be lost")
             if r.state == "delivered" and r.route != "file" and not before[r.address]:
                 bad.append(f"{r.address} is delivered, and nobody has it")
-    box._threaded = True
-    box._start()
+    box.deliver_here()
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline and next(iter(box.find("is:live")), None):
         time.sleep(0.01)
     box.close()
     after = Counter(address for message in sink.messages for address in message.recipients)
-    again = Outbox(box.store.path, deliver="never", config=box._config)  # type: ignore[attr-defined]
+    again = Outbox(box.store.path, deliver="never", config=box.config)  # type: ignore[attr-defined]
     for status in again.find():
         name, size = accepted.get(status.id, (status.subject, None))
         if size is not None and not _whole(again.content(status.id), name, size):

@@ -64,7 +64,7 @@ def through_us(make_box: MakeBox, port: int, messages: list[bytes], *, normalise
     contents.
     """
     box = make_box(toml=f'[relay]\nurl = "smtp://127.0.0.1:{port}"\n', deliver="never")
-    engine = build_engine(box._store, box._config, box._routes, Clock())
+    engine = build_engine(box.store, box.config, box.routes, Clock())
     said: list[str] = []
 
     def client(at: int) -> None:
@@ -80,7 +80,7 @@ def through_us(make_box: MakeBox, port: int, messages: list[bytes], *, normalise
         running = asyncio.ensure_future(engine.run())
         await engine.ready()
         listener = intake.Listener(
-            LoopDoor(box._door, engine.commits, engine), intake.Settings(normalise=normalise)
+            LoopDoor(box.door, engine.commits, engine), intake.Settings(normalise=normalise)
         )
         try:
             await asyncio.to_thread(client, int((await listener.listen("127.0.0.1:0")).rpartition(":")[2]))

@@ -46,7 +46,7 @@ def carry(box: Outbox, server: Moody, count: int = 120) -> list[Any]:
 
 
 def notes(box: Outbox) -> dict[str, Any]:
-    return box._read(box._store.verbs.note_list("ahead"))
+    return box.store.read(box.store.verbs.note_list("ahead"))
 
 
 @pytest.mark.parametrize("after", [0, 3], ids=["at-once", "later"])

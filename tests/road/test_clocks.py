@@ -39,7 +39,7 @@ async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
 
 def work(box: Outbox, clock: Clock, scene: Callable[[Any], Any]) -> None:
     """An engine runs while the scene plays."""
-    engine = build_engine(box._store, box._config, box._routes, clock)
+    engine = build_engine(box.store, box.config, box.routes, clock)
 
     async def life() -> None:
         running = asyncio.ensure_future(engine.run())
@@ -53,7 +53,7 @@ def work(box: Outbox, clock: Clock, scene: Callable[[Any], Any]) -> None:
 
 
 def once(box: Outbox, clock: Clock) -> None:
-    asyncio.run(build_engine(box._store, box._config, box._routes, clock).run(once=True))
+    asyncio.run(build_engine(box.store, box.config, box.routes, clock).run(once=True))
 
 
 def states(box: Outbox) -> list[str]:
@@ -334,7 +334,7 @@ def test_upkeep_that_fails_does_not_stop_the_road(
         raise RuntimeError("statement time-out")
         yield
 
-    monkeypatch.setattr(box._store.verbs, "clamp", broken)
+    monkeypatch.setattr(box.store.verbs, "clamp", broken)
 
     async def scene(engine: Any) -> None:
         await until(lambda: len(sink.messages) == 20)

@@ -97,7 +97,7 @@ class Rows:
         self.app.commit()
         self.app.close()  # before the other library opens the file
         self.box = Outbox(self.place, config=self.config, deliver="never")
-        takeover = self.box._take_over(self.library, Beside())
+        takeover = self.box.take_over(self.library, Beside())
         assert takeover is not None
         takeover.all()
         takeover.stop()
@@ -123,7 +123,7 @@ def left(rows: Rows) -> int:
 
 def shown(rows: Rows, outmail: Any, tmp_path: Path, ids: list[str]) -> None:
     """Lists and stories survive, and nothing that a terminal would obey comes out."""
-    store = rows.box._store.url
+    store = rows.box.store.url
     rows.box.close()
     for words in (
         ("queue", "list", "state:failed"),
@@ -215,7 +215,7 @@ def test_a_row_that_the_store_cannot_take_stops_nobody_and_is_tried_again(
         rows.add()
     rows.app.commit()
     box = Outbox(rows.place, config=rows.config, deliver="never")
-    takeover = box._take_over("stdlib", Beside())
+    takeover = box.take_over("stdlib", Beside())
     assert takeover is not None
     honest, bad = Door.keep, [True]
 
@@ -460,7 +460,7 @@ def test_claims_of_nobody_are_shown(rows: Rows, outmail: Callable[..., Any], tmp
     for value in ("X'FF'", "CAST(X'C328' AS TEXT)", "5", "1.5", "char(27)", "hex(zeroblob(100000))"):
         rows.add(store=value, added_at=value)
     rows.taken()
-    store = rows.box._store.url
+    store = rows.box.store.url
     rows.box.close()
     done = outmail("store", "check", "--store", store, OUTMAIL_OUTBOX=f"sqlite:{rows.file}")
     assert (
@@ -497,7 +497,7 @@ def test_odd_rows_on_postgresql(version: str, inside: bool, tmp_path: Path) -> N
             f'from = "me@x.test"\n[limits]\nmessage_size = "2MB"\n[[outbox]]\nurl = "{url}"', "t", {}
         )
         with Outbox(url if inside else tmp_path / "q.db", config=config, deliver="never") as box:
-            takeover = box._take_over("apsw", Beside())
+            takeover = box.take_over("apsw", Beside())
             assert takeover is not None
             takeover.all()
             takeover.stop()

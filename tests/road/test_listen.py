@@ -552,12 +552,12 @@ def test_memory_in_flight_is_bounded(
 
     monkeypatch.setattr(intake, "IN_FLIGHT", 100_000)
     box = make_box(relay=sink.url, deliver="never")
-    engine = build_engine(box._store, box._config, box._routes, Clock())
+    engine = build_engine(box.store, box.config, box.routes, Clock())
 
     async def scene() -> None:
         running = asyncio.ensure_future(engine.run())
         await engine.ready()
-        listener = intake.Listener(LoopDoor(box._door, engine.commits, engine), intake.Settings())
+        listener = intake.Listener(LoopDoor(box.door, engine.commits, engine), intake.Settings())
         port = int((await listener.listen("127.0.0.1:0")).rpartition(":")[2])
         begin = b"EHLO me\r\nMAIL FROM:<a@x.test>\r\nRCPT TO:<b@x.test>\r\nDATA\r\nSubject: s\r\n\r\n"
         large, small = (
@@ -588,13 +588,13 @@ def listening(tmp_path: Path, sink: Sink, make_box: Callable[..., Outbox]) -> Ca
     from outmail.wiring import build_engine
 
     box = make_box(relay=sink.url, deliver="never")
-    engine = build_engine(box._store, box._config, box._routes, Clock())
+    engine = build_engine(box.store, box.config, box.routes, Clock())
 
     def run(settings: Any, scene: Callable[[int, Any], Any]) -> None:
         async def whole() -> None:
             running = asyncio.ensure_future(engine.run())
             await engine.ready()
-            listener = intake.Listener(LoopDoor(box._door, engine.commits, engine), settings)
+            listener = intake.Listener(LoopDoor(box.door, engine.commits, engine), settings)
             try:
                 async with asyncio.timeout(30):
                     await scene(int((await listener.listen("127.0.0.1:0")).rpartition(":")[2]), listener)

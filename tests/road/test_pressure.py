@@ -25,7 +25,7 @@ MakeBox = Callable[..., Outbox]
 
 
 def engine_of(box: Outbox) -> Any:
-    return build_engine(box._store, box._config, box._routes, Clock())
+    return build_engine(box.store, box.config, box.routes, Clock())
 
 
 async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
@@ -199,7 +199,7 @@ def test_one_outcome_that_cannot_be_written_does_not_hold_up_the_others(
     asyncio.run(asyncio.wait_for(engine.run(once=True), 30))
     states = [box.status(receipt.id).status for receipt in receipts]
     assert states.count("delivered") == 19 and states[7] == "sending"
-    assert [name for name in os.listdir(Path(box._store.path).parent) if ".engine." in name], (
+    assert [name for name in os.listdir(Path(box.store.path).parent) if ".engine." in name], (
         "its file stays, with the record of its dot"
     )  # type: ignore[attr-defined]
     monkeypatch.undo()
@@ -252,7 +252,7 @@ def test_the_engine_goes_on_by_itself_when_the_disk_is_well_again(
     """Outcomes learned while nothing can be written are kept, and written once; nothing is sent twice."""
     box = make_box(toml=f'relay = "{sink.url}"', deliver="never")
     box.send_many([{"to": f"u{i}@x.test", "subject": "s", "text": "t"} for i in range(50)])
-    broken = switch(box._store, monkeypatch, kind)
+    broken = switch(box.store, monkeypatch, kind)
     engine = engine_of(box)
 
     async def scene() -> None:
@@ -274,7 +274,7 @@ def test_the_engine_goes_on_by_itself_when_the_disk_is_well_again(
 def test_suspects_go_one_after_the_other_without_a_pause(make_box: MakeBox, sink: Sink) -> None:
     box = make_box(toml=f'relay = "{sink.url}"', deliver="never")
     box.send_many([{"to": f"u{i}@x.test", "subject": "s", "text": "t"} for i in range(300)])
-    store: Any = box._store
+    store: Any = box.store
     dead = store.register(Clock().now())
     for delivery in store.run(verbs.lease(dead.id, 1, {"default": 300}, Clock().now())):
         dead.begin(delivery)
@@ -302,7 +302,7 @@ def test_what_is_not_on_record_is_bounded(
     monkeypatch.setattr(engine_module, "SETTLE_BATCH", 10)
     box = make_box(toml=f'relay = "{sink.url}"', deliver="never")
     box.send_many([{"to": f"u{i}@x.test", "subject": "s", "text": "t"} for i in range(300)])
-    broken = switch(box._store, monkeypatch, "full")
+    broken = switch(box.store, monkeypatch, "full")
     engine = engine_of(box)
 
     async def scene() -> None:

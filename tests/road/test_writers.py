@@ -29,14 +29,14 @@ from outmail.clock import Clock
 from outmail.engine import engine as engine_module
 from outmail.intake.smtp import _remove_stale
 from outmail.model import Delivery, Leased
-from outmail.outbox.outbox import Outbox, _route
+from outmail.outbox.outbox import Outbox
 from outmail.policy.route import parse_relay
 from outmail.system.lockfile import boot_id, try_lock
 from outmail.system.threads import Worker
 from outmail.transport import dotlock, mbox, pipe, places
 from outmail.transport.local import LocalTransport
 from outmail.transport.mailbox import Mailboxes, deliver, to_mbox
-from outmail.wiring import build_engine
+from outmail.wiring import build_engine, route_of
 
 MakeBox = Callable[..., Outbox]
 SMALL = b"From: a@x.test\r\nSubject: small\r\n\r\nx\r\n"
@@ -104,7 +104,7 @@ def test_stopping_beyond_patience_ends_and_reaps_the_program(
     relay = f"sendmail:{script(tmp_path, words)}"
     box = make_box(relay=relay, deliver="never")
     id = box.send("a@x.test", "s", "t").id
-    engine = build_engine(box._store, box._config, _route(relay, box._config)[1], Clock())
+    engine = build_engine(box.store, box.config, route_of(relay, box.config)[1], Clock())
 
     async def work() -> None:
         life = asyncio.ensure_future(engine.run())

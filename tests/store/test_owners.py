@@ -162,7 +162,7 @@ def test_a_message_that_kills_engines_is_held_after_three(
             ).returncode
             == -signal.SIGKILL
         )
-        box._store.reclaim(Clock().now(), hold=False)
+        box.store.reclaim(Clock().now(), hold=False)
         box.retry(bad)
     good = box.send("good@x.test", "s", "t").id
     outmail("run", "--once", "--store", "q.db", "--relay", sink.url)
@@ -177,12 +177,12 @@ def test_a_suspect_that_waits_for_its_answer_is_not_blamed(
     sink.script("DOT: delay 1")
     box = make_box(toml=f'relay = "{sink.url}"', deliver="never")
     box.send("a@x.test", "s", "t")
-    store: Any = box._store
+    store: Any = box.store
     dead = store.register(Clock().now())
     (delivery,) = store.run(store.verbs.lease(dead.id, 1, {"default": 1}, Clock().now()))
     dead.begin(delivery)
     dead.file.abandon()
-    engine = build_engine(store, box._config, box._routes, Clock())
+    engine = build_engine(store, box.config, box.routes, Clock())
 
     async def scene() -> None:
         running = asyncio.ensure_future(engine.run())
@@ -205,7 +205,7 @@ def test_a_suspect_that_waits_for_its_answer_is_not_blamed(
 def test_sighup_is_no_reason_to_end(sink: Sink, make_box: MakeBox) -> None:
     box = make_box(deliver="never", toml=f'relay = "{sink.url}"\n')
     service = subprocess.Popen(
-        [sys.executable, "-m", "outmail", "run", "--store", str(box._store.path), "--relay", sink.url]
+        [sys.executable, "-m", "outmail", "run", "--store", str(box.store.path), "--relay", sink.url]
     )  # type: ignore[attr-defined]
     try:
         box.send("a@x.test", "s", "t")

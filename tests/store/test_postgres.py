@@ -189,7 +189,7 @@ def test_an_engine_that_slept_beyond_its_lease_sends_nothing_of_it_and_begins_an
             r.id
             for r in box.send_many({"to": f"u{i}@x.test", "subject": "s", "text": "t"} for i in range(50))
         ]
-        engine = build_engine(box._store, box._config, box._routes, Clock())
+        engine = build_engine(box.store, box.config, box.routes, Clock())
 
         async def scene() -> None:
             running = asyncio.ensure_future(engine.run())
@@ -462,7 +462,7 @@ def test_a_connection_lost_during_the_commit_is_no_error_and_no_double(url: str,
             "CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON outmail.message DEFERRABLE INITIALLY DEFERRED "
             "FOR EACH ROW EXECUTE FUNCTION outmail.slow()"
         )
-        store: Any = box._store
+        store: Any = box.store
         for key in (None, "k"):
             line = socket.socket(fileno=os.dup(store._lanes[0].connection.open().fileno()))
             threading.Timer(0.15, lambda line=line: line.shutdown(socket.SHUT_RDWR)).start()  # type: ignore[misc]
@@ -516,8 +516,8 @@ def test_an_operators_commands_work(url: str, sink: Sink) -> None:
             and box.cancel(one) == 1
             and box.requeue("state:cancelled") == 1
         )
-        assert box._read(box._store.verbs.stats(box._clock.now()))["states"] == {"queued": 1}
-        assert box._store.check() == []  # type: ignore[attr-defined]
+        assert box.store.read(box.store.verbs.stats(box.clock.now()))["states"] == {"queued": 1}
+        assert box.store.check() == []  # type: ignore[attr-defined]
 
 
 def test_mail_from_another_host_is_found_by_looking(url: str, sink: Sink, tmp_path: Path) -> None:
@@ -765,7 +765,7 @@ def test_a_wrong_password_is_said_and_never_shown(sink: Sink) -> None:
         with Outbox(url.replace("outmail@", "guarded:right@"), config=config(sink), deliver="thread") as box:
             box.send("a@x.test", "s")
             sink.wait_for(1, timeout=10)
-            assert "right" not in box._store.url
+            assert "right" not in box.store.url
     finally:
         server.remove()
 

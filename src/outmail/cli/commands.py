@@ -26,7 +26,7 @@ from outmail.model import Filter, Status, Term, is_id
 from outmail.ops import delivery_log
 from outmail.ops.move import abandon, copied, under_way
 from outmail.ops.move import move as moved
-from outmail.outbox.outbox import Outbox, _route, local_sender
+from outmail.outbox.outbox import Outbox, local_sender
 from outmail.policy import selection
 from outmail.policy.pace import may_send_ahead
 from outmail.policy.plain import as_json, plain, plain_line
@@ -34,7 +34,7 @@ from outmail.policy.veil import known
 from outmail.store import Store, Trouble, shown, store_id
 from outmail.system import failpoints
 from outmail.transactional.insert import outbox_ddl
-from outmail.wiring import build_engine, is_postgres, open_source, open_store, store_path
+from outmail.wiring import build_engine, is_postgres, open_source, open_store, route_of, store_path
 
 
 def _config(arguments: argparse.Namespace, *, replace_default: bool = True) -> Config:
@@ -139,7 +139,7 @@ def _headers(lines: list[str]) -> dict[str, str]:
 
 
 def _deliver_here(box: Outbox, config: Config, relay: str | None, id: str, seconds: float) -> int:
-    engine = build_engine(box._store, config, _route(relay, config)[1], Clock())
+    engine = build_engine(box.store, config, route_of(relay, config)[1], Clock())
     deadline = time.monotonic() + seconds
 
     async def work() -> Status:
@@ -162,7 +162,7 @@ def _warn_unknown(config: Config, relay: str | None) -> None:
     """Say when no engine with this configuration will take the message: what a relay in a store may do by its
     name alone is little.
     """
-    name = _route(relay, config)[0]
+    name = route_of(relay, config)[0]
     if name is not None and not config.routes.resolve(name):
         print(
             f"outmail: the message waits until an engine knows {name}: put it into [relays], or deliver here "
@@ -214,7 +214,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.only = head
     once = arguments.once or bool(arguments.only)
     engine = build_engine(
-        box._store,
+        box.store,
         config,
         config.routes,
         Clock(),
@@ -275,9 +275,7 @@ def receive(arguments: argparse.Namespace) -> int:
         service.directory(config)
     _log_to_stderr()
     box = Outbox(config=config, deliver="never")
-    engine = build_engine(
-        box._store, config, config.routes, Clock(), observe=delivery_log.Batched(sys.stderr)
-    )
+    engine = build_engine(box.store, config, config.routes, Clock(), observe=delivery_log.Batched(sys.stderr))
     asyncio.run(service.receive(box, engine, catch=arguments.catch))
     box.close()
     return 0
@@ -555,7 +553,7 @@ def test(arguments: argparse.Namespace) -> int:
             "This is a test message of outmail: this relay takes mail.\n",
             sender=sender,
         )
-        engine = build_engine(box._store, config, config.routes, Clock())
+        engine = build_engine(box.store, config, config.routes, Clock())
         asyncio.run(engine.run(once=True))
         for attempt in box.attempts(receipt.id):
             print(f"via {attempt.host or attempt.route}", file=sys.stderr)
@@ -654,7 +652,7 @@ def _check(arguments: argparse.Namespace) -> int:
 def _problems(arguments: argparse.Namespace) -> list[str]:
     try:
         box = _box(arguments)
-        return [*box._store.check(), *_foreign_claims(box, arguments.free)]  # type: ignore[attr-defined]
+        return [*box.store.check(), *_foreign_claims(box, arguments.free)]  # type: ignore[attr-defined]
     except (Trouble, NotStored) as problem:
         if getattr(problem, "kind", "") == "corrupt" or getattr(problem, "code", "") == "store-corrupt":
             return [str(problem)]
@@ -674,11 +672,11 @@ def _backup(box: Outbox, file: str) -> None:
             file=sys.stderr,
         )
     with whole(file) as temporary:
-        if isinstance(box._store, SqliteStore):
-            box._store.backup(temporary)
+        if isinstance(box.store, SqliteStore):
+            box.store.backup(temporary)
             return
         with closing(SqliteStore(temporary)) as target, _progress("backup") as tell:
-            copied(box._store, target, Clock().now(), tell)
+            copied(box.store, target, Clock().now(), tell)
             target.flush()
 
 
@@ -769,7 +767,7 @@ def _foreign_claims(box: Outbox, free: str | None) -> list[str]:
     claimable again.
     """
     found = []
-    for url in box._config.outboxes:
+    for url in box.config.outboxes:
         try:
             source = open_source(url, "apsw")
             claims = source.claims()
@@ -781,7 +779,7 @@ def _foreign_claims(box: Outbox, free: str | None) -> list[str]:
         except Trouble as problem:
             found.append(str(problem))
             continue
-        me = store_id(box._store)
+        me = store_id(box.store)
         for store in sorted({claim.store for claim in claims} - {me, free}):
             theirs = [claim for claim in claims if claim.store == store and claim.claimant != free]
             age = Clock().now() - min((claim.oldest for claim in theirs), default=Clock().now())

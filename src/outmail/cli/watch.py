@@ -218,7 +218,7 @@ def _heavy(options: Options, action: Any) -> bool:
     """With all of outmail; whatever goes wrong there is said, and changes nothing of the command's result."""
     try:
         from outmail.cli.commands import configured
-        from outmail.outbox.outbox import with_engine_if_needed
+        from outmail.outbox.default import with_engine_if_needed
         from outmail.reports import watch as report
 
         with with_engine_if_needed(configured(options.config or None, options.store, options.relay)) as box:

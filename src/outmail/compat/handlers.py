@@ -38,7 +38,7 @@ def _box(
         scheme = "smtp+plain"
     shown = f"[{host}]" if ":" in host else host
     key = (f"{scheme}://{user}{shown}:{port or (587 if scheme == 'smtp' else 25)}", store)
-    if key not in _boxes or _boxes[key]._closed:
+    if key not in _boxes or _boxes[key].closed:
         _boxes[key] = Outbox(store, relay=key[0])
     return _boxes[key]
 

@@ -39,9 +39,9 @@ class Stage:
 def play(folder: Path, mishap: Any) -> tuple[dict[str, Any], list[str], int]:
     """Four threads, the first one alone, three behind it → (what each heard, what is stored, calls)."""
     with Outbox(str(folder / "q.db"), deliver="never") as box:
-        store: SqliteStore = box._store  # type: ignore[assignment]
+        store: SqliteStore = box.store  # type: ignore[assignment]
         stage = Stage(store, mishap)
-        door = box._door
+        door = box.door
         door.store = stage  # type: ignore[assignment]
         batcher = Batcher(remote=True)
         heard: dict[str, Any] = {}
