@@ -33,8 +33,8 @@ def make() -> Callable[[bytes], None]:
     from outmail.errors import ConfigError, Refused
     from outmail.intake import api
     from outmail.policy.route import Routes, parse_relay
+    from outmail.store.verbs.outbox_rows import Row
     from outmail.transactional import poller
-    from outmail.transactional.reader import Row
 
     class NoStore:
         lanes = 1

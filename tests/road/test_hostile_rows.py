@@ -22,6 +22,7 @@ from outmail.config import from_toml
 from outmail.errors import NotStored, Refused
 from outmail.model import Status, keyed_id
 from outmail.policy.veil import known
+from outmail.store.verbs.outbox_rows import MOST, Row
 from outmail.transactional import poller, reader
 from outmail.transactional.insert import outbox_ddl
 from outmail.transactional.poller import WORDS
@@ -291,7 +292,7 @@ def test_a_row_with_an_odd_id_is_one_message_however_often_we_are_killed(
 
 def test_a_row_too_long_to_be_read_fails_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_ROWS", "_SIZES"):
-        monkeypatch.setattr(reader, name, getattr(reader, name).replace(str(reader.MOST), "1000"))
+        monkeypatch.setattr(reader, name, getattr(reader, name).replace(str(MOST), "1000"))
     monkeypatch.setattr("outmail.transactional.poller.MOST", 1000)
     rows = Rows(tmp_path, "apsw", False)
     rows.add(content="CAST('Subject: x' || char(10) || char(10) || hex(zeroblob(1000)) AS BLOB)")
@@ -450,7 +451,7 @@ def test_rows_teach_the_process_no_passwords(tmp_path: Path) -> None:
 def test_a_row_that_asks_for_too_much_is_refused_before_it_is_composed(
     envelope: dict[str, Any], code: str
 ) -> None:
-    row = reader.Row(1, "0" * 26, b"A: b\r\n\r\n", json.dumps(envelope).encode(), 0)
+    row = Row(1, "0" * 26, b"A: b\r\n\r\n", json.dumps(envelope).encode(), 0)
     with pytest.raises(Refused) as told:
         poller.drafted(row, lambda words: pytest.fail("composed"), 10)
     assert told.value.code == code

@@ -27,7 +27,8 @@ from outmail.policy import aliases, digest, plain, route, secrets, selection
 from outmail.reports import digest as digests
 from outmail.reports import mail, records
 from outmail.smtp import client, lines, reply, server, syntax
-from outmail.transactional import poller, reader
+from outmail.store.verbs.outbox_rows import Row
+from outmail.transactional import poller
 from outmail.transport import mailbox
 from tests.growth import superlinear
 
@@ -395,13 +396,11 @@ def _drafted(text: str) -> None:
     ):
         envelope = json.dumps({"draft": {"to": "a@b.example", **words}})
         with contextlib.suppress(Refused):
-            poller.drafted(reader.Row(1, "01J0000000000000000000000A", b"", envelope.encode(), 0), _compose)
+            poller.drafted(Row(1, "01J0000000000000000000000A", b"", envelope.encode(), 0), _compose)
     for name in ("sender", "recipients", "key", "tag", "route", "priority"):
         with contextlib.suppress(Refused):
             poller.drafted(
-                reader.Row(
-                    1, "01J0000000000000000000000A", b"A: b\r\n\r\n", json.dumps({name: text}).encode(), 0
-                ),
+                Row(1, "01J0000000000000000000000A", b"A: b\r\n\r\n", json.dumps({name: text}).encode(), 0),
                 _compose,
             )
 

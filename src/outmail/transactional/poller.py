@@ -1,7 +1,7 @@
 """Mail that applications left in their own databases (``using=``): taken over into the queue.
 
 How: a thread looks at each source several times a second: claim, add to the store, delete; see
-`store.source`. Rows are claimed for the engine that we run beside; what an engine has claimed that the store
+`reader`. Rows are claimed for the engine that we run beside; what an engine has claimed that the store
 does not know any more (`Store.reclaim` forgets the dead) is freed. A table in the store's own database is
 emptied in one transaction. A row of ours carries a complete message; a row made by SQL (``outmail.enqueue``,
 ``outmail.draft``) is checked and composed here for the first time.
@@ -30,10 +30,11 @@ from outmail.model import Dsn, Message, is_id, keyed_id, new_id
 from outmail.policy.plain import plain_line
 from outmail.smtp.syntax import printable
 from outmail.store import Trouble, Verb, store_id
+from outmail.store.verbs.outbox_rows import MOST, Row, take
 from outmail.system.threads import started
 from outmail.system.throttle import Seldom
 from outmail.transactional.insert import Values, row
-from outmail.transactional.reader import MOST, Claim, Row, Source, claimant, missing_table, take
+from outmail.transactional.reader import Claim, Source, claimant, missing_table
 
 log = logging.getLogger("outmail")
 

@@ -4,7 +4,7 @@ read, and deleted.
 How: three short transactions, with the store's own commit between the second and the third: `claim` (rows
 nobody has claimed become ours), the caller adds them to its store, `done` (they are deleted). Who claims is
 an engine of a store (`claimant`): engines of one store do not read the same rows, and what a dead one has
-left is freed by the others (`takeover`). A row claimed is finished by that store alone, whatever is killed
+left is freed by the others (`poller`). A row claimed is finished by that store alone, whatever is killed
 when; a row that the store has already is dropped, so nothing is doubled. Why a delete names number, id and
 claimant: an engine that stood still may come back when its rows were freed, taken by another engine, and
 deleted. SQLite gives the number of a deleted row again where the table was made without AUTOINCREMENT, so a
@@ -12,13 +12,12 @@ delete by number alone would remove a row that nobody has stored.
 Promises: the application's database is never held while the store is written; an empty table costs one read;
 SQLite files are opened by one library a process (`drivers.claim`), and their journal mode is left as it is.
 Whoever may write rows may write anything, and SQLite's columns take anything: text, id and envelope are read
-as bytes, at most `MOST` of each, and nothing that stands there keeps other rows from being read.
+as bytes, at most `outbox_rows.MOST` of each, and nothing that stands there keeps other rows from being read.
 Fails: `Trouble`; kind "schema" where the table is missing. Does not: understand rows, or wait.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -27,48 +26,10 @@ from functools import partial
 from typing import Any, Protocol
 
 from outmail.smtp.syntax import printable
-from outmail.store import Store, Trouble, Verb, forks, shown
+from outmail.store import Store, Trouble, forks, shown
 from outmail.store.sqlite import drivers
-from outmail.store.verbs import LISTED
+from outmail.store.verbs.outbox_rows import BATCH, BYTES, COLUMNS, PG_BYTES, PG_COLUMNS, Row, row_of, within
 from outmail.transactional.insert import lacks_table
-
-#: Rows, and bytes of content, taken over at a time.
-BATCH = 200
-BATCH_BYTES = 16 * 1024 * 1024
-#: Bytes of content, and of an envelope, that are read of one row. A longer one is no mail.
-MOST = 256 * 1024 * 1024
-
-
-@dataclass(slots=True)
-class Row:
-    """One row of ``outmail_outbox``. Nothing of it is checked: ``id`` is the begin of what stands there,
-    ``envelope`` is meant to be JSON. ``size`` counts content and envelope, read or not.
-    """
-
-    n: int
-    id: str
-    content: bytes
-    envelope: bytes
-    size: int
-
-
-def _row(n: int, id: Any, kind: str, content: Any, envelope: Any, size: int, encoding: str) -> Row:
-    """What `_COLUMNS` gave. ``kind``: of the content; ``encoding``: of the database's texts."""
-    return Row(
-        n,
-        _utf8(id, encoding).decode("utf-8", "replace"),
-        _utf8(content, encoding if kind == "text" else ""),
-        _utf8(envelope, encoding),
-        size,
-    )
-
-
-def _utf8(value: Any, encoding: str) -> bytes:
-    if isinstance(value, str):
-        return value.encode("utf-8", "replace")
-    if encoding in ("", "UTF-8"):
-        return bytes(value or b"")
-    return bytes(value or b"").decode(encoding, "replace").encode("utf-8", "replace")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,18 +91,8 @@ _CLAIM = (
     "UPDATE outmail_outbox SET store = ? WHERE n IN (SELECT n FROM outmail_outbox WHERE store IS NULL "
     "ORDER BY n LIMIT ?) AND store IS NULL RETURNING n"
 )
-_BYTES = (
-    "CASE typeof(content) WHEN 'blob' THEN length(content) ELSE coalesce(length(CAST(content AS BLOB)), "
-    "0) END + coalesce(length(CAST(envelope AS BLOB)), 0)"
-)
-_COLUMNS = (
-    "n, substr(CAST(id AS BLOB), 1, 100), typeof(content),"
-    f" CASE WHEN typeof(content) = 'blob' AND length(content) <= {MOST} THEN content ELSE "
-    f"substr(CAST(content AS BLOB), 1, {MOST}) END,"
-    f" substr(CAST(envelope AS BLOB), 1, {MOST}), {_BYTES}, (SELECT encoding FROM pragma_encoding)"
-)
-_SIZES = f"SELECT n, {_BYTES} FROM outmail_outbox WHERE store = ? AND n IN ({{marks}}) ORDER BY n"
-_ROWS = f"SELECT {_COLUMNS} FROM outmail_outbox WHERE store = ? AND n IN ({{marks}}) ORDER BY n"
+_SIZES = f"SELECT n, {BYTES} FROM outmail_outbox WHERE store = ? AND n IN ({{marks}}) ORDER BY n"
+_ROWS = f"SELECT {COLUMNS} FROM outmail_outbox WHERE store = ? AND n IN ({{marks}}) ORDER BY n"
 _RENAME = "UPDATE outmail_outbox SET id = ? WHERE n = ? AND store = ? RETURNING n"
 #: An id may be there as a BLOB: it is read as the text that its bytes are.
 _DONE = "DELETE FROM outmail_outbox WHERE n = ? AND CAST(id AS TEXT) = ? AND store = ?"
@@ -153,47 +104,16 @@ _CLAIMS = (
 _FREE = "UPDATE outmail_outbox SET store = NULL WHERE store = ? RETURNING n"
 
 
-#: The same three on PostgreSQL.
-_PG_BYTES = "octet_length(content) + octet_length(envelope)"
-_PG_COLUMNS = (
-    f"n, left(id, 100), 'blob', substr(content, 1, {MOST}), left(envelope, {MOST}), {_PG_BYTES}, 'UTF-8'"
-)
+#: The same on PostgreSQL.
 _PG_CLAIMS = (
     "SELECT store, count(*), min(added_at) FROM outmail_outbox WHERE store IS NOT NULL GROUP BY "
     "store ORDER BY store"
 )
 
-#: Rows that another engine is taking in this moment are passed over (`pgsql`).
-TAKE = f"SELECT n, {_BYTES} FROM outmail_outbox WHERE store IS NULL OR store = ? ORDER BY n LIMIT ?"
-TAKEN = f"DELETE FROM outmail_outbox WHERE n {LISTED} RETURNING {_COLUMNS}"
-PG_TAKE = TAKE.replace(_BYTES, _PG_BYTES) + " FOR UPDATE SKIP LOCKED"
-PG_TAKEN = TAKEN.replace(_COLUMNS, _PG_COLUMNS)
-
 
 def _claim(store: Any, rows: int, oldest: int) -> Claim:
     name = store if isinstance(store, str) else bytes(store).decode("utf-8", "replace")
     return Claim(name if name.isprintable() else printable(name), rows, oldest)
-
-
-def take(claimant: str) -> Verb[list[Row]]:
-    """Part of a store's own transaction: rows of a table beside it are deleted and returned, oldest first.
-    They are locked from the look to the commit, so a number is enough.
-    """
-    fit = within((yield TAKE, (claimant, BATCH)))
-    rows = (yield TAKEN, (json.dumps(fit),)) if fit else []
-    return [_row(*row) for row in sorted(rows, key=lambda row: row[0])]
-
-
-def within(sizes: Sequence[tuple[int, int]]) -> list[int]:
-    """(number, bytes) → the numbers of the first ones that fit a batch; at least one."""
-    taken: list[int] = []
-    room = BATCH_BYTES
-    for n, size in sizes:
-        room -= size
-        if room < 0 and taken:
-            break
-        taken.append(n)
-    return taken
 
 
 class SqliteSource:
@@ -246,7 +166,7 @@ class SqliteSource:
     def rows(self, claimant: str, numbers: Sequence[int]) -> list[Row]:
         fit = within(self._read(_SIZES.format(marks=",".join("?" * len(numbers))), (claimant, *numbers)))
         return [
-            _row(*row) for row in self._read(_ROWS.format(marks=",".join("?" * len(fit))), (claimant, *fit))
+            row_of(*row) for row in self._read(_ROWS.format(marks=",".join("?" * len(fit))), (claimant, *fit))
         ]
 
     def rename(self, claimant: str, ids: Mapping[int, str]) -> None:
@@ -339,8 +259,8 @@ class PostgresSource:
 
     def rows(self, claimant: str, numbers: Sequence[int]) -> list[Row]:
         ours = "FROM outmail_outbox WHERE n = ANY(%s) AND store = %s ORDER BY n"
-        fit = within(self._run(f"SELECT n, {_PG_BYTES} {ours}", (list(numbers), claimant)))
-        return [_row(*row) for row in self._run(f"SELECT {_PG_COLUMNS} {ours}", (fit, claimant))]
+        fit = within(self._run(f"SELECT n, {PG_BYTES} {ours}", (list(numbers), claimant)))
+        return [row_of(*row) for row in self._run(f"SELECT {PG_COLUMNS} {ours}", (fit, claimant))]
 
     def rename(self, claimant: str, ids: Mapping[int, str]) -> None:
         for n, id in ids.items():

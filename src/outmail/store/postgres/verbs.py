@@ -20,7 +20,7 @@ from typing import Any
 
 from outmail.model import Event, Filter, Message
 from outmail.store import Alone, Bulk, Exclusive, Many, Verb, export, verbs
-from outmail.transactional import reader
+from outmail.store.verbs import outbox_rows
 
 _TABLES = "message|body|chunk|recipient|destination|attempt|event|owner|note|numbering"
 _QUALIFIED = re.compile(rf"\b(FROM|JOIN|INTO|UPDATE|TABLE) ({_TABLES})\b")
@@ -41,8 +41,8 @@ _OWN = {
     verbs._READY: verbs._READY + _CLAIMED,
     verbs._ONLY: verbs._ONLY + _CLAIMED,
     verbs._SUSPECTS: verbs._SUSPECTS + _CLAIMED,
-    reader.TAKE: reader.PG_TAKE,
-    reader.TAKEN: reader.PG_TAKEN,
+    outbox_rows.TAKE: outbox_rows.PG_TAKE,
+    outbox_rows.TAKEN: outbox_rows.PG_TAKEN,
     verbs._LOST: verbs._LOST + " FOR UPDATE",
     verbs._LEASE: (
         f"UPDATE recipient SET state = 'sending', owner = ?, lease = ?, leased_at = ? FROM {_KEYS}"
