@@ -23,12 +23,13 @@ from outmail.clock import Clock
 from outmail.config import from_toml
 from outmail.errors import ConfigError, NotStored
 from outmail.model import Dsn, Filter, Message, Recipient
-from outmail.store import Trouble, shown, verbs
+from outmail.store import Trouble, shown
 from outmail.store.postgres import notify
 from outmail.store.postgres import store as postgres
 from outmail.store.postgres import verbs as pgsql
 from outmail.store.postgres.connection import Lane
 from outmail.store.postgres.store import PostgresStore, conninfo_of, place_of
+from outmail.store.verbs.delivery import DELIVERED, LEASE, READY, SIZES, TO_SEND
 from outmail.testing import Sink
 from outmail.testing.conformance import NOW, add, lease, message, settle, standing
 from outmail.wiring import build_engine
@@ -282,7 +283,7 @@ def test_looking_does_not_walk_over_what_a_stranger_keeps(
             for delivery in lease(one, owner, 500, NOW + i * 60_000, i):
                 settle(one, owner, delivery, "delivered", "delivered")
         add(one, message(now=NOW + 400_000))
-        sql, _ = pgsql.translated(verbs._READY)
+        sql, _ = pgsql.translated(READY)
         floor = one.verbs.lease.keywords["floor"].of("default", 1)
         plan = "\n".join(
             row[0]
@@ -1126,14 +1127,14 @@ def test_rows_are_found_by_their_keys_whatever_the_planner_knows(
         if known:
             db.execute("ANALYZE outmail.recipient_live, outmail.message, outmail.body")
         db.execute("SET plan_cache_mode = force_generic_plan")
-        for i, sql in enumerate([verbs._SIZES, verbs._TO_SEND]):
+        for i, sql in enumerate([SIZES, TO_SEND]):
             db.execute(f"PREPARE made{i} AS {pgsql.translated(sql)[0].replace('%s', '$1')}")
             db.execute(f"EXPLAIN EXECUTE made{i} ('[1]')")
         add(store, *[message() for _ in range(3000)])
         plans = {f"made{i}": f"EXPLAIN EXECUTE made{i} ('[1]')" for i in range(2)}
         plans |= {
             sql: "EXPLAIN " + pgsql.translated(sql)[0].replace("%s::json", "'[]'::json").replace("%s", "1")
-            for sql in (verbs._LEASE, verbs._DELIVERED)
+            for sql in (LEASE, DELIVERED)
         }
         for sql, explain in plans.items():
             plan = "\n".join(row[0] for row in db.execute(explain))

@@ -145,10 +145,10 @@ def test_a_later_schema_and_a_foreign_file_are_refused(tmp_path: Path) -> None:
 
 
 def test_hot_queries_use_the_small_indexes(store: SqliteStore) -> None:
-    from outmail.store import verbs
+    from outmail.store.verbs import delivery
 
     for sql, index in (
-        (verbs._READY, "recipient_ready"),
+        (delivery.READY, "recipient_ready"),
         ("SELECT min(destination) FROM recipient WHERE state = 'queued' AND losses = 0", "recipient_ready"),
         (
             "SELECT message, n FROM recipient WHERE state IN ('queued', 'held') AND expires_at <= ? LIMIT ?",

@@ -42,8 +42,8 @@ from outmail.smtp.syntax import (
     valid_notify,
     valid_original,
 )
-from outmail.store import Missing, Store, Trouble, Upload, Verb
-from outmail.store.verbs import LONG, PIECE, Uploads
+from outmail.store import Missing, Store, Trouble, Upload, Uploads, Verb
+from outmail.store.verbs.rows import LONG, PIECE
 
 log = logging.getLogger("outmail")
 

@@ -17,7 +17,7 @@ from outmail.errors import NotStored, Refused
 from outmail.model import Message
 from outmail.store import Trouble
 from outmail.store.commit_loop import Committer
-from outmail.store.verbs import LONG
+from outmail.store.verbs.rows import LONG
 from outmail.system.threads import Worker
 
 log = logging.getLogger("outmail")

@@ -14,8 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from outmail.model import Message
-from outmail.store import Trouble, forks
-from outmail.store.verbs import Uploads
+from outmail.store import Trouble, Uploads, forks
 from outmail.system.leader import Call, Leader
 
 #: Stores messages in one transaction and says what `verbs.add` says of each. The last argument, "again":

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from outmail.store import Store
-from outmail.store.verbs import KINDS
+from outmail.store.verbs.upkeep import KINDS
 
 
 @dataclass(slots=True)

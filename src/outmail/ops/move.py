@@ -23,8 +23,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from outmail.errors import ConfigError, NotFound
-from outmail.store import Store, Verb, export, store_id
-from outmail.store.export import Parcel
+from outmail.store import Store, Verb, store_id
+from outmail.store.verbs import export
+from outmail.store.verbs.export import Parcel
 
 log = logging.getLogger("outmail")
 

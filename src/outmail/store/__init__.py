@@ -64,6 +64,14 @@ R = TypeVar("R")
 Verb = Generator[tuple[str, Sequence[Any]] | Many | Alone | Numbers | Exclusive | Bulk, list[Any], R]
 
 
+#: What `Verbs.add` says of each message: (id, message_id, accepted_at, duplicate, the store's number or 0 for
+#: a duplicate).
+Added = tuple[str, str, int, bool, int]
+#: For each of some messages, in their order, the name of the pieces that its content was written in, or None;
+#: empty where none was.
+Uploads = Sequence[str | None]
+
+
 class Trouble(Exception):
     """The store itself cannot do this now. ``kind`` decides what happens next; ``errno`` is the system's
     where known.
@@ -203,6 +211,7 @@ def store_id(store: Store) -> str:
 
 
 __all__ = [
+    "Added",
     "Alone",
     "Bulk",
     "Exclusive",
@@ -213,6 +222,7 @@ __all__ = [
     "Store",
     "Trouble",
     "Upload",
+    "Uploads",
     "Verb",
     "shown",
     "store_id",

@@ -26,7 +26,7 @@ from typing import Any
 from outmail.errors import ConfigError
 from outmail.model import Delivery, Leased
 from outmail.store import Trouble
-from outmail.store.verbs import BEGUN, HARMLESS
+from outmail.store.verbs.delivery import BEGUN, HARMLESS
 from outmail.system.lockfile import HeldFile, can_lock, same_file, try_lock
 
 log = logging.getLogger("outmail")

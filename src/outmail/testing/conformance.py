@@ -42,7 +42,7 @@ from outmail.model import (
     new_id,
 )
 from outmail.store import Store, Trouble, Verb
-from outmail.store.verbs import BEGUN, HARMLESS
+from outmail.store.verbs.delivery import BEGUN, HARMLESS
 
 NOW = 1_800_000_000_000
 

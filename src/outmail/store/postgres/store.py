@@ -29,12 +29,13 @@ from typing import Any, TypeVar
 from outmail.clock import elapsed
 from outmail.errors import ConfigError
 from outmail.model import Delivery, Leased
-from outmail.store import Trouble, Upload, Verb, forks, shown, verbs
+from outmail.store import Trouble, Upload, Verb, forks, shown
 from outmail.store.owner import Owner, OwnerFile, dead_files
 from outmail.store.postgres import partitions
 from outmail.store.postgres import verbs as pgsql
 from outmail.store.postgres.connection import Connection, Lane, drive, psycopg, trouble
 from outmail.store.postgres.notify import Hints
+from outmail.store.verbs.upkeep import CHECKS
 from outmail.system.lockfile import boot_id
 
 log = logging.getLogger("outmail")
@@ -382,7 +383,7 @@ class PostgresStore:
 
 
 _CHECKS = (
-    *verbs.CHECKS,
+    *CHECKS,
     (
         "SELECT count(*) FROM (SELECT 1 FROM recipient GROUP BY message, n HAVING count(*) > 1) d",
         "recipients that are there twice",

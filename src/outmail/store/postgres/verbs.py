@@ -19,8 +19,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from outmail.model import Event, Filter, Message
-from outmail.store import Alone, Bulk, Exclusive, Many, Verb, export, verbs
-from outmail.store.verbs import outbox_rows
+from outmail.store import Added, Alone, Bulk, Exclusive, Many, Uploads, Verb, verbs
+from outmail.store.verbs import delivery, export, outbox_rows, queue, rows, upkeep
 
 _TABLES = "message|body|chunk|recipient|destination|attempt|event|owner|note|numbering"
 _QUALIFIED = re.compile(rf"\b(FROM|JOIN|INTO|UPDATE|TABLE) ({_TABLES})\b")
@@ -33,23 +33,23 @@ _SEQS = "ANY(ARRAY(SELECT json_array_elements_text(?::json)::bigint))"
 _CLAIMED = " FOR UPDATE SKIP LOCKED"
 
 _OWN = {
-    verbs._FIRST_DESTINATION: "SELECT min(name) FROM destination",
-    verbs._NEXT_DESTINATION: "SELECT min(name) FROM destination WHERE name > ?",
-    verbs._NEWEST: "SELECT NULL::bigint, NULL::bigint",  # sequences remember
+    queue.FIRST_DESTINATION: "SELECT min(name) FROM destination",
+    queue.NEXT_DESTINATION: "SELECT min(name) FROM destination WHERE name > ?",
+    upkeep.NEWEST: "SELECT NULL::bigint, NULL::bigint",  # sequences remember
     # unnumbered ones are the newest
     export.EVENTS_OF: export.EVENTS_OF + " NULLS LAST, id",
-    verbs._READY: verbs._READY + _CLAIMED,
-    verbs._ONLY: verbs._ONLY + _CLAIMED,
-    verbs._SUSPECTS: verbs._SUSPECTS + _CLAIMED,
+    delivery.READY: delivery.READY + _CLAIMED,
+    delivery.ONLY: delivery.ONLY + _CLAIMED,
+    delivery.SUSPECTS: delivery.SUSPECTS + _CLAIMED,
     outbox_rows.TAKE: outbox_rows.PG_TAKE,
     outbox_rows.TAKEN: outbox_rows.PG_TAKEN,
-    verbs._LOST: verbs._LOST + " FOR UPDATE",
-    verbs._LEASE: (
+    delivery.LOST: delivery.LOST + " FOR UPDATE",
+    delivery.LEASE: (
         f"UPDATE recipient SET state = 'sending', owner = ?, lease = ?, leased_at = ? FROM {_KEYS}"
         " WHERE message = j.a AND n = j.b AND state = 'queued'"
         " RETURNING message, n, address, destination, attempts, uncertain, losses, expires_at"
     ),
-    verbs._DELIVERED: (
+    delivery.DELIVERED: (
         "UPDATE recipient SET state = 'delivered', reason = '', due = NULL, attempts = attempts + 1, losses "
         "= 0, wish = NULL, owner = NULL,"
         f" lease = NULL, attempt = j.a, finished_at = j.b FROM {_KEYS}"
@@ -84,7 +84,7 @@ def copying(sql: str) -> tuple[str, str, tuple[str, ...]] | None:
 def translated(sql: str) -> tuple[str, bool]:
     """(the statement for psycopg, True when its parameters are numbered)."""
     sql = _OWN.get(sql, sql)
-    sql = _QUALIFIED.sub(r"\1 outmail.\2", sql.replace(verbs.LISTED, f"= {_SEQS}")).replace(
+    sql = _QUALIFIED.sub(r"\1 outmail.\2", sql.replace(rows.LISTED, f"= {_SEQS}")).replace(
         " LIKE ", " ILIKE "
     )
     numbered = bool(_NUMBERED.search(sql))
@@ -146,13 +146,13 @@ _ACCEPT = f"outmail.accept({', '.join('?' * 20)})"
 
 def add(
     messages: Sequence[Message],
-    uploads: verbs.Uploads = (),
+    uploads: Uploads = (),
     supersede: str | None = None,
     taken: Mapping[str, tuple[int, int]] | None = None,
     *,
     again: bool = False,
     alone: bool = False,
-) -> Verb[list[verbs.Added]]:
+) -> Verb[list[Added]]:
     """`verbs.add` with one statement a message: on a server, statements are what costs; of very many, rows
     are cheaper.
     """
@@ -168,7 +168,7 @@ def add(
             if alive:
                 known[first[0]] = (first[0], first[1], first[2])
             else:  # its period was dropped
-                yield from verbs.free_id(seq)
+                yield from delivery.free_id(seq)
     fresh: list[tuple[Message, str | None]] = []
     for message, upload in zip(messages, uploads or [None] * len(messages)):
         if message.id not in known:
@@ -176,7 +176,7 @@ def add(
             if again or message.key:
                 known[message.id] = (message.id, message.message_id, message.accepted_at)
     if any(uploads):
-        yield from verbs.check_uploads(fresh)
+        yield from delivery.check_uploads(fresh)
     values = [_accepting(message, upload, taken) for message, upload in fresh]
     if alone and not once and not any(uploads):
         (given,) = yield Alone(_accepting_all(len(values)), [value for row in values for value in row])
@@ -193,7 +193,7 @@ def add(
     ]
 
 
-_KNOWN = verbs._KNOWN.replace("id = ?", "id = ANY(?)")
+_KNOWN = delivery.KNOWN.replace("id = ?", "id = ANY(?)")
 
 
 @cache
@@ -258,7 +258,7 @@ class Seldom:
             self._rest = self.SHARE * (time.monotonic() - began)
 
 
-class Floor(verbs.Floor):
+class Floor(delivery.Floor):
     """Where to begin to look, so that rows which a long foreign transaction keeps from being cleaned up are
     not walked over again and again.
 
@@ -303,7 +303,7 @@ class Floor(verbs.Floor):
             self._numbered.append((time.monotonic(), newest))
 
 
-class _Bottom(verbs.Floor):
+class _Bottom(delivery.Floor):
     """Looks from the beginning, for a floor that is to hear what is found."""
 
     def __init__(self, floor: Floor) -> None:

@@ -29,6 +29,8 @@ from outmail.store.commit_threads import GroupCommit
 from outmail.store.owner import Owner, OwnerFile, dead_files, gone
 from outmail.store.sqlite import drivers
 from outmail.store.sqlite.checkpoint import PAGES, Checkpoints
+from outmail.store.verbs.rows import GONE
+from outmail.store.verbs.upkeep import CHECKS
 from outmail.system.lockfile import HeldFile, boot_id, sync_folder
 
 SCHEMA = 1
@@ -456,11 +458,11 @@ def is_store(path: str) -> bool:
 
 
 _CHECKS = (
-    *verbs.CHECKS,
+    *CHECKS,
     (
         "SELECT count(*) FROM message m WHERE m.seq < (SELECT max(seq) FROM message) AND NOT EXISTS (SELECT "
         "1 FROM recipient r WHERE r.message = m.seq)"
-        f" AND m.id NOT LIKE '{verbs.GONE}%'",
+        f" AND m.id NOT LIKE '{GONE}%'",
         "messages without recipients",
     ),
 )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from outmail.store import Verb
-from outmail.store.verbs import LISTED
+from outmail.store.verbs.rows import LISTED
 
 #: Rows, and bytes of content, taken over at a time.
 BATCH = 200

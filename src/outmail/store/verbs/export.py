@@ -15,7 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from outmail import lifecycle
-from outmail.store import Exclusive, Many, Numbers, Verb, verbs
+from outmail.store import Exclusive, Many, Numbers, Verb
+from outmail.store.verbs.delivery import add_chunks, known_as
+from outmail.store.verbs.queue import content
+from outmail.store.verbs.rows import BODY, LONG, PIECE
+from outmail.store.verbs.upkeep import note_get, note_put
 
 MESSAGE = (
     "id, sender, message_id, subject, size, sha256, needs, priority, accepted_at, expires_at, key, tag, dsn"
@@ -63,7 +67,7 @@ def parcels(after: int, limit: int = 100, budget: int = 16 * 1024 * 1024) -> Ver
         budget -= head[4]
         if budget < 0 and found:
             break
-        body = yield from verbs.content(seq)
+        body = yield from content(seq)
         recipients = yield f"SELECT {RECIPIENT} FROM recipient WHERE message = ? ORDER BY n", (seq,)
         tries = yield f"SELECT {ATTEMPT} FROM attempt WHERE message = ? ORDER BY id", (seq,)
         events = yield EVENTS_OF, (seq,)
@@ -87,7 +91,7 @@ def take_in(found: Sequence[Parcel], now: int) -> Verb[int]:
     yield Exclusive([parcel.id for parcel in found])
     fresh = []
     for parcel in found:
-        if not (yield from verbs.known_as(parcel.id)):
+        if not (yield from known_as(parcel.id)):
             fresh.append(parcel)
     seqs = yield Numbers("message", len(fresh))
     for seq, parcel in zip(seqs, fresh):
@@ -111,7 +115,7 @@ def take_in(found: Sequence[Parcel], now: int) -> Verb[int]:
             [(seq, *row[:7], renamed.get(row[7])) for row in parcel.events],
         )
     if fresh:  # what is dated long before its number is old all the same
-        yield from verbs.note_put("imported", "newest", max(seqs))
+        yield from note_put("imported", "newest", max(seqs))
     return len(fresh)
 
 
@@ -146,14 +150,12 @@ def _take_in_content(seq: int, parcel: Parcel, now: int) -> Verb[str | None]:
     """Returns the upload's name for long content."""
     if parcel.content is None:
         return None
-    if len(parcel.content) <= verbs.LONG:
-        yield verbs._BODY, (seq, parcel.content)
+    if len(parcel.content) <= LONG:
+        yield BODY, (seq, parcel.content)
         return None
-    pieces = [
-        parcel.content[start : start + verbs.PIECE] for start in range(0, len(parcel.content), verbs.PIECE)
-    ]
+    pieces = [parcel.content[start : start + PIECE] for start in range(0, len(parcel.content), PIECE)]
     upload = os.urandom(12).hex()
-    yield from verbs.add_chunks(upload, 0, pieces, now)
+    yield from add_chunks(upload, 0, pieces, now)
     return upload
 
 
@@ -169,5 +171,5 @@ def notes() -> Verb[list[tuple[str, str, Any]]]:
 
 def note(kind: str, key: str) -> Verb[Any]:
     """One document, or None."""
-    found = yield from verbs.note_get(kind, key)
+    found = yield from note_get(kind, key)
     return found[0] if found else None
