@@ -211,3 +211,12 @@ def test_space_is_given_back(store: SqliteStore) -> None:
         or store._writer.execute("PRAGMA freelist_count")[0][0] <= 256
     )
     assert store.check() == []
+
+
+def test_a_store_costs_no_import_that_only_reads_its_schema(tmp_path: Path) -> None:
+    code = (
+        "import sys; from outmail.store.sqlite.store import SqliteStore; "
+        f"SqliteStore({str(tmp_path / 'q.db')!r}).close(); "
+        "sys.exit('importlib.resources' in sys.modules or 'tempfile' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -17,10 +17,10 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import resources
 from typing import Any
 
 from outmail.errors import ConfigError, NotStored
+from outmail.store import schemas
 from outmail.store.sqlite import drivers
 
 
@@ -30,7 +30,7 @@ def outbox_ddl(dialect: str = "sqlite") -> str:
     """
     if dialect not in ("sqlite", "postgresql"):
         raise ConfigError(f"there is no outbox table for {dialect!r}: it is sqlite or postgresql")
-    return (resources.files("outmail.store") / "sql" / f"outbox-{dialect}.sql").read_text("utf-8")
+    return schemas.sql(f"outbox-{dialect}")
 
 
 COLUMNS = ("id", "added_at", "content", "envelope")

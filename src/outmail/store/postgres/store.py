@@ -23,13 +23,12 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from importlib import resources
 from typing import Any, TypeVar
 
 from outmail.clock import elapsed
 from outmail.errors import ConfigError
 from outmail.model import Delivery, Leased
-from outmail.store import Trouble, Upload, Verb, forks, shown
+from outmail.store import Trouble, Upload, Verb, forks, schemas, shown
 from outmail.store.owner import Owner, OwnerFile, dead_files
 from outmail.store.postgres import partitions
 from outmail.store.postgres import verbs as pgsql
@@ -57,9 +56,9 @@ _UPGRADE = 0x6F75746D
 
 def schema_step(n: int) -> str:
     """The statements that make schema ``n`` of the one before. Each leaves the version before it working:
-    columns and tables come, with defaults, and go one step after nobody knows them any more.
+    columns and tables come with defaults, and are dropped one schema after their last user.
     """
-    return (resources.files("outmail.store") / "sql" / f"postgresql-{n}.sql").read_text("utf-8")
+    return schemas.sql(f"postgresql-{n}")
 
 
 class LeasedOwner(Owner):

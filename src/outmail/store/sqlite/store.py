@@ -20,11 +20,10 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from importlib import resources
 from typing import Any, TypeVar
 
 from outmail.model import Delivery, Leased
-from outmail.store import Trouble, Verb, forks, verbs
+from outmail.store import Trouble, Verb, forks, schemas, verbs
 from outmail.store.commit_threads import GroupCommit
 from outmail.store.owner import Owner, OwnerFile, dead_files, gone
 from outmail.store.sqlite import drivers
@@ -152,7 +151,7 @@ class SqliteStore(GroupCommit):
         drivers.patient(lambda: self._writer.execute("BEGIN IMMEDIATE"))
         try:
             for step in range(self._writer.execute("PRAGMA user_version")[0][0] + 1, SCHEMA + 1):
-                for statement in _statements(f"sqlite-{step}.sql"):
+                for statement in _statements(f"sqlite-{step}"):
                     self._writer.execute(statement)
                 self._writer.execute(f"PRAGMA user_version = {step}")
             self._writer.execute("COMMIT")
@@ -523,6 +522,5 @@ def _prepared(connection: D, pragmas: Sequence[str]) -> D:
 
 
 def _statements(name: str) -> list[str]:
-    text = (resources.files("outmail.store") / "sql" / name).read_text("utf-8")
-    lines = [line for line in text.splitlines() if not line.startswith("--")]
+    lines = [line for line in schemas.sql(name).splitlines() if not line.startswith("--")]
     return [part.strip() for part in "\n".join(lines).split(";") if part.strip()]
