@@ -48,7 +48,7 @@ def is_postgres(url: str) -> bool:
 
 def _place(url: str) -> str:
     """Where files of this host for a PostgreSQL store are: spool, engines' signs of life."""
-    from outmail.store.postgres.store import place_of
+    from outmail.store.postgres.url import place_of
 
     state = os.environ.get("XDG_STATE_HOME")
     return os.path.join(

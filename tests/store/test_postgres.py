@@ -28,7 +28,10 @@ from outmail.store.postgres import notify
 from outmail.store.postgres import store as postgres
 from outmail.store.postgres import verbs as pgsql
 from outmail.store.postgres.connection import Lane
-from outmail.store.postgres.store import PostgresStore, conninfo_of, place_of
+from outmail.store.postgres.dialect import translated
+from outmail.store.postgres.store import PostgresStore
+from outmail.store.postgres.url import conninfo_of, place_of
+from outmail.store.postgres.watermark import FullScanTimer, Watermark
 from outmail.store.verbs.delivery import DELIVERED, LEASE, READY, SIZES, TO_SEND
 from outmail.testing import Sink
 from outmail.testing.conformance import NOW, add, lease, message, settle, standing
@@ -255,12 +258,12 @@ def test_what_a_late_clock_left_behind_is_found_in_the_end(
     owner = one.register(NOW)
     add(one, message(now=NOW))
     assert len(lease(one, owner, 5, NOW + 1)) == 1
-    late, later = message(now=NOW - pgsql.Floor.MARGIN // 2), message(now=NOW - 60_000)
+    late, later = message(now=NOW - Watermark.MARGIN // 2), message(now=NOW - 60_000)
     add(one, late, later)
     assert [d.id for d in lease(one, owner, 5, NOW + 2, 2)] == [late.id] and one.read(
         one.verbs.next_due(NOW + 3)
     ) == {}
-    monkeypatch.setattr(pgsql.Seldom, "EVERY", 0.0)
+    monkeypatch.setattr(FullScanTimer, "EVERY", 0.0)
     assert list(one.read(one.verbs.next_due(NOW + 3))) == ["default"] and [
         d.id for d in lease(one, owner, 5, NOW + 3, 3)
     ] == [later.id]
@@ -272,7 +275,7 @@ def test_looking_does_not_walk_over_what_a_stranger_keeps(
     """A long foreign transaction keeps dead rows from being cleaned up: a lease and a look touch few of
     them.
     """
-    monkeypatch.setattr(pgsql.Seldom, "EVERY", 3600.0)  # this may take a minute where the machine is slow
+    monkeypatch.setattr(FullScanTimer, "EVERY", 3600.0)  # this may take a minute where the machine is slow
     one = stores("one")
     owner = one.register(NOW)
     with psycopg.connect(url) as stranger, psycopg.connect(url, autocommit=True) as db:
@@ -283,13 +286,13 @@ def test_looking_does_not_walk_over_what_a_stranger_keeps(
             for delivery in lease(one, owner, 500, NOW + i * 60_000, i):
                 settle(one, owner, delivery, "delivered", "delivered")
         add(one, message(now=NOW + 400_000))
-        sql, _ = pgsql.translated(READY)
-        floor = one.verbs.lease.keywords["floor"].of("default", 1)
+        sql, _ = translated(READY)
+        watermark = one.verbs.watermark.of("default", 1)
         plan = "\n".join(
             row[0]
             for row in db.execute(
                 "EXPLAIN (ANALYZE, BUFFERS, COSTS OFF, TIMING OFF) " + sql,
-                ("default", 1, floor, NOW + 500_000, 100),
+                ("default", 1, watermark, NOW + 500_000, 100),
             )
         )  # type: ignore[arg-type]
         touched = int(re.search(r"Buffers: shared hit=(\d+)", plan)[1])  # type: ignore[index]
@@ -992,7 +995,7 @@ def test_numbering_begins_where_it_ended_and_still_finds_what_stood_still(
     store = stores("one")
     clock = [1000.0]
     monkeypatch.setattr(pgsql.time, "monotonic", lambda: clock[0])
-    floor = pgsql.Floor()
+    watermark = Watermark()
     insert = (
         "INSERT INTO outmail.event (at, event, message, state, uncertain, reason, attempts) VALUES (1, "
         "'accepted', %s, 'queued', 0, '', 0) RETURNING id"
@@ -1005,22 +1008,22 @@ def test_numbering_begins_where_it_ended_and_still_finds_what_stood_still(
         late.execute(insert, (1,))  # its id is the first, its commit comes last
         for i in (2, 3):
             db.execute(insert, (i,))
-        assert store.run(pgsql.number_events(floor)) is False and cursors() == [(2, 1), (3, 2)]
-        assert floor.event() == 0
-        clock[0] += floor.LATE + 1
-        assert floor.event() == 3
+        assert store.run(pgsql.number_events(watermark)) is False and cursors() == [(2, 1), (3, 2)]
+        assert watermark.event() == 0
+        clock[0] += watermark.LATE + 1
+        assert watermark.event() == 3
         late.commit()
         db.execute(insert, (4,))
-        store.run(pgsql.number_events(floor))
+        store.run(pgsql.number_events(watermark))
         assert cursors() == [(2, 1), (3, 2), (4, 3), (1, None)]
-        clock[0] += pgsql.Seldom.EVERY
-        store.run(pgsql.number_events(floor))
+        clock[0] += FullScanTimer.EVERY
+        store.run(pgsql.number_events(watermark))
         assert cursors() == [(2, 1), (3, 2), (4, 3), (1, 4)]
         monkeypatch.setattr(pgsql, "_AT_ONCE", 2)
         monkeypatch.setattr(pgsql, "_NUMBER", pgsql._NUMBER.replace("LIMIT 20000", "LIMIT 2"))
         for i in range(5, 10):
             db.execute(insert, (i,))
-        assert store.run(pgsql.last_cursor(floor=floor)) == 9
+        assert store.run(pgsql.last_cursor(watermark=watermark)) == 9
 
 
 def test_a_look_from_the_beginning_that_takes_long_is_a_rare_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1029,12 +1032,12 @@ def test_a_look_from_the_beginning_that_takes_long_is_a_rare_one(monkeypatch: py
     """
     clock = [1000.0]
     monkeypatch.setattr(pgsql.time, "monotonic", lambda: clock[0])
-    floor = pgsql.Floor()
-    floor.seen("d", 1, 900_000)
+    watermark = Watermark()
+    watermark.seen("d", 1, 900_000)
 
     def look(lasts: float) -> bool:
         """Whether it began at the beginning."""
-        verb = pgsql.next_due(0, floor=floor)
+        verb = pgsql.next_due(0, watermark=watermark)
         next(verb)
         verb.send([("d",)])
         request = verb.send([(None,)])
@@ -1063,16 +1066,16 @@ def test_a_look_from_the_beginning_does_not_hold_up_leases(
     owner = one.register(NOW)
     add(one, message(now=NOW))
     lease(one, owner, 5, NOW + 1)
-    floor = one.verbs.lease.keywords["floor"]
-    before = floor.of("default", 1)
+    watermark = one.verbs.watermark
+    before = watermark.of("default", 1)
     assert before > 0
-    monkeypatch.setattr(pgsql.Seldom, "EVERY", 0.0)
-    monkeypatch.setattr(pgsql.Seldom, "SHARE", 0)
-    assert one.read(one.verbs.next_due(NOW + 2)) == {} and floor.of("default", 1) == before
+    monkeypatch.setattr(FullScanTimer, "EVERY", 0.0)
+    monkeypatch.setattr(FullScanTimer, "SHARE", 0)
+    assert one.read(one.verbs.next_due(NOW + 2)) == {} and watermark.of("default", 1) == before
     add(one, message(now=NOW - 60_000))
     assert (
         one.read(one.verbs.next_due(NOW + 2)) == {"default": NOW - 60_000}
-        and floor.of("default", 1) == NOW - 60_000
+        and watermark.of("default", 1) == NOW - 60_000
     )
 
 
@@ -1081,7 +1084,7 @@ def test_events_are_numbered_by_an_index(stores: Any, url: str) -> None:
     must not matter.
     """
     stores("one")
-    sql, _ = pgsql.translated(pgsql._NUMBER)
+    sql, _ = translated(pgsql._NUMBER)
     with psycopg.connect(url) as db:
         db.execute("SET LOCAL enable_seqscan = off")
         db.execute(pgsql._NO_LOOPS)  # type: ignore[arg-type]
@@ -1106,7 +1109,7 @@ def test_thousands_of_events_are_numbered_in_a_moment(stores: Any, url: str) -> 
             " SELECT 1, 'accepted', i, 'queued', 0, '', 0 FROM generate_series(1, 45000) i"
         )
         began = time.monotonic()
-        assert one.run(pgsql.last_cursor(floor=pgsql.Floor())) == 45_000
+        assert one.run(pgsql.last_cursor(watermark=Watermark())) == 45_000
         assert time.monotonic() - began < 30
         assert db.execute("SELECT count(*) FROM outmail.event WHERE cursor <> message").fetchone() == (0,)
 
@@ -1128,12 +1131,12 @@ def test_rows_are_found_by_their_keys_whatever_the_planner_knows(
             db.execute("ANALYZE outmail.recipient_live, outmail.message, outmail.body")
         db.execute("SET plan_cache_mode = force_generic_plan")
         for i, sql in enumerate([SIZES, TO_SEND]):
-            db.execute(f"PREPARE made{i} AS {pgsql.translated(sql)[0].replace('%s', '$1')}")
+            db.execute(f"PREPARE made{i} AS {translated(sql)[0].replace('%s', '$1')}")
             db.execute(f"EXPLAIN EXECUTE made{i} ('[1]')")
         add(store, *[message() for _ in range(3000)])
         plans = {f"made{i}": f"EXPLAIN EXECUTE made{i} ('[1]')" for i in range(2)}
         plans |= {
-            sql: "EXPLAIN " + pgsql.translated(sql)[0].replace("%s::json", "'[]'::json").replace("%s", "1")
+            sql: "EXPLAIN " + translated(sql)[0].replace("%s::json", "'[]'::json").replace("%s", "1")
             for sql in (LEASE, DELIVERED)
         }
         for sql, explain in plans.items():

@@ -652,7 +652,7 @@ def _check(arguments: argparse.Namespace) -> int:
 def _problems(arguments: argparse.Namespace) -> list[str]:
     try:
         box = _box(arguments)
-        return [*box.store.check(), *_foreign_claims(box, arguments.free)]  # type: ignore[attr-defined]
+        return [*box.store.check(), *_foreign_claims(box, arguments.free)]
     except (Trouble, NotStored) as problem:
         if getattr(problem, "kind", "") == "corrupt" or getattr(problem, "code", "") == "store-corrupt":
             return [str(problem)]
@@ -672,8 +672,7 @@ def _backup(box: Outbox, file: str) -> None:
             file=sys.stderr,
         )
     with whole(file) as temporary:
-        if isinstance(box.store, SqliteStore):
-            box.store.backup(temporary)
+        if box.store.backup(temporary):
             return
         with closing(SqliteStore(temporary)) as target, _progress("backup") as tell:
             copied(box.store, target, Clock().now(), tell)

@@ -107,6 +107,7 @@ def settle(
 
 def standing(store: Store, id: str, n: int = 1) -> Any:
     seq = store.read(store.verbs.seq_of(id))
+    assert seq is not None
     return store.read(store.verbs.statuses([seq]))[0].recipients[n - 1]
 
 

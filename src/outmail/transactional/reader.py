@@ -237,7 +237,7 @@ class PostgresSource:
 
     def __init__(self, url: str) -> None:
         from outmail.store.postgres.connection import Connection
-        from outmail.store.postgres.store import conninfo_of
+        from outmail.store.postgres.url import conninfo_of
 
         self.name = shown(url)
         conninfo, prepare = conninfo_of(url)

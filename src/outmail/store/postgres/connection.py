@@ -18,9 +18,9 @@ from functools import cache
 from typing import Any
 
 from outmail.errors import ConfigError
-from outmail.store import Alone, Bulk, Exclusive, Many, Numbers, Trouble, Verb
+from outmail.store import Alone, Bulk, Exclusive, Kind, Many, Numbers, Trouble, Verb
 from outmail.store.commit_threads import GroupCommit
-from outmail.store.postgres import verbs as pgsql
+from outmail.store.postgres import dialect
 
 log = logging.getLogger("outmail")
 
@@ -36,7 +36,7 @@ _SESSION = (
 #: The class of advisory locks for message ids.
 _IDS = 0x6F75746E
 
-_kinds = {
+_KINDS: dict[str, Kind] = {
     "53100": "full", "53200": "busy", "53300": "busy", "25006": "readonly", "40001": "conflict",
     "40P01": "conflict", "23505": "conflict", "55P03": "busy",
     "57014": "busy", "28000": "forbidden", "28P01": "forbidden", "42501": "forbidden", "3D000": "forbidden",
@@ -78,7 +78,7 @@ def trouble(problem: Exception) -> Trouble:
         return Trouble("busy", text)
     if state is None and isinstance(problem, psycopg().OperationalError):
         return Trouble("io", text or "the connection was lost")
-    kind = _kinds.get(state or "", "other")
+    kind = _KINDS.get(state or "", "other")
     return Trouble(kind, text, errno.EACCES if kind == "forbidden" else None)
 
 
@@ -176,9 +176,9 @@ def _single(db: Any, verb: Verb[Any]) -> Any:
 
 def _answer(db: Any, request: Any) -> list[Any]:
     if isinstance(request, tuple):
-        sql, numbered = pgsql.translated(request[0])
+        sql, numbered = dialect.translated(request[0])
         cursor = db.execute(
-            sql, pgsql.parameters(request[1], numbered) or None, prepare=pgsql.prepared(sql), binary=True
+            sql, dialect.parameters(request[1], numbered) or None, prepare=dialect.prepared(sql), binary=True
         )
         return list(cursor.fetchall()) if _tells(sql) else []
     if isinstance(request, Many):
@@ -213,13 +213,13 @@ def _many(db: Any, request: Many) -> list[Any]:
     if len(request.rows) == 1:
         return _answer(db, (request.sql, request.rows[0]))
     if (
-        len(request.rows) > pgsql.FEW
+        len(request.rows) > dialect.FEW
         and db.pgconn.pipeline_status == 0
-        and (copying := pgsql.copying(request.sql))
+        and (copying := dialect.copying(request.sql))
     ):
         return _copied(db, *copying, request.rows)
-    sql, numbered = pgsql.translated(request.sql)
-    rows = [pgsql.parameters(row, numbered) for row in request.rows]
+    sql, numbered = dialect.translated(request.sql)
+    rows = [dialect.parameters(row, numbered) for row in request.rows]
     with db.cursor(binary=True) as cursor:
         cursor.executemany(sql, rows, returning=_tells(sql))
         found: list[Any] = []

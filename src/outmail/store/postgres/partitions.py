@@ -6,11 +6,11 @@ finished recipients, attempts and events are made), entered (the sequence of num
 first one), dropped when all its mail is past retention, and swept: the messages themselves, whose unique ids
 are kept in one table, go page by page. So a number says where everything lies that belongs to it, whatever
 the clocks of hosts say, and nobody has to look for old rows.
-Promises: a period that is entered has partitions; one is dropped only with nothing in it alive, young, or
-newer than every other event; from then on its messages are not found (`verbs.seq_of` asks for recipients);
-each step is short, and mail is never held up for longer than `PATIENCE`. Fails: `Trouble`; then the step is
-taken another time. Does not: remove bodies at their age, or rows that outlive their period (`verbs.purge`
-does both).
+Promises: a period that is entered has partitions. A period is dropped when all its mail is finished and past
+retention and newer events exist elsewhere; from then on its messages are not found (`verbs.seq_of` asks for
+recipients). Each step is short, and mail is never held up for longer than `PATIENCE`.
+Fails: `Trouble`; then the step is taken another time. Does not: remove bodies at their age, or rows that
+outlive their period (`verbs.purge` does both).
 """
 
 from __future__ import annotations

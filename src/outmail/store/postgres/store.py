@@ -14,10 +14,8 @@ Fails: `Trouble`. Does not: create databases or roles, or tune the server.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-import re
 import socket
 import threading
 import time
@@ -26,7 +24,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from outmail.clock import elapsed
-from outmail.errors import ConfigError
 from outmail.model import Delivery, Leased
 from outmail.store import Trouble, Upload, Verb, forks, schemas, shown
 from outmail.store.owner import Owner, OwnerFile, dead_files
@@ -34,6 +31,8 @@ from outmail.store.postgres import partitions
 from outmail.store.postgres import verbs as pgsql
 from outmail.store.postgres.connection import Connection, Lane, drive, psycopg, trouble
 from outmail.store.postgres.notify import Hints
+from outmail.store.postgres.url import asked, conninfo_of
+from outmail.store.postgres.watermark import Watermark
 from outmail.store.verbs.upkeep import CHECKS
 from outmail.system.lockfile import boot_id
 
@@ -41,8 +40,7 @@ log = logging.getLogger("outmail")
 
 SCHEMA = 1
 R = TypeVar("R")
-#: Seconds: to connect, and between looks for other hosts' mail.
-CONNECT = 10
+#: Seconds between looks for other hosts' mail.
 POLL = 0.3
 #: Seconds between looks for leases of owners that nobody knows.
 WALK = 60.0
@@ -113,7 +111,7 @@ class PostgresStore:
         self._turned = self._dropped = -partitions.LOOK
         self._told = ""
         self._closed = False
-        self.verbs = pgsql.verbs_of(pgsql.Floor())
+        self.verbs = pgsql.PostgresVerbs(Watermark())
         self._connect()
         forks.in_child(self, PostgresStore._begin_anew)
         self._upgrade()
@@ -252,7 +250,7 @@ class PostgresStore:
                 "forbidden", f"{self._base} cannot be written: {problem.strerror}", problem.errno
             ) from None
         try:
-            number = self.run(pgsql.VERBS.register(*row))
+            number = self.run(self.verbs.register(*row))
         except BaseException:
             file.close()
             raise
@@ -307,7 +305,7 @@ class PostgresStore:
         found = []
         known: dict[str, Any] | None = None
         for dead in dead_files(self._base):
-            known = known if known is not None else {row[1]: row for row in self.read(pgsql.VERBS.owners())}
+            known = known if known is not None else {row[1]: row for row in self.read(self.verbs.owners())}
             row = known.get(dead.uuid)
             try:
                 if row is not None:
@@ -338,7 +336,7 @@ class PostgresStore:
         """By the server's clock, long after the last piece: its writer may be on any host. What goes too
         early is written again (`Missing`).
         """
-        return sum(self.run(pgsql.VERBS.drop_upload(upload)) for upload in self.read(pgsql.old_uploads()))
+        return sum(self.run(self.verbs.drop_upload(upload)) for upload in self.read(pgsql.old_uploads()))
 
     # -- upkeep ----------------------------------------------------------------------------------------------
 
@@ -380,6 +378,10 @@ class PostgresStore:
                 problems.append(f"{count} {text}")
         return problems
 
+    def backup(self, target: str) -> bool:
+        """No file can be made of it in one step."""
+        return False
+
 
 _CHECKS = (
     *CHECKS,
@@ -393,43 +395,3 @@ _CHECKS = (
 def _row(sql: str) -> Verb[Any]:
     rows = yield sql, ()
     return rows[0]
-
-
-# -- URLs ----------------------------------------------------------------------------------------------------
-
-
-def asked(url: str, word: str) -> bool:
-    """True when ``word=1`` stands in the URL: ``pgbouncer`` and ``notify`` are ours, not libpq's."""
-    found = re.search(rf"[?&]{word}=([^&]*)", url)
-    return found is not None and found[1] not in ("0", "false", "no")
-
-
-def conninfo_of(url: str) -> tuple[str, bool]:
-    """``postgresql://…`` → (what libpq takes, whether statements may be prepared)."""
-    library = psycopg()
-    if asked(url, "pgbouncer") and asked(url, "notify"):
-        raise ConfigError(
-            f"{shown(url)}: behind PgBouncer no hint can be heard",
-            hint="leave notify=1 out; other hosts' mail is found by looking",
-        )
-    bare = url
-    for word in ("pgbouncer", "notify"):
-        bare = re.sub(rf"([?&]){word}=[^&]*&?", r"\1", bare)
-    try:
-        words = library.conninfo.conninfo_to_dict(bare.rstrip("?&"))
-    except library.Error as problem:
-        raise ConfigError(f"{shown(url)} is no URL of a PostgreSQL database: {problem}") from None
-    words.setdefault("connect_timeout", CONNECT)
-    words.setdefault("application_name", "outmail")
-    words.setdefault("keepalives_idle", 30)
-    words.setdefault("tcp_user_timeout", 30_000)
-    if "," in str(words.get("host", "")):
-        words.setdefault("target_session_attrs", "read-write")
-    return library.conninfo.make_conninfo(**words), not asked(url, "pgbouncer")
-
-
-def place_of(url: str) -> str:
-    """A short name of the database that a URL means, for files of this host."""
-    words = psycopg().conninfo.conninfo_to_dict(conninfo_of(url)[0])
-    place = "\0".join(str(words.get(name, "")) for name in ("host", "hostaddr", "port", "dbname", "service"))
-    return f"postgresql-{hashlib.sha256(place.encode()).hexdigest()[:12]}"

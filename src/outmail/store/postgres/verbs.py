@@ -1,109 +1,25 @@
-"""What PostgreSQL says differently: the statements of `verbs` translated, and the verbs it has of its own.
+"""The verbs that PostgreSQL has of its own: leases by the server's clock, cursors for events, and `add` by
+fewer statements.
 
-How: `translated` puts our schema before our tables, numbers the parameters as psycopg wants them, and
-exchanges the few statements that stand in `_OWN`. Names are qualified instead of a search path being set, so
-that nothing depends on a session (PgBouncer).
-Does not: connect, begin or commit (`postgres`).
+Does not: connect, begin or commit (`connection`), or translate statements (`dialect`).
 """
 
 from __future__ import annotations
 
 import json
-import re
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import cache, partial
-from types import SimpleNamespace
+from functools import cache
 from typing import Any
 
-from outmail.model import Event, Filter, Message
+from outmail.model import Delivery, Event, Filter, Message
 from outmail.store import Added, Alone, Bulk, Exclusive, Many, Uploads, Verb, verbs
-from outmail.store.verbs import delivery, export, outbox_rows, queue, rows, upkeep
-
-_TABLES = "message|body|chunk|recipient|destination|attempt|event|owner|note|numbering"
-_QUALIFIED = re.compile(rf"\b(FROM|JOIN|INTO|UPDATE|TABLE) ({_TABLES})\b")
-_NUMBERED = re.compile(r"\?(\d+)")
-
-_BATCH = "outmail.batch("
-_KEYS = f"{_BATCH}?::json) j"
-_SEQS = "ANY(ARRAY(SELECT json_array_elements_text(?::json)::bigint))"
-#: Rows that another engine is taking in this moment are passed over.
-_CLAIMED = " FOR UPDATE SKIP LOCKED"
-
-_OWN = {
-    queue.FIRST_DESTINATION: "SELECT min(name) FROM destination",
-    queue.NEXT_DESTINATION: "SELECT min(name) FROM destination WHERE name > ?",
-    upkeep.NEWEST: "SELECT NULL::bigint, NULL::bigint",  # sequences remember
-    # unnumbered ones are the newest
-    export.EVENTS_OF: export.EVENTS_OF + " NULLS LAST, id",
-    delivery.READY: delivery.READY + _CLAIMED,
-    delivery.ONLY: delivery.ONLY + _CLAIMED,
-    delivery.SUSPECTS: delivery.SUSPECTS + _CLAIMED,
-    outbox_rows.TAKE: outbox_rows.PG_TAKE,
-    outbox_rows.TAKEN: outbox_rows.PG_TAKEN,
-    delivery.LOST: delivery.LOST + " FOR UPDATE",
-    delivery.LEASE: (
-        f"UPDATE recipient SET state = 'sending', owner = ?, lease = ?, leased_at = ? FROM {_KEYS}"
-        " WHERE message = j.a AND n = j.b AND state = 'queued'"
-        " RETURNING message, n, address, destination, attempts, uncertain, losses, expires_at"
-    ),
-    delivery.DELIVERED: (
-        "UPDATE recipient SET state = 'delivered', reason = '', due = NULL, attempts = attempts + 1, losses "
-        "= 0, wish = NULL, owner = NULL,"
-        f" lease = NULL, attempt = j.a, finished_at = j.b FROM {_KEYS}"
-        # said so, it is found in the live partition by its key, not by the index of leases, which may hold
-        # every one since a foreign transaction began
-        " WHERE message = j.c AND n = j.d AND state IN ('queued', 'sending', 'held') AND state || '' = "
-        "'sending' AND owner = ? AND lease = j.e"
-        " RETURNING message, n, state, uncertain, reason, attempts"
-    ),
-}
-
-
-_PLAIN_INSERT = re.compile(r"INSERT INTO (\w+) \(([\w, ]+)\) VALUES \([?,]+\)")
-
-
-@cache
-def copying(sql: str) -> tuple[str, str, tuple[str, ...]] | None:
-    """(COPY statement, table, columns) for an INSERT that brings rows and nothing else."""
-    found = _PLAIN_INSERT.fullmatch(sql)
-    return (
-        (
-            f"COPY outmail.{found[1]} ({found[2]}) FROM STDIN (FORMAT binary)",
-            found[1],
-            tuple(found[2].split(", ")),
-        )
-        if found
-        else None
-    )
-
-
-@cache
-def translated(sql: str) -> tuple[str, bool]:
-    """(the statement for psycopg, True when its parameters are numbered)."""
-    sql = _OWN.get(sql, sql)
-    sql = _QUALIFIED.sub(r"\1 outmail.\2", sql.replace(rows.LISTED, f"= {_SEQS}")).replace(
-        " LIKE ", " ILIKE "
-    )
-    numbered = bool(_NUMBERED.search(sql))
-    return (_NUMBERED.sub(r"%(p\1)s", sql) if numbered else sql.replace("?", "%s")), numbered
-
-
-def prepared(sql: str) -> bool | None:
-    """False for what is planned anew each time: the best plan for a batch depends on how large the table is
-    now. None: as the connection does.
-    """
-    return False if _BATCH in sql else None
-
-
-def parameters(values: Sequence[Any], numbered: bool) -> Any:
-    """Values as the translated statement takes them."""
-    return {f"p{i}": value for i, value in enumerate(values, 1)} if numbered else values
-
-
-# -- verbs of its own ----------------------------------------------------------------------------------------
+from outmail.store.postgres.dialect import FEW
+from outmail.store.postgres.watermark import Watermark
+from outmail.store.verbs import delivery
+from outmail.store.verbs.delivery import ScanStart
+from outmail.store.verbs.upkeep import note_drop, note_get, note_put
 
 #: A lease by the server's clock, how often it is renewed, and after what time without renewal an engine sends
 #: nothing more.
@@ -140,7 +56,6 @@ def _silent(seconds: float) -> str:
     )
 
 
-FEW = 30
 _ACCEPT = f"outmail.accept({', '.join('?' * 20)})"
 
 
@@ -232,82 +147,14 @@ def know(destinations: set[str]) -> Verb[None]:
     )
 
 
-class Seldom:
-    """What is done every `EVERY` seconds, and more seldom when it takes long: at most one part in `SHARE` of
-    all time.
-    """
+class _FullScan(ScanStart):
+    """A scan from the beginning; the watermark hears what it finds."""
 
-    EVERY = 60.0
-    SHARE = 20
-
-    def __init__(self) -> None:
-        self._began = time.monotonic()
-        self._rest = 0.0
-
-    def due(self) -> bool:
-        """True when it is time; then it has begun."""
-        now = time.monotonic()
-        if now - self._began <= max(self.EVERY, self._rest):
-            return False
-        self._began = now
-        return True
-
-    def over(self, began: float) -> None:
-        """What began then is over; if that was one of these, it took so long."""
-        if self._began >= began:
-            self._rest = self.SHARE * (time.monotonic() - began)
-
-
-class Floor(delivery.Floor):
-    """Where to begin to look, so that rows which a long foreign transaction keeps from being cleaned up are
-    not walked over again and again.
-
-    What becomes due is due at the time of some host's clock. So looking begins `MARGIN` before what was seen
-    last, and `next_due` looks seldom from the beginning, for what a clock that is late, or a lease that came
-    to nothing, has left behind. An event gets its id before its commit: without cursors are those of the last
-    `LATE` seconds, and seldom one whose transaction stood still for longer. Used by one thread at a time, or
-    harmlessly by two.
-    """
-
-    MARGIN = 3_000
-    LATE = 30.0
-
-    def __init__(self) -> None:
-        self._seen: dict[tuple[str, int], int] = {}
-        self.afresh, self.events_afresh = Seldom(), Seldom()
-        #: (when, the newest event that had a cursor then), older first.
-        self._numbered: deque[tuple[float, int]] = deque()
-        self._event = 0
-
-    def of(self, destination: str, priority: int) -> int:
-        return self._seen.get((destination, priority), 0)
-
-    def seen(self, destination: str, priority: int, due: int) -> None:
-        self._seen[destination, priority] = max(self.of(destination, priority), due - self.MARGIN)
+    def __init__(self, watermark: Watermark) -> None:
+        self._watermark = watermark
 
     def found(self, destination: str, priority: int, due: int) -> None:
-        self._seen[destination, priority] = min(self.of(destination, priority), due)
-
-    def event(self) -> int:
-        """The id from which on there may be events without cursors."""
-        if self.events_afresh.due():
-            return 0
-        before = time.monotonic() - self.LATE
-        while self._numbered and self._numbered[0][0] < before:
-            self._event = max(self._event, self._numbered.popleft()[1])
-        return self._event
-
-    def numbered(self, newest: int | None) -> None:
-        """All events up to this one that could be seen have cursors now."""
-        if newest is not None:
-            self._numbered.append((time.monotonic(), newest))
-
-
-class _Bottom(delivery.Floor):
-    """Looks from the beginning, for a floor that is to hear what is found."""
-
-    def __init__(self, floor: Floor) -> None:
-        self.found = floor.found  # type: ignore[method-assign]
+        self._watermark.found(destination, priority, due)
 
 
 def _accepting(
@@ -341,39 +188,39 @@ def _accepting(
     )
 
 
-def number_events(floor: Floor, *, fresh: bool = False) -> Verb[bool]:
+def number_events(watermark: Watermark, *, fresh: bool = False) -> Verb[bool]:
     """Give cursors to events that have none, in one place at a time; True when there may be more. ``fresh``:
     as the first of a transaction with one snapshot.
     """
     yield (_ONE_AT_A_TIME if fresh else _ONE_AFTER_ANOTHER), ()
     began = time.monotonic()
-    first = floor.event()
+    first = watermark.event()
     yield _NO_LOOPS, ()
     ((count, newest),) = yield _NUMBER, (first, first)
     yield _LOOPS, ()
-    floor.events_afresh.over(began)
+    watermark.events_afresh.over(began)
     if count < _AT_ONCE:
-        floor.numbered(newest)
+        watermark.numbered(newest)
     return bool(count == _AT_ONCE)
 
 
-def next_due(now: int, *, floor: Floor) -> Verb[dict[str, int]]:
+def next_due(now: int, *, watermark: Watermark) -> Verb[dict[str, int]]:
     """`verbs.next_due`, seldom from the beginning."""
     began = time.monotonic()
-    answer = yield from verbs.next_due(now, _Bottom(floor) if floor.afresh.due() else floor)
-    floor.afresh.over(began)
+    answer = yield from verbs.next_due(now, _FullScan(watermark) if watermark.afresh.due() else watermark)
+    watermark.afresh.over(began)
     return answer
 
 
-def events_after(cursor: int, limit: int = 1000, *, floor: Floor) -> Verb[list[Event]]:
+def events_after(cursor: int, limit: int = 1000, *, watermark: Watermark) -> Verb[list[Event]]:
     """Facts in the order in which their commits were seen, behind a cursor."""
-    yield from number_events(floor, fresh=True)
+    yield from number_events(watermark, fresh=True)
     return (yield from verbs.events_after(cursor, limit))
 
 
-def last_cursor(*, floor: Floor) -> Verb[int]:
+def last_cursor(*, watermark: Watermark) -> Verb[int]:
     """The newest event's cursor."""
-    while (yield from number_events(floor, fresh=True)):
+    while (yield from number_events(watermark, fresh=True)):
         pass
     return (yield from verbs.last_cursor())
 
@@ -420,15 +267,15 @@ def reclaim(
     )
     if known and not sure:
         renewed, over, time = known[0]
-        doubt = yield from verbs.note_get("doubt", str(owner))
+        doubt = yield from note_get("doubt", str(owner))
         if doubt is None or doubt[0]["renewed"] != renewed:
-            yield from verbs.note_put("doubt", str(owner), {"renewed": renewed, "at": time})
+            yield from note_put("doubt", str(owner), {"renewed": renewed, "at": time})
             over = over and DOUBT == 0
         elif not over or abs(time - doubt[0]["at"]) < DOUBT:
             over = False
         if not over:
             return {"owner": owner, "leases": 0, "uncertain": 0}
-    yield from verbs.note_drop("doubt", str(owner))
+    yield from note_drop("doubt", str(owner))
     return (yield from verbs.reclaim(owner, noted, now, hold=hold))
 
 
@@ -436,37 +283,110 @@ def forget_owner(owner: int) -> Verb[bool]:
     """An engine left in order; nobody doubts it any more."""
     left = yield from verbs.forget_owner(owner)
     if left:
-        yield from verbs.note_drop("doubt", str(owner))
+        yield from note_drop("doubt", str(owner))
     return left
 
 
-def verbs_of(floor: Floor) -> SimpleNamespace:
-    """The verbs of one store, which remembers where to begin to look."""
-    looking: dict[str, Any] = {
-        "lease": verbs.lease,
-        "next_due": next_due,
-        "events_after": events_after,
-        "last_cursor": last_cursor,
-        "number_events": number_events,
-    }
-    return SimpleNamespace(
-        **vars(VERBS), **{name: partial(verb, floor=floor) for name, verb in looking.items()}
-    )
+class PostgresVerbs:
+    """`outmail.store.Verbs` of one PostgreSQL store, which remembers where its scans begin."""
 
+    def __init__(self, watermark: Watermark) -> None:
+        self.watermark = watermark
 
-_OF_A_STORE = {"lease", "next_due", "events_after", "last_cursor"}
-VERBS = SimpleNamespace(
-    **{
-        name: function
-        for name, function in vars(verbs).items()
-        if not name.startswith("_") and callable(function) and name not in _OF_A_STORE
-    }
-    | {
-        "forget_owner": forget_owner,
-        "add": add,
-        "add_chunks": add_chunks,
-        "reclaim": reclaim,
-        "engines": engines,
-        "know": know,
-    }
-)
+    # -- accepting -------------------------------------------------------------------------------------------
+
+    add = staticmethod(add)
+    add_chunks = staticmethod(add_chunks)
+    know = staticmethod(know)
+
+    # -- leasing ---------------------------------------------------------------------------------------------
+
+    def lease(
+        self,
+        owner: int,
+        number: int,
+        room: Mapping[str, int],
+        now: int,
+        *,
+        turn: int = 0,
+        budget: int = 1 << 62,
+        suspects: bool = True,
+        only: int | None = None,
+    ) -> Verb[list[Delivery]]:
+        """`verbs.lease` from the watermark on."""
+        return verbs.lease(
+            owner,
+            number,
+            room,
+            now,
+            turn=turn,
+            budget=budget,
+            suspects=suspects,
+            only=only,
+            start=self.watermark,
+        )
+
+    def next_due(self, now: int) -> Verb[dict[str, int]]:
+        """`next_due` from the watermark on."""
+        return next_due(now, watermark=self.watermark)
+
+    # -- settling --------------------------------------------------------------------------------------------
+
+    settle = staticmethod(verbs.settle)
+    unlease = staticmethod(verbs.unlease)
+    give_back = staticmethod(verbs.give_back)
+    quarantine = staticmethod(verbs.quarantine)
+
+    # -- engines ---------------------------------------------------------------------------------------------
+
+    register = staticmethod(verbs.register)
+    owners = staticmethod(verbs.owners)
+    engines = staticmethod(engines)
+    eldest = staticmethod(verbs.eldest)
+    forget_owner = staticmethod(forget_owner)
+    reclaim = staticmethod(reclaim)
+
+    # -- changing and reading --------------------------------------------------------------------------------
+
+    change = staticmethod(verbs.change)
+    seq_of = staticmethod(verbs.seq_of)
+    find = staticmethod(verbs.find)
+    statuses = staticmethod(verbs.statuses)
+    content = staticmethod(verbs.content)
+    attempts = staticmethod(verbs.attempts)
+    stats = staticmethod(verbs.stats)
+    deeper = staticmethod(verbs.deeper)
+    destinations = staticmethod(verbs.destinations)
+
+    def events_after(self, cursor: int, limit: int = 1000) -> Verb[list[Event]]:
+        """`events_after`, which gives cursors first."""
+        return events_after(cursor, limit, watermark=self.watermark)
+
+    def last_cursor(self) -> Verb[int]:
+        """`last_cursor`, which gives cursors first."""
+        return last_cursor(watermark=self.watermark)
+
+    def number_events(self) -> Verb[bool]:
+        """Give cursors to events that have none; True when there may be more."""
+        return number_events(self.watermark)
+
+    # -- upkeep ----------------------------------------------------------------------------------------------
+
+    expire = staticmethod(verbs.expire)
+    newest = staticmethod(verbs.newest)
+    rejuvenate = staticmethod(verbs.rejuvenate)
+    shorten = staticmethod(verbs.shorten)
+    earlier = staticmethod(verbs.earlier)
+    clamp = staticmethod(verbs.clamp)
+    purge = staticmethod(verbs.purge)
+    forget_messages = staticmethod(verbs.forget_messages)
+    drop_upload = staticmethod(verbs.drop_upload)
+
+    # -- notes -----------------------------------------------------------------------------------------------
+
+    note_get = staticmethod(verbs.note_get)
+    note_list = staticmethod(verbs.note_list)
+    note_keys = staticmethod(verbs.note_keys)
+    note_put = staticmethod(verbs.note_put)
+    note_set_aside = staticmethod(verbs.note_set_aside)
+    note_drop = staticmethod(verbs.note_drop)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from outmail.errors import ConfigError
-from outmail.store import Alone, Exclusive, Many, Numbers, Trouble, Verb
+from outmail.store import Alone, Exclusive, Kind, Many, Numbers, Trouble, Verb
 
 Library = str  # "apsw" or "stdlib"
 
@@ -245,7 +245,7 @@ class Stdlib:
         return trouble(getattr(problem, "sqlite_errorcode", 1), str(problem))
 
 
-_KINDS = {
+_KINDS: dict[int, Kind] = {
     5: "busy",
     6: "busy",
     8: "readonly",
@@ -256,7 +256,12 @@ _KINDS = {
     23: "forbidden",
     26: "corrupt",
 }
-_ERRNO = {"readonly": errno.EROFS, "full": errno.ENOSPC, "forbidden": errno.EACCES, "io": errno.EIO}
+_ERRNO: dict[Kind, int] = {
+    "readonly": errno.EROFS,
+    "full": errno.ENOSPC,
+    "forbidden": errno.EACCES,
+    "io": errno.EIO,
+}
 
 
 def trouble(code: int, text: str) -> Trouble:

@@ -23,7 +23,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from outmail.model import Delivery, Leased
-from outmail.store import Trouble, Verb, forks, schemas, verbs
+from outmail.store import Kind, Trouble, Verb, Verbs, forks, schemas, verbs
 from outmail.store.commit_threads import GroupCommit
 from outmail.store.owner import Owner, OwnerFile, dead_files, gone
 from outmail.store.sqlite import drivers
@@ -53,7 +53,7 @@ _PRAGMAS = (
 class SqliteStore(GroupCommit):
     """A queue in one SQLite file. Thread-safe and fork-aware."""
 
-    verbs: Any = verbs
+    verbs: Verbs = verbs
     blocking = False
     lanes = 1
 
@@ -280,7 +280,7 @@ class SqliteStore(GroupCommit):
         try:
             file = OwnerFile(self.path, name)
         except OSError as problem:
-            kind = "full" if problem.errno in (errno.ENOSPC, errno.EDQUOT) else "forbidden"
+            kind: Kind = "full" if problem.errno in (errno.ENOSPC, errno.EDQUOT) else "forbidden"
             raise Trouble(
                 kind, f"no file can be made beside {self.path}: {problem.strerror}", problem.errno
             ) from None
@@ -399,7 +399,7 @@ class SqliteStore(GroupCommit):
                 problems.append(f"{count} {text}")
         return problems
 
-    def backup(self, target: str) -> None:
+    def backup(self, target: str) -> bool:
         """A consistent copy of the live queue, compacted, in a new or an empty file."""
         self._check_fork()
         with self._read_lock:
@@ -409,6 +409,7 @@ class SqliteStore(GroupCommit):
             copy.execute(f"DELETE FROM chunk WHERE upload IN ({_UNNAMED})")  # somebody was uploading
         finally:
             copy.close()
+        return True
 
     def flush(self) -> None:
         """All is in the file itself, and nothing in its log: for whoever takes the file away. Raises
@@ -473,7 +474,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def file_trouble(problem: OSError, path: str) -> Trouble:
     """What the system said of a file of ours → Trouble."""
     code = problem.errno
-    kind = (
+    kind: Kind = (
         "full"
         if code in _FULL
         else "readonly"

@@ -248,8 +248,10 @@ TO_SEND = (
 )
 
 
-class Floor:
-    """From which moment on to look for due recipients. Here: from the beginning (`pgsql.Floor` remembers)."""
+class ScanStart:
+    """From which due time on to look for recipients of a destination and priority. Here: from the beginning
+    (`postgres.watermark` remembers more).
+    """
 
     def of(self, destination: str, priority: int) -> int:
         return 0
@@ -271,15 +273,15 @@ def lease(
     budget: int = 1 << 62,
     suspects: bool = True,
     only: int | None = None,
-    floor: Floor | None = None,
+    start: ScanStart | None = None,
 ) -> Verb[list[Delivery]]:
     """Take up to ``room[destination]`` due recipients of each destination, by priority shares, older first.
 
     ``budget`` bounds the bytes of content; at least one message is always taken. With ``suspects`` one
-    suspect message comes along, alone. A destination without room is not looked at. ``floor`` remembers where
-    to begin to look.
+    suspect message comes along, alone. A destination without room is not looked at. ``start`` says where a
+    scan begins, and hears what is left.
     """
-    floor = floor or Floor()
+    start = start or ScanStart()
     picked: list[tuple[int, int]] = []
     if only is not None:
         rows = yield ONLY, (only, now)
@@ -288,7 +290,7 @@ def lease(
     for destination, n in room.items():
         waiting = []
         for priority in range(3):
-            waiting.append((yield READY, (destination, priority, floor.of(destination, priority), now, n)))
+            waiting.append((yield READY, (destination, priority, start.of(destination, priority), now, n)))
         counts = pace.shares(n, (len(waiting[0]), len(waiting[1]), len(waiting[2])), turn)
         for priority, (rows, count) in enumerate(zip(waiting, counts)):
             picked += [(message, k) for message, k, _ in rows[:count]]
@@ -303,7 +305,7 @@ def lease(
     picked = yield from _within(picked, budget)
     if len(picked) == wanted:
         for destination, priority, due in left:
-            floor.seen(destination, priority, due)
+            start.seen(destination, priority, due)
     if suspects:
         picked += yield from _suspect(room, now)
     if not picked:
@@ -380,16 +382,16 @@ def _deliveries(
     return deliveries
 
 
-def next_due(now: int, floor: Floor | None = None) -> Verb[dict[str, int]]:
+def next_due(now: int, start: ScanStart | None = None) -> Verb[dict[str, int]]:
     """When each destination has something to do; a million waiting rows cost a few seeks."""
-    floor = floor or Floor()
+    start = start or ScanStart()
     due: dict[str, int] = {}
     for destination in (yield from destinations()):
         oldest = yield Many(
-            _OLDEST, [(destination, priority, floor.of(destination, priority)) for priority in range(3)]
+            _OLDEST, [(destination, priority, start.of(destination, priority)) for priority in range(3)]
         )
         for priority, moment in oldest:
-            floor.found(destination, priority, moment)
+            start.found(destination, priority, moment)
             due[destination] = min(moment, due.get(destination, moment))
     suspects = yield (
         "SELECT destination, due FROM recipient WHERE state = 'queued' AND losses > 0 ORDER BY due LIMIT "

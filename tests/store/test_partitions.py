@@ -63,7 +63,7 @@ def retained(store: PostgresStore, now: int = LATER) -> None:
         pass
 
 
-def partitions(db: Any) -> list[str]:
+def existing(db: Any) -> list[str]:
     return [
         row[0]
         for row in db.execute(
@@ -91,11 +91,11 @@ def test_what_is_past_retention_goes_with_its_period(store: PostgresStore, url: 
             (young, "accepted"),
             (young, "delivered"),
         ]
-        assert partitions(db) == of(0, 1)
+        assert existing(db) == of(0, 1)
         retained(store, NOW + 500)
-        assert partitions(db) == of(0, 1)  # young as yet
+        assert existing(db) == of(0, 1)  # young as yet
         retained(store)
-        assert partitions(db) == of(1)  # the newest period, and the newest event, stay
+        assert existing(db) == of(1)  # the newest period, and the newest event, stay
         assert store.read(store.verbs.seq_of(old)) is None and standing(store, young).state == "delivered"
         assert db.execute("SELECT count(*) FROM outmail.body").fetchone() == (1,)
         assert store.check() == []
@@ -113,11 +113,11 @@ def test_a_period_with_mail_that_is_not_finished_stays(store: PostgresStore, url
             delivered_in_between = message()
             add(store, delivered_in_between)
         retained(store)
-        assert partitions(db) == of(0, 1, 2)
+        assert existing(db) == of(0, 1, 2)
         store.run(store.verbs.change(Filter(), "cancel", NOW))
         delivered(store)
         retained(store)
-        assert partitions(db) == of(2)
+        assert existing(db) == of(2)
 
 
 def test_a_period_that_stays_does_not_keep_the_next_one(store: PostgresStore, url: str) -> None:
@@ -132,9 +132,9 @@ def test_a_period_that_stays_does_not_keep_the_next_one(store: PostgresStore, ur
         turn(store, db)
         delivered(store)
         retained(store)
-        assert partitions(db) == of(0, 3) and db.execute(
-            "SELECT count(*) FROM outmail.message"
-        ).fetchone() == (2,)
+        assert existing(db) == of(0, 3) and db.execute("SELECT count(*) FROM outmail.message").fetchone() == (
+            2,
+        )
 
 
 def test_what_is_dropped_is_swept_in_short_steps_and_not_found_meanwhile(
@@ -180,7 +180,7 @@ def test_one_put_back_in_the_last_moment_keeps_its_period(
 
         monkeypatch.setattr(partitions, "_past", past)
         retained(store)
-        assert partitions(db) == of(0, 1) and standing(store, id).state == "queued"
+        assert existing(db) == of(0, 1) and standing(store, id).state == "queued"
         owner = next(iter(store._owners))
         (delivery,) = lease(store, owner)
         settle(store, owner, delivery, "delivered", "delivered")
@@ -195,13 +195,13 @@ def test_who_reads_history_for_long_is_not_waited_for(store: PostgresStore, url:
         reader.execute("SELECT count(*) FROM outmail.event")  # as a backup does, for hours
         began = time.monotonic()
         retained(store)
-        assert partitions(db) == of(0, 1) and time.monotonic() - began < 5
+        assert existing(db) == of(0, 1) and time.monotonic() - began < 5
         turn(store, db)  # new periods are opened all the same
-        assert partitions(db) == of(0, 1, 2)
+        assert existing(db) == of(0, 1, 2)
         delivered(store)
         reader.rollback()
         retained(store)
-        assert partitions(db) == of(2)
+        assert existing(db) == of(2)
 
 
 def test_a_role_that_owns_nothing_keeps_and_removes_by_row(
@@ -223,7 +223,7 @@ def test_a_role_that_owns_nothing_keeps_and_removes_by_row(
             and len([r for r in caplog.records if "periods" in r.message]) == 1
         )
         retained(clerk, NOW + 200_000)
-        assert partitions(db) == of(0) and store.read(store.verbs.seq_of(id)) is None
+        assert existing(db) == of(0) and store.read(store.verbs.seq_of(id)) is None
         for owner in list(clerk._owners):
             owner.file.abandon()
         clerk.close()
