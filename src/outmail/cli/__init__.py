@@ -1,5 +1,5 @@
-"""The command. `main` parses, calls one function of `commands` or `demo`, and turns errors into sentences and
-sysexits.
+"""The command. `main` parses, calls one function of the module that has the command, and turns errors into
+sentences and sysexits. Only that module, and what it uses, is loaded.
 
 stdout is data, stderr is talk. Exit codes (sysexits): 0 done, 64 usage, 65 refused, 66 not found, 69
 permanently failed, 70 our bug or quarantined, 75 not stored but may pass, 77 not stored for want of
@@ -27,6 +27,17 @@ EX_USAGE, EX_DATAERR, EX_NOINPUT, EX_UNAVAILABLE, EX_SOFTWARE, EX_TEMPFAIL, EX_N
     78,
 )
 
+_HOMES = {
+    "sending": ("send", "test"),
+    "running": ("run", "receive"),
+    "queue": ("queue",),
+    "looking": ("show", "log", "events", "why", "explain", "config"),
+    "storage": ("store", "move"),
+    "reporting": ("jobs", "digest"),
+    "demo": ("demo",),
+}
+_WHERE = {command: home for home, commands in _HOMES.items() for command in commands}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The entry point; returns the exit status."""
@@ -53,15 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         top.print_help(sys.stderr)
         return EX_USAGE
     try:
-        if arguments.run == "demo":
-            from outmail.cli import demo
-
-            return demo.run(arguments)
         from importlib import import_module
 
-        home = import_module(
-            f"outmail.cli.{'reporting' if arguments.run in ('jobs', 'digest') else 'commands'}"
-        )
+        home = import_module(f"outmail.cli.{_WHERE[arguments.run]}")
         return int(getattr(home, arguments.run)(arguments))
     except Error as problem:
         return _told(problem, getattr(arguments, "json", False))

@@ -30,7 +30,7 @@ DOT: delay 0.002
 CONFIG = '[retry]\nschedule = "1s*20, 5s…"\nexpire = "10m"\n'
 
 
-def run(arguments: argparse.Namespace) -> int:
+def demo(arguments: argparse.Namespace) -> int:
     """Tell and check the story."""
     if arguments.messages < 200:
         print("outmail: demo needs at least 200 messages", file=sys.stderr)

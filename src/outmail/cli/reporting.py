@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from outmail.cli import EX_USAGE
-from outmail.cli.commands import _box
+from outmail.cli.common import config_of
 from outmail.clock import human_span, parse_span
 from outmail.errors import NotFound, Refused
 from outmail.outbox.outbox import Outbox
@@ -18,6 +18,11 @@ from outmail.policy.progress import sparkline, took
 from outmail.reports import digest as digests
 from outmail.reports import spoolfiles, state, watch, watchdog
 from outmail.reports.mail import as_text, local_time
+
+
+def _box(arguments: argparse.Namespace) -> Outbox:
+    """An Outbox that does not deliver by itself."""
+    return Outbox(config=config_of(arguments), deliver="never")
 
 
 def jobs(arguments: argparse.Namespace) -> int:

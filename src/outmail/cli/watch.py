@@ -217,7 +217,7 @@ def _alive(spool: str, options: Options, command: list[str]) -> HeldFile | None:
 def _heavy(options: Options, action: Any) -> bool:
     """With all of outmail; whatever goes wrong there is said, and changes nothing of the command's result."""
     try:
-        from outmail.cli.commands import configured
+        from outmail.cli.common import configured
         from outmail.outbox.default import with_engine_if_needed
         from outmail.reports import watch as report
 
