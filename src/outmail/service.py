@@ -373,7 +373,7 @@ async def _until_signal(
     try:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         if waits[2].done():
-            door = LoopDoor(replace(box.door, wake=engine.wake), engine.commits, engine)
+            door = LoopDoor(replace(box.door, wake=engine.wake), engine.commits, engine.handover)
             names = []
             for kind, listener, address in make(door):
                 listeners.append(listener)

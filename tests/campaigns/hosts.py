@@ -26,7 +26,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from outmail.config import from_toml
-from outmail.engine.engine import SETTLE_BATCH
+from outmail.engine.completer import SETTLE_BATCH
 from outmail.errors import Error, NotStored
 from outmail.outbox.outbox import Outbox
 from outmail.testing import Sink

@@ -351,16 +351,16 @@ def test_after_a_doubt_about_the_lease_the_sessions_begin_again(make_box: MakeBo
         await until(lambda: engine.owner is not None)
         stands = [True]
         engine.owner.stands = lambda: stands[0]
-        given = engine._distribute
+        given = engine.distribute
 
         def distribute(deliveries: Any, **words: Any) -> None:
             stands[0] = not deliveries
             given(deliveries, **words)
 
-        engine._distribute = distribute
-        await until(lambda: engine._out > 0)
+        engine.distribute = distribute
+        await until(lambda: engine.completer.out > 0)
         await asyncio.sleep(0.2)
-        engine._distribute, stands[0] = given, True
+        engine.distribute, stands[0] = given, True
         await until(lambda: len(sink.messages) == 20)
 
     work(box, Set(), scene)

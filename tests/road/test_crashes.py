@@ -191,8 +191,8 @@ def test_a_dot_without_an_answer_at_shutdown_is_uncertain(
             not any(
                 r.dotted
                 for hop in engine.hops.values()
-                for seat in hop.seats
-                for d in seat.flying
+                for feed in hop.feeds
+                for d in feed.flying
                 for r in d.recipients
             )
             and time.monotonic() < deadline

@@ -557,7 +557,7 @@ def test_memory_in_flight_is_bounded(
     async def scene() -> None:
         running = asyncio.ensure_future(engine.run())
         await engine.ready()
-        listener = intake.Listener(LoopDoor(box.door, engine.commits, engine), intake.Settings())
+        listener = intake.Listener(LoopDoor(box.door, engine.commits, engine.handover), intake.Settings())
         port = int((await listener.listen("127.0.0.1:0")).rpartition(":")[2])
         begin = b"EHLO me\r\nMAIL FROM:<a@x.test>\r\nRCPT TO:<b@x.test>\r\nDATA\r\nSubject: s\r\n\r\n"
         large, small = (
@@ -594,7 +594,7 @@ def listening(tmp_path: Path, sink: Sink, make_box: Callable[..., Outbox]) -> Ca
         async def whole() -> None:
             running = asyncio.ensure_future(engine.run())
             await engine.ready()
-            listener = intake.Listener(LoopDoor(box.door, engine.commits, engine), settings)
+            listener = intake.Listener(LoopDoor(box.door, engine.commits, engine.handover), settings)
             try:
                 async with asyncio.timeout(30):
                     await scene(int((await listener.listen("127.0.0.1:0")).rpartition(":")[2]), listener)

@@ -14,7 +14,7 @@ import pytest
 
 from outmail import Outbox
 from outmail.clock import Clock
-from outmail.engine import engine as engine_module
+from outmail.engine import completer
 from outmail.store import Trouble, verbs
 from outmail.store.commit_loop import Committer
 from outmail.store.sqlite.store import SqliteStore
@@ -169,7 +169,7 @@ def test_a_slow_relay_does_not_starve_a_healthy_one(make_box: MakeBox) -> None:
 
         async def scene() -> None:
             running = asyncio.ensure_future(engine.run())
-            await until(lambda: bool(engine.hops) and any(hop.seats for hop in engine.hops.values()))
+            await until(lambda: bool(engine.hops) and any(hop.feeds for hop in engine.hops.values()))
             box.send_many(
                 [{"to": f"g{i}@x.test", "subject": "s", "text": "t", "relay": "good"} for i in range(300)]
             )
@@ -299,7 +299,7 @@ def test_what_is_not_on_record_is_bounded(
     session: so many doubles a kill could leave. A relay that hangs up on those who wait for permission was
     sent nothing, and nothing is uncertain.
     """
-    monkeypatch.setattr(engine_module, "SETTLE_BATCH", 10)
+    monkeypatch.setattr(completer, "SETTLE_BATCH", 10)
     box = make_box(toml=f'relay = "{sink.url}"', deliver="never")
     box.send_many([{"to": f"u{i}@x.test", "subject": "s", "text": "t"} for i in range(300)])
     broken = switch(box.store, monkeypatch, "full")
@@ -310,7 +310,7 @@ def test_what_is_not_on_record_is_bounded(
         await until(lambda: sink.count > 20)
         broken[0] = True
         written = sum(status.status == "delivered" for status in box.find())
-        await until(lambda: bool(engine._dots))
+        await until(lambda: bool(engine.completer._dots))
         await asyncio.sleep(0.3)
         assert sink.count <= written + 10 + 20 + 10, "one commit may have been under way"
         if hangs_up:
@@ -320,7 +320,7 @@ def test_what_is_not_on_record_is_bounded(
         if not hangs_up:
             await until(lambda: all(status.status == "delivered" for status in box.find()))
         else:
-            await until(lambda: not engine._dots and not engine._unsettled)
+            await until(lambda: not engine.completer._dots and not engine.completer._unsettled)
         engine.stop()
         await running
 

@@ -18,7 +18,7 @@ import pytest
 
 from outmail import Outbox
 from outmail.clock import Clock
-from outmail.engine import engine as engine_module
+from outmail.engine import completer
 from outmail.store import owner as owner_module
 from outmail.store.owner import BEGUN, HARMLESS
 from outmail.store.sqlite.store import SqliteStore
@@ -173,7 +173,7 @@ def test_a_message_that_kills_engines_is_held_after_three(
 def test_a_suspect_that_waits_for_its_answer_is_not_blamed(
     sink: Sink, make_box: MakeBox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "HARMLESS", 0.05)
+    monkeypatch.setattr(completer, "HARMLESS", 0.05)
     sink.script("DOT: delay 1")
     box = make_box(toml=f'relay = "{sink.url}"', deliver="never")
     box.send("a@x.test", "s", "t")

@@ -623,7 +623,7 @@ def test_limits_are_divided_between_engines(url: str, sink: Sink) -> None:
             sink.wait_for(450, timeout=30)
             for engine in engines:
                 (hop,) = engine.hops.values()
-                assert hop.pace.ceiling == 2 and len(hop.seats) - hop.leaving <= 2
+                assert hop.pace.ceiling == 2 and len(hop.feeds) - hop.leaving <= 2
             sink.wait_for(600, timeout=30)
     assert len({m.recipients for m in sink.messages}) == 600
 

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from outmail.clock import Clock
 from outmail.engine.ages import Ages
-from outmail.engine.nexthop import Hop
+from outmail.engine.nexthop import NextHop
 from outmail.engine.retention import Retention
 from outmail.engine.settings import Settings
 from outmail.model import Reply
@@ -61,7 +61,7 @@ class Maintained(Protocol):
         """The engine's registration (`Store.register`)."""
 
     @property
-    def hops(self) -> Mapping[str, Hop]:
+    def hops(self) -> Mapping[str, NextHop]:
         """The next hops in use, by the relay's name."""
 
     @property
@@ -252,7 +252,7 @@ class Maintenance:
 
     # -- notes about next hops -------------------------------------------------------------------------------
 
-    def tell_hop(self, hop: Hop, trouble: str | None) -> None:
+    def tell_hop(self, hop: NextHop, trouble: str | None) -> None:
         """Publish a paused next hop, so that people see why mail waits."""
         verbs = self._store.verbs
         if trouble is None:
@@ -265,7 +265,7 @@ class Maintenance:
         """False for a relay that is known to refuse what is sent ahead."""
         return may_send_ahead(self._refuse_ahead.get(relay.url), self._clock.now())
 
-    def refuses_ahead(self, hop: Hop, reply: Reply) -> None:
+    def refuses_ahead(self, hop: NextHop, reply: Reply) -> None:
         """This next hop takes nothing that is sent ahead: keep that in a note, so that later engines need not
         learn it.
         """

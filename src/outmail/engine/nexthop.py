@@ -1,11 +1,12 @@
 """A next hop as the engine sees it: the deliveries that wait for it, the sessions that serve it, its pace.
 
-`Hop` decides how many sessions run and how much may be leased for it; a `Seat` is one session's side
-(`transport.Feed`).
-Promises: a delivery given to a seat is in its hand (`flying`) until it is done; when a session ends for
-whatever reason, what it still had in hand goes back or becomes uncertain (`Engine.abandoned`), and nothing
-else is touched. A hop holds about a second's worth of mail, so a slow one does not fill the engine, and a
-killed engine had little in hand.
+`NextHop` decides how many sessions run and how much may be leased for it; a `SessionFeed` is what one session
+sees of the engine (`transport.Feed`).
+Promises: a delivery given to a session is in its hand (`SessionFeed.flying`) until it is done; when a session
+ends for whatever reason, what it still had in hand goes back or becomes uncertain (`Completing.abandoned`),
+and nothing else is touched. A next hop holds about a second's worth of mail, so a slow one does not fill the
+engine, and a killed engine had little in hand.
+Fails: a session that ends by a bug pauses its next hop and is logged.
 Does not: know SMTP, or write anything.
 """
 
@@ -15,34 +16,102 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from outmail.model import Delivery, Leased, Outcome, Reply
 from outmail.policy.pace import Pace
 from outmail.policy.route import Relay
+from outmail.system.throttle import Seldom
 from outmail.transport import Transport
-
-if TYPE_CHECKING:
-    from outmail.engine.engine import Engine
 
 log = logging.getLogger("outmail.engine")
 
 #: Recipients a hop may have leased: at first, and at most.
 ALLOWANCE = 100
 MOST = 1000
+#: Recipients and bytes of content in hand, over all next hops.
+WINDOW = 20_000
+WINDOW_BYTES = 64 * 1024 * 1024
+#: Recipients of one delivery.
+MAX_RECIPIENTS = 100
 
 
-class Hop:
+class Completing(Protocol):
+    """Who hears what sessions do and learn (`completer`)."""
+
+    def begin(self, delivery: Delivery) -> None:
+        """A session is about to work on it."""
+
+    def dot(self, delivery: Delivery, recipients: Sequence[Leased], then: Callable[[bool], None]) -> None:
+        """A session asks for a final dot: True when it is on record and may be sent."""
+
+    def finished(self, hop: NextHop, delivery: Delivery) -> None:
+        """Every recipient of the delivery has its outcome."""
+
+    def hop_failed(
+        self, hop: NextHop, outcome: Outcome, transcript: Sequence[tuple[int, str, bytes]] = ()
+    ) -> None:
+        """A session could not be had."""
+
+    def abandoned(self, feed: SessionFeed) -> None:
+        """A session has ended; `SessionFeed.flying` is what it still had in hand."""
+
+
+class Noting(Protocol):
+    """Who keeps what is learned about next hops (`maintenance`)."""
+
+    def tell_hop(self, hop: NextHop, trouble: str | None) -> None:
+        """It is paused for this reason; None when it is not paused any more."""
+
+    def refuses_ahead(self, hop: NextHop, reply: Reply) -> None:
+        """It takes nothing that is sent ahead."""
+
+
+class Host(Protocol):
+    """What a next hop asks of its engine."""
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop: ...
+
+    @property
+    def completer(self) -> Completing: ...
+
+    @property
+    def maintenance(self) -> Noting: ...
+
+    @property
+    def seldom(self) -> Seldom: ...
+
+    @property
+    def stopping(self) -> bool:
+        """True when no session may begin anything any more."""
+
+    @property
+    def idle(self) -> float:
+        """Seconds after which a session with nothing to do is ended."""
+
+    @property
+    def engines(self) -> int:
+        """How many engines share the limits of next hops."""
+
+    def standing(self) -> bool:
+        """True while what the engine holds is certainly its own."""
+
+    def wake(self) -> None:
+        """A session has ended: there may be room."""
+
+
+class NextHop:
     """One next hop of one engine."""
 
-    def __init__(self, engine: Engine, relay: Relay, transport: Transport) -> None:
+    def __init__(self, engine: Host, relay: Relay, transport: Transport) -> None:
         self.engine = engine
         self.relay = relay
         self.transport = transport
         self.pace = Pace(ceiling=relay.concurrency, rate=relay.rate)
         self.queue: deque[Delivery] = deque()
-        self.waiting: deque[Seat] = deque()
-        self.seats: set[Seat] = set()
+        self.waiting: deque[SessionFeed] = deque()
+        self.feeds: set[SessionFeed] = set()
         #: Recipients leased and not yet settled or returned.
         self.out = 0
         #: Sessions that were told to end because other engines share the limit now.
@@ -66,7 +135,7 @@ class Hop:
             return max(0, int(2 * self.pace.rate) + 1 - self.out)
         if self.out >= self._allowance // 2:
             return 0
-        if not self.queue and self.seats:
+        if not self.queue and self.feeds:
             self._allowance = min(MOST, self._allowance * 2)
         elif self.queue and now - self._filled > 1.0:
             self._allowance = max(ALLOWANCE, self._allowance // 2)
@@ -90,46 +159,46 @@ class Hop:
             self.waiting.popleft().give(self.queue.popleft())
         now = self.engine.loop.time()
         wanted = min(len(self.queue), 1 + len(self.queue) // 4)
-        while wanted > 0 and self.queue and self.pace.may_open(len(self.seats), now):
-            if self.pace.tripped and self.seats:
+        while wanted > 0 and self.queue and self.pace.may_open(len(self.feeds), now):
+            if self.pace.tripped and self.feeds:
                 return
             self.pace.opening()
-            seat = Seat(self)
-            self.seats.add(seat)
-            seat.task = self.engine.loop.create_task(self.transport.session(seat))
-            seat.task.add_done_callback(lambda task, seat=seat: self._ended(seat, task))  # type: ignore[misc]
+            feed = SessionFeed(self)
+            self.feeds.add(feed)
+            feed.task = self.engine.loop.create_task(self.transport.session(feed))
+            feed.task.add_done_callback(lambda task, feed=feed: self._ended(feed, task))  # type: ignore[misc]
             wanted -= 1
 
     def tidy(self) -> None:
         """Send sessions home that have had nothing to do for the engine's idle time."""
         before = self.engine.loop.time() - self.engine.idle
-        for seat in list(self.waiting):
-            seat.idle(before)
+        for feed in list(self.waiting):
+            feed.idle(before)
 
     def stop(self) -> list[Delivery]:
         """Send idle sessions home; returns what waits and is not in a session's hand."""
         rest, self.queue = list(self.queue), deque()
-        for seat in self.seats:
-            rest += seat.stop()
+        for feed in self.feeds:
+            rest += feed.stop()
         return rest
 
     def held(self) -> Iterator[Delivery]:
         """What waits and what is in the sessions' hands."""
         yield from self.queue
-        for seat in self.seats:
-            yield from seat.flying
+        for feed in self.feeds:
+            yield from feed.flying
 
     def drop(self) -> list[Delivery]:
         """Others may have all of it: hang up where no final dot is out; returns what waited."""
         rest, self.queue = list(self.queue), deque()
-        for seat in self.seats:
-            rest += seat.drop()
+        for feed in self.feeds:
+            rest += feed.drop()
         return rest
 
-    def _ended(self, seat: Seat, task: asyncio.Task[None]) -> None:
-        self.seats.discard(seat)
-        self.leaving -= seat.sent_home
-        seat.leave()
+    def _ended(self, feed: SessionFeed, task: asyncio.Task[None]) -> None:
+        self.feeds.discard(feed)
+        self.leaving -= feed.sent_home
+        feed.leave()
         if not task.cancelled() and (problem := task.exception()) is not None:
             log.error(
                 "a session with %s broke off by a bug of outmail; its mail goes back to the queue",
@@ -137,27 +206,30 @@ class Hop:
                 exc_info=problem,
             )
             self.pace.fault(self.engine.loop.time(), f"bug: {problem!r}", fatal=True)
-            self.engine.hop_failed(
+            self.engine.completer.hop_failed(
                 self,
                 Outcome(
                     "deferred", "destination", "connect", Reply(0, f"internal error: {problem!r}"), fault=True
                 ),
             )
-        if self.pace.tripped and not self.seats:
+        if self.pace.tripped and not self.feeds:
             self.pace.probing = False
-        self.engine.abandoned(seat)
+        self.engine.completer.abandoned(feed)
         self.serve()
         self.engine.wake()
 
 
-class Seat:
-    """One session's feed. What it gave to the session is ``flying`` until done."""
+class SessionFeed:
+    """What one session sees of the engine: a `transport.Feed`. ``flying`` is what it gave to the
+    session and is not done.
+    """
 
-    def __init__(self, hop: Hop) -> None:
+    def __init__(self, hop: NextHop) -> None:
         self.hop = hop
         self.task: asyncio.Task[None] | None = None
         self.flying: set[Delivery] = set()
         self._engine = hop.engine
+        self._completer = hop.engine.completer
         self._then: Callable[[Delivery | None], None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._late: Delivery | None = None
@@ -179,7 +251,7 @@ class Seat:
             return None
         delivery = hop.queue.popleft()
         self.flying.add(delivery)
-        self._engine.begin(delivery)
+        self._completer.begin(delivery)
         return delivery
 
     def ask(self, then: Callable[[Delivery | None], None]) -> None:
@@ -196,7 +268,7 @@ class Seat:
     def _too_many(self) -> bool:
         """True for sessions beyond the limit, which other engines share since this one was opened."""
         hop = self.hop
-        if not self.sent_home and len(hop.seats) - hop.leaving > hop.pace.ceiling:
+        if not self.sent_home and len(hop.feeds) - hop.leaving > hop.pace.ceiling:
             self.sent_home = True
             hop.leaving += 1
         return self.sent_home
@@ -212,7 +284,7 @@ class Seat:
             self._engine.loop.call_soon(self.hop.serve)
 
     def dot(self, delivery: Delivery, recipients: Sequence[Leased], then: Callable[[bool], None]) -> None:
-        self._engine.dot(delivery, recipients, then)
+        self._completer.dot(delivery, recipients, then)
 
     def done(self, delivery: Delivery) -> None:
         self.flying.discard(delivery)
@@ -222,7 +294,7 @@ class Seat:
             if recipient.outcome is not None and recipient.outcome.scope not in ("destination", "session"):
                 self.hop.pace.success()
                 break
-        self._engine.finished(self.hop, delivery)
+        self._completer.finished(self.hop, delivery)
 
     @property
     def ahead(self) -> bool:
@@ -255,10 +327,9 @@ class Seat:
                 hop.pace.pause,
             )
             self._engine.maintenance.tell_hop(hop, str(outcome.reply))
-        self._engine.hop_failed(hop, outcome, transcript)
+        self._completer.hop_failed(hop, outcome, transcript)
 
-    # the hop's side
-    # ------------------------------------------------------------------------------------------------
+    # -- the next hop's side --------------------------------------------------------------------------------
 
     def give(self, delivery: Delivery) -> None:
         """A delivery for a session that asked and was taken off the waiting; under a rate limit it may have
@@ -318,7 +389,7 @@ class Seat:
             return
         self._late = None
         if delivery is not None:
-            self._engine.begin(delivery)
+            self._completer.begin(delivery)
         then, self._then = self._then, None
         if then is not None:
             then(delivery)
