@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from outmail.accept.aio import LoopDoor
+from outmail.accept.aio import AsyncAcceptance
 from outmail.config import Config, secret_text
 from outmail.engine.engine import Engine
 from outmail.errors import ConfigError
@@ -72,7 +72,7 @@ async def serve(box: Outbox, engine: Engine, started: Callable[[list[str]], None
     prepared = {kind: settings_for(config, kind, _context(tls), users) for kind in KINDS}
     handed = handed_over(os.environ)
 
-    def listeners(door: LoopDoor) -> list[tuple[str, Listener, str | socket.socket]]:
+    def listeners(door: AsyncAcceptance) -> list[tuple[str, Listener, str | socket.socket]]:
         found: list[tuple[str, Listener, str | socket.socket]] = []
         for kind in KINDS:
             for address in (*getattr(config.listen, kind), *handed.get(kind, [])):
@@ -313,7 +313,7 @@ async def receive(
     known = None if catch else directory(config)
     tls = certificate("receive", config.receive.certificate, config.receive.key)
 
-    def open_listeners(door: LoopDoor) -> list[tuple[str, Listener, str]]:
+    def open_listeners(door: AsyncAcceptance) -> list[tuple[str, Listener, str]]:
         found = []
         for kind in ("smtp", "lmtp"):
             for address in getattr(config.receive, kind):
@@ -337,7 +337,7 @@ async def receive(
     await _until_signal(box, engine, open_listeners, started, "receive", tls)
 
 
-def _receiver(door: LoopDoor, settings: Settings, known: Directory, config: Config) -> Listener:
+def _receiver(door: AsyncAcceptance, settings: Settings, known: Directory, config: Config) -> Listener:
     domain = local_domains(config)[0]
     holder: list[Receiver] = []
 
@@ -359,7 +359,7 @@ def _receiver(door: LoopDoor, settings: Settings, known: Directory, config: Conf
 async def _until_signal(
     box: Outbox,
     engine: Engine,
-    make: Callable[[LoopDoor], Sequence[tuple[str, Listener, str | socket.socket]]],
+    make: Callable[[AsyncAcceptance], Sequence[tuple[str, Listener, str | socket.socket]]],
     started: Callable[[list[str]], None] | None,
     section: str = "listen",
     tls: Certificate | None = None,
@@ -373,7 +373,7 @@ async def _until_signal(
     try:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         if waits[2].done():
-            door = LoopDoor(replace(box.door, wake=engine.wake), engine.commits, engine.handover)
+            door = AsyncAcceptance(replace(box.door, wake=engine.wake), engine.commits, engine.handover)
             names = []
             for kind, listener, address in make(door):
                 listeners.append(listener)

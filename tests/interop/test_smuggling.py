@@ -25,7 +25,7 @@ from typing import Any
 import pytest
 from aiosmtpd.controller import Controller
 
-from outmail.accept.aio import LoopDoor
+from outmail.accept.aio import AsyncAcceptance
 from outmail.clock import Clock
 from outmail.intake import smtp as intake
 from outmail.outbox.outbox import Outbox
@@ -80,7 +80,7 @@ def through_us(make_box: MakeBox, port: int, messages: list[bytes], *, normalise
         running = asyncio.ensure_future(engine.run())
         await engine.ready()
         listener = intake.Listener(
-            LoopDoor(box.door, engine.commits, engine.handover), intake.Settings(normalise=normalise)
+            AsyncAcceptance(box.door, engine.commits, engine.handover), intake.Settings(normalise=normalise)
         )
         try:
             await asyncio.to_thread(client, int((await listener.listen("127.0.0.1:0")).rpartition(":")[2]))

@@ -545,7 +545,7 @@ def test_memory_in_flight_is_bounded(
     tmp_path: Path, sink: Sink, make_box: Callable[..., Outbox], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The largest half messages are sent away, the others go on."""
-    from outmail.accept.aio import LoopDoor
+    from outmail.accept.aio import AsyncAcceptance
     from outmail.clock import Clock
     from outmail.intake import smtp as intake
     from outmail.wiring import build_engine
@@ -557,7 +557,9 @@ def test_memory_in_flight_is_bounded(
     async def scene() -> None:
         running = asyncio.ensure_future(engine.run())
         await engine.ready()
-        listener = intake.Listener(LoopDoor(box.door, engine.commits, engine.handover), intake.Settings())
+        listener = intake.Listener(
+            AsyncAcceptance(box.door, engine.commits, engine.handover), intake.Settings()
+        )
         port = int((await listener.listen("127.0.0.1:0")).rpartition(":")[2])
         begin = b"EHLO me\r\nMAIL FROM:<a@x.test>\r\nRCPT TO:<b@x.test>\r\nDATA\r\nSubject: s\r\n\r\n"
         large, small = (
@@ -582,7 +584,7 @@ def test_memory_in_flight_is_bounded(
 @pytest.fixture
 def listening(tmp_path: Path, sink: Sink, make_box: Callable[..., Outbox]) -> Callable[..., None]:
     """listening(settings, scene): run the scene with a listener's port beside an engine, in one loop."""
-    from outmail.accept.aio import LoopDoor
+    from outmail.accept.aio import AsyncAcceptance
     from outmail.clock import Clock
     from outmail.intake import smtp as intake
     from outmail.wiring import build_engine
@@ -594,7 +596,7 @@ def listening(tmp_path: Path, sink: Sink, make_box: Callable[..., Outbox]) -> Ca
         async def whole() -> None:
             running = asyncio.ensure_future(engine.run())
             await engine.ready()
-            listener = intake.Listener(LoopDoor(box.door, engine.commits, engine.handover), settings)
+            listener = intake.Listener(AsyncAcceptance(box.door, engine.commits, engine.handover), settings)
             try:
                 async with asyncio.timeout(30):
                     await scene(int((await listener.listen("127.0.0.1:0")).rpartition(":")[2]), listener)

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from outmail.accept.acceptance import TRIES, Door, Draft, Terms
-from outmail.accept.aio import LoopDoor
+from outmail.accept.aio import AsyncAcceptance
 from outmail.clock import MINUTE
 from outmail.engine.retention import Retention
 from outmail.errors import NotStored
@@ -123,7 +123,7 @@ def test_from_a_loop_as_smtp_takes_it(store: Any, monkeypatch: pytest.MonkeyPatc
 
     async def take() -> Any:
         commits, heard = Committer(store, asyncio.get_running_loop()), asyncio.Future[Any]()
-        LoopDoor(door(store), commits).accept(draft(), heard.set_result)
+        AsyncAcceptance(door(store), commits).accept(draft(), heard.set_result)
         answer = await asyncio.wait_for(heard, 30)
         commits.close()
         return answer

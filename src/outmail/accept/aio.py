@@ -1,9 +1,10 @@
 """The one door for an asyncio loop: acceptances of one turn share a commit with all else the loop writes.
 
-Promises: `LoopDoor.accept` returns at once; its callback hears of each message exactly once, after the
+Promises: `AsyncAcceptance.accept` returns at once; its callback hears of each message exactly once, after the
 commit; what has room at a next hop is leased in the same transaction and handed to the engine of the same
 loop, which need not read it back.
-Fails: `Refused` or `NotStored` as values. Does not: check messages (`accept`), or commit (`commits`).
+Fails: `Refused` or `NotStored` as values. Does not: check messages (`acceptance`), or commit
+(`store.commit_loop`).
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class HandOver(Protocol):
 GATHER = 0.001
 
 
-class LoopDoor:
+class AsyncAcceptance:
     """The same door for an asyncio loop: acceptances of one turn share a commit, and what has room goes
     straight to the engine.
 

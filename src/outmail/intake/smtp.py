@@ -27,7 +27,7 @@ from time import monotonic
 from typing import Any
 
 from outmail.accept.acceptance import Draft
-from outmail.accept.aio import LoopDoor
+from outmail.accept.aio import AsyncAcceptance
 from outmail.errors import NotStored, Refused
 from outmail.intake.logins import Logins
 from outmail.mime import headers, splice
@@ -367,7 +367,7 @@ class Listener:
 
     def __init__(
         self,
-        door: LoopDoor,
+        door: AsyncAcceptance,
         settings: Settings,
         policy: Callable[[Listener], protocol.Policy] | None = None,
         take: Take | None = None,
