@@ -8,7 +8,8 @@ anything.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from outmail.clock import Clock
@@ -40,6 +41,16 @@ def open_store(url: str) -> Store:
     if url == default_store(os.environ):
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     return SqliteStore(path, library)
+
+
+@contextmanager
+def sqlite_copy(path: str) -> Iterator[Store]:
+    """A new store in a file that nobody knows yet, to be filled; the whole file is on disk in the end."""
+    from outmail.store.sqlite.store import SqliteStore
+
+    with closing(SqliteStore(path)) as store:
+        yield store
+        store.flush()
 
 
 def is_postgres(url: str) -> bool:

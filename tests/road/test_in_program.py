@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from outmail.errors import ConfigError, NotFound, NotStored, Refused
-from outmail.outbox.outbox import AsyncOutbox, Outbox
+from outmail.outbox.aio import AsyncOutbox
+from outmail.outbox.outbox import Outbox
 from outmail.reports.door import ReportDoor
 from outmail.testing import Sink
 

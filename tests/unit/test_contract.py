@@ -18,7 +18,8 @@ import pytest
 import outmail
 from outmail import config, lifecycle
 from outmail.cli.arguments import parser
-from outmail.outbox.outbox import AsyncOutbox, Outbox
+from outmail.outbox.aio import AsyncOutbox
+from outmail.outbox.outbox import Outbox
 from outmail.policy import selection
 from outmail.testing import FakeClock, Sink
 

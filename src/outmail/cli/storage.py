@@ -19,7 +19,7 @@ from outmail.outbox.queue import Queue
 from outmail.store import Store, Trouble, shown, store_id
 from outmail.system import failpoints
 from outmail.transactional.insert import outbox_ddl
-from outmail.wiring import is_postgres, open_source, open_store, store_path
+from outmail.wiring import is_postgres, open_source, open_store, sqlite_copy, store_path
 
 
 def store(arguments: argparse.Namespace) -> int:
@@ -74,7 +74,6 @@ def _backup(store: Store, file: str) -> None:
     brings back.
     """
     from outmail.ops.backup import leftovers, whole
-    from outmail.store.sqlite.store import SqliteStore
 
     for left in leftovers(file):
         print(
@@ -84,9 +83,8 @@ def _backup(store: Store, file: str) -> None:
     with whole(file) as temporary:
         if store.backup(temporary):
             return
-        with closing(SqliteStore(temporary)) as target, _progress("backup") as tell:
+        with sqlite_copy(temporary) as target, _progress("backup") as tell:
             copied(store, target, Clock().now(), tell)
-            target.flush()
 
 
 def move(arguments: argparse.Namespace) -> int:

@@ -481,12 +481,3 @@ def _indexed(items: Iterable[dict[str, Any]], make: Callable[[dict[str, Any]], D
             refusal.index = index
             raise
     return drafts
-
-
-def __getattr__(name: str) -> Any:
-    """`AsyncOutbox` is found here, too; not everybody shall load what it needs."""
-    if name != "AsyncOutbox":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return import_module("outmail.outbox.aio").AsyncOutbox

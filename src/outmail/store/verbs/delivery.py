@@ -433,7 +433,8 @@ _BACK = (
 _SETTLE = f"""
 UPDATE recipient SET state = {_BACK},
     reason = CASE WHEN ?1 = 'queued' AND wish = 'cancel' THEN 'cancelled by operator'
-                  WHEN ?1 = 'queued' AND wish = 'hold' THEN 'operator' ELSE ?2 END,
+                  WHEN ?1 = 'queued' AND wish = 'hold' THEN 'operator'
+                  WHEN ?1 = 'queued' AND ?2 = '' THEN reason ELSE ?2 END,
     due = CASE WHEN {_BACK} = 'queued' THEN CAST(?3 AS bigint) END,
     finished_at = CASE WHEN {_BACK} IN ('failed', 'cancelled', 'delivered') THEN ?4 END,
     attempts = attempts + ?5, uncertain = CASE WHEN ?6 > uncertain THEN ?6 ELSE uncertain END,
@@ -568,12 +569,12 @@ def _late(
 def unlease(owner: int, numbers: Sequence[int], now: int) -> Verb[int]:
     """Return what these leases hold: the store took them, and the engine never heard so."""
     rows = yield Many(
-        "UPDATE recipient SET state = CASE wish WHEN 'cancel' THEN 'cancelled' WHEN 'hold' THEN 'held' ELSE "
-        "'queued' END,"
-        " reason = CASE wish WHEN 'cancel' THEN 'cancelled by operator' WHEN 'hold' THEN 'operator' ELSE '' "
-        "END,"
-        " due = CASE WHEN wish IS NULL THEN ?1 END, finished_at = CASE WHEN wish = 'cancel' THEN ?1 END, "
-        "wish = NULL, owner = NULL, lease = NULL"
+        "UPDATE recipient SET"
+        " state = CASE wish WHEN 'cancel' THEN 'cancelled' WHEN 'hold' THEN 'held' ELSE 'queued' END,"
+        " reason = CASE wish WHEN 'cancel' THEN 'cancelled by operator' WHEN 'hold' THEN 'operator'"
+        " ELSE reason END,"
+        " due = CASE WHEN wish IS NULL THEN ?1 END,"
+        " finished_at = CASE WHEN wish = 'cancel' THEN ?1 END, wish = NULL, owner = NULL, lease = NULL"
         " WHERE state = 'sending' AND owner = ?2 AND lease = ?3 RETURNING n",
         [(now, owner, number) for number in numbers],
     )
