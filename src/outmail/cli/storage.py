@@ -40,7 +40,7 @@ def store(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     """It looks before it opens: opening would make a store of an empty file."""
-    from outmail.store.sqlite.store import is_store
+    from outmail.store.sqlite.files import is_store
 
     place = config_of(arguments).store
     if not is_there(place):

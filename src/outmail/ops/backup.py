@@ -22,7 +22,7 @@ from glob import escape, glob
 from outmail.accept.acceptance import not_stored
 from outmail.errors import ConfigError, Refused
 from outmail.store import Trouble
-from outmail.store.sqlite.store import file_trouble
+from outmail.store.sqlite.files import file_trouble
 from outmail.system.lockfile import sync_folder
 
 _WORD = ".unfinished."
