@@ -7,7 +7,6 @@ import os
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 from outmail.cli import EX_TEMPFAIL, EX_UNAVAILABLE
 from outmail.cli.common import config_of, in_words, is_there, queue_of, tell_ahead, warn_idle
@@ -80,7 +79,8 @@ def _html(path: str | None) -> str | None:
     if path is None:
         return None
     try:
-        return Path(path).read_text("utf-8")
+        with open(path, encoding="utf-8") as file:
+            return file.read()
     except (OSError, UnicodeDecodeError) as problem:
         raise Refused(
             f"the HTML file {path} cannot be read: {getattr(problem, 'strerror', None) or problem}",

@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
-from outmail.system.threads import started
+from outmail.system.starting import started
 
 log = logging.getLogger("outmail")
 

@@ -16,19 +16,10 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from outmail.system.starting import started
+
 R = TypeVar("R")
 Then = Callable[[Any], None]
-
-
-def started(thread: threading.Thread) -> bool:
-    """Start it; False when the program is at its end, where CPython refuses (3.12 and later)."""
-    try:
-        thread.start()
-    except RuntimeError as refusal:
-        if "shutdown" not in str(refusal):
-            raise
-        return False
-    return True
 
 
 class Worker:

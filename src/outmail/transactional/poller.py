@@ -31,7 +31,7 @@ from outmail.policy.plain import plain_line
 from outmail.smtp.syntax import printable
 from outmail.store import Trouble, Verb, store_id
 from outmail.store.verbs.outbox_rows import MOST, Row, take
-from outmail.system.threads import started
+from outmail.system.starting import started
 from outmail.system.throttle import Seldom
 from outmail.transactional.insert import Values, row
 from outmail.transactional.reader import Claim, Source, claimant, missing_table

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from outmail.store import forks
-from outmail.system.threads import started
+from outmail.system.starting import started
 
 log = logging.getLogger("outmail")
 

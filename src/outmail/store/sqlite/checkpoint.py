@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from outmail.store import Trouble
 from outmail.store.sqlite.drivers import Apsw
-from outmail.system.threads import started
+from outmail.system.starting import started
 
 log = logging.getLogger("outmail")
 
