@@ -15,7 +15,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from outmail.accept.acceptance import not_stored
 from outmail.clock import Clock
@@ -25,9 +25,10 @@ from outmail.model import Attempt, Event, Filter, RecipientStatus, Status, is_id
 from outmail.policy import selection
 from outmail.policy.route import Routes
 from outmail.smtp.syntax import printable
-from outmail.store import Store, Trouble, shown
+from outmail.store import Store, Trouble, Verb, shown
 from outmail.wiring import open_store
 
+R = TypeVar("R")
 #: What a recipient waits for whose route the engines of this configuration do not know.
 UNKNOWN_ROUTE = "route unknown here"
 
@@ -111,11 +112,11 @@ class Queue:
             raise NotFound(
                 f"the content of {id} is gone: retention keeps that of finished mail for a limited time"
             )
-        return content  # type: ignore[no-any-return]
+        return content
 
     def attempts(self, id: str) -> list[Attempt]:
         """Every try, oldest first, with its transcript as far as kept."""
-        return self._read(self.store.verbs.attempts(self.seq(id)))  # type: ignore[no-any-return]
+        return self._read(self.store.verbs.attempts(self.seq(id)))
 
     def wait(self, id: str, timeout: float) -> Status:
         """The status once every recipient is final or held, or the present one when ``timeout`` seconds are
@@ -134,7 +135,7 @@ class Queue:
             n and not any(str(r.n) == n for r in self._read(self.store.verbs.statuses([seq]))[0].recipients)
         ):
             raise NotFound(f"no message {printable(str(id))} is in {self.store.url}")
-        return int(seq)
+        return seq
 
     # -- what happened, and what is to come ------------------------------------------------------------------
 
@@ -146,17 +147,17 @@ class Queue:
 
     def last_cursor(self) -> int:
         """The newest event's cursor; 0 when there is none."""
-        return self._read(self.store.verbs.last_cursor())  # type: ignore[no-any-return]
+        return self._read(self.store.verbs.last_cursor())
 
     def stats(self) -> dict[str, Any]:
         """``routes``: live recipients by route and state, a dict each (``route, state, recipients, oldest_at,
         due, uncertain``); ``states``: how many recipients are in each state.
         """
-        return self._read(self.store.verbs.stats(self.clock.now()))  # type: ignore[no-any-return]
+        return self._read(self.store.verbs.stats(self.clock.now()))
 
     def next_due(self) -> dict[str, int]:
         """When each route has something to do, in ms."""
-        return self._read(self.store.verbs.next_due(self.clock.now()))  # type: ignore[no-any-return]
+        return self._read(self.store.verbs.next_due(self.clock.now()))
 
     def engines(self) -> list[EngineSeen]:
         """The engines that the store knows, with what they have leased."""
@@ -172,13 +173,13 @@ class Queue:
 
     def paused_hops(self) -> dict[str, dict[str, Any]]:
         """Next hops that get nothing for a while: ``since`` (ms) and ``trouble`` of each."""
-        return self._read(self.store.verbs.note_list("hop"))  # type: ignore[no-any-return]
+        return self._read(self.store.verbs.note_list("hop"))
 
     def ahead_notes(self) -> dict[str, dict[str, Any]]:
         """What is known of relays that refuse what is sent ahead: ``since``, ``until`` (ms) and ``reply`` of
         each (`policy.pace.may_send_ahead`).
         """
-        return self._read(self.store.verbs.note_list("ahead"))  # type: ignore[no-any-return]
+        return self._read(self.store.verbs.note_list("ahead"))
 
     def _note(self, kind: str, key: str) -> dict[str, Any] | None:
         found = self._read(self.store.verbs.note_get(kind, key))
@@ -223,7 +224,7 @@ class Queue:
         """Forget messages all of whose recipients are final; returns how many messages."""
         selected = self._selected(what, self.clock.now())
         seqs = [self.seq(s.id) for s in self.matching(selected) if all(r.final for r in s.recipients)]
-        return int(self._write(self.store.verbs.forget_messages(seqs)))
+        return self._write(self.store.verbs.forget_messages(seqs))
 
     def _selected(self, what: str | Filter, now: int) -> Filter:
         if isinstance(what, Filter):
@@ -242,7 +243,7 @@ class Queue:
         """One page; where an engine settles the same rows in that moment, again."""
         for last in (False, False, True):
             try:
-                return self._write(self.store.verbs.change(what, event, now, after=after))  # type: ignore[no-any-return]
+                return self._write(self.store.verbs.change(what, event, now, after=after))
             except NotStored as problem:
                 if last or problem.code != "store-conflict":
                     raise
@@ -256,13 +257,13 @@ class Queue:
             return status
         return replace(status, recipients=tuple(_stranded(r, self.routes) for r in status.recipients))
 
-    def _read(self, verb: Any) -> Any:
+    def _read(self, verb: Verb[R]) -> R:
         try:
             return self.store.read(verb)
         except Trouble as problem:
             raise not_stored(problem, "the store cannot be read") from None
 
-    def _write(self, verb: Any) -> Any:
+    def _write(self, verb: Verb[R]) -> R:
         try:
             return self.store.run(verb)
         except Trouble as problem:
