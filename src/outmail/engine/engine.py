@@ -29,6 +29,7 @@ from outmail.engine.completer import Completer
 from outmail.engine.handover import HandOver
 from outmail.engine.maintenance import Maintenance
 from outmail.engine.nexthop import MAX_RECIPIENTS, WINDOW, WINDOW_BYTES, NextHop
+from outmail.engine.registration import register
 from outmail.engine.settings import Settings
 from outmail.errors import ConfigError
 from outmail.model import Delivery
@@ -273,8 +274,7 @@ class Engine:
     async def _register(self) -> bool:
         while not self.stopping:
             try:
-                self.owner = self.store.register(self.clock.now())
-                self._refuse_when_moving(self.owner)
+                self.owner = register(self.store, self.clock.now())
                 self.name = self.owner.uuid
                 self.store.follow(self.wake)
                 return True
@@ -306,13 +306,7 @@ class Engine:
             "left to others, and it begins anew",
             dropped,
         )
-        self.commits.call(self._known_anew, self._begun_anew)
-
-    def _known_anew(self) -> Any:
-        """On the writer's thread."""
-        owner = self.store.register(self.clock.now())
-        self._refuse_when_moving(owner)
-        return owner
+        self.commits.call(lambda: register(self.store, self.clock.now()), self._begun_anew)
 
     def _begun_anew(self, answer: Any) -> None:
         self._anew = False
@@ -328,25 +322,22 @@ class Engine:
         before.file.close()
         self.look_again()
 
-    def _refuse_when_moving(self, owner: Any) -> None:
-        """After we are known: `ops.move` writes its note first and looks for engines then, so one of the two
-        sees the other.
-        """
-        found = self.store.read(self.store.verbs.note_get("store", "moving"))
-        if found:
-            owner.close()
-            raise ConfigError(
-                f"the queue is being moved to {found[0]['to']}",
-                hint=f"finish that first: outmail move {self.store.url} {found[0]['to']}, or give it up: "
-                f"outmail move --abandon {self.store.url}",
-            )
-
     async def _leave(self) -> None:
         self.stopping = True
         self.name = ""
+        self._return_unbegun()
+        await self._end_sessions()
+        self._return_unbegun()
+        await self._write_the_rest()
+        self.owner.close()
+
+    def _return_unbegun(self) -> None:
         for hop in self.hops.values():
             for delivery in hop.stop():
                 self.completer.give_back(hop, delivery)
+
+    async def _end_sessions(self) -> None:
+        """Let them finish; break off those that outlast our patience."""
         feeds = [feed for hop in self.hops.values() for feed in hop.feeds]
         tasks = [feed.task for feed in feeds if feed.task is not None]
         if tasks:
@@ -357,9 +348,8 @@ class Engine:
             await asyncio.wait(tasks, timeout=ENDING)  # they end what they have begun, such as a program
         for feed in feeds:
             self.completer.abandoned(feed)
-        for hop in self.hops.values():
-            for delivery in hop.stop():
-                self.completer.give_back(hop, delivery)
+
+    async def _write_the_rest(self) -> None:
         deadline = self.loop.time() + LAST_WORDS
         self._held_until = 0.0
         if self.settings.service:
@@ -367,7 +357,6 @@ class Engine:
         while self._unwritten() and self.loop.time() < deadline:
             self.commits.flush()
             await asyncio.sleep(0.01)
-        self.owner.close()
 
     def _pause(self) -> float:
         now = self.clock.now()
@@ -499,7 +488,7 @@ class Engine:
         for hop in {hop for hop in hops.values() if hop is not None}:
             hop.serve()
 
-    # -- what the parts ask ----------------------------------------------------------------------------------
+    # -- what its parts ask ----------------------------------------------------------------------------------
 
     def new_lease(self) -> tuple[int, int] | None:
         """(owner, number) of a lease that was never given; None while the engine may take nothing."""
