@@ -315,7 +315,7 @@ def test_moved_mail_keeps_its_age(make_box: MakeBox, sink: Sink, tmp_path: Any) 
         await until(lambda: engine.maintenance.ages._before is not None)
         clock.advance("3h")
         await until(lambda: engine.maintenance.ages._before.age >= clock.now())
-        move(old._store, new._store, clock.now())
+        move(old.store, new.store, clock.now())
         engine.wake()
         await until(lambda: new.status(id).status == "failed")
 
