@@ -29,7 +29,7 @@ from outmail.cli import child
 from outmail.cli.watch import parse
 from outmail.config import from_toml
 from outmail.outbox.outbox import Outbox
-from outmail.reports import jobs, state, watch, watchdog
+from outmail.reports import job_mails, job_signals, state, watch, watchdog
 from outmail.reports.jobs import Job
 
 HERE = Path(__file__).parent / "img" / "mails"
@@ -57,7 +57,7 @@ def main() -> None:
             if not options.only_text:
                 for mode in ("light", "dark"):
                     picture(page, HERE / f"{name}-{mode}.png", mode, Path(folder))
-        jobs._active.clear()
+        job_signals.running.clear()
         box.close()
 
 
@@ -76,7 +76,7 @@ def samples(box: Outbox, folder: Path) -> dict[str, EmailMessage]:
     job.table([("Source", "Pages", "Errors"), ("feeds", "18,204", "3"), ("sitemaps", "1,956", "0")], "Sources")
     job._say_progress()
     newest("progress")
-    job._say(job._report("stalled", f"{job.name} has not moved for 31 min."), "stalled")
+    job._say(job_mails.stalled(job._run(), 1860), "stalled")
     newest("stalled")
     job = _job(box, done=48_000)
     job.metric("new pages", 12)

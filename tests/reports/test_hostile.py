@@ -25,7 +25,7 @@ import outmail
 from outmail import DigestHandler, Outbox, cli
 from outmail.compat.exoskeleton import NotificationManager
 from outmail.compat.handlers import BufferingSMTPHandler, SMTPHandler
-from outmail.reports import jobs, post, spoolfiles, state, watch, watchdog
+from outmail.reports import job_mails, jobs, post, spoolfiles, state, watch, watchdog
 from outmail.testing import Sink
 
 from .conftest import page, text
@@ -222,7 +222,7 @@ def _handlers(box: Outbox, sink: Sink, folder: Path) -> Iterator[logging.Handler
     yield BufferingSMTPHandler(
         ("127.0.0.1", sink.port), "a@x.test", "b@x.test", "s\x00", 3, store=str(folder / "h.db")
     )
-    yield jobs._Tail(5)
+    yield job_mails.Tail(5)
 
 
 def test_no_record_makes_a_handler_raise(
@@ -246,7 +246,7 @@ def test_no_record_makes_a_handler_raise(
             handler.emit(record)
 
     check()
-    assert isinstance(handlers[-1], jobs._Tail)
+    assert isinstance(handlers[-1], job_mails.Tail)
     handlers[-1].text()
     for handler in handlers[:3]:
         handler.flush()

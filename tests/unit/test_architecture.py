@@ -55,7 +55,6 @@ ROOT = {"__init__", "__main__", "model", "lifecycle", "errors", "clock", "config
 KNOWN: dict[str, dict[str, str]] = {
     "downward": {},
     "circle": {
-        "reports/bar.py": "the job becomes a small Protocol",
         "cli/arguments.py": "what all commands share goes to cli/common.py",
     },
     "concrete": {},
