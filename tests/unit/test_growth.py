@@ -25,7 +25,7 @@ from outmail.errors import Refused
 from outmail.mime import headers, splice
 from outmail.policy import aliases, digest, plain, route, secrets, selection
 from outmail.reports import digest as digests
-from outmail.reports import mail, records
+from outmail.reports import digest_fold, mail, records
 from outmail.smtp import client, lines, reply, server, syntax
 from outmail.store.verbs.outbox_rows import Row
 from outmail.transactional import poller
@@ -416,12 +416,12 @@ def _compose(words: dict[str, Any]) -> Any:
 
 def _folded(text: str) -> None:
     gathered = digest.Gathered()
-    line = digests._line(
+    line = digest_fold._line(
         [1.0, 40, "app", text[: digests.NAME], text[: records.MESSAGE], "", "", "", text[: digests.TRACE]]
     )
     assert line is not None
-    gathered.add(line, digests._shown(line), counts=True)
-    mail.as_text(digests.digest_report(digests.Settings("x"), gathered, [], {}))
+    gathered.add(line, digest_fold._shown(line), counts=True)
+    mail.as_text(digest_fold.digest_report(digest_fold.Settings("x"), gathered, [], {}))
 
 
 def _report(text: str) -> None:

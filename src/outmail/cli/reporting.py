@@ -15,8 +15,7 @@ from outmail.policy.digest import Gathered, in_words
 from outmail.policy.incident import Incident
 from outmail.policy.plain import as_json, plain_line
 from outmail.policy.progress import sparkline, took
-from outmail.reports import digest as digests
-from outmail.reports import spoolfiles, state, watch, watchdog
+from outmail.reports import digest_fold, spoolfiles, state, watch, watchdog
 from outmail.reports.mail import as_text, local_time
 
 
@@ -193,9 +192,9 @@ def _digest(document: dict[str, Any]) -> dict[str, Any]:
 
 def _fold_orphans(box: Outbox, name: str, send: bool | None) -> None:
     """Without its program's rules: nothing is judged, only taken up (or, with ``send``, mailed)."""
-    digests.fold(
+    digest_fold.fold(
         box,
-        digests.Settings(name, tuple(state.read(box, "digest", name).get("to", ()))),
+        digest_fold.Settings(name, tuple(state.read(box, "digest", name).get("to", ()))),
         None,
         None,
         send=send,
@@ -216,7 +215,7 @@ def _show_digest(box: Outbox, arguments: argparse.Namespace) -> int:
     if not pending.total:
         print(f"{arguments.name}: nothing waits", file=sys.stderr)
         return 0
-    print(as_text(digests.digest_report(digests.Settings(arguments.name), pending, [], incidents)))
+    print(as_text(digest_fold.digest_report(digest_fold.Settings(arguments.name), pending, [], incidents)))
     return 0
 
 
