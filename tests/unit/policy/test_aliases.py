@@ -8,7 +8,7 @@ import pytest
 
 from outmail.policy.aliases import AliasError, Directory, parse
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def directory(text: str, files: dict[str, str] | None = None) -> Directory:
