@@ -27,7 +27,7 @@ from outmail.engine.engine import Engine
 from outmail.errors import ConfigError
 from outmail.intake.certificate import Certificate
 from outmail.intake.receive import Everything, Receiver
-from outmail.intake.smtp import Listener, Settings
+from outmail.intake.smtp import Listener, ListenerSettings
 from outmail.outbox.outbox import Outbox
 from outmail.policy.aliases import MAX_INCLUDED, AliasError, Directory, parse
 from outmail.policy.route import Routes, Rule, parse_relay
@@ -114,14 +114,16 @@ def _enough_descriptors(connections: int) -> None:
         )
 
 
-def settings_for(config: Config, kind: str, tls: ssl.SSLContext | None, users: Mapping[str, str]) -> Settings:
+def settings_for(
+    config: Config, kind: str, tls: ssl.SSLContext | None, users: Mapping[str, str]
+) -> ListenerSettings:
     """What one kind of listener offers."""
     listen = config.listen
     addresses = getattr(listen, kind)
     loopback_only = bool(addresses) and all(
         address.startswith(("127.", "[::1]", "localhost", "unix:")) for address in addresses
     )
-    dialogue = protocol.Settings(
+    dialogue = protocol.ServerSettings(
         hostname=config.hostname or "localhost",
         lmtp=kind == "lmtp",
         size=config.message_size,
@@ -132,7 +134,7 @@ def settings_for(config: Config, kind: str, tls: ssl.SSLContext | None, users: M
         auth_clear=loopback_only,
         require_auth=kind == "submission",
     )
-    return Settings(
+    return ListenerSettings(
         dialogue,
         listen.networks,
         users,
@@ -318,18 +320,21 @@ async def receive(
         for kind in ("smtp", "lmtp"):
             for address in getattr(config.receive, kind):
                 hostname = config.hostname or "localhost"
-                dialogue = protocol.Settings(
+                dialogue = protocol.ServerSettings(
                     hostname, lmtp=kind == "lmtp", size=config.message_size, starttls=tls is not None
                 )
                 if known is None:
                     made = Listener(
                         door,
-                        Settings(dialogue, tls=_context(tls), normalise=True),
+                        ListenerSettings(dialogue, tls=_context(tls), normalise=True),
                         lambda listener: Everything(),
                     )
                 else:
                     made = _receiver(
-                        door, Settings(dialogue, config.receive.networks, tls=_context(tls)), known, config
+                        door,
+                        ListenerSettings(dialogue, config.receive.networks, tls=_context(tls)),
+                        known,
+                        config,
                     )
                 found.append((kind, made, address))
         return found
@@ -337,7 +342,9 @@ async def receive(
     await _until_signal(box, engine, open_listeners, started, "receive", tls)
 
 
-def _receiver(door: AsyncAcceptance, settings: Settings, known: Directory, config: Config) -> Listener:
+def _receiver(
+    door: AsyncAcceptance, settings: ListenerSettings, known: Directory, config: Config
+) -> Listener:
     domain = local_domains(config)[0]
     holder: list[Receiver] = []
 

@@ -1,7 +1,7 @@
 """The wiring: which classes stand behind a store's URL, a relay, an application's database. The only place
 that names them.
 
-Fails: `ConfigError` for what a URL cannot mean, `Trouble` for a store that does not open. Does not: hold
+Fails: `ConfigError` for what a URL cannot mean, `StoreError` for a store that does not open. Does not: hold
 anything.
 """
 
@@ -148,10 +148,10 @@ def build_engine(
 ) -> Any:
     """An engine with everything it needs; here, and not before, the relays' passwords are read."""
     from outmail.engine.engine import Engine
-    from outmail.engine.settings import Settings
+    from outmail.engine.settings import EngineSettings
     from outmail.ops import delivery_log
 
-    settings = Settings(
+    settings = EngineSettings(
         retry=config.retry,
         only_to=config.only_to,
         transcripts=config.transcripts,

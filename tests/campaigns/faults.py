@@ -183,13 +183,13 @@ def under(control: str, words: list[str], seed: int, broken: bool) -> int:
 
 def break_commits() -> None:
     """A store that takes failed commits for done."""
-    from outmail.store import Trouble
+    from outmail.store import StoreError
     from outmail.store.sqlite import store as sqlite
 
     def commit(self: Any) -> None:
         try:
             self._writer.execute("COMMIT")
-        except Trouble:
+        except StoreError:
             self._rollback()
 
     sqlite.SqliteStore._commit = commit  # type: ignore[method-assign]

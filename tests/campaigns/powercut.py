@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from outmail.config import from_toml
 from outmail.errors import Error
 from outmail.outbox.outbox import Outbox
-from outmail.store import Trouble
+from outmail.store import StoreError
 from outmail.store.sqlite import store as sqlite
 from outmail.testing import Sink
 from tests.campaigns import disk
@@ -246,7 +246,7 @@ def judged(
         return [f"the store does not open: {problem}"]
     try:
         return _compared(box, accepted, before, sink, files, out, counts)
-    except (Error, Trouble) as problem:
+    except (Error, StoreError) as problem:
         return [f"the store fails: {problem}"]
     finally:
         box.close()

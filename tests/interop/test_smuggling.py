@@ -80,7 +80,8 @@ def through_us(make_box: MakeBox, port: int, messages: list[bytes], *, normalise
         running = asyncio.ensure_future(engine.run())
         await engine.ready()
         listener = intake.Listener(
-            AsyncAcceptance(box.door, engine.commits, engine.handover), intake.Settings(normalise=normalise)
+            AsyncAcceptance(box.door, engine.commits, engine.handover),
+            intake.ListenerSettings(normalise=normalise),
         )
         try:
             await asyncio.to_thread(client, int((await listener.listen("127.0.0.1:0")).rpartition(":")[2]))

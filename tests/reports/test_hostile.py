@@ -443,7 +443,7 @@ def test_the_password_that_a_server_repeats_is_masked() -> None:
 
     password = "Geheim-4711"
     said = base64.b64encode(f"\0me\0{password}".encode()).decode()
-    session = client.Client(client.Settings("h", user="me", password=password, may_clear=True))
+    session = client.Client(client.ClientSettings("h", user="me", password=password, may_clear=True))
     flow = session.dialogue()
     with pytest.raises(client.SessionFailed) as told:
         request = next(flow)

@@ -15,7 +15,7 @@ import pytest
 from outmail import Outbox
 from outmail.clock import Clock
 from outmail.engine import completer
-from outmail.store import Trouble, verbs
+from outmail.store import StoreError, verbs
 from outmail.store.commit_loop import Committer
 from outmail.store.sqlite.store import SqliteStore
 from outmail.testing import Sink
@@ -41,7 +41,7 @@ def switch(store: Any, monkeypatch: pytest.MonkeyPatch, kind: str) -> list[bool]
 
     def failing(asks: Any) -> Any:
         if broken[0]:
-            raise Trouble(kind, "the disk is not well")
+            raise StoreError(kind, "the disk is not well")
         return begin(asks)
 
     monkeypatch.setattr(store, "begin", failing)
@@ -113,7 +113,7 @@ def test_a_commit_that_fails_is_an_answer_and_nothing_of_it_stays(
 
     def full(sql: str, params: Any = ()) -> Any:
         if sql == "COMMIT":
-            raise Trouble("full", "no space left")
+            raise StoreError("full", "no space left")
         return execute(sql, params)
 
     async def scene() -> None:
@@ -149,7 +149,7 @@ def test_a_verb_that_fails_spoils_only_itself(tmp_path: Path) -> None:
             commits.ask(verb, answers.append)
         commits.flush()
         await until(lambda: commits.idle)
-        assert answers[0] is True and isinstance(answers[1], Trouble) and answers[2] is True
+        assert answers[0] is True and isinstance(answers[1], StoreError) and answers[2] is True
         commits.close()
 
     asyncio.run(scene())

@@ -613,12 +613,12 @@ def test_the_service_looks_at_its_certificate_by_itself(
     from types import SimpleNamespace
 
     from outmail import service
-    from outmail.intake.smtp import Settings
+    from outmail.intake.smtp import ListenerSettings
 
     monkeypatch.setattr(service, "FRESH", 0.01)
     pair(tmp_path, trustme.CA())
     tls = Certificate("listen", str(tmp_path / "cert.pem"), str(tmp_path / "key.pem"))
-    listener = SimpleNamespace(settings=Settings(tls=tls.context))
+    listener = SimpleNamespace(settings=ListenerSettings(tls=tls.context))
     first = tls.context
 
     async def story() -> None:

@@ -26,7 +26,7 @@ from outmail import AsyncOutbox, Outbox
 from outmail.config import from_toml
 from outmail.errors import ConfigError, NotFound, NotStored, Refused
 from outmail.model import is_id, keyed_id
-from outmail.store import Trouble, store_id
+from outmail.store import StoreError, store_id
 from outmail.store.postgres import verbs as pgsql
 from outmail.testing import FakeClock, Sink
 from outmail.transactional.poller import WORDS, abandoned
@@ -554,7 +554,7 @@ def test_engines_of_one_store_do_not_read_the_same_rows(
 
         def meanwhile() -> None:
             seen.append(other.all())
-            raise Trouble("busy", "the disk is slow")
+            raise StoreError("busy", "the disk is slow")
 
         once_at(living, "T1", meanwhile)
         assert living.look() == 0 and seen == [100] and other.all() == 0

@@ -32,7 +32,7 @@ from outmail.model import Delivery, Leased
 from outmail.outbox.outbox import Outbox
 from outmail.policy.route import parse_relay
 from outmail.system.lockfile import boot_id, try_lock
-from outmail.system.threads import Worker
+from outmail.system.threads import CallThread
 from outmail.transport import dotlock, mbox, pipe, places
 from outmail.transport.local import LocalTransport
 from outmail.transport.mailbox import Mailboxes, deliver, to_mbox
@@ -470,7 +470,7 @@ def test_a_journal_that_is_none_is_deferred(tmp_path: Path, what: str) -> None:
 
 def attempt(template: str, address: str) -> Any:
     async def once() -> Any:
-        worker = Worker("test")
+        worker = CallThread("test")
         try:
             return await Mailboxes(template, worker.run).attempt("a@x.test", address, SMALL)
         finally:
@@ -811,7 +811,7 @@ def test_a_lock_that_is_soon_given_up_is_waited_for(tmp_path: Path) -> None:
     lock.write_text("somebody\n")
 
     async def both() -> Any:
-        worker = Worker("test")
+        worker = CallThread("test")
         asyncio.get_running_loop().call_later(0.2, lock.unlink)
         try:
             return await Mailboxes(f"{tmp_path}/{{user}}", worker.run).attempt(

@@ -19,7 +19,7 @@ from outmail import Outbox, job
 from outmail.errors import ConfigError, NotStored, Refused
 from outmail.ops.backup import whole
 from outmail.reports.digest import DigestHandler
-from outmail.store import Trouble
+from outmail.store import StoreError
 from outmail.store.sqlite import drivers
 from outmail.store.sqlite.store import SqliteStore
 from outmail.wiring import open_store
@@ -209,7 +209,7 @@ def test_a_flush_leaves_nothing_in_the_log_or_says_so(
         ) as other:
             assert other.stdout is not None and other.stdout.readline()
             store.run(store.verbs.note_put("job", "b", {}), wait=0)
-            with pytest.raises(Trouble, match="somebody else reads"):
+            with pytest.raises(StoreError, match="somebody else reads"):
                 store.flush()
             os.kill(other.pid, signal.SIGKILL)
 

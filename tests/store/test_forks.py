@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from outmail.store import Trouble
+from outmail.store import StoreError
 from outmail.store.sqlite.store import SqliteStore
 from outmail.testing.conformance import NOW, add, message
 
@@ -63,7 +63,7 @@ def test_a_child_of_a_parent_that_could_not_be_paused_stores_nothing(
     if pid == 0:
         try:
             add(store, message())
-        except Trouble as trouble:
+        except StoreError as trouble:
             os._exit(0 if "forked" in str(trouble) else 1)
         os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

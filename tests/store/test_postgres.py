@@ -23,11 +23,11 @@ from outmail.clock import Clock
 from outmail.config import from_toml
 from outmail.errors import ConfigError, NotStored
 from outmail.model import Dsn, Filter, Message, Recipient
-from outmail.store import Trouble, shown
+from outmail.store import StoreError, shown
 from outmail.store.postgres import notify
 from outmail.store.postgres import store as postgres
 from outmail.store.postgres import verbs as pgsql
-from outmail.store.postgres.connection import Lane
+from outmail.store.postgres.connection import SharedConnection
 from outmail.store.postgres.dialect import translated
 from outmail.store.postgres.store import PostgresStore
 from outmail.store.postgres.url import conninfo_of, place_of
@@ -174,7 +174,7 @@ def test_without_renewal_no_dot_is_granted(stores: Any) -> None:
     (delivery,) = lease(one, owner)
     one.dots(owner, [(delivery, delivery.recipients)])
     owner.renewed -= 91
-    with pytest.raises(Trouble):
+    with pytest.raises(StoreError):
         one.dots(owner, [(delivery, delivery.recipients)])
 
 
@@ -337,7 +337,7 @@ def test_two_versions_side_by_side_and_a_later_schema(stores: Any, url: str) -> 
     with psycopg.connect(url, autocommit=True) as db:
         db.execute("UPDATE outmail.version SET n = 99")
     add(one, message())  # who is connected goes on
-    with pytest.raises(Trouble, match="later outmail"):
+    with pytest.raises(StoreError, match="later outmail"):
         stores("two")
 
 
@@ -374,7 +374,7 @@ def test_a_read_only_server_refuses_and_keeps_what_it_has(stores: Any, url: str)
     one = stores("one")
     add(one, message())
     one._lanes[0].connection.open().execute("SET default_transaction_read_only = on")
-    with pytest.raises(Trouble) as caught:
+    with pytest.raises(StoreError) as caught:
         add(one, message())
     assert caught.value.kind == "readonly" and caught.value.passing
     one._lanes[0].connection.drop()
@@ -389,7 +389,7 @@ def test_a_statement_that_takes_too_long_is_said_and_leaves_nothing(stores: Any)
         yield "SELECT pg_sleep(5)", ()
 
     one._lanes[0].connection.open().execute("SET statement_timeout = '100ms'")
-    with pytest.raises(Trouble) as caught:
+    with pytest.raises(StoreError) as caught:
         one.run(slow())
     assert caught.value.kind == "busy" and one.read(one.verbs.find(Filter(), NOW))[0] == []
 
@@ -416,7 +416,7 @@ def test_a_table_that_somebody_holds_is_waited_for_and_then_said(
         with psycopg.connect(url) as other:  # who says otherwise for the role is heard
             other.execute("ALTER ROLE outmail SET lock_timeout = '123s'")
         try:
-            other_lane = Lane(url, conninfo_of(url)[0], prepare=True)
+            other_lane = SharedConnection(url, conninfo_of(url)[0], prepare=True)
             assert other_lane.connection.open().execute("SHOW lock_timeout").fetchone() == ("123s",)
             other_lane.close()
         finally:
@@ -446,9 +446,9 @@ def test_after_close_nobody_gets_a_new_connection(url: str, tmp_path: Path) -> N
     add(store, message())
     lane = store._lanes[0]
     store.close()
-    with pytest.raises(Trouble, match="is closed"):
+    with pytest.raises(StoreError, match="is closed"):
         add(store, message())
-    with pytest.raises(Trouble, match="is closed"):
+    with pytest.raises(StoreError, match="is closed"):
         lane.run(store.verbs.add([message()]))  # it was on its way when the store was closed
 
 
@@ -789,7 +789,7 @@ def test_two_that_change_the_same_rows_are_told_or_wait(stores: Any, url: str) -
         for m in made:
             try:
                 two.run(two.verbs.change(Filter(ids=((m.id, None),)), "cancel", NOW))
-            except Trouble as problem:
+            except StoreError as problem:
                 troubles.append(problem)
 
     thread = threading.Thread(target=cancel)
@@ -799,10 +799,10 @@ def test_two_that_change_the_same_rows_are_told_or_wait(stores: Any, url: str) -
             try:
                 settle(one, owner, delivery, "delivered", "delivered")
                 break
-            except Trouble as problem:
+            except StoreError as problem:
                 assert problem.kind == "conflict"
     thread.join(60)
-    assert all(isinstance(problem, Trouble) and problem.kind == "conflict" for problem in troubles)
+    assert all(isinstance(problem, StoreError) and problem.kind == "conflict" for problem in troubles)
     assert {standing(one, m.id).state for m in made} <= {"delivered"}
 
 
@@ -854,7 +854,7 @@ def test_very_many_at_once_are_all_or_none(stores: Any) -> None:
     store = stores("one")
     bad = [message() for _ in range(100)]
     bad[70] = replace(bad[70], id=bad[3].id)
-    with pytest.raises(Trouble):
+    with pytest.raises(StoreError):
         store.run(store.verbs.add(bad))
     assert list(store.read(store.verbs.next_due(NOW))) == []
     add(store, *[message() for _ in range(100)])
@@ -898,7 +898,7 @@ def test_an_upgrade_runs_under_the_version_before_it(
         assert db.execute("SELECT n FROM outmail.version").fetchall() == [(2,)]
         db.execute("UPDATE outmail.version SET n = 3")
         db.commit()
-    with pytest.raises(Trouble, match="made by a later outmail") as refused:
+    with pytest.raises(StoreError, match="made by a later outmail") as refused:
         stores("older")
     assert refused.value.kind == "schema"
 
@@ -918,7 +918,7 @@ def test_an_upgrade_does_not_make_everybody_wait_behind_it(
     with psycopg.connect(url) as foreign:
         foreign.execute("SELECT count(*) FROM outmail.message")  # a dump, say
         began = time.monotonic()
-        with pytest.raises(Trouble) as busy:
+        with pytest.raises(StoreError) as busy:
             stores("new")
         assert busy.value.kind == "busy" and time.monotonic() - began < 10
         add(old, message())

@@ -12,7 +12,7 @@ import pytest
 from outmail.accept.acceptance import Door, Draft, Terms
 from outmail.engine.maintenance import Maintenance
 from outmail.engine.retention import Retention
-from outmail.engine.settings import Settings
+from outmail.engine.settings import EngineSettings
 from outmail.model import Filter, is_id
 from outmail.policy.age import Sign
 from outmail.policy.route import Routes
@@ -114,7 +114,7 @@ def test_only_the_eldest_engine_removes(store: Any) -> None:
     delivered(store, 3)
     elder = store.register(NOW)
     clock, engine = FakeClock(NOW + 3_000), SimpleNamespace(owner=store.register(NOW))
-    words: Any = (engine, store, None, None, clock, Settings(retention=AGES))
+    words: Any = (engine, store, None, None, clock, EngineSettings(retention=AGES))
     maintenance = Maintenance(*words)
     assert maintenance._retention is not None
     maintenance.ages._seen = Sign(NOW + 3_000, NOW + 3_000, clock.elapsed(), 0, NOW + 3_000)

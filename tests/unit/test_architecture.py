@@ -54,9 +54,7 @@ ROOT = {"__init__", "__main__", "model", "lifecycle", "errors", "clock", "config
 #: rule → file → why it breaks the rule today.
 KNOWN: dict[str, dict[str, str]] = {
     "downward": {},
-    "circle": {
-        "cli/arguments.py": "what all commands share goes to cli/common.py",
-    },
+    "circle": {"cli/arguments.py": "what all commands share goes to cli/common.py"},
     "concrete": {},
 }
 

@@ -344,7 +344,7 @@ TEXTS = [
 
 
 def _server(text: str) -> None:
-    session = server.Server(server.Settings("h"), _Everybody())
+    session = server.Server(server.ServerSettings("h"), _Everybody())
     for start in range(0, len(text), 4096):
         session.feed(text[start : start + 4096].encode("utf-8", "replace"))
         session.outgoing()
@@ -356,7 +356,7 @@ class _Everybody:
 
 
 def _content(text: str) -> None:
-    session = server.Server(server.Settings("h"), _Everybody(), normalise=True)
+    session = server.Server(server.ServerSettings("h"), _Everybody(), normalise=True)
     session.feed(b"EHLO x\r\nMAIL FROM:<>\r\nRCPT TO:<a@b.example>\r\nDATA\r\n")
     raw = text.encode("utf-8", "replace")
     for start in range(0, len(raw), 1000):
@@ -421,7 +421,7 @@ def _folded(text: str) -> None:
     )
     assert line is not None
     gathered.add(line, digest_fold._shown(line), counts=True)
-    mail.as_text(digest_fold.digest_report(digest_fold.Settings("x"), gathered, [], {}))
+    mail.as_text(digest_fold.digest_report(digest_fold.DigestSettings("x"), gathered, [], {}))
 
 
 def _report(text: str) -> None:

@@ -42,7 +42,7 @@ from outmail.smtp.syntax import (
     valid_notify,
     valid_original,
 )
-from outmail.store import Missing, Store, Trouble, Upload, Uploads, Verb
+from outmail.store import Missing, Store, StoreError, Upload, Uploads, Verb
 from outmail.store.verbs.rows import LONG, PIECE
 
 log = logging.getLogger("outmail")
@@ -209,7 +209,7 @@ class Door:
         """
         try:
             added = self._kept(messages, supersede, when, again)
-        except Trouble as problem:
+        except StoreError as problem:
             raise not_stored(problem) from None
         self.fail("C2")
         self.wake()
@@ -415,7 +415,7 @@ _HINTS = {
 }
 
 
-def not_stored(problem: Trouble, what: str = "the message was not stored") -> NotStored:
+def not_stored(problem: StoreError, what: str = "the message was not stored") -> NotStored:
     """The store's trouble as the caller's exception."""
     return NotStored(
         f"{what}: {problem}",

@@ -16,10 +16,10 @@ from typing import Any, Protocol, TypeVar
 from outmail.accept.acceptance import Door, Draft, not_stored
 from outmail.errors import NotStored, Refused
 from outmail.model import Message
-from outmail.store import Trouble
+from outmail.store import StoreError
 from outmail.store.commit_loop import Committer
 from outmail.store.verbs.rows import LONG
-from outmail.system.threads import Worker
+from outmail.system.threads import CallThread
 
 log = logging.getLogger("outmail")
 
@@ -60,7 +60,7 @@ class AsyncAcceptance:
         self._commits = commits
         self._engine = engine
         self._waiting: list[tuple[Message, Callable[[str | Exception], None]]] = []
-        self._helper = Worker("intake")
+        self._helper = CallThread("intake")
         commits.contributor(self._contribute)
 
     def accept(self, draft: Draft, then: Callable[[str | Exception], None]) -> None:
@@ -127,7 +127,7 @@ class AsyncAcceptance:
     def _answer(self, message: Message, then: Callable[[str | Exception], None], answer: Any) -> None:
         self.in_flight -= len(message.content)
         self._unanswered.pop(id(message), None)
-        if isinstance(answer, Trouble):
+        if isinstance(answer, StoreError):
             answer = not_stored(answer)
         elif isinstance(answer, BaseException) and not isinstance(answer, (Refused, NotStored)):
             log.error("a message could not be stored by a bug of outmail", exc_info=answer)

@@ -5,7 +5,7 @@ Promises: when the merged one fails, each is tried by itself, so that a bad one 
 connection lost on the way (a store behind a network) makes one more try, which adds nothing that is there
 already: the caller hears yes for what was stored. Ctrl-C in the leading thread is that thread's: the others
 store theirs, and once.
-Fails: `Trouble`. Does not: check messages (`acceptance`), know the store, or know an asyncio loop (`aio`).
+Fails: `StoreError`. Does not: check messages (`acceptance`), know the store, or know an asyncio loop (`aio`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from outmail.model import Message
-from outmail.store import Trouble, Uploads, forks
+from outmail.store import StoreError, Uploads, forks
 from outmail.system.leader import Call, Leader
 
 #: Stores messages in one transaction and says what `verbs.add` says of each. The last argument, "again":
@@ -89,7 +89,7 @@ class Batcher:
         uploads = [upload for part in parts for upload in part.uploads]
         try:
             added = add(messages, uploads, any(part.again or part.unsure for part in parts))
-        except Trouble as problem:
+        except StoreError as problem:
             if problem.kind not in ("other", "conflict", "io"):  # a full disk is everybody's
                 for part in parts:
                     part.settle(problem)
@@ -109,7 +109,7 @@ class Batcher:
             try:
                 part.stored(add(part.messages, part.uploads, part.again or part.unsure))
                 return
-            except Trouble as problem:
+            except StoreError as problem:
                 # two that were in each other's way: one of them goes again; a lost connection: it may be
                 # there already
                 if last or problem.kind not in self._again_after:

@@ -82,9 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _unexpected(problem: Exception, as_json: bool) -> int:
     """The store's trouble where no message was at stake, or a bug of ours, which is shown whole."""
     from outmail.accept.acceptance import not_stored
-    from outmail.store import Trouble
+    from outmail.store import StoreError
 
-    if isinstance(problem, Trouble):
+    if isinstance(problem, StoreError):
         return _told(not_stored(problem, "the store cannot be used"), as_json)
     import traceback
 

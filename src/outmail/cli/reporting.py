@@ -194,7 +194,7 @@ def _fold_orphans(box: Outbox, name: str, send: bool | None) -> None:
     """Without its program's rules: nothing is judged, only taken up (or, with ``send``, mailed)."""
     digest_fold.fold(
         box,
-        digest_fold.Settings(name, tuple(state.read(box, "digest", name).get("to", ()))),
+        digest_fold.DigestSettings(name, tuple(state.read(box, "digest", name).get("to", ()))),
         None,
         None,
         send=send,
@@ -215,7 +215,9 @@ def _show_digest(box: Outbox, arguments: argparse.Namespace) -> int:
     if not pending.total:
         print(f"{arguments.name}: nothing waits", file=sys.stderr)
         return 0
-    print(as_text(digest_fold.digest_report(digest_fold.Settings(arguments.name), pending, [], incidents)))
+    print(
+        as_text(digest_fold.digest_report(digest_fold.DigestSettings(arguments.name), pending, [], incidents))
+    )
     return 0
 
 

@@ -16,7 +16,7 @@ from outmail.errors import ConfigError, Refused
 from outmail.model import Status
 from outmail.outbox.outbox import Outbox, local_sender
 from outmail.policy.plain import as_json, plain_line
-from outmail.store import Trouble
+from outmail.store import StoreError
 from outmail.wiring import build_engine, route_of
 
 
@@ -164,7 +164,7 @@ def test(arguments: argparse.Namespace) -> int:
         try:
             with queue_of(arguments) as queue:
                 tell_ahead(queue)
-        except (ConfigError, Trouble) as problem:  # the test itself needs no store
+        except (ConfigError, StoreError) as problem:  # the test itself needs no store
             print(f"outmail: what is known of this relay cannot be read: {problem}", file=sys.stderr)
     recipient = status.recipients[0]
     if recipient.state == "delivered":

@@ -16,7 +16,7 @@ from outmail.errors import ConfigError, NotFound, NotStored
 from outmail.ops.move import abandon, copied, under_way
 from outmail.ops.move import move as moved
 from outmail.outbox.queue import Queue
-from outmail.store import Store, Trouble, shown, store_id
+from outmail.store import Store, StoreError, shown, store_id
 from outmail.system import failpoints
 from outmail.transactional.insert import outbox_ddl
 from outmail.wiring import is_postgres, open_source, open_store, sqlite_copy, store_path
@@ -63,7 +63,7 @@ def _problems(arguments: argparse.Namespace) -> list[str]:
         config = config_of(arguments)
         with Queue.open(config) as queue:
             return [*queue.store.check(), *_foreign_claims(queue.store, config.outboxes, arguments.free)]
-    except (Trouble, NotStored) as problem:
+    except (StoreError, NotStored) as problem:
         if getattr(problem, "kind", "") == "corrupt" or getattr(problem, "code", "") == "store-corrupt":
             return [str(problem)]
         raise
@@ -130,7 +130,7 @@ def _abandon(old: Store, place: str | None) -> int:
         return 0
     try:
         new = open_store(place)
-    except Trouble as problem:
+    except StoreError as problem:
         raise not_stored(
             problem, f"the move is not given up, because {place} cannot say what has arrived there"
         ) from None
@@ -179,7 +179,7 @@ def _foreign_claims(store: Store, outboxes: Sequence[str], free: str | None) -> 
                 print(
                     f"{source.name}: {sum(freed)} messages claimed by {free} are free again", file=sys.stderr
                 )
-        except Trouble as problem:
+        except StoreError as problem:
             found.append(str(problem))
             continue
         me = store_id(store)

@@ -20,7 +20,7 @@ import sys
 from typing import Any
 
 from outmail.reports import liveness, spoolfiles
-from outmail.system.lockfile import HeldFile
+from outmail.system.lockfile import LockFile
 
 EX_USAGE, EX_TEMPFAIL = 64, 75
 
@@ -192,7 +192,7 @@ def _tell(options: Options, command: list[str], result: Any, spool: str) -> None
     _heavy(options, lambda report, box: report.ended(box, options, command, result))
 
 
-def _alive(spool: str, options: Options, command: list[str]) -> HeldFile | None:
+def _alive(spool: str, options: Options, command: list[str]) -> LockFile | None:
     """A held file that says what runs: should we be killed, the next run or the service tells it."""
     import json
     import socket

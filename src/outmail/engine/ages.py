@@ -5,8 +5,8 @@ for what follows from them. `begin` and `sweep` write and run on the writer's th
 loop.
 Promises: a clock that is set makes nothing older. What became too old while no engine ran gets one attempt
 before it fails, for one hour.
-Fails: `Trouble` out of `begin` and `sweep`; the next sweep goes on. Until the first sign is written, nothing
-is too old.
+Fails: `StoreError` out of `begin` and `sweep`; the next sweep goes on. Until the first sign is written,
+nothing is too old.
 Does not: decide when a sweep is due (`maintenance`).
 """
 

@@ -23,13 +23,13 @@ from typing import Any, Protocol
 from outmail.clock import Clock
 from outmail.engine.ages import Ages
 from outmail.engine.nexthop import NextHop, SessionFeed
-from outmail.engine.settings import Settings
+from outmail.engine.settings import EngineSettings
 from outmail.model import Delivery, Leased, Outcome, Reply, Settled, Verdict
 from outmail.policy.retry import verdict
 from outmail.policy.route import allowed
-from outmail.store import Store, Trouble
+from outmail.store import Store, StoreError
 from outmail.store.commit_loop import Committer
-from outmail.system.throttle import Seldom
+from outmail.system.throttle import Throttle
 
 log = logging.getLogger("outmail.engine")
 
@@ -77,9 +77,9 @@ class Completer:
         commits: Committer,
         loop: asyncio.AbstractEventLoop,
         clock: Clock,
-        settings: Settings,
+        settings: EngineSettings,
         ages: Ages,
-        seldom: Seldom,
+        seldom: Throttle,
         counts: dict[str, int],
     ) -> None:
         #: Recipients and bytes of content in hand.
@@ -172,7 +172,7 @@ class Completer:
                 [(delivery, recipients) for delivery, recipients, _ in dots if ours(delivery)],
             )
             granted = True
-        except (OSError, Trouble) as problem:
+        except (OSError, StoreError) as problem:
             self._seldom.say(
                 logging.ERROR, "dots", "final dots cannot be put on record (%s); nothing is sent", problem
             )
@@ -344,7 +344,7 @@ class Completer:
             )
 
     def _settled(self, learned: list[Settled], answer: int | BaseException) -> None:
-        if isinstance(answer, Trouble):
+        if isinstance(answer, StoreError):
             self._learned = learned + self._learned
             self._engine.failed("outcomes", answer)
         elif isinstance(answer, BaseException) and len(learned) > 1:
@@ -374,7 +374,7 @@ class Completer:
         )
 
     def _returned(self, returns: list[Delivery], answer: int | BaseException) -> None:
-        if isinstance(answer, Trouble):
+        if isinstance(answer, StoreError):
             self._returns = returns + self._returns
             self._engine.failed("returned mail", answer)
         elif isinstance(answer, BaseException):

@@ -30,14 +30,14 @@ from outmail.engine.handover import HandOver
 from outmail.engine.maintenance import Maintenance
 from outmail.engine.nexthop import MAX_RECIPIENTS, WINDOW, WINDOW_BYTES, NextHop
 from outmail.engine.registration import register
-from outmail.engine.settings import Settings
+from outmail.engine.settings import EngineSettings
 from outmail.errors import ConfigError
 from outmail.model import Delivery
 from outmail.policy.route import Relay, Routes
-from outmail.store import Store, Trouble
+from outmail.store import Store, StoreError
 from outmail.store.commit_loop import Committer
-from outmail.system.threads import Worker
-from outmail.system.throttle import Seldom
+from outmail.system.threads import CallThread
+from outmail.system.throttle import Throttle
 from outmail.transport import Transport
 
 log = logging.getLogger("outmail.engine")
@@ -62,19 +62,19 @@ class Engine:
         store: Store,
         routes: Routes,
         transport: Callable[[Relay], Transport],
-        settings: Settings | None = None,
+        settings: EngineSettings | None = None,
         clock: Clock | None = None,
     ) -> None:
         self.store = store
         self.routes = routes
-        self.settings = settings or Settings()
+        self.settings = settings or EngineSettings()
         self.clock = clock or Clock()
         self.stopping = False
         #: By what name the store knows it; "" before it was let in, and once it leaves. May be read from any
         #: thread.
         self.name = ""
         self.idle = 60.0
-        self.seldom = Seldom(log)
+        self.seldom = Throttle(log)
         #: How many engines share the limits of next hops.
         self.engines = 1
         self.loop: asyncio.AbstractEventLoop = None  # type: ignore[assignment]
@@ -90,7 +90,7 @@ class Engine:
         self._number = 0
         #: We are becoming another engine, because others may have taken what this one held.
         self._anew = False
-        self._reader: Worker | None = None
+        self._reader: CallThread | None = None
         self._asking = False
         self._leasing = False
         self._awake: asyncio.Event = None  # type: ignore[assignment]
@@ -127,7 +127,7 @@ class Engine:
         self.commits = Committer(self.store, self.loop)
         self.commits.contributor(self._contribute)
         self._assemble()
-        self._reader = Worker("reader") if self.store.blocking else None
+        self._reader = CallThread("reader") if self.store.blocking else None
         if once:
             self.idle = 0.05
         try:
@@ -158,7 +158,7 @@ class Engine:
 
     async def _prelude(self, first: Callable[[], object]) -> None:
         """Meanwhile signs of life are given."""
-        worker = Worker("prelude")
+        worker = CallThread("prelude")
         over = asyncio.ensure_future(worker.run(first))
         try:
             await self.maintenance.meanwhile(over)
@@ -191,7 +191,7 @@ class Engine:
             if self.hungry or self.store.changed():
                 self._ask_next()
             self.commits.flush()
-        except Trouble as problem:
+        except StoreError as problem:
             self._complain(problem)
         except Exception:
             log.exception("a bug of outmail; mail stays queued, the engine goes on")
@@ -278,7 +278,7 @@ class Engine:
                 self.name = self.owner.uuid
                 self.store.follow(self.wake)
                 return True
-            except Trouble as problem:
+            except StoreError as problem:
                 if not problem.passing:
                     raise
                 log.error("the store does not let the engine in: %s", problem)
@@ -505,7 +505,7 @@ class Engine:
 
     def complain(self, what: str, problem: BaseException) -> None:
         """Log it; the road goes on."""
-        if isinstance(problem, Trouble):
+        if isinstance(problem, StoreError):
             self._complain(problem)
         else:
             log.error("%s failed by a bug of outmail", what, exc_info=problem)
@@ -516,7 +516,7 @@ class Engine:
         self._held_until = self.loop.time() + (0.01 if self.stopping else 1.0)
         self.loop.call_later(1.01, self.wake)
 
-    def _complain(self, problem: Trouble) -> None:
+    def _complain(self, problem: StoreError) -> None:
         if problem.kind in ("busy", "conflict"):
             log.info("the store is busy: %s", problem)
         else:

@@ -20,7 +20,7 @@ from outmail.clock import Clock
 from outmail.engine.ages import Ages
 from outmail.engine.nexthop import NextHop
 from outmail.engine.retention import Retention
-from outmail.engine.settings import Settings
+from outmail.engine.settings import EngineSettings
 from outmail.model import Reply
 from outmail.policy.pace import ahead_note, may_send_ahead
 from outmail.policy.route import Relay, Routes
@@ -95,7 +95,7 @@ class Maintenance:
         commits: Committer,
         loop: asyncio.AbstractEventLoop,
         clock: Clock,
-        settings: Settings,
+        settings: EngineSettings,
     ) -> None:
         self.ages = Ages(store, clock, settings.retry.expire)
         #: Loop time from which on `expire` is due again.

@@ -21,7 +21,7 @@ from typing import Protocol
 from outmail.model import Delivery, Leased, Outcome, Reply
 from outmail.policy.pace import Pace
 from outmail.policy.route import Relay
-from outmail.system.throttle import Seldom
+from outmail.system.throttle import Throttle
 from outmail.transport import Transport
 
 log = logging.getLogger("outmail.engine")
@@ -80,7 +80,7 @@ class Host(Protocol):
     def maintenance(self) -> Noting: ...
 
     @property
-    def seldom(self) -> Seldom: ...
+    def seldom(self) -> Throttle: ...
 
     @property
     def stopping(self) -> bool:

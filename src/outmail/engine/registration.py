@@ -1,7 +1,7 @@
 """Becoming an engine: known to the store, unless the queue is being moved away.
 
 Promises: an engine that was let in works on a queue that nobody is moving.
-Fails: `ConfigError` while the queue is being moved; `Trouble` of the store.
+Fails: `ConfigError` while the queue is being moved; `StoreError` of the store.
 Does not: try again (`engine`), or know what is leased.
 """
 

@@ -4,7 +4,7 @@ How: each kind (bodies, transcripts, records) has an age of its own and is remov
 messages first, up to the first page that is too young. Where the next walk begins is noted in the store, so
 that nobody walks over what has nothing left to remove, whichever engine it was.
 Promises: a turn ends within about its time; what waits, or was final too recently, keeps everything. Fails:
-`Trouble`; the next turn goes on.
+`StoreError`; the next turn goes on.
 Does not: decide when its turn is (`engine`).
 """
 

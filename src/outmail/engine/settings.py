@@ -10,7 +10,7 @@ from outmail.policy.retry import Retry
 
 
 @dataclass(slots=True)
-class Settings:
+class EngineSettings:
     """``observe`` is called with deliveries that were settled together; ``fail`` with the name of each crash
     point that the engine passes (`system.failpoints`).
     """

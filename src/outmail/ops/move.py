@@ -10,7 +10,7 @@ move goes on when the same command is given again; two of the same command at on
 another store is refused while one is under way, until that is finished or given up (`abandon`); an engine
 alive on the old store stops the move before it begins; the new store may be in use. A copy (`copied`) is one
 snapshot and leaves the old store as it is.
-Fails: `ConfigError` for an engine that is alive or another move, `Trouble`. Does not: move files of the
+Fails: `ConfigError` for an engine that is alive or another move, `StoreError`. Does not: move files of the
 spool, or keep the cursors of events.
 """
 

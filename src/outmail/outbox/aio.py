@@ -15,7 +15,7 @@ from typing import Any
 
 from outmail.model import Attempt, Event, Receipt, Status
 from outmail.outbox.outbox import Outbox, one_using
-from outmail.system.threads import Worker
+from outmail.system.threads import CallThread
 from outmail.transactional.insert import Rows, caller
 
 
@@ -24,7 +24,7 @@ class AsyncOutbox:
 
     def __init__(self, *args: Any, **words: Any) -> None:
         self._box = Outbox(*args, **words)
-        self._workers = Worker("outbox", 4)
+        self._workers = CallThread("outbox", 4)
 
     async def send(self, *args: Any, using: Any = None, **words: Any) -> Receipt:
         return await self._with(using, partial(self._box.send, *args, **words))  # type: ignore[no-any-return]

@@ -25,7 +25,7 @@ from outmail.model import Attempt, Event, Filter, RecipientStatus, Status, is_id
 from outmail.policy import selection
 from outmail.policy.route import Routes
 from outmail.smtp.syntax import printable
-from outmail.store import Store, Trouble, Verb, shown
+from outmail.store import Store, StoreError, Verb, shown
 from outmail.wiring import open_store
 
 R = TypeVar("R")
@@ -49,7 +49,7 @@ def opened(place: str) -> Store:
     """The store at a path or URL; raises `NotStored` when it cannot be opened."""
     try:
         return open_store(place)
-    except Trouble as problem:
+    except StoreError as problem:
         raise not_stored(problem, f"the store {shown(place)} cannot be opened") from None
 
 
@@ -260,13 +260,13 @@ class Queue:
     def _read(self, verb: Verb[R]) -> R:
         try:
             return self.store.read(verb)
-        except Trouble as problem:
+        except StoreError as problem:
             raise not_stored(problem, "the store cannot be read") from None
 
     def _write(self, verb: Verb[R]) -> R:
         try:
             return self.store.run(verb)
-        except Trouble as problem:
+        except StoreError as problem:
             raise not_stored(problem, "the change was not stored") from None
 
 

@@ -29,7 +29,7 @@ from outmail.errors import ConfigError
 from outmail.policy import digest as policy
 from outmail.policy.incident import Rule
 from outmail.reports import records, spool, traces
-from outmail.reports.digest_fold import Settings, fold
+from outmail.reports.digest_fold import DigestSettings, fold
 from outmail.reports.door import ReportDoor, at_close, default_spool, door
 from outmail.reports.mail import named
 from outmail.reports.post import guarded, poster, tell
@@ -251,8 +251,8 @@ class DigestHandler(logging.Handler):
             finally:
                 self.release()
 
-    def _settings(self) -> Settings:
-        return Settings(self.title, self._to, self._subject, self._rules, self._head, self._tail)
+    def _settings(self) -> DigestSettings:
+        return DigestSettings(self.title, self._to, self._subject, self._rules, self._head, self._tail)
 
 
 # -- small parts ---------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 Promises: note and mail are one transaction, so each line is counted once and told once; files of processes
 that died are folded and then removed; a file with lines that are not ours is set aside, and said.
-Fails: `Trouble` of the store, OSError of the spool; then the lines stay where they are. Does not: gather
+Fails: `StoreError` of the store, OSError of the spool; then the lines stay where they are. Does not: gather
 records (`digest`), or decide what is worth a mail (`policy.digest`).
 """
 
@@ -24,7 +24,7 @@ from outmail.reports.mail import Report, Section, local_time, named, one_line
 from outmail.reports.post import host, report_key, root_id, tell, words
 
 
-class Settings:
+class DigestSettings:
     """What folding needs to know of a handler; the command makes one for a handler it only knows by name."""
 
     def __init__(
@@ -48,7 +48,7 @@ class Settings:
 
 def fold(
     box: ReportDoor,
-    settings: Settings,
+    settings: DigestSettings,
     own: spool.Spool | None,
     in_order: bool | None,
     *,
@@ -82,7 +82,7 @@ def fold(
 
 def _decided(
     box: ReportDoor,
-    settings: Settings,
+    settings: DigestSettings,
     document: state.Document,
     own: spool.Spool | None,
     upto: int,
@@ -185,7 +185,7 @@ def _read(
     upto: int | None,
     gathered: policy.Gathered,
     run: policy.Run,
-    settings: Settings,
+    settings: DigestSettings,
     muted: dict[str, int],
     now: int,
 ) -> bool:
@@ -246,7 +246,7 @@ def _shown(line: policy.Line) -> str:
 
 def _mail(
     box: ReportDoor,
-    settings: Settings,
+    settings: DigestSettings,
     gathered: policy.Gathered,
     alerts: list[str],
     incidents: dict[str, Incident],
@@ -276,7 +276,7 @@ def _mail(
 
 
 def digest_report(
-    settings: Settings,
+    settings: DigestSettings,
     gathered: policy.Gathered,
     alerts: list[str],
     incidents: dict[str, Incident],
@@ -367,7 +367,7 @@ def _lines(gathered: policy.Gathered) -> str:
     return "\n".join(shown + gathered.tail)
 
 
-def _say_recovered(box: ReportDoor, settings: Settings) -> None:
+def _say_recovered(box: ReportDoor, settings: DigestSettings) -> None:
     """One mail for each key that is well again, answering its alert; what is owed stands in the note until it
     is queued.
     """

@@ -32,8 +32,8 @@ from outmail.reports.door import ReportDoor, door
 from outmail.reports.liveness import alive
 from outmail.reports.mail import Report, named
 from outmail.reports.post import guarded, host, poster, root_id, tell, words
-from outmail.store import Trouble
-from outmail.system.lockfile import HeldFile
+from outmail.store import StoreError
+from outmail.system.lockfile import LockFile
 
 T = TypeVar("T")
 
@@ -111,7 +111,7 @@ class Job:
         self._progress_id: str | None = None
         self._said = self._moved = self._beat = self._left = 0.0
         self._start_said = self._owes = self._stalled = False
-        self._life: HeldFile | None = None
+        self._life: LockFile | None = None
         self._tail: job_mails.Tail | None = None
         self._bar: Bar | None = None
         self._signal = ""
@@ -521,7 +521,7 @@ def _strictly(action: Callable[[], Any]) -> None:
     """For tests: trouble with the store is one of the public errors."""
     try:
         action()
-    except Trouble as problem:
+    except StoreError as problem:
         raise not_stored(problem) from None
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from outmail.reports.post import tell
 from outmail.reports.spoolfiles import set_aside, slug
-from outmail.system.lockfile import HeldFile, try_lock
+from outmail.system.lockfile import LockFile, try_lock
 
 
 class Spool:
@@ -28,7 +28,7 @@ class Spool:
         os.makedirs(folder, mode=0o700, exist_ok=True)
         self.id = f"{os.getpid()}-{os.urandom(6).hex()}"
         self.path = _path(folder, name, self.id)
-        self._held = HeldFile(f"{self.path}.new", self.path, flags=os.O_APPEND)
+        self._held = LockFile(f"{self.path}.new", self.path, flags=os.O_APPEND)
         self.pid = os.getpid()
         self.size = 0
         self.limit = limit

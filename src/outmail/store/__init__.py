@@ -3,7 +3,7 @@
 Each writing verb is one promise, written as a generator that yields SQL and returns its result (`verbs`). A
 verb never begins or commits: `Store.commit` does, one savepoint per verb when there are several, so that one
 caller's bad row spoils only its own. Whatever `commit` returned without raising is on disk.
-Fails: `Trouble` (`Kind` says of what kind) for what is wrong with the store itself.
+Fails: `StoreError` (`Kind` says of what kind) for what is wrong with the store itself.
 Does not: know transports, policy beyond fair shares, or when anything should happen.
 """
 
@@ -80,7 +80,7 @@ Kind = Literal[
 ]
 
 
-class Trouble(Exception):
+class StoreError(Exception):
     """The store itself cannot do this now. ``kind`` decides what happens next; ``errno`` is the system's
     where known.
     """
@@ -463,7 +463,7 @@ __all__ = [
     "Missing",
     "Numbers",
     "Store",
-    "Trouble",
+    "StoreError",
     "Upload",
     "Uploads",
     "Verb",

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from outmail.store import Store, Verb
-from outmail.system.threads import Then, Worker
+from outmail.system.threads import CallThread, Then
 
 log = logging.getLogger("outmail.engine")
 
@@ -41,7 +41,7 @@ class Committer:
         self._again = False
         self._timer: asyncio.Handle | None = None
         self._due = 0.0
-        self._writer = Worker("writer")
+        self._writer = CallThread("writer")
 
     @property
     def idle(self) -> bool:

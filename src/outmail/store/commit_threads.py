@@ -3,8 +3,8 @@
 How: leader and followers (`system.leader`). The first thread that gets the write lock commits for all who ask
 at that moment; the others find their answer when they get it. Promises: a verb has its answer, or its own
 exception, before `run` returns, exactly once. A verb runs once, so Ctrl-C in the thread that commits leaves
-the others in doubt: they hear `Trouble("io")`, "it may have happened".
-Fails: `Trouble`. Does not: know what a transaction is (`_transaction` of the store does).
+the others in doubt: they hear `StoreError("io")`, "it may have happened".
+Fails: `StoreError`. Does not: know what a transaction is (`_transaction` of the store does).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from outmail.store import Trouble, Verb
+from outmail.store import StoreError, Verb
 from outmail.system.leader import Call, Late, Leader
 
 R = TypeVar("R")
@@ -61,7 +61,7 @@ class GroupCommit:
         try:
             return self._leader.share(_Ask(verb, wait), self._answer, wait)  # type: ignore[no-any-return]
         except Late:
-            raise Trouble("busy", f"{self.url} was busy for {wait:.0f} s") from None
+            raise StoreError("busy", f"{self.url} was busy for {wait:.0f} s") from None
 
     def _answer(self, asks: list[_Ask], mine: _Ask) -> None:
         try:
@@ -70,19 +70,21 @@ class GroupCommit:
             answers = [problem] * len(asks)
         except BaseException as problem:  # Ctrl-C is for the thread it came to
             answers = [
-                problem if ask is mine else Trouble("io", "the commit was interrupted; it may have happened")
+                problem
+                if ask is mine
+                else StoreError("io", "the commit was interrupted; it may have happened")
                 for ask in asks
             ]
         for ask, answer in zip(asks, answers):
             ask.answer, ask.done = answer, True
 
     def commit(self, verbs: Sequence[Verb[Any]], wait: float = 30.0) -> list[Any]:
-        """Several verbs in one transaction; with ``wait`` 0 it raises Trouble("busy") rather than wait at
+        """Several verbs in one transaction; with ``wait`` 0 it raises StoreError("busy") rather than wait at
         all.
         """
         self._check_fork()
         if not self._write_lock.acquire(timeout=wait):
-            raise Trouble("busy", f"{self.url} is busy")
+            raise StoreError("busy", f"{self.url} is busy")
         try:
             return self._transaction(verbs, wait)
         finally:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import weakref
 
-_open: weakref.WeakSet[HeldFile] = weakref.WeakSet()
+_open: weakref.WeakSet[LockFile] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
@@ -24,7 +24,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-class HeldFile:
+class LockFile:
     """``path``, made as ``temporary`` and renamed once it is locked and holds ``content``. ``fd`` is -1 when
     it is no longer ours.
     """

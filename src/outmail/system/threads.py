@@ -22,7 +22,7 @@ R = TypeVar("R")
 Then = Callable[[Any], None]
 
 
-class Worker:
+class CallThread:
     """One daemon thread, or ``count`` of them."""
 
     def __init__(self, name: str, count: int = 1) -> None:

@@ -16,7 +16,7 @@ EVERY = 60.0
 MOST = 1000
 
 
-class Seldom:
+class Throttle:
     """Complaints to one logger."""
 
     def __init__(self, log: logging.Logger, every: float = EVERY) -> None:

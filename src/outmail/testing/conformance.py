@@ -41,7 +41,7 @@ from outmail.model import (
     keyed_id,
     new_id,
 )
-from outmail.store import Store, Trouble, Verb
+from outmail.store import Store, StoreError, Verb
 from outmail.store.verbs.delivery import BEGUN, HARMLESS
 
 NOW = 1_800_000_000_000
@@ -175,7 +175,7 @@ def test_one_bad_verb_spoils_only_itself(store: Any) -> None:
 
     good = message()
     answers = store.commit([store.verbs.add([good]), bad(), store.verbs.add([message()])])
-    assert isinstance(answers[1], Trouble) and len(store.read(store.verbs.find(Filter(), NOW))[0]) == 2
+    assert isinstance(answers[1], StoreError) and len(store.read(store.verbs.find(Filter(), NOW))[0]) == 2
 
 
 def test_a_verb_that_raises_leaves_nothing_behind(store: Any) -> None:
@@ -501,9 +501,9 @@ def test_the_schema_takes_the_states_of_the_lifecycle_and_no_others(store: Any) 
 
     for state in life.STATES:
         store.run(put(state, 1 if state == "sending" else None))
-        with pytest.raises(Trouble):
+        with pytest.raises(StoreError):
             store.run(put(state, None if state == "sending" else 1))
-    with pytest.raises(Trouble):
+    with pytest.raises(StoreError):
         store.run(put("deferred", None))
 
 

@@ -29,10 +29,10 @@ from outmail.errors import ConfigError, NotStored, Refused
 from outmail.model import Dsn, Message, is_id, keyed_id, new_id
 from outmail.policy.plain import plain_line
 from outmail.smtp.syntax import printable
-from outmail.store import Trouble, Verb, store_id
+from outmail.store import StoreError, Verb, store_id
 from outmail.store.verbs.outbox_rows import MOST, Row, take
 from outmail.system.starting import started
-from outmail.system.throttle import Seldom
+from outmail.system.throttle import Throttle
 from outmail.transactional.insert import Values, row
 from outmail.transactional.reader import Claim, Source, claimant, missing_table
 
@@ -282,7 +282,7 @@ class TakeOver:
         #: A claim in the store's own name, and since when it has stood like this.
         self._standing: dict[str, tuple[Claim, float]] = {}
         self._troubles: dict[str, str] = {}
-        self._seldom = Seldom(log)
+        self._seldom = Throttle(log)
         self._rest_until: dict[str, float] = {}
         self._store = ""
         self._guard = threading.Lock()
@@ -307,7 +307,7 @@ class TakeOver:
             self._thread.join(30)
         with self._guard:
             for source in self._sources.values():
-                with suppress(Trouble):
+                with suppress(StoreError):
                     source.close()
             self._sources.clear()
 
@@ -339,8 +339,8 @@ class TakeOver:
             return 0
         try:
             count = self._step(url)
-        except (Trouble, NotStored, ConfigError) as problem:
-            if isinstance(problem, Trouble) and problem.kind in ("busy", "conflict"):
+        except (StoreError, NotStored, ConfigError) as problem:
+            if isinstance(problem, StoreError) and problem.kind in ("busy", "conflict"):
                 return 0  # somebody writes for long; nothing is wrong
             self._complain(url, str(problem))
         except Exception:
@@ -352,7 +352,7 @@ class TakeOver:
             return count
         self._rest_until[url] = now + TROUBLE_PAUSE
         if (source := self._sources.pop(url, None)) is not None:
-            with suppress(Trouble):
+            with suppress(StoreError):
                 source.close()
         return 0
 
@@ -461,7 +461,7 @@ class TakeOver:
 
         try:
             count = self._door.store.run(move())
-        except Trouble as problem:
+        except StoreError as problem:
             raise missing_table(problem, self._door.store.url) from None
         if count:
             self._door.wake()

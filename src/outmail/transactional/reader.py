@@ -13,7 +13,7 @@ Promises: the application's database is never held while the store is written; a
 SQLite files are opened by one library a process (`drivers.claim`), and their journal mode is left as it is.
 Whoever may write rows may write anything, and SQLite's columns take anything: text, id and envelope are read
 as bytes, at most `outbox_rows.MOST` of each, and nothing that stands there keeps other rows from being read.
-Fails: `Trouble`; kind "schema" where the table is missing. Does not: understand rows, or wait.
+Fails: `StoreError`; kind "schema" where the table is missing. Does not: understand rows, or wait.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from outmail.smtp.syntax import printable
-from outmail.store import Store, Trouble, forks, shown
+from outmail.store import Store, StoreError, forks, shown
 from outmail.store.sqlite import drivers
 from outmail.store.verbs.outbox_rows import BATCH, BYTES, COLUMNS, PG_BYTES, PG_COLUMNS, Row, row_of, within
 from outmail.transactional.insert import lacks_table
@@ -123,7 +123,7 @@ class SqliteSource:
         self.path = os.path.realpath(path)
         self.name = f"sqlite:{self.path}"
         if not os.path.exists(self.path):
-            raise Trouble("io", f"{self.path} does not exist")
+            raise StoreError("io", f"{self.path} does not exist")
         forks.check(self.path)
         self._lock = threading.Lock()
         self._paused, self._over = False, True
@@ -194,7 +194,7 @@ class SqliteSource:
         try:
             with self._lock:
                 return drivers.patient(lambda: self._db.execute(sql, params), 5.0)  # type: ignore[no-any-return]
-        except Trouble as problem:
+        except StoreError as problem:
             raise missing_table(problem, self.name) from None
 
     def _write(self, statements: Sequence[tuple[str, Sequence[Any]]]) -> list[Any]:
@@ -214,10 +214,10 @@ class SqliteSource:
         return rows
 
 
-def missing_table(problem: Trouble, name: str) -> Trouble:
+def missing_table(problem: StoreError, name: str) -> StoreError:
     """The commonest trouble, in a sentence."""
     if lacks_table(problem):
-        return Trouble(
+        return StoreError(
             "schema", f"{name} has no table outmail_outbox: make it with what `outmail store ddl` prints"
         )
     return problem

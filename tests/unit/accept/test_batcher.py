@@ -11,7 +11,7 @@ import pytest
 from outmail.accept.batcher import Batcher
 from outmail.model import Message
 from outmail.outbox.outbox import Outbox
-from outmail.store import Trouble, forks
+from outmail.store import StoreError, forks
 from outmail.store.sqlite.store import SqliteStore
 from outmail.testing.conformance import message
 
@@ -78,7 +78,7 @@ def test_what_comes_while_another_commits_is_one_add(tmp_path: Path) -> None:
 
 def test_a_bad_one_spoils_only_itself(tmp_path: Path) -> None:
     def fail(store: Any, verb: Any) -> Any:
-        raise Trouble("other", "one of them is bad")
+        raise StoreError("other", "one of them is bad")
 
     heard, stored, calls = play(tmp_path, fail)
     assert calls == 5 and ids(heard.values()) == sorted(stored) and len(stored) == 4
@@ -86,14 +86,14 @@ def test_a_bad_one_spoils_only_itself(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_everybodys(tmp_path: Path) -> None:
     def fail(store: Any, verb: Any) -> Any:
-        raise Trouble("full", "no space left")
+        raise StoreError("full", "no space left")
 
     heard, stored, calls = play(tmp_path, fail)
     assert calls == 2 and len(stored) == 1
     assert sorted(type(answer).__name__ for answer in heard.values()) == [
-        "Trouble",
-        "Trouble",
-        "Trouble",
+        "StoreError",
+        "StoreError",
+        "StoreError",
         "list",
     ]
 
@@ -117,7 +117,7 @@ def test_ctrl_c_is_for_one_thread_and_the_others_store_theirs_once(tmp_path: Pat
 def test_a_lost_connection_is_tried_again_and_adds_nothing_twice(tmp_path: Path) -> None:
     def lost(store: Any, verb: Any) -> Any:
         store.run(verb)
-        raise Trouble("io", "the connection was lost")
+        raise StoreError("io", "the connection was lost")
 
     heard, stored, _ = play(tmp_path, lost)
     assert (
@@ -144,14 +144,14 @@ def alone(remote: bool, problems: list[Exception | None]) -> tuple[Any, list[boo
 
 
 def test_a_lost_connection_is_tried_again_only_where_there_is_one() -> None:
-    lost = Trouble("io", "lost")
+    lost = StoreError("io", "lost")
     heard, tries = alone(True, [lost, None])
     assert tries == [False, True] and heard[0][3] is False, "the second try's duplicate is our own"
     assert alone(False, [lost, None]) == (lost, [False])
 
 
 def test_a_conflict_is_tried_three_times_in_all() -> None:
-    conflict = Trouble("conflict", "in each other's way")
+    conflict = StoreError("conflict", "in each other's way")
     assert alone(False, [conflict] * 3) == (conflict, [False] * 3)
 
 

@@ -10,15 +10,15 @@ import pytest
 
 from outmail.engine import completer as module
 from outmail.engine.completer import Completer
-from outmail.engine.settings import Settings
+from outmail.engine.settings import EngineSettings
 from outmail.model import Delivery, Outcome, Reply
-from outmail.store import Trouble
-from outmail.system.throttle import Seldom
+from outmail.store import StoreError
+from outmail.system.throttle import Throttle
 from outmail.testing import FakeClock
 from tests.unit.engine.fakes import NOW, Calls, FakeCommits, FakeLoop, Lease, Spoken, delivery
 
 OK = Outcome("delivered", "recipient", "dot", Reply(250, "ok"))
-FULL = Trouble("full", "the disk is full")
+FULL = StoreError("full", "the disk is full")
 
 
 class Scene:
@@ -33,8 +33,8 @@ class Scene:
         self.hop: Any = SimpleNamespace(out=0, queue=[], drop=list)
         self.counts = dict.fromkeys(("delivered", "deferred", "refused", "unknown", "expired"), 0)
         ages: Any = SimpleNamespace(now=lambda: None, too_old=lambda delivery, now: False)
-        words: Any = (self.engine, store, self.commits, self.loop, FakeClock(NOW), Settings(**settings))
-        seldom = Seldom(logging.getLogger("outmail.engine"))
+        words: Any = (self.engine, store, self.commits, self.loop, FakeClock(NOW), EngineSettings(**settings))
+        seldom = Throttle(logging.getLogger("outmail.engine"))
         self.completer = Completer(*words, ages, seldom, self.counts)
 
     def record(self, owner: Any, dots: Any) -> None:

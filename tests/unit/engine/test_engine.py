@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from outmail.engine.engine import AGAIN, Engine
-from outmail.engine.settings import Settings
+from outmail.engine.settings import EngineSettings
 from outmail.model import Delivery
 from outmail.policy.route import Routes
-from outmail.store import Trouble
+from outmail.store import StoreError
 from outmail.testing import FakeClock
 from tests.unit.engine.fakes import NOW, Calls, FakeLoop, Lease, delivery
 
@@ -34,7 +34,7 @@ class FakeHop:
 
 
 class Scene:
-    def __init__(self, settings: Settings | None = None) -> None:
+    def __init__(self, settings: EngineSettings | None = None) -> None:
         words: Any = (SimpleNamespace(), Routes({}), None, settings, FakeClock(NOW))
         self.engine: Any = Engine(*words)
         self.loop = self.engine.loop = FakeLoop()
@@ -135,10 +135,10 @@ def test_a_lease_that_finds_less_than_there_was_room_for_asks_again_what_is_due(
 def test_the_same_trouble_is_told_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     scene = Scene()
     for _ in range(3):
-        scene.engine.complain("a lease", Trouble("full", "the disk is full"))
+        scene.engine.complain("a lease", StoreError("full", "the disk is full"))
     assert len(caplog.records) == 1
     scene.loop.advance(AGAIN)
-    scene.engine.complain("a lease", Trouble("full", "the disk is full"))
+    scene.engine.complain("a lease", StoreError("full", "the disk is full"))
     assert len(caplog.records) == 2
 
 
@@ -146,7 +146,7 @@ def test_after_trouble_the_store_is_left_alone_for_a_second() -> None:
     scene = Scene()
     scene.engine._ask_lease = lambda: None
     scene.engine.wake = lambda: None
-    scene.engine.failed("a lease", Trouble("full", "the disk is full"))
+    scene.engine.failed("a lease", StoreError("full", "the disk is full"))
     scene.engine._contribute()
     assert not scene.completer.heard
     scene.loop.advance(1.0)

@@ -9,7 +9,7 @@ import pytest
 
 from outmail.engine import maintenance as module
 from outmail.engine.maintenance import Maintenance
-from outmail.engine.settings import Settings
+from outmail.engine.settings import EngineSettings
 from outmail.model import Reply
 from outmail.policy.pace import Pace
 from outmail.testing import FakeClock
@@ -27,7 +27,14 @@ class Scene:
         self.hop = hop(concurrency=8)
         self.engine = Calls(owner=Lease(), hops={"relay": self.hop}, engines=1, hungry=False)
         store = SimpleNamespace(verbs=Spoken(), kept=lambda records: records)
-        words: Any = (self.engine, store, self.commits, self.loop, self.clock, Settings(retention=retention))
+        words: Any = (
+            self.engine,
+            store,
+            self.commits,
+            self.loop,
+            self.clock,
+            EngineSettings(retention=retention),
+        )
         self.maintenance = Maintenance(*words)
 
 

@@ -85,12 +85,12 @@ def test_an_empty_password_masks_nothing() -> None:
 def test_the_password_of_a_stores_url_is_known_once_it_is_opened() -> None:
     from outmail.errors import ConfigError
     from outmail.policy.veil import known
-    from outmail.store import Trouble
+    from outmail.store import StoreError
     from outmail.wiring import open_source, open_store
 
     for number, opened in enumerate((open_store, lambda url: open_source(url, "apsw").claims())):
         password = f"quite-{number}-secret-9"
-        with pytest.raises((Trouble, ConfigError)):
+        with pytest.raises((StoreError, ConfigError)):
             opened(f"postgresql://mail:{password}@127.0.0.1:1/mail?connect_timeout=1")
         assert known.over(f"it said {password}") == "it said ****"
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from outmail.model import Reply
 from outmail.smtp.lines import has_bare, stuffed
-from outmail.smtp.server import Close, Deliver, Server, Settings, StartTls, Verify
+from outmail.smtp.server import Close, Deliver, Server, ServerSettings, StartTls, Verify
 
 OK = Reply(250, "queued", "2.0.0")
 
@@ -32,7 +32,7 @@ class Drive:
     """Feeds in any portions and answers requests."""
 
     def __init__(self, portion: int = 0, normalise: bool = False, **words: object) -> None:
-        self.server = Server(Settings(**words), Anyone(), normalise=normalise)  # type: ignore[arg-type]
+        self.server = Server(ServerSettings(**words), Anyone(), normalise=normalise)  # type: ignore[arg-type]
         self.portion = portion
         self.got: list[Deliver] = []
         self.said = self.server.outgoing()

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from outmail.store import Trouble
+from outmail.store import StoreError
 from outmail.store.commit_loop import Committer
 
 
@@ -32,7 +32,7 @@ class Store:
             assert self.go.wait(20)
             if self.later is not None:
                 raise self.later
-            return [Trouble("other", verb) if verb == "bad" else verb for verb in verbs]
+            return [StoreError("other", verb) if verb == "bad" else verb for verb in verbs]
 
         return rest
 
@@ -84,13 +84,13 @@ def test_one_verbs_exception_stands_in_its_own_place() -> None:
         commits.flush()
 
     (first, second, third), _ = play(script)
-    assert (first, third) == ("a", "c") and isinstance(second, Trouble)
+    assert (first, third) == ("a", "c") and isinstance(second, StoreError)
 
 
 def test_a_commit_that_fails_is_told_to_each_once_and_the_next_one_goes_on() -> None:
     async def script(commits: Committer, store: Store, heard: list[Any]) -> None:
         for place in ("at_once", "later"):
-            setattr(store, place, Trouble("io", place))
+            setattr(store, place, StoreError("io", place))
             commits.ask("a", heard.append)
             commits.ask("b", heard.append)
             commits.flush()

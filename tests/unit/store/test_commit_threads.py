@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from outmail.store import Trouble
+from outmail.store import StoreError
 from outmail.store.commit_threads import GroupCommit
 
 
@@ -37,7 +37,7 @@ class Store(GroupCommit):
         self.transactions.append(list(verbs))
         if self.mishap is not None:
             raise self.mishap
-        return [Trouble("other", verb) if verb == "bad" else verb for verb in verbs]
+        return [StoreError("other", verb) if verb == "bad" else verb for verb in verbs]
 
 
 def play(store: Store, *verbs: Any) -> dict[str, Any]:
@@ -68,11 +68,11 @@ def test_those_who_ask_while_another_commits_are_one_transaction() -> None:
 
 def test_one_verbs_exception_is_only_its_own() -> None:
     heard = play(Store(), "a", "bad", "c")
-    assert isinstance(heard["bad"], Trouble) and (heard["a"], heard["c"]) == ("a", "c")
+    assert isinstance(heard["bad"], StoreError) and (heard["a"], heard["c"]) == ("a", "c")
 
 
 def test_what_fails_for_all_is_told_to_all() -> None:
-    heard = play(Store(Trouble("full", "no space left")), "a", "b")
+    heard = play(Store(StoreError("full", "no space left")), "a", "b")
     assert [answer.kind for answer in heard.values()] == ["full", "full"]
 
 
@@ -80,17 +80,17 @@ def test_ctrl_c_is_for_one_thread_and_the_others_hear_that_they_cannot_know() ->
     store = Store(KeyboardInterrupt())
     heard = play(store, "a", "b", "c")
     kinds = [type(answer).__name__ for answer in heard.values()]
-    assert sorted(kinds) == ["KeyboardInterrupt", "Trouble", "Trouble"]
-    assert all(answer.kind == "io" for answer in heard.values() if isinstance(answer, Trouble))
+    assert sorted(kinds) == ["KeyboardInterrupt", "StoreError", "StoreError"]
+    assert all(answer.kind == "io" for answer in heard.values() if isinstance(answer, StoreError))
     assert len(store.transactions) == 1, "no verb runs twice"
 
 
 def test_who_waits_too_long_hears_that_the_store_is_busy_and_stores_nothing() -> None:
     store = Store()
     with store._write_lock:
-        with pytest.raises(Trouble, match="was busy") as caught:
+        with pytest.raises(StoreError, match="was busy") as caught:
             store.run("a", 0.01)
-        with pytest.raises(Trouble, match="is busy"):
+        with pytest.raises(StoreError, match="is busy"):
             store.commit(["b"], 0)
     assert caught.value.kind == "busy"
     assert store.run("c") == "c"

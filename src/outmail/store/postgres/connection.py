@@ -4,7 +4,7 @@ How: requests of verbs become statements of psycopg: one that is alone goes in a
 pipeline between BEGIN and COMMIT, very many rows by COPY. Promises: what `GroupCommit` promises; a connection
 that broke is made anew with the next call; when it breaks while a call is under way, the caller is told that
 the call may have happened.
-Fails: `Trouble`. Does not: know schemas, engines or other lanes (`postgres`).
+Fails: `StoreError`. Does not: know schemas, engines or other lanes (`postgres`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from functools import cache
 from typing import Any
 
 from outmail.errors import ConfigError
-from outmail.store import Alone, Bulk, Exclusive, Kind, Many, Numbers, Trouble, Verb
+from outmail.store import Alone, Bulk, Exclusive, Kind, Many, Numbers, StoreError, Verb
 from outmail.store.commit_threads import GroupCommit
 from outmail.store.postgres import dialect
 
@@ -60,26 +60,26 @@ def _not_told_twice(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith("error ignored")
 
 
-#: What it warns of when a pipeline breaks off is told by `Trouble`.
+#: What it warns of when a pipeline breaks off is told by `StoreError`.
 logging.getLogger("psycopg").addFilter(_not_told_twice)
 
 
-def trouble(problem: Exception) -> Trouble:
-    """An exception of psycopg → Trouble. What has no SQLSTATE is a connection that could not be made or was
-    lost.
+def trouble(problem: Exception) -> StoreError:
+    """An exception of psycopg → StoreError. What has no SQLSTATE is a connection that could not be made, or
+    was lost.
     """
     state = getattr(problem, "sqlstate", None)
     text = " ".join(str(problem).split())
     if state is None and re.search(
         r"password authentication failed|no pg_hba.conf entry|does not exist|no password supplied", text
     ):
-        return Trouble("forbidden", text, errno.EACCES)
+        return StoreError("forbidden", text, errno.EACCES)
     if state is None and re.search(r"too many (connections|clients)|remaining connection slots", text):
-        return Trouble("busy", text)
+        return StoreError("busy", text)
     if state is None and isinstance(problem, psycopg().OperationalError):
-        return Trouble("io", text or "the connection was lost")
+        return StoreError("io", text or "the connection was lost")
     kind = _KINDS.get(state or "", "other")
-    return Trouble(kind, text, errno.EACCES if kind == "forbidden" else None)
+    return StoreError(kind, text, errno.EACCES if kind == "forbidden" else None)
 
 
 class Connection:
@@ -248,7 +248,7 @@ def _copied(
     return []
 
 
-class Lane(GroupCommit):
+class SharedConnection(GroupCommit):
     """The connection and those who wait for it."""
 
     def __init__(self, url: str, conninfo: str, *, prepare: bool) -> None:
@@ -273,14 +273,14 @@ class Lane(GroupCommit):
         try:
             if not self._closed:
                 action(self.connection.open())
-        except Trouble as problem:
+        except StoreError as problem:
             log.info("left out, the connection is broken: %s", problem)
         finally:
             self._write_lock.release()
 
     def _transaction(self, verbs: Sequence[Verb[Any]], wait: float) -> list[Any]:
         if self._closed:
-            raise Trouble("closed", f"{self.url} is closed")
+            raise StoreError("closed", f"{self.url} is closed")
         library = psycopg()
         db = self.connection.open()
         try:
@@ -288,7 +288,9 @@ class Lane(GroupCommit):
         except library.Error as problem:
             found = trouble(problem)
             if found.kind == "io":
-                found = Trouble("io", f"the connection was lost; what was asked may have happened: {found}")
+                found = StoreError(
+                    "io", f"the connection was lost; what was asked may have happened: {found}"
+                )
             self.connection.settle_down()
             raise found from None
         except BaseException:
@@ -316,7 +318,7 @@ class Lane(GroupCommit):
                 problem = trouble(problem)
             with contextlib.suppress(library.Error):
                 pipeline.sync()
-            if db.broken or (isinstance(problem, Trouble) and problem.kind not in ("other", "conflict")):
+            if db.broken or (isinstance(problem, StoreError) and problem.kind not in ("other", "conflict")):
                 raise problem from None
             db.execute("ROLLBACK TO verb")
             answer = problem

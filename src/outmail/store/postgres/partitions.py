@@ -9,13 +9,13 @@ the clocks of hosts say, and nobody has to look for old rows.
 Promises: a period that is entered has partitions. A period is dropped when all its mail is finished and past
 retention and newer events exist elsewhere; from then on its messages are not found (`verbs.seq_of` asks for
 recipients). Each step is short, and mail is never held up for longer than `PATIENCE`.
-Fails: `Trouble`; then the step is taken another time. Does not: remove bodies at their age, or rows that
+Fails: `StoreError`; then the step is taken another time. Does not: remove bodies at their age, or rows that
 outlive their period (`verbs.purge` does both).
 """
 
 from __future__ import annotations
 
-from outmail.store import Trouble, Verb
+from outmail.store import StoreError, Verb
 
 SPAN = 32
 #: Periods within the time that records are kept; the shortest in ms.
@@ -71,7 +71,7 @@ def drop(now: int, records: int) -> Verb[int | None]:
             yield _WAIT, ()
             yield f"DROP TABLE outmail.attempt_{n}, outmail.recipient_done_{n}, outmail.event_{n}", ()
             if (yield _ALIVE, (n << SPAN, (n + 1) << SPAN)):
-                raise Trouble("conflict", f"a message of period {n} was put back into the queue")
+                raise StoreError("conflict", f"a message of period {n} was put back into the queue")
             yield "UPDATE outmail.period SET dropped = true WHERE n = ?", (n,)
             return int(n)
     return None

@@ -9,7 +9,7 @@ by the server's clock, renewed every 30 s; one that has not renewed for 90 s, st
 begins nothing and puts no more dots on record until it has; one whose row is gone has lost all it held, and
 registers anew. The record is a local file: an engine killed is taken back at once and exactly on its own
 host, elsewhere after the lease, and then everything it had leased counts as uncertain.
-Fails: `Trouble`. Does not: create databases or roles, or tune the server.
+Fails: `StoreError`. Does not: create databases or roles, or tune the server.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from typing import Any, TypeVar
 
 from outmail.clock import elapsed
 from outmail.model import Delivery, Leased
-from outmail.store import Trouble, Upload, Verb, forks, schemas, shown
+from outmail.store import StoreError, Upload, Verb, forks, schemas, shown
 from outmail.store.owner import Owner, OwnerFile, dead_files
 from outmail.store.postgres import partitions
 from outmail.store.postgres import verbs as pgsql
-from outmail.store.postgres.connection import Connection, Lane, drive, psycopg, trouble
+from outmail.store.postgres.connection import Connection, SharedConnection, drive, psycopg, trouble
 from outmail.store.postgres.notify import Hints
 from outmail.store.postgres.url import asked, conninfo_of
 from outmail.store.postgres.watermark import Watermark
@@ -120,7 +120,9 @@ class PostgresStore:
         self._pid = os.getpid()
         self._owners: set[LeasedOwner] = set()
         self._read_lock = threading.Lock()
-        self._lanes = [Lane(self.url, self._conninfo, prepare=self._prepare) for _ in range(self.lanes)]
+        self._lanes = [
+            SharedConnection(self.url, self._conninfo, prepare=self._prepare) for _ in range(self.lanes)
+        ]
         self._reader = Connection(self._conninfo, prepare=self._prepare, whole=True)
 
     def _begin_anew(self) -> None:
@@ -130,7 +132,7 @@ class PostgresStore:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise Trouble("closed", f"{self.url} is closed")
+            raise StoreError("closed", f"{self.url} is closed")
 
     def _upgrade(self) -> None:
         """Bring the database to this version's schema: one transaction a step, one upgrader at a time."""
@@ -139,7 +141,7 @@ class PostgresStore:
             exists = db.execute("SELECT to_regclass('outmail.version') IS NOT NULL").fetchone()[0]
             found = db.execute("SELECT max(n) FROM outmail.version").fetchone()[0] if exists else -1
             if found > SCHEMA + 1:
-                raise Trouble(
+                raise StoreError(
                     "schema",
                     f"{self.url} has schema {found}, made by a later outmail; this one works with up to "
                     f"{SCHEMA + 1}: upgrade outmail",
@@ -173,7 +175,7 @@ class PostgresStore:
 
     # -- writing ---------------------------------------------------------------------------------------------
 
-    def _lane(self) -> Lane:
+    def _lane(self) -> SharedConnection:
         """A free one, or one where few wait."""
         self._check_open()
         return min(self._lanes, key=lambda lane: lane.waiting)
@@ -246,7 +248,7 @@ class PostgresStore:
             os.makedirs(os.path.dirname(self._base), mode=0o700, exist_ok=True)
             file = OwnerFile(self._base, name)
         except OSError as problem:
-            raise Trouble(
+            raise StoreError(
                 "forbidden", f"{self._base} cannot be written: {problem.strerror}", problem.errno
             ) from None
         try:
@@ -264,7 +266,7 @@ class PostgresStore:
         """
         owner.note(notes)
         if not owner.stands():
-            raise Trouble("io", f"the lease has not been renewed for {pgsql.CONFIDENCE:.0f} s")
+            raise StoreError("io", f"the lease has not been renewed for {pgsql.CONFIDENCE:.0f} s")
 
     def settled(self, owner: LeasedOwner, deliveries: Iterable[Delivery]) -> None:
         owner.forget(deliveries)
@@ -361,7 +363,7 @@ class PostgresStore:
                 self._dropped = time.monotonic()
                 while self.commit([partitions.drop(now, records)])[0] is not None:
                     pass
-        except Trouble as problem:
+        except StoreError as problem:
             if problem.kind in ("busy", "conflict"):
                 log.info("a period of history is in use, it is opened or dropped later: %s", problem)
             elif str(problem) != self._told:

@@ -14,7 +14,7 @@ import logging
 import threading
 from collections.abc import Callable
 
-from outmail.store import Trouble
+from outmail.store import StoreError
 from outmail.store.sqlite.drivers import Apsw
 from outmail.system.starting import started
 
@@ -84,7 +84,7 @@ class Checkpoints:
         try:
             self._side = self._side or self._connect()
             self._move(self._side)
-        except Trouble as problem:
+        except StoreError as problem:
             self._tell(problem)
         finally:
             self._rest = True
@@ -93,11 +93,11 @@ class Checkpoints:
         try:
             connection.checkpoint()
             self._told = False
-        except Trouble as problem:
+        except StoreError as problem:
             if problem.kind != "busy":  # another process is at it
                 self._tell(problem)
 
-    def _tell(self, problem: Trouble) -> None:
+    def _tell(self, problem: StoreError) -> None:
         if not self._told:
             log.warning("the write-ahead log cannot be moved into the database, it grows: %s", problem)
         self._told = True

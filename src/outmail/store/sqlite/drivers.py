@@ -4,7 +4,7 @@ file.
 Why a rule: apsw and the standard library's sqlite3 each bring their own SQLite. POSIX drops all of a
 process's locks on a file when *any* descriptor of it is closed, so two libraries on one file in one process
 lose committed writes.
-Promises: `claim` refuses the second library with a sentence; errors of both become `Trouble`.
+Promises: `claim` refuses the second library with a sentence; errors of both become `StoreError`.
 Does not: begin or commit anything; `sqlite.SqliteStore` does.
 """
 
@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from outmail.errors import ConfigError
-from outmail.store import Alone, Exclusive, Kind, Many, Numbers, Trouble, Verb
+from outmail.store import Alone, Exclusive, Kind, Many, Numbers, StoreError, Verb
 
 Library = str  # "apsw" or "stdlib"
 
@@ -194,7 +194,7 @@ class Apsw:
         self._db.config(self._apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         self._db.close(True)
 
-    def _trouble(self, problem: Exception) -> Trouble:
+    def _trouble(self, problem: Exception) -> StoreError:
         return trouble(getattr(problem, "extendedresult", 0) or getattr(problem, "result", 1), str(problem))
 
 
@@ -241,7 +241,7 @@ class Stdlib:
             self._db.setconfig(self._sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, True)
         self._db.close()
 
-    def _trouble(self, problem: Exception) -> Trouble:
+    def _trouble(self, problem: Exception) -> StoreError:
         return trouble(getattr(problem, "sqlite_errorcode", 1), str(problem))
 
 
@@ -264,10 +264,10 @@ _ERRNO: dict[Kind, int] = {
 }
 
 
-def trouble(code: int, text: str) -> Trouble:
-    """A result code of SQLite (primary or extended) → Trouble."""
+def trouble(code: int, text: str) -> StoreError:
+    """A result code of SQLite (primary or extended) → StoreError."""
     kind = _KINDS.get(code & 0xFF, "other")
-    return Trouble(kind, text, _ERRNO.get(kind))
+    return StoreError(kind, text, _ERRNO.get(kind))
 
 
 DRIVERS: dict[Library, type[Apsw] | type[Stdlib]] = {"apsw": Apsw, "stdlib": Stdlib}
@@ -279,11 +279,13 @@ def patient(action: Any, wait: float = 30.0) -> Any:
     while True:
         try:
             return action()
-        except Trouble as problem:
+        except StoreError as problem:
             if problem.kind != "busy" or not wait:
                 raise
             now = time.monotonic()
             deadline = deadline or now + wait
             if now >= deadline:
-                raise Trouble("busy", f"another program has held the write lock for {wait:.0f} s") from None
+                raise StoreError(
+                    "busy", f"another program has held the write lock for {wait:.0f} s"
+                ) from None
             time.sleep(random.uniform(0.0002, 0.003))

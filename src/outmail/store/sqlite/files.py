@@ -2,7 +2,7 @@
 
 Promises: a new file is private from its first moment; one that is there is not opened to be looked at by
 `create`, because closing it would drop the locks of this process's other connections.
-Fails: `Trouble`. Does not: know what is in a queue.
+Fails: `StoreError`. Does not: know what is in a queue.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from __future__ import annotations
 import errno
 import os
 
-from outmail.store import Kind, Trouble
+from outmail.store import Kind, StoreError
 from outmail.store.sqlite import drivers
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def file_trouble(problem: OSError, path: str) -> Trouble:
-    """What the system said of a file of ours → Trouble."""
+def file_trouble(problem: OSError, path: str) -> StoreError:
+    """What the system said of a file of ours → StoreError."""
     code = problem.errno
     kind: Kind = (
         "full"
@@ -28,7 +28,7 @@ def file_trouble(problem: OSError, path: str) -> Trouble:
         if code == errno.EIO
         else "forbidden"
     )
-    return Trouble(kind, f"{path} cannot be written: {problem.strerror or problem}", code)
+    return StoreError(kind, f"{path} cannot be written: {problem.strerror or problem}", code)
 
 
 def create(path: str) -> None:
@@ -42,21 +42,21 @@ def create(path: str) -> None:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     except FileExistsError:
         if not os.path.isfile(path):
-            raise Trouble(
+            raise StoreError(
                 "forbidden", f"{path} cannot be opened for writing: it is no file", errno.EISDIR
             ) from None
         if not os.access(path, os.R_OK | os.W_OK, effective_ids=os.access in os.supports_effective_ids):
-            raise Trouble(
+            raise StoreError(
                 "forbidden", f"{path} cannot be opened for writing: permission denied", errno.EACCES
             ) from None
     except ValueError:
-        raise Trouble("other", f"SQLite takes no such file name: {path!r}") from None
+        raise StoreError("other", f"SQLite takes no such file name: {path!r}") from None
     except FileNotFoundError:
-        raise Trouble(
+        raise StoreError(
             "forbidden", f"the folder of {path} does not exist: create it, or choose another store", 2
         ) from None
     except OSError as problem:
-        raise Trouble(
+        raise StoreError(
             "forbidden", f"{path} cannot be opened for writing: {problem.strerror}", problem.errno
         ) from None
 
@@ -74,7 +74,7 @@ def is_store(path: str) -> bool:
                 )
             )
         )
-    except Trouble as problem:
+    except StoreError as problem:
         if problem.kind == "corrupt":
             return False
         raise

@@ -5,7 +5,7 @@ with our own patient retries, so that no caller sees "database is locked"; threa
 share one commit (the first one commits for all); a loop's commits do not wait for checkpoints; a forked child
 opens its own connections and leaves the parent's alone; a file that was removed or replaced while it is open
 takes nothing more.
-Fails: `Trouble`; after it nothing of the transaction is stored. A file of a later schema is refused, never
+Fails: `StoreError`; after it nothing of the transaction is stored. A file of a later schema is refused, never
 touched.
 Does not: work on network file systems, or know what the verbs mean.
 """
@@ -23,7 +23,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from outmail.model import Delivery, Leased
-from outmail.store import Kind, Trouble, Verb, Verbs, forks, schemas, verbs
+from outmail.store import Kind, StoreError, Verb, Verbs, forks, schemas, verbs
 from outmail.store.commit_threads import GroupCommit
 from outmail.store.owner import Owner, OwnerFile, dead_files, gone
 from outmail.store.sqlite import drivers
@@ -31,7 +31,7 @@ from outmail.store.sqlite.checkpoint import PAGES, Checkpoints
 from outmail.store.sqlite.files import create, file_trouble
 from outmail.store.verbs.rows import GONE
 from outmail.store.verbs.upkeep import CHECKS
-from outmail.system.lockfile import HeldFile, boot_id, sync_folder
+from outmail.system.lockfile import LockFile, boot_id, sync_folder
 
 SCHEMA = 1
 #: Seconds between looks for pieces of long contents that have neither a message nor a file.
@@ -144,7 +144,7 @@ class SqliteStore(GroupCommit):
         if found == SCHEMA:
             return
         if found > SCHEMA:
-            raise Trouble(
+            raise StoreError(
                 "schema",
                 f"{self.path} has schema {found}, made by a later outmail; this one knows up to {SCHEMA}: "
                 f"upgrade outmail",
@@ -186,7 +186,7 @@ class SqliteStore(GroupCommit):
             answers = self._begin(verbs, 0)
         except BaseException as problem:
             self._write_lock.release()
-            if isinstance(problem, Trouble) and problem.kind == "busy":  # no verb has run
+            if isinstance(problem, StoreError) and problem.kind == "busy":  # no verb has run
                 return super().begin(verbs)
             raise
         return lambda: self._finish(answers)
@@ -205,10 +205,10 @@ class SqliteStore(GroupCommit):
 
     def _begin(self, verbs: Sequence[Verb[Any]], wait: float) -> list[Any]:
         if self._pid < 0:
-            raise Trouble("closed", f"{self.path} is closed")
+            raise StoreError("closed", f"{self.path} is closed")
         # what is written to a file without a name is lost with the program
         if drivers.identity(self.path) != self._claim:
-            raise Trouble(
+            raise StoreError(
                 "io",
                 f"{self.path} was removed or replaced while it was open: put it back, or start this program "
                 f"anew",
@@ -238,7 +238,7 @@ class SqliteStore(GroupCommit):
             answer = drivers.drive(self._writer, verb)
         except Exception as problem:
             if (
-                isinstance(problem, Trouble) and problem.kind != "other"
+                isinstance(problem, StoreError) and problem.kind != "other"
             ) or not self._writer.in_transaction():
                 raise
             self._writer.execute("ROLLBACK TO verb")
@@ -257,7 +257,7 @@ class SqliteStore(GroupCommit):
         self._check_fork()
         with self._read_lock:
             if self._pid < 0:
-                raise Trouble("closed", f"{self.path} is closed")
+                raise StoreError("closed", f"{self.path} is closed")
             drivers.patient(lambda: self._reader.execute("BEGIN"))
             try:
                 return drivers.drive(self._reader, verb)  # type: ignore[no-any-return]
@@ -282,7 +282,7 @@ class SqliteStore(GroupCommit):
             file = OwnerFile(self.path, name)
         except OSError as problem:
             kind: Kind = "full" if problem.errno in (errno.ENOSPC, errno.EDQUOT) else "forbidden"
-            raise Trouble(
+            raise StoreError(
                 kind, f"no file can be made beside {self.path}: {problem.strerror}", problem.errno
             ) from None
         try:
@@ -330,12 +330,12 @@ class SqliteStore(GroupCommit):
 
     # -- long content ----------------------------------------------------------------------------------------
 
-    def uploading(self, upload: str) -> HeldFile:
+    def uploading(self, upload: str) -> LockFile:
         """A locked file beside the store, as engines have one: the lock goes with the process, whatever
         clocks say.
         """
         try:
-            held = HeldFile(f"{self.path}.upload-new.{upload}", self._upload_file(upload))
+            held = LockFile(f"{self.path}.upload-new.{upload}", self._upload_file(upload))
             # pieces that outlive a power cut have their file: nothing lies there for ever
             sync_folder(os.path.dirname(self.path))
         except OSError as problem:
@@ -414,7 +414,7 @@ class SqliteStore(GroupCommit):
 
     def flush(self) -> None:
         """All is in the file itself, and nothing in its log: for whoever takes the file away. Raises
-        `Trouble` where that is not so.
+        `StoreError` where that is not so.
         """
         self._check_fork()
         with self._write_lock:
@@ -422,7 +422,7 @@ class SqliteStore(GroupCommit):
 
     def _flush(self) -> None:
         if self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")[0][0]:
-            raise Trouble("busy", f"somebody else reads {self.path}")
+            raise StoreError("busy", f"somebody else reads {self.path}")
 
 
 _UNNAMED = (
