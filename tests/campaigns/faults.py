@@ -429,7 +429,7 @@ def judged(world: World) -> dict[str, Any]:
     while time.monotonic() < deadline and next(iter(box.find("is:live")), None):
         time.sleep(0.1)
         box.release("state:held")
-    problems = box.store.check()  # type: ignore[attr-defined]
+    problems = box.store.check()
     got = Counter(address for message in world.sink.messages for address in message.recipients)
     files = {path.name.rpartition("-")[0] for path in (world.folder / "out").glob("*.eml")}
     known: set[str] = set()

@@ -261,7 +261,7 @@ def _compared(
     out: Path,
     counts: Counter[str],
 ) -> list[str]:
-    bad = list(box.store.check())  # type: ignore[attr-defined]
+    bad = list(box.store.check())
     first = {status.id: status for status in box.find()}
     for id, (name, _) in accepted.items():
         if id not in first:

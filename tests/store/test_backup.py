@@ -46,7 +46,7 @@ def mode(path: str | os.PathLike[str]) -> int:
 def killed(folder: Path, queue: str, where: str) -> None:
     """A backup that dies where ``where`` is called."""
     program = (
-        f"import os, signal, sys, outmail.cli, outmail.ops.backup, outmail.store.sqlite\n{where} = "
+        f"import os, signal, sys, outmail.cli, outmail.ops.backup, outmail.store.sqlite.store\n{where} = "
         f"lambda *a, **w: os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     program += f"sys.exit(outmail.cli.main(['store', 'backup', 'copy.db', '--store', {queue!r}]))"
