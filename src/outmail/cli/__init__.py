@@ -13,19 +13,9 @@ import os
 import sys
 from collections.abc import Sequence
 
+from outmail.cli.exits import EX_CONFIG, EX_DATAERR, EX_NOINPUT, EX_NOPERM, EX_SOFTWARE, EX_TEMPFAIL, EX_USAGE
 from outmail.errors import ConfigError, Error, NotFound, NotStored, Refused
 from outmail.policy.plain import plain_line
-
-EX_USAGE, EX_DATAERR, EX_NOINPUT, EX_UNAVAILABLE, EX_SOFTWARE, EX_TEMPFAIL, EX_NOPERM, EX_CONFIG = (
-    64,
-    65,
-    66,
-    69,
-    70,
-    75,
-    77,
-    78,
-)
 
 _HOMES = {
     "sending": ("send", "test"),

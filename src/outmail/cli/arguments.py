@@ -7,7 +7,7 @@ import os
 import sys
 from typing import Any
 
-from outmail.cli import EX_USAGE
+from outmail.cli.exits import EX_USAGE
 
 
 class _Help(argparse.HelpFormatter):

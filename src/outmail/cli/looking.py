@@ -6,8 +6,8 @@ import argparse
 import sys
 import time
 
-from outmail.cli import EX_NOINPUT
 from outmail.cli.common import config_of, in_words, queue_of, tell_engines
+from outmail.cli.exits import EX_NOINPUT
 from outmail.cli.explanations import CODES
 from outmail.clock import rfc3339
 from outmail.errors import NotFound

@@ -6,8 +6,8 @@ import argparse
 import shlex
 import sys
 
-from outmail.cli import EX_USAGE
 from outmail.cli.common import counted, in_words, queue_of, tell_engines, warn_idle
+from outmail.cli.exits import EX_USAGE
 from outmail.clock import Clock, human_span
 from outmail.model import Filter, Status, Term, is_id
 from outmail.outbox.queue import Queue

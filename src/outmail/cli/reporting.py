@@ -6,8 +6,8 @@ import argparse
 import sys
 from typing import Any
 
-from outmail.cli import EX_USAGE
 from outmail.cli.common import config_of
+from outmail.cli.exits import EX_USAGE
 from outmail.clock import human_span, parse_span
 from outmail.errors import NotFound, Refused
 from outmail.outbox.outbox import Outbox

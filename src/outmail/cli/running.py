@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 from outmail import service
-from outmail.cli import EX_SOFTWARE, EX_TEMPFAIL, EX_UNAVAILABLE
 from outmail.cli.common import config_of
+from outmail.cli.exits import EX_SOFTWARE, EX_TEMPFAIL, EX_UNAVAILABLE
 from outmail.clock import Clock, rfc3339
 from outmail.config import default_store
 from outmail.errors import ConfigError, NotFound

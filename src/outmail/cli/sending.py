@@ -8,8 +8,8 @@ import sys
 import time
 from dataclasses import replace
 
-from outmail.cli import EX_TEMPFAIL, EX_UNAVAILABLE
 from outmail.cli.common import config_of, in_words, is_there, queue_of, tell_ahead, warn_idle
+from outmail.cli.exits import EX_TEMPFAIL, EX_UNAVAILABLE
 from outmail.clock import Clock
 from outmail.config import Config
 from outmail.errors import ConfigError, Refused

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 
 from outmail.accept.acceptance import not_stored
-from outmail.cli import EX_DATAERR, EX_USAGE
 from outmail.cli.common import config_of, is_there, queue_of
+from outmail.cli.exits import EX_DATAERR, EX_USAGE
 from outmail.clock import Clock, human_span
 from outmail.errors import ConfigError, NotFound, NotStored
 from outmail.ops.move import abandon, copied, under_way
