@@ -43,7 +43,7 @@ for thread in threads: thread.join()
 """
 DRAIN = f"""import sys, time
 from outmail.model import Outcome, Reply, Settled, Verdict
-from outmail.store.postgres import PostgresStore
+from outmail.store.postgres.store import PostgresStore
 store = PostgresStore(sys.argv[2], sys.argv[3] + "/host")
 now = int(time.time() * 1000)
 owner = store.register(now)

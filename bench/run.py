@@ -32,7 +32,7 @@ import outmail
 from bench import lab, postgres
 from outmail.clock import Clock
 from outmail.config import from_toml
-from outmail.outbox import Outbox
+from outmail.outbox.outbox import Outbox
 from outmail.wiring import build_engine
 
 CONTENT = (
@@ -188,7 +188,7 @@ def drain(path: Path, port: int, count: int) -> float:
     config = from_toml(f'relay = "smtp://127.0.0.1:{port}"', "bench", {})
     box = Outbox(path, config=config, deliver="never")
     fill(box, count)
-    engine = build_engine(box._store, config, config.routes, Clock())
+    engine = build_engine(box.store, config, config.routes, Clock())
     seconds = timed(lambda: asyncio.run(engine.run(once=True)))
     assert engine.counts["delivered"] == count, engine.counts
     box.close()
@@ -313,7 +313,7 @@ from outmail.wiring import build_engine
 from outmail.config import from_toml
 
 box = Outbox(sys.argv[1], config=from_toml("", "bench", {}), deliver="never")
-engine = build_engine(box._store, box._config, box._config.routes, Clock())
+engine = build_engine(box.store, box.config, box.config.routes, Clock())
 began = time.perf_counter()
 asyncio.run(engine.run(once=True))
 print(

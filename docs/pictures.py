@@ -28,8 +28,8 @@ import outmail
 from outmail.cli import child
 from outmail.cli.watch import parse
 from outmail.config import from_toml
-from outmail.outbox import Outbox
-from outmail.reports import jobs, state, vigil, watch
+from outmail.outbox.outbox import Outbox
+from outmail.reports import job_mails, job_signals, state, watch, watchdog
 from outmail.reports.jobs import Job
 
 HERE = Path(__file__).parent / "img" / "mails"
@@ -57,7 +57,7 @@ def main() -> None:
             if not options.only_text:
                 for mode in ("light", "dark"):
                     picture(page, HERE / f"{name}-{mode}.png", mode, Path(folder))
-        jobs._active.clear()
+        job_signals.running.clear()
         box.close()
 
 
@@ -76,7 +76,7 @@ def samples(box: Outbox, folder: Path) -> dict[str, EmailMessage]:
     job.table([("Source", "Pages", "Errors"), ("feeds", "18,204", "3"), ("sitemaps", "1,956", "0")], "Sources")
     job._say_progress()
     newest("progress")
-    job._say(job._report("stalled", f"{job.name} has not moved for 31 min."), "stalled")
+    job._say(job_mails.stalled(job._run(), 1860), "stalled")
     newest("stalled")
     job = _job(box, done=48_000)
     job.metric("new pages", 12)
@@ -100,7 +100,7 @@ def samples(box: Outbox, folder: Path) -> dict[str, EmailMessage]:
                                            "done": 20_160, "total": 48_000, "state": "running", "to": []})
     os.makedirs(box.spool, exist_ok=True)
     Path(box.spool, "run.deadrun").touch()
-    vigil.dead_runs(box)
+    watchdog.dead_runs(box)
     newest("dead")
     for name, script, words in (("watch-failed", "seq 1 3; echo 'rsync: connection unexpectedly closed' >&2; exit 23", ["--after", "1", "--remind", "1ms"]),
                                 ("watch-reminder", "echo 'rsync: connection unexpectedly closed'; exit 23", ["--after", "1", "--remind", "1ms"]),
@@ -110,7 +110,7 @@ def samples(box: Outbox, folder: Path) -> dict[str, EmailMessage]:
         watch.ended(box, options, ["backup", "--all", "/home"], child.run(command, options))
         newest(name)
     state.remember(box, "job", "nightly", {"late": {"every_ms": 93_600_000, "seen_at": int(time.time() * 1000) - 100_000_000, "to": []}})
-    vigil.late_jobs(box)
+    watchdog.late_jobs(box)
     newest("late")
     _digest(box)
     newest("digest")

@@ -14,7 +14,7 @@ import hypothesis
 import pytest
 
 from outmail.config import from_toml
-from outmail.outbox import Outbox
+from outmail.outbox.outbox import Outbox
 from outmail.policy import veil
 from outmail.testing import Sink
 from tests import programs

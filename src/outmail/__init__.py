@@ -19,20 +19,22 @@ if TYPE_CHECKING:
 
     from outmail.errors import ConfigError, Error, NotFound, NotStored, Refused
     from outmail.model import Attempt, Dsn, Event, Receipt, RecipientStatus, Reply, Status
-    from outmail.outbox import AsyncOutbox, Outbox
+    from outmail.outbox.aio import AsyncOutbox
+    from outmail.outbox.outbox import Outbox
     from outmail.reports.decorator import notify
     from outmail.reports.digest import DigestHandler
     from outmail.reports.jobs import Job, job, track
-    from outmail.store.caller import outbox_ddl
+    from outmail.transactional.insert import outbox_ddl
 
 _HOMES = {
     "errors": ("ConfigError", "Error", "NotFound", "NotStored", "Refused"),
     "model": ("Attempt", "Dsn", "Event", "Receipt", "RecipientStatus", "Reply", "Status"),
-    "outbox": ("AsyncOutbox", "Outbox"),
+    "outbox.aio": ("AsyncOutbox",),
+    "outbox.outbox": ("Outbox",),
     "reports.jobs": ("Job", "job", "track"),
     "reports.decorator": ("notify",),
     "reports.digest": ("DigestHandler",),
-    "store.caller": ("outbox_ddl",),
+    "transactional.insert": ("outbox_ddl",),
 }
 _WHERE = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -67,7 +69,7 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     if _WHERE[name].startswith("reports."):
-        import_module("outmail.outbox")  # registers the door that reports use when they are given none
+        import_module("outmail.outbox")  # tells reports where the Outbox is that they use when given none
     value = getattr(import_module(f"outmail.{_WHERE[name]}"), name)
     globals()[name] = value
     return value

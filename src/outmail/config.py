@@ -13,27 +13,22 @@ Fails: `ConfigError`. Does not: open stores or connect.
 
 from __future__ import annotations
 
-import difflib
-import logging
 import os
 import socket
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from outmail import trust
 from outmail.clock import parse_span
 from outmail.errors import ConfigError
 from outmail.policy.admission import Network, networks
 from outmail.policy.retry import Retry, Schedule
 from outmail.policy.route import RELAY_SETTINGS, Relay, Routes, Rule, is_loopback, parse_relay
+from outmail.policy.selection import parse_size
 from outmail.policy.veil import known
-from outmail.selection import parse_size
 from outmail.smtp.syntax import AddressError, parse_mailbox
 from outmail.store import shown
-
-log = logging.getLogger("outmail")
+from outmail.system import trust
 
 DEFAULT_RELAY = "smtp://localhost:25"
 
@@ -239,15 +234,21 @@ def from_toml(text: str, source: str, env: Mapping[str, str], doubt: str = "") -
     """The checked configuration of a TOML text and the ``OUTMAIL_*`` variables that override it. ``doubt``:
     see `trust`.
     """
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as problem:
-        raise ConfigError(f"{source}: {problem}") from None
+    data = _parsed(text, source) if text else {}
     try:
         if doubt:
             _check_harmless(data, env, f"because {doubt}; if it is yours: {_remedy(source)}")
         return _build(_beside(data, source), source, env)
     except ValueError as problem:
+        raise ConfigError(f"{source}: {problem}") from None
+
+
+def _parsed(text: str, source: str) -> dict[str, Any]:
+    import tomllib  # not needed by a process without a configuration file
+
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as problem:
         raise ConfigError(f"{source}: {problem}") from None
 
 
@@ -303,6 +304,8 @@ def _build(data: dict[str, Any], source: str, env: Mapping[str, str]) -> Config:
 def _check(table: Mapping[str, Any], known: Mapping[str, Any], where: str) -> None:
     for key, value in table.items():
         if key not in known:
+            import difflib
+
             near = difflib.get_close_matches(key, known, 1)
             raise ValueError(
                 f"{where}unknown key {key!r}"
@@ -458,14 +461,8 @@ def secret_text(path: str, what: str) -> str:
             f"{what} {path} is not used, because {file.doubt}",
             hint=f"let only yourself or root own and write it: {_remedy(path)}",
         )
-    warn_if_open(path, what)
+    trust.warn_if_open(path, what)
     return text
-
-
-def warn_if_open(path: str, what: str) -> None:
-    """A secret that everybody on the machine may read is worth a sentence, not a refusal."""
-    if trust.readable_by_all(path):
-        log.warning("%s %s can be read by every user of this machine: chmod o= %s", what, path, path)
 
 
 def _command(command: str | list[str], folder: str, where: str) -> str:
@@ -512,6 +509,8 @@ def _rules(tables: list[Any], relays: Mapping[str, Relay]) -> tuple[Rule, ...]:
         names = _texts(f"{where}relays", table.get("relays", []))
         for name in names:
             if name not in relays:
+                import difflib
+
                 near = difflib.get_close_matches(name, relays, 1)
                 raise ValueError(
                     f"{where}no relay is named {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")

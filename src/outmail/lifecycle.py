@@ -123,9 +123,9 @@ def unknown(now: Standing, reason: str, *, hold: bool) -> Standing:
     return _back(now, "unknown", reason, uncertain=True, losses=0)
 
 
-def returned(now: Standing) -> Standing:
-    """Handed back untried."""
-    return _back(now, "returned", now.reason)
+def returned(now: Standing, why: str = "") -> Standing:
+    """Handed back untried: what is known of the recipient stays, unless there is a reason for the return."""
+    return _back(now, "returned", why or now.reason)
 
 
 def lost(now: Standing, *, dot: bool, begun: bool, hold: bool) -> Standing:

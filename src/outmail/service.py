@@ -21,17 +21,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from outmail.certificate import Certificate
+from outmail.accept.aio import AsyncAcceptance
 from outmail.config import Config, secret_text
-from outmail.engine import Engine
+from outmail.engine.engine import Engine
 from outmail.errors import ConfigError
+from outmail.intake.certificate import Certificate
 from outmail.intake.receive import Everything, Receiver
-from outmail.intake.smtp import Listener, Settings
-from outmail.loopdoor import LoopDoor
-from outmail.outbox import Outbox
+from outmail.intake.smtp import Listener, ListenerSettings
+from outmail.outbox.outbox import Outbox
 from outmail.policy.aliases import MAX_INCLUDED, AliasError, Directory, parse
 from outmail.policy.route import Routes, Rule, parse_relay
-from outmail.reports import post, vigil, watch
+from outmail.reports import post, watch, watchdog
 from outmail.smtp import server as protocol
 from outmail.transport.mailbox import Mailboxes
 
@@ -46,7 +46,7 @@ KINDS = ("smtp", "submission", "lmtp")
 
 async def once(box: Outbox, engine: Engine) -> None:
     """What is due now, and then the end."""
-    takeover = box._take_over("apsw", engine)
+    takeover = box.take_over("apsw", engine)
 
     def stop() -> None:
         if takeover is not None:
@@ -65,14 +65,14 @@ async def once(box: Outbox, engine: Engine) -> None:
 
 async def serve(box: Outbox, engine: Engine, started: Callable[[list[str]], None] | None = None) -> None:
     """Until a signal. ``started`` hears where it listens."""
-    config: Config = box._config
+    config = box.config
     _enough_descriptors(config.listen.connections)
     tls = certificate("listen", config.listen.certificate, config.listen.key)
     users = read_users(config.listen.users_file) if config.listen.users_file else {}
     prepared = {kind: settings_for(config, kind, _context(tls), users) for kind in KINDS}
     handed = handed_over(os.environ)
 
-    def listeners(door: LoopDoor) -> list[tuple[str, Listener, str | socket.socket]]:
+    def listeners(door: AsyncAcceptance) -> list[tuple[str, Listener, str | socket.socket]]:
         found: list[tuple[str, Listener, str | socket.socket]] = []
         for kind in KINDS:
             for address in (*getattr(config.listen, kind), *handed.get(kind, [])):
@@ -81,7 +81,7 @@ async def serve(box: Outbox, engine: Engine, started: Callable[[list[str]], None
         return found
 
     looking = asyncio.ensure_future(_keep_looking(box))
-    takeover = box._take_over("apsw", engine)
+    takeover = box.take_over("apsw", engine)
     if takeover is not None:
         takeover.start()
     try:
@@ -114,14 +114,16 @@ def _enough_descriptors(connections: int) -> None:
         )
 
 
-def settings_for(config: Config, kind: str, tls: ssl.SSLContext | None, users: Mapping[str, str]) -> Settings:
+def settings_for(
+    config: Config, kind: str, tls: ssl.SSLContext | None, users: Mapping[str, str]
+) -> ListenerSettings:
     """What one kind of listener offers."""
     listen = config.listen
     addresses = getattr(listen, kind)
     loopback_only = bool(addresses) and all(
         address.startswith(("127.", "[::1]", "localhost", "unix:")) for address in addresses
     )
-    dialogue = protocol.Settings(
+    dialogue = protocol.ServerSettings(
         hostname=config.hostname or "localhost",
         lmtp=kind == "lmtp",
         size=config.message_size,
@@ -132,7 +134,7 @@ def settings_for(config: Config, kind: str, tls: ssl.SSLContext | None, users: M
         auth_clear=loopback_only,
         require_auth=kind == "submission",
     )
-    return Settings(
+    return ListenerSettings(
         dialogue,
         listen.networks,
         users,
@@ -211,7 +213,7 @@ def _on_signals(engine: Engine, call: Callable[[], None], look: Callable[[], Non
 def _look(box: Outbox) -> None:
     """Deaths, late jobs, and runs that were only noted."""
     watch.fold(box)
-    vigil.look(box)
+    watchdog.look(box)
 
 
 async def _keep_looking(box: Outbox) -> None:
@@ -309,27 +311,30 @@ async def receive(
     box: Outbox, engine: Engine, *, catch: bool, started: Callable[[list[str]], None] | None = None
 ) -> None:
     """Until a signal: listen, deliver to mailboxes, hand on what is not local."""
-    config: Config = box._config
+    config = box.config
     known = None if catch else directory(config)
     tls = certificate("receive", config.receive.certificate, config.receive.key)
 
-    def open_listeners(door: LoopDoor) -> list[tuple[str, Listener, str]]:
+    def open_listeners(door: AsyncAcceptance) -> list[tuple[str, Listener, str]]:
         found = []
         for kind in ("smtp", "lmtp"):
             for address in getattr(config.receive, kind):
                 hostname = config.hostname or "localhost"
-                dialogue = protocol.Settings(
+                dialogue = protocol.ServerSettings(
                     hostname, lmtp=kind == "lmtp", size=config.message_size, starttls=tls is not None
                 )
                 if known is None:
                     made = Listener(
                         door,
-                        Settings(dialogue, tls=_context(tls), normalise=True),
+                        ListenerSettings(dialogue, tls=_context(tls), normalise=True),
                         lambda listener: Everything(),
                     )
                 else:
                     made = _receiver(
-                        door, Settings(dialogue, config.receive.networks, tls=_context(tls)), known, config
+                        door,
+                        ListenerSettings(dialogue, config.receive.networks, tls=_context(tls)),
+                        known,
+                        config,
                     )
                 found.append((kind, made, address))
         return found
@@ -337,7 +342,9 @@ async def receive(
     await _until_signal(box, engine, open_listeners, started, "receive", tls)
 
 
-def _receiver(door: LoopDoor, settings: Settings, known: Directory, config: Config) -> Listener:
+def _receiver(
+    door: AsyncAcceptance, settings: ListenerSettings, known: Directory, config: Config
+) -> Listener:
     domain = local_domains(config)[0]
     holder: list[Receiver] = []
 
@@ -359,7 +366,7 @@ def _receiver(door: LoopDoor, settings: Settings, known: Directory, config: Conf
 async def _until_signal(
     box: Outbox,
     engine: Engine,
-    make: Callable[[LoopDoor], Sequence[tuple[str, Listener, str | socket.socket]]],
+    make: Callable[[AsyncAcceptance], Sequence[tuple[str, Listener, str | socket.socket]]],
     started: Callable[[list[str]], None] | None,
     section: str = "listen",
     tls: Certificate | None = None,
@@ -373,7 +380,7 @@ async def _until_signal(
     try:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         if waits[2].done():
-            door = LoopDoor(replace(box._door, wake=engine.wake), engine.commits, engine)
+            door = AsyncAcceptance(replace(box.door, wake=engine.wake), engine.commits, engine.handover)
             names = []
             for kind, listener, address in make(door):
                 listeners.append(listener)

@@ -1,24 +1,27 @@
 """The wiring: which classes stand behind a store's URL, a relay, an application's database. The only place
 that names them.
 
-Fails: `ConfigError` for what a URL cannot mean, `Trouble` for a store that does not open. Does not: hold
+Fails: `ConfigError` for what a URL cannot mean, `StoreError` for a store that does not open. Does not: hold
 anything.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Any
 
-from outmail import failpoints
 from outmail.clock import Clock
-from outmail.config import Config, default_store
+from outmail.config import Config, default_store, relay_in_code
 from outmail.errors import ConfigError
 from outmail.policy.route import Relay, Routes
 from outmail.policy.veil import known
 from outmail.store import Store
-from outmail.store.source import PostgresSource, Source, SqliteSource
+from outmail.system import failpoints
+
+if TYPE_CHECKING:
+    from outmail.transactional.reader import Source
 
 
 def open_store(url: str) -> Store:
@@ -26,12 +29,12 @@ def open_store(url: str) -> Store:
     open store.
     """
     if is_postgres(url):
-        from outmail.store.postgres import PostgresStore
+        from outmail.store.postgres.store import PostgresStore
 
         known.add_url(url)
         return PostgresStore(url, _place(url))
     from outmail.ops.backup import refuse_unfinished
-    from outmail.store.sqlite import SqliteStore
+    from outmail.store.sqlite.store import SqliteStore
 
     path, library = store_path(url)
     refuse_unfinished(path)
@@ -40,13 +43,23 @@ def open_store(url: str) -> Store:
     return SqliteStore(path, library)
 
 
+@contextmanager
+def sqlite_copy(path: str) -> Iterator[Store]:
+    """A new store in a file that nobody knows yet, to be filled; the whole file is on disk in the end."""
+    from outmail.store.sqlite.store import SqliteStore
+
+    with closing(SqliteStore(path)) as store:
+        yield store
+        store.flush()
+
+
 def is_postgres(url: str) -> bool:
     return url.startswith(("postgresql://", "postgres://"))
 
 
 def _place(url: str) -> str:
     """Where files of this host for a PostgreSQL store are: spool, engines' signs of life."""
-    from outmail.store.postgres import place_of
+    from outmail.store.postgres.url import place_of
 
     state = os.environ.get("XDG_STATE_HOME")
     return os.path.join(
@@ -73,11 +86,35 @@ def open_source(url: str, library: str) -> Source:
     """An application's database (``[[outbox]]``). ``library`` opens SQLite files, unless the URL names
     one.
     """
+    from outmail.transactional.reader import PostgresSource, SqliteSource
+
     if is_postgres(url):
         known.add_url(url)
         return PostgresSource(url)
     path, named = store_path(url)
     return SqliteSource(path, named if url.startswith("sqlite+") else library)
+
+
+def route_of(
+    relay: str | None, config: Config, read: Callable[[str], Relay] = relay_in_code
+) -> tuple[str | None, Routes]:
+    """(forced route name or None, routes) for ``relay=``: a configured name, or a URL named by itself, which
+    ``read`` makes a relay of.
+    """
+    routes = config.routes
+    if relay is None:
+        return None, routes
+    if not isinstance(relay, str):
+        raise ConfigError(f"relay must be a configured name or a URL, not {relay!r}")
+    if relay in routes.relays:
+        return relay, routes
+    if ":" not in relay:
+        raise ConfigError(
+            f"no relay is named {relay!r}; known are {', '.join(routes.relays)}",
+            hint="or give a URL such as smtp://localhost:25",
+        )
+    made = read(relay)
+    return made.name, routes.with_relays([made])
 
 
 def transports(config: Config) -> Callable[[Relay], Any]:
@@ -110,10 +147,11 @@ def build_engine(
     observe: Any = None,
 ) -> Any:
     """An engine with everything it needs; here, and not before, the relays' passwords are read."""
-    from outmail.engine import Engine, Settings
+    from outmail.engine.engine import Engine
+    from outmail.engine.settings import EngineSettings
     from outmail.ops import delivery_log
 
-    settings = Settings(
+    settings = EngineSettings(
         retry=config.retry,
         only_to=config.only_to,
         transcripts=config.transcripts,

@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import apsw
 
-from outmail.outbox import Outbox
+from outmail.outbox.outbox import Outbox
 from outmail.testing import Sink
 from tests.campaigns import disk
 
@@ -183,12 +183,13 @@ def under(control: str, words: list[str], seed: int, broken: bool) -> int:
 
 def break_commits() -> None:
     """A store that takes failed commits for done."""
-    from outmail.store import Trouble, sqlite
+    from outmail.store import StoreError
+    from outmail.store.sqlite import store as sqlite
 
     def commit(self: Any) -> None:
         try:
             self._writer.execute("COMMIT")
-        except Trouble:
+        except StoreError:
             self._rollback()
 
     sqlite.SqliteStore._commit = commit  # type: ignore[method-assign]
@@ -428,7 +429,7 @@ def judged(world: World) -> dict[str, Any]:
     while time.monotonic() < deadline and next(iter(box.find("is:live")), None):
         time.sleep(0.1)
         box.release("state:held")
-    problems = box.store.check()  # type: ignore[attr-defined]
+    problems = box.store.check()
     got = Counter(address for message in world.sink.messages for address in message.recipients)
     files = {path.name.rpartition("-")[0] for path in (world.folder / "out").glob("*.eml")}
     known: set[str] = set()

@@ -21,7 +21,7 @@ import apsw
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 from run import CONFIG, drained_apart, sink_process
 
-from outmail.outbox import Outbox
+from outmail.outbox.outbox import Outbox
 
 SPAN = (
     "WITH RECURSIVE span (value) AS (SELECT :first UNION ALL SELECT value + 1 FROM span WHERE value < :last) "

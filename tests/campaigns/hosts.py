@@ -26,9 +26,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from outmail.config import from_toml
-from outmail.engine import SETTLE_BATCH
+from outmail.engine.completer import SETTLE_BATCH
 from outmail.errors import Error, NotStored
-from outmail.outbox import Outbox
+from outmail.outbox.outbox import Outbox
 from outmail.testing import Sink
 from tests import pgserver
 

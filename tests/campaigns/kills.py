@@ -21,7 +21,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from outmail.outbox import Outbox
+from outmail.outbox.outbox import Outbox
 from outmail.testing import Sink
 
 SCRIPT = (

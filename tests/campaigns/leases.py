@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from outmail import clock as clocks
 from outmail.config import from_toml
 from outmail.errors import Error, NotStored, Refused
-from outmail.outbox import Outbox
+from outmail.outbox.outbox import Outbox
 from outmail.testing import Sink
 from tests import pgserver
 
@@ -110,10 +110,14 @@ def set_clock(file: Path, offset: float) -> None:
 
 def run_engine(settings: str, clock: str) -> int:
     """`outmail run` with short leases and a clock that jumps."""
-    from outmail import cli, engine
-    from outmail.store import owner, pgsql, postgres, sqlite
+    from outmail import cli
+    from outmail.engine import maintenance
+    from outmail.store import owner
+    from outmail.store.postgres import store as postgres
+    from outmail.store.postgres import verbs as pgsql
+    from outmail.store.sqlite import store as sqlite
 
-    pgsql.LEASE, pgsql.RENEWAL, pgsql.CONFIDENCE, pgsql.DOUBT, engine.RECLAIM = (
+    pgsql.LEASE, pgsql.RENEWAL, pgsql.CONFIDENCE, pgsql.DOUBT, maintenance.RECLAIM = (
         LEASE,
         RENEWAL,
         CONFIDENCE,
@@ -121,7 +125,7 @@ def run_engine(settings: str, clock: str) -> int:
         0.5,
     )  # type: ignore[assignment]
     if "postgresql" in Path(settings).read_text():
-        for module in (owner, engine, postgres, sqlite):
+        for module in (owner, postgres, sqlite):
             if hasattr(module, "boot_id"):
                 module.boot_id = lambda: f"boot of {clock}"  # type: ignore[attr-defined]
     Jumping(Path(clock))
@@ -240,7 +244,7 @@ def campaign(
 def _first_sign(box: Outbox) -> None:
     """Nothing can be known of a clock that was set before the first engine of a store had seen it."""
     deadline = time.monotonic() + 30
-    while not box._store.read(box._store.verbs.note_list("clock")) and time.monotonic() < deadline:
+    while not box.store.read(box.store.verbs.note_list("clock")) and time.monotonic() < deadline:
         time.sleep(0.1)
 
 

@@ -27,7 +27,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from outmail.config import from_toml
-from outmail.outbox import Outbox
+from outmail.outbox.outbox import Outbox
 from tests.moody import Moody
 
 #: What a server says to what is sent ahead; "" takes it.

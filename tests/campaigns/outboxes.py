@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from outmail import outbox_ddl
 from outmail.config import from_toml
 from outmail.errors import Error
-from outmail.outbox import Outbox
+from outmail.outbox.outbox import Outbox
 from outmail.testing import Sink
 from tests import pgserver
 
@@ -52,7 +52,7 @@ STANDS_STILL = 2.0
 SEAMS = r"""
 import os, random, sys, time
 from outmail.clock import Clock
-from outmail.store import pgsql
+from outmail.store.postgres import verbs as pgsql
 
 lease = int(os.environ["CAMPAIGN_LEASE"])
 pgsql.LEASE, pgsql.RENEWAL, pgsql.CONFIDENCE, pgsql.DOUBT = lease, lease / 8, lease * 0.75, lease * 3 / 8

@@ -32,8 +32,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from outmail.config import from_toml
 from outmail.errors import Error
-from outmail.outbox import Outbox
-from outmail.store import Trouble, sqlite
+from outmail.outbox.outbox import Outbox
+from outmail.store import StoreError
+from outmail.store.sqlite import store as sqlite
 from outmail.testing import Sink
 from tests.campaigns import disk
 
@@ -107,7 +108,7 @@ def child(folder: Path, seed: int, without: str | None) -> int:
 
 def sqlite_pages(pages: int) -> None:
     """The write-ahead log is moved into the database after so many: with few, that happens often."""
-    from outmail.store import checkpoint
+    from outmail.store.sqlite import checkpoint
 
     checkpoint.PAGES = pages
 
@@ -245,7 +246,7 @@ def judged(
         return [f"the store does not open: {problem}"]
     try:
         return _compared(box, accepted, before, sink, files, out, counts)
-    except (Error, Trouble) as problem:
+    except (Error, StoreError) as problem:
         return [f"the store fails: {problem}"]
     finally:
         box.close()
@@ -260,7 +261,7 @@ def _compared(
     out: Path,
     counts: Counter[str],
 ) -> list[str]:
-    bad = list(box.store.check())  # type: ignore[attr-defined]
+    bad = list(box.store.check())
     first = {status.id: status for status in box.find()}
     for id, (name, _) in accepted.items():
         if id not in first:
@@ -276,14 +277,13 @@ def _compared(
                 bad.append(f"{r.address} is delivered, and its file may be lost")
             if r.state == "delivered" and r.route != "file" and not before[r.address]:
                 bad.append(f"{r.address} is delivered, and nobody has it")
-    box._threaded = True
-    box._start()
+    box.deliver_here()
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline and next(iter(box.find("is:live")), None):
         time.sleep(0.01)
     box.close()
     after = Counter(address for message in sink.messages for address in message.recipients)
-    again = Outbox(box.store.path, deliver="never", config=box._config)  # type: ignore[attr-defined]
+    again = Outbox(box.store.path, deliver="never", config=box.config)  # type: ignore[attr-defined]
     for status in again.find():
         name, size = accepted.get(status.id, (status.subject, None))
         if size is not None and not _whole(again.content(status.id), name, size):

@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from outmail.outbox import Outbox
+from outmail.outbox.outbox import Outbox
 from outmail.testing import Sink
 
 PRODUCER = """

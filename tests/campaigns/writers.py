@@ -36,11 +36,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from outmail import engine as engine_module
 from outmail.clock import Clock
 from outmail.config import from_toml
-from outmail.outbox import Outbox, _route
-from outmail.wiring import build_engine
+from outmail.engine import engine as engine_module
+from outmail.outbox.outbox import Outbox
+from outmail.wiring import build_engine, route_of
 
 KINDS = ("mbox", "sendmail", "maildir box", "maildir", "file")
 CALLS = (
@@ -257,8 +257,8 @@ class Round:
                 places._UNNAMED = 0
         Countdown(begun, at, how, number).arm()
         box = self._box()
-        config = box._config
-        engine = build_engine(box._store, config, _route(self.relay, config)[1], Clock())
+        config = box.config
+        engine = build_engine(box.store, config, route_of(self.relay, config)[1], Clock())
 
         async def work() -> None:
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, engine.stop)

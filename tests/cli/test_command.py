@@ -312,7 +312,7 @@ def test_mail_nobody_sends_is_said(outmail: Run, tmp_path: Path) -> None:
     import time
 
     from outmail.config import from_toml
-    from outmail.outbox import Outbox
+    from outmail.outbox.outbox import Outbox
     from outmail.testing import FakeClock
 
     with Outbox(

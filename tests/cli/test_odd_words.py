@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from outmail.cli import main
-from outmail.outbox import Outbox
+from outmail.outbox.outbox import Outbox
 
 STATUSES = {0, 64, 65, 66, 69, 75, 77, 78}
 VERBS = st.sampled_from([

@@ -20,16 +20,15 @@ from outmail.smtp.client import (
     AheadRefused,
     Broken,
     Client,
+    ClientSettings,
     Done,
     Dot,
     ProtocolError,
     Read,
     SessionFailed,
-    Settings,
     Take,
 )
-from outmail.smtp.server import Close, Deliver, Server, StartTls
-from outmail.smtp.server import Settings as ServerSettings
+from outmail.smtp.server import Close, Deliver, Server, ServerSettings, StartTls
 
 ALL = sorted(Path(__file__).parent.glob("*.txt"))
 SERVER = [path for path in ALL if path.name.startswith("server-")]
@@ -46,7 +45,7 @@ def delivery(line: str) -> Delivery:
 class Script:
     def __init__(self, text: str) -> None:
         lines = [line for line in text.splitlines() if line and not line.startswith("#")]
-        self.settings = Settings(
+        self.settings = ClientSettings(
             hostname="client.test",
             lmtp="lmtp" in text.splitlines()[0],
             user="",

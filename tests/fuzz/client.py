@@ -34,7 +34,7 @@ def make() -> Callable[[bytes], None]:
             return
         user = "me" if data[0] & 1 else ""
         session = client.Client(
-            client.Settings(
+            client.ClientSettings(
                 "me.example",
                 lmtp=bool(data[0] & 2),
                 user=user,

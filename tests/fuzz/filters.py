@@ -21,8 +21,9 @@ SEEDS = [
 
 
 def make() -> Callable[[bytes], None]:
-    from outmail import clock, selection
+    from outmail import clock
     from outmail.errors import Refused
+    from outmail.policy import selection
 
     def target(data: bytes) -> None:
         text = data.decode("utf-8", "surrogateescape")
@@ -43,4 +44,4 @@ def make() -> Callable[[bytes], None]:
 
 
 if __name__ == "__main__":
-    run("filters", SEEDS, ["outmail.selection", "outmail.clock"], make)
+    run("filters", SEEDS, ["outmail.policy.selection", "outmail.clock"], make)

@@ -29,11 +29,12 @@ def make() -> Callable[[bytes], None]:
     import json
     from typing import Any
 
-    from outmail.accept import Door, Terms
+    from outmail.accept.acceptance import Door, Terms
     from outmail.errors import ConfigError, Refused
-    from outmail.intake import api, takeover
+    from outmail.intake import api
     from outmail.policy.route import Routes, parse_relay
-    from outmail.store.source import Row
+    from outmail.store.verbs.outbox_rows import Row
+    from outmail.transactional import poller
 
     class NoStore:
         lanes = 1
@@ -51,7 +52,7 @@ def make() -> Callable[[bytes], None]:
     def target(data: bytes) -> None:
         row = Row(1, "0" * 26, 0, b"Subject: x\r\n\r\n", data.decode("utf-8", "replace"))
         try:
-            draft = takeover.drafted(row, compose)
+            draft = poller.drafted(row, compose)
         except Refused as refusal:
             assert len(str(refusal)) < 5000
             return
@@ -68,4 +69,9 @@ def make() -> Callable[[bytes], None]:
 
 
 if __name__ == "__main__":
-    run("outbox_rows", SEEDS, ["outmail.intake.takeover", "outmail.intake.api", "outmail.accept"], make)
+    run(
+        "outbox_rows",
+        SEEDS,
+        ["outmail.transactional.poller", "outmail.intake.api", "outmail.accept.acceptance"],
+        make,
+    )

@@ -38,7 +38,7 @@ def make() -> Callable[[bytes], None]:
         if not data:
             return
         session = server.Server(
-            server.Settings("h", lmtp=bool(data[0] & 1), size=4000), Everybody(), tls=bool(data[0] & 4)
+            server.ServerSettings("h", lmtp=bool(data[0] & 1), size=4000), Everybody(), tls=bool(data[0] & 4)
         )
         size = data[0] % 50 + 1
         for start in range(1, len(data), size):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from outmail.outbox import Outbox
+from outmail.outbox.outbox import Outbox
 from outmail.transport import smtp as transport
 from tests.pgserver import free_port
 
@@ -88,5 +88,5 @@ def test_haraka(
     assert ends == {"delivered": COUNT}
     assert Counter(Counter(taken.read_text().split()).values()) == {1: COUNT}
     assert not any(r.uncertain for status in box.find() for r in status.recipients)
-    notes = box._read(box._store.verbs.note_list("ahead"))
+    notes = box.store.read(box.store.verbs.note_list("ahead"))
     assert bool(notes) == (each > 1) and all(note["reply"].startswith("503") for note in notes.values())

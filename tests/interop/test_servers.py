@@ -19,7 +19,7 @@ import trustme
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult
 
-from outmail.outbox import Outbox
+from outmail.outbox.outbox import Outbox
 from tests import programs
 from tests.pgserver import free_port
 

@@ -25,10 +25,10 @@ from typing import Any
 import pytest
 from aiosmtpd.controller import Controller
 
+from outmail.accept.aio import AsyncAcceptance
 from outmail.clock import Clock
 from outmail.intake import smtp as intake
-from outmail.loopdoor import LoopDoor
-from outmail.outbox import Outbox
+from outmail.outbox.outbox import Outbox
 from outmail.wiring import build_engine
 from tests import programs
 from tests.interop.test_servers import POSTFIX, Keep, certificate, postfix  # noqa: F401  (fixtures)
@@ -64,7 +64,7 @@ def through_us(make_box: MakeBox, port: int, messages: list[bytes], *, normalise
     contents.
     """
     box = make_box(toml=f'[relay]\nurl = "smtp://127.0.0.1:{port}"\n', deliver="never")
-    engine = build_engine(box._store, box._config, box._routes, Clock())
+    engine = build_engine(box.store, box.config, box.routes, Clock())
     said: list[str] = []
 
     def client(at: int) -> None:
@@ -80,7 +80,8 @@ def through_us(make_box: MakeBox, port: int, messages: list[bytes], *, normalise
         running = asyncio.ensure_future(engine.run())
         await engine.ready()
         listener = intake.Listener(
-            LoopDoor(box._door, engine.commits, engine), intake.Settings(normalise=normalise)
+            AsyncAcceptance(box.door, engine.commits, engine.handover),
+            intake.ListenerSettings(normalise=normalise),
         )
         try:
             await asyncio.to_thread(client, int((await listener.listen("127.0.0.1:0")).rpartition(":")[2]))

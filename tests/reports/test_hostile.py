@@ -25,7 +25,7 @@ import outmail
 from outmail import DigestHandler, Outbox, cli
 from outmail.compat.exoskeleton import NotificationManager
 from outmail.compat.handlers import BufferingSMTPHandler, SMTPHandler
-from outmail.reports import jobs, marks, post, state, vigil, watch
+from outmail.reports import job_mails, jobs, post, spoolfiles, state, watch, watchdog
 from outmail.testing import Sink
 
 from .conftest import page, text
@@ -222,7 +222,7 @@ def _handlers(box: Outbox, sink: Sink, folder: Path) -> Iterator[logging.Handler
     yield BufferingSMTPHandler(
         ("127.0.0.1", sink.port), "a@x.test", "b@x.test", "s\x00", 3, store=str(folder / "h.db")
     )
-    yield jobs._Tail(5)
+    yield job_mails.Tail(5)
 
 
 def test_no_record_makes_a_handler_raise(
@@ -246,7 +246,7 @@ def test_no_record_makes_a_handler_raise(
             handler.emit(record)
 
     check()
-    assert isinstance(handlers[-1], jobs._Tail)
+    assert isinstance(handlers[-1], job_mails.Tail)
     handlers[-1].text()
     for handler in handlers[:3]:
         handler.flush()
@@ -317,7 +317,7 @@ def test_a_note_that_cannot_be_read_is_set_aside(
     report(quiet, "crawl")
     assert len(list(quiet.find())) == 1
     assert "incident" in state.read(quiet, kind, "crawl") or "pending" in state.read(quiet, kind, "crawl")
-    vigil.look(quiet)
+    watchdog.look(quiet)
     assert cli.main(["jobs", "ls", "--store", quiet.store.url]) == 0
 
 
@@ -348,8 +348,8 @@ def test_a_file_that_cannot_be_read_is_out_of_the_way(
     def work() -> None:
         a_digest(quiet, "crawl")
         watch.ended(quiet, options(), ["true"], result())
-        vigil.look(quiet)
-        marks.read(str(path))
+        watchdog.look(quiet)
+        spoolfiles.read(str(path))
         done.append(True)
 
     thread = threading.Thread(target=work, daemon=True)
@@ -358,7 +358,9 @@ def test_a_file_that_cannot_be_read_is_out_of_the_way(
     assert done, "it waits, or it failed"
     assert len(list(quiet.find())) >= 2
     if name.startswith("digest") or (name == "watch.jsonl" and make in ("pipe", "folder")):
-        assert Path(str(path) + marks.UNREADABLE).exists() and "cannot be read" in capsys.readouterr().err
+        assert (
+            Path(str(path) + spoolfiles.UNREADABLE).exists() and "cannot be read" in capsys.readouterr().err
+        )
 
 
 # -- looking commands ----------------------------------------------------------------------------------------
@@ -441,7 +443,7 @@ def test_the_password_that_a_server_repeats_is_masked() -> None:
 
     password = "Geheim-4711"
     said = base64.b64encode(f"\0me\0{password}".encode()).decode()
-    session = client.Client(client.Settings("h", user="me", password=password, may_clear=True))
+    session = client.Client(client.ClientSettings("h", user="me", password=password, may_clear=True))
     flow = session.dialogue()
     with pytest.raises(client.SessionFailed) as told:
         request = next(flow)

@@ -17,7 +17,7 @@ import pytest
 
 import outmail
 from outmail import ConfigError, Outbox
-from outmail.reports import state, vigil
+from outmail.reports import state, watchdog
 from outmail.reports.post import host, poster
 from outmail.testing import Sink
 
@@ -338,9 +338,9 @@ def test_a_killed_job_is_told_dead_by_the_next_run_once(sink: Sink, mails: Mails
 def test_the_living_are_not_declared_dead(box: Outbox, mails: Mails) -> None:
     with outmail.job("alive", outbox=box, finish=False) as job:
         job.wait()
-        vigil.look(box)
+        watchdog.look(box)
         assert state.read(box, "run", job.id)["state"] == "running"
-    vigil.look(box)
+    watchdog.look(box)
     assert state.read(box, "run", job.id)["state"] == "finished"
     assert poster().drain(5) and not mails.sink.messages
 

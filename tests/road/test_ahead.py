@@ -13,7 +13,7 @@ import pytest
 
 from outmail.clock import DAY, HOUR
 from outmail.model import Reply
-from outmail.outbox import Outbox
+from outmail.outbox.outbox import Outbox
 from outmail.policy.pace import ahead_note, may_send_ahead
 from tests.moody import Moody
 
@@ -46,7 +46,7 @@ def carry(box: Outbox, server: Moody, count: int = 120) -> list[Any]:
 
 
 def notes(box: Outbox) -> dict[str, Any]:
-    return box._read(box._store.verbs.note_list("ahead"))
+    return box.store.read(box.store.verbs.note_list("ahead"))
 
 
 @pytest.mark.parametrize("after", [0, 3], ids=["at-once", "later"])

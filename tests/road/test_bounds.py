@@ -43,7 +43,7 @@ def test_local_parts_as_long_as_the_path_allows_go_in_and_out(
 
 
 def settings(**words: Any) -> Any:
-    return intake.Settings(**words)
+    return intake.ListenerSettings(**words)
 
 
 async def opened(port: int, *lines: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -275,7 +275,7 @@ def test_wrong_passwords_end_the_session_and_are_one_line_of_the_log(
 
     listening(
         settings(
-            dialogue=intake.protocol.Settings(auth=True, auth_clear=True),
+            dialogue=intake.protocol.ServerSettings(auth=True, auth_clear=True),
             users={"me": logins.hashed("right")},
         ),
         scene,
@@ -286,11 +286,11 @@ def test_wrong_passwords_end_the_session_and_are_one_line_of_the_log(
 def test_a_complaint_is_made_once_a_minute_with_a_count(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from outmail import seldom
+    from outmail.system import throttle
 
     now = [100.0]
-    monkeypatch.setattr(seldom, "monotonic", lambda: now[0])
-    complaints = seldom.Seldom(logging.getLogger("outmail.test"))
+    monkeypatch.setattr(throttle, "monotonic", lambda: now[0])
+    complaints = throttle.Throttle(logging.getLogger("outmail.test"))
 
     def lines() -> list[str]:
         found = [record.getMessage() for record in caplog.records]

@@ -17,7 +17,7 @@ from outmail.errors import ConfigError, Refused
 from outmail.intake import api
 from outmail.mime import splice
 from outmail.model import Dsn
-from outmail.outbox import Outbox
+from outmail.outbox.outbox import Outbox
 from outmail.testing import Sink
 
 MakeBox = Callable[..., Outbox]

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from outmail import Outbox
-from outmail import engine as engine_module
 from outmail.clock import DAY, HOUR, Clock
+from outmail.engine import ages, maintenance
 from outmail.testing import FakeClock, Sink
 from outmail.wiring import build_engine
 from tests.waiting import until_in_loop as until
@@ -32,7 +32,7 @@ class Set(Clock):
 
 def work(box: Outbox, clock: Clock, scene: Callable[[Any], Any]) -> None:
     """An engine runs while the scene plays."""
-    engine = build_engine(box._store, box._config, box._routes, clock)
+    engine = build_engine(box.store, box.config, box.routes, clock)
 
     async def life() -> None:
         running = asyncio.ensure_future(engine.run())
@@ -46,7 +46,7 @@ def work(box: Outbox, clock: Clock, scene: Callable[[Any], Any]) -> None:
 
 
 def once(box: Outbox, clock: Clock) -> None:
-    asyncio.run(build_engine(box._store, box._config, box._routes, clock).run(once=True))
+    asyncio.run(build_engine(box.store, box.config, box.routes, clock).run(once=True))
 
 
 def states(box: Outbox) -> list[str]:
@@ -55,7 +55,7 @@ def states(box: Outbox) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "UPKEEP", 0.2)
+    monkeypatch.setattr(maintenance, "UPKEEP", 0.2)
 
 
 @pytest.mark.parametrize("by", [6 * DAY, 400 * DAY])
@@ -110,7 +110,7 @@ def test_time_that_passes_still_ends_waiting_after_a_jump(make_box: MakeBox, sin
     async def scene(engine: Any) -> None:
         await until(lambda: engine.counts["deferred"] == 1)
         clock.jump("6d")
-        await until(lambda: engine._seen.at - engine._seen.age > DAY)
+        await until(lambda: engine.maintenance.ages._seen.at - engine.maintenance.ages._seen.age > DAY)
         await asyncio.sleep(0.5)
         assert box.status(id).status == "queued"
         clock.advance("3h")
@@ -186,7 +186,7 @@ def test_what_became_too_old_while_the_machine_was_off_gets_one_attempt(
     once(box, clock)
     taken, deferred = box.send("a@x.test", "s", "t").id, box.send("later@x.test", "s", "t").id
     clock.advance("10d")
-    monkeypatch.setattr(engine_module, "clock_id", lambda: "another")
+    monkeypatch.setattr(ages, "clock_id", lambda: "another")
     once(box, clock)
     assert [box.status(id).status for id in (taken, deferred)] == ["delivered", "failed"]
     assert box.status(deferred).recipients[0].reason == "too old; last: 451 4.7.1 later"
@@ -222,7 +222,7 @@ def test_a_sign_from_the_future_keeps_nothing_alive(
     clock.jump("365d")
     once(box, clock)
     clock.jump("365d", back=True)
-    monkeypatch.setattr(engine_module, "clock_id", lambda: "another boot")
+    monkeypatch.setattr(ages, "clock_id", lambda: "another boot")
     once(box, clock)
     ids = [box.send("a@x.test", "s", "t").id, box.send("b@x.test", "s", "t", expires="1h").id]
     for _ in range(6):
@@ -304,10 +304,11 @@ def test_moved_mail_keeps_its_age(make_box: MakeBox, sink: Sink, tmp_path: Any) 
     id = old.send("a@x.test", "s", "t", expires="1h").id
 
     async def scene(engine: Any) -> None:
-        await until(lambda: engine._before is not None)
+        await engine.ready()
+        await until(lambda: engine.maintenance.ages._before is not None)
         clock.advance("3h")
-        await until(lambda: engine._before.age >= clock.now())
-        move(old._store, new._store, clock.now())
+        await until(lambda: engine.maintenance.ages._before.age >= clock.now())
+        move(old.store, new.store, clock.now())
         engine.wake()
         await until(lambda: new.status(id).status == "failed")
 
@@ -326,7 +327,7 @@ def test_upkeep_that_fails_does_not_stop_the_road(
         raise RuntimeError("statement time-out")
         yield
 
-    monkeypatch.setattr(box._store.verbs, "clamp", broken)
+    monkeypatch.setattr(box.store.verbs, "clamp", broken)
 
     async def scene(engine: Any) -> None:
         await until(lambda: len(sink.messages) == 20)
@@ -340,19 +341,19 @@ def test_after_a_doubt_about_the_lease_the_sessions_begin_again(make_box: MakeBo
     box.send_many([{"to": f"u{i}@x.test", "subject": "s", "text": "t"} for i in range(20)])
 
     async def scene(engine: Any) -> None:
-        await until(lambda: engine._owner is not None)
+        await until(lambda: engine.owner is not None)
         stands = [True]
-        engine._owner.stands = lambda: stands[0]
-        given = engine._distribute
+        engine.owner.stands = lambda: stands[0]
+        given = engine.distribute
 
         def distribute(deliveries: Any, **words: Any) -> None:
             stands[0] = not deliveries
             given(deliveries, **words)
 
-        engine._distribute = distribute
-        await until(lambda: engine._out > 0)
+        engine.distribute = distribute
+        await until(lambda: engine.completer.out > 0)
         await asyncio.sleep(0.2)
-        engine._distribute, stands[0] = given, True
+        engine.distribute, stands[0] = given, True
         await until(lambda: len(sink.messages) == 20)
 
     work(box, Set(), scene)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from outmail.outbox import Outbox
+from outmail.outbox.outbox import Outbox
 from outmail.testing import Sink
 
 MakeBox = Callable[..., Outbox]
@@ -90,7 +90,7 @@ def test_the_pid_in_a_dead_engines_record_may_be_anybodys(
     box = make_box(deliver="never")
     id = box.send("a@x.test", "s", "t").id
     outmail("run", "--once", "--store", "q.db", "--relay", sink.url, OUTMAIL_FAIL="C3:kill")
-    box._store.commit([_set_pid(os.getpid())])
+    box.store.commit([_set_pid(os.getpid())])
     outmail("run", "--once", "--store", "q.db", "--relay", sink.url)
     assert box.status(id).status == "delivered"
 
@@ -104,7 +104,7 @@ def test_corrupt_content_is_quarantined_and_the_others_go_out(
 ) -> None:
     box = make_box(deliver="never")
     bad, missing, good = (box.send("a@x.test", f"s{i}", "t").id for i in range(3))
-    box._store.commit([_spoil(box._seq(bad), box._seq(missing))])
+    box.store.commit([_spoil(box.queue.seq(bad), box.queue.seq(missing))])
     done = outmail("run", "--once", "--strict", "--store", "q.db", "--relay", sink.url)
     assert done.returncode == 70
     assert [box.status(id).status for id in (bad, missing, good)] == ["held", "held", "delivered"]
@@ -121,7 +121,7 @@ def test_a_row_deleted_while_being_sent_harms_nothing(sink: Sink, make_box: Make
     box = make_box(sink.url)
     gone = box.send("a@x.test", "s", "t").id
     time.sleep(0.15)
-    box._store.run(_delete(box._seq(gone)))
+    box.store.run(_delete(box.queue.seq(gone)))
     other = box.send("b@x.test", "s", "t").id
     assert box.wait(other, 10).status == "delivered"
 
@@ -141,7 +141,7 @@ def test_two_engines_share_a_queue_without_a_double(sink: Sink, make_box: MakeBo
         "run",
         "--once",
         "--store",
-        str(box._store.path),
+        str(box.store.path),
         "--relay",
         sink.url,
     ]  # type: ignore[attr-defined]
@@ -156,7 +156,7 @@ def test_sigterm_finishes_the_dialogue_and_returns_the_rest(sink: Sink, make_box
     box = make_box(deliver="never")
     ids = [box.send(f"u{i}@x.test", "s", "t").id for i in range(40)]
     engine = subprocess.Popen(
-        [sys.executable, "-m", "outmail", "run", "--store", str(box._store.path), "--relay", sink.url],
+        [sys.executable, "-m", "outmail", "run", "--store", str(box.store.path), "--relay", sink.url],
         stderr=subprocess.PIPE,  # type: ignore[attr-defined]
     )
     deadline = time.monotonic() + 20
@@ -174,15 +174,15 @@ def test_a_dot_without_an_answer_at_shutdown_is_uncertain(
 ) -> None:
     import asyncio
 
-    from outmail import engine as module
     from outmail.clock import Clock
+    from outmail.engine import engine as module
     from outmail.wiring import build_engine
 
     monkeypatch.setattr(module, "PATIENCE", 0.2)
     sink.script("DOT: hang")
     box = make_box(deliver="never", toml=f'relay = "{sink.url}"\n')
     id = box.send("a@x.test", "s", "t").id
-    engine = build_engine(box._store, box._config, box._routes, Clock())
+    engine = build_engine(box.store, box.config, box.routes, Clock())
 
     async def story() -> None:
         running = asyncio.ensure_future(engine.run())
@@ -190,9 +190,9 @@ def test_a_dot_without_an_answer_at_shutdown_is_uncertain(
         while (
             not any(
                 r.dotted
-                for hop in engine._hops.values()
-                for seat in hop.seats
-                for d in seat.flying
+                for hop in engine.hops.values()
+                for feed in hop.feeds
+                for d in feed.flying
                 for r in d.recipients
             )
             and time.monotonic() < deadline

@@ -17,15 +17,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from outmail import Outbox
-from outmail.accept import Door
+from outmail.accept.acceptance import Door
 from outmail.config import from_toml
 from outmail.errors import NotStored, Refused
-from outmail.intake import takeover
-from outmail.intake.takeover import WORDS
 from outmail.model import Status, keyed_id
 from outmail.policy.veil import known
-from outmail.store import source
-from outmail.store.caller import outbox_ddl
+from outmail.store.verbs.outbox_rows import MOST, Row
+from outmail.transactional import poller, reader
+from outmail.transactional.insert import outbox_ddl
+from outmail.transactional.poller import WORDS
 from tests import pgserver
 from tests.road.test_using import Beside
 
@@ -98,7 +98,7 @@ class Rows:
         self.app.commit()
         self.app.close()  # before the other library opens the file
         self.box = Outbox(self.place, config=self.config, deliver="never")
-        takeover = self.box._take_over(self.library, Beside())
+        takeover = self.box.take_over(self.library, Beside())
         assert takeover is not None
         takeover.all()
         takeover.stop()
@@ -124,7 +124,7 @@ def left(rows: Rows) -> int:
 
 def shown(rows: Rows, outmail: Any, tmp_path: Path, ids: list[str]) -> None:
     """Lists and stories survive, and nothing that a terminal would obey comes out."""
-    store = rows.box._store.url
+    store = rows.box.store.url
     rows.box.close()
     for words in (
         ("queue", "list", "state:failed"),
@@ -210,13 +210,13 @@ def test_a_row_that_the_store_cannot_take_stops_nobody_and_is_tried_again(
     tmp_path: Path, code: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = Rows(tmp_path, "apsw", False)
-    monkeypatch.setattr(source, "BATCH", 2)
+    monkeypatch.setattr(reader, "BATCH", 2)
     rows.add(id="'0badbadbadbadbadbadbadbad0'")
     for _ in range(5):
         rows.add()
     rows.app.commit()
     box = Outbox(rows.place, config=rows.config, deliver="never")
-    takeover = box._take_over("stdlib", Beside())
+    takeover = box.take_over("stdlib", Beside())
     assert takeover is not None
     honest, bad = Door.keep, [True]
 
@@ -292,8 +292,8 @@ def test_a_row_with_an_odd_id_is_one_message_however_often_we_are_killed(
 
 def test_a_row_too_long_to_be_read_fails_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_ROWS", "_SIZES"):
-        monkeypatch.setattr(source, name, getattr(source, name).replace(str(source.MOST), "1000"))
-    monkeypatch.setattr("outmail.intake.takeover.MOST", 1000)
+        monkeypatch.setattr(reader, name, getattr(reader, name).replace(str(MOST), "1000"))
+    monkeypatch.setattr("outmail.transactional.poller.MOST", 1000)
     rows = Rows(tmp_path, "apsw", False)
     rows.add(content="CAST('Subject: x' || char(10) || char(10) || hex(zeroblob(1000)) AS BLOB)")
     rows.add()
@@ -438,7 +438,7 @@ def test_rows_teach_the_process_no_passwords(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("envelope", "code"),
     [
-        ({"sender": "me@x.test", "recipients": ["a@x.test"], "z": "z" * takeover.MOST_ENVELOPE}, "too-large"),
+        ({"sender": "me@x.test", "recipients": ["a@x.test"], "z": "z" * poller.MOST_ENVELOPE}, "too-large"),
         ({"recipients": ["a@x.test"] * 11}, "too-many-recipients"),
         ({"draft": {"to": ["a@x.test"] * 6, "cc": "a@x.test, " * 5}}, "too-many-recipients"),
         ({"draft": {"to": "a@x.test", "subject": "é " * 500_001}}, "too-large"),
@@ -451,9 +451,9 @@ def test_rows_teach_the_process_no_passwords(tmp_path: Path) -> None:
 def test_a_row_that_asks_for_too_much_is_refused_before_it_is_composed(
     envelope: dict[str, Any], code: str
 ) -> None:
-    row = source.Row(1, "0" * 26, b"A: b\r\n\r\n", json.dumps(envelope).encode(), 0)
+    row = Row(1, "0" * 26, b"A: b\r\n\r\n", json.dumps(envelope).encode(), 0)
     with pytest.raises(Refused) as told:
-        takeover.drafted(row, lambda words: pytest.fail("composed"), 10)
+        poller.drafted(row, lambda words: pytest.fail("composed"), 10)
     assert told.value.code == code
 
 
@@ -461,7 +461,7 @@ def test_claims_of_nobody_are_shown(rows: Rows, outmail: Callable[..., Any], tmp
     for value in ("X'FF'", "CAST(X'C328' AS TEXT)", "5", "1.5", "char(27)", "hex(zeroblob(100000))"):
         rows.add(store=value, added_at=value)
     rows.taken()
-    store = rows.box._store.url
+    store = rows.box.store.url
     rows.box.close()
     done = outmail("store", "check", "--store", store, OUTMAIL_OUTBOX=f"sqlite:{rows.file}")
     assert (
@@ -498,7 +498,7 @@ def test_odd_rows_on_postgresql(version: str, inside: bool, tmp_path: Path) -> N
             f'from = "me@x.test"\n[limits]\nmessage_size = "2MB"\n[[outbox]]\nurl = "{url}"', "t", {}
         )
         with Outbox(url if inside else tmp_path / "q.db", config=config, deliver="never") as box:
-            takeover = box._take_over("apsw", Beside())
+            takeover = box.take_over("apsw", Beside())
             assert takeover is not None
             takeover.all()
             takeover.stop()

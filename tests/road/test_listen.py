@@ -371,13 +371,15 @@ def test_whose_line_ends_are_mended(
     """
     from outmail.intake import smtp as intake
     from outmail.policy.admission import networks
-    from outmail.smtp.server import Settings
+    from outmail.smtp.server import ServerSettings
 
     client = ["127.0.0.1"]
     monkeypatch.setattr(
-        intake.Line,
+        intake.ClientConnection,
         "connection_made",
-        lambda self, transport, old=intake.Line.connection_made: old(self, _From(transport, client[0])),
+        lambda self, transport, old=intake.ClientConnection.connection_made: old(
+            self, _From(transport, client[0])
+        ),
     )
     bare = (
         b"EHLO me\r\nMAIL FROM:<a@x.test>\r\nRCPT TO:<b@x.test>\r\nDATA\r\nSubject: "
@@ -404,7 +406,8 @@ def test_whose_line_ends_are_mended(
         ):
             client[0] = address
             listener = intake.Listener(
-                first.door, intake.Settings(Settings(), networks(["10.0.0.0/8"]), normalise=normalise)
+                first.door,
+                intake.ListenerSettings(ServerSettings(), networks(["10.0.0.0/8"]), normalise=normalise),
             )
             assert await code(int((await listener.listen("127.0.0.1:0")).rpartition(":")[2])) == wanted, (
                 normalise,
@@ -412,7 +415,7 @@ def test_whose_line_ends_are_mended(
             )
             await listener.close()
 
-    listening(intake.Settings(), scene)
+    listening(intake.ListenerSettings(), scene)
     box = make_box(deliver="never")
     assert [box.content(status.id).partition(b"Subject: ")[2] for status in box.find()] == [
         b"s\r\n\r\n.one\r\ntwo\r\n"
@@ -545,19 +548,21 @@ def test_memory_in_flight_is_bounded(
     tmp_path: Path, sink: Sink, make_box: Callable[..., Outbox], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The largest half messages are sent away, the others go on."""
+    from outmail.accept.aio import AsyncAcceptance
     from outmail.clock import Clock
     from outmail.intake import smtp as intake
-    from outmail.loopdoor import LoopDoor
     from outmail.wiring import build_engine
 
     monkeypatch.setattr(intake, "IN_FLIGHT", 100_000)
     box = make_box(relay=sink.url, deliver="never")
-    engine = build_engine(box._store, box._config, box._routes, Clock())
+    engine = build_engine(box.store, box.config, box.routes, Clock())
 
     async def scene() -> None:
         running = asyncio.ensure_future(engine.run())
         await engine.ready()
-        listener = intake.Listener(LoopDoor(box._door, engine.commits, engine), intake.Settings())
+        listener = intake.Listener(
+            AsyncAcceptance(box.door, engine.commits, engine.handover), intake.ListenerSettings()
+        )
         port = int((await listener.listen("127.0.0.1:0")).rpartition(":")[2])
         begin = b"EHLO me\r\nMAIL FROM:<a@x.test>\r\nRCPT TO:<b@x.test>\r\nDATA\r\nSubject: s\r\n\r\n"
         large, small = (
@@ -582,19 +587,19 @@ def test_memory_in_flight_is_bounded(
 @pytest.fixture
 def listening(tmp_path: Path, sink: Sink, make_box: Callable[..., Outbox]) -> Callable[..., None]:
     """listening(settings, scene): run the scene with a listener's port beside an engine, in one loop."""
+    from outmail.accept.aio import AsyncAcceptance
     from outmail.clock import Clock
     from outmail.intake import smtp as intake
-    from outmail.loopdoor import LoopDoor
     from outmail.wiring import build_engine
 
     box = make_box(relay=sink.url, deliver="never")
-    engine = build_engine(box._store, box._config, box._routes, Clock())
+    engine = build_engine(box.store, box.config, box.routes, Clock())
 
     def run(settings: Any, scene: Callable[[int, Any], Any]) -> None:
         async def whole() -> None:
             running = asyncio.ensure_future(engine.run())
             await engine.ready()
-            listener = intake.Listener(LoopDoor(box._door, engine.commits, engine), settings)
+            listener = intake.Listener(AsyncAcceptance(box.door, engine.commits, engine.handover), settings)
             try:
                 async with asyncio.timeout(30):
                     await scene(int((await listener.listen("127.0.0.1:0")).rpartition(":")[2]), listener)
@@ -636,7 +641,9 @@ def test_clients_that_drip_are_sent_away(
         silent[1].close()
         assert not listener.lines
 
-    listening(__import__("outmail.intake.smtp", fromlist=["Settings"]).Settings(idle=2.5), scene)
+    listening(
+        __import__("outmail.intake.smtp", fromlist=["ListenerSettings"]).ListenerSettings(idle=2.5), scene
+    )
 
 
 @pytest.mark.parametrize("implicit", [False, True])
@@ -655,8 +662,8 @@ def test_a_handshake_that_comes_to_nothing_leaves_nothing(
     monkeypatch.setattr(intake, "TLS_HANDSHAKE", 1.0)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
-    settings = intake.Settings(
-        dialogue=intake.protocol.Settings(starttls=not implicit),
+    settings = intake.ListenerSettings(
+        dialogue=intake.protocol.ServerSettings(starttls=not implicit),
         tls=context,
         implicit_tls=implicit,
         connections=2,
@@ -742,7 +749,7 @@ def test_a_deep_queue_and_a_slow_store_ask_clients_to_come_back(
             assert (await ask(port)).startswith(b"250")
             writer.close()
 
-    listening(intake.Settings(deepest=10), scene)
+    listening(intake.ListenerSettings(deepest=10), scene)
 
 
 def test_a_thousand_connections_are_held_and_the_next_is_told(start: Start, sink: Sink) -> None:

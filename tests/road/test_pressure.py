@@ -13,11 +13,11 @@ import apsw
 import pytest
 
 from outmail import Outbox
-from outmail import engine as engine_module
 from outmail.clock import Clock
-from outmail.commits import Committer
-from outmail.store import Trouble, verbs
-from outmail.store.sqlite import SqliteStore
+from outmail.engine import completer
+from outmail.store import StoreError, verbs
+from outmail.store.commit_loop import Committer
+from outmail.store.sqlite.store import SqliteStore
 from outmail.testing import Sink
 from outmail.wiring import build_engine
 from tests.waiting import until_in_loop as until
@@ -26,7 +26,7 @@ MakeBox = Callable[..., Outbox]
 
 
 def engine_of(box: Outbox) -> Any:
-    return build_engine(box._store, box._config, box._routes, Clock())
+    return build_engine(box.store, box.config, box.routes, Clock())
 
 
 def switch(store: Any, monkeypatch: pytest.MonkeyPatch, kind: str) -> list[bool]:
@@ -35,7 +35,7 @@ def switch(store: Any, monkeypatch: pytest.MonkeyPatch, kind: str) -> list[bool]
 
     def failing(asks: Any) -> Any:
         if broken[0]:
-            raise Trouble(kind, "the disk is not well")
+            raise StoreError(kind, "the disk is not well")
         return begin(asks)
 
     monkeypatch.setattr(store, "begin", failing)
@@ -108,7 +108,7 @@ def test_a_commit_that_fails_is_an_answer_and_nothing_of_it_stays(
 
     def full(sql: str, params: Any = ()) -> Any:
         if sql == "COMMIT":
-            raise Trouble("full", "no space left")
+            raise StoreError("full", "no space left")
         return execute(sql, params)
 
     async def scene() -> None:
@@ -144,7 +144,7 @@ def test_a_verb_that_fails_spoils_only_itself(tmp_path: Path) -> None:
             commits.ask(verb, answers.append)
         commits.flush()
         await until(lambda: commits.idle)
-        assert answers[0] is True and isinstance(answers[1], Trouble) and answers[2] is True
+        assert answers[0] is True and isinstance(answers[1], StoreError) and answers[2] is True
         commits.close()
 
     asyncio.run(scene())
@@ -164,12 +164,12 @@ def test_a_slow_relay_does_not_starve_a_healthy_one(make_box: MakeBox) -> None:
 
         async def scene() -> None:
             running = asyncio.ensure_future(engine.run())
-            await until(lambda: bool(engine._hops) and any(hop.seats for hop in engine._hops.values()))
+            await until(lambda: bool(engine.hops) and any(hop.feeds for hop in engine.hops.values()))
             box.send_many(
                 [{"to": f"g{i}@x.test", "subject": "s", "text": "t", "relay": "good"} for i in range(300)]
             )
             await until(lambda: healthy.count == 300)
-            assert engine._hops["slow"].out <= 100
+            assert engine.hops["slow"].out <= 100
             tarpit.close()
             engine.stop()
             await running
@@ -194,7 +194,7 @@ def test_one_outcome_that_cannot_be_written_does_not_hold_up_the_others(
     asyncio.run(asyncio.wait_for(engine.run(once=True), 30))
     states = [box.status(receipt.id).status for receipt in receipts]
     assert states.count("delivered") == 19 and states[7] == "sending"
-    assert [name for name in os.listdir(Path(box._store.path).parent) if ".engine." in name], (
+    assert [name for name in os.listdir(Path(box.store.path).parent) if ".engine." in name], (
         "its file stays, with the record of its dot"
     )  # type: ignore[attr-defined]
     monkeypatch.undo()
@@ -247,12 +247,12 @@ def test_the_engine_goes_on_by_itself_when_the_disk_is_well_again(
     """Outcomes learned while nothing can be written are kept, and written once; nothing is sent twice."""
     box = make_box(toml=f'relay = "{sink.url}"', deliver="never")
     box.send_many([{"to": f"u{i}@x.test", "subject": "s", "text": "t"} for i in range(50)])
-    broken = switch(box._store, monkeypatch, kind)
+    broken = switch(box.store, monkeypatch, kind)
     engine = engine_of(box)
 
     async def scene() -> None:
         running = asyncio.ensure_future(engine.run())
-        await until(lambda: bool(engine._hops))
+        await until(lambda: bool(engine.hops))
         broken[0] = True
         await until(lambda: sink.count == 50)
         await asyncio.sleep(0.2)
@@ -269,7 +269,7 @@ def test_the_engine_goes_on_by_itself_when_the_disk_is_well_again(
 def test_suspects_go_one_after_the_other_without_a_pause(make_box: MakeBox, sink: Sink) -> None:
     box = make_box(toml=f'relay = "{sink.url}"', deliver="never")
     box.send_many([{"to": f"u{i}@x.test", "subject": "s", "text": "t"} for i in range(300)])
-    store: Any = box._store
+    store: Any = box.store
     dead = store.register(Clock().now())
     for delivery in store.run(verbs.lease(dead.id, 1, {"default": 300}, Clock().now())):
         dead.begin(delivery)
@@ -294,10 +294,10 @@ def test_what_is_not_on_record_is_bounded(
     session: so many doubles a kill could leave. A relay that hangs up on those who wait for permission was
     sent nothing, and nothing is uncertain.
     """
-    monkeypatch.setattr(engine_module, "SETTLE_BATCH", 10)
+    monkeypatch.setattr(completer, "SETTLE_BATCH", 10)
     box = make_box(toml=f'relay = "{sink.url}"', deliver="never")
     box.send_many([{"to": f"u{i}@x.test", "subject": "s", "text": "t"} for i in range(300)])
-    broken = switch(box._store, monkeypatch, "full")
+    broken = switch(box.store, monkeypatch, "full")
     engine = engine_of(box)
 
     async def scene() -> None:
@@ -305,7 +305,7 @@ def test_what_is_not_on_record_is_bounded(
         await until(lambda: sink.count > 20)
         broken[0] = True
         written = sum(status.status == "delivered" for status in box.find())
-        await until(lambda: bool(engine._dots))
+        await until(lambda: bool(engine.completer._dots))
         await asyncio.sleep(0.3)
         assert sink.count <= written + 10 + 20 + 10, "one commit may have been under way"
         if hangs_up:
@@ -315,7 +315,7 @@ def test_what_is_not_on_record_is_bounded(
         if not hangs_up:
             await until(lambda: all(status.status == "delivered" for status in box.find()))
         else:
-            await until(lambda: not engine._dots and not engine._unsettled)
+            await until(lambda: not engine.completer._dots and not engine.completer._unsettled)
         engine.stop()
         await running
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from outmail.outbox import Outbox
+from outmail.outbox.outbox import Outbox
 from outmail.testing import Sink
 
 FAST = '[retry]\nschedule = "100ms…"\n'
@@ -165,11 +165,11 @@ def test_high_overtakes_and_nobody_starves(make_box: MakeBox, sink: Sink) -> Non
     box = make_box(deliver="never", toml=f'relay = "{sink.url}"\n')
     low = [send(box, f"low{i}@x.test", priority="low") for i in range(3)]
     high = [send(box, f"high{i}@x.test", priority="high") for i in range(3)]
-    verbs = box._store.verbs
-    owner = box._store.register(0)
-    leased = box._store.run(verbs.lease(owner.id, 1, {"default": 3}, box._clock.now()))
+    verbs = box.store.verbs
+    owner = box.store.register(0)
+    leased = box.store.run(verbs.lease(owner.id, 1, {"default": 3}, box.clock.now()))
     assert [d.id for d in leased] == high
-    leased = box._store.run(verbs.lease(owner.id, 2, {"default": 3}, box._clock.now()))
+    leased = box.store.run(verbs.lease(owner.id, 2, {"default": 3}, box.clock.now()))
     assert [d.id for d in leased] == low
     owner.close()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from outmail.outbox import Outbox
+from outmail.outbox.outbox import Outbox
 from outmail.testing import Rule, Sink
 from tests.waiting import until
 
@@ -101,9 +101,9 @@ def test_bytes_before_the_handshake_abort_it(
 
 
 def test_no_credentials_in_clear_off_loopback() -> None:
-    from outmail.smtp.client import Client, SessionFailed, Settings
+    from outmail.smtp.client import Client, ClientSettings, SessionFailed
 
-    client = Client(Settings(user="me", password="pw"))
+    client = Client(ClientSettings(user="me", password="pw"))
     flow = client.dialogue()
     flow.send(None)
     client.feed(b"220 x\r\n")

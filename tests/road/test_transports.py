@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from outmail.outbox import Outbox
+from outmail.outbox.outbox import Outbox
 
 MakeBox = Callable[..., Outbox]
 

@@ -21,12 +21,13 @@ from pathlib import Path
 import pytest
 import trustme
 
-from outmail import ConfigError, Outbox, trust
-from outmail.certificate import Certificate
+from outmail import ConfigError, Outbox
 from outmail.config import from_toml, load
+from outmail.intake.certificate import Certificate
 from outmail.intake.logins import hashed
 from outmail.reports import mail
 from outmail.service import read_users
+from outmail.system import trust
 from outmail.testing import Sink
 from tests.road.test_listen import Service
 
@@ -612,12 +613,12 @@ def test_the_service_looks_at_its_certificate_by_itself(
     from types import SimpleNamespace
 
     from outmail import service
-    from outmail.intake.smtp import Settings
+    from outmail.intake.smtp import ListenerSettings
 
     monkeypatch.setattr(service, "FRESH", 0.01)
     pair(tmp_path, trustme.CA())
     tls = Certificate("listen", str(tmp_path / "cert.pem"), str(tmp_path / "key.pem"))
-    listener = SimpleNamespace(settings=Settings(tls=tls.context))
+    listener = SimpleNamespace(settings=ListenerSettings(tls=tls.context))
     first = tls.context
 
     async def story() -> None:

@@ -25,11 +25,12 @@ from hypothesis import strategies as st
 from outmail import AsyncOutbox, Outbox
 from outmail.config import from_toml
 from outmail.errors import ConfigError, NotFound, NotStored, Refused
-from outmail.intake.takeover import WORDS, abandoned
 from outmail.model import is_id, keyed_id
-from outmail.store import Trouble, pgsql, store_id
-from outmail.store.source import Claim
+from outmail.store import StoreError, store_id
+from outmail.store.postgres import verbs as pgsql
 from outmail.testing import FakeClock, Sink
+from outmail.transactional.poller import WORDS, abandoned
+from outmail.transactional.reader import Claim
 from tests import pgserver
 
 DDL = (Path(__file__).parents[2] / "src/outmail/store/sql/outbox-sqlite.sql").read_text()
@@ -199,7 +200,7 @@ def test_envelope_priority_schedule_tag_and_safety_travel(
         )
         app.commit()
     with Outbox(tmp_path / "q.db", config=config(tmp_path, sink), deliver="never") as box:
-        takeover = box._take_over("stdlib", Beside())
+        takeover = box.take_over("stdlib", Beside())
         assert takeover is not None and takeover.all() == 1
         takeover.stop()
         status = box.status(receipt.id)
@@ -370,7 +371,7 @@ def test_no_row_stops_the_others(rows: list[Any]) -> None:
                 config=from_toml(f'relay = "null:"\n[[outbox]]\nurl = "{folder}/app.db"\n', "test", {}),
                 deliver="never",
             ) as box:
-                takeover = box._take_over("stdlib", Beside())
+                takeover = box.take_over("stdlib", Beside())
                 assert takeover is not None
                 takeover.all()
                 takeover.stop()
@@ -450,7 +451,7 @@ def takeovers(
             f'from = "me@outmail.test"\nrelay = "{sink.url}"\n[[outbox]]\nurl = "{url}"\n', "test", {}
         )
         box = boxes.enter_context(Outbox(store, config=found, deliver="never"))
-        takeover = box._take_over("stdlib", Beside(name))
+        takeover = box.take_over("stdlib", Beside(name))
         assert takeover is not None
         boxes.callback(takeover.stop)
         yield box, takeover
@@ -543,7 +544,7 @@ def test_engines_of_one_store_do_not_read_the_same_rows(
             using = boxes.enter_context(contextlib.closing(psycopg.connect(url)))  # type: ignore[assignment]
             using.execute(PG_DDL)
         ((box, _),) = takeovers(tmp_path, sink, url, boxes, str(tmp_path / "q.db"), "nobody")
-        engine = box._store.register(0)
+        engine = box.store.register(0)
         (_, living), (_, other) = takeovers(
             tmp_path, sink, url, boxes, str(tmp_path / "q.db"), engine.uuid, "b"
         )
@@ -553,7 +554,7 @@ def test_engines_of_one_store_do_not_read_the_same_rows(
 
         def meanwhile() -> None:
             seen.append(other.all())
-            raise Trouble("busy", "the disk is slow")
+            raise StoreError("busy", "the disk is slow")
 
         once_at(living, "T1", meanwhile)
         assert living.look() == 0 and seen == [100] and other.all() == 0
@@ -569,7 +570,7 @@ def test_a_claim_of_a_dead_engine_is_taken_by_a_living_one(
         app.commit()
         sink.wait_for(1, timeout=10)
         box.send("second@x.test", using=app)
-        app.execute("UPDATE outmail_outbox SET store = ?", (f"{store_id(box._store)}/{'0' * 32}",))
+        app.execute("UPDATE outmail_outbox SET store = ?", (f"{store_id(box.store)}/{'0' * 32}",))
         app.commit()
         sink.wait_for(2, timeout=10)
     assert [m.recipients for m in sink.messages] == [("first@x.test",), ("second@x.test",)]
@@ -583,7 +584,7 @@ def test_claims_of_older_versions_are_finished(
     )
     with Outbox(tmp_path / "q.db", deliver="never") as box:
         box.send("a@x.test", sender="me@x.test", using=app)
-        app.execute("UPDATE outmail_outbox SET store = ?", (store_id(box._store),))
+        app.execute("UPDATE outmail_outbox SET store = ?", (store_id(box.store),))
         app.commit()
     assert outmail("run", "--once").returncode == 0
     assert len(sink.messages) == 1 and waiting(app) == 0
@@ -599,9 +600,9 @@ def test_a_single_run_claims_as_the_engine_that_the_store_knows(
         box.send("a@x.test", sender="me@x.test", using=app)
         app.commit()
         assert outmail("run", "--once", OUTMAIL_FAIL="T1:kill").returncode == -signal.SIGKILL
-        ((_, engine, *_),) = box._store.read(box._store.verbs.owners())
+        ((_, engine, *_),) = box.store.read(box.store.verbs.owners())
         assert app.execute("SELECT store FROM outmail_outbox").fetchall() == [
-            (f"{store_id(box._store)}/{engine}",)
+            (f"{store_id(box.store)}/{engine}",)
         ]
 
 
@@ -643,10 +644,10 @@ def test_a_claim_in_the_stores_name_stands_a_while_beside_other_engines(
         ((box, takeover),) = takeovers(
             tmp_path, sink, f"{tmp_path}/app.db", boxes, str(tmp_path / "q.db"), "nobody"
         )
-        boxes.callback(box._store.register(0).close)
+        boxes.callback(box.store.register(0).close)
         takeover._door.clock = clock
         box.send_many([{"to": f"u{i}@x.test", "using": app} for i in range(2)])
-        app.execute("UPDATE outmail_outbox SET store = ?", (store_id(box._store),))
+        app.execute("UPDATE outmail_outbox SET store = ?", (store_id(box.store),))
         app.commit()
         for change in (True, False):
             assert takeover.all() == 0
@@ -926,7 +927,7 @@ def test_an_engine_that_wakes_up_after_its_lease_loses_and_doubles_nothing(
             )  # type: ignore[assignment]
             app.executescript(OLD_DDL)  # type: ignore[attr-defined]
         ((box, _),) = takeovers(tmp_path, sink, url, boxes, queue, "nobody")
-        stopped, awake = box._store.register(0), box._store.register(0)
+        stopped, awake = box.store.register(0), box.store.register(0)
         (_, still), (_, other) = takeovers(tmp_path, sink, url, boxes, queue, stopped.uuid, awake.uuid)
 
         def write(name: str) -> None:
@@ -941,11 +942,11 @@ def test_an_engine_that_wakes_up_after_its_lease_loses_and_doubles_nothing(
                     "id = %s",
                     (stopped.id,),
                 )
-            box._store._owners.discard(stopped)  # type: ignore[attr-defined]  # as another program sees it
-            box._store.reclaim(0, hold=False)
+            box.store._owners.discard(stopped)  # type: ignore[attr-defined]  # as another program sees it
+            box.store.reclaim(0, hold=False)
             assert other.all() == 3
             write("second")
-            assert box._store.run(pgsql.renew(stopped.id)) is False
+            assert box.store.run(pgsql.renew(stopped.id)) is False
 
         write("first")
         once_at(still, point, meanwhile)

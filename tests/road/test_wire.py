@@ -178,7 +178,7 @@ def test_without_descriptors_the_listener_waits_and_goes_on(tmp_path: Any) -> No
                 "door": type("I", (), {"store": type("S", (), {"spool": str(tmp_path / "q.spool")})}),
             },
         )
-        listener = smtp.Listener(door, smtp.Settings())
+        listener = smtp.Listener(door, smtp.ListenerSettings())
         address = await listener.listen("127.0.0.1:0")
         (sock,) = listener._sockets
         fake: Any = Listening(sock)

@@ -25,18 +25,18 @@ from typing import Any
 
 import pytest
 
-from outmail import engine as engine_module
 from outmail.clock import Clock
-from outmail.held import boot_id, try_lock
+from outmail.engine import engine as engine_module
 from outmail.intake.smtp import _remove_stale
 from outmail.model import Delivery, Leased
-from outmail.outbox import Outbox, _route
+from outmail.outbox.outbox import Outbox
 from outmail.policy.route import parse_relay
+from outmail.system.lockfile import boot_id, try_lock
+from outmail.system.threads import CallThread
 from outmail.transport import dotlock, mbox, pipe, places
 from outmail.transport.local import LocalTransport
 from outmail.transport.mailbox import Mailboxes, deliver, to_mbox
-from outmail.wiring import build_engine
-from outmail.worker import Worker
+from outmail.wiring import build_engine, route_of
 from tests.waiting import until
 
 MakeBox = Callable[..., Outbox]
@@ -98,7 +98,7 @@ def test_stopping_beyond_patience_ends_and_reaps_the_program(
     relay = f"sendmail:{script(tmp_path, words)}"
     box = make_box(relay=relay, deliver="never")
     id = box.send("a@x.test", "s", "t").id
-    engine = build_engine(box._store, box._config, _route(relay, box._config)[1], Clock())
+    engine = build_engine(box.store, box.config, route_of(relay, box.config)[1], Clock())
 
     async def work() -> None:
         life = asyncio.ensure_future(engine.run())
@@ -464,7 +464,7 @@ def test_a_journal_that_is_none_is_deferred(tmp_path: Path, what: str) -> None:
 
 def attempt(template: str, address: str) -> Any:
     async def once() -> Any:
-        worker = Worker("test")
+        worker = CallThread("test")
         try:
             return await Mailboxes(template, worker.run).attempt("a@x.test", address, SMALL)
         finally:
@@ -805,7 +805,7 @@ def test_a_lock_that_is_soon_given_up_is_waited_for(tmp_path: Path) -> None:
     lock.write_text("somebody\n")
 
     async def both() -> Any:
-        worker = Worker("test")
+        worker = CallThread("test")
         asyncio.get_running_loop().call_later(0.2, lock.unlink)
         try:
             return await Mailboxes(f"{tmp_path}/{{user}}", worker.run).attempt(

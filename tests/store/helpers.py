@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from outmail.store.postgres import PostgresStore
-from outmail.store.sqlite import SqliteStore
+from outmail.store.postgres.store import PostgresStore
+from outmail.store.sqlite.store import SqliteStore
 from tests import pgserver
 
 KINDS = ["apsw", "stdlib", *(f"postgresql-{version}" for version in pgserver.installed())]

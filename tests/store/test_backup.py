@@ -19,8 +19,9 @@ from outmail import Outbox, job
 from outmail.errors import ConfigError, NotStored, Refused
 from outmail.ops.backup import whole
 from outmail.reports.digest import DigestHandler
-from outmail.store import Trouble, drivers
-from outmail.store.sqlite import SqliteStore
+from outmail.store import StoreError
+from outmail.store.sqlite import drivers
+from outmail.store.sqlite.store import SqliteStore
 from outmail.wiring import open_store
 from tests import pgserver
 
@@ -45,7 +46,7 @@ def mode(path: str | os.PathLike[str]) -> int:
 def killed(folder: Path, queue: str, where: str) -> None:
     """A backup that dies where ``where`` is called."""
     program = (
-        f"import os, signal, sys, outmail.cli, outmail.ops.backup, outmail.store.sqlite\n{where} = "
+        f"import os, signal, sys, outmail.cli, outmail.ops.backup, outmail.store.sqlite.store\n{where} = "
         f"lambda *a, **w: os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     program += f"sys.exit(outmail.cli.main(['store', 'backup', 'copy.db', '--store', {queue!r}]))"
@@ -56,7 +57,7 @@ def killed(folder: Path, queue: str, where: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "where", ["os.link", "outmail.ops.backup._sync", "outmail.store.sqlite.SqliteStore.close"]
+    "where", ["os.link", "outmail.ops.backup._sync", "outmail.store.sqlite.store.SqliteStore.close"]
 )
 def test_a_killed_backup_has_no_name(tmp_path: Path, outmail: Any, queue: str, where: str) -> None:
     if where.endswith("close") and queue == "q.db":
@@ -208,7 +209,7 @@ def test_a_flush_leaves_nothing_in_the_log_or_says_so(
         ) as other:
             assert other.stdout is not None and other.stdout.readline()
             store.run(store.verbs.note_put("job", "b", {}), wait=0)
-            with pytest.raises(Trouble, match="somebody else reads"):
+            with pytest.raises(StoreError, match="somebody else reads"):
                 store.flush()
             os.kill(other.pid, signal.SIGKILL)
 

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from outmail.store import Trouble, checkpoint, drivers
-from outmail.store.sqlite import SqliteStore
+from outmail.store import StoreError
+from outmail.store.sqlite import checkpoint, drivers
+from outmail.store.sqlite.store import SqliteStore
 from outmail.testing.conformance import message
 
 FEW = 40
@@ -75,7 +76,7 @@ def test_trouble_with_the_checkpoint_is_told_once_and_no_commit_fails(
     store: SqliteStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def full(self: drivers.Apsw) -> None:
-        raise Trouble("full", "database or disk is full")
+        raise StoreError("full", "database or disk is full")
 
     monkeypatch.setattr(drivers.Apsw, "checkpoint", full)
     with caplog.at_level(logging.WARNING, "outmail"):
@@ -114,7 +115,7 @@ def test_a_connection_that_cannot_be_made_is_no_harm(
     assert store._checkpoints is not None
 
     def none() -> drivers.Apsw:
-        raise Trouble("forbidden", "unable to open database file")
+        raise StoreError("forbidden", "unable to open database file")
 
     monkeypatch.setattr(store._checkpoints, "_connect", none)
     for _ in range(100):

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from outmail.store.sqlite import SqliteStore
+from outmail.store.sqlite.store import SqliteStore
 from outmail.testing.conformance import *  # noqa: F403
 from outmail.testing.conformance import NOW, add, lease, message
 from tests.store.helpers import KINDS, opened
@@ -35,8 +35,8 @@ def test_a_dead_owners_work_is_taken_a_live_ones_never(store: Any, tmp_path: Pat
     )
     code = f"""
 import os
-from outmail.store.sqlite import SqliteStore
-from outmail.store.postgres import PostgresStore
+from outmail.store.sqlite.store import SqliteStore
+from outmail.store.postgres.store import PostgresStore
 s = {made}
 o = s.register(0)
 d = s.run(s.verbs.lease(o.id, 1, {{'default': 1}}, {NOW}))

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from outmail.store import Trouble
-from outmail.store.sqlite import SqliteStore
+from outmail.store import StoreError
+from outmail.store.sqlite.store import SqliteStore
 from outmail.testing.conformance import NOW, add, message
 
 
@@ -24,7 +24,7 @@ def test_what_a_forked_child_stores_outlives_its_parent(
     """
     code = f"""if True:
         import os, sys
-        from outmail.store.sqlite import SqliteStore
+        from outmail.store.sqlite.store import SqliteStore
         from outmail.testing.conformance import add, message
         store = SqliteStore({str(tmp_path / "q.db")!r}, {library!r})
         add(store, message())
@@ -63,7 +63,7 @@ def test_a_child_of_a_parent_that_could_not_be_paused_stores_nothing(
     if pid == 0:
         try:
             add(store, message())
-        except Trouble as trouble:
+        except StoreError as trouble:
             os._exit(0 if "forked" in str(trouble) else 1)
         os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
@@ -82,7 +82,9 @@ def test_what_a_second_door_of_the_program_does_to_the_locks_of_the_first(
     """
     path = tmp_path / "q.db"
     stores = [SqliteStore(str(path), library) for _ in range(doors)]
-    other = f"from outmail.store.sqlite import SqliteStore; SqliteStore({str(path)!r}, {library!r}).close()"
+    other = (
+        f"from outmail.store.sqlite.store import SqliteStore; SqliteStore({str(path)!r}, {library!r}).close()"
+    )
     add(stores[0], message())
     subprocess.run([sys.executable, "-c", other], check=True, timeout=60)
     add(stores[0], message())
@@ -103,7 +105,7 @@ def test_threads_of_a_forked_child_open_the_file_once(tmp_path: Path, library: s
     """Its first calls come at the same moment: a mail and the engine's."""
     code = f"""if True:
         import os, sys, threading, time
-        from outmail.store.sqlite import SqliteStore
+        from outmail.store.sqlite.store import SqliteStore
         from outmail.testing.conformance import add, message
         store = SqliteStore({str(tmp_path / "q.db")!r}, {library!r})
         add(store, message())

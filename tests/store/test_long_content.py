@@ -19,16 +19,16 @@ from typing import Any
 
 import pytest
 
-from outmail.accept import TRIES, Door, Draft, Terms
+from outmail.accept.acceptance import TRIES, Door, Draft, Terms
+from outmail.accept.aio import AsyncAcceptance
 from outmail.clock import MINUTE
-from outmail.commits import Committer
+from outmail.engine.retention import Retention
 from outmail.errors import NotStored
-from outmail.loopdoor import LoopDoor
 from outmail.ops.move import move
 from outmail.policy.route import Routes
-from outmail.retention import Retention
 from outmail.store import Missing
-from outmail.store.sqlite import SqliteStore
+from outmail.store.commit_loop import Committer
+from outmail.store.sqlite.store import SqliteStore
 from outmail.testing import FakeClock
 from outmail.testing.conformance import NOW, add, message
 from tests.store.helpers import KINDS, opened
@@ -123,7 +123,7 @@ def test_from_a_loop_as_smtp_takes_it(store: Any, monkeypatch: pytest.MonkeyPatc
 
     async def take() -> Any:
         commits, heard = Committer(store, asyncio.get_running_loop()), asyncio.Future[Any]()
-        LoopDoor(door(store), commits).accept(draft(), heard.set_result)
+        AsyncAcceptance(door(store), commits).accept(draft(), heard.set_result)
         answer = await asyncio.wait_for(heard, 30)
         commits.close()
         return answer
@@ -342,18 +342,18 @@ def test_of_two_with_one_key_from_two_threads_the_first_keeps_its_own_content(
     store: Any, letters: bytes
 ) -> None:
     mine = door(store)
-    mine._mergers = mine._mergers[:1]
-    merger, heard = mine._mergers[0], []
+    mine._batchers = mine._batchers[:1]
+    leader, heard = mine._batchers[0].leader, []
     drafts = [Draft(lines(bytes([letter])), "me@x.test", ["you@x.test"], key="k") for letter in letters]
     threads = [
         threading.Thread(target=lambda draft=draft: heard.append((draft, mine.accept([draft])[0])))
         for draft in drafts
     ]
-    with merger._lock:  # somebody is committing: both come behind, as one
+    with leader.lock:  # somebody is committing: both come behind, as one
         for thread in threads:
             thread.start()
         deadline = time.monotonic() + 30
-        while len(merger._wishes) < 2 and time.monotonic() < deadline:
+        while len(leader.calls) < 2 and time.monotonic() < deadline:
             threading.Event().wait(0.002)
     for thread in threads:
         thread.join(30)
@@ -397,7 +397,7 @@ def test_pieces_whose_file_is_lost_are_swept_seldom(file_store: Any, monkeypatch
     for upload in ("aa", "bb"):
         file_store.run(file_store.verbs.add_chunks(upload, 0, [b"1", b"2"], NOW))
     assert file_store.sweep_uploads() == 0  # no hour is over
-    monkeypatch.setattr("outmail.store.sqlite.WALK", 0.0)
+    monkeypatch.setattr("outmail.store.sqlite.store.WALK", 0.0)
     assert file_store.sweep_uploads() == 2 and unnamed(file_store) == 2  # one has a file
     claim.end()
     assert file_store.sweep_uploads() == 2 and unnamed(file_store) == 0
@@ -407,7 +407,7 @@ def test_pieces_whose_file_is_lost_are_swept_seldom(file_store: Any, monkeypatch
 def test_a_message_that_comes_while_lost_pieces_are_looked_for_keeps_its_own(
     file_store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("outmail.store.sqlite.WALK", 0.0)
+    monkeypatch.setattr("outmail.store.sqlite.store.WALK", 0.0)
     one = message(content=CONTENT)
     claim = file_store.uploading("aa")
     size = 256 * 1024

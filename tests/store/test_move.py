@@ -295,7 +295,7 @@ def test_a_move_given_up_without_its_target_keeps_what_is_left(pair: tuple[Any, 
 
 def test_one_database_by_two_names_is_not_moved_onto_itself(tmp_path: Path) -> None:
     with pgserver.database(PG.partition("-")[2]) as url:
-        from outmail.store.postgres import PostgresStore
+        from outmail.store.postgres.store import PostgresStore
 
         one, other = (
             PostgresStore(place, str(tmp_path / "q"))
@@ -310,7 +310,7 @@ def test_one_database_by_two_names_is_not_moved_onto_itself(tmp_path: Path) -> N
 
 
 def test_two_commands_at_once(tmp_path: Path, outmail: Any) -> None:
-    from outmail.store.sqlite import SqliteStore
+    from outmail.store.sqlite.store import SqliteStore
 
     old = SqliteStore(str(tmp_path / "old.db"))
     ids = many(old, 1500)

@@ -23,9 +23,16 @@ from outmail.clock import Clock
 from outmail.config import from_toml
 from outmail.errors import ConfigError, NotStored
 from outmail.model import Dsn, Filter, Message, Recipient
-from outmail.store import Trouble, hints, pgsql, postgres, shown, verbs
-from outmail.store.lane import Lane
-from outmail.store.postgres import PostgresStore, conninfo_of, place_of
+from outmail.store import StoreError, shown
+from outmail.store.postgres import notify
+from outmail.store.postgres import store as postgres
+from outmail.store.postgres import verbs as pgsql
+from outmail.store.postgres.connection import SharedConnection
+from outmail.store.postgres.dialect import translated
+from outmail.store.postgres.store import PostgresStore
+from outmail.store.postgres.url import conninfo_of, place_of
+from outmail.store.postgres.watermark import FullScanTimer, Watermark
+from outmail.store.verbs.delivery import DELIVERED, LEASE, READY, SIZES, TO_SEND
 from outmail.testing import Sink
 from outmail.testing.conformance import NOW, add, lease, message, settle, standing
 from outmail.wiring import build_engine
@@ -168,7 +175,7 @@ def test_without_renewal_no_dot_is_granted(stores: Any) -> None:
     (delivery,) = lease(one, owner)
     one.dots(owner, [(delivery, delivery.recipients)])
     owner.renewed -= 91
-    with pytest.raises(Trouble):
+    with pytest.raises(StoreError):
         one.dots(owner, [(delivery, delivery.recipients)])
 
 
@@ -187,19 +194,19 @@ def test_an_engine_that_slept_beyond_its_lease_sends_nothing_of_it_and_begins_an
             r.id
             for r in box.send_many({"to": f"u{i}@x.test", "subject": "s", "text": "t"} for i in range(50))
         ]
-        engine = build_engine(box._store, box._config, box._routes, Clock())
+        engine = build_engine(box.store, box.config, box.routes, Clock())
 
         async def scene() -> None:
             running = asyncio.ensure_future(engine.run())
             await sees(
                 lambda: (
-                    sum(r.dotted for hop in engine._hops.values() for d in hop.held() for r in d.recipients)
+                    sum(r.dotted for hop in engine.hops.values() for d in hop.held() for r in d.recipients)
                     > 0
                 )
             )
             before, out = (
-                engine._owner,
-                [r for hop in engine._hops.values() for d in hop.held() for r in d.recipients if r.dotted],
+                engine.owner,
+                [r for hop in engine.hops.values() for d in hop.held() for r in d.recipients if r.dotted],
             )
             before.renewed -= 3600  # the process was stopped for an hour, and wakes here
             with psycopg.connect(url, autocommit=True) as db:
@@ -207,8 +214,8 @@ def test_an_engine_that_slept_beyond_its_lease_sends_nothing_of_it_and_begins_an
                 taken = other.reclaim(Clock().now(), hold=True)
                 assert taken[0]["leases"] >= len(out)
             assert not engine.standing()
-            await sees(lambda: engine._owner is not before and bool(engine._owner.id))
-            assert before.lost and engine._owner.id != before.id
+            await sees(lambda: engine.owner is not before and bool(engine.owner.id))
+            assert before.lost and engine.owner.id != before.id
             await sees(lambda: sink.count >= len(out))
             await asyncio.sleep(0.2)
             assert sink.count == len(out), "final dots went out for what others held"
@@ -252,12 +259,12 @@ def test_what_a_late_clock_left_behind_is_found_in_the_end(
     owner = one.register(NOW)
     add(one, message(now=NOW))
     assert len(lease(one, owner, 5, NOW + 1)) == 1
-    late, later = message(now=NOW - pgsql.Floor.MARGIN // 2), message(now=NOW - 60_000)
+    late, later = message(now=NOW - Watermark.MARGIN // 2), message(now=NOW - 60_000)
     add(one, late, later)
     assert [d.id for d in lease(one, owner, 5, NOW + 2, 2)] == [late.id] and one.read(
         one.verbs.next_due(NOW + 3)
     ) == {}
-    monkeypatch.setattr(pgsql.Seldom, "EVERY", 0.0)
+    monkeypatch.setattr(FullScanTimer, "EVERY", 0.0)
     assert list(one.read(one.verbs.next_due(NOW + 3))) == ["default"] and [
         d.id for d in lease(one, owner, 5, NOW + 3, 3)
     ] == [later.id]
@@ -269,7 +276,7 @@ def test_looking_does_not_walk_over_what_a_stranger_keeps(
     """A long foreign transaction keeps dead rows from being cleaned up: a lease and a look touch few of
     them.
     """
-    monkeypatch.setattr(pgsql.Seldom, "EVERY", 3600.0)  # this may take a minute where the machine is slow
+    monkeypatch.setattr(FullScanTimer, "EVERY", 3600.0)  # this may take a minute where the machine is slow
     one = stores("one")
     owner = one.register(NOW)
     with psycopg.connect(url) as stranger, psycopg.connect(url, autocommit=True) as db:
@@ -281,13 +288,13 @@ def test_looking_does_not_walk_over_what_a_stranger_keeps(
                 settle(one, owner, delivery, "delivered", "delivered")
         add(one, message(now=NOW + 400_000))
         db.execute("ANALYZE outmail.recipient_live")  # or the plan hangs on what the server happened to count
-        sql, _ = pgsql.translated(verbs._READY)
-        floor = one.verbs.lease.keywords["floor"].of("default", 1)
+        sql, _ = translated(READY)
+        watermark = one.verbs.watermark.of("default", 1)
         plan = "\n".join(
             row[0]
             for row in db.execute(
                 "EXPLAIN (ANALYZE, BUFFERS, COSTS OFF, TIMING OFF) " + sql,
-                ("default", 1, floor, NOW + 500_000, 100),
+                ("default", 1, watermark, NOW + 500_000, 100),
             )
         )  # type: ignore[arg-type]
         touched = int(re.search(r"Buffers: shared hit=(\d+)", plan)[1])  # type: ignore[index]
@@ -332,7 +339,7 @@ def test_two_versions_side_by_side_and_a_later_schema(stores: Any, url: str) -> 
     with psycopg.connect(url, autocommit=True) as db:
         db.execute("UPDATE outmail.version SET n = 99")
     add(one, message())  # who is connected goes on
-    with pytest.raises(Trouble, match="later outmail"):
+    with pytest.raises(StoreError, match="later outmail"):
         stores("two")
 
 
@@ -369,7 +376,7 @@ def test_a_read_only_server_refuses_and_keeps_what_it_has(stores: Any, url: str)
     one = stores("one")
     add(one, message())
     one._lanes[0].connection.open().execute("SET default_transaction_read_only = on")
-    with pytest.raises(Trouble) as caught:
+    with pytest.raises(StoreError) as caught:
         add(one, message())
     assert caught.value.kind == "readonly" and caught.value.passing
     one._lanes[0].connection.drop()
@@ -384,7 +391,7 @@ def test_a_statement_that_takes_too_long_is_said_and_leaves_nothing(stores: Any)
         yield "SELECT pg_sleep(5)", ()
 
     one._lanes[0].connection.open().execute("SET statement_timeout = '100ms'")
-    with pytest.raises(Trouble) as caught:
+    with pytest.raises(StoreError) as caught:
         one.run(slow())
     assert caught.value.kind == "busy" and one.read(one.verbs.find(Filter(), NOW))[0] == []
 
@@ -395,7 +402,7 @@ def test_a_table_that_somebody_holds_is_waited_for_and_then_said(
     """VACUUM FULL, a migration, a forgotten session: nobody waits for ever, and what was in time is
     stored.
     """
-    monkeypatch.setattr("outmail.store.lane.LOCK_WAIT", 0.5)
+    monkeypatch.setattr("outmail.store.postgres.connection.LOCK_WAIT", 0.5)
     with Outbox(url, deliver="never") as box, psycopg.connect(url) as db:
         first = box.send("a@x.test", "s", sender="me@x.test").id
         db.execute("LOCK TABLE outmail.message IN ACCESS EXCLUSIVE MODE")
@@ -411,7 +418,7 @@ def test_a_table_that_somebody_holds_is_waited_for_and_then_said(
         with psycopg.connect(url) as other:  # who says otherwise for the role is heard
             other.execute("ALTER ROLE outmail SET lock_timeout = '123s'")
         try:
-            other_lane = Lane(url, conninfo_of(url)[0], prepare=True)
+            other_lane = SharedConnection(url, conninfo_of(url)[0], prepare=True)
             assert other_lane.connection.open().execute("SHOW lock_timeout").fetchone() == ("123s",)
             other_lane.close()
         finally:
@@ -441,9 +448,9 @@ def test_after_close_nobody_gets_a_new_connection(url: str, tmp_path: Path) -> N
     add(store, message())
     lane = store._lanes[0]
     store.close()
-    with pytest.raises(Trouble, match="is closed"):
+    with pytest.raises(StoreError, match="is closed"):
         add(store, message())
-    with pytest.raises(Trouble, match="is closed"):
+    with pytest.raises(StoreError, match="is closed"):
         lane.run(store.verbs.add([message()]))  # it was on its way when the store was closed
 
 
@@ -461,7 +468,7 @@ def test_a_connection_lost_during_the_commit_is_no_error_and_no_double(url: str,
             "CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON outmail.message DEFERRABLE INITIALLY DEFERRED "
             "FOR EACH ROW EXECUTE FUNCTION outmail.slow()"
         )
-        store: Any = box._store
+        store: Any = box.store
         for key in (None, "k"):
             line = socket.socket(fileno=os.dup(store._lanes[0].connection.open().fileno()))
             threading.Timer(0.15, lambda line=line: line.shutdown(socket.SHUT_RDWR)).start()  # type: ignore[misc]
@@ -515,8 +522,8 @@ def test_an_operators_commands_work(url: str, sink: Sink) -> None:
             and box.cancel(one) == 1
             and box.requeue("state:cancelled") == 1
         )
-        assert box._read(box._store.verbs.stats(box._clock.now()))["states"] == {"queued": 1}
-        assert box._store.check() == []  # type: ignore[attr-defined]
+        assert box.store.read(box.store.verbs.stats(box.clock.now()))["states"] == {"queued": 1}
+        assert box.store.check() == []  # type: ignore[attr-defined]
 
 
 def test_mail_from_another_host_is_found_by_looking(url: str, sink: Sink, tmp_path: Path) -> None:
@@ -617,8 +624,8 @@ def test_limits_are_divided_between_engines(url: str, sink: Sink) -> None:
             one.send_many([{"to": f"v{i}@x.test", "subject": str(i)} for i in range(300)])
             sink.wait_for(450, timeout=30)
             for engine in engines:
-                (hop,) = engine._hops.values()
-                assert hop.pace.ceiling == 2 and len(hop.seats) - hop.leaving <= 2
+                (hop,) = engine.hops.values()
+                assert hop.pace.ceiling == 2 and len(hop.feeds) - hop.leaving <= 2
             sink.wait_for(600, timeout=30)
     assert len({m.recipients for m in sink.messages}) == 600
 
@@ -764,7 +771,7 @@ def test_a_wrong_password_is_said_and_never_shown(sink: Sink) -> None:
         with Outbox(url.replace("outmail@", "guarded:right@"), config=config(sink), deliver="thread") as box:
             box.send("a@x.test", "s")
             sink.wait_for(1, timeout=10)
-            assert "right" not in box._store.url
+            assert "right" not in box.store.url
     finally:
         server.remove()
 
@@ -784,7 +791,7 @@ def test_two_that_change_the_same_rows_are_told_or_wait(stores: Any, url: str) -
         for m in made:
             try:
                 two.run(two.verbs.change(Filter(ids=((m.id, None),)), "cancel", NOW))
-            except Trouble as problem:
+            except StoreError as problem:
                 troubles.append(problem)
 
     thread = threading.Thread(target=cancel)
@@ -794,10 +801,10 @@ def test_two_that_change_the_same_rows_are_told_or_wait(stores: Any, url: str) -
             try:
                 settle(one, owner, delivery, "delivered", "delivered")
                 break
-            except Trouble as problem:
+            except StoreError as problem:
                 assert problem.kind == "conflict"
     thread.join(60)
-    assert all(isinstance(problem, Trouble) and problem.kind == "conflict" for problem in troubles)
+    assert all(isinstance(problem, StoreError) and problem.kind == "conflict" for problem in troubles)
     assert {standing(one, m.id).state for m in made} <= {"delivered"}
 
 
@@ -849,7 +856,7 @@ def test_very_many_at_once_are_all_or_none(stores: Any) -> None:
     store = stores("one")
     bad = [message() for _ in range(100)]
     bad[70] = replace(bad[70], id=bad[3].id)
-    with pytest.raises(Trouble):
+    with pytest.raises(StoreError):
         store.run(store.verbs.add(bad))
     assert list(store.read(store.verbs.next_due(NOW))) == []
     add(store, *[message() for _ in range(100)])
@@ -893,7 +900,7 @@ def test_an_upgrade_runs_under_the_version_before_it(
         assert db.execute("SELECT n FROM outmail.version").fetchall() == [(2,)]
         db.execute("UPDATE outmail.version SET n = 3")
         db.commit()
-    with pytest.raises(Trouble, match="made by a later outmail") as refused:
+    with pytest.raises(StoreError, match="made by a later outmail") as refused:
         stores("older")
     assert refused.value.kind == "schema"
 
@@ -913,7 +920,7 @@ def test_an_upgrade_does_not_make_everybody_wait_behind_it(
     with psycopg.connect(url) as foreign:
         foreign.execute("SELECT count(*) FROM outmail.message")  # a dump, say
         began = time.monotonic()
-        with pytest.raises(Trouble) as busy:
+        with pytest.raises(StoreError) as busy:
             stores("new")
         assert busy.value.kind == "busy" and time.monotonic() - began < 10
         add(old, message())
@@ -928,8 +935,8 @@ def test_a_hint_brings_mail_of_another_host_at_once(
 ) -> None:
     """With looking turned off, what is found is found by the hint; a lost connection is made again."""
     monkeypatch.setattr(postgres, "POLL", 3600.0)
-    monkeypatch.setattr(hints, "RETRY", 0.1)
-    monkeypatch.setattr(hints, "LOOK", 0.1)
+    monkeypatch.setattr(notify, "RETRY", 0.1)
+    monkeypatch.setattr(notify, "LOOK", 0.1)
     heard: list[float] = []
     here, there = (
         PostgresStore(f"{url}{'&' if '?' in url else '?'}notify=1", f"/nonexistent/{n}") for n in "ab"
@@ -956,9 +963,9 @@ def test_mail_is_announced_by_whoever_accepts_it(
 ) -> None:
     store = f"{url}{'&' if '?' in url else '?'}notify=1"
     with psycopg.connect(url, autocommit=True) as db, Outbox(store, deliver="never") as box:
-        db.execute(f"LISTEN {hints.CHANNEL}")
+        db.execute(f"LISTEN {notify.CHANNEL}")
         box.send("a@x.test", "s", "t", sender="b@x.test")
-        assert [n.channel for n in db.notifies(timeout=5, stop_after=1)] == [hints.CHANNEL]
+        assert [n.channel for n in db.notifies(timeout=5, stop_after=1)] == [notify.CHANNEL]
 
 
 def test_hints_and_pgbouncer_exclude_each_other() -> None:
@@ -983,7 +990,7 @@ def test_numbering_begins_where_it_ended_and_still_finds_what_stood_still(
     store = stores("one")
     clock = [1000.0]
     monkeypatch.setattr(pgsql.time, "monotonic", lambda: clock[0])
-    floor = pgsql.Floor()
+    watermark = Watermark()
     insert = (
         "INSERT INTO outmail.event (at, event, message, state, uncertain, reason, attempts) VALUES (1, "
         "'accepted', %s, 'queued', 0, '', 0) RETURNING id"
@@ -996,22 +1003,22 @@ def test_numbering_begins_where_it_ended_and_still_finds_what_stood_still(
         late.execute(insert, (1,))  # its id is the first, its commit comes last
         for i in (2, 3):
             db.execute(insert, (i,))
-        assert store.run(pgsql.number_events(floor)) is False and cursors() == [(2, 1), (3, 2)]
-        assert floor.event() == 0
-        clock[0] += floor.LATE + 1
-        assert floor.event() == 3
+        assert store.run(pgsql.number_events(watermark)) is False and cursors() == [(2, 1), (3, 2)]
+        assert watermark.event() == 0
+        clock[0] += watermark.LATE + 1
+        assert watermark.event() == 3
         late.commit()
         db.execute(insert, (4,))
-        store.run(pgsql.number_events(floor))
+        store.run(pgsql.number_events(watermark))
         assert cursors() == [(2, 1), (3, 2), (4, 3), (1, None)]
-        clock[0] += pgsql.Seldom.EVERY
-        store.run(pgsql.number_events(floor))
+        clock[0] += FullScanTimer.EVERY
+        store.run(pgsql.number_events(watermark))
         assert cursors() == [(2, 1), (3, 2), (4, 3), (1, 4)]
         monkeypatch.setattr(pgsql, "_AT_ONCE", 2)
         monkeypatch.setattr(pgsql, "_NUMBER", pgsql._NUMBER.replace("LIMIT 20000", "LIMIT 2"))
         for i in range(5, 10):
             db.execute(insert, (i,))
-        assert store.run(pgsql.last_cursor(floor=floor)) == 9
+        assert store.run(pgsql.last_cursor(watermark=watermark)) == 9
 
 
 def test_a_look_from_the_beginning_that_takes_long_is_a_rare_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1020,12 +1027,12 @@ def test_a_look_from_the_beginning_that_takes_long_is_a_rare_one(monkeypatch: py
     """
     clock = [1000.0]
     monkeypatch.setattr(pgsql.time, "monotonic", lambda: clock[0])
-    floor = pgsql.Floor()
-    floor.seen("d", 1, 900_000)
+    watermark = Watermark()
+    watermark.seen("d", 1, 900_000)
 
     def look(lasts: float) -> bool:
         """Whether it began at the beginning."""
-        verb = pgsql.next_due(0, floor=floor)
+        verb = pgsql.next_due(0, watermark=watermark)
         next(verb)
         verb.send([("d",)])
         request = verb.send([(None,)])
@@ -1054,16 +1061,16 @@ def test_a_look_from_the_beginning_does_not_hold_up_leases(
     owner = one.register(NOW)
     add(one, message(now=NOW))
     lease(one, owner, 5, NOW + 1)
-    floor = one.verbs.lease.keywords["floor"]
-    before = floor.of("default", 1)
+    watermark = one.verbs.watermark
+    before = watermark.of("default", 1)
     assert before > 0
-    monkeypatch.setattr(pgsql.Seldom, "EVERY", 0.0)
-    monkeypatch.setattr(pgsql.Seldom, "SHARE", 0)
-    assert one.read(one.verbs.next_due(NOW + 2)) == {} and floor.of("default", 1) == before
+    monkeypatch.setattr(FullScanTimer, "EVERY", 0.0)
+    monkeypatch.setattr(FullScanTimer, "SHARE", 0)
+    assert one.read(one.verbs.next_due(NOW + 2)) == {} and watermark.of("default", 1) == before
     add(one, message(now=NOW - 60_000))
     assert (
         one.read(one.verbs.next_due(NOW + 2)) == {"default": NOW - 60_000}
-        and floor.of("default", 1) == NOW - 60_000
+        and watermark.of("default", 1) == NOW - 60_000
     )
 
 
@@ -1072,7 +1079,7 @@ def test_events_are_numbered_by_an_index(stores: Any, url: str) -> None:
     must not matter.
     """
     stores("one")
-    sql, _ = pgsql.translated(pgsql._NUMBER)
+    sql, _ = translated(pgsql._NUMBER)
     with psycopg.connect(url) as db:
         db.execute("SET LOCAL enable_seqscan = off")
         db.execute(pgsql._NO_LOOPS)  # type: ignore[arg-type]
@@ -1097,7 +1104,7 @@ def test_thousands_of_events_are_numbered_in_a_moment(stores: Any, url: str) -> 
             " SELECT 1, 'accepted', i, 'queued', 0, '', 0 FROM generate_series(1, 45000) i"
         )
         began = time.monotonic()
-        assert one.run(pgsql.last_cursor(floor=pgsql.Floor())) == 45_000
+        assert one.run(pgsql.last_cursor(watermark=Watermark())) == 45_000
         assert time.monotonic() - began < 30
         assert db.execute("SELECT count(*) FROM outmail.event WHERE cursor <> message").fetchone() == (0,)
 
@@ -1118,14 +1125,14 @@ def test_rows_are_found_by_their_keys_whatever_the_planner_knows(
         if known:
             db.execute("ANALYZE outmail.recipient_live, outmail.message, outmail.body")
         db.execute("SET plan_cache_mode = force_generic_plan")
-        for i, sql in enumerate([verbs._SIZES, verbs._TO_SEND]):
-            db.execute(f"PREPARE made{i} AS {pgsql.translated(sql)[0].replace('%s', '$1')}")
+        for i, sql in enumerate([SIZES, TO_SEND]):
+            db.execute(f"PREPARE made{i} AS {translated(sql)[0].replace('%s', '$1')}")
             db.execute(f"EXPLAIN EXECUTE made{i} ('[1]')")
         add(store, *[message() for _ in range(3000)])
         plans = {f"made{i}": f"EXPLAIN EXECUTE made{i} ('[1]')" for i in range(2)}
         plans |= {
-            sql: "EXPLAIN " + pgsql.translated(sql)[0].replace("%s::json", "'[]'::json").replace("%s", "1")
-            for sql in (verbs._LEASE, verbs._DELIVERED)
+            sql: "EXPLAIN " + translated(sql)[0].replace("%s::json", "'[]'::json").replace("%s", "1")
+            for sql in (LEASE, DELIVERED)
         }
         for sql, explain in plans.items():
             plan = "\n".join(row[0] for row in db.execute(explain))

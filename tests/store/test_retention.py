@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from outmail.accept import Door, Draft, Terms
-from outmail.engine import Engine, Settings
+from outmail.accept.acceptance import Door, Draft, Terms
+from outmail.engine.maintenance import Maintenance
+from outmail.engine.retention import Retention
+from outmail.engine.settings import EngineSettings
 from outmail.model import Filter, is_id
 from outmail.policy.age import Sign
 from outmail.policy.route import Routes
-from outmail.retention import Retention
 from outmail.testing.clock import FakeClock
 from outmail.testing.conformance import NOW, add, lease, message, settle
 from tests.store.helpers import KINDS, opened
@@ -112,20 +113,15 @@ def test_a_turn_ends_in_its_time_and_the_next_one_goes_on(store: Any) -> None:
 def test_only_the_eldest_engine_removes(store: Any) -> None:
     delivered(store, 3)
     elder = store.register(NOW)
-    engine = Engine(
-        store,
-        Routes({}),
-        lambda relay: pytest.fail(relay.name),
-        Settings(retention=AGES),
-        FakeClock(NOW + 3_000),
-    )
-    assert engine._retention is not None
-    engine._owner = store.register(NOW)
-    engine._seen = Sign(NOW + 3_000, NOW + 3_000, engine.clock.elapsed(), 0, NOW + 3_000)
-    assert engine._retain(engine._retention) is False and bodies(store) == 3
+    clock, engine = FakeClock(NOW + 3_000), SimpleNamespace(owner=store.register(NOW))
+    words: Any = (engine, store, None, None, clock, EngineSettings(retention=AGES))
+    maintenance = Maintenance(*words)
+    assert maintenance._retention is not None
+    maintenance.ages._seen = Sign(NOW + 3_000, NOW + 3_000, clock.elapsed(), 0, NOW + 3_000)
+    assert maintenance._retain(maintenance._retention) is False and bodies(store) == 3
     elder.close()
-    assert engine._retain(engine._retention) is False and bodies(store) == 0
-    engine._owner.close()
+    assert maintenance._retain(maintenance._retention) is False and bodies(store) == 0
+    engine.owner.close()
 
 
 def forgotten(store: Any) -> None:

@@ -16,8 +16,8 @@ import pytest
 
 from outmail.errors import ConfigError
 from outmail.model import Filter
-from outmail.store import Trouble
-from outmail.store.sqlite import SqliteStore
+from outmail.store import StoreError
+from outmail.store.sqlite.store import SqliteStore
 from outmail.testing.conformance import NOW, add, lease, message, settle
 
 
@@ -89,7 +89,7 @@ def test_a_foreign_lock_is_waited_for_or_said(store: SqliteStore) -> None:
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as foreign:
         assert foreign.stdout
         foreign.stdout.readline()
-        with pytest.raises(Trouble) as caught:
+        with pytest.raises(StoreError) as caught:
             store.commit([store.verbs.add([message()])], wait=0)
         assert caught.value.kind == "busy"
         began = time.monotonic()
@@ -107,10 +107,10 @@ def test_a_file_that_was_removed_or_replaced_takes_nothing(store: SqliteStore) -
     for replaced in (False, True):
         if replaced:
             path.touch()
-        with pytest.raises(Trouble, match="removed or replaced") as problem:
+        with pytest.raises(StoreError, match="removed or replaced") as problem:
             add(store, message())
         assert problem.value.kind == "io"
-        with pytest.raises(Trouble, match="removed or replaced"):
+        with pytest.raises(StoreError, match="removed or replaced"):
             store.begin([store.verbs.add([message()])])()
     aside.replace(path)
     add(store, message())
@@ -120,7 +120,7 @@ def test_a_file_that_was_removed_or_replaced_takes_nothing(store: SqliteStore) -
 def test_a_full_disk_is_said_and_leaves_nothing_half(store: SqliteStore) -> None:
     add(store, message())
     store._writer.execute(f"PRAGMA max_page_count = {store._writer.execute('PRAGMA page_count')[0][0] + 2}")
-    with pytest.raises(Trouble) as caught:
+    with pytest.raises(StoreError) as caught:
         add(store, message(content=b"A: b\r\n\r\n" + b"x" * 50_000))
     assert caught.value.kind == "full"
     store._writer.execute("PRAGMA max_page_count = 1000000")
@@ -134,21 +134,21 @@ def test_a_later_schema_and_a_foreign_file_are_refused(tmp_path: Path) -> None:
     with sqlite3.connect(path) as db:
         db.execute("PRAGMA user_version = 99")
     db.close()
-    with pytest.raises(Trouble, match="later outmail"):
+    with pytest.raises(StoreError, match="later outmail"):
         SqliteStore(str(path))
     (tmp_path / "text.db").write_text("this is no database, " * 100)
-    with pytest.raises(Trouble) as caught:
+    with pytest.raises(StoreError) as caught:
         SqliteStore(str(tmp_path / "text.db"))
     assert caught.value.kind == "corrupt"
-    with pytest.raises(Trouble, match="folder"):
+    with pytest.raises(StoreError, match="folder"):
         SqliteStore(str(tmp_path / "missing" / "q.db"))
 
 
 def test_hot_queries_use_the_small_indexes(store: SqliteStore) -> None:
-    from outmail.store import verbs
+    from outmail.store.verbs import delivery
 
     for sql, index in (
-        (verbs._READY, "recipient_ready"),
+        (delivery.READY, "recipient_ready"),
         ("SELECT min(destination) FROM recipient WHERE state = 'queued' AND losses = 0", "recipient_ready"),
         (
             "SELECT message, n FROM recipient WHERE state IN ('queued', 'held') AND expires_at <= ? LIMIT ?",
@@ -211,3 +211,12 @@ def test_space_is_given_back(store: SqliteStore) -> None:
         or store._writer.execute("PRAGMA freelist_count")[0][0] <= 256
     )
     assert store.check() == []
+
+
+def test_a_store_costs_no_import_that_only_reads_its_schema(tmp_path: Path) -> None:
+    code = (
+        "import sys; from outmail.store.sqlite.store import SqliteStore; "
+        f"SqliteStore({str(tmp_path / 'q.db')!r}).close(); "
+        "sys.exit('importlib.resources' in sys.modules or 'tempfile' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -16,9 +16,11 @@ from pathlib import Path
 import pytest
 
 import outmail
-from outmail import config, lifecycle, selection
+from outmail import config, lifecycle
 from outmail.cli.arguments import parser
-from outmail.outbox import AsyncOutbox, Outbox
+from outmail.outbox.aio import AsyncOutbox
+from outmail.outbox.outbox import Outbox
+from outmail.policy import selection
 from outmail.testing import FakeClock, Sink
 
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]

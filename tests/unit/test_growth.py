@@ -20,15 +20,15 @@ from typing import Any
 import pytest
 
 import outmail
-from outmail import clock, selection
+from outmail import clock
 from outmail.errors import Refused
-from outmail.intake import takeover
 from outmail.mime import headers, splice
-from outmail.policy import aliases, digest, plain, route, secrets
+from outmail.policy import aliases, digest, plain, route, secrets, selection
 from outmail.reports import digest as digests
-from outmail.reports import mail, records
+from outmail.reports import digest_fold, mail, records
 from outmail.smtp import client, lines, reply, server, syntax
-from outmail.store import source
+from outmail.store.verbs.outbox_rows import Row
+from outmail.transactional import poller
 from outmail.transport import mailbox
 from tests.growth import superlinear
 
@@ -344,7 +344,7 @@ TEXTS = [
 
 
 def _server(text: str) -> None:
-    session = server.Server(server.Settings("h"), _Everybody())
+    session = server.Server(server.ServerSettings("h"), _Everybody())
     for start in range(0, len(text), 4096):
         session.feed(text[start : start + 4096].encode("utf-8", "replace"))
         session.outgoing()
@@ -356,7 +356,7 @@ class _Everybody:
 
 
 def _content(text: str) -> None:
-    session = server.Server(server.Settings("h"), _Everybody(), normalise=True)
+    session = server.Server(server.ServerSettings("h"), _Everybody(), normalise=True)
     session.feed(b"EHLO x\r\nMAIL FROM:<>\r\nRCPT TO:<a@b.example>\r\nDATA\r\n")
     raw = text.encode("utf-8", "replace")
     for start in range(0, len(raw), 1000):
@@ -396,13 +396,11 @@ def _drafted(text: str) -> None:
     ):
         envelope = json.dumps({"draft": {"to": "a@b.example", **words}})
         with contextlib.suppress(Refused):
-            takeover.drafted(source.Row(1, "01J0000000000000000000000A", b"", envelope.encode(), 0), _compose)
+            poller.drafted(Row(1, "01J0000000000000000000000A", b"", envelope.encode(), 0), _compose)
     for name in ("sender", "recipients", "key", "tag", "route", "priority"):
         with contextlib.suppress(Refused):
-            takeover.drafted(
-                source.Row(
-                    1, "01J0000000000000000000000A", b"A: b\r\n\r\n", json.dumps({name: text}).encode(), 0
-                ),
+            poller.drafted(
+                Row(1, "01J0000000000000000000000A", b"A: b\r\n\r\n", json.dumps({name: text}).encode(), 0),
                 _compose,
             )
 
@@ -418,12 +416,12 @@ def _compose(words: dict[str, Any]) -> Any:
 
 def _folded(text: str) -> None:
     gathered = digest.Gathered()
-    line = digests._line(
+    line = digest_fold._line(
         [1.0, 40, "app", text[: digests.NAME], text[: records.MESSAGE], "", "", "", text[: digests.TRACE]]
     )
     assert line is not None
-    gathered.add(line, digests._shown(line), counts=True)
-    mail.as_text(digests.digest_report(digests.Settings("x"), gathered, [], {}))
+    gathered.add(line, digest_fold._shown(line), counts=True)
+    mail.as_text(digest_fold.digest_report(digest_fold.DigestSettings("x"), gathered, [], {}))
 
 
 def _report(text: str) -> None:

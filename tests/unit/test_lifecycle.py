@@ -85,8 +85,9 @@ def test_the_docs_show_the_table() -> None:
     assert life.diagram() in docs.read_text()
 
 
-def test_the_sql_knows_the_same_states() -> None:
-    sql = (Path(life.__file__).parent / "store" / "sql" / "sqlite-1.sql").read_text()
+@pytest.mark.parametrize("schema", ["sqlite-1.sql", "postgresql-1.sql"])
+def test_the_sql_knows_the_same_states(schema: str) -> None:
+    sql = (Path(life.__file__).parent / "store" / "sql" / schema).read_text()
     assert "CHECK (state IN (" + ", ".join(f"'{state}'" for state in life.STATES) + "))" in sql
 
 

@@ -1,5 +1,5 @@
-"""The command. `main` parses, calls one function of `commands` or `demo`, and turns errors into sentences and
-sysexits.
+"""The command. `main` parses, calls one function of the module that has the command, and turns errors into
+sentences and sysexits. Only that module, and what it uses, is loaded.
 
 stdout is data, stderr is talk. Exit codes (sysexits): 0 done, 64 usage, 65 refused, 66 not found, 69
 permanently failed, 70 our bug or quarantined, 75 not stored but may pass, 77 not stored for want of
@@ -13,19 +13,20 @@ import os
 import sys
 from collections.abc import Sequence
 
+from outmail.cli.exits import EX_CONFIG, EX_DATAERR, EX_NOINPUT, EX_NOPERM, EX_SOFTWARE, EX_TEMPFAIL, EX_USAGE
 from outmail.errors import ConfigError, Error, NotFound, NotStored, Refused
 from outmail.policy.plain import plain_line
 
-EX_USAGE, EX_DATAERR, EX_NOINPUT, EX_UNAVAILABLE, EX_SOFTWARE, EX_TEMPFAIL, EX_NOPERM, EX_CONFIG = (
-    64,
-    65,
-    66,
-    69,
-    70,
-    75,
-    77,
-    78,
-)
+_HOMES = {
+    "sending": ("send", "test"),
+    "running": ("run", "receive"),
+    "queue": ("queue",),
+    "looking": ("show", "log", "events", "why", "explain", "config"),
+    "storage": ("store", "move"),
+    "reporting": ("jobs", "digest"),
+    "demo": ("demo",),
+}
+_WHERE = {command: home for home, commands in _HOMES.items() for command in commands}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,15 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         top.print_help(sys.stderr)
         return EX_USAGE
     try:
-        if arguments.run == "demo":
-            from outmail.cli import demo
-
-            return demo.run(arguments)
         from importlib import import_module
 
-        home = import_module(
-            f"outmail.cli.{'reporting' if arguments.run in ('jobs', 'digest') else 'commands'}"
-        )
+        home = import_module(f"outmail.cli.{_WHERE[arguments.run]}")
         return int(getattr(home, arguments.run)(arguments))
     except Error as problem:
         return _told(problem, getattr(arguments, "json", False))
@@ -76,10 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _unexpected(problem: Exception, as_json: bool) -> int:
     """The store's trouble where no message was at stake, or a bug of ours, which is shown whole."""
-    from outmail.accept import not_stored
-    from outmail.store import Trouble
+    from outmail.accept.acceptance import not_stored
+    from outmail.store import StoreError
 
-    if isinstance(problem, Trouble):
+    if isinstance(problem, StoreError):
         return _told(not_stored(problem, "the store cannot be used"), as_json)
     import traceback
 

@@ -3,13 +3,38 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from typing import Any
 
-from outmail.cli import EX_USAGE
+from outmail.cli.exits import EX_USAGE
+
+
+class _Help(argparse.HelpFormatter):
+    """argparse's own, made once for each argument. It asks for the terminal's width without `shutil`, which
+    loads the compressors of archives.
+    """
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=_columns() - 2)
+
+
+def _columns() -> int:
+    """``shutil.get_terminal_size().columns``."""
+    given = os.environ.get("COLUMNS", "")
+    if given.isdecimal() and int(given):
+        return int(given)
+    try:
+        return os.get_terminal_size(sys.__stdout__.fileno()).columns or 80  # type: ignore[union-attr]
+    except (AttributeError, ValueError, OSError):
+        return 80
 
 
 class _Parser(argparse.ArgumentParser):
     """argparse with the exit status of sysexits."""
+
+    def __init__(self, *arguments: Any, **words: Any) -> None:
+        super().__init__(*arguments, **{"formatter_class": _Help, **words})
 
     def error(self, message: str) -> None:  # type: ignore[override]
         self.print_usage(sys.stderr)

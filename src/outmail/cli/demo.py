@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from typing import Any
 
-from outmail.outbox import Outbox
+from outmail.outbox.outbox import Outbox
 from outmail.testing.sink import Sink
 
 SCRIPT = """
@@ -30,7 +30,7 @@ DOT: delay 0.002
 CONFIG = '[retry]\nschedule = "1s*20, 5s…"\nexpire = "10m"\n'
 
 
-def run(arguments: argparse.Namespace) -> int:
+def demo(arguments: argparse.Namespace) -> int:
     """Tell and check the story."""
     if arguments.messages < 200:
         print("outmail: demo needs at least 200 messages", file=sys.stderr)

@@ -6,25 +6,29 @@ import argparse
 import sys
 from typing import Any
 
-from outmail.cli import EX_USAGE
-from outmail.cli.commands import _box
+from outmail.cli.common import config_of
+from outmail.cli.exits import EX_USAGE
 from outmail.clock import human_span, parse_span
 from outmail.errors import NotFound, Refused
-from outmail.outbox import Outbox
+from outmail.outbox.outbox import Outbox
 from outmail.policy.digest import Gathered, in_words
 from outmail.policy.incident import Incident
 from outmail.policy.plain import as_json, plain_line
 from outmail.policy.progress import sparkline, took
-from outmail.reports import digest as digests
-from outmail.reports import marks, state, vigil, watch
+from outmail.reports import digest_fold, spoolfiles, state, watch, watchdog
 from outmail.reports.mail import as_text, local_time
+
+
+def _box(arguments: argparse.Namespace) -> Outbox:
+    """An Outbox that does not deliver by itself."""
+    return Outbox(config=config_of(arguments), deliver="never")
 
 
 def jobs(arguments: argparse.Namespace) -> int:
     """List, look, mute, forget."""
     box = _box(arguments)
     watch.fold(box)
-    vigil.look(box)
+    watchdog.look(box)
     if arguments.verb == "ls":
         return _list(box, arguments)
     if not arguments.name:
@@ -139,8 +143,8 @@ def _reset(box: Outbox, arguments: argparse.Namespace, document: dict[str, Any])
         arguments.name,
         lambda doc: ({k: v for k, v in doc.items() if k not in ("incident", "late", "output")}, None),
     )
-    for mark in (marks.attention(box.spool, arguments.name), marks.late(box.spool, arguments.name)):
-        marks.drop(mark)
+    for mark in (spoolfiles.attention(box.spool, arguments.name), spoolfiles.late(box.spool, arguments.name)):
+        spoolfiles.drop(mark)
     print(f"{arguments.name} begins anew", file=sys.stderr)
     return 0
 
@@ -188,9 +192,9 @@ def _digest(document: dict[str, Any]) -> dict[str, Any]:
 
 def _fold_orphans(box: Outbox, name: str, send: bool | None) -> None:
     """Without its program's rules: nothing is judged, only taken up (or, with ``send``, mailed)."""
-    digests.fold(
+    digest_fold.fold(
         box,
-        digests.Settings(name, tuple(state.read(box, "digest", name).get("to", ()))),
+        digest_fold.DigestSettings(name, tuple(state.read(box, "digest", name).get("to", ()))),
         None,
         None,
         send=send,
@@ -211,7 +215,9 @@ def _show_digest(box: Outbox, arguments: argparse.Namespace) -> int:
     if not pending.total:
         print(f"{arguments.name}: nothing waits", file=sys.stderr)
         return 0
-    print(as_text(digests.digest_report(digests.Settings(arguments.name), pending, [], incidents)))
+    print(
+        as_text(digest_fold.digest_report(digest_fold.DigestSettings(arguments.name), pending, [], incidents))
+    )
     return 0
 
 

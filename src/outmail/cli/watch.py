@@ -19,8 +19,8 @@ import re
 import sys
 from typing import Any
 
-from outmail.held import HeldFile
-from outmail.reports import liveness, marks
+from outmail.reports import liveness, spoolfiles
+from outmail.system.lockfile import LockFile
 
 EX_USAGE, EX_TEMPFAIL = 64, 75
 
@@ -192,7 +192,7 @@ def _tell(options: Options, command: list[str], result: Any, spool: str) -> None
     _heavy(options, lambda report, box: report.ended(box, options, command, result))
 
 
-def _alive(spool: str, options: Options, command: list[str]) -> HeldFile | None:
+def _alive(spool: str, options: Options, command: list[str]) -> LockFile | None:
     """A held file that says what runs: should we be killed, the next run or the service tells it."""
     import json
     import socket
@@ -217,8 +217,8 @@ def _alive(spool: str, options: Options, command: list[str]) -> HeldFile | None:
 def _heavy(options: Options, action: Any) -> bool:
     """With all of outmail; whatever goes wrong there is said, and changes nothing of the command's result."""
     try:
-        from outmail.cli.commands import configured
-        from outmail.outbox import with_engine_if_needed
+        from outmail.cli.common import configured
+        from outmail.outbox.default import with_engine_if_needed
         from outmail.reports import watch as report
 
         with with_engine_if_needed(configured(options.config or None, options.store, options.relay)) as box:
@@ -241,9 +241,11 @@ def _nothing_to_say(options: Options, result: Any, spool: str) -> bool:
         or (options["longer-than"] and result.duration_ms > options["longer-than"])
     ):
         return False
-    if os.path.exists(marks.attention(spool, options.name)):
+    if os.path.exists(spoolfiles.attention(spool, options.name)):
         return False
-    return marks.read(marks.late(spool, options.name)) == (str(options.late) if options.late else "")
+    return spoolfiles.read(spoolfiles.late(spool, options.name)) == (
+        str(options.late) if options.late else ""
+    )
 
 
 def _note(spool: str, options: Options, result: Any) -> None:
@@ -256,7 +258,7 @@ def _note(spool: str, options: Options, result: Any) -> None:
         "status": result.status,
         "pid": os.getpid(),
     }
-    marks.append(marks.runs(spool), json.dumps(line))
+    spoolfiles.append(spoolfiles.runs(spool), json.dumps(line))
 
 
 def _spool(options: Options) -> str:
@@ -267,7 +269,7 @@ def _spool(options: Options) -> str:
     if not store:
         import tomllib
 
-        from outmail import trust
+        from outmail.system import trust
 
         try:
             file = trust.configuration(options.config, os.environ)

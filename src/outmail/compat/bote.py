@@ -20,7 +20,7 @@ from urllib.parse import quote
 from outmail.config import load
 from outmail.errors import Refused
 from outmail.model import Receipt
-from outmail.outbox import Outbox
+from outmail.outbox.outbox import Outbox
 from outmail.policy.route import is_loopback
 from outmail.smtp.syntax import AddressError, parse_mailbox
 

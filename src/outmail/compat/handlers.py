@@ -15,7 +15,7 @@ from logging.handlers import BufferingHandler
 from typing import Any
 from urllib.parse import quote
 
-from outmail.outbox import Outbox
+from outmail.outbox.outbox import Outbox
 from outmail.policy.route import is_loopback
 from outmail.reports import records
 from outmail.reports.mail import BODY_LIMIT, one_line, safe
@@ -38,7 +38,7 @@ def _box(
         scheme = "smtp+plain"
     shown = f"[{host}]" if ":" in host else host
     key = (f"{scheme}://{user}{shown}:{port or (587 if scheme == 'smtp' else 25)}", store)
-    if key not in _boxes or _boxes[key]._closed:
+    if key not in _boxes or _boxes[key].closed:
         _boxes[key] = Outbox(store, relay=key[0])
     return _boxes[key]
 

@@ -8,25 +8,27 @@ touch the network.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
-from email.errors import MessageError
-from email.message import EmailMessage, Message
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 from outmail import clock
-from outmail.accept import Draft
+from outmail.accept.acceptance import Draft
 from outmail.errors import ConfigError, Refused
 from outmail.mime import splice
 from outmail.mime.compose import Attachment, Parts, Person, compose
 from outmail.model import Dsn, keyed_id, new_id
 from outmail.smtp.syntax import AddressError, parse_mailbox, printable
 
+if TYPE_CHECKING:
+    from email.message import EmailMessage, Message
+
 Address = str | tuple[str, str]
 Addresses = Address | Iterable[Address]
 When = str | datetime | timedelta
-Content = bytes | bytearray | memoryview | EmailMessage | Message | BinaryIO
+Buffer = bytes | bytearray | memoryview
+Content: TypeAlias = "Buffer | EmailMessage | Message | BinaryIO"
 File = str | os.PathLike[str] | tuple[str, bytes] | tuple[str, bytes, str]
 
 
@@ -85,6 +87,8 @@ def attachment(value: File) -> Attachment:
         return Attachment(value[0], bytes(value[1]), value[2] if len(value) == 3 else "")
     if not isinstance(value, (str, os.PathLike)):
         raise Refused(f"{_FILE}, not {value!r}", code="bad-attachment")
+    from pathlib import Path
+
     path = Path(value)
     try:
         return Attachment(path.name, path.read_bytes())
@@ -192,10 +196,27 @@ def composed(
     )
 
 
+def _as_bytes(content: Message | BinaryIO) -> Buffer:
+    package = sys.modules.get("email.message")  # loaded already, if this is one of its messages
+    if package is not None and isinstance(content, package.Message):
+        return _flattened(content)
+    if not hasattr(content, "read"):
+        raise Refused(
+            f"content must be bytes, an EmailMessage or a binary file, not {type(content).__name__}",
+            code="bad-content",
+        )
+    found = content.read()
+    if not isinstance(found, (bytes, bytearray, memoryview)):
+        raise Refused("the file was opened as text; open it in binary mode", code="bad-content")
+    return found
+
+
 def _flattened(message: Message) -> bytes:
     """A message of the email package as bytes. Parsed fields are not folded anew, and none may appear or
     vanish (header injection).
     """
+    from email.errors import MessageError
+
     policy = message.policy.clone(linesep="\r\n")
     if hasattr(policy, "refold_source"):
         policy = policy.clone(refold_source="none")  # type: ignore[call-arg]
@@ -232,17 +253,8 @@ def complete(
     dsn: Dsn | None = None,
 ) -> Draft:
     """The arguments of ``submit`` → a draft. The bytes are kept as they are but for line ends."""
-    if isinstance(content, Message):
-        content = _flattened(content)
-    elif not isinstance(content, (bytes, bytearray, memoryview)):
-        if not hasattr(content, "read"):
-            raise Refused(
-                f"content must be bytes, an EmailMessage or a binary file, not {type(content).__name__}",
-                code="bad-content",
-            )
-        content = content.read()
     if not isinstance(content, (bytes, bytearray, memoryview)):
-        raise Refused("the file was opened as text; open it in binary mode", code="bad-content")
+        content = _as_bytes(content)
     if not isinstance(recipients, Iterable) or not isinstance(dsn, Dsn | None):
         raise Refused("recipients is an address or several of them, and dsn a Dsn", code="bad-argument")
     if at is not None or expires is not None:

@@ -17,7 +17,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any
 
-from outmail.worker import Worker
+from outmail.system.threads import CallThread
 
 #: Log-ins of one client that may wait.
 MOST_WAITING = 10
@@ -30,7 +30,7 @@ class Logins:
 
     def __init__(self) -> None:
         self._waiting: OrderedDict[str, deque[tuple[str, str, Callable[[bool | None], None]]]] = OrderedDict()
-        self._worker: Worker | None = None
+        self._worker: CallThread | None = None
         self._busy = False
 
     def ask(self, client: str, password: str, stored: str, then: Callable[[bool | None], None]) -> None:
@@ -55,7 +55,7 @@ class Logins:
         if queue:
             self._waiting[client] = queue  # behind all others
         self._busy = True
-        self._worker = self._worker or Worker("logins")
+        self._worker = self._worker or CallThread("logins")
         self._worker.call(lambda: verified(password, stored), lambda answer: self._answer(then, answer))
 
     def _answer(self, then: Callable[[bool | None], None], answer: Any) -> None:

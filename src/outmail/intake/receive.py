@@ -13,9 +13,9 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
-from outmail.accept import Draft
+from outmail.accept.acceptance import Draft
 from outmail.errors import Refused
-from outmail.intake.smtp import FULL, Line, Listener, reply_for, traced
+from outmail.intake.smtp import FULL, ClientConnection, Listener, reply_for, traced
 from outmail.mime import splice
 from outmail.model import Outcome, Reply, new_id
 from outmail.policy.admission import Network, is_trusted
@@ -56,7 +56,7 @@ class Receiver:
 
     def rcpt(self, session: protocol.Server, address: str) -> Reply | None:
         local, _, domain = address.rpartition("@")
-        line: Line = session.peer
+        line: ClientConnection = session.peer
         if line.listener.full:
             return FULL
         if not self._directory.is_local(domain):
@@ -87,7 +87,7 @@ class Receiver:
     def take(
         self,
         listener: Listener,
-        line: Line,
+        line: ClientConnection,
         session: protocol.Server,
         request: protocol.Deliver,
         then: Callable[[Sequence[Reply]], None],

@@ -7,7 +7,7 @@ block of content and for a session; no byte but the last of a command puts its t
 have logged is logged once a minute; when the disk runs low, the store is slow or too much is in flight,
 clients are asked to come back later (4xx) instead of being kept waiting; stopping answers what is being
 stored, then says 421.
-Fails: as replies. Does not: decide who may relay (`Relay` below, or the receiving server's policy), or
+Fails: as replies. Does not: decide who may relay (`RelayPolicy` below, or the receiving server's policy), or
 deliver.
 """
 
@@ -26,15 +26,15 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
-from outmail.accept import Draft
+from outmail.accept.acceptance import Draft
+from outmail.accept.aio import AsyncAcceptance
 from outmail.errors import NotStored, Refused
 from outmail.intake.logins import Logins
-from outmail.loopdoor import LoopDoor
 from outmail.mime import headers, splice
 from outmail.model import Dsn, Reply, new_id
 from outmail.policy.admission import Meter, Network, is_trusted, neighbourhood
-from outmail.seldom import Seldom
 from outmail.smtp import server as protocol
+from outmail.system.throttle import Throttle
 from outmail.transport.wire import Wire
 
 log = logging.getLogger("outmail.intake")
@@ -65,7 +65,7 @@ _WRITE_LIMIT = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class ListenerSettings:
     """What listens, and for whom. ``users``: name → `hashed` password. ``rate``: messages a minute for each
     client, 0 for no limit.
 
@@ -73,7 +73,7 @@ class Settings:
     clients (None).
     """
 
-    dialogue: protocol.Settings = field(default_factory=protocol.Settings)
+    dialogue: protocol.ServerSettings = field(default_factory=protocol.ServerSettings)
     networks: tuple[Network, ...] = ()
     users: Mapping[str, str] = field(default_factory=dict)
     tls: ssl.SSLContext | None = None
@@ -99,12 +99,12 @@ class Settings:
 FULL = Reply(452, "Too much mail in flight: come back soon", "4.3.1")
 
 
-class Relay:
+class RelayPolicy:
     """The service's policy: trusted clients and authenticated users may send to anybody, nobody else to
     anyone.
     """
 
-    def __init__(self, settings: Settings, gate: Callable[[], Reply | None], meter: Meter) -> None:
+    def __init__(self, settings: ListenerSettings, gate: Callable[[], Reply | None], meter: Meter) -> None:
         self._settings = settings
         self._gate = gate
         self._meter = meter
@@ -112,7 +112,7 @@ class Relay:
     def mail(self, session: protocol.Server, sender: str) -> Reply | None:
         if (trouble := self._gate()) is not None:
             return trouble
-        line: Line = session.peer
+        line: ClientConnection = session.peer
         if not session.user and not line.trusted:
             return Reply(550, "Relaying denied: authenticate, or ask for your network to be listed", "5.7.1")
         if not self._meter.take(session.user or line.client, line.now()):
@@ -123,7 +123,7 @@ class Relay:
         return FULL if session.peer.listener.full else None
 
 
-class Line(asyncio.BufferedProtocol):
+class ClientConnection(asyncio.BufferedProtocol):
     """One connection."""
 
     def __init__(self, listener: Listener) -> None:
@@ -367,25 +367,25 @@ class Listener:
 
     def __init__(
         self,
-        door: LoopDoor,
-        settings: Settings,
+        door: AsyncAcceptance,
+        settings: ListenerSettings,
         policy: Callable[[Listener], protocol.Policy] | None = None,
         take: Take | None = None,
     ) -> None:
         self.door = door
         self.settings = settings
         self.loop = asyncio.get_running_loop()
-        self.lines: set[Line] = set()
+        self.lines: set[ClientConnection] = set()
         #: Connections by client, of those who are not trusted.
         self.clients: Counter[str] = Counter()
         self.logins = Logins()
-        self.seldom = Seldom(log)
+        self.seldom = Throttle(log)
         #: True while more is held than may be.
         self.full = False
         #: Connections whose first TLS handshake is under way.
-        self.shaking: set[Line] = set()
+        self.shaking: set[ClientConnection] = set()
         self.buffer = memoryview(bytearray(_BUFFER))
-        self.policy = policy(self) if policy else Relay(settings, self.gate, Meter(settings.rate))
+        self.policy = policy(self) if policy else RelayPolicy(settings, self.gate, Meter(settings.rate))
         self._take = take or self.relay
         self._sockets: list[socket.socket] = []
         self._trouble: Reply | None = None
@@ -435,9 +435,9 @@ class Listener:
                 return
             sock.setblocking(False)
             if not self.settings.implicit_tls:
-                Wire(self.loop, sock, Line(self), peer)
+                Wire(self.loop, sock, ClientConnection(self), peer)
                 continue
-            line = Line(self)
+            line = ClientConnection(self)
             line.enter(peer)
             if len(self.lines) + len(self.shaking) < self.settings.connections and not line.crowded:
                 line.encrypt(sock)
@@ -449,7 +449,7 @@ class Listener:
         if listening in self._sockets:
             self.loop.add_reader(listening, self._accept, listening)
 
-    def joined(self, line: Line) -> None:
+    def joined(self, line: ClientConnection) -> None:
         self.lines.add(line)
 
     def say(self, transport: Any, out: bytes) -> None:
@@ -490,7 +490,7 @@ class Listener:
 
     def take(
         self,
-        line: Line,
+        line: ClientConnection,
         session: protocol.Server,
         request: protocol.Deliver,
         then: Callable[[Sequence[Reply]], None],
@@ -499,7 +499,7 @@ class Listener:
 
     def relay(
         self,
-        line: Line,
+        line: ClientConnection,
         session: protocol.Server,
         request: protocol.Deliver,
         then: Callable[[Sequence[Reply]], None],
@@ -580,7 +580,9 @@ class Listener:
         self._tick = self.loop.call_later(1.0, self._check)
 
 
-Take = Callable[[Line, protocol.Server, protocol.Deliver, Callable[[Sequence[Reply]], None]], None]
+Take = Callable[
+    [ClientConnection, protocol.Server, protocol.Deliver, Callable[[Sequence[Reply]], None]], None
+]
 
 
 def reply_for(answer: str | Exception) -> Reply:
@@ -601,7 +603,12 @@ _REFUSALS = {"too-large": (552, "5.3.4"), "loop": (554, "5.4.6")}
 
 
 def traced(
-    line: Line, session: protocol.Server, content: bytes, id: str, settings: protocol.Settings, now: int
+    line: ClientConnection,
+    session: protocol.Server,
+    content: bytes,
+    id: str,
+    settings: protocol.ServerSettings,
+    now: int,
 ) -> tuple[bytes, bytes]:
     """(Received field (RFC 5321 §4.4), content); raises `Refused` when it has been around too often, or its
     header is none or too long.

@@ -9,7 +9,6 @@ Does not: read files, know the time, or choose recipients.
 
 from __future__ import annotations
 
-import mimetypes
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -159,6 +158,8 @@ def _mime(parts: Parts) -> Any:
 
 
 def _type(file: Attachment) -> tuple[str, str]:
+    import mimetypes
+
     kind = file.type or mimetypes.guess_type(file.name)[0] or "application/octet-stream"
     match = re.fullmatch(r"([A-Za-z0-9!#$&^_.+-]+)/([A-Za-z0-9!#$&^_.+-]+)", kind)
     if not match:

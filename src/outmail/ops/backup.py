@@ -19,11 +19,11 @@ import re
 from collections.abc import Iterator
 from glob import escape, glob
 
-from outmail.accept import not_stored
+from outmail.accept.acceptance import not_stored
 from outmail.errors import ConfigError, Refused
-from outmail.held import sync_folder
-from outmail.store import Trouble
-from outmail.store.sqlite import file_trouble
+from outmail.store import StoreError
+from outmail.store.sqlite.files import file_trouble
+from outmail.system.lockfile import sync_folder
 
 _WORD = ".unfinished."
 #: What SQLite may have made beside it.
@@ -46,7 +46,7 @@ def whole(path: str) -> Iterator[str]:
         sync_folder(os.path.dirname(path))
     except OSError as problem:
         raise not_stored(file_trouble(problem, path), "the backup was not made") from None
-    except Trouble as problem:
+    except StoreError as problem:
         raise not_stored(problem, "the backup was not made") from None
     finally:
         for end in _BESIDE:
@@ -79,7 +79,7 @@ def _check_no_log(path: str) -> None:
     """
     for end in _BESIDE[1:3]:
         if os.path.exists(path + end) and os.path.getsize(path + end):
-            raise Trouble("io", f"{path}{end} could not be merged into the file: is the disk full?")
+            raise StoreError("io", f"{path}{end} could not be merged into the file: is the disk full?")
 
 
 def _name(temporary: str, path: str) -> None:

@@ -10,7 +10,7 @@ move goes on when the same command is given again; two of the same command at on
 another store is refused while one is under way, until that is finished or given up (`abandon`); an engine
 alive on the old store stops the move before it begins; the new store may be in use. A copy (`copied`) is one
 snapshot and leaves the old store as it is.
-Fails: `ConfigError` for an engine that is alive or another move, `Trouble`. Does not: move files of the
+Fails: `ConfigError` for an engine that is alive or another move, `StoreError`. Does not: move files of the
 spool, or keep the cursors of events.
 """
 
@@ -23,8 +23,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from outmail.errors import ConfigError, NotFound
-from outmail.store import Store, Verb, parcels, store_id
-from outmail.store.parcels import Parcel
+from outmail.store import Store, Verb, store_id
+from outmail.store.verbs import export
+from outmail.store.verbs.export import Parcel
 
 log = logging.getLogger("outmail")
 
@@ -170,8 +171,8 @@ def _step(old: Store, new: Store, way: Way, now: int, fail: Callable[[str], None
 
 def _waiting(way: Way) -> Verb[list[Parcel] | None]:
     """The next batch; None when this move is no longer the one that is under way. One snapshot says both."""
-    rows = yield from parcels.note(*NOTE)
-    return None if rows is None or rows["id"] != way.id else (yield from parcels.parcels(0))
+    rows = yield from export.note(*NOTE)
+    return None if rows is None or rows["id"] != way.id else (yield from export.parcels(0))
 
 
 def _arrived(new: Store, way: Way) -> _Arrivals:
@@ -193,10 +194,10 @@ def _arrive(new: Store, way: Way, arrived: _Arrivals, batch: Sequence[Parcel], n
 
 def _finish(old: Store, new: Store, way: Way) -> bool:
     """The notes, and the end; False when mail has come into the old store meanwhile, which comes first."""
-    for kind, key, value in old.read(parcels.notes()):
+    for kind, key, value in old.read(export.notes()):
         if kind in _OWN:
             continue
-        if new.run(new.verbs.note_put(kind, key, value, 0)) or new.read(parcels.note(kind, key)) == value:
+        if new.run(new.verbs.note_put(kind, key, value, 0)) or new.read(export.note(kind, key)) == value:
             old.run(old.verbs.note_drop(kind, key))
         else:
             log.warning(
@@ -267,7 +268,7 @@ def _forget(old: Store, ids: Sequence[str]) -> Verb[int]:
 
 def _take_in(store: Store, batch: Sequence[Parcel], now: int) -> Verb[int]:
     yield from store.verbs.know({destination for parcel in batch for destination in parcel.destinations})
-    return (yield from parcels.take_in(batch, now))
+    return (yield from export.take_in(batch, now))
 
 
 def sum_of(store: Store) -> int:
@@ -287,11 +288,11 @@ def copied(old: Store, new: Store, now: int, tell: Tell = lambda done, total: No
     def all_of() -> Verb[list[tuple[str, str, Any]]]:
         nonlocal done
         after = 0
-        while batch := (yield from parcels.parcels(after)):
+        while batch := (yield from export.parcels(after)):
             new.run(_take_in(new, batch, now))
             after, done = batch[-1].seq, done + len(batch)
             tell(done, max(total, done))
-        kept: list[tuple[str, str, Any]] = yield from parcels.notes()
+        kept: list[tuple[str, str, Any]] = yield from export.notes()
         return kept
 
     for kind, key, value in old.read(all_of()):

@@ -13,51 +13,33 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any, TypeVar
 
-from outmail.accept import not_stored
+from outmail.accept.acceptance import not_stored
 from outmail.clock import parse_span
 from outmail.errors import ConfigError
-from outmail.held import HeldFile
 from outmail.model import new_id
 from outmail.policy import incident
-from outmail.policy.progress import (
-    Estimate,
-    Every,
-    parse_every,
-    remaining_in_words,
-    span_in_words,
-    sparkline,
-    took,
-)
-from outmail.reports import records, state, traces, vigil
+from outmail.policy.progress import Estimate, Every, parse_every
+from outmail.reports import job_mails, job_signals, records, state, watchdog
 from outmail.reports.bar import Bar
-from outmail.reports.door import ReportDoor, at_close, door
+from outmail.reports.door import ReportDoor, door
 from outmail.reports.liveness import alive
-from outmail.reports.mail import Report, Section, local_time, named, one_line
+from outmail.reports.mail import Report, named
 from outmail.reports.post import guarded, host, poster, root_id, tell, words
-from outmail.store import Trouble
+from outmail.store import StoreError
+from outmail.system.lockfile import LockFile
 
 T = TypeVar("T")
 
 #: How long the end of a job waits for its last report to be stored.
 LAST_WORD = 10.0
 HEARTBEAT = 30.0
-
-
-class Terminated(SystemExit):
-    """SIGTERM while a job runs: the program unwinds, and ends with 143 as the signal would have ended it."""
-
-    def __init__(self) -> None:
-        super().__init__(128 + signal.SIGTERM)
 
 
 class Job:
@@ -129,8 +111,8 @@ class Job:
         self._progress_id: str | None = None
         self._said = self._moved = self._beat = self._left = 0.0
         self._start_said = self._owes = self._stalled = False
-        self._life: HeldFile | None = None
-        self._tail: _Tail | None = None
+        self._life: LockFile | None = None
+        self._tail: job_mails.Tail | None = None
         self._bar: Bar | None = None
         self._signal = ""
 
@@ -152,10 +134,9 @@ class Job:
             self.state = "quiet"
             return self
         self._next = self._marks.next_count() if self._marks and not self._marks.seconds else float("inf")
-        _active.append(self)
-        _watch_signals()
+        job_signals.enter(self)
         if self._tail_size:
-            self._tail = _Tail(self._tail_size)
+            self._tail = job_mails.Tail(self._tail_size)
             logging.getLogger().addHandler(self._tail)
         self._bar = Bar.wanted(self._bar_wanted, self)
         poster().tick(self._tick)
@@ -196,7 +177,9 @@ class Job:
         if self._mine() and self.state == "running":
             self._end(
                 "failed",
-                problem if isinstance(problem, BaseException) else _Reason(records.in_words(problem)),
+                problem
+                if isinstance(problem, BaseException)
+                else job_mails.Reason(records.in_words(problem)),
             )
 
     def finish(self) -> None:
@@ -299,10 +282,7 @@ class Job:
             self._say_progress()
         if self._stall and not self._stalled and now - self._moved >= self._stall:
             self._stalled = True
-            self._say(
-                self._report("stalled", f"{self.name} has not moved for {span_in_words(now - self._moved)}."),
-                "stalled",
-            )
+            self._say(job_mails.stalled(self._run(), now - self._moved), "stalled")
         if now - self._beat >= HEARTBEAT:
             self._beat = now
             guarded(self._register)
@@ -342,22 +322,13 @@ class Job:
 
     def _say_start(self) -> None:
         self._start_said = True
-        total = f" with {self.total:,} items to do" if self.total else ""
-        self._say(self._report("started", f"{self.name} has started on {host()}{total}."), "start")
+        self._say(job_mails.started(self._run()), "start")
 
     def _say_progress(self) -> None:
         self._owes, self._said = False, time.monotonic()
-        reached = "; ".join(self._milestones) or self._position()
+        milestones = list(self._milestones)
         self._milestones.clear()
-        report = self._report(
-            "progress", f"{self.name}: {reached}, remaining: {remaining_in_words(self.eta)}."
-        )
-        self._say(report, "progress")
-
-    def _position(self) -> str:
-        if self.total:
-            return f"{self.done:,} of {self.total:,} done ({self.done / self.total:.0%})"
-        return f"{self.done:,} done"
+        self._say(job_mails.progress(self._run(), milestones), "progress")
 
     def _say(self, report: Report, slot: str) -> None:
         self._act(lambda: self._post(report), f"{slot}:{self.id}")
@@ -402,76 +373,33 @@ class Job:
     def _root(self) -> str:
         return root_id("run", self.name, self.id)
 
-    @property
-    def _thread_subject(self) -> str:
-        return one_line(
-            f"[{host()}] {self.name} {time.strftime('%Y-%m-%d %H:%M', time.localtime(self._began_at))}"
-        )
-
-    def _report(
-        self, word: Any, headline: str, subject: str = "", sections: Sequence[Section] = ()
-    ) -> Report:
-        """A report with everything there is to say now; notes and tables are said once."""
+    def _run(self) -> job_mails.Run:
+        """Everything there is to say now; notes and tables are said once."""
         notes, tables = list(self._notes), list(self._tables)
         # the last word is laid out anew when somebody else changed the job's note meanwhile
         if self.state == "running":
             self._notes, self._tables = [], []
-        parts = list(sections)
-        if len(self._estimate.samples) > 2 and word != "started":
-            parts.append(
-                Section(
-                    "Rate",
-                    pre=f"{sparkline(self._estimate.samples, 60)}  up to "
-                    f"{max(self._estimate.samples):,.1f}/s",
-                )
-            )
-        parts += [
-            Section(name, pre=f"{sparkline(series, 60)}  {series[-1]:g}")
-            for name, series in self._metrics.items()
-        ]
-        parts += [Section(title, table=rows) for title, rows in tables]
-        if notes:
-            parts.append(Section("Notes", pre="\n".join(notes)))
-        if word in ("failed", "stopped", "stalled") and self._tail is not None and self._tail.records:
-            parts.append(Section("Last log lines", pre=self._tail.text()))
-        footer = [f"{self.name} on {host()}, run {self.id}", f"Why: {self._why(word)}"]
-        return Report(word, subject or self._thread_subject, headline, self._facts(), parts, footer)
-
-    def _why(self, word: str) -> str:
-        if word == "progress":
-            return "a milestone of the job was reached"
-        if word in ("failed", "finished", "recovered"):
-            return (
-                f"the rule of this job: {self._rule.in_words()}"
-                if word != "finished"
-                else "the job reports its end"
-            )
-        return {
-            "started": "the job reports its start",
-            "stopped": "the job was stopped before its end",
-            "stalled": "the counter stands still",
-        }[word]
-
-    def _facts(self) -> list[tuple[str, str]]:
-        elapsed = self.elapsed
-        facts = [
-            ("Host", f"{host()}, process {self._pid}"),
-            ("Program", " ".join(sys.argv)[:200] or "(interactive)"),
-            ("Started", local_time(int(self._began_at * 1000))),
-            ("Running for" if self.state == "running" else "Duration", took(elapsed)),
-        ]
-        if self.done or self.total:
-            facts.append(("Done", self._position()))
-        mean = self._estimate.mean(self.done, time.monotonic())
-        if mean > 0:
-            facts.append(("Rate", f"{self._estimate.smoothed or mean:,.1f}/s now, {mean:,.1f}/s on average"))
-        if self.total and self.state == "running":
-            facts.append(("Remaining", remaining_in_words(self.eta)))
-        facts += [
-            (records.in_words(name), records.in_words(value))
-            for name, value in list(self._fields.items())[:30]
-        ]
-        return [*facts, *_resources()]
+        return job_mails.Run(
+            name=self.name,
+            id=self.id,
+            state=self.state,
+            pid=self._pid,
+            began_at=self._began_at,
+            elapsed=self.elapsed,
+            done=self.done,
+            total=self.total,
+            rate=self._estimate.smoothed,
+            mean=self._estimate.mean(self.done, time.monotonic()),
+            eta=self.eta,
+            samples=self._estimate.samples,
+            fields=self._fields,
+            metrics=self._metrics,
+            notes=notes,
+            tables=tables,
+            rule=self._rule,
+            tail=self._tail,
+            signal=self._signal,
+        )
 
     # -- the end ---------------------------------------------------------------------------------------------
 
@@ -492,16 +420,14 @@ class Job:
     def _let_go(self, word: str) -> None:
         self.state = word
         poster().untick(self._tick)
-        if self in _active:
-            _active.remove(self)
-        _unwatch_signals()
+        job_signals.leave(self)
 
     def _hand_in(self, word: str, problem: BaseException | None) -> None:
         """The last word, by the poster's thread and in a bounded time; by this one where no thread can be
         started any more.
         """
         if problem is not None:
-            problem = _Frozen(problem)
+            problem = job_mails.Frozen(problem)
         if threading.current_thread() is poster()._thread:
             self._last_word(word, problem)
             return
@@ -522,6 +448,7 @@ class Job:
         now = box.clock.now()
 
         def decide(document: state.Document) -> state.Decision:
+            run = self._run()
             standing = incident.Incident.load(document.get("incident"))
             say: incident.Say = ""
             if word == "failed":
@@ -532,25 +459,21 @@ class Job:
             key = f"report:{self.id}:{word}"
             mail = None
             if say in ("alert", "remind") and self._says["fail"] and to:
-                nth = f", {standing.failures} in a row" if standing.failures > 1 else ""
-                subject = one_line(f"FAILED [{host()}] {self.name}: {_brief(problem)}{nth}")
+                subject = job_mails.failure_subject(run, problem, standing.failures)
                 thread = (standing.thread,) if standing.thread else ()
-                mail = self._words(box, self._failure(problem, subject, standing), to, key=key, thread=thread)
+                report = job_mails.failed(run, problem, subject, standing.failures)
+                mail = self._words(box, report, to, key=key, thread=thread)
                 if not standing.thread:
                     standing = replace(standing, thread=box.message_id(key), subject=subject)
             elif say == "alert":
                 standing = replace(standing, alerted_at=0, said_at=0)  # nobody is told
             elif say == "recovered" and to:
-                report = self._report(
-                    "recovered",
-                    f"RECOVERED: {self.name} works again after {took((now - before.since) / 1000)}.",
-                    f"Re: {before.subject}",
-                )
+                report = job_mails.recovered(run, (now - before.since) / 1000, before.subject)
                 mail = self._words(box, report, to, key=key, thread=(before.thread,) if before.thread else ())
             elif word == "finished" and self._says["finish"] and to:
-                mail = self._words(box, self._success(), to, key=key)
+                mail = self._words(box, job_mails.finished(run), to, key=key)
             elif word == "stopped" and self._says["stop"] and to:
-                mail = self._words(box, self._stop(problem), to, key=key)
+                mail = self._words(box, job_mails.stopped(run, problem), to, key=key)
             return {
                 **document,
                 "incident": standing.dump(),
@@ -564,38 +487,12 @@ class Job:
             self._life.end()
         state.forget_old_runs(box, self.name)
 
-    def _success(self) -> Report:
-        early = self.total is not None and self.done < self.total
-        position = f", at {self._position()}" if early else f": {self._position()}" if self.done else ""
-        return self._report("finished", f"{self.name} has finished after {took(self.elapsed)}{position}.")
-
-    def _failure(self, problem: BaseException | None, subject: str, standing: incident.Incident) -> Report:
-        row = f" This is failure {standing.failures} in a row." if standing.failures > 1 else ""
-        shown = [Section("Traceback", pre=_trace(problem))] if _trace(problem) else []
-        return self._report(
-            "failed",
-            f"FAILED: {self.name} ended after {took(self.elapsed)} by {_brief(problem)}.{row}",
-            subject,
-            shown,
-        )
-
-    def _stop(self, problem: BaseException | None) -> Report:
-        reason = self._signal or _brief(problem) or "the program's end"
-        shown = [Section("Traceback", pre=_trace(problem))] if _trace(problem) and not self._signal else []
-        return self._report(
-            "stopped",
-            f"ABORTED: {self.name} was stopped by {reason} after {took(self.elapsed)}, at "
-            f"{self._position()}.",
-            f"ABORTED [{host()}] {self.name}: {reason}",
-            shown,
-        )
-
     def _register(self) -> None:
         """The run's note: who it is, how far, and (by the lock on its file) that it lives."""
         box = door(self._given)
         first = self._life is None and self.state == "running"
         if first:
-            vigil.dead_runs(box, self.name)
+            watchdog.dead_runs(box, self.name)
             try:
                 self._life = alive(box.spool, self.id)
             except OSError as problem:
@@ -624,42 +521,8 @@ def _strictly(action: Callable[[], Any]) -> None:
     """For tests: trouble with the store is one of the public errors."""
     try:
         action()
-    except Trouble as problem:
+    except StoreError as problem:
         raise not_stored(problem) from None
-
-
-class _Reason(Exception):
-    """`Job.fail` with a text."""
-
-
-class _Frozen(BaseException):
-    """An exception as text, so that a thread may take its time with it."""
-
-    def __init__(self, problem: BaseException) -> None:
-        self.brief, self.trace = _brief(problem), _trace(problem)
-        super().__init__(self.brief)
-
-
-def _brief(problem: BaseException | None) -> str:
-    if problem is None:
-        return ""
-    if isinstance(problem, _Frozen):
-        return problem.brief
-    if isinstance(problem, _Reason):
-        return str(problem)
-    if isinstance(problem, KeyboardInterrupt):
-        return "Ctrl-C"
-    if isinstance(problem, SystemExit):
-        return f"exit status {records.in_words(problem.code)}"
-    return traces.last_line(problem)
-
-
-def _trace(problem: BaseException | None) -> str:
-    if isinstance(problem, _Frozen):
-        return problem.trace
-    if problem is None or isinstance(problem, (_Reason, SystemExit)):
-        return ""
-    return traces.formatted(problem)
 
 
 def _rank() -> bool:
@@ -668,92 +531,6 @@ def _rank() -> bool:
         os.environ.get(name, "0") not in ("", "0")
         for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
     )
-
-
-def _resources() -> list[tuple[str, str]]:
-    try:
-        import resource
-    except ImportError:
-        return []
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    peak = used.ru_maxrss / (1024 if sys.platform != "darwin" else 1024 * 1024)
-    return [("Memory, CPU", f"{peak:,.0f} MB at most, {took(used.ru_utime + used.ru_stime)} of CPU time")]
-
-
-class _Tail(logging.Handler):
-    """The last log records, formatted only when a mail needs them."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.records: deque[logging.LogRecord] = deque(maxlen=size)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if not records.ours(record):
-            self.records.append(record)
-
-    def text(self) -> str:
-        lines = []
-        for record in list(self.records):
-            clock = time.strftime("%H:%M:%S", time.localtime(records.time_of(record)))
-            lines.append(
-                f"{clock} {records.in_words(getattr(record, 'levelname', '')):<7} {records.name_of(record)}: "
-                f"{records.message_of(record)}"
-            )
-        return "\n".join(lines)
-
-
-# -- signals and the program's end ---------------------------------------------------------------------------
-
-_active: list[Job] = []
-_handling = False
-
-
-def _watch_signals() -> None:
-    """SIGTERM unwinds the program while a job runs, unless the program has a handler of its own."""
-    global _handling
-    if _handling or threading.current_thread() is not threading.main_thread():
-        return
-    try:
-        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, _on_sigterm)
-            _handling = True
-    except (ValueError, OSError):
-        pass  # not possible here: SIGTERM then ends the program, and the run is found dead
-
-
-def _unwatch_signals() -> None:
-    global _handling
-    if _handling and not _active and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        _handling = False
-
-
-def _on_sigterm(number: int, frame: Any) -> None:
-    mine = [job for job in _active if job._mine()]
-    for job in mine:
-        job._signal = "SIGTERM"
-    if not mine:  # a forked child
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGTERM)
-        return
-    raise Terminated
-
-
-def _at_exit() -> None:
-    """Jobs that nobody ended: the program's last exception says how."""
-    for job in list(_active):
-        guarded(lambda job=job: job.close(traces.uncaught()))  # type: ignore[misc]
-
-
-def _after_fork() -> None:
-    """A child reports nothing of its parent's jobs; it may go on counting."""
-    for job in _active:
-        job._lock = threading.Lock()
-
-
-at_close(_at_exit)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
 
 
 # -- the three ways to begin ---------------------------------------------------------------------------------

@@ -6,15 +6,15 @@ from __future__ import annotations
 
 import os
 
-from outmail.held import HeldFile, try_lock
+from outmail.system.lockfile import LockFile, try_lock
 
 
-def alive(folder: str, id: str, content: bytes = b"") -> HeldFile:
-    """Say that this run lives, until `HeldFile.end`. Raises OSError, e.g. on a read-only disk; the run goes
+def alive(folder: str, id: str, content: bytes = b"") -> LockFile:
+    """Say that this run lives, until `LockFile.end`. Raises OSError, e.g. on a read-only disk; the run goes
     on without.
     """
     os.makedirs(folder, mode=0o700, exist_ok=True)
-    return HeldFile(os.path.join(folder, f"new-run.{id}"), os.path.join(folder, f"run.{id}"), content)
+    return LockFile(os.path.join(folder, f"new-run.{id}"), os.path.join(folder, f"run.{id}"), content)
 
 
 def dead(folder: str, id: str) -> bool:

@@ -22,9 +22,9 @@ from functools import lru_cache
 from string import Template
 from typing import Literal
 
-from outmail import trust
 from outmail.policy.plain import plain, plain_line
 from outmail.policy.secrets import masked
+from outmail.system import trust
 
 log = logging.getLogger("outmail")
 

@@ -27,7 +27,7 @@ from outmail.reports.door import ReportDoor
 from outmail.reports.mail import Report, as_html, as_text, one_line
 from outmail.reports.records import in_words
 from outmail.store import Verb
-from outmail.worker import started
+from outmail.system.starting import started
 
 
 def host() -> str:

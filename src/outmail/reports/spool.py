@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from glob import escape, glob
 from typing import Any
 
-from outmail.held import HeldFile, try_lock
-from outmail.reports.marks import set_aside, slug
 from outmail.reports.post import tell
+from outmail.reports.spoolfiles import set_aside, slug
+from outmail.system.lockfile import LockFile, try_lock
 
 
 class Spool:
@@ -28,7 +28,7 @@ class Spool:
         os.makedirs(folder, mode=0o700, exist_ok=True)
         self.id = f"{os.getpid()}-{os.urandom(6).hex()}"
         self.path = _path(folder, name, self.id)
-        self._held = HeldFile(f"{self.path}.new", self.path, flags=os.O_APPEND)
+        self._held = LockFile(f"{self.path}.new", self.path, flags=os.O_APPEND)
         self.pid = os.getpid()
         self.size = 0
         self.limit = limit

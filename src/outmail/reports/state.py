@@ -15,7 +15,7 @@ from outmail.clock import END
 from outmail.model import Receipt
 from outmail.reports.door import ReportDoor
 from outmail.reports.post import tell
-from outmail.store import Trouble, Verb
+from outmail.store import StoreError, Verb
 
 #: Runs kept for each job.
 HISTORY = 100
@@ -56,7 +56,7 @@ def change(
         receipt = door.report(words, when=when, supersede=supersede)
         if landed[-1]:
             return receipt
-    raise Trouble("busy", f"the note {kind}/{key} was changed by others 50 times in a row")
+    raise StoreError("busy", f"the note {kind}/{key} was changed by others 50 times in a row")
 
 
 def read(door: ReportDoor, kind: str, key: str) -> Document:

@@ -22,7 +22,7 @@ from outmail.model import keyed_id
 from outmail.policy import incident
 from outmail.policy.progress import took
 from outmail.policy.secrets import masked
-from outmail.reports import marks, state, vigil
+from outmail.reports import spoolfiles, state, watchdog
 from outmail.reports.door import ReportDoor
 from outmail.reports.mail import Report, Section, local_time, named, one_line, safe
 from outmail.reports.post import host, root_id, tell, words
@@ -59,10 +59,10 @@ def started(door: ReportDoor, options: Any, command: list[str]) -> None:
 def ended(door: ReportDoor, options: Any, command: list[str], result: Any) -> None:
     """A run is over: remember it, and say what there is to say."""
     fold(door)
-    vigil.dead_runs(door, options.name)
-    attention = marks.attention(door.spool, options.name)
+    watchdog.dead_runs(door, options.name)
+    attention = spoolfiles.attention(door.spool, options.name)
     if result.failed:
-        _try(lambda: marks.put(attention))
+        _try(lambda: spoolfiles.put(attention))
     rule = incident.Rule(options.after, options.remind, not options.no_recovered)
     run = keyed_id(f"watch:{options.name}:{result.began_ms}:{os.getpid()}")
     now = door.clock.now()
@@ -105,12 +105,12 @@ def ended(door: ReportDoor, options: Any, command: list[str], result: Any) -> No
     state.remember(door, "run", run, _run(options, command, result))
     state.forget_old_runs(door, options.name)
     if standing[0].quiet:
-        _try(lambda: marks.drop(attention))
+        _try(lambda: spoolfiles.drop(attention))
     _try(
         lambda: (
-            marks.put(marks.late(door.spool, options.name), str(options.late))
+            spoolfiles.put(spoolfiles.late(door.spool, options.name), str(options.late))
             if options.late
-            else marks.drop(marks.late(door.spool, options.name))
+            else spoolfiles.drop(spoolfiles.late(door.spool, options.name))
         )
     )
 
@@ -362,17 +362,17 @@ def fold(door: ReportDoor) -> int:
     """
     import fcntl
 
-    path = marks.runs(door.spool)
+    path = spoolfiles.runs(door.spool)
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         return 0
     except OSError:
-        tell(marks.set_aside(path))
+        tell(spoolfiles.set_aside(path))
         return 0
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        tell(marks.set_aside(path))
+        tell(spoolfiles.set_aside(path))
         return 0
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)

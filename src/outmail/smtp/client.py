@@ -57,7 +57,7 @@ _OUT_OF_TURN = (503, 500, 502)
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class ClientSettings:
     """What the dialogue needs to know of the relay. ``may_clear`` allows AUTH without TLS (loopback, or told
     so).
     """
@@ -204,7 +204,7 @@ class Client:
     ``ahead`` (may the next envelope be sent behind the final dot?).
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: ClientSettings) -> None:
         self.settings = settings
         self.now = 0
         self.ahead = True
@@ -798,12 +798,12 @@ __all__ = [
     "AheadRefused",
     "Broken",
     "Client",
+    "ClientSettings",
     "Done",
     "Dot",
     "ProtocolError",
     "Read",
     "SessionFailed",
-    "Settings",
     "StartTls",
     "Take",
     "stuffed",

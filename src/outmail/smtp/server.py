@@ -49,7 +49,7 @@ class Policy(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class ServerSettings:
     """What is offered and bounded. ``auth`` needs TLS unless ``auth_clear``."""
 
     hostname: str = "localhost"
@@ -116,7 +116,7 @@ class Server:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: ServerSettings,
         policy: Policy,
         peer: Any = None,
         *,
@@ -688,4 +688,4 @@ def _address(path: bytes, utf8: bool, hostname: str) -> tuple[str, Reply | None]
         return "", Reply(501, str(problem).encode("ascii", "backslashreplace").decode(), "5.1.3")
 
 
-__all__ = ["Close", "Deliver", "Policy", "Request", "Server", "Settings", "StartTls", "Verify"]
+__all__ = ["Close", "Deliver", "Policy", "Request", "Server", "ServerSettings", "StartTls", "Verify"]

@@ -9,8 +9,8 @@ half opened) and in the child forsakes them at once, before anything is opened t
 locks or connections of its own gets new ones (`in_child`). Both happen while the child has one thread, so
 that none of its threads need agree who does it.
 Promises: a child that opens a file that was open at the fork has locks of its own. Fails: `check` raises
-`Trouble` in a child whose parent could not be paused within `WAIT` seconds. Does not: know connections that
-an application opened by itself.
+`StoreError` in a child whose parent could not be paused within `WAIT` seconds. Does not: know connections
+that an application opened by itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-from outmail.store import Trouble
+from outmail.store import StoreError
 
 T = TypeVar("T")
 #: Seconds that a fork waits for a thread inside SQLite.
@@ -72,7 +72,7 @@ def count() -> int:
 def check(path: str) -> None:
     """Before a file is opened."""
     if path in _torn:
-        raise Trouble(
+        raise StoreError(
             "io",
             f"{path} was in use when this process was forked, and its locks are lost: start this program "
             f"anew",

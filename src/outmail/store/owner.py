@@ -24,10 +24,10 @@ from glob import escape, glob
 from typing import Any
 
 from outmail.errors import ConfigError
-from outmail.held import HeldFile, can_lock, same_file, try_lock
 from outmail.model import Delivery, Leased
-from outmail.store import Trouble
-from outmail.store.verbs import BEGUN, HARMLESS
+from outmail.store import StoreError
+from outmail.store.verbs.delivery import BEGUN, HARMLESS
+from outmail.system.lockfile import LockFile, can_lock, same_file, try_lock
 
 log = logging.getLogger("outmail")
 
@@ -52,7 +52,7 @@ class OwnerFile:
                 "an engine needs file locks (fcntl), which this system does not have; use deliver='never' "
                 "here"
             )
-        self._held = HeldFile(f"{store_path}.engine-new.{uuid}", f"{store_path}.engine.{uuid}", _HEAD)
+        self._held = LockFile(f"{store_path}.engine-new.{uuid}", f"{store_path}.engine.{uuid}", _HEAD)
         self.path = self._held.path
         self._offset = len(_HEAD)
         self._live: dict[Note, int] = {}
@@ -149,7 +149,7 @@ class Owner:
         """
         try:
             left = self._store.run(self._store.verbs.forget_owner(self.id), wait=2.0)
-        except Trouble:
+        except StoreError:
             left = False
         if left:
             self.file.close()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from outmail.outbox import Outbox
+    from outmail.outbox.outbox import Outbox
     from outmail.testing.sink import Sink
 
 
@@ -30,7 +30,7 @@ def mail_sink() -> Iterator[Sink]:
 def outbox(tmp_path: Path) -> Iterator[Outbox]:
     """An `Outbox` that captures: everything is stored as in production, nothing is sent."""
     from outmail.config import from_toml
-    from outmail.outbox import Outbox
+    from outmail.outbox.outbox import Outbox
 
     config = from_toml('from = "test@outmail.test"', "the outbox fixture", {})
     with Outbox(tmp_path / "outbox.db", config=config, deliver="never") as box:

@@ -19,7 +19,7 @@ import socket
 import stat
 from typing import Any
 
-from outmail.held import boot_id, started_at, try_lock
+from outmail.system.lockfile import boot_id, started_at, try_lock
 from outmail.transport import places
 
 #: Longer than any lock of ours, and than what other programs write into theirs.

@@ -21,9 +21,9 @@ from functools import partial
 from outmail.mime import splice
 from outmail.model import Delivery, Leased, Outcome, Reply
 from outmail.policy.route import Relay
+from outmail.system.threads import CallThread
 from outmail.transport import Awaited, Feed, mbox, places
 from outmail.transport.dotlock import Locked
-from outmail.worker import Worker
 
 #: Seconds that a locked mailbox is waited for, and between two looks at it.
 LOCK_PATIENCE = 2.0
@@ -47,7 +47,7 @@ class MailboxTransport:
     """
 
     def __init__(self, relay: Relay) -> None:
-        self._mailboxes = Mailboxes(relay.path, Worker("mailbox").run)
+        self._mailboxes = Mailboxes(relay.path, CallThread("mailbox").run)
 
     async def session(self, feed: Feed) -> None:
         """Deliver until the feed has no more."""

@@ -8,7 +8,7 @@ import encodings.idna  # noqa: F401  (else loaded by the first lookup, on its th
 import socket
 from typing import Any
 
-from outmail.worker import Worker
+from outmail.system.threads import CallThread
 
 Address = tuple[int, Any]
 
@@ -17,7 +17,7 @@ class Resolver:
     """Asks the system's resolver."""
 
     def __init__(self) -> None:
-        self._worker = Worker("resolver")
+        self._worker = CallThread("resolver")
 
     async def addresses(self, host: str, port: int) -> list[Address]:
         """(family, sockaddr) pairs in the system's order."""

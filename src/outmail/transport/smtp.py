@@ -403,8 +403,8 @@ class SmtpTransport:
         raise trouble
 
 
-def _settings(relay: Relay, hostname: str) -> protocol.Settings:
-    return protocol.Settings(
+def _settings(relay: Relay, hostname: str) -> protocol.ClientSettings:
+    return protocol.ClientSettings(
         hostname=hostname,
         lmtp=relay.scheme == "lmtp",
         encrypted=relay.tls == "implicit",

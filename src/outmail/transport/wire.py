@@ -17,11 +17,11 @@ import sys
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from outmail.seldom import Seldom
+from outmail.system.throttle import Throttle
 
 log = logging.getLogger("outmail")
 #: Complaints of each loop.
-seldom: WeakKeyDictionary[asyncio.AbstractEventLoop, Seldom] = WeakKeyDictionary()
+seldom: WeakKeyDictionary[asyncio.AbstractEventLoop, Throttle] = WeakKeyDictionary()
 
 #: Bytes that may wait for a peer before its protocol is paused.
 HIGH_WATER = 64 * 1024
@@ -98,7 +98,7 @@ class Wire:
             else:
                 self.close()
         except Exception as bug:
-            seldom.setdefault(self._loop, Seldom(log)).say(
+            seldom.setdefault(self._loop, Throttle(log)).say(
                 logging.ERROR, "bug", "a connection is closed because of a bug of outmail", exc_info=bug
             )
             self._end(bug)

@@ -97,7 +97,7 @@ CREATE TABLE outmail.attempt (
 ) PARTITION BY RANGE (message);
 CREATE SEQUENCE outmail.attempt_seq OWNED BY outmail.attempt.id;
 
--- What happened. `cursor` is given after the commit, in one place at a time (see pgsql.NUMBER_EVENTS), so that whoever reads on from a
+-- What happened. `cursor` is given after the commit, in one place at a time (see postgres.verbs.number_events), so that whoever reads on from a
 -- cursor never misses a transaction that committed late, and waits for nobody's.
 CREATE SEQUENCE outmail.event_seq;
 CREATE TABLE outmail.event (

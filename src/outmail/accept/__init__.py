@@ -1,0 +1,1 @@
+"""The door: whatever comes in is checked, completed and stored."""

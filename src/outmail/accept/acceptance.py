@@ -1,0 +1,425 @@
+"""The one door: whatever comes in, by whichever intake, is checked, completed and stored here.
+
+Promises: "accepted" is said only after the commit; whatever is refused is refused before anything is stored,
+with a code and a sentence; the bytes are normalised once (`mime.splice`) and only Date and Message-ID are
+prepended, where missing; Date and Message-ID are given once, so every retry carries the same ones.
+Fails: `Refused` for the message, `NotStored` for the store. Does not: compose (`mime.compose`), deliver, or
+read files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Any
+
+from outmail.accept.batcher import Batcher
+from outmail.clock import END, Clock, as_datetime
+from outmail.errors import NotStored, Refused
+from outmail.mime import headers, splice
+from outmail.model import (
+    NEEDS_8BIT,
+    NEEDS_UTF8,
+    PRIORITIES,
+    Dsn,
+    Message,
+    Receipt,
+    Recipient,
+    keyed_id,
+    new_id,
+)
+from outmail.policy.plain import plain_line
+from outmail.policy.route import Routes, allowed
+from outmail.smtp.syntax import (
+    AddressError,
+    parse_mailbox,
+    printable,
+    valid_key,
+    valid_notify,
+    valid_original,
+)
+from outmail.store import Missing, Store, StoreError, Upload, Uploads, Verb
+from outmail.store.verbs.rows import LONG, PIECE
+
+log = logging.getLogger("outmail")
+
+#: How often a long content is written when its pieces vanish before their message comes.
+TRIES = 3
+_waiting = attrgetter("waiting")
+#: A condition that is part of the transaction.
+When = Callable[[], Verb[bool]]
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What acceptance is bound to: limits, routes, safety."""
+
+    routes: Routes
+    message_size: int = 50_000_000
+    recipients: int = 10_000
+    only_to: tuple[str, ...] = ()
+    redirect_to: str = ""
+    expire: int = 5 * 86_400_000
+    hostname: str = "localhost"
+
+
+@dataclass(slots=True)
+class Draft:
+    """A complete message on its way in. ``route`` forces a route's name; ``due`` and ``expires_at`` are
+    instants.
+    """
+
+    content: bytes
+    sender: str
+    recipients: Sequence[str]
+    key: str | None = None
+    due: int | None = None
+    expires_at: int | None = None
+    priority: str = "normal"
+    tag: str | None = None
+    route: str | None = None
+    dsn: Dsn | None = None
+    id: str | None = None
+    #: The line ends are known to be CRLF, the last one included, and there is no NUL: the SMTP dialogue has
+    #: looked.
+    normal: bool = False
+    #: Fields that go in front of everything else (Received).
+    trace: bytes = b""
+    #: What is known of the header block: whoever composed it need not have it read back.
+    head: splice.Head | None = None
+    #: Recipients that were suppressed before, with the reason.
+    suppressed: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Door:
+    """Acceptance into one store. ``wake`` is called after each commit; ``fail`` is the failpoint hook."""
+
+    store: Store
+    terms: Terms
+    clock: Clock = field(default_factory=Clock)
+    wake: Callable[[], None] = lambda: None
+    fail: Callable[[str], None] = lambda point: None
+    _batchers: list[Batcher] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._batchers = [Batcher(remote=self.store.blocking) for _ in range(self.store.lanes)]
+
+    def accept(
+        self, drafts: Iterable[Draft], *, supersede: str | None = None, when: When | None = None
+    ) -> list[Receipt]:
+        """Store all or none. `Refused.index` names the bad one.
+
+        In the same transaction: ``when`` is asked first, and where it says False nothing is stored and the
+        answer is empty; what still waits of the message ``supersede`` is cancelled.
+        """
+        messages = self.completed(drafts)
+        if not messages and when is None:
+            return []
+        return self.keep(messages, supersede, when)
+
+    def completed(self, drafts: Iterable[Draft]) -> list[Message]:
+        """`complete` for several; `Refused.index` names the bad one."""
+        messages = []
+        for index, draft in enumerate(drafts):
+            try:
+                messages.append(self.complete(draft))
+            except Refused as refusal:
+                refusal.index = index
+                raise
+        return messages
+
+    def complete(self, draft: Draft) -> Message:
+        """Check a draft and make it a message; raises `Refused`."""
+        now = self.clock.now()
+        terms = self.terms
+        try:
+            content = draft.content if draft.normal else splice.normalised(draft.content)
+            if len(content) > terms.message_size:
+                size = f"the message has {len(content)} bytes with CRLF line ends"
+                raise Refused(
+                    f"{size}; the limit is {terms.message_size} ([limits] message_size)", code="too-large"
+                )
+            head = draft.head or splice.look(content, headless=bool(draft.trace))
+        except splice.ContentError as problem:
+            raise Refused(str(problem), code=problem.code) from None
+        if draft.priority not in PRIORITIES:
+            raise Refused(
+                f"priority {printable(str(draft.priority))} does not exist: it is high, normal or low",
+                code="bad-argument",
+            )
+        for name, value in (("key", draft.key), ("tag", draft.tag)):
+            if value is not None and not _nameable(value):
+                raise Refused(
+                    f"{name} must be text of 1 to 255 characters without control characters, not "
+                    f"{printable(str(value))}",
+                    code="bad-argument",
+                )
+        if draft.dsn is not None and not _asks_well(draft.dsn):
+            raise Refused(
+                "dsn: notify is never, or some of success, failure, delay; ret is full or hdrs; envid is at "
+                "most 100 printable characters",
+                code="bad-argument",
+            )
+        sender = _address(draft.sender) if draft.sender else ""
+        id = draft.id or (keyed_id(draft.key) if draft.key else new_id(now))
+        message_id = head.message_id or f"<{id}@{sender.rpartition('@')[2] or terms.hostname}>"
+        content = draft.trace + _completed(content, head, message_id, now)
+        recipients, content = self._recipients(draft, sender, content)
+        expires_at = (
+            draft.expires_at if draft.expires_at is not None else max(now, draft.due or 0) + terms.expire
+        )
+        if not all(0 <= time < END for time in (draft.due or 0, expires_at)):
+            raise Refused("at and expires lie between 1970 and the year 9999", code="bad-argument")
+        if expires_at <= max(now, draft.due or 0):
+            raise Refused("the message would expire before its first attempt", code="bad-argument")
+        needs = (NEEDS_8BIT if not content.isascii() else 0) | (NEEDS_UTF8 if not sender.isascii() else 0)
+        return Message(
+            id,
+            content,
+            sender,
+            recipients,
+            message_id,
+            head.subject,
+            hashlib.sha256(content).digest(),
+            needs,
+            now,
+            draft.due or now,
+            expires_at,
+            PRIORITIES.index(draft.priority),
+            draft.key,
+            draft.tag,
+            draft.dsn,
+        )
+
+    def keep(
+        self,
+        messages: Sequence[Message],
+        supersede: str | None = None,
+        when: When | None = None,
+        *,
+        again: bool = False,
+    ) -> list[Receipt]:
+        """Commit; returns only when the messages are on disk. With ``again`` those that are known already are
+        left out.
+        """
+        try:
+            added = self._kept(messages, supersede, when, again)
+        except StoreError as problem:
+            raise not_stored(problem) from None
+        self.fail("C2")
+        self.wake()
+        self.store.announce()
+        return [receipt(one) for one in added]
+
+    def _kept(
+        self, messages: Sequence[Message], supersede: str | None, when: When | None, again: bool
+    ) -> Sequence[Any]:
+        """What `verbs.add` says, once all is on disk. Long contents go ahead of their messages; what is gone
+        when those come is written again.
+        """
+        for _ in range(TRIES):
+            claims: dict[int, Upload] = {}
+            try:
+                uploads = [
+                    self._upload(message, i, claims) if len(message.content) > LONG else None
+                    for i, message in enumerate(messages)
+                ]
+                added = self._stored(messages, uploads, supersede, when, again)
+                for i, one in enumerate(added):
+                    if i in claims and not one[3]:  # those of a message that was there already are swept
+                        claims[i].end()
+                return added
+            except Missing as problem:
+                log.warning("a long message is written once more: %s", problem)
+            finally:
+                for claim in claims.values():
+                    claim.abandon()
+        raise NotStored(
+            "the message was not stored: its content, written in pieces, was removed each time",
+            hint="try again",
+            code="store-missing",
+        )
+
+    def _stored(
+        self,
+        messages: Sequence[Message],
+        uploads: Uploads,
+        supersede: str | None,
+        when: When | None,
+        again: bool,
+    ) -> Sequence[Any]:
+        if supersede is not None or when is not None:
+            return self.store.run(self._add(messages, uploads, supersede, when))
+        batcher = min(self._batchers, key=_waiting)
+        return batcher.keep(self._batch, messages, uploads, again)
+
+    def _batch(self, messages: Sequence[Message], uploads: Uploads, again: bool) -> Sequence[Any]:
+        """One transaction of a batcher's."""
+        return self.store.run(self._add(messages, uploads, None, None, again=again, alone=True))
+
+    def _add(
+        self,
+        messages: Sequence[Message],
+        uploads: Uploads,
+        supersede: str | None,
+        when: When | None,
+        taken: dict[str, tuple[int, int]] | None = None,
+        *,
+        again: bool = False,
+        alone: bool = False,
+    ) -> Any:
+        if when is not None and not (yield from when()):
+            return []
+        result = (
+            (yield from self.store.verbs.add(messages, uploads, supersede, taken, again=again, alone=alone))
+            if messages
+            else []
+        )
+        self.fail("C1")
+        return result
+
+    def unfit(self, refusal: Refused, draft: Draft) -> Message:
+        """What was promised to a caller who is gone by now, and cannot be sent: a record that failed, with
+        the reason.
+        """
+        now = self.clock.now()
+        id = draft.id or new_id(now)
+        people = [printable(str(address))[:254] for address in draft.recipients[: self.terms.recipients]] or [
+            "(none)"
+        ]
+        route = draft.route if draft.route and draft.route in self.terms.routes.relays else "default"
+        recipients = tuple(
+            Recipient(address, route, f"refused: {plain_line(str(refusal)[:500])}")
+            for address in dict.fromkeys(people)
+        )
+        message_id = f"<{id}@{self.terms.hostname}>"
+        return Message(
+            id,
+            draft.content,
+            printable(str(draft.sender)),
+            recipients,
+            message_id,
+            "",
+            hashlib.sha256(draft.content).digest(),
+            0,
+            now,
+            now,
+            now + self.terms.expire,
+            key=draft.key if _nameable(draft.key) else None,
+        )
+
+    def _upload(self, message: Message, i: int, claims: dict[int, Upload]) -> str:
+        """Write a long content piece by piece, so that nobody else waits long for the write lock. Returns the
+        pieces' name, claimed as ``i``.
+        """
+        upload = os.urandom(12).hex()
+        claims[i] = self.store.uploading(upload)
+        for start in range(0, len(message.content), 4 * PIECE):
+            part = message.content[start : start + 4 * PIECE]
+            pieces = [part[i : i + PIECE] for i in range(0, len(part), PIECE)]
+            self.store.run(self.store.verbs.add_chunks(upload, start // PIECE, pieces, message.accepted_at))
+        return upload
+
+    def _recipients(self, draft: Draft, sender: str, content: bytes) -> tuple[tuple[Recipient, ...], bytes]:
+        """Parsed, without doubles, routed, and bound by ``[safety]``."""
+        terms = self.terms
+        unique: dict[tuple[str, str], str] = {}
+        for text in draft.recipients:
+            local, _, domain = _address(text).rpartition("@")
+            unique.setdefault((local, domain.lower()), f"{local}@{domain}")
+        if not unique:
+            raise Refused("the message has no recipient", code="no-recipient")
+        if len(unique) > terms.recipients:
+            raise Refused(
+                f"the message has {len(unique)} recipients; the limit is {terms.recipients} ([limits] "
+                f"recipients)",
+                code="too-many-recipients",
+            )
+        if terms.redirect_to:
+            field = headers.unstructured("X-Outmail-Redirected", ", ".join(unique.values())[:900])
+            target = _address(terms.redirect_to)
+            return (Recipient(target, self._route(draft, sender, target)),), field + content
+        people = []
+        for address in unique.values():
+            suppressed = draft.suppressed.get(address, "") or (
+                "" if allowed(terms.only_to, address) else "safety"
+            )
+            people.append(Recipient(address, self._route(draft, sender, address), suppressed))
+        return tuple(people), content
+
+    def _route(self, draft: Draft, sender: str, address: str) -> str:
+        return draft.route or self.terms.routes.choose(sender, address, draft.tag)
+
+
+def receipt(added: Any) -> Receipt:
+    """What `verbs.add` said of one message, for the caller."""
+    id, message_id, at, duplicate, _ = added
+    return Receipt(id, message_id, as_datetime(at), True, duplicate)
+
+
+def _completed(content: bytes, head: splice.Head, message_id: str, now: int) -> bytes:
+    extra = b""
+    if not head.dated:
+        extra += headers.unstructured("Date", headers.date(now))
+    if not head.has_message_id:
+        extra += headers.unstructured("Message-ID", message_id)
+    return extra + content if extra else content
+
+
+def _nameable(value: object) -> bool:
+    """True for what may be a key or a tag."""
+    return isinstance(value, str) and 0 < len(value) <= 255 and valid_key(value)
+
+
+def _asks_well(dsn: Dsn) -> bool:
+    """These words go into commands of a dialogue."""
+    asked = [(dsn.notify, ""), *dsn.each.values()]
+    if not all(
+        isinstance(text, str) for text in (dsn.ret, dsn.envid, *(text for pair in asked for text in pair))
+    ):
+        return False
+    return (
+        dsn.ret.lower() in ("", "full", "hdrs")
+        and len(dsn.envid) <= 100
+        and valid_key(dsn.envid)
+        and all(
+            (not notify or valid_notify(notify)) and (not original or valid_original(original))
+            for notify, original in asked
+        )
+    )
+
+
+def _address(text: str) -> str:
+    if not isinstance(text, str):
+        raise Refused(f"an address must be text, not {type(text).__name__}", code="bad-address")
+    try:
+        mailbox = parse_mailbox(text)
+    except AddressError as problem:
+        raise Refused(str(problem), code="bad-address") from None
+    return f"{mailbox.local}@{mailbox.domain}"
+
+
+_HINTS = {
+    "busy": "it is busy, or another program holds its write lock; try again",
+    "full": "the disk is full; free space and try again",
+    "readonly": "the file or file system is read-only",
+    "forbidden": "check that the folder exists and that you may write there",
+    "io": "the disk or the database's server did not answer; try again",
+    "conflict": "another program wrote the same at this moment; try again",
+    "corrupt": "the file is damaged or no outmail store: run `outmail store check`",
+}
+
+
+def not_stored(problem: StoreError, what: str = "the message was not stored") -> NotStored:
+    """The store's trouble as the caller's exception."""
+    return NotStored(
+        f"{what}: {problem}",
+        hint=_HINTS.get(problem.kind, ""),
+        errno=problem.errno,
+        code=f"store-{problem.kind}",
+    )

@@ -1,0 +1,110 @@
+"""What several commands share: the configuration they are given, the queue they open, and words for what is
+found there.
+
+Fails: `ConfigError`, `NotStored`. Does not: print to stdout; what it tells goes to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from dataclasses import replace
+
+from outmail.clock import Clock, human_span, rfc3339
+from outmail.config import Config, load, relay_in_code
+from outmail.model import RecipientStatus
+from outmail.outbox.queue import Queue
+from outmail.policy.pace import may_send_ahead
+from outmail.policy.plain import plain_line
+from outmail.wiring import is_postgres, store_path
+
+
+def config_of(arguments: argparse.Namespace, *, replace_default: bool = True) -> Config:
+    """The configuration; ``--relay`` replaces the relay `default` for this process (but for `send`)."""
+    return configured(arguments.config, arguments.store, arguments.relay if replace_default else None)
+
+
+def configured(file: str | None, store: str | None, relay: str | None) -> Config:
+    """The configuration of ``--config``, with ``--store`` and ``--relay`` in their places."""
+    config = load(file)
+    if store:
+        config = replace(config, store=store)
+    if relay:
+        routes = config.routes
+        found = routes.relays.get(relay) or relay_in_code(relay, name="default")
+        config = replace(config, routes=routes.with_relays([replace(found, name="default")]))
+    return config
+
+
+def queue_of(arguments: argparse.Namespace) -> Queue:
+    """For reading and changing; to be closed."""
+    return Queue.open(config_of(arguments))
+
+
+def is_there(url: str) -> bool:
+    """True for a store that exists, as far as that can be said without opening it."""
+    return is_postgres(url) or os.path.exists(store_path(url)[0])
+
+
+def warn_idle(queue: Queue) -> None:
+    """Say when mail waits and nobody has worked on this store for a minute."""
+    last = queue.last_engine()
+    now = Clock().now()
+    due = queue.next_due()
+    if any(moment <= now - 60_000 for moment in due.values()) and (not last or now - last["at"] > 60_000):
+        since = f"for {human_span(now - last['at'])}" if last else "yet"
+        print(
+            f"outmail: mail is due and no engine has run {since}: start `outmail run`, or `outmail run "
+            f"--once` from cron",
+            file=sys.stderr,
+        )
+
+
+def tell_engines(queue: Queue) -> None:
+    """What is out of the ordinary: engines that hold mail for long, next hops that are paused."""
+    now = Clock().now()
+    for engine in queue.engines():
+        if engine.oldest is not None and now - engine.oldest > 15 * 60_000:
+            print(
+                f"outmail: engine {engine.id} (pid {engine.pid}) has held {engine.leases} recipients for "
+                f"up to {human_span(now - engine.oldest)}",
+                file=sys.stderr,
+            )
+    for hop, note in queue.paused_hops().items():
+        print(
+            f"outmail: {hop} is paused since {rfc3339(note['since'])}: {plain_line(str(note['trouble']))}",
+            file=sys.stderr,
+        )
+    tell_ahead(queue)
+
+
+def tell_ahead(queue: Queue) -> None:
+    """Next hops that get one message after the other, because they refuse what is sent ahead."""
+    now = Clock().now()
+    for url, note in queue.ahead_notes().items():
+        if not may_send_ahead(note, now):
+            since, until = rfc3339(note["since"]), rfc3339(note["until"])
+            print(
+                f"outmail: nothing is sent ahead to {url} since {since}, and again from {until}: "
+                f"{plain_line(str(note['reply']))}",
+                file=sys.stderr,
+            )
+
+
+def in_words(r: RecipientStatus) -> str:
+    """How a recipient stands, in words."""
+    state = "deferred" if r.state == "queued" and r.attempts else r.state
+    parts = [state + (" (uncertain: it may have arrived)" if r.uncertain else "")]
+    if r.reason:
+        parts.append(r.reason)
+    if r.state == "queued" and r.next_try_at and r.attempts:
+        parts.append(f"next try {rfc3339(r.next_try_at)}")
+    if r.attempts:
+        parts.append(counted(r.attempts, "attempt"))
+    return "; ".join(parts)
+
+
+def counted(n: int, noun: str) -> str:
+    """As in 1 message, 2 messages."""
+    return f"{n} {noun}" + ("" if n == 1 else "s")

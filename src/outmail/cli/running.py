@@ -1,0 +1,117 @@
+"""``outmail run`` and ``outmail receive``: the engine and the servers, until a signal, or once."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from dataclasses import replace
+from typing import Any
+
+from outmail import service
+from outmail.cli.common import config_of
+from outmail.cli.exits import EX_SOFTWARE, EX_TEMPFAIL, EX_UNAVAILABLE
+from outmail.clock import Clock, rfc3339
+from outmail.config import default_store
+from outmail.errors import ConfigError, NotFound
+from outmail.model import is_id
+from outmail.ops import delivery_log
+from outmail.outbox.outbox import Outbox
+from outmail.policy.plain import plain
+from outmail.policy.veil import known
+from outmail.wiring import build_engine
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The engine, as a service or once."""
+    config = config_of(arguments)
+    _log_to_stderr()
+    box = Outbox(config=config, deliver="never")
+    if arguments.only:
+        head = arguments.only.partition("/")[0]
+        if not is_id(arguments.only):
+            raise NotFound(f"{arguments.only!r} is not a message id")
+        box.retry(arguments.only)
+        arguments.only = head
+    once = arguments.once or bool(arguments.only)
+    engine = build_engine(
+        box.store,
+        config,
+        config.routes,
+        Clock(),
+        arguments.only,
+        service=not once,
+        observe=delivery_log.Batched(sys.stderr),
+    )
+    before = _due_now(box) if arguments.strict else 0
+
+    work = service.once(box, engine) if once else service.serve(box, engine)
+    if config.loop == "uvloop":
+        _uvloop().run(work)
+    else:
+        asyncio.run(work)
+    box.close()
+    counts = engine.counts
+    if not arguments.strict:
+        return 0
+    if counts["quarantined"]:
+        return EX_SOFTWARE
+    if counts["refused"] or counts["expired"]:
+        return EX_UNAVAILABLE
+    return EX_TEMPFAIL if before > counts["delivered"] else 0
+
+
+def _due_now(box: Outbox) -> int:
+    now = rfc3339(Clock().now()) or ""
+    return sum(
+        1
+        for s in box.find("state:queued")
+        for r in s.recipients
+        if r.state == "queued" and (rfc3339(r.next_try_at) or "") <= now
+    )
+
+
+def _uvloop() -> Any:
+    try:
+        import uvloop  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        raise ConfigError('loop = "uvloop" needs the package: pip install "outmail[speed]"') from None
+    return uvloop
+
+
+def receive(arguments: argparse.Namespace) -> int:
+    """The local receiving server; with --catch the development mailbox."""
+    config = config_of(arguments)
+    if arguments.catch and not arguments.store:
+        config = replace(
+            config,
+            store=os.environ.get("OUTMAIL_STORE")
+            or os.path.join(os.path.dirname(default_store(os.environ)), "catch.db"),
+        )
+        os.makedirs(os.path.dirname(config.store) or ".", mode=0o700, exist_ok=True)
+    if arguments.listen:
+        config = replace(config, receive=replace(config.receive, smtp=tuple(arguments.listen)))
+    config = service.receiving(config, catch=arguments.catch)
+    if not arguments.catch:
+        service.directory(config)
+    _log_to_stderr()
+    box = Outbox(config=config, deliver="never")
+    engine = build_engine(box.store, config, config.routes, Clock(), observe=delivery_log.Batched(sys.stderr))
+    asyncio.run(service.receive(box, engine, catch=arguments.catch))
+    box.close()
+    return 0
+
+
+class _Lines(logging.Formatter):
+    """A service's log: no known password, and nothing that a terminal obeys."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return plain(known.over(super().format(record)))
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Lines("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])

@@ -1,0 +1,209 @@
+"""``outmail send`` and ``outmail test``: one message in; with --wait, and for a test, delivered here."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from dataclasses import replace
+
+from outmail.cli.common import config_of, in_words, is_there, queue_of, tell_ahead, warn_idle
+from outmail.cli.exits import EX_TEMPFAIL, EX_UNAVAILABLE
+from outmail.clock import Clock
+from outmail.config import Config
+from outmail.errors import ConfigError, Refused
+from outmail.model import Status
+from outmail.outbox.outbox import Outbox, local_sender
+from outmail.policy.plain import as_json, plain_line
+from outmail.store import StoreError
+from outmail.wiring import build_engine, route_of
+
+
+def send(arguments: argparse.Namespace) -> int:
+    """Store one message; with --wait deliver it here."""
+    config = config_of(arguments, replace_default=False)
+    box = Outbox(config=config, relay=arguments.relay, deliver="never")
+    body = sys.stdin.buffer.read()
+    common = {
+        "key": arguments.key,
+        "at": arguments.at,
+        "expires": arguments.expires,
+        "priority": arguments.priority,
+        "tag": arguments.tag,
+    }
+    sender = sender_of(config, arguments.sender)
+    if arguments.raw:
+        receipt = box.submit(
+            body, sender=sender, recipients=[*arguments.recipients, *arguments.cc, *arguments.bcc], **common
+        )
+    else:
+        receipt = box.send(
+            arguments.recipients,
+            arguments.subject,
+            _text(body),
+            _html(arguments.html),
+            cc=arguments.cc,
+            bcc=arguments.bcc,
+            sender=sender,
+            headers=_headers(arguments.header),
+            attachments=arguments.attach,
+            **common,
+        )
+    print(
+        as_json({"id": receipt.id, "message_id": receipt.message_id, "duplicate": receipt.duplicate})
+        if arguments.json
+        else receipt.id,
+        flush=True,
+    )
+    if arguments.wait is None:
+        _warn_unknown(config, arguments.relay)
+        warn_idle(box.queue)
+        return 0
+    return _deliver_here(box, config, arguments.relay, receipt.id, arguments.wait)
+
+
+def sender_of(config: Config, given: str | None) -> str:
+    """``-f``, else the configured ``from``, else user@host."""
+    return given or config.sender or local_sender(config.hostname)
+
+
+def _text(body: bytes) -> str:
+    try:
+        return body.decode("utf-8")
+    except UnicodeDecodeError:
+        return body.decode("latin-1")
+
+
+def _html(path: str | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise Refused(
+            f"the HTML file {path} cannot be read: {getattr(problem, 'strerror', None) or problem}",
+            code="bad-attachment",
+        ) from None
+
+
+def _headers(lines: list[str]) -> dict[str, str]:
+    headers = {}
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if not colon:
+            raise Refused(f"-H {line!r}: write 'Name: value'", code="bad-header")
+        headers[name.strip()] = value.strip()
+    return headers
+
+
+def _deliver_here(box: Outbox, config: Config, relay: str | None, id: str, seconds: float) -> int:
+    import asyncio
+
+    engine = build_engine(box.store, config, route_of(relay, config)[1], Clock())
+    deadline = time.monotonic() + seconds
+
+    async def work() -> Status:
+        running = asyncio.ensure_future(engine.run())
+        while not (status := box.status(id)).settled and time.monotonic() < deadline and not running.done():
+            await asyncio.sleep(0.02)
+        engine.stop()
+        await running
+        return box.status(id) if not status.settled else status
+
+    status = asyncio.run(work())
+    states = {r.state for r in status.recipients}
+    for recipient in status.recipients:
+        if recipient.state != "delivered":
+            print(plain_line(f"outmail: {recipient.address}: {in_words(recipient)}"), file=sys.stderr)
+    return 0 if states == {"delivered"} else EX_UNAVAILABLE if "failed" in states else EX_TEMPFAIL
+
+
+def _warn_unknown(config: Config, relay: str | None) -> None:
+    """Say when no engine with this configuration will take the message: what a relay in a store may do by its
+    name alone is little.
+    """
+    name = route_of(relay, config)[0]
+    if name is not None and not config.routes.resolve(name):
+        print(
+            f"outmail: the message waits until an engine knows {name}: put it into [relays], or deliver here "
+            f"with --wait",
+            file=sys.stderr,
+        )
+
+
+def test(arguments: argparse.Namespace) -> int:
+    """A test message with its dialogue; stored only for the time it takes."""
+    import asyncio
+    import tempfile
+
+    config = replace(config_of(arguments), transcripts="all")
+    sender = sender_of(config, arguments.sender)
+    with tempfile.TemporaryDirectory(prefix="outmail-test-") as folder:
+        box = Outbox(
+            os.path.join(folder, "test.db"),
+            config=replace(config, only_to=(), redirect_to=""),
+            deliver="never",
+        )
+        receipt = box.send(
+            arguments.to,
+            "outmail test",
+            "This is a test message of outmail: this relay takes mail.\n",
+            sender=sender,
+        )
+        engine = build_engine(box.store, config, config.routes, Clock())
+        asyncio.run(engine.run(once=True))
+        for attempt in box.attempts(receipt.id):
+            print(f"via {attempt.host or attempt.route}", file=sys.stderr)
+            for line in attempt.transcript:
+                print(plain_line(f"{line['ms']:>6} {line['dir']}: {line['line']}"), file=sys.stderr)
+        status = box.status(receipt.id)
+        box.close()
+    if is_there(config.store):
+        try:
+            with queue_of(arguments) as queue:
+                tell_ahead(queue)
+        except (ConfigError, StoreError) as problem:  # the test itself needs no store
+            print(f"outmail: what is known of this relay cannot be read: {problem}", file=sys.stderr)
+    recipient = status.recipients[0]
+    if recipient.state == "delivered":
+        print(plain_line(f"{recipient.address}: accepted by the relay: {recipient.reply}"))
+        return 0
+    print(
+        plain_line(
+            f"{recipient.address}: {recipient.state}: "
+            f"{recipient.reason or 'not tried: no relay is known for this address'}"
+        ),
+        file=sys.stderr,
+    )
+    print(_advice(recipient.reason), file=sys.stderr)
+    return EX_UNAVAILABLE if recipient.state == "failed" else EX_TEMPFAIL
+
+
+def _advice(reason: str) -> str:
+    for mark, advice in _ADVICE:
+        if mark in reason:
+            return advice
+    return "The relay's own words above say why."
+
+
+_ADVICE = (
+    (
+        "certificate",
+        "The relay's certificate is not trusted: give its CA as `ca`, or pin it with `fingerprint`, in the "
+        "relay's table.",
+    ),
+    (
+        "STARTTLS",
+        "The relay offers no encryption: use smtps:// if it has that, or smtp+plain:// if the line is safe.",
+    ),
+    ("refused", "Nobody listens there: check host and port, and that the server runs."),
+    (
+        "no connection",
+        "No answer: a firewall, or your provider blocks this port; 587 and 465 are rarely blocked.",
+    ),
+    ("Name or service", "The host name is unknown: check its spelling and the machine's DNS."),
+    ("535", "The relay does not accept user name or password."),
+    ("451", "The relay asks to try again later (often greylisting): the queue would do so."),
+)

@@ -1,0 +1,528 @@
+"""The engine: the only way out. Leases, lets transports attempt, settles.
+
+Theory of operation
+  One asyncio loop. Each next hop (`nexthop.NextHop`) has a queue of leased deliveries and a few sessions that
+  pull from it. What sessions learn goes to the completer (`completer.Completer`), which keeps what is in hand
+  and writes outcomes together; settles, returns and the next lease share one transaction
+  (`commit_loop.Committer`). Before final dots go out, those of a turn are put on record together
+  (`store.dots`); no record, no dot. `maintenance` does what is due from time to time, `handover` takes
+  messages from the door of the same loop. This module is the engine's life, and leasing. No transaction is
+  open while the network is used, and leasing never touches a destination without room.
+Promises: what was leased is settled, returned, or found by `reclaim`; what others may have taken meanwhile is
+dropped, and no dialogue and no final dot begins for it; SIGTERM (`stop`) lets dialogues in flight finish and
+returns the rest; the parts' own promises are in their modules.
+Fails: never by raising into the program; it logs and waits. Does not: accept, compose, or know SMTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from outmail.clock import Clock
+from outmail.engine.completer import Completer
+from outmail.engine.handover import HandOver
+from outmail.engine.maintenance import Maintenance
+from outmail.engine.nexthop import MAX_RECIPIENTS, WINDOW, WINDOW_BYTES, NextHop
+from outmail.engine.registration import register
+from outmail.engine.settings import EngineSettings
+from outmail.errors import ConfigError
+from outmail.model import Delivery
+from outmail.policy.route import Relay, Routes
+from outmail.store import Store, StoreError
+from outmail.store.commit_loop import Committer
+from outmail.system.threads import CallThread
+from outmail.system.throttle import Throttle
+from outmail.transport import Transport
+
+log = logging.getLogger("outmail.engine")
+
+#: The longest pause (seconds) between two looks at the queue.
+POLL = 0.1
+#: Seconds between two complaints about the same trouble.
+AGAIN = 60.0
+#: How long `stop` lets dialogues in flight go on.
+PATIENCE = 60.0
+#: How long a session that is broken off may take to end what it has begun.
+ENDING = 5.0
+#: How long the end waits for a store that does not take the last outcomes.
+LAST_WORDS = 10.0
+
+
+class Engine:
+    """One engine on one store. `run` is its life; `stop` and `wake` may be called from any thread."""
+
+    def __init__(
+        self,
+        store: Store,
+        routes: Routes,
+        transport: Callable[[Relay], Transport],
+        settings: EngineSettings | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.store = store
+        self.routes = routes
+        self.settings = settings or EngineSettings()
+        self.clock = clock or Clock()
+        self.stopping = False
+        #: By what name the store knows it; "" before it was let in, and once it leaves. May be read from any
+        #: thread.
+        self.name = ""
+        self.idle = 60.0
+        self.seldom = Throttle(log)
+        #: How many engines share the limits of next hops.
+        self.engines = 1
+        self.loop: asyncio.AbstractEventLoop = None  # type: ignore[assignment]
+        self.commits: Committer = None  # type: ignore[assignment]
+        self.maintenance: Maintenance = None  # type: ignore[assignment]
+        self.completer: Completer = None  # type: ignore[assignment]
+        self.handover: HandOver = None  # type: ignore[assignment]
+        self._transport = transport
+        #: Next hops in use, by the relay's name.
+        self.hops: dict[str, NextHop] = {}
+        #: Our registration with the store.
+        self.owner: Any = None
+        self._number = 0
+        #: We are becoming another engine, because others may have taken what this one held.
+        self._anew = False
+        self._reader: CallThread | None = None
+        self._asking = False
+        self._leasing = False
+        self._awake: asyncio.Event = None  # type: ignore[assignment]
+        self._ready: asyncio.Event = None  # type: ignore[assignment]
+        self._wakes, self._looked = 1, 0
+        #: A lease has taken something since the last time one found less than there was room for.
+        self._stirred = False
+        #: When (ms) each destination with mail in the store has something to do.
+        self.due: dict[str, int] = {}
+        self._held_until = 0.0
+        #: The last trouble of the store that was logged, and when it may be logged again.
+        self._told = ("", 0.0)
+        self._once_before: int | None = None
+        self._only: int | None = None
+        self.counts = {
+            "delivered": 0,
+            "deferred": 0,
+            "refused": 0,
+            "unknown": 0,
+            "quarantined": 0,
+            "expired": 0,
+        }
+
+    # -- life ------------------------------------------------------------------------------------------------
+
+    async def run(self, *, once: bool = False, first: Callable[[], object] | None = None) -> None:
+        """Work until `stop`; with ``once`` until everything that was due at the start had one attempt.
+        ``first`` is called, on a thread of its own, once the store has let the engine in and before it is
+        looked what is due.
+        """
+        self.loop = asyncio.get_running_loop()
+        self._awake = asyncio.Event()
+        self._ready = self._ready or asyncio.Event()
+        self.commits = Committer(self.store, self.loop)
+        self.commits.contributor(self._contribute)
+        self._assemble()
+        self._reader = CallThread("reader") if self.store.blocking else None
+        if once:
+            self.idle = 0.05
+        try:
+            if not await self._register():
+                return
+            self._ready.set()
+            try:
+                await self.maintenance.begin()
+                if first is not None:
+                    await self._prelude(first)
+                self._once_before = self.clock.now() if once else None
+                if self.settings.only:
+                    self._only = self.store.read(self.store.verbs.seq_of(self.settings.only))
+                await self._turns(once)
+            finally:
+                await self._leave()
+        finally:
+            self.commits.close()
+            if self._reader is not None:
+                self._reader.close()
+
+    def _assemble(self) -> None:
+        """The parts that need the loop."""
+        words = self.store, self.commits, self.loop, self.clock, self.settings
+        self.maintenance = Maintenance(self, *words)
+        self.completer = Completer(self, *words, self.maintenance.ages, self.seldom, self.counts)
+        self.handover = HandOver(self, self.completer, self.clock)
+
+    async def _prelude(self, first: Callable[[], object]) -> None:
+        """Meanwhile signs of life are given."""
+        worker = CallThread("prelude")
+        over = asyncio.ensure_future(worker.run(first))
+        try:
+            await self.maintenance.meanwhile(over)
+            over.result()
+        finally:
+            worker.close()
+
+    async def _turns(self, once: bool) -> None:
+        while not self.stopping:
+            self._look()
+            if once and self._exhausted():
+                break
+            self._awake.clear()
+            try:
+                async with asyncio.timeout(self._pause()):
+                    await self._awake.wait()
+            except TimeoutError:
+                pass
+
+    def _look(self) -> None:
+        """One look at store and queue. A bug of ours delays mail and is loud; it does not end the engine."""
+        try:
+            self.maintenance.look()
+            for hop in self.hops.values():
+                if hop.waiting:
+                    hop.tidy()
+                # all may have ended while the lease did not stand
+                if hop.waiting or (hop.queue and not hop.feeds):
+                    hop.serve()
+            if self.hungry or self.store.changed():
+                self._ask_next()
+            self.commits.flush()
+        except StoreError as problem:
+            self._complain(problem)
+        except Exception:
+            log.exception("a bug of outmail; mail stays queued, the engine goes on")
+            self.maintenance.postpone(5.0)
+
+    def _ask_next(self) -> None:
+        """When each destination has something to do."""
+        wakes = self._wakes
+
+        def ask() -> dict[str, int]:
+            return self.store.read(self.store.verbs.next_due(self.clock.now()))
+
+        def told(answer: Any) -> None:
+            self._asking = False
+            if isinstance(answer, BaseException):
+                self.failed("a look at the queue", answer)
+                return
+            self.due = answer
+            self._looked = wakes  # only now: `quiet` may be asked meanwhile
+            self.commits.flush()
+            self._awake.set()
+
+        if self._reader is None:
+            self.due = ask()
+            self._looked = wakes
+        elif not self._asking:
+            self._asking = True
+            self._reader.call(ask, told)
+
+    async def ready(self) -> None:
+        """Until the store has let the engine in; then others may use its `commits`."""
+        self._ready = self._ready or asyncio.Event()
+        await self._ready.wait()
+
+    def stop(self) -> None:
+        """Finish what is in flight, return the rest, end."""
+        self.stopping = True
+        self.wake()
+
+    def wake(self) -> None:
+        """Look at the queue now."""
+        self._wakes += 1
+        if self.loop is None:
+            return
+        try:
+            self.loop.call_soon_threadsafe(self._awake.set)
+        except RuntimeError:
+            pass  # the loop is closed: the engine has ended
+
+    def stir(self) -> None:
+        """Something may have become due; there is no hurry."""
+        self._wakes += 1
+
+    def look_again(self) -> None:
+        """`wake` for whoever is in the loop already."""
+        self._wakes += 1
+        self._awake.set()
+
+    @property
+    def hungry(self) -> bool:
+        """True when something may be due that `due` does not know of."""
+        return self._wakes != self._looked
+
+    def quiet(self) -> bool:
+        """True when there is nothing in hand and nothing that could be tried now. May be asked from any
+        thread.
+        """
+        if self.completer is None or self.hungry or self.completer.out or self._unwritten():
+            return False
+        now = self.clock.now()
+        return not any(due <= now and self._pressable(name) for name, due in list(self.due.items()))
+
+    def _unwritten(self) -> bool:
+        return self._asking or not self.completer.idle or not self.commits.idle
+
+    def _pressable(self, destination: str) -> bool:
+        relays = self.routes.resolve(destination)
+        return any((hop := self.hops.get(relay.name)) is None or not hop.pace.tripped for relay in relays)
+
+    async def _register(self) -> bool:
+        while not self.stopping:
+            try:
+                self.owner = register(self.store, self.clock.now())
+                self.name = self.owner.uuid
+                self.store.follow(self.wake)
+                return True
+            except StoreError as problem:
+                if not problem.passing:
+                    raise
+                log.error("the store does not let the engine in: %s", problem)
+                await asyncio.sleep(1)
+        return False
+
+    def standing(self) -> bool:
+        """True while what we hold is certainly ours."""
+        return self.owner.stands()  # type: ignore[no-any-return]
+
+    def ours(self, delivery: Delivery) -> bool:
+        """False for what was leased before we began anew."""
+        return delivery.owner == self.owner.id and not self.owner.lost
+
+    def begin_anew(self) -> None:
+        """Our lease was lost: others have, or will have, what we held. It is dropped; a final dot that is out
+        is still listened to.
+        """
+        if self._anew:
+            return
+        self._anew = True
+        dropped = self.completer.drop(self.hops.values())
+        log.warning(
+            "this engine lost its lease, because it was stopped or cut off from the store: %d recipients are "
+            "left to others, and it begins anew",
+            dropped,
+        )
+        self.commits.call(lambda: register(self.store, self.clock.now()), self._begun_anew)
+
+    def _begun_anew(self, answer: Any) -> None:
+        self._anew = False
+        if isinstance(answer, ConfigError):
+            log.error("this engine ends: %s (%s)", answer, answer.hint)
+            self.stop()
+            return
+        if isinstance(answer, BaseException):
+            self.failed("a new registration", answer)  # the next look tries again
+            return
+        before, self.owner = self.owner, answer
+        self.name = answer.uuid
+        before.file.close()
+        self.look_again()
+
+    async def _leave(self) -> None:
+        self.stopping = True
+        self.name = ""
+        self._return_unbegun()
+        await self._end_sessions()
+        self._return_unbegun()
+        await self._write_the_rest()
+        self.owner.close()
+
+    def _return_unbegun(self) -> None:
+        for hop in self.hops.values():
+            for delivery in hop.stop():
+                self.completer.give_back(hop, delivery)
+
+    async def _end_sessions(self) -> None:
+        """Let them finish; break off those that outlast our patience."""
+        feeds = [feed for hop in self.hops.values() for feed in hop.feeds]
+        tasks = [feed.task for feed in feeds if feed.task is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=PATIENCE)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=ENDING)  # they end what they have begun, such as a program
+        for feed in feeds:
+            self.completer.abandoned(feed)
+
+    async def _write_the_rest(self) -> None:
+        deadline = self.loop.time() + LAST_WORDS
+        self._held_until = 0.0
+        if self.settings.service:
+            self.commits.ask(self.store.verbs.note_drop("engine", "service"), lambda answer: None)
+        while self._unwritten() and self.loop.time() < deadline:
+            self.commits.flush()
+            await asyncio.sleep(0.01)
+
+    def _pause(self) -> float:
+        now = self.clock.now()
+        ahead = [due - now for due in self.due.values() if due > now]
+        probes = [
+            hop.pace.open_until - self.loop.time()
+            for hop in self.hops.values()
+            if hop.pace.tripped and not hop.pace.probing
+        ]
+        soonest = min([POLL * 1000, *ahead]) / 1000
+        return max(0.005, min([soonest, *(max(0.005, probe) for probe in probes)]))
+
+    def _exhausted(self) -> bool:
+        """For one run: nothing in hand, and nothing due that could still be tried."""
+        if self.completer.out or self._unwritten():
+            return False
+        return not self._room()
+
+    # -- leasing ---------------------------------------------------------------------------------------------
+
+    def _contribute(self) -> None:
+        """Right before a commit: what the completer has to write, and the next lease."""
+        if self.loop.time() < self._held_until:
+            return
+        self.completer.contribute()
+        self._ask_lease()
+
+    def _room(self) -> dict[str, int]:
+        """How many recipients of each destination may be leased now."""
+        before = self._once_before if self._once_before is not None else self.clock.now()
+        free = WINDOW - self.completer.out
+        room: dict[str, int] = {}
+        shared: dict[NextHop, list[str]] = {}
+        for name, due in self.due.items():
+            if due <= before and (hop := self.hop_for(name)) is not None:
+                shared.setdefault(hop, []).append(name)
+        for hop, names in shared.items():
+            spare = min(hop.room(), free // len(shared))
+            share = spare // len(names)
+            if share == 0:  # too little for all, such as a probe: they take turns
+                turn = self._number % len(names)
+                room.update(dict.fromkeys([*names[turn:], *names[:turn]][:spare], 1))
+                continue
+            if share > 2 * MAX_RECIPIENTS:
+                share -= share % MAX_RECIPIENTS  # whole transactions of messages with very many recipients
+            room.update(dict.fromkeys(names, share))
+        return room
+
+    def hop_for(self, destination: str) -> NextHop | None:
+        """The next hop a destination's mail takes now: the first of its relays that may be pressed."""
+        now = self.loop.time()
+        for relay in self.routes.resolve(destination):
+            hop = self.hops.get(relay.name)
+            if hop is None or hop.relay != relay:
+                hop = self.hops[relay.name] = NextHop(self, relay, self._transport(relay))
+                hop.ahead = self.maintenance.may_send_ahead(relay)
+            if hop.pace.has_room(now):
+                return hop
+        return None
+
+    def _ask_lease(self) -> None:
+        room = {} if self.stopping or self._leasing or not self.standing() else self._room()
+        if not room:
+            return
+        self._leasing = True
+        self._number += 1
+        # first, in the same transaction: what is too old by now is not sent any more
+        if self.loop.time() >= self.maintenance.expire_at:
+            self.maintenance.expire()
+        before = self._once_before if self._once_before is not None else self.clock.now()
+        lease = self.store.verbs.lease(
+            self.owner.id,
+            self._number,
+            room,
+            before,
+            turn=self._number,
+            budget=max(1, WINDOW_BYTES - self.completer.bytes),
+            suspects=self.completer.suspect is None,
+            only=self._only,
+        )
+        self.commits.ask(lease, partial(self._leased, room, (self.owner.id, self._number)))
+
+    def _leased(
+        self, room: dict[str, int], lease: tuple[int, int], answer: list[Delivery] | BaseException
+    ) -> None:
+        self._leasing = False
+        if isinstance(answer, BaseException):
+            self.completer.lost.append(lease)
+            self.failed("a lease", answer)
+            return
+        found: Counter[str] = Counter()
+        for delivery in answer:
+            found[delivery.destination] += len(delivery.recipients)
+        for name in room:
+            if not found[name]:
+                self.due.pop(name, None)
+        self._stirred = self._stirred or bool(answer)
+        if self._stirred and any(found[name] < wanted for name, wanted in room.items()):
+            self._stirred = False
+            self.look_again()  # nothing more is due there: when will it be?
+        self.distribute(answer)
+
+    def distribute(self, deliveries: Sequence[Delivery], *, fresh: bool = False) -> None:
+        """Give leased deliveries to their next hops. ``fresh``: their content never left this process."""
+        hops: dict[str, NextHop | None] = {}
+        completer, ages = self.completer, self.maintenance.ages
+        now = ages.now()
+        for delivery in deliveries:
+            if not self.ours(delivery):
+                completer.lost.append((delivery.owner, delivery.lease))
+                continue
+            name = delivery.destination
+            if name not in hops:
+                hops[name] = self.hop_for(name)
+            hop = hops[name]
+            if not fresh and hashlib.sha256(delivery.content).digest() != delivery.sha256:
+                completer.quarantine(delivery)
+                continue
+            if hop is None or self.stopping:
+                completer.give_back_untaken(delivery)
+                continue
+            completer.take_in(hop, delivery)
+            if ages.too_old(delivery, now) and delivery.life < self.settings.retry.expire:
+                completer.expired(hop, delivery)  # whoever sets an end of his own does not want it later
+            elif not self.settings.only_to or completer.safe(hop, delivery):
+                hop.push(delivery)
+        if deliveries:
+            self.settings.fail("C3")
+        for hop in {hop for hop in hops.values() if hop is not None}:
+            hop.serve()
+
+    # -- what its parts ask ----------------------------------------------------------------------------------
+
+    def new_lease(self) -> tuple[int, int] | None:
+        """(owner, number) of a lease that was never given; None while the engine may take nothing."""
+        if self.stopping or self.owner is None or not self.standing():
+            return None
+        self._number += 1
+        return self.owner.id, self._number
+
+    def on_record(self, *, again: bool) -> None:
+        """Outcomes are written. ``again``: some of their recipients are due at another time."""
+        self._wakes += again
+        if self.hungry or self.due or self._once_before is not None:
+            self._awake.set()
+
+    def complain(self, what: str, problem: BaseException) -> None:
+        """Log it; the road goes on."""
+        if isinstance(problem, StoreError):
+            self._complain(problem)
+        else:
+            log.error("%s failed by a bug of outmail", what, exc_info=problem)
+
+    def failed(self, what: str, problem: BaseException) -> None:
+        """The store did not take it: complain, and leave it alone for a moment."""
+        self.complain(what, problem)
+        self._held_until = self.loop.time() + (0.01 if self.stopping else 1.0)
+        self.loop.call_later(1.01, self.wake)
+
+    def _complain(self, problem: StoreError) -> None:
+        if problem.kind in ("busy", "conflict"):
+            log.info("the store is busy: %s", problem)
+        else:
+            text, time = str(problem), self.loop.time()
+            if self._told[0] != text or time >= self._told[1]:
+                self._told = text, time + AGAIN
+                log.error(
+                    "the store is in trouble (%s): %s; the engine waits and tries again", problem.kind, text
+                )

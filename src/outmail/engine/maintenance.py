@@ -1,0 +1,298 @@
+"""What an engine does from time to time beside delivering: dead engines, old age, retention, notes.
+
+How: `look` is called with each turn of the engine and asks for what is due. The work itself runs on the
+writer's thread (`Committer.call`); its answer comes back in the loop.
+Promises: the work of dead engines is looked for every 2 s; ages, dates and the sign of life are seen to every
+30 s; only the eldest engine of a store removes finished mail, in turns of 0.1 s.
+Fails: what goes wrong is logged and tried again later; the road goes on meanwhile.
+Does not: know how old mail is (`ages`), or what is removed of it (`retention`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Protocol
+
+from outmail.clock import Clock
+from outmail.engine.ages import Ages
+from outmail.engine.nexthop import NextHop
+from outmail.engine.retention import Retention
+from outmail.engine.settings import EngineSettings
+from outmail.model import Reply
+from outmail.policy.pace import ahead_note, may_send_ahead
+from outmail.policy.route import Relay, Routes
+from outmail.store import Store, Verb
+from outmail.store.commit_loop import Committer
+
+log = logging.getLogger("outmail.engine")
+
+#: Seconds between two looks for the work of dead engines.
+RECLAIM = 2.0
+#: Seconds between two sweeps of ages and signs of life, and between two turns of retention that find nothing.
+UPKEEP = 30.0
+#: Seconds until a sweep that failed is tried again.
+UPKEEP_AGAIN = 10.0
+#: Seconds between looks at what is too old to be sent, while something is.
+EXPIRE = 1.0
+#: Seconds that a turn of retention takes, and between two of them while there is more to look at.
+TURN = 0.1
+RETAIN = 1.0
+#: After so many turns in a row retention is behind: from then on the pauses are a fifth as long.
+PATIENT_TURNS = 60
+#: Seconds within which a note is written.
+NOTE_DELAY = 0.01
+
+#: What a look for dead engines found: their work, the number of live engines, and the notes about next hops
+#: that take nothing sent ahead.
+Reclaimed = tuple[list[dict[str, Any]], int, dict[str, Any]]
+
+
+class Maintained(Protocol):
+    """What maintenance asks of the engine."""
+
+    #: How many engines share the limits of next hops.
+    engines: int
+
+    @property
+    def owner(self) -> Any:
+        """The engine's registration (`Store.register`)."""
+
+    @property
+    def hops(self) -> Mapping[str, NextHop]:
+        """The next hops in use, by the relay's name."""
+
+    @property
+    def routes(self) -> Routes:
+        """The routes of this moment; a program may add some."""
+
+    @property
+    def hungry(self) -> bool:
+        """True when something may be due that the engine does not know of."""
+
+    def look_again(self) -> None:
+        """Something may have become due."""
+
+    def begin_anew(self) -> None:
+        """The lease was lost: drop what is in hand and register again."""
+
+    def complain(self, what: str, problem: BaseException) -> None:
+        """Log it; the road goes on."""
+
+    def failed(self, what: str, problem: BaseException) -> None:
+        """Log it, and leave the store alone for a moment."""
+
+
+class Maintenance:
+    """One engine's."""
+
+    def __init__(
+        self,
+        engine: Maintained,
+        store: Store,
+        commits: Committer,
+        loop: asyncio.AbstractEventLoop,
+        clock: Clock,
+        settings: EngineSettings,
+    ) -> None:
+        self.ages = Ages(store, clock, settings.retry.expire)
+        #: Loop time from which on `expire` is due again.
+        self.expire_at = 0.0
+        self._engine = engine
+        self._store = store
+        self._commits = commits
+        self._loop = loop
+        self._clock = clock
+        self._settings = settings
+        self._retention = Retention(store, settings.retention) if settings.retention else None
+        #: Turns that it has had since it last was through.
+        self._turns_of_retention = 0
+        self._reclaim_at = 0.0
+        self._upkeep_at = 0.0
+        self._retain_at = 0.0
+        #: Next hops (by their URL) that take nothing sent ahead: what we have learned, and the notes of other
+        #: engines.
+        self._refuse_ahead: dict[str, dict[str, Any]] = {}
+
+    # -- when ------------------------------------------------------------------------------------------------
+
+    async def begin(self) -> None:
+        """Before the engine looks what is due: ages are right, and a single run tries what dead engines
+        held.
+        """
+        await self._first(self.ages.begin, self._ages_begun)
+        await self._first(self._reclaim, self._reclaimed)
+
+    async def _first(self, work: Callable[[], Any], then: Callable[[Any], None]) -> None:
+        done: asyncio.Future[None] = self._loop.create_future()
+
+        def answered(answer: Any) -> None:
+            then(answer)
+            done.set_result(None)
+
+        self._reclaim_at = self._loop.time() + RECLAIM
+        self._commits.call(work, answered)
+        await done
+
+    def look(self) -> None:
+        """Ask for what is due."""
+        time = self._loop.time()
+        if time >= self._reclaim_at:
+            self._reclaim_at = time + RECLAIM
+            self._commits.call(self._reclaim, self._reclaimed)
+        if time >= self._upkeep_at:
+            self._upkeep_at = time + UPKEEP
+            self._commits.call(self._sweep, self._swept)
+        if self._retention is not None and time >= self._retain_at:
+            self._retain_at = time + UPKEEP
+            self._commits.call(partial(self._retain, self._retention), self._retained)
+
+    async def meanwhile(self, over: asyncio.Future[Any]) -> None:
+        """`look`, until something else is done."""
+        while not over.done():
+            self.look()
+            await asyncio.wait([over], timeout=RECLAIM)
+
+    def postpone(self, seconds: float) -> None:
+        """Nothing is due for so long."""
+        self._reclaim_at = self._upkeep_at = self._retain_at = self._loop.time() + seconds
+
+    # -- age -------------------------------------------------------------------------------------------------
+
+    def _ages_begun(self, answer: Any) -> None:
+        if isinstance(answer, BaseException):
+            self._engine.complain("a look at the clock", answer)
+
+    def expire(self) -> None:
+        """Ask for the end of what is too old by now, in the transaction of the next lease and before it."""
+        self.expire_at = self._loop.time() + EXPIRE
+        self._commits.ask(self.ages.expiry(), self._expired)
+
+    def _expired(self, answer: int | BaseException) -> None:
+        if isinstance(answer, BaseException):
+            self._engine.failed("a look at what is too old", answer)
+
+    # -- dead engines ----------------------------------------------------------------------------------------
+
+    def _reclaim(self) -> Reclaimed:
+        """On the writer's thread."""
+        verbs = self._store.verbs
+        found = self._store.reclaim(self._clock.now(), hold=self._settings.retry.on_uncertain == "hold")
+        return found, self._store.read(verbs.engines()), self._store.read(verbs.note_list("ahead"))
+
+    def _reclaimed(self, answer: Any) -> None:
+        if self._engine.owner.lost:
+            self._engine.begin_anew()
+        if isinstance(answer, BaseException):
+            self._engine.failed("taking back the work of dead engines", answer)
+            return
+        dead, engines, refuse_ahead = answer
+        self._read_ahead_notes(refuse_ahead)
+        self._share(engines)
+        for found in dead:
+            log.warning(
+                "took back %(leases)d recipients of a dead engine, %(uncertain)d of them uncertain", found
+            )
+        if dead or self._engine.hungry:
+            self._engine.look_again()
+
+    def _share(self, engines: int) -> None:
+        """Limits of next hops are shared by so many engines."""
+        if engines != self._engine.engines:
+            self._engine.engines = engines
+            for hop in self._engine.hops.values():
+                hop.pace.divide(hop.relay.concurrency, hop.relay.rate, engines)
+
+    # -- the sweep -------------------------------------------------------------------------------------------
+
+    def _sweep(self) -> None:
+        """On the writer's thread: old age, clocks that jumped, notes that are over, the sign of life."""
+        self.ages.sweep()
+        verbs, now = self._store.verbs, self._clock.now()
+        self._store.run(verbs.clamp(now, self._settings.retry.longest))
+        for url, note in self._store.read(verbs.note_list("ahead")).items():
+            if may_send_ahead(note, now):
+                self._store.run(verbs.note_drop("ahead", url))
+        alive = {"at": now, "routes": sorted(self._engine.routes.relays)}
+        self._store.run(verbs.note_put("engine", "last", alive))
+        if self._settings.service:
+            self._store.run(verbs.note_put("engine", "service", alive))
+
+    def _swept(self, answer: Any) -> None:
+        if isinstance(answer, BaseException):
+            self._engine.complain("upkeep", answer)
+            self._upkeep_at = self._loop.time() + UPKEEP_AGAIN
+        self._engine.look_again()
+
+    # -- retention -------------------------------------------------------------------------------------------
+
+    def _retain(self, retention: Retention) -> bool:
+        """On the writer's thread."""
+        now = self.ages.now()
+        return (
+            now is not None
+            and self._store.read(self._store.verbs.eldest()) == self._engine.owner.id
+            and retention.turn(now.age, TURN)
+        )
+
+    def _retained(self, answer: Any) -> None:
+        """Another turn soon, sooner when there is much; once through, rest as long as it took."""
+        if isinstance(answer, BaseException):
+            self._engine.complain("retention", answer)
+            return
+        self._turns_of_retention += 1
+        pause = RETAIN if self._turns_of_retention < PATIENT_TURNS else RETAIN / 5
+        self._retain_at = self._loop.time() + (
+            pause if answer else max(UPKEEP, self._turns_of_retention * pause)
+        )
+        if not answer:
+            self._turns_of_retention = 0
+
+    # -- notes about next hops -------------------------------------------------------------------------------
+
+    def tell_hop(self, hop: NextHop, trouble: str | None) -> None:
+        """Publish a paused next hop, so that people see why mail waits."""
+        verbs = self._store.verbs
+        if trouble is None:
+            self._note(verbs.note_drop("hop", hop.relay.name))
+        else:
+            note = {"trouble": trouble, "since": self._clock.now()}
+            self._note(verbs.note_put("hop", hop.relay.name, note))
+
+    def may_send_ahead(self, relay: Relay) -> bool:
+        """False for a relay that is known to refuse what is sent ahead."""
+        return may_send_ahead(self._refuse_ahead.get(relay.url), self._clock.now())
+
+    def refuses_ahead(self, hop: NextHop, reply: Reply) -> None:
+        """This next hop takes nothing that is sent ahead: keep that in a note, so that later engines need not
+        learn it.
+        """
+        if not hop.ahead:
+            return
+        hop.ahead = False
+        note = ahead_note(reply, self._clock.now())
+        self._refuse_ahead[hop.relay.url] = note
+        log.warning(
+            "%s does not take commands that are sent ahead (%s): it gets one message after the other",
+            hop.relay.name,
+            reply,
+        )
+        self._note(self._store.verbs.note_put("ahead", hop.relay.url, note))
+
+    def _read_ahead_notes(self, notes: Mapping[str, dict[str, Any]]) -> None:
+        """What other engines have learned counts here too."""
+        for url, note in notes.items():
+            if url not in self._refuse_ahead or note["since"] > self._refuse_ahead[url]["since"]:
+                self._refuse_ahead[url] = note
+        for hop in self._engine.hops.values():
+            hop.ahead = self.may_send_ahead(hop.relay)
+
+    def _note(self, verb: Verb[Any]) -> None:
+        self._commits.ask(verb, self._noted)
+        self._commits.soon(NOTE_DELAY)
+
+    def _noted(self, answer: Any) -> None:
+        if isinstance(answer, BaseException):
+            self._engine.failed("a note", answer)

@@ -1,0 +1,395 @@
+"""A next hop as the engine sees it: the deliveries that wait for it, the sessions that serve it, its pace.
+
+`NextHop` decides how many sessions run and how much may be leased for it; a `SessionFeed` is what one session
+sees of the engine (`transport.Feed`).
+Promises: a delivery given to a session is in its hand (`SessionFeed.flying`) until it is done; when a session
+ends for whatever reason, what it still had in hand goes back or becomes uncertain (`Completing.abandoned`),
+and nothing else is touched. A next hop holds about a second's worth of mail, so a slow one does not fill the
+engine, and a killed engine had little in hand.
+Fails: a session that ends by a bug pauses its next hop and is logged.
+Does not: know SMTP, or write anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+from outmail.model import Delivery, Leased, Outcome, Reply
+from outmail.policy.pace import Pace
+from outmail.policy.route import Relay
+from outmail.system.throttle import Throttle
+from outmail.transport import Transport
+
+log = logging.getLogger("outmail.engine")
+
+#: Recipients a hop may have leased: at first, and at most.
+ALLOWANCE = 100
+MOST = 1000
+#: Recipients and bytes of content in hand, over all next hops.
+WINDOW = 20_000
+WINDOW_BYTES = 64 * 1024 * 1024
+#: Recipients of one delivery.
+MAX_RECIPIENTS = 100
+
+
+class Completing(Protocol):
+    """Who hears what sessions do and learn (`completer`)."""
+
+    def begin(self, delivery: Delivery) -> None:
+        """A session is about to work on it."""
+
+    def dot(self, delivery: Delivery, recipients: Sequence[Leased], then: Callable[[bool], None]) -> None:
+        """A session asks for a final dot: True when it is on record and may be sent."""
+
+    def finished(self, hop: NextHop, delivery: Delivery) -> None:
+        """Every recipient of the delivery has its outcome."""
+
+    def hop_failed(
+        self, hop: NextHop, outcome: Outcome, transcript: Sequence[tuple[int, str, bytes]] = ()
+    ) -> None:
+        """A session could not be had."""
+
+    def abandoned(self, feed: SessionFeed) -> None:
+        """A session has ended; `SessionFeed.flying` is what it still had in hand."""
+
+
+class Noting(Protocol):
+    """Who keeps what is learned about next hops (`maintenance`)."""
+
+    def tell_hop(self, hop: NextHop, trouble: str | None) -> None:
+        """It is paused for this reason; None when it is not paused any more."""
+
+    def refuses_ahead(self, hop: NextHop, reply: Reply) -> None:
+        """It takes nothing that is sent ahead."""
+
+
+class Host(Protocol):
+    """What a next hop asks of its engine."""
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop: ...
+
+    @property
+    def completer(self) -> Completing: ...
+
+    @property
+    def maintenance(self) -> Noting: ...
+
+    @property
+    def seldom(self) -> Throttle: ...
+
+    @property
+    def stopping(self) -> bool:
+        """True when no session may begin anything any more."""
+
+    @property
+    def idle(self) -> float:
+        """Seconds after which a session with nothing to do is ended."""
+
+    @property
+    def engines(self) -> int:
+        """How many engines share the limits of next hops."""
+
+    def standing(self) -> bool:
+        """True while what the engine holds is certainly its own."""
+
+    def wake(self) -> None:
+        """A session has ended: there may be room."""
+
+
+class NextHop:
+    """One next hop of one engine."""
+
+    def __init__(self, engine: Host, relay: Relay, transport: Transport) -> None:
+        self.engine = engine
+        self.relay = relay
+        self.transport = transport
+        self.pace = Pace(ceiling=relay.concurrency, rate=relay.rate)
+        self.queue: deque[Delivery] = deque()
+        self.waiting: deque[SessionFeed] = deque()
+        self.feeds: set[SessionFeed] = set()
+        #: Recipients leased and not yet settled or returned.
+        self.out = 0
+        #: Sessions that were told to end because other engines share the limit now.
+        self.leaving = 0
+        #: False when the next hop refuses what is sent ahead.
+        self.ahead = True
+        self._allowance = ALLOWANCE
+        self._filled = 0.0
+        self.pace.divide(relay.concurrency, relay.rate, engine.engines)
+
+    # -- how much --------------------------------------------------------------------------------------------
+
+    def room(self) -> int:
+        """How many recipients may be leased for this hop now; 1 for a probe."""
+        now = self.engine.loop.time()
+        if not self.pace.has_room(now):
+            return 0
+        if self.pace.tripped:
+            return 1 if not self.out else 0
+        if self.pace.rate:
+            return max(0, int(2 * self.pace.rate) + 1 - self.out)
+        if self.out >= self._allowance // 2:
+            return 0
+        if not self.queue and self.feeds:
+            self._allowance = min(MOST, self._allowance * 2)
+        elif self.queue and now - self._filled > 1.0:
+            self._allowance = max(ALLOWANCE, self._allowance // 2)
+        return self._allowance - self.out
+
+    def push(self, delivery: Delivery) -> None:
+        self.queue.append(delivery)
+        self._filled = self.engine.loop.time()
+
+    # -- sessions --------------------------------------------------------------------------------------------
+
+    def serve(self) -> None:
+        """Give to idle sessions, and open new ones as the pace allows. Sessions that were given one take the
+        next by themselves.
+        """
+        if self.engine.stopping or not self.engine.standing():
+            return
+        wake = -(-len(self.queue) // self.pace.bunch)
+        while wake > 0 and self.queue and self.waiting:
+            wake -= 1
+            self.waiting.popleft().give(self.queue.popleft())
+        now = self.engine.loop.time()
+        wanted = min(len(self.queue), 1 + len(self.queue) // 4)
+        while wanted > 0 and self.queue and self.pace.may_open(len(self.feeds), now):
+            if self.pace.tripped and self.feeds:
+                return
+            self.pace.opening()
+            feed = SessionFeed(self)
+            self.feeds.add(feed)
+            feed.task = self.engine.loop.create_task(self.transport.session(feed))
+            feed.task.add_done_callback(lambda task, feed=feed: self._ended(feed, task))  # type: ignore[misc]
+            wanted -= 1
+
+    def tidy(self) -> None:
+        """Send sessions home that have had nothing to do for the engine's idle time."""
+        before = self.engine.loop.time() - self.engine.idle
+        for feed in list(self.waiting):
+            feed.idle(before)
+
+    def stop(self) -> list[Delivery]:
+        """Send idle sessions home; returns what waits and is not in a session's hand."""
+        rest, self.queue = list(self.queue), deque()
+        for feed in self.feeds:
+            rest += feed.stop()
+        return rest
+
+    def held(self) -> Iterator[Delivery]:
+        """What waits and what is in the sessions' hands."""
+        yield from self.queue
+        for feed in self.feeds:
+            yield from feed.flying
+
+    def drop(self) -> list[Delivery]:
+        """Others may have all of it: hang up where no final dot is out; returns what waited."""
+        rest, self.queue = list(self.queue), deque()
+        for feed in self.feeds:
+            rest += feed.drop()
+        return rest
+
+    def _ended(self, feed: SessionFeed, task: asyncio.Task[None]) -> None:
+        self.feeds.discard(feed)
+        self.leaving -= feed.sent_home
+        feed.leave()
+        if not task.cancelled() and (problem := task.exception()) is not None:
+            log.error(
+                "a session with %s broke off by a bug of outmail; its mail goes back to the queue",
+                self.relay.name,
+                exc_info=problem,
+            )
+            self.pace.fault(self.engine.loop.time(), f"bug: {problem!r}", fatal=True)
+            self.engine.completer.hop_failed(
+                self,
+                Outcome(
+                    "deferred", "destination", "connect", Reply(0, f"internal error: {problem!r}"), fault=True
+                ),
+            )
+        if self.pace.tripped and not self.feeds:
+            self.pace.probing = False
+        self.engine.completer.abandoned(feed)
+        self.serve()
+        self.engine.wake()
+
+
+class SessionFeed:
+    """What one session sees of the engine: a `transport.Feed`. ``flying`` is what it gave to the
+    session and is not done.
+    """
+
+    def __init__(self, hop: NextHop) -> None:
+        self.hop = hop
+        self.task: asyncio.Task[None] | None = None
+        self.flying: set[Delivery] = set()
+        self._engine = hop.engine
+        self._completer = hop.engine.completer
+        self._then: Callable[[Delivery | None], None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._late: Delivery | None = None
+        self._since = 0.0
+        self.sent_home = False
+
+    # -- the feed -------------------------------------------------------------------------------------------
+
+    def take_now(self) -> Delivery | None:
+        """Without waiting; a rate limit means waiting."""
+        hop = self.hop
+        if (
+            not hop.queue
+            or hop.pace.rate
+            or self._engine.stopping
+            or self._too_many()
+            or not self._engine.standing()
+        ):
+            return None
+        delivery = hop.queue.popleft()
+        self.flying.add(delivery)
+        self._completer.begin(delivery)
+        return delivery
+
+    def ask(self, then: Callable[[Delivery | None], None]) -> None:
+        loop = self._engine.loop
+        self._then = then
+        if self._engine.stopping or self._too_many():
+            loop.call_soon(self._tell, None)
+            return
+        self.hop.waiting.append(self)
+        self._since = loop.time()
+        if self.hop.queue:
+            loop.call_soon(self.hop.serve)
+
+    def _too_many(self) -> bool:
+        """True for sessions beyond the limit, which other engines share since this one was opened."""
+        hop = self.hop
+        if not self.sent_home and len(hop.feeds) - hop.leaving > hop.pace.ceiling:
+            self.sent_home = True
+            hop.leaving += 1
+        return self.sent_home
+
+    def leave(self) -> None:
+        """The session takes its wish back; what was meant for it goes to another."""
+        self._then = None
+        self._quiet()
+        if self._late is not None:
+            delivery, self._late = self._late, None
+            self.flying.discard(delivery)
+            self.hop.queue.appendleft(delivery)
+            self._engine.loop.call_soon(self.hop.serve)
+
+    def dot(self, delivery: Delivery, recipients: Sequence[Leased], then: Callable[[bool], None]) -> None:
+        self._completer.dot(delivery, recipients, then)
+
+    def done(self, delivery: Delivery) -> None:
+        self.flying.discard(delivery)
+        if delivery.started:
+            self.hop.pace.lasted(self._engine.loop.time() - delivery.started)
+        for recipient in delivery.recipients:
+            if recipient.outcome is not None and recipient.outcome.scope not in ("destination", "session"):
+                self.hop.pace.success()
+                break
+        self._completer.finished(self.hop, delivery)
+
+    @property
+    def ahead(self) -> bool:
+        return self.hop.ahead
+
+    def refuses_ahead(self, reply: Reply) -> None:
+        self._engine.maintenance.refuses_ahead(self.hop, reply)
+
+    def healthy(self) -> None:
+        if self.hop.pace.tripped:
+            name = self.hop.relay.name
+            self._engine.seldom.say(logging.INFO, f"well {name}", "%s answers again", name)
+            self._engine.maintenance.tell_hop(self.hop, None)
+        self.hop.pace.success()
+
+    def failed(self, outcome: Outcome, transcript: Sequence[tuple[int, str, bytes]] = ()) -> None:
+        if not outcome.fault:
+            return
+        hop = self.hop
+        fatal = outcome.stage in ("tls", "auth")
+        if hop.pace.fault(self._engine.loop.time(), str(outcome.reply), fatal=fatal):
+            text = "%s is paused: %s (%s); next probe in %.0f s"
+            self._engine.seldom.say(
+                logging.WARNING,
+                f"paused {hop.relay.name}",
+                text,
+                hop.relay.name,
+                outcome.reply,
+                outcome.stage,
+                hop.pace.pause,
+            )
+            self._engine.maintenance.tell_hop(hop, str(outcome.reply))
+        self._completer.hop_failed(hop, outcome, transcript)
+
+    # -- the next hop's side --------------------------------------------------------------------------------
+
+    def give(self, delivery: Delivery) -> None:
+        """A delivery for a session that asked and was taken off the waiting; under a rate limit it may have
+        to wait for its turn.
+        """
+        self.flying.add(delivery)
+        pause = self.hop.pace.take(self._engine.loop.time()) if self.hop.pace.rate else 0.0
+        if pause > 0:
+            self._late = delivery
+            self._timer = self._engine.loop.call_later(pause, self._tell, delivery)
+        else:
+            self._tell(delivery)
+
+    def stop(self) -> list[Delivery]:
+        """No more for this session; returns what it had not begun."""
+        unbegun = [] if self._late is None else [self._late]
+        self._late = None
+        self.flying.difference_update(unbegun)
+        self._quiet()
+        self._tell(None)
+        return unbegun
+
+    def drop(self) -> list[Delivery]:
+        """As `stop` for what is not begun; a session that waits for the answer to a final dot goes on, others
+        in a dialogue are ended.
+        """
+        unbegun = [] if self._late is None else [self._late]
+        self._late = None
+        self.flying.difference_update(unbegun)
+        if unbegun:
+            self._quiet()
+            self._tell(None)
+        elif (
+            self.flying
+            and self.task is not None
+            and not any(r.dotted for delivery in self.flying for r in delivery.recipients)
+        ):
+            self.task.cancel()
+        return unbegun
+
+    def idle(self, before: float) -> None:
+        """Send the session home if it has waited since before that moment."""
+        if self._since < before:
+            self._quiet()
+            self._tell(None)
+
+    def _quiet(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self in self.hop.waiting:
+            self.hop.waiting.remove(self)
+
+    def _tell(self, delivery: Delivery | None) -> None:
+        if delivery is not None and not self._engine.standing():
+            self._late, self._timer = delivery, self._engine.loop.call_later(1.0, self._tell, delivery)
+            return
+        self._late = None
+        if delivery is not None:
+            self._completer.begin(delivery)
+        then, self._then = self._then, None
+        if then is not None:
+            then(delivery)

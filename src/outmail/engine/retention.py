@@ -1,0 +1,80 @@
+"""Retention: what is removed of finished mail, when, and how much of the engine's time that may take.
+
+How: each kind (bodies, transcripts, records) has an age of its own and is removed page by page, oldest
+messages first, up to the first page that is too young. Where the next walk begins is noted in the store, so
+that nobody walks over what has nothing left to remove, whichever engine it was.
+Promises: a turn ends within about its time; what waits, or was final too recently, keeps everything. Fails:
+`StoreError`; the next turn goes on.
+Does not: decide when its turn is (`engine`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from outmail.store import Store
+from outmail.store.verbs.upkeep import KINDS
+
+
+@dataclass(slots=True)
+class _Walk:
+    """Where one kind's walk is; up to where everything is done, and whether that still reaches as far as the
+    walk.
+    """
+
+    at: int
+    done: int
+    whole: bool = True
+
+
+class Retention:
+    """One store's. ``ages`` are ms since the last recipient was final, for each of `KINDS`."""
+
+    def __init__(self, store: Store, ages: Mapping[str, int]) -> None:
+        self._store = store
+        self._records = ages["records"]
+        self._ages = {**ages, "records": store.kept(ages["records"])}
+        self._walks: dict[str, _Walk] = {}
+        self._left: list[str] = []
+
+    def turn(self, now: int, seconds: float) -> bool:
+        """Work for about so long; True when there is more to do at once."""
+        until = time.monotonic() + seconds
+        while (more := self._store.drop_history(now, self._records)) and time.monotonic() < until:
+            pass
+        if not self._left:
+            self._begin(now)
+        before = {kind: walk.done for kind, walk in self._walks.items()}
+        while self._left:
+            kind = self._left[0]
+            if not self._page(kind, now - self._ages[kind]):
+                self._left.pop(0)
+            if time.monotonic() >= until:
+                break
+        self._note(before)
+        self._store.give_space_back()
+        return more or bool(self._left)
+
+    def _begin(self, now: int) -> None:
+        verbs = self._store.verbs
+        done = self._store.read(verbs.note_list("retention"))
+        self._walks = {kind: _Walk(done.get(kind, 0), done.get(kind, 0)) for kind in KINDS}
+        self._left = list(KINDS)
+        self._store.sweep_uploads()
+
+    def _note(self, before: Mapping[str, int]) -> None:
+        for kind, walk in self._walks.items():
+            if walk.done != before[kind]:
+                self._store.run(self._store.verbs.note_put("retention", kind, walk.done))
+
+    def _page(self, kind: str, before: int) -> bool:
+        """False at the end of the walk."""
+        walk = self._walks[kind]
+        at, done, more = self._store.run(self._store.verbs.purge(kind, before, walk.at))
+        if walk.whole and kind != "records":  # records are gone, or have become removable meanwhile
+            walk.done = done
+        walk.whole = walk.whole and done == at
+        walk.at = at
+        return bool(more)

@@ -1,0 +1,69 @@
+"""A server's certificate and key, and the new ones when their files change.
+
+Promises: the first reading raises `ConfigError`; after that `renew` reads again only when a file is another
+one or has another time or size, and what cannot be used is said once in a sentence while the old pair goes
+on. A new pair serves new handshakes; connections that stand keep theirs. Does not: look by itself (the
+service does, at times and on SIGHUP), or ask for certificates.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import ssl
+
+from outmail.errors import ConfigError
+from outmail.system.trust import warn_if_open
+
+log = logging.getLogger("outmail")
+
+Mark = list[tuple[int, int, int]]
+
+
+class Certificate:
+    """``context`` is the one for the next handshake. ``key`` may be "": then it is in the certificate's
+    file.
+    """
+
+    def __init__(self, section: str, path: str, key: str) -> None:
+        self._section, self._path, self._key = section, path, key
+        self._mark = self._look()
+        try:
+            self.context = self._read()
+        except OSError as problem:  # which ssl's own errors are, too
+            raise ConfigError(f"[{section}] certificate {path}: {problem.strerror or problem}") from None
+        warn_if_open(key or path, f"[{section}] key")
+
+    def renew(self) -> bool:
+        """True when there is a new context."""
+        mark = self._look()
+        if mark == self._mark:
+            return False
+        self._mark = mark
+        try:
+            self.context = self._read(password="")  # nobody is there to be asked for one
+        except OSError as problem:
+            said = problem.strerror or problem
+            log.error(
+                "[%s] the new certificate %s cannot be used: %s; the old one goes on",
+                self._section,
+                self._path,
+                said,
+            )
+            return False
+        log.info("[%s] the certificate %s was read again", self._section, self._path)
+        return True
+
+    def _look(self) -> Mark:
+        """What tells files from others of the same name; nothing while one is missing."""
+        try:
+            found = [os.stat(path) for path in (self._path, self._key or self._path)]
+        except OSError:
+            return []
+        return [(status.st_ino, status.st_mtime_ns, status.st_size) for status in found]
+
+    def _read(self, password: str | None = None) -> ssl.SSLContext:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.load_cert_chain(self._path, self._key or None, password)
+        return context

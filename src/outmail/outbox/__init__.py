@@ -1,0 +1,25 @@
+"""The public face: send, ask, change.
+
+Importing it registers what is done at the program's end (`ending`), and tells reports where their default
+Outbox is (`default`), which is loaded when it is first asked for.
+"""
+
+from __future__ import annotations
+
+from outmail.outbox import ending as ending
+from outmail.reports import door
+
+
+def _default_outbox() -> door.ReportDoor:
+    from outmail.outbox.default import default_outbox
+
+    return default_outbox()
+
+
+def _default_spool() -> str:
+    from outmail.outbox.default import default_spool
+
+    return default_spool()
+
+
+door.register(_default_outbox, _default_spool)

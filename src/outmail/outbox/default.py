@@ -1,0 +1,45 @@
+"""The default Outbox of reports: what a job, a digest or `outmail watch` uses that was given none.
+
+Promises: one for the program, of the configured store, opened on first use and again after it was closed; it
+delivers by itself unless a live service does. Fails: `ConfigError`, `NotStored`.
+Does not: open anything when it is imported.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from outmail.config import Config, load
+from outmail.outbox.outbox import Outbox
+from outmail.wiring import spool_of
+
+_default: Outbox | None = None
+_default_guard = threading.Lock()
+#: A service that gave its last sign of life longer ago than this is no longer relied on.
+SERVICE_MS = 90_000
+
+
+def default_outbox() -> Outbox:
+    """What reports use that were given none: the configured store, and an engine here unless a service serves
+    its route.
+    """
+    global _default
+    with _default_guard:
+        if _default is None or _default.closed:
+            _default = with_engine_if_needed(load())
+        return _default
+
+
+def with_engine_if_needed(config: Config, **words: Any) -> Outbox:
+    """An Outbox that delivers by itself, unless a live service has published the route ``default``."""
+    box = Outbox(config=config, deliver="never", **words)
+    seen = box.queue.service()
+    if not seen or box.clock.now() - seen["at"] > SERVICE_MS or "default" not in seen["routes"]:
+        box.deliver_here()
+    return box
+
+
+def default_spool() -> str:
+    """Its spool folder, from the configuration alone."""
+    return spool_of(load().store)

@@ -1,0 +1,79 @@
+"""Functions that are called when something happens in the queue (``Outbox.on``).
+
+Promises: each event from the first registration on is told once, in the order of commit, in one thread; a
+listener that raises is logged, and the next one is called. Fails: `ConfigError` for an unknown event. Does
+not: outlive its Outbox, or tell what happened while the program did not run (``Outbox.events`` does).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from outmail.errors import ConfigError
+from outmail.lifecycle import ARROWS
+from outmail.model import Event
+from outmail.outbox.queue import Queue
+
+log = logging.getLogger("outmail")
+
+Listener = Callable[[Event], Any]
+
+
+class Listeners:
+    """The listeners of one Outbox, and the thread that calls them; it is started with the first one."""
+
+    def __init__(self, queue: Queue) -> None:
+        self.queue = queue
+        self.closed = False
+        self.registered: list[tuple[str, Listener]] = []
+        self._thread: threading.Thread | None = None
+
+    def on(self, event: str) -> Callable[[Listener], Listener]:
+        """A decorator that registers a function for one event, or for all ("*")."""
+        if event not in (*ARROWS, "accepted", "*"):
+            raise ConfigError(f"no event is named {event!r}; they are accepted, {', '.join(ARROWS)}")
+
+        def register(listener: Listener) -> Listener:
+            self.registered.append((event, listener))
+            if self._thread is None:
+                cursor = self.queue.last_cursor()
+                self._thread = threading.Thread(
+                    target=_watch, args=(weakref.ref(self), cursor), name="outmail-events", daemon=True
+                )
+                self._thread.start()
+            return listener
+
+        return register
+
+    def close(self) -> None:
+        """Tell nothing more; does not wait for the thread."""
+        self.closed = True
+
+
+def _watch(those: weakref.ref[Listeners], cursor: int) -> None:
+    """The listeners' thread: ends with its Outbox."""
+    while (listeners := those()) is not None and not listeners.closed:
+        try:
+            for event in list(listeners.queue.events(cursor)):
+                cursor = event.cursor
+                for name, listener in list(listeners.registered):
+                    if name in (event.event, "*"):
+                        _tell(listener, event)
+        except Exception:
+            if listeners.closed:
+                return
+            log.exception("outmail could not read events; trying again")
+        del listeners
+        time.sleep(0.05)
+
+
+def _tell(listener: Listener, event: Event) -> None:
+    try:
+        listener(event)
+    except Exception:
+        log.exception("a listener for outmail's events raised")

@@ -1,0 +1,483 @@
+"""The library's face: `Outbox`.
+
+Promises: sending is a local durable write: no network in the calling thread; thread-safe; usable after a
+fork; with an engine in the program (``deliver``), whatever was accepted is delivered within the program's
+life or within ``exit_wait`` of its end, and what is left is told in one line on stderr with the command that
+sends it. What needs an event loop (the engine, `AsyncOutbox`) is loaded when it is first used.
+Fails: `Refused`, `NotStored`, `ConfigError`, `NotFound`; never because a relay is down.
+Does not: start anything after the program's exit has begun.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
+
+from outmail.accept.acceptance import Door, Draft, Terms, When
+from outmail.clock import Clock, as_datetime
+from outmail.config import Config, load, relay_in_code
+from outmail.errors import ConfigError, Refused
+from outmail.intake import api
+from outmail.model import Attempt, Dsn, Event, Receipt, Status, keyed_id
+from outmail.outbox import ending
+from outmail.outbox.listeners import Listener, Listeners
+from outmail.outbox.queue import Queue, opened
+from outmail.policy.route import Relay, Routes, parse_relay
+from outmail.store import forks
+from outmail.system import failpoints
+from outmail.wiring import build_engine, open_source, route_of
+
+if TYPE_CHECKING:
+    from outmail.outbox.thread import EngineThread
+    from outmail.transactional.poller import TakeOver
+
+log = logging.getLogger("outmail")
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+def local_sender(hostname: str = "") -> str:
+    """user@host, for whoever names no sender."""
+    import getpass
+
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):
+        user = "outmail"
+    return f"{user}@{hostname or socket.gethostname() or 'localhost'}"
+
+
+class Outbox:
+    """A door to a queue, and where a relay was given in code, an engine that empties it.
+
+    ``store``: path or URL (default: the configuration's); ``relay``: a configured name or a URL, the route of
+    what this Outbox sends; ``config``: a path or a `Config`; ``deliver``: "auto" (an engine in this program
+    when a relay was given), "thread" or "never"; ``exit_wait``: seconds to deliver at the end.
+
+    ``store``, ``config``, ``routes``, ``door``, ``clock``, `take_over` and `deliver_here` are for the
+    package, not for users.
+    """
+
+    def __init__(
+        self,
+        store: str | os.PathLike[str] | None = None,
+        *,
+        relay: str | None = None,
+        config: str | Config | None = None,
+        deliver: Literal["auto", "thread", "never"] = "auto",
+        exit_wait: float = 5.0,
+        clock: Clock | None = None,
+    ) -> None:
+        if deliver not in ("auto", "thread", "never"):
+            raise ConfigError(f"deliver={deliver!r}: it is 'auto', 'thread' or 'never'")
+        self.config = config if isinstance(config, Config) else load(config)
+        self.clock = clock or Clock()
+        self._exit_wait = exit_wait
+        self._route, self.routes = route_of(relay, self.config)
+        self._threaded = deliver == "thread" or (deliver == "auto" and relay is not None)
+        self.store = opened(os.fspath(store) if store is not None else self.config.store)
+        #: Reading and changing: what `status`, `find`, `hold` and the like do.
+        self.queue = Queue(self.store, self.routes, self.clock, self._wake)
+        self.door = Door(self.store, _terms(self.config, self.routes), self.clock, self._wake, failpoints.hit)
+        self._engine: EngineThread | None = None
+        self._takeover: TakeOver | None = None
+        self._pid = os.getpid()
+        self._begin_anew()
+        forks.in_child(self, Outbox._begin_anew)
+        self._closed = False
+        self._listeners = Listeners(self.queue)
+        if self._threaded:
+            self._start()
+        ending.boxes.add(self)
+
+    # -- sending ---------------------------------------------------------------------------------------------
+
+    def send(
+        self,
+        to: api.Addresses = (),
+        subject: str = "",
+        text: str | None = None,
+        html: str | None = None,
+        *,
+        cc: api.Addresses = (),
+        bcc: api.Addresses = (),
+        sender: api.Address | None = None,
+        reply_to: api.Addresses = (),
+        headers: Mapping[str, str] = _NOTHING,
+        attachments: Iterable[api.File] = (),
+        inline: Mapping[str, api.File] = _NOTHING,
+        key: str | None = None,
+        at: api.When | None = None,
+        expires: api.When | None = None,
+        priority: str = "normal",
+        tag: str | None = None,
+        relay: str | None = None,
+        using: Any = None,
+    ) -> Receipt:
+        """Compose and store one message. With ``using``, a connection or session of yours, it is stored in
+        your transaction.
+
+        Addresses are text, ``(name, address)`` or several of them; attachments a path or ``(name, bytes[,
+        type])``; ``at`` (not before) and ``expires`` are aware datetimes, timedeltas or "2h"/"5d"; with
+        ``key`` the same key stores one message only. Returns when the message is on disk. Raises `Refused`,
+        `NotStored`, `ConfigError`.
+        """
+        words = {
+            "to": to,
+            "subject": subject,
+            "text": text,
+            "html": html,
+            "cc": cc,
+            "bcc": bcc,
+            "sender": sender,
+            "reply_to": reply_to,
+            "headers": headers,
+            "attachments": attachments,
+            "inline": inline,
+            "key": key,
+            "at": at,
+            "expires": expires,
+            "priority": priority,
+            "tag": tag,
+            "relay": relay,
+        }
+        return self._accept([self._composed(words)], using)[0]
+
+    def send_many(self, items: Iterable[dict[str, Any]]) -> list[Receipt]:
+        """Many messages in one transaction, all or none; `Refused.index` names the first bad one."""
+        items, using = one_using(items)
+        return self._accept(_indexed(items, self._composed), using)
+
+    def submit(
+        self,
+        content: api.Content,
+        *,
+        sender: str | None,
+        recipients: str | Iterable[str],
+        key: str | None = None,
+        at: api.When | None = None,
+        expires: api.When | None = None,
+        priority: str = "normal",
+        tag: str | None = None,
+        relay: str | None = None,
+        using: Any = None,
+        dsn: Dsn | None = None,
+    ) -> Receipt:
+        """Store a complete message (bytes, a message of the email package, or a binary file) for an explicit
+        envelope, bytes unchanged.
+
+        ``sender`` None is the null sender of bounces. Raises as `send` does.
+        """
+        words = {
+            "content": content,
+            "sender": sender,
+            "recipients": recipients,
+            "key": key,
+            "at": at,
+            "expires": expires,
+            "priority": priority,
+            "tag": tag,
+            "relay": relay,
+            "dsn": dsn,
+        }
+        return self._accept([self._complete(words)], using)[0]
+
+    def submit_many(self, items: Iterable[dict[str, Any]]) -> list[Receipt]:
+        """Many complete messages in one transaction, all or none."""
+        items, using = one_using(items)
+        return self._accept(_indexed(items, self._complete), using)
+
+    def _composed(self, words: dict[str, Any]) -> Draft:
+        self._learn(words.get("relay"))
+        return self._draft(self._named(words))
+
+    def _drafted(self, words: dict[str, Any]) -> Draft:
+        """The words of ``send`` from a row of somebody's database: nothing is learned from them, neither
+        relays nor passwords.
+        """
+        return self._draft(self._named(words, parse_relay))
+
+    def _draft(self, words: dict[str, Any]) -> Draft:
+        words.setdefault("sender", None)
+        words["sender"] = words["sender"] or self.config.sender or None
+        return _call(api.composed, "send", self.clock.now(), self.config.hostname, **words)  # type: ignore[no-any-return]
+
+    def _complete(self, words: dict[str, Any]) -> Draft:
+        self._learn(words.get("relay"))
+        return _call(api.complete, "submit", self.clock.now(), **self._named(words))  # type: ignore[no-any-return]
+
+    def _named(self, words: dict[str, Any], read: Callable[[str], Relay] = relay_in_code) -> dict[str, Any]:
+        words = dict(words)
+        relay = words.pop("relay", None)
+        words["route"] = route_of(relay, self.config, read)[0] if relay is not None else self._route
+        return words
+
+    def _learn(self, relay: Any) -> None:
+        """A relay named in code, for the engine of this program: it knows then what a stored name alone would
+        not tell (`Routes.resolve`).
+        """
+        if relay is None or not self._threaded:
+            return
+        name, routes = route_of(relay, self.config)
+        if name is None or self.routes.resolve(name):
+            return
+        with self._starting:
+            self.routes = self.queue.routes = self.routes.with_relays([routes.relays[name]])
+            if self._engine is not None and self._pid == os.getpid():
+                self._engine.engine.routes = self._engine.engine.routes.with_relays([routes.relays[name]])
+
+    def _accept(self, drafts: list[Draft], using: Any = None) -> list[Receipt]:
+        self._check_alive()
+        if using is None:
+            return self.door.accept(drafts)
+        from outmail.transactional.insert import caller
+        from outmail.transactional.poller import written
+
+        there = caller(using)
+        if there.awaited:
+            raise ConfigError("using= was given an asynchronous connection: send with an AsyncOutbox")
+        messages, now = self.door.completed(drafts), self.clock.now()
+        there.write([written(message, draft, now) for message, draft in zip(messages, drafts)])
+        return [
+            Receipt(message.id, message.message_id, as_datetime(now), durable=False) for message in messages
+        ]
+
+    # -- for reports (`reports.door.ReportDoor`) -------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    @property
+    def report_to(self) -> tuple[str, ...]:
+        return self.config.to
+
+    @property
+    def report_templates(self) -> str:
+        return self.config.templates
+
+    @property
+    def spool(self) -> str:
+        return self.store.spool
+
+    def message_id(self, key: str) -> str:
+        return f"<{keyed_id(key)}@{self._report_sender().rpartition('@')[2]}>"
+
+    def _report_sender(self) -> str:
+        return self.config.sender or local_sender(self.config.hostname)
+
+    def report(
+        self, words: dict[str, Any] | None, *, supersede: str | None = None, when: When | None = None
+    ) -> Receipt | None:
+        """`send` for reports; see `reports.door`."""
+        self._check_alive()
+        drafts = []
+        if words is not None:
+            words = dict(words)
+            words["sender"] = (words.pop("author", ""), self._report_sender())
+            drafts = [self._composed(words)]
+        receipts = self.door.accept(drafts, supersede=supersede, when=when)
+        return receipts[0] if receipts else None
+
+    # -- asking ----------------------------------------------------------------------------------------------
+
+    def status(self, id: str) -> Status:
+        """Where a message stands; raises `NotFound`."""
+        return self.queue.status(id)
+
+    def find(self, filter: str = "", **words: str) -> Iterator[Status]:
+        """Messages with a matching recipient, oldest first. ``find(state="queued", to="*@x.org")`` is the
+        same as text.
+        """
+        return self.queue.find(filter, **words)
+
+    def content(self, id: str) -> bytes:
+        """The bytes of the next DATA before dot-stuffing; raises `NotFound` also when retention has taken
+        them.
+        """
+        return self.queue.content(id)
+
+    def attempts(self, id: str) -> list[Attempt]:
+        """Every try, oldest first, with its transcript as far as kept."""
+        return self.queue.attempts(id)
+
+    def wait(self, id: str, timeout: float) -> Status:
+        """The status once every recipient is final or held, or the present one when ``timeout`` seconds are
+        over.
+        """
+        return self.queue.wait(id, timeout)
+
+    def events(self, after: int = 0) -> Iterator[Event]:
+        """Facts in the order of commit, behind the cursor ``after``, up to now."""
+        return self.queue.events(after)
+
+    def on(self, event: str) -> Callable[[Listener], Listener]:
+        """A decorator: call the function for each such event from now on, in a thread of its own. "*" means
+        all.
+        """
+        return self._listeners.on(event)
+
+    # -- changing --------------------------------------------------------------------------------------------
+
+    def cancel(self, what: str) -> int:
+        """End waiting recipients; returns how many changed, wishes for those being sent included."""
+        return self.queue.cancel(what)
+
+    def hold(self, what: str) -> int:
+        """Stop recipients until `release`."""
+        return self.queue.hold(what)
+
+    def release(self, what: str) -> int:
+        """Let held recipients go on."""
+        return self.queue.release(what)
+
+    def retry(self, what: str) -> int:
+        """Make queued recipients due now."""
+        return self.queue.retry(what)
+
+    def requeue(self, what: str) -> int:
+        """Failed or cancelled recipients begin anew; those whose content is gone stay as they are."""
+        return self.queue.requeue(what)
+
+    # -- life ------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Deliver what can be delivered within ``exit_wait``, tell what is left, close."""
+        if self._closed:
+            return
+        self._closed = True
+        self._listeners.close()
+        if self._engine is not None and self._pid == os.getpid():
+            if self._takeover is not None:
+                self._takeover.all()
+                self._takeover.stop()
+            self._engine.drain(self._exit_wait)
+            self._engine.end()
+            self._tell_rest()
+        self.store.close()
+
+    def __enter__(self) -> Outbox:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def deliver_here(self) -> None:
+        """From now on an engine in this program, too."""
+        self._threaded = True
+        self._start()
+
+    def _begin_anew(self) -> None:
+        self._starting = threading.Lock()
+
+    def _start(self) -> None:
+        with self._starting:
+            if self._engine is not None and self._pid == os.getpid():
+                return  # another thread of a forked child was first
+            from outmail.outbox.thread import EngineThread
+
+            self._engine = EngineThread(build_engine(self.store, self.config, self.routes, self.clock))
+            self._takeover = self.take_over("stdlib", self._engine.engine)
+            if self._takeover is not None:
+                self._takeover.start()
+            self._pid = os.getpid()
+
+    def take_over(self, library: str, engine: Any) -> TakeOver | None:
+        """What empties the tables of ``[[outbox]]`` into this queue beside an engine; ``library`` opens the
+        SQLite files among them.
+        """
+        if not self.config.outboxes:
+            return None
+        from outmail.transactional.poller import TakeOver
+
+        door = replace(self.door, wake=engine.wake)
+        return TakeOver(
+            door,
+            self.config.outboxes,
+            partial(open_source, library=library),
+            self._drafted,
+            lambda: str(engine.name),
+        )
+
+    def _check_alive(self) -> None:
+        if self._closed:
+            raise ConfigError("this Outbox is closed")
+        if self._threaded and self._pid != os.getpid():
+            self._start()  # we are a forked child: the engine's thread stayed behind
+
+    def _wake(self) -> None:
+        if self._engine is not None and self._pid == os.getpid():
+            self._engine.engine.wake()
+
+    def _tell_rest(self) -> None:
+        """One line on stderr about what could not be delivered in this program's life."""
+        try:
+            left = [
+                r
+                for status in self.find("state:queued")
+                for r in status.recipients
+                if r.state == "queued" and self.routes.resolve(r.route)
+            ]
+        except Exception:
+            log.exception("outmail could not look what is left in the queue")
+            return
+        if left:
+            reasons = sorted({r.reason for r in left if r.reason})[:2]
+            why = f" ({'; '.join(reasons)})" if reasons else ""
+            command = f"outmail run --once --store {self.store.url}"
+            if self._route is not None and not self.config.routes.resolve(self._route):
+                command += f" --relay {self._route}"  # nobody else would know it
+            print(
+                f"outmail: {len(left)} recipient{'s' if len(left) > 1 else ''} still queued{why}; to go out "
+                f"with the next run, or by: {command}",
+                file=sys.stderr,
+            )
+
+
+def _terms(config: Config, routes: Routes) -> Terms:
+    return Terms(
+        routes,
+        config.message_size,
+        config.recipients,
+        config.only_to,
+        config.redirect_to,
+        config.retry.expire,
+        config.hostname or "localhost",
+    )
+
+
+def _call(function: Any, name: str, *args: Any, **words: Any) -> Any:
+    try:
+        return function(*args, **words)
+    except TypeError as problem:
+        if "unexpected keyword" in str(problem) or "missing" in str(problem):
+            raise TypeError(str(problem).replace(function.__name__, name)) from None
+        raise
+
+
+def one_using(items: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], Any]:
+    """Items without their ``using``, and what it was: one and the same for all."""
+    found = [dict(item) for item in items]
+    given = [item.pop("using", None) for item in found]
+    if any(one is not given[0] for one in given):
+        raise ConfigError("using= differs between the items: one transaction has one connection")
+    return found, given[0] if given else None
+
+
+def _indexed(items: Iterable[dict[str, Any]], make: Callable[[dict[str, Any]], Draft]) -> list[Draft]:
+    drafts = []
+    for index, item in enumerate(items):
+        try:
+            drafts.append(make(item))
+        except Refused as refusal:
+            refusal.index = index
+            raise
+    return drafts

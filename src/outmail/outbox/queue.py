@@ -1,0 +1,276 @@
+"""Reading and changing a queue: where messages stand, what happened to them, and the operator's changes.
+
+`Outbox` has one (``box.queue``); the command, Django's admin and later a web page use one without an Outbox
+(`Queue.open`).
+Promises: what it says is from one consistent snapshot a page; a change is committed when the call returns,
+page by page, and engines are told to look. It may be shared by threads.
+Fails: `NotFound` for an id the store does not know, `Refused` for a filter that cannot be read, `NotStored`
+when the store cannot be read or written.
+Does not: accept or deliver messages, or start anything.
+"""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeVar
+
+from outmail.accept.acceptance import not_stored
+from outmail.clock import Clock
+from outmail.config import Config
+from outmail.errors import NotFound, NotStored, Refused
+from outmail.model import Attempt, Event, Filter, RecipientStatus, Status, is_id
+from outmail.policy import selection
+from outmail.policy.route import Routes
+from outmail.smtp.syntax import printable
+from outmail.store import Store, StoreError, Verb, shown
+from outmail.wiring import open_store
+
+R = TypeVar("R")
+#: What a recipient waits for whose route the engines of this configuration do not know.
+UNKNOWN_ROUTE = "route unknown here"
+
+
+class EngineSeen(NamedTuple):
+    """An engine that the store knows. Times are in ms; ``oldest`` is when its oldest lease was taken."""
+
+    id: int
+    uuid: str
+    pid: int
+    boot: str
+    started_at: int
+    leases: int
+    oldest: int | None
+
+
+def opened(place: str) -> Store:
+    """The store at a path or URL; raises `NotStored` when it cannot be opened."""
+    try:
+        return open_store(place)
+    except StoreError as problem:
+        raise not_stored(problem, f"the store {shown(place)} cannot be opened") from None
+
+
+class Queue:
+    """The messages in ``store``. ``routes`` are those an engine of this configuration knows: what waits for
+    another one is explained. ``wake`` is called after each change.
+
+    ``store``, ``clock`` and ``routes`` are for the package, not for users.
+    """
+
+    def __init__(
+        self, store: Store, routes: Routes, clock: Clock | None = None, wake: Callable[[], None] | None = None
+    ) -> None:
+        self.store = store
+        self.routes = routes
+        self.clock = clock or Clock()
+        self._wake = wake
+
+    @classmethod
+    def open(cls, config: Config) -> Queue:
+        """The queue of a configuration, without an Outbox. Raises `NotStored`; to be closed."""
+        return cls(opened(config.store), config.routes)
+
+    def close(self) -> None:
+        """Close the store; only for a queue that was opened by `open`."""
+        self.store.close()
+
+    def __enter__(self) -> Queue:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- messages --------------------------------------------------------------------------------------------
+
+    def status(self, id: str) -> Status:
+        """Where a message stands; raises `NotFound`."""
+        return self._explained(self._read(self.store.verbs.statuses([self.seq(id)]))[0])
+
+    def find(self, filter: str = "", **words: str) -> Iterator[Status]:
+        """Messages with a matching recipient, oldest first. ``find(state="queued", to="*@x.org")`` is the
+        same as text.
+        """
+        text = " ".join([filter, *(f"{key}:{shlex.quote(str(value))}" for key, value in words.items())])
+        yield from self.matching(selection.parse(text, self.clock.now()))
+
+    def matching(self, selected: Filter) -> Iterator[Status]:
+        """`find` by a filter that was read already."""
+        after: int | None = 0
+        while after is not None:
+            page, after = self._read(self.store.verbs.find(selected, self.clock.now(), after))
+            yield from map(self._explained, page)
+
+    def content(self, id: str) -> bytes:
+        """The bytes of the next DATA before dot-stuffing; raises `NotFound` also when retention has taken
+        them.
+        """
+        content = self._read(self.store.verbs.content(self.seq(id)))
+        if content is None:
+            raise NotFound(
+                f"the content of {id} is gone: retention keeps that of finished mail for a limited time"
+            )
+        return content
+
+    def attempts(self, id: str) -> list[Attempt]:
+        """Every try, oldest first, with its transcript as far as kept."""
+        return self._read(self.store.verbs.attempts(self.seq(id)))
+
+    def wait(self, id: str, timeout: float) -> Status:
+        """The status once every recipient is final or held, or the present one when ``timeout`` seconds are
+        over.
+        """
+        deadline = time.monotonic() + timeout
+        while not (status := self.status(id)).settled and time.monotonic() < deadline:
+            time.sleep(min(0.02, max(0.0, deadline - time.monotonic())))
+        return status
+
+    def seq(self, id: str) -> int:
+        """The store's own number of the message ``id`` or ``id/n``; raises `NotFound`."""
+        head, _, n = str(id).partition("/")
+        seq = self._read(self.store.verbs.seq_of(head)) if head.isascii() else None
+        if seq is None or (
+            n and not any(str(r.n) == n for r in self._read(self.store.verbs.statuses([seq]))[0].recipients)
+        ):
+            raise NotFound(f"no message {printable(str(id))} is in {self.store.url}")
+        return seq
+
+    # -- what happened, and what is to come ------------------------------------------------------------------
+
+    def events(self, after: int = 0) -> Iterator[Event]:
+        """Facts in the order of commit, behind the cursor ``after``, up to now."""
+        while page := self._read(self.store.verbs.events_after(after)):
+            yield from page
+            after = page[-1].cursor
+
+    def last_cursor(self) -> int:
+        """The newest event's cursor; 0 when there is none."""
+        return self._read(self.store.verbs.last_cursor())
+
+    def stats(self) -> dict[str, Any]:
+        """``routes``: live recipients by route and state, a dict each (``route, state, recipients, oldest_at,
+        due, uncertain``); ``states``: how many recipients are in each state.
+        """
+        return self._read(self.store.verbs.stats(self.clock.now()))
+
+    def next_due(self) -> dict[str, int]:
+        """When each route has something to do, in ms."""
+        return self._read(self.store.verbs.next_due(self.clock.now()))
+
+    def engines(self) -> list[EngineSeen]:
+        """The engines that the store knows, with what they have leased."""
+        return [EngineSeen(*row) for row in self._read(self.store.verbs.owners())]
+
+    def last_engine(self) -> dict[str, Any] | None:
+        """The last sign of life of any engine (``at`` in ms), or None."""
+        return self._note("engine", "last")
+
+    def service(self) -> dict[str, Any] | None:
+        """The last sign of life of a service (``at`` in ms, ``routes`` it serves), or None."""
+        return self._note("engine", "service")
+
+    def paused_hops(self) -> dict[str, dict[str, Any]]:
+        """Next hops that get nothing for a while: ``since`` (ms) and ``trouble`` of each."""
+        return self._read(self.store.verbs.note_list("hop"))
+
+    def ahead_notes(self) -> dict[str, dict[str, Any]]:
+        """What is known of relays that refuse what is sent ahead: ``since``, ``until`` (ms) and ``reply`` of
+        each (`policy.pace.may_send_ahead`).
+        """
+        return self._read(self.store.verbs.note_list("ahead"))
+
+    def _note(self, kind: str, key: str) -> dict[str, Any] | None:
+        found = self._read(self.store.verbs.note_get(kind, key))
+        return found[0] if found else None
+
+    # -- changing --------------------------------------------------------------------------------------------
+
+    def cancel(self, what: str | Filter) -> int:
+        """End waiting recipients; returns how many changed, wishes for those being sent included."""
+        return self.change(what, "cancel")
+
+    def hold(self, what: str | Filter) -> int:
+        """Stop recipients until `release`."""
+        return self.change(what, "hold")
+
+    def release(self, what: str | Filter) -> int:
+        """Let held recipients go on."""
+        return self.change(what, "release")
+
+    def retry(self, what: str | Filter) -> int:
+        """Make queued recipients due now."""
+        return self.change(what, "due")
+
+    def requeue(self, what: str | Filter) -> int:
+        """Failed or cancelled recipients begin anew; those whose content is gone stay as they are."""
+        return self.change(what, "requeue")
+
+    def change(self, what: str | Filter, event: str) -> int:
+        """One arrow of the lifecycle for an id or a filter. The empty text raises `Refused`."""
+        now = self.clock.now()
+        selected = self._selected(what, now)
+        count = 0
+        after: tuple[int, int] | None = (0, 0)
+        while after is not None:
+            changed, after = self._change(selected, event, now, after)
+            count += changed
+        if self._wake is not None:
+            self._wake()
+        return count
+
+    def purge(self, what: str | Filter) -> int:
+        """Forget messages all of whose recipients are final; returns how many messages."""
+        selected = self._selected(what, self.clock.now())
+        seqs = [self.seq(s.id) for s in self.matching(selected) if all(r.final for r in s.recipients)]
+        return self._write(self.store.verbs.forget_messages(seqs))
+
+    def _selected(self, what: str | Filter, now: int) -> Filter:
+        if isinstance(what, Filter):
+            return what
+        if not what.strip():
+            raise Refused(
+                "an empty selection would mean everything; give an id or a filter", code="bad-filter"
+            )
+        if is_id(what):
+            self.seq(what)
+        return selection.select(what, now)
+
+    def _change(
+        self, what: Filter, event: str, now: int, after: tuple[int, int]
+    ) -> tuple[int, tuple[int, int] | None]:
+        """One page; where an engine settles the same rows in that moment, again."""
+        for last in (False, False, True):
+            try:
+                return self._write(self.store.verbs.change(what, event, now, after=after))
+            except NotStored as problem:
+                if last or problem.code != "store-conflict":
+                    raise
+        raise AssertionError("unreachable")
+
+    # -- underneath ------------------------------------------------------------------------------------------
+
+    def _explained(self, status: Status) -> Status:
+        """Why a recipient waits, where no engine with our configuration would take it."""
+        if all(r.state != "queued" or self.routes.resolve(r.route) for r in status.recipients):
+            return status
+        return replace(status, recipients=tuple(_stranded(r, self.routes) for r in status.recipients))
+
+    def _read(self, verb: Verb[R]) -> R:
+        try:
+            return self.store.read(verb)
+        except StoreError as problem:
+            raise not_stored(problem, "the store cannot be read") from None
+
+    def _write(self, verb: Verb[R]) -> R:
+        try:
+            return self.store.run(verb)
+        except StoreError as problem:
+            raise not_stored(problem, "the change was not stored") from None
+
+
+def _stranded(recipient: RecipientStatus, routes: Routes) -> RecipientStatus:
+    if recipient.state != "queued" or routes.resolve(recipient.route):
+        return recipient
+    return replace(recipient, reason="; ".join(filter(None, (recipient.reason, UNKNOWN_ROUTE))))

@@ -1,0 +1,409 @@
+"""Folding: the lines of a digest's spool become its note in the store and, where it is worth one, a mail.
+
+Promises: note and mail are one transaction, so each line is counted once and told once; files of processes
+that died are folded and then removed; a file with lines that are not ours is set aside, and said.
+Fails: `StoreError` of the store, OSError of the spool; then the lines stay where they are. Does not: gather
+records (`digest`), or decide what is worth a mail (`policy.digest`).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+from typing import Any
+
+from outmail.policy import digest as policy
+from outmail.policy.incident import Incident
+from outmail.policy.plain import plain
+from outmail.policy.progress import sparkline, took
+from outmail.policy.veil import known
+from outmail.reports import records, spool, spoolfiles, state
+from outmail.reports.door import ReportDoor
+from outmail.reports.mail import Report, Section, local_time, named, one_line
+from outmail.reports.post import host, report_key, root_id, tell, words
+
+
+class DigestSettings:
+    """What folding needs to know of a handler; the command makes one for a handler it only knows by name."""
+
+    def __init__(
+        self,
+        name: str,
+        to: tuple[str, ...] = (),
+        subject: str = "",
+        rules: policy.Rules | None = None,
+        head: int = 50,
+        tail: int = 20,
+    ) -> None:
+        self.name, self.to, self.subject, self.rules, self.head, self.tail = (
+            name,
+            to,
+            subject,
+            rules or policy.Rules(),
+            head,
+            tail,
+        )
+
+
+def fold(
+    box: ReportDoor,
+    settings: DigestSettings,
+    own: spool.Spool | None,
+    in_order: bool | None,
+    *,
+    send: bool | None = None,
+) -> int:
+    """Lines → note and mail; returns up to which byte of ``own`` they were taken. ``send``: True mails
+    whatever waits, False never.
+    """
+    lost = spool.orphans(box.spool, settings.name)
+    try:
+        dropped, took_up = (own.dropped, own.size) if own is not None else (0, 0)
+        garbled: set[str] = set()
+
+        def decide(document: state.Document) -> state.Decision:
+            return _decided(box, settings, document, own, took_up, dropped, lost, garbled, in_order, send)
+
+        state.change(box, "digest", settings.name, decide)
+        for _, path, _ in lost:
+            if path in garbled:
+                tell(spoolfiles.set_aside(path))
+            else:
+                os.unlink(path)
+        if own is not None:
+            own.dropped -= dropped
+    finally:
+        for _, _, fd in lost:
+            os.close(fd)
+    _say_recovered(box, settings)
+    return took_up
+
+
+def _decided(
+    box: ReportDoor,
+    settings: DigestSettings,
+    document: state.Document,
+    own: spool.Spool | None,
+    upto: int,
+    dropped: int,
+    lost: list[tuple[str, str, int]],
+    garbled: set[str],
+    in_order: bool | None,
+    send: bool | None,
+) -> state.Decision:
+    rules, now = settings.rules, box.clock.now()
+    gathered = policy.Gathered.load(document.get("pending"), settings.head, settings.tail)
+    incidents = {key: Incident.load(found) for key, found in document.get("incidents", {}).items()}
+    muted: dict[str, int] = document.get("muted", {})
+    runs = {id: policy.Run.load(run) for id, run in document.get("runs", {}).items()}
+    offsets: dict[str, int] = dict(document.get("offsets", {}))
+    alerts: list[str] = []
+    owed = list(document.get("owed", []))
+
+    def over(run: policy.Run, well: bool) -> None:
+        before = dict(incidents)
+        alert, remind, recovered = policy.after_run(incidents, run, rules, now, in_order=well)
+        alerts.extend(alert + remind)
+        owed.extend({"key": key, **before[key].dump()} for key in recovered)
+
+    for id, path, _ in lost:
+        run = runs.pop(id, policy.Run())
+        if not _read(path, offsets.pop(id, 0), None, gathered, run, settings, muted, now):
+            garbled.add(path)
+        over(run, False)
+    if own is not None:
+        run = runs.pop(own.id, policy.Run())
+        start = offsets.get(own.id, 0)
+        _read(own.path, start, upto, gathered, run, settings, muted, now)
+        offsets[own.id] = upto
+        if dropped:
+            gathered.total += dropped
+            gathered.omitted += dropped
+        if in_order is None:
+            runs[own.id] = run
+        else:
+            over(run, in_order)
+    elif in_order is not None:
+        over(policy.Run(), in_order)
+    offsets = {id: at for id, at in offsets.items() if spool.exists(box.spool, settings.name, id)}
+    alerts = [key for key in dict.fromkeys(alerts) if muted.get(key, 0) <= now]
+    mails = [at for at in document.get("mails", []) if at > now - 3_600_000]
+    to = settings.to or tuple(document.get("to", ())) or box.report_to
+    wanted = (
+        send
+        if send is not None
+        else policy.worth_a_mail(gathered, rules, alerts) or bool(document.get("alerts"))
+    )
+    pending_alerts = list(dict.fromkeys([*document.get("alerts", []), *alerts]))
+    quiet = muted.get("", 0) > now
+    after = {
+        **document,
+        "incidents": {},
+        "runs": {id: run.dump() for id, run in runs.items()},
+        "offsets": offsets,
+        "owed": owed,
+        "mails": mails,
+        "to": list(settings.to),
+        "muted": {key: until for key, until in muted.items() if until > now},
+        "rules": rules.in_words(),
+        "alerts": pending_alerts,
+    }
+    mail = None
+    if (
+        wanted
+        and to
+        and (gathered.total or pending_alerts)
+        and not quiet
+        and (send or policy.allowed_now(mails, rules, now))
+    ):
+        key = report_key(f"report:digest:{settings.name}:{now}:{os.urandom(4).hex()}")
+        mail = _mail(
+            box, settings, gathered, pending_alerts, incidents, int(document.get("held", 0)), to, key
+        )
+        for name in pending_alerts:
+            if name in incidents and not incidents[name].thread:
+                incidents[name] = replace(
+                    incidents[name], thread=box.message_id(key), subject=mail["subject"]
+                )
+        gathered = policy.Gathered()
+        after |= {"mails": [*mails, now], "alerts": [], "held": 0}
+    elif wanted and not to:
+        tell(
+            "digests have no recipient: give to=, or set `to` in the configuration, or $OUTMAIL_TO; records "
+            "are kept"
+        )
+    elif wanted:
+        after["held"] = int(document.get("held", 0)) + 1
+    after |= {"pending": gathered.dump(), "incidents": {key: one.dump() for key, one in incidents.items()}}
+    return after, mail
+
+
+def _read(
+    path: str,
+    start: int,
+    upto: int | None,
+    gathered: policy.Gathered,
+    run: policy.Run,
+    settings: DigestSettings,
+    muted: dict[str, int],
+    now: int,
+) -> bool:
+    """Lines of a file into what waits and what the run said of keys; False when some are not ours."""
+    ours = True
+    for at, values in spool.lines(path, start):
+        if upto is not None and at > upto:
+            break
+        if not isinstance(values, list) or len(values) < 3:
+            ours = False
+            continue
+        if values[0] == "ok":
+            run.well.add(named(str(values[2])))
+            run.failed.discard(named(str(values[2])))
+            continue
+        line = _line(values)
+        if line is None:
+            ours = False
+            continue
+        gathered.add(line, _shown(line), counts=settings.rules.counts(line, muted, now))
+        if line.key and line.level >= settings.rules.trigger:
+            run.failed.add(line.key)
+            run.well.discard(line.key)
+    return ours
+
+
+def _line(values: list[Any]) -> policy.Line | None:
+    """A record of the spool; None for what nobody of us wrote. The store gets no known password and no odd
+    character.
+    """
+    if not 5 <= len(values) <= 9 or not all(isinstance(text, str) for text in values[2:]):
+        return None
+    at, level, *texts = values
+    logger, template, message, *rest = (plain(known.over(text)) for text in texts)
+    key, exception, frame, trace = [*rest, *[""] * (4 - len(rest))]
+    return policy.Line(
+        records.moment(at),
+        records.whole(level),
+        named(logger),
+        template,
+        message,
+        named(key),
+        exception,
+        frame,
+        trace,
+    )
+
+
+def _shown(line: policy.Line) -> str:
+    moment = time.strftime("%m-%d %H:%M:%S", time.localtime(line.at))
+    return f"{moment} {policy.level_name(line.level):<8} {line.logger}: {line.message[:300]}" + (
+        f" ({line.exception})" if line.exception else ""
+    )
+
+
+# -- mails ---------------------------------------------------------------------------------------------------
+
+
+def _mail(
+    box: ReportDoor,
+    settings: DigestSettings,
+    gathered: policy.Gathered,
+    alerts: list[str],
+    incidents: dict[str, Incident],
+    held: int,
+    to: tuple[str, ...],
+    key: str,
+) -> dict[str, Any]:
+    report = digest_report(settings, gathered, alerts, incidents, held)
+    thread = next(
+        (incidents[name].thread for name in alerts if name in incidents and incidents[name].thread), ""
+    )
+    threads = (
+        (root_id("digest", settings.name, "all"), thread)
+        if thread
+        else (root_id("digest", settings.name, "all"),)
+    )
+    return words(
+        report,
+        to=to,
+        kind="digests",
+        name=settings.name,
+        run=key.rpartition(":")[2],
+        thread=threads,
+        templates=box.report_templates,
+        key=key,
+    )
+
+
+def digest_report(
+    settings: DigestSettings,
+    gathered: policy.Gathered,
+    alerts: list[str],
+    incidents: dict[str, Incident],
+    held: int = 0,
+) -> Report:
+    """What waits, as a report."""
+    said = policy.in_words(gathered)
+    if alerts:
+        first = incidents.get(alerts[0], Incident())
+        more = f" and {len(alerts) - 1} more" if len(alerts) > 1 else ""
+        subject = f"FAILED [{host()}] {settings.name}: {alerts[0]}{more}, {first.failures} runs in a row"
+        headline = (
+            f"FAILED: {', '.join(alerts[:10])}{' …' if len(alerts) > 10 else ''} failed in "
+            f"{first.failures} runs in a row. In all: {said}."
+        )
+    else:
+        subject = settings.subject or f"[{host()}] {settings.name}: {said}"
+        headline = f"{settings.name} logged {said}."
+    groups = gathered.ranked()
+    facts = [("Host", host()), ("Records", f"{gathered.total:,}")]
+    if groups:
+        facts += [
+            ("From", local_time(int(min(g.first for g in groups) * 1000))),
+            ("To", local_time(int(max(g.last for g in groups) * 1000))),
+        ]
+    sections = []
+    if alerts:
+        rows = [
+            ["Key", "Runs in a row", "Since"],
+            *(
+                [name, str(incidents[name].failures), local_time(incidents[name].since)]
+                for name in alerts[:50]
+                if name in incidents
+            ),
+        ]
+        sections.append(Section("Failing again and again", table=rows))
+    if groups:
+        rows = [["Level", "Count", "First", "Last", "Message"]]
+        rows += [
+            [
+                policy.level_name(g.level),
+                f"{g.count:,}",
+                _clock(g.first),
+                _clock(g.last),
+                g.sample.split("\n")[0],
+            ]
+            for g in groups[:30]
+        ]
+        sections.append(
+            Section(
+                "Kinds",
+                table=rows,
+                text=f"The {min(30, len(groups))} of {len(groups):,} kinds that matter most."
+                if len(groups) > 30
+                else "",
+            )
+        )
+    courses = [g for g in groups[:10] if len(g.course()) > 2]
+    if courses:
+        sections.append(
+            Section(
+                "Over time",
+                pre="\n".join(
+                    f"{sparkline(g.course(), 40):<40}  {g.count:>7,}  {one_line(g.sample, 28)}"
+                    for g in courses
+                ),
+            )
+        )
+    sections += [Section(f"Traceback: {one_line(g.sample, 50)}", pre=g.trace) for g in groups[:5] if g.trace]
+    sections.append(Section("Lines", pre=_lines(gathered)))
+    footer = [f"{settings.name} on {host()}", f"Why: {settings.rules.in_words()}"]
+    if held:
+        footer.append(
+            f"Held back since the last mail: {held} times this mail was due and would have been one too many "
+            f"({settings.rules.at_most} an hour)"
+        )
+    return Report("failed" if alerts else "digest", one_line(subject), headline, facts, sections, footer)
+
+
+def _clock(at: float) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(at))
+
+
+def _lines(gathered: policy.Gathered) -> str:
+    shown = list(gathered.head)
+    if gathered.omitted:
+        shown.append(f"(… {gathered.omitted:,} lines left out)")
+    return "\n".join(shown + gathered.tail)
+
+
+def _say_recovered(box: ReportDoor, settings: DigestSettings) -> None:
+    """One mail for each key that is well again, answering its alert; what is owed stands in the note until it
+    is queued.
+    """
+    for _ in range(policy.MAX_KEYS):
+        owed = state.read(box, "digest", settings.name).get("owed", [])
+        if not owed:
+            return
+
+        def decide(document: state.Document) -> state.Decision:
+            waiting = document.get("owed", [])
+            if not waiting:
+                return document, None
+            one = waiting[0]
+            standing = Incident.load(one)
+            to = settings.to or tuple(document.get("to", ())) or box.report_to
+            down = took((box.clock.now() - standing.since) / 1000)
+            report = Report(
+                "recovered",
+                one_line(f"Re: {standing.subject}"),
+                f"RECOVERED: {one['key']} is well again, after {standing.failures} failed runs in a row and "
+                f"{down}.",
+                [("Host", host()), ("Key", one["key"])],
+                footer=[f"{settings.name} on {host()}", "Why: its failures had been told"],
+            )
+            key = report_key(f"report:digest:{settings.name}:well:{one['key']}:{standing.since}")
+            thread = (root_id("digest", settings.name, "all"), standing.thread) if standing.thread else ()
+            mail = words(
+                report,
+                to=to,
+                kind="digests",
+                name=settings.name,
+                run=str(standing.since),
+                thread=thread,
+                templates=box.report_templates,
+                key=key,
+            )
+            return {**document, "owed": waiting[1:]}, mail if to else None
+
+        state.change(box, "digest", settings.name, decide)

@@ -1,0 +1,292 @@
+"""The two SQLite libraries behind one seam of four calls, and the rule that a process uses one of them per
+file.
+
+Why a rule: apsw and the standard library's sqlite3 each bring their own SQLite. POSIX drops all of a
+process's locks on a file when *any* descriptor of it is closed, so two libraries on one file in one process
+lose committed writes.
+Promises: `claim` refuses the second library with a sentence; errors of both become `StoreError`.
+Does not: begin or commit anything; `sqlite.SqliteStore` does.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from outmail.errors import ConfigError
+from outmail.store import Alone, Exclusive, Kind, Many, Numbers, StoreError, Verb
+
+Library = str  # "apsw" or "stdlib"
+
+_claims: dict[tuple[int, int], tuple[Library, int]] = {}
+_guard = threading.Lock()
+
+
+def _after_fork() -> None:
+    """A child has no connection of ours, and nobody who could release a lock held at the moment of the
+    fork.
+    """
+    global _guard
+    _guard = threading.Lock()
+    _claims.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _file(path: str) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
+
+
+def identity(path: str) -> tuple[int, int] | None:
+    """Which file has this name now, as `claim` says it; None for none."""
+    try:
+        return _file(path)
+    except OSError:
+        return None
+
+
+def claim(path: str, library: Library) -> tuple[int, int]:
+    """Note that this process opens the file by ``library``; answers which file it is. Raises ConfigError when
+    the other one has it open.
+    """
+    key = _file(path)
+    with _guard:
+        _claims[key] = (library, _holders(path, key, library, "") + 1)
+    return key
+
+
+def check(path: str, library: Library) -> None:
+    """Raises ConfigError when this process has the file open by the other library."""
+    key = _file(path)
+    with _guard:
+        _holders(path, key, library, library)
+
+
+def _holders(path: str, key: tuple[int, int], library: Library, keep: Library) -> int:
+    holder, count = _claims.get(key, (library, 0))
+    if holder != library:
+        raise ConfigError(
+            f"{path} is already open in this process through {_name(holder)}; {_name(library)} on the same "
+            f"file would lose commits",
+            hint=f"open it everywhere by one library: sqlite+{keep or holder}:{path}",
+        )
+    return count
+
+
+def release(key: tuple[int, int]) -> None:
+    """Take one claim back."""
+    with _guard:
+        holder, count = _claims.get(key, ("", 0))
+        if count <= 1:
+            _claims.pop(key, None)
+        else:
+            _claims[key] = (holder, count - 1)
+
+
+def _name(library: Library) -> str:
+    return "the sqlite3 module" if library == "stdlib" else "apsw"
+
+
+class Driver(Protocol):
+    """One connection."""
+
+    def execute(self, sql: str, params: Sequence[Any] = ()) -> list[Any]: ...
+    def many(self, sql: str, rows: Sequence[Sequence[Any]]) -> list[Any]: ...
+    def in_transaction(self) -> bool: ...
+    def close(self) -> None: ...
+
+
+def drive(driver: Driver, verb: Verb[Any]) -> Any:
+    """Run a verb to its end on a connection that is already in the right transaction."""
+    try:
+        request = next(verb)
+        while True:
+            if isinstance(request, tuple):
+                rows = driver.execute(*request)
+            elif isinstance(request, Many):
+                rows = driver.many(request.sql, request.rows)
+            elif isinstance(request, Alone):
+                rows = driver.execute(request.sql, request.params)
+            elif isinstance(request, Numbers):
+                rows = _numbers(driver, request)
+            else:
+                assert isinstance(request, Exclusive)  # the write lock is that already
+                rows = []
+            request = verb.send(rows)
+    except StopIteration as stop:
+        return stop.value
+    finally:
+        verb.close()
+
+
+#: The newest row of these is never purged, so that its number is never given again.
+_NUMBERED = {"message": "SELECT max(seq) FROM message", "attempt": "SELECT max(id) FROM attempt"}
+
+
+def _numbers(driver: Driver, request: Numbers) -> list[int]:
+    first = (driver.execute(_NUMBERED[request.table])[0][0] or 0) + 1
+    return list(range(first, first + request.count))
+
+
+#: A value that no database takes: half a surrogate pair, a number of more than 64 bits.
+_ODD = (UnicodeEncodeError, OverflowError)
+
+
+class Apsw:
+    """A connection by apsw, whose bundled SQLite is free of the WAL-reset bug."""
+
+    def __init__(self, path: str) -> None:
+        import apsw
+
+        self._apsw = apsw
+        try:
+            self._db = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE, statementcachesize=200)
+        except apsw.Error as problem:
+            raise self._trouble(problem) from None
+
+    def execute(self, sql: str, params: Sequence[Any] = ()) -> list[Any]:
+        try:
+            return self._db.execute(sql, params).fetchall()
+        except (self._apsw.Error, *_ODD) as problem:
+            raise self._trouble(problem) from None
+
+    def many(self, sql: str, rows: Sequence[Sequence[Any]]) -> list[Any]:
+        try:
+            return self._db.executemany(sql, rows).fetchall()
+        except (self._apsw.Error, *_ODD) as problem:
+            raise self._trouble(problem) from None
+
+    def on_commit(self, hook: Callable[[int], None]) -> None:
+        """``hook`` hears after each commit how many pages the write-ahead log has; SQLite moves none by
+        itself any more.
+        """
+
+        def committed(_db: Any, _name: str, pages: int) -> int:
+            hook(pages)
+            return 0
+
+        self._db.set_wal_hook(committed)
+
+    def checkpoint(self) -> None:
+        """Move what can be moved from the write-ahead log into the database; waits for nobody."""
+        try:
+            self._db.wal_checkpoint()
+        except self._apsw.Error as problem:
+            raise self._trouble(problem) from None
+
+    def in_transaction(self) -> bool:
+        return self._db.in_transaction
+
+    def close(self) -> None:
+        self._db.close()
+
+    def forsake(self) -> None:
+        """Close what a fork has brought along: file and log are left to the parent."""
+        self._db.config(self._apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        self._db.close(True)
+
+    def _trouble(self, problem: Exception) -> StoreError:
+        return trouble(getattr(problem, "extendedresult", 0) or getattr(problem, "result", 1), str(problem))
+
+
+class Stdlib:
+    """A connection by the standard library's sqlite3."""
+
+    def __init__(self, path: str) -> None:
+        import sqlite3
+
+        self._sqlite3 = sqlite3
+        try:
+            self._db = sqlite3.connect(
+                path, timeout=0, isolation_level=None, check_same_thread=False, cached_statements=200
+            )
+        except sqlite3.Error as problem:
+            raise self._trouble(problem) from None
+
+    def execute(self, sql: str, params: Sequence[Any] = ()) -> list[Any]:
+        try:
+            return self._db.execute(sql, params).fetchall()
+        except (self._sqlite3.Error, *_ODD) as problem:
+            raise self._trouble(problem) from None
+
+    def many(self, sql: str, rows: Sequence[Sequence[Any]]) -> list[Any]:
+        try:
+            if sql.lstrip()[:6].upper() != "SELECT" and "RETURNING" not in sql:
+                self._db.executemany(sql, rows)
+                return []
+            return [found for row in rows for found in self._db.execute(sql, row).fetchall()]
+        except (self._sqlite3.Error, *_ODD) as problem:
+            raise self._trouble(problem) from None
+
+    def in_transaction(self) -> bool:
+        return self._db.in_transaction
+
+    def close(self) -> None:
+        self._db.close()
+
+    def forsake(self) -> None:
+        """Close what a fork has brought along. Before Python 3.12 the parent's own lock keeps its log from
+        being deleted.
+        """
+        if sys.version_info >= (3, 12):
+            self._db.setconfig(self._sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, True)
+        self._db.close()
+
+    def _trouble(self, problem: Exception) -> StoreError:
+        return trouble(getattr(problem, "sqlite_errorcode", 1), str(problem))
+
+
+_KINDS: dict[int, Kind] = {
+    5: "busy",
+    6: "busy",
+    8: "readonly",
+    10: "io",
+    11: "corrupt",
+    13: "full",
+    14: "forbidden",
+    23: "forbidden",
+    26: "corrupt",
+}
+_ERRNO: dict[Kind, int] = {
+    "readonly": errno.EROFS,
+    "full": errno.ENOSPC,
+    "forbidden": errno.EACCES,
+    "io": errno.EIO,
+}
+
+
+def trouble(code: int, text: str) -> StoreError:
+    """A result code of SQLite (primary or extended) → StoreError."""
+    kind = _KINDS.get(code & 0xFF, "other")
+    text = text or f"SQLite's error {code}"
+    return StoreError(kind, text, _ERRNO.get(kind))
+
+
+DRIVERS: dict[Library, type[Apsw] | type[Stdlib]] = {"apsw": Apsw, "stdlib": Stdlib}
+
+
+def patient(action: Any, wait: float = 30.0) -> Any:
+    """Run it; while somebody else holds the lock try again, in short uneven pauses, for ``wait`` seconds."""
+    deadline = None
+    while True:
+        try:
+            return action()
+        except StoreError as problem:
+            if problem.kind != "busy" or not wait:
+                raise
+            now = time.monotonic()
+            deadline = deadline or now + wait
+            if now >= deadline:
+                raise StoreError(
+                    "busy", f"another program has held the write lock for {wait:.0f} s"
+                ) from None
+            time.sleep(random.uniform(0.0002, 0.003))

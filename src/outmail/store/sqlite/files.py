@@ -1,0 +1,82 @@
+"""The file of a SQLite store: making it, telling what it is, and what the system says of it.
+
+Promises: a new file is private from its first moment; one that is there is not opened to be looked at by
+`create`, because closing it would drop the locks of this process's other connections.
+Fails: `StoreError`. Does not: know what is in a queue.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from outmail.store import Kind, StoreError
+from outmail.store.sqlite import drivers
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def file_trouble(problem: OSError, path: str) -> StoreError:
+    """What the system said of a file of ours → StoreError."""
+    code = problem.errno
+    kind: Kind = (
+        "full"
+        if code in _FULL
+        else "readonly"
+        if code == errno.EROFS
+        else "io"
+        if code == errno.EIO
+        else "forbidden"
+    )
+    return StoreError(kind, f"{path} cannot be written: {problem.strerror or problem}", code)
+
+
+def create(path: str) -> None:
+    """Make the file private before SQLite sees it; a missing folder is said, not made.
+
+    One that is there is not opened: closing it would drop the locks that other connections of this process
+    hold on it.
+    """
+    try:
+        path.encode()
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        if not os.path.isfile(path):
+            raise StoreError(
+                "forbidden", f"{path} cannot be opened for writing: it is no file", errno.EISDIR
+            ) from None
+        if not os.access(path, os.R_OK | os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+            raise StoreError(
+                "forbidden", f"{path} cannot be opened for writing: permission denied", errno.EACCES
+            ) from None
+    except ValueError:
+        raise StoreError("other", f"SQLite takes no such file name: {path!r}") from None
+    except FileNotFoundError:
+        raise StoreError(
+            "forbidden", f"the folder of {path} does not exist: create it, or choose another store", 2
+        ) from None
+    except OSError as problem:
+        raise StoreError(
+            "forbidden", f"{path} cannot be opened for writing: {problem.strerror}", problem.errno
+        ) from None
+
+
+def is_store(path: str) -> bool:
+    """True when the file has the tables of a queue; it stays as it is."""
+    if not os.path.getsize(path):
+        return False
+    driver = drivers.Apsw(path)
+    try:
+        return bool(
+            drivers.patient(
+                lambda: driver.execute(
+                    "SELECT 1 FROM sqlite_master WHERE name = 'recipient' AND sql IS NOT NULL"
+                )
+            )
+        )
+    except StoreError as problem:
+        if problem.kind == "corrupt":
+            return False
+        raise
+    finally:
+        driver.close()

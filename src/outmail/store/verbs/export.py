@@ -1,0 +1,175 @@
+"""Messages as parcels: everything a store knows of one, to be taken into another store (`ops.move`).
+
+Promises: ids, keys, content, recipients with their states, attempts and events come along; the store's own
+numbers are given anew; what was being sent where it came from is uncertain. Taking in what is there already
+adds nothing.
+Does not: decide what is moved, or forget it where it was (`verbs.forget_messages`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from outmail import lifecycle
+from outmail.store import Exclusive, Many, Numbers, Verb
+from outmail.store.verbs.delivery import add_chunks, known_as
+from outmail.store.verbs.queue import content
+from outmail.store.verbs.rows import BODY, LONG, PIECE
+from outmail.store.verbs.upkeep import note_get, note_put
+
+MESSAGE = (
+    "id, sender, message_id, subject, size, sha256, needs, priority, accepted_at, expires_at, key, tag, dsn"
+)
+RECIPIENT = (
+    "n, address, destination, priority, state, due, expires_at, not_before, uncertain, losses, wish, "
+    "attempts, reason, attempt, finished_at"
+)
+ATTEMPT = "id, at, route, host, duration_ms, outcome, code, enhanced, text, recipients, transcript"
+EVENT = "at, event, n, state, uncertain, reason, attempts, attempt"
+EVENTS_OF = f"SELECT {EVENT} FROM event WHERE message = ? ORDER BY cursor"
+
+
+@dataclass(slots=True)
+class Parcel:
+    """One message with everything the store knows of it, as rows in the order of the column lists above."""
+
+    seq: int
+    message: tuple[Any, ...]
+    content: bytes | None
+    recipients: list[tuple[Any, ...]]
+    attempts: list[tuple[Any, ...]]
+    events: list[tuple[Any, ...]]
+
+    @property
+    def id(self) -> str:
+        return str(self.message[0])
+
+    @property
+    def destinations(self) -> set[str]:
+        return {str(row[2]) for row in self.recipients}
+
+
+def parcels(after: int, limit: int = 100, budget: int = 16 * 1024 * 1024) -> Verb[list[Parcel]]:
+    """The next messages behind a number, with all that belongs to them; at most ``budget`` bytes of content,
+    at least one message.
+    """
+    heads = yield (
+        f"SELECT seq, {MESSAGE} FROM message m WHERE seq > ? AND EXISTS (SELECT 1 FROM recipient r WHERE "
+        f"r.message = m.seq) ORDER BY seq LIMIT ?",
+        (after, limit),
+    )
+    found: list[Parcel] = []
+    for seq, *head in heads:
+        budget -= head[4]
+        if budget < 0 and found:
+            break
+        body = yield from content(seq)
+        recipients = yield f"SELECT {RECIPIENT} FROM recipient WHERE message = ? ORDER BY n", (seq,)
+        tries = yield f"SELECT {ATTEMPT} FROM attempt WHERE message = ? ORDER BY id", (seq,)
+        events = yield EVENTS_OF, (seq,)
+        found.append(
+            Parcel(
+                seq,
+                tuple(head),
+                body,
+                [tuple(row) for row in recipients],
+                [tuple(row) for row in tries],
+                [tuple(row) for row in events],
+            )
+        )
+    return found
+
+
+def take_in(found: Sequence[Parcel], now: int) -> Verb[int]:
+    """Store what `parcels` of another store gave. A known id adds nothing. What was being sent there may have
+    gone out: it is uncertain.
+    """
+    yield Exclusive([parcel.id for parcel in found])
+    fresh = []
+    for parcel in found:
+        if not (yield from known_as(parcel.id)):
+            fresh.append(parcel)
+    seqs = yield Numbers("message", len(fresh))
+    for seq, parcel in zip(seqs, fresh):
+        upload = yield from _take_in_content(seq, parcel, now)
+        yield (
+            f"INSERT INTO message (seq, upload, {MESSAGE}) VALUES ({_marks(2, MESSAGE)})",
+            (seq, upload, *parcel.message),
+        )
+        numbers = yield Numbers("attempt", len(parcel.attempts))
+        renamed = dict(zip((row[0] for row in parcel.attempts), numbers))
+        yield Many(
+            f"INSERT INTO attempt (message, {ATTEMPT}) VALUES ({_marks(1, ATTEMPT)})",
+            [(seq, renamed[row[0]], *row[1:]) for row in parcel.attempts],
+        )
+        rows = [
+            (seq, *_settled_down(row, now)[:13], renamed.get(row[13]), row[14]) for row in parcel.recipients
+        ]
+        yield Many(f"INSERT INTO recipient (message, {RECIPIENT}) VALUES ({_marks(1, RECIPIENT)})", rows)
+        yield Many(
+            f"INSERT INTO event (message, {EVENT}) VALUES ({_marks(1, EVENT)})",
+            [(seq, *row[:7], renamed.get(row[7])) for row in parcel.events],
+        )
+    if fresh:  # what is dated long before its number is old all the same
+        yield from note_put("imported", "newest", max(seqs))
+    return len(fresh)
+
+
+def _marks(more: int, columns: str) -> str:
+    return ", ".join("?" * (more + columns.count(",") + 1))
+
+
+def _settled_down(row: tuple[Any, ...], now: int) -> tuple[Any, ...]:
+    """A recipient of another store: nobody here is sending it."""
+    n, address, destination, priority, state, due, expires_at, not_before, uncertain, losses, _, *rest = row
+    if state == lifecycle.SENDING:
+        state, due, uncertain, losses = "queued", now, 1, max(1, losses)
+    if due is not None:
+        due = max(due, now)  # engines there may have looked further already
+    return (
+        n,
+        address,
+        destination,
+        priority,
+        state,
+        due,
+        expires_at,
+        not_before,
+        uncertain,
+        losses,
+        None,
+        *rest,
+    )
+
+
+def _take_in_content(seq: int, parcel: Parcel, now: int) -> Verb[str | None]:
+    """Returns the upload's name for long content."""
+    if parcel.content is None:
+        return None
+    if len(parcel.content) <= LONG:
+        yield BODY, (seq, parcel.content)
+        return None
+    pieces = [parcel.content[start : start + PIECE] for start in range(0, len(parcel.content), PIECE)]
+    upload = os.urandom(12).hex()
+    yield from add_chunks(upload, 0, pieces, now)
+    return upload
+
+
+def notes() -> Verb[list[tuple[str, str, Any]]]:
+    """All documents as (kind, key, value), but for what holds for the numbers of this store only."""
+    rows = yield (
+        "SELECT kind, key, value FROM note WHERE kind NOT IN ('retention', 'clock', 'doubt', 'imported') "
+        "ORDER BY kind, key",
+        (),
+    )
+    return [(kind, key, json.loads(value)) for kind, key, value in rows]
+
+
+def note(kind: str, key: str) -> Verb[Any]:
+    """One document, or None."""
+    found = yield from note_get(kind, key)
+    return found[0] if found else None

@@ -1,0 +1,287 @@
+"""The verbs of whoever looks after the queue: change what waits, find messages, read what became of them.
+
+Promises: a change is one page of at most `PAGE` recipients, and writes its event beside each; it changes only
+recipients whose state `lifecycle.sources` allows. What reads gives whole objects of `model`.
+Does not: begin, commit, or look at a clock (``now`` is passed in).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from outmail import lifecycle
+from outmail.model import PRIORITIES, Attempt, Event, Filter, RecipientStatus, Reply, Status
+from outmail.store import Many, Verb
+from outmail.store.filters import where
+from outmail.store.verbs.rows import EVENT, chunks, event_rows
+
+# -- changing ------------------------------------------------------------------------------------------------
+
+PAGE = 2000
+
+
+def _in(event: str) -> str:
+    return ", ".join(f"'{state}'" for state in lifecycle.sources(event) if state != lifecycle.SENDING)
+
+
+_CHANGES: dict[str, str] = {
+    "hold": "state = 'held', reason = 'operator', due = NULL",
+    "release": "state = 'queued', reason = '', due = CASE WHEN not_before > :now THEN not_before ELSE :now "
+    "END, losses = 0",
+    "cancel": "state = 'cancelled', reason = 'cancelled by operator', due = NULL, finished_at = :now",
+    "due": "due = :now, not_before = 0",
+    "suppress": "state = 'failed', reason = :reason, due = NULL, finished_at = :now",
+    "expired": "state = 'failed', reason = :reason, due = NULL, finished_at = :now",
+    "confirm": "state = 'delivered', reason = 'confirmed', due = NULL, finished_at = :now, losses = 0, wish "
+    "= NULL, owner = NULL, lease = NULL",
+    "requeue": "state = 'queued', reason = '', due = :now, losses = 0, attempts = 0, finished_at = NULL, "
+    "expires_at = :now"
+    " + (SELECT m.expires_at - m.accepted_at FROM message m WHERE m.seq = recipient.message)",
+}
+
+_WISHES = {
+    "hold": ("wish = 'hold'", "wish IS NULL"),
+    "cancel": ("wish = 'cancel'", "coalesce(wish, '') <> 'cancel'"),
+    "release": ("wish = NULL", "wish = 'hold'"),
+}
+_CONTENT_LEFT = (
+    " AND (EXISTS (SELECT 1 FROM body b WHERE b.seq = recipient.message)"
+    " OR EXISTS (SELECT 1 FROM message m JOIN chunk c ON c.upload = m.upload WHERE m.seq = "
+    "recipient.message))"
+)
+
+
+def change(
+    selection: Filter, event: str, now: int, reason: str = "", after: tuple[int, int] = (0, 0)
+) -> Verb[tuple[int, tuple[int, int] | None]]:
+    """One page of an operator's change; returns (recipients changed, where the next page begins or None)."""
+    condition, params = where(selection, now)
+    page = yield (
+        f"SELECT r.message, r.n FROM message m JOIN recipient r ON r.message = m.seq LEFT JOIN attempt a ON "
+        f"a.id = r.attempt AND a.message = r.message"
+        f" WHERE (r.message, r.n) > (?, ?) AND {condition} ORDER BY r.message, r.n LIMIT {PAGE}",
+        (*after, *params),
+    )
+    count = yield from apply(event, page, now, reason)
+    return count, (page[-1][0], page[-1][1]) if len(page) == PAGE else None
+
+
+def apply(event: str, rows: Sequence[tuple[int, int]], now: int, reason: str) -> Verb[int]:
+    origin = f"state IN ({_in(event)})" + (_CONTENT_LEFT if event == "requeue" else "")
+    if event == "confirm":
+        origin = f"state IN ({_in(event)}, 'sending') AND uncertain = 1"
+    returning = "RETURNING message, n, state, uncertain, reason, attempts"
+    # Named in _CHANGES for the reader; numbered here for executemany, which takes sequences.
+    sets = _CHANGES[event].replace(":now", "?1").replace(":reason", "?2")
+    changed = yield Many(
+        f"UPDATE recipient SET {sets} WHERE message = ?3 AND n = ?4 AND {origin} {returning}",
+        [(now, reason, m, n) for m, n in rows],
+    )
+    if event in _WISHES:
+        wish, unless = _WISHES[event]
+        changed += yield Many(
+            f"UPDATE recipient SET {wish} WHERE message = ? AND n = ? AND state = 'sending' AND {unless} "
+            f"{returning}",
+            rows,
+        )
+    yield Many(EVENT, event_rows(now, event, changed))
+    return len(changed)
+
+
+# -- reading -------------------------------------------------------------------------------------------------
+
+_STATUS = (
+    "SELECT seq, id, message_id, sender, subject, size, sha256, key, tag, priority, accepted_at, "
+    "expires_at FROM message WHERE seq = ?"
+)
+_STANDING = (
+    "SELECT r.message, r.n, r.address, r.state, r.uncertain, r.reason, r.attempts, r.due, r.destination, "
+    "a.code, a.enhanced, a.text"
+    " FROM recipient r LEFT JOIN attempt a ON a.id = r.attempt AND a.message = r.message WHERE r.message = ? "
+    "ORDER BY r.n"
+)
+
+
+def seq_of(id: str) -> Verb[int | None]:
+    """The store's number of a message, or None."""
+    rows = yield (
+        "SELECT seq FROM message WHERE id = ? AND EXISTS (SELECT 1 FROM recipient WHERE message = seq)",
+        (id,),
+    )
+    return rows[0][0] if rows else None
+
+
+def find(
+    selection: Filter, now: int, after: int = 0, limit: int = 500
+) -> Verb[tuple[list[Status], int | None]]:
+    """A page of messages that have a matching recipient, oldest first; and where the next page begins, or
+    None.
+    """
+    condition, params = where(selection, now)
+    rows = yield (
+        f"SELECT DISTINCT m.seq FROM message m JOIN recipient r ON r.message = m.seq LEFT JOIN attempt a ON "
+        f"a.id = r.attempt AND a.message = r.message"
+        f" WHERE m.seq > ? AND {condition} ORDER BY m.seq LIMIT ?",
+        (after, *params, limit),
+    )
+    seqs = [row[0] for row in rows]
+    return (yield from statuses(seqs)), seqs[-1] if len(seqs) == limit else None
+
+
+def statuses(seqs: Sequence[int]) -> Verb[list[Status]]:
+    """Messages with their recipients, by the store's numbers."""
+    keys = [(seq,) for seq in seqs]
+    rows = yield Many(_STATUS, keys)
+    standings = yield Many(_STANDING, keys)
+    people: dict[int, list[RecipientStatus]] = {}
+    for seq, n, address, state, uncertain, reason, attempts, due, route, code, enhanced, text in standings:
+        reply = Reply(code, text, enhanced) if code is not None else None
+        due = due if state == lifecycle.QUEUED else None
+        people.setdefault(seq, []).append(
+            RecipientStatus(n, address, state, bool(uncertain), reason, attempts, due, route, reply)
+        )
+    return [
+        Status(
+            id,
+            message_id,
+            sender,
+            subject,
+            size,
+            sha256.hex(),
+            key,
+            tag,
+            PRIORITIES[priority],
+            accepted,
+            expires,
+            tuple(people.get(seq, ())),
+        )
+        for seq, id, message_id, sender, subject, size, sha256, key, tag, priority, accepted, expires in rows
+    ]
+
+
+def content(seq: int) -> Verb[bytes | None]:
+    """The bytes of a message; None when retention has taken them."""
+    rows = yield (
+        "SELECT m.upload, b.content FROM message m LEFT JOIN body b ON b.seq = m.seq WHERE m.seq = ?",
+        (seq,),
+    )
+    if not rows:
+        return None
+    upload, body = rows[0]
+    if upload is None:
+        return body  # type: ignore[no-any-return]
+    return (yield from chunks(upload)) or None
+
+
+def attempts(seq: int) -> Verb[list[Attempt]]:
+    """Every try of a message, oldest first."""
+    rows = yield (
+        "SELECT at, recipients, route, host, duration_ms, outcome, code, enhanced, text, transcript FROM "
+        "attempt WHERE message = ? ORDER BY id",
+        (seq,),
+    )
+    return [
+        Attempt(
+            at,
+            tuple(json.loads(who)),
+            route,
+            host,
+            ms,
+            outcome,
+            Reply(code, text, enhanced),
+            _lines(transcript, code, enhanced, text),
+        )
+        for at, who, route, host, ms, outcome, code, enhanced, text, transcript in rows
+    ]
+
+
+def _lines(transcript: str | None, code: int, enhanced: str, text: str) -> tuple[Mapping[str, Any], ...]:
+    if transcript is None:
+        return ({"ms": 0, "dir": "S", "line": str(Reply(code, text, enhanced))},) if code else ()
+    return tuple(json.loads(transcript))
+
+
+def events_after(cursor: int, limit: int = 1000) -> Verb[list[Event]]:
+    """Facts in the order of commit, behind a cursor."""
+    rows = yield (
+        "SELECT e.cursor, e.at, e.event, m.id, e.n, r.address, e.state, e.uncertain, e.reason, e.attempts, "
+        "a.code, a.enhanced, a.text"
+        " FROM event e JOIN message m ON m.seq = e.message LEFT JOIN recipient r ON r.message = e.message "
+        "AND r.n = e.n"
+        " LEFT JOIN attempt a ON a.id = e.attempt AND a.message = e.message WHERE e.cursor > ? ORDER BY "
+        "e.cursor LIMIT ?",
+        (cursor, limit),
+    )
+    return [
+        Event(
+            c,
+            at,
+            event,
+            id,
+            n,
+            address,
+            state,
+            bool(mark),
+            reason,
+            tries,
+            Reply(code, text, enhanced) if code is not None else None,
+        )
+        for c, at, event, id, n, address, state, mark, reason, tries, code, enhanced, text in rows
+    ]
+
+
+def last_cursor() -> Verb[int]:
+    """The newest event's cursor."""
+    rows = yield "SELECT max(cursor) FROM event", ()
+    return rows[0][0] or 0
+
+
+def stats(now: int) -> Verb[dict[str, Any]]:
+    """The queue in numbers: live recipients by route and state, with the oldest; everything by state."""
+    routes = yield (
+        "SELECT r.destination, r.state, r.attempts > 0, count(*), min(m.accepted_at), count(CASE WHEN r.due "
+        "<= ? THEN 1 END), sum(r.uncertain)"
+        " FROM recipient r JOIN message m ON m.seq = r.message WHERE r.state IN ('queued', 'sending', "
+        "'held') GROUP BY 1, 2, 3 ORDER BY 1, 2, 3",
+        (now,),
+    )
+    totals = yield "SELECT state, count(*) FROM recipient GROUP BY state", ()
+    return {
+        "routes": [
+            {
+                "route": route,
+                "state": "deferred" if tried and state == "queued" else state,
+                "recipients": count,
+                "oldest_at": oldest,
+                "due": ready,
+                "uncertain": int(uncertain),
+            }
+            for route, state, tried, count, oldest, ready, uncertain in routes
+        ],
+        "states": dict(totals),
+    }
+
+
+def deeper(limit: int) -> Verb[bool]:
+    """True when more recipients than that wait; costs no more than counting so many."""
+    rows = yield (
+        "SELECT count(*) FROM (SELECT 1 FROM recipient WHERE state IN ('queued', 'held') LIMIT ?) w",
+        (limit + 1,),
+    )
+    return bool(rows[0][0] > limit)
+
+
+FIRST_DESTINATION = "SELECT min(destination) FROM recipient WHERE state = 'queued' AND losses = 0"
+NEXT_DESTINATION = f"{FIRST_DESTINATION} AND destination > ?"
+
+
+def destinations() -> Verb[list[str]]:
+    """The destinations that have queued mail: a loose index scan, one seek each, however much waits."""
+    found: list[str] = []
+    rows = yield FIRST_DESTINATION, ()
+    while rows[0][0] is not None:
+        found.append(rows[0][0])
+        rows = yield NEXT_DESTINATION, (found[-1],)
+    return found

@@ -1,0 +1,319 @@
+"""The verbs of upkeep: fail what is too old, repair what a clock that jumped left behind, remove what is past
+retention, and keep small documents (notes).
+
+Promises: each verb is short, or one page of bounded length. The newest message, event and attempt keep their
+numbers, so that a number is never given twice. A note is written only over the version that its writer read,
+where a version is given.
+Does not: decide when any of this happens, or look at a clock (``now`` is passed in).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from outmail.policy.age import JUMP, NO_MARK, Mark
+from outmail.store import Exclusive, Many, Verb
+from outmail.store.verbs.queue import PAGE, apply, destinations
+from outmail.store.verbs.rows import BLANK, GONE, LISTED, json_list
+
+# -- age -----------------------------------------------------------------------------------------------------
+
+
+def expire(
+    now: int, spared: tuple[int, int] = (0, 0), mark: Mark = NO_MARK, *, above: int = -1, after: int = -1
+) -> Verb[int]:
+    """Fail what waits and whose end has come, at most `PAGE`; returns how many.
+
+    Ends behind ``spared[0]`` and up to ``spared[1]`` are passed over, and those up to ``after``; so are
+    messages that are not numbered ``above``. What the ``mark`` says is younger than its dates gets the end of
+    its true life.
+    """
+    old: list[tuple[int, int]] = []
+    for begin, until in ((after, min(now, spared[0])), (max(after, spared[1]), now)):
+        if begin < until:
+            rows = yield _ENDED, (begin, until, above, PAGE - len(old))
+            young = [
+                (now + life - mark[1], message, n)
+                for message, n, life in rows
+                if message > mark[0] and life > mark[1]
+            ]
+            if young:  # they have come lately, but perhaps from another store
+                moved = yield from note_get("imported", "newest")
+                young = [row for row in young if row[1] > (moved[0] if moved else 0)]
+            yield Many("UPDATE recipient SET expires_at = ? WHERE message = ? AND n = ?", young)
+            spare = {(message, n) for _, message, n in young}
+            old += [(message, n) for message, n, _ in rows if (message, n) not in spare]
+    return (yield from apply("expired", old, now, "too old")) if old else 0
+
+
+_ENDED = (
+    "SELECT r.message, r.n, m.expires_at - m.accepted_at FROM recipient r JOIN message m ON m.seq = r.message"
+    " WHERE r.state IN ('queued', 'held') AND r.expires_at > ? AND r.expires_at <= ? AND r.message > ? LIMIT "
+    "?"
+)
+
+
+def newest() -> Verb[int]:
+    """The highest number of a message."""
+    rows = yield "SELECT max(seq) FROM message", ()
+    return rows[0][0] or 0
+
+
+_LIFE = "(SELECT m.expires_at - m.accepted_at FROM message m WHERE m.seq = recipient.message)"
+
+
+def rejuvenate(now: int, low: int, high: int, ago: int) -> Verb[int]:
+    """Messages numbered above ``low`` and up to ``high`` are not older than ``ago``: their end is not earlier
+    than that allows, whatever clock dated them.
+    """
+    rows = yield (
+        f"UPDATE recipient SET expires_at = ? + {_LIFE} WHERE message > ? AND message <= ? AND state IN "
+        f"('queued', 'held', 'sending')"
+        f" AND expires_at < ? + {_LIFE} RETURNING n",
+        (now - ago, low, high, now - ago - JUMP),
+    )
+    return len(rows)
+
+
+def shorten(now: int, life: int) -> Verb[int]:
+    """After a clock was set back: nobody has more time left than a whole life, ``life`` at the least."""
+    rows = yield (
+        f"UPDATE recipient SET expires_at = ? + {_LIFE} WHERE state IN ('queued', 'held') AND expires_at > ?"
+        f" AND expires_at > ? + {_LIFE} AND not_before <= ? RETURNING n",
+        (now, now + life, now, now),
+    )
+    return len(rows)
+
+
+def earlier(by: int, now: int, destination: str) -> Verb[int]:
+    """After a clock was set back by so much: what waits is due as long from now as it was, but not before its
+    time.
+    """
+    sooner = "CASE WHEN due - ? > not_before THEN due - ? WHEN not_before < due THEN not_before ELSE due END"
+    count = 0
+    for losses in ("losses = 0", "losses > 0"):
+        rows = yield Many(
+            f"UPDATE recipient SET due = {sooner} WHERE state = 'queued' AND {losses} AND destination = ? "
+            f"AND priority = ? AND due > ? RETURNING n",
+            [(by, by, destination, priority, now) for priority in range(3)],
+        )
+        count += len(rows)
+    return count
+
+
+def clamp(now: int, longest: int) -> Verb[int]:
+    """Nothing waits longer than the longest retry step, whatever a clock that jumped left behind."""
+    early = (
+        "due = CASE WHEN not_before > ? THEN not_before ELSE ? END WHERE state = 'queued' AND expires_at "
+        "> ? AND due > ? AND due > not_before"
+    )
+    count = 0
+    for destination in (yield from destinations()):
+        keys = [(now, now, now, now + longest, destination, priority) for priority in range(3)]
+        count += len(
+            (
+                yield Many(
+                    f"UPDATE recipient SET {early} AND losses = 0 AND destination = ? AND priority = ? "
+                    f"RETURNING n",
+                    keys,
+                )
+            )
+        )
+    count += len(
+        (yield f"UPDATE recipient SET {early} AND losses > 0 RETURNING n", (now, now, now, now + longest))
+    )
+    return count
+
+
+# -- retention -----------------------------------------------------------------------------------------------
+
+#: What retention removes, each at an age of its own.
+KINDS = ("bodies", "transcripts", "records")
+
+
+def purge(kind: str, before: int, after: int = 0, limit: int = 500) -> Verb[tuple[int, int, bool]]:
+    """One page of retention, of messages numbered above ``after`` whose last recipient was final before that
+    instant.
+
+    Returns the last number looked at, the one up to which nothing is left to be done, and whether older ones
+    may follow. The newest message, event and attempt stay, so that their numbers are never used again.
+    """
+    rows = yield (
+        "SELECT m.seq, m.upload, m.accepted_at, max(coalesce(r.finished_at, 4611686018427387904))"
+        " FROM (SELECT seq, upload, accepted_at FROM message WHERE seq > ? ORDER BY seq LIMIT ?) m JOIN "
+        "recipient r ON r.message = m.seq"
+        " GROUP BY m.seq, m.upload, m.accepted_at ORDER BY m.seq",
+        (after, limit),
+    )
+    old = [(seq, upload) for seq, upload, _, final in rows if final <= before]
+    if old:
+        yield from _REMOVING[kind](old)
+    young = next((seq for seq, _, _, final in rows if final > before), None)
+    last = rows[-1][0] if rows else after
+    return (
+        last,
+        last if young is None else young - 1,
+        len(rows) == limit and any(row[2] <= before for row in rows),
+    )
+
+
+def _remove_bodies(old: list[tuple[int, str | None]]) -> Verb[None]:
+    yield f"DELETE FROM body WHERE seq {LISTED}", (_numbers(old),)
+    yield Many("DELETE FROM chunk WHERE upload = ?", [(upload,) for _, upload in old if upload])
+
+
+def _remove_transcripts(old: list[tuple[int, str | None]]) -> Verb[None]:
+    yield (
+        f"UPDATE attempt SET transcript = NULL WHERE message {LISTED} AND message >= ? AND message <= ? AND "
+        f"transcript IS NOT NULL",
+        (_numbers(old), old[0][0], old[-1][0]),
+    )
+
+
+NEWEST = "SELECT (SELECT max(seq) FROM message), (SELECT max(id) FROM attempt)"
+
+
+def _numbers(old: Sequence[tuple[int, Any]]) -> str:
+    return json_list([row[0] for row in old])
+
+
+def _forget(old: Sequence[tuple[int, Any]]) -> Verb[None]:
+    """Remove whole records. Of the newest row of a numbered table the number stays, so that it is never given
+    again; nothing else of it.
+    """
+    newest = yield NEWEST, ()
+    seq, attempt = newest[0]
+    these, first, last = _numbers(old), old[0][0], old[-1][0]
+    yield (
+        f"DELETE FROM attempt WHERE message {LISTED} AND message >= ? AND message <= ? AND id <> ?",
+        (these, first, last, attempt or 0),
+    )
+    yield (
+        f"DELETE FROM recipient WHERE message {LISTED} AND message >= ? AND message <= ?",
+        (these, first, last),
+    )
+    yield f"DELETE FROM body WHERE seq {LISTED}", (these,)
+    yield (
+        f"DELETE FROM chunk WHERE upload IN (SELECT upload FROM message WHERE seq {LISTED} AND upload IS NOT "
+        f"NULL)",
+        (these,),
+    )
+    yield f"DELETE FROM message WHERE seq {LISTED} AND seq <> ?", (these, seq or 0)
+    if seq is not None:
+        # kept by an earlier one
+        yield "DELETE FROM message WHERE id >= ? AND id < ? AND seq < ?", (GONE, "gone/", seq)
+        if any(number == seq for number, _ in old):
+            yield BLANK, (f"{GONE}{seq}", seq)
+    yield (
+        "DELETE FROM event WHERE cursor < (SELECT max(cursor) FROM event) AND message <= ? AND NOT EXISTS "
+        "(SELECT 1 FROM recipient r WHERE r.message = event.message)",
+        (last,),
+    )
+
+
+_REMOVING: dict[str, Callable[[list[tuple[int, str | None]]], Verb[None]]] = {
+    "bodies": _remove_bodies,
+    "transcripts": _remove_transcripts,
+    "records": _forget,
+}
+
+
+def forget_messages(seqs: Sequence[int]) -> Verb[int]:
+    """Forget these finished messages now."""
+    if seqs:
+        yield from _forget([(seq, None) for seq in sorted(seqs)])
+    return len(seqs)
+
+
+# -- long content whose message never came -------------------------------------------------------------------
+
+#: Not correlated: however many pieces there are, messages are looked at once.
+_UNUSED = "NOT EXISTS (SELECT 1 FROM message m WHERE m.upload = ?)"
+
+
+def unused(upload: str) -> Verb[bool]:
+    """True when pieces of this name are there and no message has them."""
+    return bool((yield f"SELECT 1 FROM chunk WHERE upload = ? AND {_UNUSED} LIMIT 1", (upload, upload)))
+
+
+def drop_upload(upload: str) -> Verb[int]:
+    """Remove pieces whose message never came: their writer is gone. Returns how many."""
+    # a statement of its own: what a writer has committed meanwhile is seen by the next
+    yield Exclusive([upload])
+    return len((yield f"DELETE FROM chunk WHERE upload = ? AND {_UNUSED} RETURNING n", (upload, upload)))
+
+
+# -- notes ---------------------------------------------------------------------------------------------------
+
+
+def note_get(kind: str, key: str) -> Verb[tuple[Any, int] | None]:
+    """A small document and its version."""
+    rows = yield "SELECT value, version FROM note WHERE kind = ? AND key = ?", (kind, key)
+    return (json.loads(rows[0][0]), rows[0][1]) if rows else None
+
+
+def note_list(kind: str) -> Verb[dict[str, Any]]:
+    """All documents of a kind."""
+    rows = yield "SELECT key, value FROM note WHERE kind = ? ORDER BY key", (kind,)
+    return {key: json.loads(value) for key, value in rows}
+
+
+def note_put(kind: str, key: str, value: Any, version: int | None = None) -> Verb[bool]:
+    """Write a document; with ``version`` only if it is still that one (0: only if it is new). False =
+    somebody was faster.
+    """
+    text = json.dumps(value)
+    if version is None:
+        yield (
+            "INSERT INTO note (kind, key, value, version) VALUES (?,?,?,1) ON CONFLICT (kind, key)"
+            " DO UPDATE SET value = excluded.value, version = note.version + 1",
+            (kind, key, text),
+        )
+        return True
+    if version == 0:
+        sql = (
+            "INSERT INTO note (kind, key, value, version) VALUES (?,?,?,1) ON CONFLICT DO NOTHING "
+            "RETURNING version"
+        )
+        return bool((yield sql, (kind, key, text)))
+    sql = (
+        "UPDATE note SET value = ?, version = version + 1 WHERE kind = ? AND key = ? AND version = ? "
+        "RETURNING version"
+    )
+    return bool((yield sql, (text, kind, key, version)))
+
+
+def note_keys(kind: str) -> Verb[list[str]]:
+    """The keys of a kind, whatever the documents hold."""
+    rows = yield "SELECT key FROM note WHERE kind = ? ORDER BY key", (kind,)
+    return [key for (key,) in rows]
+
+
+def note_set_aside(kind: str, key: str) -> Verb[None]:
+    """A document that cannot be read, out of the way: under the kind ``<kind>.unreadable``, as it is."""
+    yield "DELETE FROM note WHERE kind = ? AND key = ?", (f"{kind}.unreadable", key)
+    yield "UPDATE note SET kind = ? WHERE kind = ? AND key = ?", (f"{kind}.unreadable", kind, key)
+
+
+def note_drop(kind: str, key: str) -> Verb[None]:
+    """Remove a document."""
+    yield "DELETE FROM note WHERE kind = ? AND key = ?", (kind, key)
+
+
+# -- checks --------------------------------------------------------------------------------------------------
+
+#: What must not be found, as (statement that counts it, what it is).
+CHECKS = (
+    (
+        "SELECT count(*) FROM recipient r WHERE NOT EXISTS (SELECT 1 FROM message m WHERE m.seq = r.message)",
+        "recipients without a message",
+    ),
+    (
+        "SELECT count(*) FROM message m WHERE EXISTS (SELECT 1 FROM recipient r WHERE r.message = m.seq AND "
+        "r.state IN ('queued', 'sending'))"
+        " AND m.upload IS NULL AND NOT EXISTS (SELECT 1 FROM body b WHERE b.seq = m.seq)",
+        "waiting messages without content",
+    ),
+)

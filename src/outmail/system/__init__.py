@@ -1,0 +1,1 @@
+"""What the operating system offers: threads, locks on files, crash points, who may have written a file."""

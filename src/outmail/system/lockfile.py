@@ -1,0 +1,142 @@
+"""A file whose lock says that somebody lives: the kernel lets go when the process dies, however it dies.
+
+Engines, runs and spools of log records are known to be alive or dead by it.
+Promises: a file has its name only when it is locked; it is held by this process only (a forked child closes
+its copy); where ``fcntl`` does not exist files are made without a lock, and nothing is ever found dead.
+Fails: OSError. Does not: import anything that takes time (`outmail watch` uses it), or survive network file
+systems.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+
+_open: weakref.WeakSet[LockFile] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for held in list(_open):
+        held.abandon()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+class LockFile:
+    """``path``, made as ``temporary`` and renamed once it is locked and holds ``content``. ``fd`` is -1 when
+    it is no longer ours.
+    """
+
+    def __init__(self, temporary: str, path: str, content: bytes = b"", flags: int = 0) -> None:
+        self.path = path
+        self.fd = _locked(temporary, flags)
+        try:
+            if content:
+                os.write(self.fd, content)
+            os.rename(temporary, path)
+        except OSError:
+            os.close(self.fd)
+            raise
+        _open.add(self)
+
+    def end(self) -> None:
+        """What the file stood for is over and on record."""
+        if self.fd >= 0:
+            try:
+                os.unlink(self.path)
+            except FileNotFoundError:
+                pass
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Let go of the descriptor, and leave the file to whoever finds it."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+        _open.discard(self)
+
+
+def clock_id() -> str:
+    """What tells one clock since the machine's start from another: the boot, and where containers have clocks
+    of their own, whose.
+    """
+    try:
+        return f"{boot_id()} {os.readlink('/proc/self/ns/time')}"
+    except OSError:
+        return boot_id()
+
+
+def sync_folder(folder: str | os.PathLike[str]) -> None:
+    """Names made or changed in it are on disk when this returns."""
+    fd = os.open(folder or ".", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def can_lock() -> bool:
+    """True where the system has ``flock``."""
+    try:
+        import fcntl  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def try_lock(fd: int) -> bool:
+    """Take the lock if nobody holds it."""
+    if not can_lock():
+        return False
+    import fcntl
+
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def same_file(path: str, fd: int) -> bool:
+    """True when the name still means this open file."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return False
+    return (found.st_dev, found.st_ino) == (os.fstat(fd).st_dev, os.fstat(fd).st_ino)
+
+
+def boot_id() -> str:
+    """What tells one boot of the machine from the next; "" where the system does not say."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def started_at(pid: int) -> str:
+    """When a process began, in the kernel's ticks: tells it from a later one of the same number.
+
+    "" = it is gone, or the system does not say.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            state, *rest = file.read().rpartition(b")")[2].split()
+    except (OSError, ValueError):
+        return ""
+    return "" if state in b"ZX" else rest[18].decode()
+
+
+def _locked(temporary: str, flags: int) -> int:
+    """A new file that is locked. Whoever tidies up may catch it between its making and its locking: then once
+    more.
+    """
+    for _ in range(1000):
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | flags, 0o600)
+        if not can_lock() or (try_lock(fd) and same_file(temporary, fd)):
+            return fd
+        os.close(fd)
+    raise OSError(f"{temporary} is locked or removed again and again by others")

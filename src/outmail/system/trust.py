@@ -1,0 +1,232 @@
+"""Files that outmail believes: configuration, passwords, users, templates. Who may have written them, and who
+may read them?
+
+Why: a configuration names programs to run and servers that get passwords. One that lies in the folder where
+somebody happens to be was perhaps put there by somebody else: think of root in a user's folder, or of anybody
+in /tmp. Rule: what counts is written by this user and root alone. A file's owner is one of the two, and
+nobody else may write it; the folder of a file that was found, not named, belongs to one of the two, and
+nobody else may write there, unless it is sticky (/tmp), where others cannot replace a file of ours. A group
+counts as nobody else when it is this user's private one: their own, with their name, and nobody else's.
+Promises: what is judged is the open file (fstat), not its name, so nothing can be exchanged between look and
+use; of a symbolic link the target counts, the folders of both, and in a sticky folder the link's own owner; a
+file that was found is not read before it is believed, and a FIFO holds nobody up; what is there and cannot be
+seen or read is an error, never passed over. Where there are no owners as on Unix (Windows) everything is
+believed.
+Fails: OSError for what cannot be opened. Does not: refuse anything; the caller decides what a doubt means.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Mapping
+from typing import NamedTuple
+
+_OWNERS = hasattr(os, "geteuid")
+
+#: Where the users of this machine stand, and how much of it is read.
+PASSWD = "/etc/passwd"
+_PASSWD_BYTES = 1 << 20
+#: Folders in which only root writes, on every system.
+_SYSTEM = ("/etc/", "/usr/")
+
+
+class Document(NamedTuple):
+    """A file's bytes. ``doubt``: why others may have written them, as a clause; "" when only this user and
+    root may have.
+    """
+
+    path: str
+    content: bytes = b""
+    doubt: str = ""
+    #: It was looked for, not named.
+    found: bool = False
+
+
+def read(path: str) -> Document:
+    """A file that was named: its folder does not matter."""
+    with open(path, "rb") as file:
+        return Document(path, file.read(), _doubt(os.fstat(file.fileno()), "it", path))
+
+
+def read_found(path: str) -> Document:
+    """A file that was looked for: where there is a doubt, nothing of it is read."""
+    if not _OWNERS:
+        return Document(path, read(path).content, found=True)
+    try:
+        return _found(path, os.path.realpath(path))
+    except OSError as problem:
+        raise OSError(problem.errno, problem.strerror, path) from None
+
+
+def _found(path: str, target: str) -> Document:
+    folder = os.open(
+        os.path.dirname(target), getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
+    )
+    try:
+        fd = os.open(
+            os.path.basename(target),
+            os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC,
+            dir_fd=folder,
+        )
+        with open(fd, "rb") as file:
+            status = os.fstat(fd)
+            doubt = _doubt(status, "it", target) if stat.S_ISREG(status.st_mode) else "it is no regular file"
+            doubt = (
+                doubt
+                or _doubt(os.fstat(folder), "its folder", target)
+                or _doubt_of_name(os.path.abspath(path))
+            )
+            return Document(path, b"" if doubt else file.read(), doubt, found=True)
+    finally:
+        os.close(folder)
+
+
+def _doubt_of_name(path: str) -> str:
+    """Why others may have said what the name stands for: in a sticky folder everybody may make a link, only
+    not replace ours.
+    """
+    folder = os.stat(os.path.dirname(path))
+    doubt = _doubt(folder, "its folder", path)
+    link = os.lstat(path)
+    if not doubt and folder.st_mode & stat.S_ISVTX and stat.S_ISLNK(link.st_mode):
+        doubt = _doubt_of_owner(link.st_uid, "the link", path)
+    return doubt
+
+
+def configuration(named: str, env: Mapping[str, str]) -> Document | None:
+    """The configuration's file: the one named, or the first one found; None when there is none. Raises
+    OSError.
+    """
+    named = named or env.get("OUTMAIL_CONFIG", "")
+    if named:
+        return read(named)
+    user = env.get("XDG_CONFIG_HOME") or os.path.join(env.get("HOME") or os.path.expanduser("~"), ".config")
+    for path in ("outmail.toml", os.path.join(user, "outmail", "config.toml"), "/etc/outmail/config.toml"):
+        if _is_there(path):
+            return read_found(path)
+    return None
+
+
+def _is_there(path: str) -> bool:
+    """False only for what is certainly not there: what cannot be seen may be a configuration that holds mail
+    back.
+    """
+    try:
+        os.lstat(path)
+    except OSError as problem:
+        if problem.errno in (errno.ENOENT, errno.ENOTDIR):
+            return False
+        raise
+    return True
+
+
+def readable_by_all(path: str) -> bool:
+    """True for a file that every user of this machine may read, as far as its own mode says."""
+    try:
+        return _OWNERS and bool(os.stat(path).st_mode & stat.S_IROTH)
+    except OSError:
+        return False  # whoever reads it says so
+
+
+def warn_if_open(path: str, what: str) -> None:
+    """A secret that everybody on the machine may read is worth a sentence, not a refusal."""
+    if readable_by_all(path):
+        import logging  # not above: `outmail watch` uses this module, and must start quickly
+
+        logging.getLogger("outmail").warning(
+            "%s %s can be read by every user of this machine: chmod o= %s", what, path, path
+        )
+
+
+def _doubt(status: os.stat_result, what: str, path: str) -> str:
+    """Why somebody else may write there, as a clause about ``what``."""
+    if not _OWNERS:
+        return ""
+    if doubt := _doubt_of_owner(status.st_uid, what, path):
+        return doubt
+    if stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX:
+        return ""
+    if status.st_mode & stat.S_IWOTH:
+        return f"everybody may write {what}"
+    if status.st_mode & stat.S_IWGRP and not _private(status):
+        return f"{what} may be written by the group {_group(status.st_gid)}"
+    return ""
+
+
+def _doubt_of_owner(uid: int, what: str, path: str) -> str:
+    if uid in (os.geteuid(), 0) or _unseen_root(uid, path):
+        return ""
+    return f"{what} belongs to {_user(uid)}, not to {_user(os.geteuid())}" + (
+        " or root" if os.geteuid() else ""
+    )
+
+
+def _unseen_root(uid: int, path: str) -> bool:
+    """In a user namespace without root its files seem to be the overflow user's, and so do those of every
+    stranger: only where root alone writes it is root.
+    """
+    if not os.path.abspath(path).startswith(_SYSTEM):
+        return False
+    try:
+        with open("/proc/sys/kernel/overflowuid") as overflow, open("/proc/self/uid_map") as mapped:
+            return uid == int(overflow.read()) and not any(int(line.split()[0]) == 0 for line in mapped)
+    except (OSError, ValueError, IndexError):
+        return False
+
+
+def _private(status: os.stat_result) -> bool:
+    """True where the group is this user's own, with their name, and nobody else's; in a container it may have
+    no entry at all.
+    """
+    import grp
+    import pwd
+
+    uid, gid = os.geteuid(), status.st_gid
+    try:
+        group = grp.getgrgid(gid)
+    except KeyError:
+        return status.st_uid == uid and gid == os.getegid()
+    try:
+        user = pwd.getpwuid(uid)
+    except KeyError:
+        return False
+    return (
+        user.pw_gid == gid
+        and group.gr_name == user.pw_name
+        and {user.pw_name}.issuperset(group.gr_mem)
+        and not _others_with(gid, user.pw_name)
+    )
+
+
+def _others_with(gid: int, name: str) -> bool:
+    """True when another user of this machine has that group as theirs. Users that a directory holds are not
+    asked for: there may be many.
+    """
+    try:
+        with open(PASSWD, "rb") as file:
+            entries = [line.split(b":") for line in file.read(_PASSWD_BYTES).splitlines()]
+    except OSError:
+        return False
+    return any(
+        len(entry) > 3 and entry[3] == b"%d" % gid and entry[0] != os.fsencode(name) for entry in entries
+    )
+
+
+def _user(uid: int) -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
+
+
+def _group(gid: int) -> str:
+    import grp
+
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)

@@ -1,0 +1,127 @@
+"""Group commit for a loop: each verb has its answer once, in order, and one batch is under way at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from outmail.store import StoreError
+from outmail.store.commit_loop import Committer
+
+
+class Store:
+    """Its verbs are texts; each commit waits until it is let go, on the writer's thread."""
+
+    blocking = False
+
+    def __init__(self) -> None:
+        self.begun: list[list[Any]] = []
+        self.go = threading.Event()
+        self.go.set()
+        self.at_once: Exception | None = None
+        self.later: Exception | None = None
+
+    def begin(self, verbs: Sequence[Any]) -> Callable[[], list[Any]]:
+        self.begun.append(list(verbs))
+        if self.at_once is not None:
+            raise self.at_once
+
+        def rest() -> list[Any]:
+            assert self.go.wait(20)
+            if self.later is not None:
+                raise self.later
+            return [StoreError("other", verb) if verb == "bad" else verb for verb in verbs]
+
+        return rest
+
+
+def play(script: Callable[[Committer, Store, list[Any]], Any]) -> tuple[list[Any], list[list[Any]]]:
+    """Run a script until all is answered → (answers in the order in which they came, batches)."""
+
+    async def main() -> tuple[list[Any], list[list[Any]]]:
+        store, heard = Store(), list[Any]()
+        commits = Committer(store, asyncio.get_running_loop())
+        try:
+            await script(commits, store, heard)
+            async with asyncio.timeout(20):
+                while not commits.idle:
+                    await asyncio.sleep(0.001)
+        finally:
+            commits.close()
+        return heard, store.begun
+
+    return asyncio.run(main())
+
+
+def test_what_is_asked_in_one_turn_is_one_transaction() -> None:
+    async def script(commits: Committer, store: Store, heard: list[Any]) -> None:
+        commits.contributor(lambda: commits.ask("c", heard.append) if not heard else None)
+        commits.ask("a", heard.append)
+        commits.ask("b", heard.append)
+        commits.soon()
+
+    assert play(script) == (["a", "b", "c"], [["a", "b", "c"]])
+
+
+def test_one_batch_is_under_way_at_a_time_and_what_comes_meanwhile_is_the_next() -> None:
+    async def script(commits: Committer, store: Store, heard: list[Any]) -> None:
+        store.go.clear()
+        for verb in "abc":
+            commits.ask(verb, heard.append)
+            commits.flush()
+        assert store.begun == [["a"]] and not heard and not commits.idle
+        store.go.set()
+
+    assert play(script) == (["a", "b", "c"], [["a"], ["b", "c"]])
+
+
+def test_one_verbs_exception_stands_in_its_own_place() -> None:
+    async def script(commits: Committer, store: Store, heard: list[Any]) -> None:
+        for verb in ("a", "bad", "c"):
+            commits.ask(verb, heard.append)
+        commits.flush()
+
+    (first, second, third), _ = play(script)
+    assert (first, third) == ("a", "c") and isinstance(second, StoreError)
+
+
+def test_a_commit_that_fails_is_told_to_each_once_and_the_next_one_goes_on() -> None:
+    async def script(commits: Committer, store: Store, heard: list[Any]) -> None:
+        for place in ("at_once", "later"):
+            setattr(store, place, StoreError("io", place))
+            commits.ask("a", heard.append)
+            commits.ask("b", heard.append)
+            commits.flush()
+            while not commits.idle:
+                await asyncio.sleep(0.001)
+            setattr(store, place, None)
+        commits.ask("c", heard.append)
+        commits.flush()
+
+    heard, begun = play(script)
+    assert [str(one) for one in heard] == ["at_once", "at_once", "later", "later", "c"]
+    assert begun == [["a", "b"], ["a", "b"], ["c"]]
+
+
+def test_an_answer_that_its_taker_stumbles_over_does_not_keep_the_others_from_theirs() -> None:
+    async def script(commits: Committer, store: Store, heard: list[Any]) -> None:
+        def stumble(answer: Any) -> None:
+            raise RuntimeError
+
+        commits.ask("a", stumble)
+        commits.ask("b", heard.append)
+        commits.flush()
+
+    assert play(script)[0] == ["b"]
+
+
+def test_a_blocking_call_keeps_its_place_between_commits() -> None:
+    async def script(commits: Committer, store: Store, heard: list[Any]) -> None:
+        commits.call(lambda: "called", heard.append)
+        commits.ask("a", heard.append)
+        commits.flush()
+        assert not store.begun
+
+    assert play(script) == (["called", "a"], [["a"]])
