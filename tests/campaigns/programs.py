@@ -172,6 +172,7 @@ def main() -> int:
 
 def rounds(server: pgserver.PgServer | None, seed: int, end: float) -> int:
     """Exit status."""
+    print(f"seeds from {seed}", flush=True)
     receipts = done = 0
     while time.monotonic() < end:
         url = server.create(f"round{seed}") if server else ("sqlite:", "sqlite+stdlib:")[seed % 2]
