@@ -393,7 +393,7 @@ def test_whose_line_ends_are_mended(
         writer.close()
         return lines[-2][:9]
 
-    monkeypatch.setattr(intake.Relay, "mail", lambda self, session, sender: None)
+    monkeypatch.setattr(intake.RelayPolicy, "mail", lambda self, session, sender: None)
 
     async def scene(_: int, first: Any) -> None:
         for normalise, address, wanted in (

@@ -292,5 +292,5 @@ class PostgresSource:
         try:
             return list(self._connection.open().execute(sql, params, binary=True).fetchall())
         except psycopg().Error as problem:
-            self._connection.settle_down()
+            self._connection.drop()
             raise missing_table(trouble(problem), self.name) from None

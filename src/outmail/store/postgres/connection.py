@@ -111,20 +111,15 @@ class Connection:
         return self._db
 
     def drop(self) -> None:
-        """Close it; the next call makes another."""
+        """Close it; the next call makes another.
+
+        Also after any error of the server's: it passes over what was sent behind the statement that failed,
+        and psycopg takes for prepared what it was about to prepare there.
+        """
         if self._db is not None:
             with contextlib.suppress(Exception):
                 self._db.close()
         self._db = None
-
-    def settle_down(self) -> None:
-        """After an error: out of the transaction, or away with it."""
-        library = psycopg()
-        try:
-            if self._db is not None and self._db.info.transaction_status != library.pq.TransactionStatus.IDLE:
-                self._db.execute("ROLLBACK")
-        except library.Error:
-            self.drop()
 
 
 @cache
@@ -168,9 +163,9 @@ def _single(db: Any, verb: Verb[Any]) -> Any:
         with db.transaction():
             return drive(db, verb, request)
     with db.pipeline():
-        db.execute("BEGIN")
+        db.execute("BEGIN", prepare=False)
         answer = drive(db, verb, request)
-        db.execute("COMMIT")
+        db.execute("COMMIT", prepare=False)
     return answer
 
 
@@ -256,6 +251,8 @@ class SharedConnection(GroupCommit):
         self.url = url
         self.connection = Connection(conninfo, prepare=prepare)
         self._closed = False
+        #: A verb among several failed: what is prepared is in doubt from then on.
+        self._in_doubt = False
 
     def _check_fork(self) -> None:
         """The store does, and makes new lanes in a child."""
@@ -283,25 +280,29 @@ class SharedConnection(GroupCommit):
             raise StoreError("closed", f"{self.url} is closed")
         library = psycopg()
         db = self.connection.open()
+        self._in_doubt = False
         try:
-            return [_single(db, verbs[0])] if len(verbs) == 1 else self._several(db, verbs)
+            answers = [_single(db, verbs[0])] if len(verbs) == 1 else self._several(db, verbs)
         except library.Error as problem:
             found = trouble(problem)
             if found.kind == "io":
                 found = StoreError(
                     "io", f"the connection was lost; what was asked may have happened: {found}"
                 )
-            self.connection.settle_down()
+            self.connection.drop()
             raise found from None
         except BaseException:
-            self.connection.settle_down()
+            self.connection.drop()
             raise
+        if self._in_doubt:
+            self.connection.drop()
+        return answers
 
     def _several(self, db: Any, verbs: Sequence[Verb[Any]]) -> list[Any]:
         with db.pipeline() as pipeline:
-            db.execute("BEGIN")
+            db.execute("BEGIN", prepare=False)
             answers = [self._guarded(db, pipeline, verb) for verb in verbs]
-            db.execute("COMMIT")
+            db.execute("COMMIT", prepare=False)
         return answers
 
     def _guarded(self, db: Any, pipeline: Any, verb: Verb[Any]) -> Any:
@@ -309,18 +310,20 @@ class SharedConnection(GroupCommit):
         trouble.
         """
         library = psycopg()
-        db.execute("SAVEPOINT verb")
+        db.execute("SAVEPOINT verb", prepare=False)
         try:
             answer = drive(db, verb)
             pipeline.sync()
         except Exception as problem:
             if isinstance(problem, library.Error):
-                problem = trouble(problem)
-            with contextlib.suppress(library.Error):
+                problem, self._in_doubt = trouble(problem), True
+            try:
                 pipeline.sync()
+            except library.Error:
+                self._in_doubt = True
             if db.broken or (isinstance(problem, StoreError) and problem.kind not in ("other", "conflict")):
                 raise problem from None
-            db.execute("ROLLBACK TO verb")
+            db.execute("ROLLBACK TO verb", prepare=False)
             answer = problem
-        db.execute("RELEASE verb")
+        db.execute("RELEASE verb", prepare=False)
         return answer

@@ -214,10 +214,10 @@ class PostgresStore:
                 db.execute("COMMIT")
                 return answer  # type: ignore[no-any-return]
             except library.Error as problem:
-                self._reader.settle_down()
+                self._reader.drop()
                 raise trouble(problem) from None
             except BaseException:
-                self._reader.settle_down()
+                self._reader.drop()
                 raise
 
     def changed(self) -> bool:
