@@ -149,7 +149,7 @@ class Config:
             if name in self.secrets and relay.user and not relay.password
         ]
         for relay in filled:
-            known.add_login(relay.user, relay.password)
+            known.add_login(relay.user, relay.password, lasting=True)
         return routes.with_relays(filled)
 
     def as_dict(self) -> dict[str, Any]:
@@ -279,11 +279,11 @@ def _build(data: dict[str, Any], source: str, env: Mapping[str, str]) -> Config:
         hostname=data.get("hostname") or socket.gethostname() or "localhost",
         source=source,
     )
-    known.add(env.get("OUTMAIL_PASSWORD", ""))
+    known.add(env.get("OUTMAIL_PASSWORD", ""), lasting=True)
     for relay in relays.values():
-        known.add_login(relay.user, relay.password)
+        known.add_login(relay.user, relay.password, lasting=True)
     for url in config.outboxes:
-        known.add_url(url)
+        known.add_url(url, lasting=True)
     if "message_size" in limits:
         size = limits["message_size"]
         config = replace(config, message_size=size if isinstance(size, int) else parse_size(size))

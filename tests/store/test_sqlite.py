@@ -11,12 +11,14 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from outmail.errors import ConfigError
 from outmail.model import Filter
 from outmail.store import StoreError
+from outmail.store.sqlite import drivers
 from outmail.store.sqlite.store import SqliteStore
 from outmail.testing.conformance import NOW, add, lease, message, settle
 
@@ -220,3 +222,31 @@ def test_a_store_costs_no_import_that_only_reads_its_schema(tmp_path: Path) -> N
         "sys.exit('importlib.resources' in sys.modules or 'tempfile' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("where", ["begun", "worked"])
+def test_ctrl_c_in_the_middle_of_a_commit_leaves_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """An open transaction kept every other program from writing, and this one too, until it ended."""
+    one, other = SqliteStore(str(tmp_path / "q.db")), SqliteStore(str(tmp_path / "q.db"))
+    patient = drivers.patient
+
+    def begun(action: Any, wait: float = 30.0) -> None:
+        patient(action, wait)
+        raise KeyboardInterrupt
+
+    def worked() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as m:
+        m.setattr(drivers, "patient", begun) if where == "begun" else m.setattr(one, "_commit", worked)
+        with pytest.raises(KeyboardInterrupt):
+            add(one, message())
+    assert not one._writer.in_transaction()
+    add(other, message())
+    one._writer.execute("BEGIN IMMEDIATE")  # as left behind by Ctrl-C in a place that no handler covers
+    add(one, message())
+    assert len(one.read(one.verbs.find(Filter(), NOW))[0]) == 2
+    one.close()
+    other.close()

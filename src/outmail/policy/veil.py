@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
+from collections import OrderedDict
+from contextlib import suppress
 from json import dumps
 from urllib.parse import quote, urlsplit
 
@@ -21,43 +23,53 @@ class Veil:
     """Literal secrets, masked wherever they stand, also in base64, in URLs and in JSON.
 
     A short one is masked only as a word of its own: a password ``mail`` may not black out every address.
-    The newest `MOST` forms are kept: a program that goes through many passwords does not grow by them.
+    At most `MOST` forms are kept, so that a program which goes through many passwords does not grow by them.
+    The oldest one goes first; ``lasting`` ones, the configuration's, go last.
+    Threads may add and mask at the same time: each step on the dictionary is one operation of its own.
     """
 
     def __init__(self, *secrets: str) -> None:
         #: form → the same in bytes; the oldest first.
-        self._forms: dict[str, bytes] = {}
+        self._forms: OrderedDict[str, bytes] = OrderedDict()
+        self._lasting: set[str] = set()
         self.add(*secrets)
 
-    def add(self, *secrets: str) -> None:
+    def add(self, *secrets: str, lasting: bool = False) -> None:
         """Mask these from now on."""
-        self._add({form for secret in secrets if secret for form in _forms(secret)})
+        self._add({form for secret in secrets if secret for form in _forms(secret)}, lasting)
 
     def add_said(self, response: bytes) -> None:
         """Mask what was said in a dialogue, as it was said."""
         self._add({response.decode("utf-8", "surrogateescape")} if response else set())
 
-    def _add(self, forms: set[str]) -> None:
-        kept = {form: needle for form, needle in self._forms.items() if form not in forms}
-        kept |= {form: form.encode("utf-8", "surrogateescape") for form in forms}
-        for oldest in list(kept)[: len(kept) - MOST] if len(kept) > MOST else ():
-            del kept[oldest]
-        self._forms = kept  # another thread may be reading the old one
+    def _add(self, forms: set[str], lasting: bool = False) -> None:
+        if lasting:
+            self._lasting |= forms
+        for form in forms:
+            self._forms[form] = form.encode("utf-8", "surrogateescape")
+            with suppress(KeyError):  # another thread's were more
+                self._forms.move_to_end(form)
+        while len(self._forms) > MOST:
+            kept = list(self._forms)
+            oldest = next((form for form in kept if form not in self._lasting), kept[0])
+            self._forms.pop(oldest, None)
+            self._lasting.discard(oldest)
 
-    def add_login(self, user: str, password: str) -> None:
+    def add_login(self, user: str, password: str, *, lasting: bool = False) -> None:
         """A password, and the way AUTH PLAIN says it with its user."""
         if password:
-            self._add({*_forms(password), _base64(f"\0{user}\0{password}"), _base64(f"{user}:{password}")})
+            said = {_base64(f"\0{user}\0{password}"), _base64(f"{user}:{password}")}
+            self._add(_forms(password) | said, lasting)
 
-    def add_url(self, url: str) -> None:
+    def add_url(self, url: str, *, lasting: bool = False) -> None:
         """The password of a URL, if it has one."""
         try:
-            self.add(urlsplit(url).password or "")
+            self.add(urlsplit(url).password or "", lasting=lasting)
         except ValueError:
             pass  # no URL, so it holds nothing that would be used as one
 
     def over(self, text: str) -> str:
-        found = [form for form in self._forms if form in text]
+        found = [form for form in list(self._forms) if form in text]
         if not found:
             return text
         found.sort(key=len, reverse=True)  # the longest first, lest a part of it be masked alone
@@ -65,7 +77,7 @@ class Veil:
 
     def over_bytes(self, line: bytes) -> bytes:
         """The same for a line of a dialogue; a line that hides nothing comes back as it is."""
-        if not any(map(line.__contains__, self._forms.values())):
+        if not any(map(line.__contains__, tuple(self._forms.values()))):
             return line
         return self.over(line.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
 

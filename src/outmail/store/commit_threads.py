@@ -65,18 +65,16 @@ class GroupCommit:
 
     def _answer(self, asks: list[_Ask], mine: _Ask) -> None:
         try:
-            answers: Sequence[Any] = self._transaction([ask.verb for ask in asks], mine.wait)
+            for ask, answer in zip(asks, self._transaction([ask.verb for ask in asks], mine.wait)):
+                ask.settle(answer)
         except Exception as problem:
-            answers = [problem] * len(asks)
-        except BaseException as problem:  # Ctrl-C is for the thread it came to
-            answers = [
-                problem
-                if ask is mine
-                else StoreError("io", "the commit was interrupted; it may have happened")
-                for ask in asks
-            ]
-        for ask, answer in zip(asks, answers):
-            ask.answer, ask.done = answer, True
+            for ask in asks:
+                ask.settle(problem)
+        except BaseException:  # Ctrl-C is for the thread it came to
+            for ask in asks:
+                if not ask.done:
+                    ask.settle(StoreError("io", "the commit was interrupted; it may have happened"))
+            raise
 
     def commit(self, verbs: Sequence[Verb[Any]], wait: float = 30.0) -> list[Any]:
         """Several verbs in one transaction; with ``wait`` 0 it raises StoreError("busy") rather than wait at

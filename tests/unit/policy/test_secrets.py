@@ -1,6 +1,7 @@
 """Secrets are masked, by the table's own examples, and ordinary text is left alone."""
 
 import base64
+import threading
 from urllib.parse import quote
 
 import pytest
@@ -85,6 +86,23 @@ def test_a_program_that_goes_through_many_passwords_does_not_grow_by_them() -> N
     for i in range(3000, 3200):
         veil.add(f"pass word/{i:06}")
     assert veil.over("pass word/002500") == MASK, "what is used anew is among the newest"
+    veil.add("of the configuration", lasting=True)
+    for i in range(3000):
+        veil.add(f"pass word/{i:06}")
+    assert veil.over("of the configuration") == MASK and len(veil._forms) == MOST
+
+
+def test_threads_that_add_at_the_same_time_lose_nothing_of_each_other() -> None:
+    veil = Veil()
+    adding = [
+        threading.Thread(target=lambda n=n: [veil.add(f"secret of {n}, {i}") for i in range(60)])
+        for n in range(4)
+    ]
+    for thread in adding:
+        thread.start()
+    while any(thread.is_alive() for thread in adding):
+        veil.over("secret of 0, 1 and secret of 3, 59")
+    assert all(veil.over(f"secret of {n}, {i}") == MASK for n in range(4) for i in range(60))
 
 
 def test_an_empty_password_masks_nothing() -> None:

@@ -199,8 +199,12 @@ class SqliteStore(GroupCommit):
         return answers
 
     def _transaction(self, verbs: Sequence[Verb[Any]], wait: float) -> list[Any]:
-        answers = self._begin(verbs, wait)
-        self._commit()
+        try:
+            answers = self._begin(verbs, wait)
+            self._commit()
+        except BaseException:  # Ctrl-C, between the two
+            self._rollback()
+            raise
         return answers
 
     def _begin(self, verbs: Sequence[Verb[Any]], wait: float) -> list[Any]:
@@ -213,8 +217,9 @@ class SqliteStore(GroupCommit):
                 f"{self.path} was removed or replaced while it was open: put it back, or start this program "
                 f"anew",
             )
-        drivers.patient(lambda: self._writer.execute("BEGIN IMMEDIATE"), wait)
+        self._rollback()  # of what Ctrl-C may have left open: no lock may stay behind
         try:
+            drivers.patient(lambda: self._writer.execute("BEGIN IMMEDIATE"), wait)
             if len(verbs) == 1:
                 return [drivers.drive(self._writer, verbs[0])]
             return [self._guarded(verb) for verb in verbs]

@@ -434,7 +434,7 @@ _SETTLE = f"""
 UPDATE recipient SET state = {_BACK},
     reason = CASE WHEN ?1 = 'queued' AND wish = 'cancel' THEN 'cancelled by operator'
                   WHEN ?1 = 'queued' AND wish = 'hold' THEN 'operator'
-                  WHEN ?1 = 'queued' AND ?2 = '' THEN reason ELSE ?2 END,
+                  WHEN ?1 = 'queued' AND ?2 = '' AND ?7 = 0 THEN reason ELSE ?2 END,
     due = CASE WHEN {_BACK} = 'queued' THEN CAST(?3 AS bigint) END,
     finished_at = CASE WHEN {_BACK} IN ('failed', 'cancelled', 'delivered') THEN ?4 END,
     attempts = attempts + ?5, uncertain = CASE WHEN ?6 > uncertain THEN ?6 ELSE uncertain END,
