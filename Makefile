@@ -101,6 +101,7 @@ soak: $(READY)
 	$(BIN)/python tests/campaigns/leases.py --minutes $(SOAK_MINUTES) --store sqlite
 	$(BIN)/python tests/campaigns/leases.py --minutes $(SOAK_MINUTES) --store postgresql
 	$(BIN)/python tests/campaigns/steady.py --minutes 30
+	$(BIN)/python tests/campaigns/bare.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
