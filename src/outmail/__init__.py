@@ -69,7 +69,9 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     if _WHERE[name].startswith("reports."):
-        import_module("outmail.outbox")  # tells reports where the Outbox is that they use when given none
+        # What reports use that are given no Outbox. Loaded now: a first record must neither wait for it, nor
+        # leave it half loaded to a child that is forked meanwhile.
+        import_module("outmail.outbox.default")
     value = getattr(import_module(f"outmail.{_WHERE[name]}"), name)
     globals()[name] = value
     return value

@@ -19,6 +19,7 @@ from outmail.policy.route import Relay, Routes
 from outmail.policy.veil import known
 from outmail.store import Store
 from outmail.system import failpoints
+from outmail.system.loading import loading
 
 if TYPE_CHECKING:
     from outmail.transactional.reader import Source
@@ -29,12 +30,14 @@ def open_store(url: str) -> Store:
     open store.
     """
     if is_postgres(url):
-        from outmail.store.postgres.store import PostgresStore
+        with loading:
+            from outmail.store.postgres.store import PostgresStore
 
         known.add_url(url)
         return PostgresStore(url, _place(url))
-    from outmail.ops.backup import refuse_unfinished
-    from outmail.store.sqlite.store import SqliteStore
+    with loading:
+        from outmail.ops.backup import refuse_unfinished
+        from outmail.store.sqlite.store import SqliteStore
 
     path, library = store_path(url)
     refuse_unfinished(path)
@@ -86,7 +89,8 @@ def open_source(url: str, library: str) -> Source:
     """An application's database (``[[outbox]]``). ``library`` opens SQLite files, unless the URL names
     one.
     """
-    from outmail.transactional.reader import PostgresSource, SqliteSource
+    with loading:
+        from outmail.transactional.reader import PostgresSource, SqliteSource
 
     if is_postgres(url):
         known.add_url(url)
@@ -119,10 +123,11 @@ def route_of(
 
 def transports(config: Config) -> Callable[[Relay], Any]:
     """A factory of transports that share one resolver."""
-    from outmail.transport.local import LocalTransport
-    from outmail.transport.mailbox import MailboxTransport
-    from outmail.transport.resolver import Resolver
-    from outmail.transport.smtp import SmtpTransport
+    with loading:
+        from outmail.transport.local import LocalTransport
+        from outmail.transport.mailbox import MailboxTransport
+        from outmail.transport.resolver import Resolver
+        from outmail.transport.smtp import SmtpTransport
 
     resolver = Resolver()
 
@@ -147,9 +152,10 @@ def build_engine(
     observe: Any = None,
 ) -> Any:
     """An engine with everything it needs; here, and not before, the relays' passwords are read."""
-    from outmail.engine.engine import Engine
-    from outmail.engine.settings import EngineSettings
-    from outmail.ops import delivery_log
+    with loading:
+        from outmail.engine.engine import Engine
+        from outmail.engine.settings import EngineSettings
+        from outmail.ops import delivery_log
 
     settings = EngineSettings(
         retry=config.retry,

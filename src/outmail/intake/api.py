@@ -20,6 +20,7 @@ from outmail.mime import splice
 from outmail.mime.compose import Attachment, Parts, Person, compose
 from outmail.model import Dsn, keyed_id, new_id
 from outmail.smtp.syntax import AddressError, parse_mailbox, printable
+from outmail.system.loading import loading
 
 if TYPE_CHECKING:
     from email.message import EmailMessage, Message
@@ -175,7 +176,7 @@ def composed(
         f"<{id}@{author[0][1].domain.strip('[]') or hostname}>",
     )
     try:
-        content = compose(parts)
+        content = compose(parts, loading)
     except ValueError as problem:
         raise Refused(str(problem), code=getattr(problem, "code", "bad-header")) from None
     envelope = [str(mailbox) for where in ("to", "cc", "bcc") for _, mailbox in groups[where]]
@@ -198,7 +199,8 @@ def composed(
 
 def _as_bytes(content: Message | BinaryIO) -> Buffer:
     package = sys.modules.get("email.message")  # loaded already, if this is one of its messages
-    if package is not None and isinstance(content, package.Message):
+    kind = getattr(package, "Message", None)  # none while another thread is just loading it
+    if kind is not None and isinstance(content, kind):
         return _flattened(content)
     if not hasattr(content, "read"):
         raise Refused(

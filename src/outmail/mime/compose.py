@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,10 +70,13 @@ class Parts:
     message_id: str = ""
 
 
-def compose(parts: Parts) -> bytes:
-    """The finished message."""
+_UNGUARDED: AbstractContextManager[None] = nullcontext()
+
+
+def compose(parts: Parts, loading: AbstractContextManager[None] = _UNGUARDED) -> bytes:
+    """The finished message. ``loading`` is around the import of what is needed for the first time."""
     block = _head(parts)
-    mime_head, body = _body(parts)
+    mime_head, body = _body(parts, loading)
     head = b"".join(block) + mime_head
     _verify(head, block)
     return head + b"\r\n" + body
@@ -97,7 +101,7 @@ def _head(parts: Parts) -> list[bytes]:
     return block
 
 
-def _body(parts: Parts) -> tuple[bytes, bytes]:
+def _body(parts: Parts, loading: AbstractContextManager[None]) -> tuple[bytes, bytes]:
     """(MIME header fields, body), both with CRLF and no line too long."""
     if parts.html is None and not parts.attachments and not parts.inline:
         text = parts.text or ""
@@ -106,7 +110,7 @@ def _body(parts: Parts) -> tuple[bytes, bytes]:
         if _plain(text):
             plain = text.replace("\n", "\r\n").encode("ascii")
             return _PLAIN, plain + b"\r\n" if text and not text.endswith("\n") else plain
-    flat = splice.normalised(_mime(parts).as_bytes())
+    flat = splice.normalised(_mime(parts, loading).as_bytes())
     _bounded(flat)
     end = splice.head_end(flat)
     return flat[:end], flat[end + 2 :]
@@ -121,9 +125,12 @@ def _plain(text: str) -> bool:
     return text.isascii() and "\0" not in text and len(max(text.split("\n"), key=len)) <= headers.LINE
 
 
-def _mime(parts: Parts) -> Any:
-    from email.message import EmailMessage
-    from email.policy import SMTP
+def _mime(parts: Parts, loading: AbstractContextManager[None]) -> Any:
+    with loading:  # all that is used from here on, and what that loads by itself
+        import email.generator  # noqa: F401
+        import mimetypes  # noqa: F401
+        from email.message import EmailMessage
+        from email.policy import SMTP
 
     message: Any = EmailMessage(policy=SMTP.clone(cte_type="7bit"))
     if parts.html is None:

@@ -12,10 +12,24 @@ from typing import Any
 
 from outmail.config import Config, load
 from outmail.outbox.outbox import Outbox
+from outmail.store import forks
 from outmail.wiring import spool_of
 
-_default: Outbox | None = None
-_default_guard = threading.Lock()
+
+class _Default:
+    """The one of this program; None until it is asked for."""
+
+    def __init__(self) -> None:
+        self.box: Outbox | None = None
+        self.begin_anew()
+        forks.in_child(self, _Default.begin_anew)
+
+    def begin_anew(self) -> None:
+        """Also in a forked child: a thread of the parent may have been opening it."""
+        self.guard = threading.Lock()
+
+
+_default = _Default()
 #: A service that gave its last sign of life longer ago than this is no longer relied on.
 SERVICE_MS = 90_000
 
@@ -24,11 +38,10 @@ def default_outbox() -> Outbox:
     """What reports use that were given none: the configured store, and an engine here unless a service serves
     its route.
     """
-    global _default
-    with _default_guard:
-        if _default is None or _default.closed:
-            _default = with_engine_if_needed(load())
-        return _default
+    with _default.guard:
+        if _default.box is None or _default.box.closed:
+            _default.box = with_engine_if_needed(load())
+        return _default.box
 
 
 def with_engine_if_needed(config: Config, **words: Any) -> Outbox:

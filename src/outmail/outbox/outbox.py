@@ -33,6 +33,7 @@ from outmail.outbox.queue import Queue, opened
 from outmail.policy.route import Relay, Routes, parse_relay
 from outmail.store import forks
 from outmail.system import failpoints
+from outmail.system.loading import loading
 from outmail.wiring import build_engine, open_source, route_of
 
 if TYPE_CHECKING:
@@ -238,8 +239,9 @@ class Outbox:
         self._check_alive()
         if using is None:
             return self.door.accept(drafts)
-        from outmail.transactional.insert import caller
-        from outmail.transactional.poller import written
+        with loading:
+            from outmail.transactional.insert import caller
+            from outmail.transactional.poller import written
 
         there = caller(using)
         if there.awaited:
@@ -382,7 +384,8 @@ class Outbox:
         with self._starting:
             if self._engine is not None and self._pid == os.getpid():
                 return  # another thread of a forked child was first
-            from outmail.outbox.thread import EngineThread
+            with loading:
+                from outmail.outbox.thread import EngineThread
 
             self._engine = EngineThread(build_engine(self.store, self.config, self.routes, self.clock))
             self._takeover = self.take_over("stdlib", self._engine.engine)
@@ -396,7 +399,8 @@ class Outbox:
         """
         if not self.config.outboxes:
             return None
-        from outmail.transactional.poller import TakeOver
+        with loading:
+            from outmail.transactional.poller import TakeOver
 
         door = replace(self.door, wake=engine.wake)
         return TakeOver(

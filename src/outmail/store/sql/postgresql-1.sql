@@ -117,7 +117,7 @@ ALTER SEQUENCE outmail.event_seq OWNED BY outmail.event.id;
 CREATE INDEX event_unnumbered ON outmail.event (id) WHERE cursor IS NULL;
 CREATE INDEX event_message ON outmail.event (message);
 
--- What finished messages leave behind lies in partitions by periods (store/periods.py): the number of a message says in which one it was
+-- What finished messages leave behind lies in partitions by periods (store/postgres/partitions.py): the number of a message says in which one it was
 -- accepted, and all of a period is dropped together.
 CREATE TABLE outmail.period (
     n        bigint  PRIMARY KEY,
