@@ -8,8 +8,8 @@ gets its name whole and on disk, and never takes a name that something else has.
 no hard links, a file is renamed; only where it cannot rename without replacing either, a file that somebody
 puts under the same name in that moment is lost (nobody does: these names are made for one message).
 Fails: `OSError`, and nothing is there; `Unsettled` when it is there and may not be on disk; as `Unsafe` with
-a sentence for the administrator. What fails while it clears up is only logged. Does not: guard against root, or
-against whoever is us.
+a sentence for the administrator. What fails while it clears up is only logged. Does not: guard against root,
+or against whoever is us.
 """
 
 from __future__ import annotations

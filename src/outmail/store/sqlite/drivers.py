@@ -184,7 +184,10 @@ class Apsw:
             raise self._trouble(problem) from None
 
     def in_transaction(self) -> bool:
-        return self._db.in_transaction
+        try:
+            return self._db.in_transaction
+        except self._apsw.ConnectionClosedError:
+            return False
 
     def close(self) -> None:
         self._db.close()
@@ -228,7 +231,10 @@ class Stdlib:
             raise self._trouble(problem) from None
 
     def in_transaction(self) -> bool:
-        return self._db.in_transaction
+        try:
+            return self._db.in_transaction
+        except self._sqlite3.ProgrammingError:  # it is closed
+            return False
 
     def close(self) -> None:
         self._db.close()
