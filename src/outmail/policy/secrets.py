@@ -324,7 +324,7 @@ KINDS: tuple[Kind, ...] = (
         "private key",
         ("-----begin", "-----end"),
         _sub(
-            r"(-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY[A-Z ]{0,20}-----)[^-]*+(?:-(?!----)[^-]*+)*+|^"
+            r"(-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY[A-Z ]{0,20}-----)[^-]*+(?:-(?!----)[^-]*+)*|^"
             r"(?:[A-Za-z0-9+/=\\n]{16,}+\n)++(-----END [A-Z0-9 ]{0,40}PRIVATE KEY)?",
             lambda m: m[1] + MASK if m[1] else MASK + m[2] if m[2] else m[0],
             re.M,

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import math
 import os
 import signal
 import tempfile
@@ -184,25 +185,27 @@ class Program:
         asyncio.get_running_loop().remove_reader(self._errors)
         os.close(self._errors)
 
-    async def ended(self) -> int | None:
-        """Its exit status: negative for a signal, None when the system does not say."""
-        pause = _LOOK
-        while not self._reaped():
+    async def ended(self, within: float = math.inf) -> int | None:
+        """Its exit status: negative for a signal, None when the system does not say, or when it has not ended
+        ``within`` seconds.
+        """
+        pause, deadline = _LOOK, asyncio.get_running_loop().time() + within
+        while not self._reaped() and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, _LONGEST_LOOK)
         return self.status
 
     async def end(self) -> None:
-        """SIGTERM, a short wait, SIGKILL. A second cancellation skips the wait."""
+        """SIGTERM, a short wait, SIGKILL. A second cancellation skips the wait.
+
+        Not by `asyncio.timeout`: within a task that is being cancelled, Python 3.11.2 takes its end for
+        another cancellation.
+        """
         self._signal(signal.SIGTERM)
         try:
-            async with asyncio.timeout(GRACE):
-                await self.ended()
-        except TimeoutError:
+            await self.ended(GRACE)
+        finally:
             self._kill_and_reap()
-        except asyncio.CancelledError:
-            self._kill_and_reap()
-            raise
 
     def words(self) -> str:
         """The beginning of its stderr."""
