@@ -25,7 +25,7 @@ from outmail.engine.ages import Ages
 from outmail.engine.nexthop import NextHop, SessionFeed
 from outmail.engine.settings import EngineSettings
 from outmail.model import Delivery, Leased, Outcome, Reply, Settled, Verdict
-from outmail.policy.retry import verdict
+from outmail.policy.retry import DELIVERED, verdict
 from outmail.policy.route import allowed
 from outmail.store import Store, StoreError
 from outmail.store.commit_loop import Committer
@@ -194,33 +194,44 @@ class Completer:
         now, retry = self._clock.now(), self._settings.retry
         verdicts: list[tuple[Leased, Verdict]] = []
         failed = False
-        expired = self._ages.too_old(delivery, self._ages.now())
+        expired: bool | None = None
         chance = random.random()  # one for all: those who failed together come back together
         for recipient in delivery.recipients:
             outcome = recipient.outcome
             assert outcome is not None
-            decision = verdict(
-                outcome,
-                attempts=recipient.attempts + 1,
-                now=now,
-                accepted_at=delivery.accepted_at,
-                expired=expired,
-                retry=retry,
-                chance=chance,
-            )
-            failed = failed or decision.event != "delivered"
+            if outcome.kind == "delivered":  # nearly always; its age does not matter any more
+                decision = DELIVERED
+            else:
+                if expired is None:
+                    expired = self._ages.too_old(delivery, self._ages.now())
+                decision = verdict(
+                    outcome,
+                    attempts=recipient.attempts + 1,
+                    now=now,
+                    accepted_at=delivery.accepted_at,
+                    expired=expired,
+                    retry=retry,
+                    chance=chance,
+                )
+                failed = True
             kind = "expired" if decision.event == "expired" else outcome.kind
             self._counts[kind] += 1
             verdicts.append((recipient, decision))
         mode = self._settings.transcripts
-        self._learn(hop, delivery, verdicts, keep=mode == "all" or (failed and mode != "none"))
+        self._learn(hop, delivery, verdicts, now, keep=mode == "all" or (failed and mode != "none"))
 
     def _learn(
-        self, hop: NextHop, delivery: Delivery, verdicts: list[tuple[Leased, Verdict]], *, keep: bool
+        self,
+        hop: NextHop,
+        delivery: Delivery,
+        verdicts: list[tuple[Leased, Verdict]],
+        now: int,
+        *,
+        keep: bool,
     ) -> None:
         """Write it with the others of this moment."""
         duration = int((self._loop.time() - delivery.started) * 1000) if delivery.started else 0
-        self._learned.append(Settled(delivery, tuple(verdicts), self._clock.now(), duration, keep))
+        self._learned.append(Settled(delivery, tuple(verdicts), now, duration, keep))
         self._unsettled += 1
         suspect = self.suspect is delivery
         if suspect:
@@ -237,7 +248,8 @@ class Completer:
         )
         delivery.all(outcome)
         self._counts["expired"] += len(delivery.recipients)
-        self._learn(hop, delivery, [(recipient, decision) for recipient in delivery.recipients], keep=False)
+        verdicts = [(recipient, decision) for recipient in delivery.recipients]
+        self._learn(hop, delivery, verdicts, self._clock.now(), keep=False)
 
     def safe(self, hop: NextHop, delivery: Delivery) -> bool:
         """``[safety]`` once more: the rule may be stricter than when the mail was accepted. False when nobody

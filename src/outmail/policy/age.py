@@ -13,7 +13,7 @@ the clock is believed, and the engine gives what became too old meanwhile one at
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 #: Milliseconds that a clock may be off without anybody calling it a jump.
@@ -59,7 +59,9 @@ class Sign:
     def later(self, up: float) -> Sign:
         """What would be seen when the machine has been up for so long, had nobody set a clock."""
         passed = int((up - self.up) * 1000)
-        return replace(self, wall=self.wall + passed, at=self.at + passed, up=up, age=self.age + passed)
+        return Sign(
+            self.wall + passed, self.at + passed, up, self.newest, self.age + passed, self.until, self.since
+        )
 
     def time_of(self, message: int) -> int:
         """What a message's age is counted by."""
