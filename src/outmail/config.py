@@ -381,9 +381,10 @@ def _beside(data: dict[str, Any], source: str) -> dict[str, Any]:
         data["relays"] = relays = {
             name: dict(table) if isinstance(table, dict) else table for name, table in relays.items()
         }
+    named = relays.values() if isinstance(relays, dict) else ()  # anything else is refused later
     places: list[tuple[Any, tuple[str, ...]]] = [
         (data.get(table), keys) for table, keys in _PATHS.items()
-    ] + [(table, _RELAY_PATHS) for table in (data.get("relay"), *relays.values())]
+    ] + [(table, _RELAY_PATHS) for table in (data.get("relay"), *named)]
     for table, keys in places:
         for key in keys if isinstance(table, dict) else ():
             if isinstance(path := table.get(key), str) and path:

@@ -247,6 +247,7 @@ def test_store_and_config(outmail: Run, tmp_path: Path) -> None:
         ("colour = 1", "unknown key 'colour'"),
         ("stor = 'x'", "did you mean 'store'"),
         ("store = 5", "must be text"),
+        ("relays = ['here']", "must be a table"),
         ("[retry]\nschedule = 'soon'", "not a span"),
         ("[retry]\non_uncertain = 'verify'", "needs loopback"),
         ("[relay]\nurl = 'http://x'", "not a relay"),

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from tests.fuzz.harness import run
 
 SEEDS = [
+    b'relay = ["x"]\n[[relays]]\nurl = 5\n',
     (
         b'store = "q.db"\nto = ["a@b.example"]\n[relay]\nurl = "smtps://me@h:465"\ntls = '
         b'"implicit"\n[retry]\nschedule = "1m, 2h..."\n'
