@@ -38,6 +38,7 @@ def make() -> Callable[[bytes], None]:
 
     class NoStore:
         lanes = 1
+        blocking = False
 
     door = Door(NoStore(), Terms(Routes({"default": parse_relay("smtp://h", "default")})))  # type: ignore[arg-type]
 
