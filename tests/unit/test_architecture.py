@@ -1,8 +1,7 @@
 """Who may import whom, and where things live: each rule is one test.
 
 All imports count: those at the head of a module, those inside functions, those for the type checker only, and
-`import_module` with a literal name. `KNOWN` lists what breaks a rule today. A line in it that is no longer
-needed fails, too, so the table can only become shorter.
+`import_module` with a literal name. There are no exceptions.
 """
 
 from __future__ import annotations
@@ -50,9 +49,6 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
 #: The classes behind a store's URL and a relay's URL.
 CONCRETE = ("SqliteStore", "PostgresStore", "SmtpTransport", "LocalTransport", "MailboxTransport")
 ROOT = {"__init__", "__main__", "model", "lifecycle", "errors", "clock", "config", "wiring", "service"}
-
-#: rule → file → why it breaks the rule today.
-KNOWN: dict[str, dict[str, str]] = {"downward": {}, "circle": {}, "concrete": {}}
 
 
 class Import(NamedTuple):
@@ -122,15 +118,10 @@ def arrows(file: str) -> frozenset[str]:
     return frozenset(target for target in targets if target)
 
 
-def judge(rule: str, sentence: str, found: Mapping[str, list[str]]) -> None:
-    """Fail for each file that breaks a rule and is not known to, and for each known one that no longer
-    does.
-    """
-    known = KNOWN.get(rule, {})
-    wrong = [f"{file}: {what}" for file in found if file not in known for what in found[file]]
+def judge(sentence: str, found: Mapping[str, list[str]]) -> None:
+    """Fail for each file that breaks a rule."""
+    wrong = [f"{file}: {what}" for file in found for what in found[file]]
     assert not wrong, f"{sentence}:\n" + "\n".join(wrong)
-    stale = [file for file in known if not found.get(file)]
-    assert not stale, f"take out of KNOWN[{rule!r}] what no longer breaks the rule: {', '.join(stale)}"
 
 
 def test_imports_go_downward() -> None:
@@ -143,7 +134,7 @@ def test_imports_go_downward() -> None:
         for file in files()
         if part_of(file) not in BESIDE
     }
-    judge("downward", "a module may import its own layer and those below, never one above", found)
+    judge("a module may import its own layer and those below, never one above", found)
 
 
 def test_nothing_but_a_face_imports_testing() -> None:
@@ -152,18 +143,12 @@ def test_nothing_but_a_face_imports_testing() -> None:
         for file in files()
         if part_of(file) not in ("cli", "testing")
     }
-    judge("testing", "only the command may import outmail.testing (for its demo)", found)
+    judge("only the command may import outmail.testing (for its demo)", found)
 
 
 def test_there_are_no_circles_between_modules() -> None:
     """Also inside a room, for types only, and inside functions."""
-    circles = _circles({file: arrows(file) for file in files()})
-    members = {file: circle for circle in circles for file in circle}
-    known = KNOWN["circle"]
-    stale = [file for file in known if file not in members]
-    assert not stale, f"take out of KNOWN['circle'] what is in no circle any more: {', '.join(stale)}"
-    pardoned = {file: arrows(file) - (members[file] if file in known else frozenset()) for file in files()}
-    left = [" → ".join(sorted(circle)) for circle in _circles(pardoned)]
+    left = [" → ".join(sorted(circle)) for circle in _circles({file: arrows(file) for file in files()})]
     assert not left, "modules must not import each other in a circle:\n" + "\n".join(left)
 
 
@@ -202,7 +187,7 @@ def test_store_and_transport_do_not_know_each_other() -> None:
         for part, other in (("store", "transport"), ("transport", "store"))
         if part_of(file) == part
     }
-    judge("apart", "stores know nothing of transports, and transports nothing of stores", found)
+    judge("stores know nothing of transports, and transports nothing of stores", found)
 
 
 def test_decisions_protocols_and_messages_do_no_io() -> None:
@@ -213,7 +198,7 @@ def test_decisions_protocols_and_messages_do_no_io() -> None:
             if file in ALLOWED_TIME:
                 taken.discard("time")
             found[file] = [f"imports {name}" for name in sorted(taken)]
-    judge("pure", f"{', '.join(PURE)} decide and translate: no file, socket, thread or clock there", found)
+    judge(f"{', '.join(PURE)} decide and translate: no file, socket, thread or clock there", found)
 
 
 def test_packages_of_others_stay_in_their_room() -> None:
@@ -228,7 +213,7 @@ def test_packages_of_others_stay_in_their_room() -> None:
                 found.setdefault(file, []).append(
                     f"line {one.line} imports {package}, which belongs in {where}"
                 )
-    judge("third-party", "a package of others may be imported in its own room only", found)
+    judge("a package of others may be imported in its own room only", found)
 
 
 def test_only_wiring_names_concrete_stores_and_transports() -> None:
@@ -237,7 +222,7 @@ def test_only_wiring_names_concrete_stores_and_transports() -> None:
         for file in files()
         if file != "wiring.py" and part_of(file) not in ("store", "transport", "testing")
     }
-    judge("concrete", "only wiring.py may choose a class of store or transport", found)
+    judge("only wiring.py may choose a class of store or transport", found)
 
 
 def test_every_concrete_class_is_known_here() -> None:

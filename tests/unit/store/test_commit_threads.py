@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from outmail.store import StoreError
 from outmail.store.commit_threads import GroupCommit
-
-
-def until(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.001)
+from tests.waiting import until
 
 
 class Store(GroupCommit):

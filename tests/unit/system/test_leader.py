@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from outmail.system.leader import Call, Late, Leader
+from tests.waiting import until
 
 
 class Ask(Call):
     def __init__(self, name: str) -> None:
         self.name, self.done = name, False
-
-
-def until(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.001)
 
 
 def well(turn: list[Ask], mine: Ask) -> None:
