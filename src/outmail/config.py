@@ -14,7 +14,6 @@ Fails: `ConfigError`. Does not: open stores or connect.
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -29,6 +28,7 @@ from outmail.policy.veil import known
 from outmail.smtp.syntax import AddressError, parse_mailbox
 from outmail.store import shown
 from outmail.system import trust
+from outmail.system.host import hostname
 
 DEFAULT_RELAY = "smtp://localhost:25"
 
@@ -276,7 +276,7 @@ def _build(data: dict[str, Any], source: str, env: Mapping[str, str]) -> Config:
         loop=_one_of("loop", data.get("loop", "asyncio"), ("asyncio", "uvloop")),
         templates=data.get("reports", {}).get("templates", ""),
         outboxes=_outboxes(data.get("outbox", []), env.get("OUTMAIL_OUTBOX", "")),
-        hostname=data.get("hostname") or socket.gethostname() or "localhost",
+        hostname=data.get("hostname") or hostname(),
         source=source,
     )
     known.add(env.get("OUTMAIL_PASSWORD", ""), lasting=True)

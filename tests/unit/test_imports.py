@@ -12,7 +12,7 @@ import pytest
 #: Each costs many milliseconds, and none is needed to store a message.
 HEAVY = {
     "asyncio", "concurrent", "ssl", "email", "importlib.resources", "tempfile", "shutil", "subprocess",
-    "difflib", "tomllib", "mimetypes", "http", "sqlite3", "psycopg",
+    "difflib", "tomllib", "mimetypes", "http", "sqlite3", "psycopg", "socket", "uuid",
 }  # fmt: skip
 #: These are loaded with an engine, or with a store.
 LATER = {

@@ -20,6 +20,7 @@ import sys
 from typing import Any
 
 from outmail.reports import liveness, spoolfiles
+from outmail.system.host import hostname
 from outmail.system.lockfile import LockFile
 
 EX_USAGE, EX_TEMPFAIL = 64, 75
@@ -195,7 +196,6 @@ def _tell(options: Options, command: list[str], result: Any, spool: str) -> None
 def _alive(spool: str, options: Options, command: list[str]) -> LockFile | None:
     """A held file that says what runs: should we be killed, the next run or the service tells it."""
     import json
-    import socket
     import time
 
     began = int(time.time() * 1000)
@@ -203,7 +203,7 @@ def _alive(spool: str, options: Options, command: list[str]) -> LockFile | None:
         "job": options.name,
         "kind": "watch",
         "pid": os.getpid(),
-        "host": socket.gethostname().partition(".")[0],
+        "host": hostname().partition(".")[0],
         "started_at": began,
         "to": list(options.to),
         "command": command,

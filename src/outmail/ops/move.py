@@ -17,7 +17,7 @@ spool, or keep the cursors of events.
 from __future__ import annotations
 
 import logging
-import uuid
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -111,7 +111,7 @@ def _begin(old: Store, new: Store, now: int) -> tuple[Way, bool]:
     """The move that this command is: a new one (True), or the one that is under way to the same store."""
     if old.url == new.url:
         raise ConfigError("a queue cannot be moved onto itself")
-    way = Way(uuid.uuid4().hex, new.url, store_id(new))
+    way = Way(os.urandom(16).hex(), new.url, store_id(new))
     new.run(new.verbs.note_put(*way.arrivals, _Arrivals().value()))
     begun = old.run(
         old.verbs.note_put(*NOTE, {"id": way.id, "to": way.to, "target": way.target, "since": now}, 0)

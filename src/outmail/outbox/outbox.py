@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -32,7 +31,7 @@ from outmail.outbox.listeners import Listener, Listeners
 from outmail.outbox.queue import Queue, opened
 from outmail.policy.route import Relay, Routes, parse_relay
 from outmail.store import forks
-from outmail.system import failpoints
+from outmail.system import failpoints, host
 from outmail.system.loading import loading
 from outmail.wiring import build_engine, open_source, route_of
 
@@ -53,7 +52,7 @@ def local_sender(hostname: str = "") -> str:
         user = getpass.getuser()
     except (OSError, KeyError):
         user = "outmail"
-    return f"{user}@{hostname or socket.gethostname() or 'localhost'}"
+    return f"{user}@{hostname or host.hostname()}"
 
 
 class Outbox:

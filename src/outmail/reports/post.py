@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import socket
 import sys
 import threading
 import time
@@ -27,12 +26,13 @@ from outmail.reports.door import ReportDoor
 from outmail.reports.mail import Report, as_html, as_text, one_line
 from outmail.reports.records import in_words
 from outmail.store import Verb
+from outmail.system.host import hostname
 from outmail.system.starting import started
 
 
 def host() -> str:
     """The machine's short name, for subjects."""
-    return socket.gethostname().partition(".")[0] or "localhost"
+    return hostname().partition(".")[0]
 
 
 def slug(text: str) -> str:

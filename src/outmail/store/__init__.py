@@ -9,8 +9,8 @@ Does not: know transports, policy beyond fair shares, or when anything should ha
 
 from __future__ import annotations
 
+import os
 import re
-import uuid
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
@@ -449,7 +449,7 @@ def store_id(store: Store) -> str:
         found = store.read(store.verbs.note_get("store", "id"))
         if found:
             return str(found[0])
-        store.run(store.verbs.note_put("store", "id", uuid.uuid4().hex, 0))
+        store.run(store.verbs.note_put("store", "id", os.urandom(16).hex(), 0))
 
 
 __all__ = [

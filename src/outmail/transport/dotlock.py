@@ -15,10 +15,10 @@ import contextlib
 import errno
 import json
 import os
-import socket
 import stat
 from typing import Any
 
+from outmail.system.host import hostname
 from outmail.system.lockfile import boot_id, started_at, try_lock
 from outmail.transport import places
 
@@ -122,7 +122,7 @@ def _who() -> str:
                 "pid": pid,
                 "started": started_at(pid),
                 "boot": boot_id(),
-                "host": socket.gethostname(),
+                "host": hostname(),
             }
         )
         + "\n"
@@ -151,7 +151,7 @@ def _gone(who: dict[str, Any]) -> bool:
     """
     if who["boot"] and who["boot"] == boot_id():
         return True
-    if who["host"] != socket.gethostname():
+    if who["host"] != hostname():
         return False
     if who["boot"] != boot_id():
         return True

@@ -19,10 +19,11 @@ import hashlib
 import logging
 import os
 import re
-import socket
 import stat
 import time
 from dataclasses import dataclass
+
+from outmail.system.host import hostname
 
 log = logging.getLogger("outmail.files")
 
@@ -461,7 +462,7 @@ def file_name(id: str, n: int) -> str:
 
 def maildir_name() -> str:
     """A name nobody else makes: https://cr.yp.to/proto/maildir.html."""
-    host = socket.gethostname().replace("/", "\\057").replace(":", "\\072")
+    host = hostname().replace("/", "\\057").replace(":", "\\072")
     return f"{time.time_ns() // 10**9}.P{os.getpid()}Q{os.urandom(8).hex()}.{host}"
 
 

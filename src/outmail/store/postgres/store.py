@@ -16,10 +16,8 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -34,6 +32,7 @@ from outmail.store.postgres.notify import Hints
 from outmail.store.postgres.url import asked, conninfo_of
 from outmail.store.postgres.watermark import Watermark
 from outmail.store.verbs.upkeep import CHECKS
+from outmail.system.host import hostname
 from outmail.system.lockfile import boot_id
 
 log = logging.getLogger("outmail")
@@ -242,8 +241,8 @@ class PostgresStore:
 
     def register(self, now: int) -> LeasedOwner:
         """Become an engine of this store."""
-        name, began = uuid.uuid4().hex, elapsed()
-        row = (name, os.getpid(), socket.gethostname(), boot_id(), now)
+        name, began = os.urandom(16).hex(), elapsed()
+        row = (name, os.getpid(), hostname(), boot_id(), now)
         try:
             os.makedirs(os.path.dirname(self._base), mode=0o700, exist_ok=True)
             file = OwnerFile(self._base, name)

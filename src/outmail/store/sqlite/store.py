@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -31,6 +29,7 @@ from outmail.store.sqlite.checkpoint import PAGES, Checkpoints
 from outmail.store.sqlite.files import create, file_trouble
 from outmail.store.verbs.rows import GONE
 from outmail.store.verbs.upkeep import CHECKS
+from outmail.system.host import hostname
 from outmail.system.lockfile import LockFile, boot_id, sync_folder
 
 SCHEMA = 1
@@ -282,7 +281,7 @@ class SqliteStore(GroupCommit):
 
     def register(self, now: int) -> Owner:
         """Become an engine of this store."""
-        name = uuid.uuid4().hex
+        name = os.urandom(16).hex()
         try:
             file = OwnerFile(self.path, name)
         except OSError as problem:
@@ -291,7 +290,7 @@ class SqliteStore(GroupCommit):
                 kind, f"no file can be made beside {self.path}: {problem.strerror}", problem.errno
             ) from None
         try:
-            number = self.run(verbs.register(name, os.getpid(), socket.gethostname(), boot_id(), now))
+            number = self.run(verbs.register(name, os.getpid(), hostname(), boot_id(), now))
         except BaseException:
             file.close()
             raise
