@@ -11,7 +11,7 @@ SOAK_ROWS  ?= 10000000
 SOAK_MINUTES ?= 10
 FUZZ_SECONDS ?= 30
 CODE := src tests bench examples
-FUZZ := server client headers addresses filters configuration outbox_rows redaction mime
+FUZZ := server client headers addresses filters configuration outbox_rows redaction mime records
 
 .PHONY: help demo test check format lint types cover dist campaigns bench soak fuzz clean setup
 

@@ -275,6 +275,97 @@ def test_djangos_own_documentation_examples(project: Project) -> None:
     assert found["Hello"].message_id == "<foo@example.com>" and len(found["Hello"].recipients) == 3
 
 
+def test_an_address_that_two_readers_read_differently_is_refused(project: Project) -> None:
+    """As Django's own SMTP backend refuses them (its test_avoids_sending_to_invalid_addresses)."""
+    project.story("""
+        import outmail
+
+        for address in (
+            "to@other.com <to@example.com>",
+            "tö@other.com <to@example.com>",
+            "to@other.com@example.com",
+            "to@example.com, other@example.com",
+            "a <one@example.com>, b <two@example.com>",
+            "Bot [prod] <to@example.com>",
+            "a\\nBcc: evil@example.com <to@example.com>",
+            "to\\nevil@example.com",
+            "@", "to@", "@example.com",
+        ):
+            for words in ({"bcc": [address]}, {"bcc": ["to@x.test"], "from_email": address}):
+                try:
+                    mail.EmailMessage("s", "t", **words).send()
+                except outmail.Refused as refusal:
+                    assert refusal.code == "bad-address", refusal
+                except ValueError:
+                    assert "from_email" in words  # Django's own, while it writes the From field
+                else:
+                    raise AssertionError(address)
+        for address in (
+            '"to@other.com" <to@example.com>', '"to@other.com"@example.com', "J. Doe <to@example.com>",
+            "Tó <to@éxample.com>", "<to@example.com>", "tó@example.com",
+        ):
+            assert mail.EmailMessage("s", "t", bcc=[address]).send() == 1, address
+    """)
+    found = [status.recipients[0].address for status in project.statuses()]
+    assert sorted(found) == sorted(
+        [
+            "to@example.com",
+            '"to@other.com"@example.com',
+            "to@example.com",
+            "to@xn--xample-9ua.com",
+            "to@example.com",
+            "tó@example.com",
+        ]
+    )
+
+
+def test_attributes_of_anymail_are_mapped_refused_or_named(project: Project) -> None:
+    out = project.story("""
+        import datetime
+        import outmail
+        from outmail.contrib.django import queue
+
+        message = mail.EmailMessage("s", "t", "Shop <shop@x.test>", ["a@x.test"])
+        message.tags = ["orders", "grün"]
+        message.metadata = {"order": 7, "who": "Ö" * 300}
+        message.envelope_sender = "Bounces <bounce+7@x.test>"
+        message.send_at = datetime.date(2099, 5, 1)
+        message.track_clicks = message.track_opens = True
+        message.esp_extra = {"x": 1}
+        assert message.send() == 1 and message.extra_headers == {}
+        (status,) = queue.outbox().find()
+        content = queue.outbox().content(status.id)
+        assert status.sender == "bounce+7@x.test" and status.tag == "orders"
+        assert status.recipients[0].next_try_at > 4_080_000_000_000  # in April of 2099
+        assert b"X-Tag: " in content and b"From: Shop <shop@x.test>" in content
+        assert max(map(len, content.split(b"\\n"))) < 998
+        import email, json
+        found = email.message_from_bytes(content, policy=email.policy.default)
+        assert found["x-tag"] == "orders, grün" and json.loads(found["x-metadata"])["order"] == 7
+        for name, value in (
+            ("template_id", "t-1"), ("merge_data", {"a@x.test": {}}), ("metadata", "x"), ("send_at", "soon"),
+            ("metadata", {"long": "x" * 1000}), ("tags", ["x" * 1000]),
+        ):
+            bad = mail.EmailMessage("s", "t", None, ["a@x.test"])
+            setattr(bad, name, value)
+            try:
+                bad.send()
+            except outmail.Refused as refusal:
+                assert name in str(refusal)
+            else:
+                raise AssertionError(name)
+        from django.core.checks import run_checks
+        from django.test import override_settings
+        assert not [one for one in run_checks() if one.id.startswith("outmail")]
+        with override_settings(ANYMAIL={"SEND_DEFAULTS": {"track_opens": True}}):
+            told = {one.id: one.msg for one in run_checks()}
+            assert "SEND_DEFAULTS" in told["outmail.W002"]
+            assert "track_clicks" in told["outmail.I001"] and "template_id" in told["outmail.I001"]
+        print("seen")
+    """)
+    assert out == "seen\n"
+
+
 @pytest.mark.skipif(not MODERN, reason="MAILERS came with Django 6.1, which needs Python 3.12")
 def test_mailers(project: Project) -> None:
     project.story("""

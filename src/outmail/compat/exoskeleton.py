@@ -1,29 +1,34 @@
-"""`NotificationManager` with the public methods of exoskeleton's: start, milestone, finish and aborted mails
-from two dictionaries.
+"""`NotificationManager` of exoskeleton 2.1: start, milestone, finish and abort mails of a bot.
 
-What stays: the keys of ``mail_settings`` and ``mail_behavior``, their defaults, the wording of the subjects.
-What is better: everything is checked before the first mail; without ``mail_settings`` nothing is mailed and
-nothing crashes; a mail server that is down costs the job nothing; each milestone is mailed once; a remaining
-time that nobody knows is said so.
+In place: ``exoskeleton.notification_manager.NotificationManager = NotificationManager`` before the bot is
+made. By itself: without the objects that only exoskeleton has, the numbers are given to the calls.
+What stays: the arguments and methods, the keys of ``mail_settings`` and ``mail_behavior``, their defaults,
+the subjects. What is better: everything is checked before the first mail; without ``mail_settings`` nothing
+is mailed and nothing crashes; a mail server that is down costs the job nothing, nor does a database that is
+gone; each milestone is mailed once; a remaining time that nobody knows is said so.
+Fails: ValueError and the exceptions of `outmail.compat.bote` from the constructor. Does not: import
+exoskeleton.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
-from outmail.compat.bote import Mailer, checked
+from outmail.compat.bote.mailer import Mailer
 from outmail.errors import Error
 from outmail.policy.progress import Marks, remaining_in_words
 from outmail.reports.mail import BODY_LIMIT, one_line, safe
 from outmail.reports.post import guarded
 
 BEHAVIOR = ("send_start_msg", "send_finish_msg", "milestone_num")
+Found = TypeVar("Found")
 
 
 class NotificationManager:
-    """``NotificationManager(project_name, mail_settings, mail_behavior)``; sends the start mail unless told
-    not to.
+    """``NotificationManager(project_name, mail_settings, mail_behavior, time, stats, milestone)``; sends the
+    start mail unless told not to. ``store`` says where the queue is; with ``strict`` a mail that cannot be
+    queued raises.
     """
 
     def __init__(
@@ -31,25 +36,27 @@ class NotificationManager:
         project_name: str,
         mail_settings: Mapping[str, Any] | None = None,
         mail_behavior: Mapping[str, Any] | None = None,
+        time_manager_object: Any = None,
+        stats_manager_object: Any = None,
+        milestone: int | None = None,
         *,
         store: str | None = None,
         strict: bool = False,
     ) -> None:
         self.project_name = project_name
-        self.strict = strict
+        self.time, self.stats, self.strict = time_manager_object, stats_manager_object, strict
         behavior = checked_behavior(mail_behavior)
         self.send_start_msg: bool = behavior["send_start_msg"]
         self.send_finish_msg: bool = behavior["send_finish_msg"]
-        self.milestone: int | None = behavior["milestone_num"]
+        self.milestone = checked_milestone(milestone) or behavior["milestone_num"]
         self._marks = Marks(step=self.milestone) if self.milestone else None
-        if mail_settings:
-            checked(mail_settings)
         self.mailer = Mailer(mail_settings, store=store) if mail_settings else None
+        self.send_mails = self.mailer is not None
         if self.send_start_msg:
             self.send_msg_start()
 
     def send_msg_start(self) -> None:
-        """The bot has started."""
+        """The bot has started. The constructor calls it."""
         self._send(
             f"Project {self.project_name} just started.",
             "The bot has just started. This mail also shows that sending mail works.",
@@ -57,35 +64,50 @@ class NotificationManager:
 
     def send_msg_milestone(
         self,
-        processed: int,
+        processed: int | None = None,
         remaining: int | None = None,
         time_to_finish_seconds: float | None = None,
         **_: Any,
     ) -> bool:
-        """A mail for each ``milestone_num`` items, once; True when this call reached one. Negative seconds
-        mean unknown.
+        """A mail for each ``milestone_num`` items, once; True when this call reached one. Without
+        ``processed`` the numbers are asked of exoskeleton's objects. Negative seconds mean unknown.
         """
-        if self._marks is None or not self._marks.reached(processed, 0.0):
+        if self._marks is None:
             return False
-        known = time_to_finish_seconds is not None and time_to_finish_seconds >= 0 and processed > 0
-        seconds = float(time_to_finish_seconds or 0.0)
-        lines = [f"{processed} processed."]
+        asked = processed is None
+        done = self._asked(lambda: int(self.stats.get_processed_counter())) if asked else processed
+        if done is None or not self._marks.reached(done, 0.0):
+            return False
+        if asked:
+            remaining = self._asked(self._remaining)
+            if remaining is not None:
+                time_to_finish_seconds = self._asked(
+                    lambda: float(self.time.estimate_remaining_time(done, remaining))
+                )
+        seconds = time_to_finish_seconds
+        known = seconds is not None and seconds >= 0 and done > 0
+        lines = [f"{done} processed."]
         if remaining is not None:
             lines.append(f"{remaining} tasks remaining.")
         lines.append(
             f"Estimated time to complete the queue: "
-            f"{remaining_in_words((seconds, seconds) if known else None)}."
+            f"{remaining_in_words((float(seconds or 0), float(seconds or 0)) if known else None)}."
         )
-        self._send(f"Project {self.project_name} Milestone: {processed} processed", "\n".join(lines))
+        self._send(f"Project {self.project_name} Milestone: {done} processed", "\n".join(lines))
         return True
 
-    def send_msg_finish(self, permanent_errors: int = 0) -> None:
+    def send_msg_finish(self, permanent_errors: int | None = None) -> None:
         """The queue is empty and the bot stopped; only if ``send_finish_msg`` asks for it."""
-        if self.send_finish_msg:
-            self._send(
-                f"{self.project_name}: queue empty / bot stopped",
-                f"The queue is empty. The bot stopped as configured. {permanent_errors} errors occurred.",
-            )
+        if not (self.send_mails and self.send_finish_msg):
+            return
+        errors = permanent_errors
+        if errors is None and self.stats is not None:
+            errors = self._asked(lambda: int(self.stats.num_tasks_w_permanent_errors()))
+        said = "How many errors occurred is not known." if errors is None else f"{errors} errors occurred."
+        self._send(
+            f"{self.project_name}: queue empty / bot stopped",
+            f"The queue is empty. The bot stopped as configured. {said}",
+        )
 
     def send_msg_abort_lost_db(self) -> None:
         """The connection to the database was lost."""
@@ -97,6 +119,15 @@ class NotificationManager:
     def send_custom_msg(self, subject: str, body: str) -> None:
         """Any mail; nothing without ``mail_settings``."""
         self._send(subject, body)
+
+    def _remaining(self) -> int:
+        stats = self.stats.queue_stats()
+        return int(stats["tasks_without_error"]) + int(stats["tasks_with_temp_errors"])
+
+    def _asked(self, question: Callable[[], Found]) -> Found | None:
+        """What exoskeleton's object answers; None where it cannot (its database is gone)."""
+        found: Found | None = guarded(question, "a number for a report is not known")
+        return found
 
     def _send(self, subject: str, body: str) -> None:
         if self.mailer is None:
@@ -133,9 +164,13 @@ def checked_behavior(given: Mapping[str, Any] | None) -> dict[str, Any]:
     for key, value in found.items():
         if not isinstance(value, bool):
             raise ValueError(f"mail_behavior: {key} must be True or False, not {value!r}")
-    number = given.get("milestone_num")
+    return {**found, "milestone_num": checked_milestone(given.get("milestone_num"))}
+
+
+def checked_milestone(number: Any) -> int | None:
+    """After how many items a mail goes; None for never."""
     if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 0):
         raise ValueError(
             f"mail_behavior: milestone_num must be a whole number of items, or None, not {number!r}"
         )
-    return {**found, "milestone_num": number or None}
+    return number or None

@@ -1,67 +1,121 @@
-"""Drop-in classes for logging handlers that mail: `SMTPHandler` of the standard library, and the well-known
-recipe `BufferingSMTPHandler`.
+"""Drop-in classes for logging handlers that mail: `SMTPHandler` of the standard library, the well-known
+recipe `BufferingSMTPHandler` by Vinay Sajip, and `BufferSMTPHandler` of the podcast client poca.
 
-What stays: the arguments, one mail a record or one a full buffer, ``getSubject``. What is better: a mail is
-queued on disk and delivered by an engine in the program, so a logging call never waits for the network and no
-record is lost when the server is down; port 465 means implicit TLS; the server's certificate is verified off
-loopback. Prefer `outmail.DigestHandler` for new programs.
+What stays: the arguments, the attributes, which may be changed at any time, ``getSubject``; one mail a
+record, one a full buffer, or one a run. What is better: a mail is queued on disk and delivered by an engine
+in the program, so a logging call never waits for the network and no record is lost when the server is down;
+port 465 means implicit TLS; the server's certificate is verified off loopback. Prefer `outmail.DigestHandler`
+for new programs.
+Fails: never while logging: trouble is a line on stderr; `outmail.ConfigError` and `outmail.NotStored` from
+the constructor. Does not: read what the originals left behind.
 """
 
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Sequence
+from dataclasses import replace
+from email.errors import InvalidHeaderDefect
+from email.policy import default as modern
 from logging.handlers import BufferingHandler
-from typing import Any
-from urllib.parse import quote
+from typing import Any, NamedTuple
 
+from outmail.compat.relays import Encryption, outbox, relay_url
+from outmail.config import load
 from outmail.outbox.outbox import Outbox
 from outmail.policy.route import is_loopback
-from outmail.reports import records
+from outmail.reports import records, state
+from outmail.reports.digest import DigestHandler
 from outmail.reports.mail import BODY_LIMIT, one_line, safe
 from outmail.reports.post import guarded
 
-_boxes: dict[tuple[str, str | None], Outbox] = {}
+Host = str | tuple[str, int] | Sequence[Any]
+_SUBMISSION = 587
 
 
-def _box(
-    mailhost: str | tuple[str, int], credentials: tuple[str, str] | None, secure: Any, store: str | None
-) -> Outbox:
-    """One Outbox for each server."""
-    host, port = (mailhost, 0) if isinstance(mailhost, str) else mailhost
-    user = f"{quote(credentials[0], safe='')}:{quote(credentials[1], safe='')}@" if credentials else ""
-    if port == 465:
-        scheme = "smtps"
-    elif secure is not None or (credentials and not is_loopback(host)):
-        scheme = "smtp"
-    else:
-        scheme = "smtp+plain"
-    shown = f"[{host}]" if ":" in host else host
-    key = (f"{scheme}://{user}{shown}:{port or (587 if scheme == 'smtp' else 25)}", store)
-    if key not in _boxes or _boxes[key].closed:
-        _boxes[key] = Outbox(store, relay=key[0])
-    return _boxes[key]
+class _Server:
+    """What the mailing handlers have in common: where to send and from whom to whom, as attributes of these
+    names.
+    """
 
-
-class SMTPHandler(logging.Handler):
-    """One mail a record, queued."""
-
-    def __init__(
+    def _configure(
         self,
-        mailhost: str | tuple[str, int],
+        mailhost: Host,
         fromaddr: str,
         toaddrs: str | Sequence[str],
         subject: str,
-        credentials: tuple[str, str] | None = None,
+        credentials: Sequence[str] | None,
+        secure: Any,
+        store: str | None,
+    ) -> None:
+        host, port = (mailhost, None) if isinstance(mailhost, str) else tuple(mailhost)
+        self.mailhost: str = host
+        self.mailport: int | None = port
+        user, password = credentials if credentials else (None, None)
+        self.username: str | None = user
+        self.password: str | None = password
+        self.fromaddr, self.subject, self.secure = fromaddr, subject, secure
+        self.toaddrs = [toaddrs] if isinstance(toaddrs, str) else toaddrs
+        self._store = store
+        if secure:
+            warnings.warn(
+                "secure names files of a client's certificate, which outmail does not show to servers",
+                stacklevel=3,
+            )
+        self._outbox()
+
+    def _outbox(self) -> Outbox:
+        port = self.mailport or 0
+        if port == 465:
+            encryption: Encryption = "ssl"
+        elif self.secure is not None or (self.username and not is_loopback(self.mailhost)):
+            encryption, port = "starttls", port or _SUBMISSION
+        else:
+            encryption = "off"
+        return outbox(relay_url(self.mailhost, port, encryption, self.username, self.password), self._store)
+
+    def _send(self, subject: str, text: str) -> bool:
+        """Queue it; False when that failed, and stderr says why."""
+
+        def queue() -> Any:
+            return self._outbox().send(
+                _people(self.toaddrs),
+                one_line(subject, 500),
+                text,
+                sender=self.fromaddr,
+                headers={"Auto-Submitted": "auto-generated"},
+            )
+
+        return guarded(queue) is not None
+
+
+def _people(addresses: Sequence[str]) -> list[str | tuple[str, str]]:
+    """Each address; one text may hold several, as in a header field."""
+    field = modern.header_factory("to", ", ".join(addresses))
+    if any(isinstance(one, InvalidHeaderDefect) and "no domain" not in str(one) for one in field.defects):
+        return list(addresses)
+    return [(one.display_name, one.addr_spec) for one in field.addresses]
+
+
+class SMTPHandler(_Server, logging.Handler):
+    """`logging.handlers.SMTPHandler`: one mail a record, queued."""
+
+    def __init__(
+        self,
+        mailhost: Host,
+        fromaddr: str,
+        toaddrs: str | Sequence[str],
+        subject: str,
+        credentials: Sequence[str] | None = None,
         secure: Any = None,
         timeout: float = 5.0,
         *,
         store: str | None = None,
     ) -> None:
         super().__init__()
-        self.fromaddr, self.subject, self.timeout = fromaddr, subject, timeout
-        self.toaddrs = [toaddrs] if isinstance(toaddrs, str) else list(toaddrs)
-        self._box = _box(mailhost, credentials, secure, store)
+        self.timeout = timeout
+        self._configure(mailhost, fromaddr, toaddrs, subject, credentials, secure, store)
 
     def getSubject(self, record: logging.LogRecord) -> str:
         """The subject for a record; override it as with the standard library's."""
@@ -70,65 +124,105 @@ class SMTPHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if records.ours(record):
             return
-        try:
-            subject = str(self.getSubject(record))
-        except Exception:
-            self.handleError(record)
-            subject = self.subject
-        text = records.formatted(self, record)
-        guarded(
-            lambda: self._box.send(
-                self.toaddrs,
-                one_line(subject, 500),
-                safe(text, BODY_LIMIT),
-                sender=self.fromaddr,
-                headers={"Auto-Submitted": "auto-generated"},
-            )
-        )
+        found = guarded(lambda: str(self.getSubject(record)), "getSubject failed")
+        subject = records.in_words(self.subject) if found is None else found
+        self._send(subject, safe(records.formatted(self, record), BODY_LIMIT))
 
 
-class BufferingSMTPHandler(BufferingHandler):
-    """``capacity`` records a mail, the rest at close; what cannot be queued stays in the buffer."""
+class BufferingSMTPHandler(_Server, BufferingHandler):
+    """Vinay Sajip's recipe: ``capacity`` records a mail, the rest at close. What cannot be queued stays in
+    the buffer.
+    """
 
     def __init__(
         self,
-        mailhost: str | tuple[str, int],
+        mailhost: Host,
         fromaddr: str,
         toaddrs: str | Sequence[str],
         subject: str,
         capacity: int = 1000,
-        *,
         logging_format: str = "%(asctime)s %(levelname)-5s %(message)s",
-        credentials: tuple[str, str] | None = None,
+        *,
+        credentials: Sequence[str] | None = None,
         secure: Any = None,
         store: str | None = None,
     ) -> None:
         super().__init__(capacity)
-        self.fromaddr, self.subject = fromaddr, subject
-        self.toaddrs = [toaddrs] if isinstance(toaddrs, str) else list(toaddrs)
         self.setFormatter(logging.Formatter(logging_format))
-        self._box = _box(mailhost, credentials, secure, store)
+        self._configure(mailhost, fromaddr, toaddrs, subject, credentials, secure, store)
 
     def emit(self, record: logging.LogRecord) -> None:
         if not records.ours(record):
             super().emit(record)
 
     def flush(self) -> None:
-        if not self.buffer:
-            return
-        self.acquire()
-        try:
-            text = "\n".join(safe(records.formatted(self, record)) for record in self.buffer) + "\n"
-            sent = guarded(
-                lambda: self._box.send(
-                    self.toaddrs,
-                    one_line(str(self.subject), 500),
-                    text,
-                    sender=self.fromaddr,
-                    headers={"Auto-Submitted": "auto-generated"},
-                )
-            )
-            if sent is not None:
+        """A mail of what is in the buffer."""
+        with self.lock:  # type: ignore[union-attr]
+            if not self.buffer:
+                return
+            lines = [safe(records.formatted(self, record)) for record in self.buffer]
+            if self._send(records.in_words(self.subject), "\n".join(lines) + "\n"):
                 self.buffer.clear()
-        finally:
-            self.release()
+
+
+class Outcome(NamedTuple):
+    """What became of a run's records: True queued, None nothing to send, False not stored."""
+
+    success: bool | None
+    msg: str
+
+
+class BufferSMTPHandler(DigestHandler):
+    """poca's handler: one mail at the end of a run, when this and earlier runs have gathered ``threshold``
+    records; what is fewer is kept.
+
+    ``email``: the element of that name in poca's settings (``fromaddr``, ``toaddr``, ``host``, ``starttls``,
+    ``password``, ``threshold``); ``paths`` has the folder ``db_dir``, which keeps several configurations
+    apart. ``host`` may name a port. ``outcome`` is valid after `close`.
+    """
+
+    def __init__(self, email: Any, paths: Any, *, store: str | None = None) -> None:
+        self.email, self.outcome = email, Outcome(None, "nothing logged yet")
+        self._box = _poca_outbox(email, store)
+        self.capacity = max(1, int(str(email.threshold)))
+        super().__init__(
+            _words(email.toaddr),
+            "POCA log",
+            name=f"poca {paths.db_dir}",
+            threshold=self.capacity,
+            max_delay="365d",
+            at_most=3600,
+            head=1000,
+            outbox=self._box,
+        )
+
+    def _tick(self) -> None:
+        """A mail goes at the end of a run only."""
+
+    def _fold(self, in_order: bool | None) -> None:
+        try:
+            super()._fold(in_order)
+            pending = state.read(self._box, "digest", self.title).get("pending") or {}
+        except Exception as problem:
+            self.outcome = Outcome(False, records.in_words(problem))
+            raise
+        waiting = pending.get("total", 0)
+        if waiting:
+            self.outcome = Outcome(None, f"{waiting} records wait until there are {self.capacity}")
+        else:
+            self.outcome = Outcome(True, "nothing waits: what was logged is queued as mail")
+
+
+def _poca_outbox(email: Any, store: str | None) -> Outbox:
+    host, _, port = _words(email.host).partition(":")
+    sender = _words(email.fromaddr)
+    if _words(email.starttls) == "yes":
+        relay = relay_url(host, int(port or _SUBMISSION), "starttls", sender, _words(email.password))
+    else:
+        relay = relay_url(host, int(port or 0), "off")
+    return outbox(relay, store, config=replace(load(), sender=sender), sender=sender)
+
+
+def _words(element: Any) -> str:
+    """The text of an element of lxml's objectify, or of a plain value."""
+    return str(getattr(element, "text", element) or "").strip()

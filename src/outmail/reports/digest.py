@@ -115,7 +115,8 @@ class DigestHandler(logging.Handler):
         try:
             key = getattr(record, "key", "") or _bound(record)
             level = records.level_of(record)
-            template = record.msg if isinstance(record.msg, str) else type(record.msg).__name__
+            words = getattr(record, "msg", "")
+            template = words if isinstance(words, str) else type(words).__name__
             if self._group_by is not None:
                 template = str(self._group_by(record))
             values: list[Any] = [

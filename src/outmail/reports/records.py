@@ -8,7 +8,6 @@ Does not: hold on to the record.
 from __future__ import annotations
 
 import logging
-import math
 import time
 from types import TracebackType
 from typing import Any
@@ -70,7 +69,7 @@ def whole(value: Any) -> int:
 
 def moment(value: Any) -> float:
     """Seconds since 1970; now for what no calendar can show."""
-    if isinstance(value, (int, float)) and math.isfinite(value) and 0 <= value < _END:
+    if isinstance(value, (int, float)) and 0 <= value < _END:  # false for NaN, right for any int
         return float(value)
     return time.time()
 

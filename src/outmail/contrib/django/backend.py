@@ -5,19 +5,22 @@ when `send_messages` returns; Bcc is in the envelope only; a message refused rai
 call is queued (with ``fail_silently`` it is left out); the number of messages queued is returned. Priority
 and the like: an attribute ``outmail`` of the message, a dict of the words of ``submit`` (``priority, at,
 expires, tag, key, relay``), or headers X-Outmail-Priority, -At, -Expires, -Tag, -Key, -Relay, which are taken
-out.
-Fails: `outmail.Refused`, `outmail.NotStored`, `outmail.ConfigError`. Does not: deliver.
+out. The attributes that django-anymail reads are understood as `anymail` says.
+Fails: `outmail.Refused` (a ValueError, also for every address that Django's own SMTP backend refuses),
+`outmail.NotStored`, `outmail.ConfigError`. Does not: deliver.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from email.errors import InvalidHeaderDefect
+from email.policy import default as modern
 from typing import Any
 
 from django.core.mail.backends.base import BaseEmailBackend
 
-from outmail import Error
-from outmail.contrib.django import queue
+from outmail import Error, Refused
+from outmail.contrib.django import anymail, queue
 from outmail.intake import api
 
 WORDS = ("priority", "at", "expires", "tag", "key", "relay")
@@ -56,22 +59,53 @@ class EmailBackend(BaseEmailBackend):
 
 def submitted(message: Any) -> dict[str, Any]:
     """A message of Django → the words of ``Outbox.submit``."""
+    theirs = anymail.words(message)
     kept = dict(message.extra_headers)
-    words = {_HEADERS[name.lower()]: str(value) for name, value in kept.items() if name.lower() in _HEADERS}
-    words |= dict(getattr(message, "outmail", None) or {})
-    message.extra_headers = {name: value for name, value in kept.items() if name.lower() not in _HEADERS}
+    own = {_HEADERS[name.lower()]: str(value) for name, value in kept.items() if name.lower() in _HEADERS}
+    message.extra_headers = {
+        **theirs.headers,
+        **{name: value for name, value in kept.items() if name.lower() not in _HEADERS},
+    }
     try:
         content = message.message().as_bytes()
     finally:
         message.extra_headers = kept
-    sender = _addresses([message.from_email], "from_email")
     return {
         "content": content,
-        "sender": sender[0],
+        "sender": _addresses([theirs.sender or message.from_email], "from_email")[0],
         "recipients": _addresses(message.recipients(), "recipient"),
-        **words,
+        **theirs.words,
+        **own,
+        **dict(getattr(message, "outmail", None) or {}),
     }
 
 
 def _addresses(values: Iterable[Any], where: str) -> list[str]:
-    return [str(mailbox) for _, mailbox in api.people([str(value) for value in values], where)]
+    return [_address(str(value), where) for value in values]
+
+
+def _address(text: str, where: str) -> str:
+    """The mailbox of one address, as the email package reads it, too: where the two readings differ (a second
+    ``@`` in a name without quotes, two addresses in one), the mail could go to somebody whom nobody meant.
+    """
+    mailbox = api.people(text, where)[0][1]
+    read, sound = _read(text)
+    if not sound or len(read) != 1 or api.people(read[0], where)[0][1] != mailbox:
+        raise Refused(
+            f"{where}: Invalid address {text!r}; write one mailbox, and put a name that is not plain words "
+            f"in quotes",
+            code="bad-address",
+        )
+    return str(mailbox)
+
+
+def _read(text: str) -> tuple[list[str], bool]:
+    """The mailboxes that the email package finds, and whether RFC 5322, section 3.4, allows what it read. A
+    mailbox without a domain is for `api.people` to judge.
+    """
+    try:
+        field = modern.header_factory("to", text)
+    except ValueError:  # a line break
+        return [], False
+    forbidden = (one for one in field.defects if isinstance(one, InvalidHeaderDefect))
+    return [one.addr_spec for one in field.addresses], all("no domain" in str(one) for one in forbidden)

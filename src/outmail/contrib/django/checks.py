@@ -6,11 +6,11 @@ from typing import Any
 
 from django.apps import apps
 from django.conf import settings
-from django.core.checks import CheckMessage, Error, Warning, register
+from django.core.checks import CheckMessage, Error, Info, Warning, register
 
 from outmail import ConfigError
 from outmail.config import load
-from outmail.contrib.django import queue
+from outmail.contrib.django import anymail, queue
 
 BACKENDS = ("outmail.contrib.django.EmailBackend", "outmail.contrib.django.backend.EmailBackend")
 
@@ -18,7 +18,7 @@ BACKENDS = ("outmail.contrib.django.EmailBackend", "outmail.contrib.django.backe
 @register("outmail")
 def settings_make_sense(app_configs: Any = None, **_: Any) -> list[CheckMessage]:
     """E001: a setting is wrong; E002: the database is one outmail cannot empty; W001: nothing uses the
-    backend.
+    backend; W002 and I001: what is ignored of django-anymail's settings and message attributes.
     """
     found: list[CheckMessage] = []
     mailers = getattr(settings, "MAILERS", {}) or {}
@@ -45,6 +45,30 @@ def settings_make_sense(app_configs: Any = None, **_: Any) -> list[CheckMessage]
                 "outmail is installed, but no mailer uses it",
                 hint=f"EMAIL_BACKEND = {BACKENDS[0]!r}",
                 id="outmail.W001",
+            )
+        )
+    return found + (_of_anymail() if used else [])
+
+
+def _of_anymail() -> list[CheckMessage]:
+    found: list[CheckMessage] = []
+    given = getattr(settings, "ANYMAIL", None) or {}
+    defaults = sorted(name for name in (*given, *dir(settings)) if name.endswith("SEND_DEFAULTS"))
+    if defaults:
+        found.append(
+            Warning(
+                f"outmail does not read {', '.join(defaults)}",
+                hint="set the attributes on the messages, or remove the setting",
+                id="outmail.W002",
+            )
+        )
+    if defaults or given or apps.is_installed("anymail"):
+        found.append(
+            Info(
+                f"of django-anymail's message attributes, outmail ignores {', '.join(anymail.IGNORED)} and "
+                f"refuses {', '.join(anymail.REFUSED)}",
+                hint='SILENCED_SYSTEM_CHECKS = ["outmail.I001"]',
+                id="outmail.I001",
             )
         )
     return found
