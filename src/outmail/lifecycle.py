@@ -1,10 +1,9 @@
 """The life of one recipient: six states, and the only functions that go from one to another.
 
 Rules of this file
-  1. Every change of state anywhere in outmail is one of the named functions below; a store's WHERE clauses
-  are
-     checked against `ARROWS`, its CHECK constraint against `STATES`, the drawing in the docs is printed from
-     it.
+  1. Every change of state anywhere in outmail is one of the named functions below. A store's WHERE clauses
+     are checked against `ARROWS`, its CHECK constraint against `STATES`, and the drawing in the docs is
+     printed from `ARROWS`.
   2. An event that is not listed for the present state raises `Illegal` and changes nothing.
 
 Theory of operation
@@ -16,7 +15,8 @@ Theory of operation
   loss holds it as poison, so that a message which kills engines takes no bystander with it. Any settle clears
   the suspicion, and what was leased and never begun is under none (decision 6). While SENDING nobody but the
   engine may move the recipient: an operator's hold or cancel becomes a ``wish``, and every arrow from SENDING
-  back to QUEUED honours it.
+  back to QUEUED honours it. A new route is a wish too, and needs no word of its own: ``route`` says where the
+  recipient goes when it is leased the next time, and an attempt under way keeps the route it was leased with.
 
 Does not: know time, SQL or SMTP. When something is due, and why, is decided by `policy.retry` and passed in.
 """
@@ -39,7 +39,7 @@ Wish = Literal["hold", "cancel"]
 STATES: tuple[State, ...] = (QUEUED, SENDING, HELD, FAILED, CANCELLED, DELIVERED)
 FINAL: frozenset[State] = frozenset((FAILED, CANCELLED, DELIVERED))
 
-#: event → from → the states it may lead to. An arrow SENDING → SENDING is a wish.
+#: event → from → the states it may lead to. An arrow SENDING → SENDING is an operator's wish.
 ARROWS: dict[str, dict[State, tuple[State, ...]]] = {
     "lease": {QUEUED: (SENDING,)},
     "delivered": {SENDING: (DELIVERED,)},
@@ -55,6 +55,7 @@ ARROWS: dict[str, dict[State, tuple[State, ...]]] = {
     "hold": {QUEUED: (HELD,), SENDING: (SENDING,)},
     "release": {HELD: (QUEUED,), SENDING: (SENDING,)},
     "cancel": {QUEUED: (CANCELLED,), HELD: (CANCELLED,), SENDING: (SENDING,)},
+    "reroute": {QUEUED: (QUEUED,), HELD: (HELD,), SENDING: (SENDING,)},
     "quarantine": {QUEUED: (HELD,), SENDING: (HELD,)},
     "requeue": {FAILED: (QUEUED,), CANCELLED: (QUEUED,)},
 }
@@ -79,6 +80,8 @@ class Standing:
     uncertain: bool = False
     losses: int = 0
     wish: Wish | None = None
+    #: The route that its next lease takes; of a DELIVERED recipient the one that delivered it.
+    route: str = ""
 
 
 def _step(now: Standing, event: str, to: State, reason: str, **changes: object) -> Standing:
@@ -101,9 +104,9 @@ def lease(now: Standing) -> Standing:
     return _step(now, "lease", SENDING, now.reason)
 
 
-def delivered(now: Standing) -> Standing:
-    """The next hop answered 2xx."""
-    return _step(now, "delivered", DELIVERED, "", losses=0, wish=None)
+def delivered(now: Standing, route: str = "") -> Standing:
+    """The next hop answered 2xx. ``route``: the one that the attempt took; "" where it is the present one."""
+    return _step(now, "delivered", DELIVERED, "", losses=0, wish=None, route=route or now.route)
 
 
 def refused(now: Standing, reason: str) -> Standing:
@@ -141,11 +144,11 @@ def lost(now: Standing, *, dot: bool, begun: bool, hold: bool) -> Standing:
     return _back(now, "lost", "engine lost", uncertain=marked, losses=losses)
 
 
-def confirm(now: Standing) -> Standing:
-    """Evidence that an uncertain delivery happened."""
+def confirm(now: Standing, route: str = "") -> Standing:
+    """Evidence that an uncertain delivery happened. ``route``: the one that it took, where that is known."""
     if not now.uncertain:
         raise Illegal("confirm: only a recipient marked uncertain can be confirmed")
-    return _step(now, "confirm", DELIVERED, "confirmed", wish=None, losses=0)
+    return _step(now, "confirm", DELIVERED, "confirmed", wish=None, losses=0, route=route or now.route)
 
 
 def expired(now: Standing, reason: str) -> Standing:
@@ -186,6 +189,18 @@ def cancel(now: Standing) -> Standing:
     if now.state == SENDING:
         return _step(now, "cancel", SENDING, now.reason, wish="cancel")
     return _step(now, "cancel", CANCELLED, "cancelled by operator")
+
+
+def reroute(now: Standing, route: str) -> Standing:
+    """An operator gives it another route. The reason for waiting spoke of the old one; losses and the mark
+    stay, because they are about the message.
+    """
+    if now.route == route:
+        raise Illegal("reroute: it takes this route already")
+    if now.wish == "cancel":
+        raise Illegal("reroute: it is to be cancelled")
+    reason = "" if now.state == QUEUED else now.reason
+    return _step(now, "reroute", now.state, reason, route=route)
 
 
 def quarantine(now: Standing, reason: str = "corrupt") -> Standing:

@@ -20,6 +20,7 @@ from outmail import config, lifecycle
 from outmail.cli.arguments import parser
 from outmail.outbox.aio import AsyncOutbox
 from outmail.outbox.outbox import Outbox
+from outmail.outbox.queue import Queue
 from outmail.policy import selection
 from outmail.testing import FakeClock, Sink
 
@@ -35,6 +36,7 @@ VERBS = (
     "status find content attempts cancel hold release retry requeue wait on events send submit send_many "
     "submit_many close"
 ).split()
+QUEUE = ("status find content attempts events hold release cancel retry requeue reroute purge stats").split()
 
 COMMANDS = {
     "demo": "",
@@ -59,6 +61,9 @@ def test_the_library() -> None:
     for verb in VERBS:
         assert callable(getattr(Outbox, verb)) and callable(getattr(AsyncOutbox, verb)), verb
     assert list(inspect.signature(Outbox.wait).parameters) == ["self", "id", "timeout"]
+    for verb in QUEUE:
+        assert callable(getattr(Queue, verb)), verb
+    assert names(Queue.reroute) == ["what", "relay"]
 
 
 def test_errors() -> None:
@@ -149,7 +154,7 @@ def test_queue_and_store_verbs() -> None:
     verb = {
         name: next(a for a in subs[name]._actions if a.dest == "verb").choices for name in ("queue", "store")
     }  # type: ignore[index]
-    assert set(verb["queue"]) == set("list stats hold release retry requeue cancel purge".split())
+    assert set(verb["queue"]) == set("list stats hold release retry requeue reroute cancel purge".split())
     assert set(verb["store"]) == set("upgrade check backup ddl".split())
 
 

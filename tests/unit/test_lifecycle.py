@@ -23,6 +23,7 @@ EVENTS = {
     "hold": lambda s, f: life.hold(s),
     "release": lambda s, f: life.release(s),
     "cancel": lambda s, f: life.cancel(s),
+    "reroute": lambda s, f: life.reroute(s, "b" if f else "a"),
     "quarantine": lambda s, f: life.quarantine(s),
     "requeue": lambda s, f: life.requeue(s),
 }
@@ -40,7 +41,7 @@ def test_walks(steps: list[tuple[str, bool]]) -> None:
         try:
             after = EVENTS[event](now, flag)
         except life.Illegal:
-            assert not allowed or event in ("confirm", "release", "hold")
+            assert not allowed or event in ("confirm", "release", "hold", "reroute")
             continue
         assert after.state in allowed
         assert after.uncertain or not now.uncertain
@@ -96,3 +97,29 @@ def test_a_wish_to_cancel_is_not_weakened_to_a_hold() -> None:
     with pytest.raises(life.Illegal):
         life.hold(sending)
     assert life.cancel(life.hold(life.lease(life.Standing()))).wish == "cancel"
+
+
+def test_a_new_route_is_taken_by_the_next_lease_and_what_delivered_is_on_record() -> None:
+    sending = life.lease(life.Standing(route="a"))
+    wished = life.reroute(sending, "b")
+    assert (wished.state, wished.route) == ("sending", "b")
+    assert life.deferred(wished, "451").route == "b"
+    assert life.delivered(wished, "a").route == "a"
+    assert life.reroute(life.hold(sending), "b").wish == "hold"
+
+
+def test_a_route_is_not_changed_twice_nor_where_it_does_not_matter_any_more() -> None:
+    for standing in (
+        life.Standing(route="b"),
+        life.cancel(life.lease(life.Standing(route="a"))),
+        life.cancel(life.Standing(route="a")),
+    ):
+        with pytest.raises(life.Illegal):
+            life.reroute(standing, "b")
+
+
+def test_another_route_forgives_nothing() -> None:
+    waiting = life.Standing(reason="451", uncertain=True, losses=2, route="a")
+    assert life.reroute(waiting, "b") == life.Standing(uncertain=True, losses=2, route="b")
+    held = life.Standing("held", "poison", losses=3, route="a")
+    assert life.reroute(held, "b") == life.Standing("held", "poison", losses=3, route="b")

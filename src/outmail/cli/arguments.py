@@ -121,9 +121,9 @@ def parser() -> argparse.ArgumentParser:
         "queue", parents=common, help="list and change what is in the queue", description=_FILTER_HELP
     )
     queue.add_argument(
-        "verb", choices=("list", "stats", "hold", "release", "retry", "requeue", "cancel", "purge")
+        "verb", choices=("list", "stats", "hold", "release", "retry", "requeue", "reroute", "cancel", "purge")
     )
-    queue.add_argument("selection", nargs="*", metavar="ID|FILTER|-|ALL")
+    queue.add_argument("selection", nargs="*", metavar="ID|FILTER|-|ALL [RELAY]")
     queue.add_argument("--dry-run", action="store_true", help="say how many, change nothing")
     queue.add_argument("--ids", action="store_true", help="list ids only")
     queue.add_argument("--json", action="store_true")
@@ -218,7 +218,7 @@ _FILTER_HELP = (
     "larger: is:live is:uncertain"
     " was:uncertain is:deferred. ALL means everything; - reads ids from stdin. retry = due now; requeue = "
     "failed or cancelled again;"
-    " purge = forget finished ones."
+    " reroute = another relay for what waits, named behind the selection; purge = forget finished ones."
 )
 
 

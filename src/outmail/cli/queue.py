@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from functools import partial
 
 from outmail.cli.common import counted, in_words, queue_of, tell_engines, warn_idle
 from outmail.cli.exits import EX_USAGE
@@ -26,10 +27,12 @@ def queue(arguments: argparse.Namespace) -> int:
 
 
 def _change(queue: Queue, arguments: argparse.Namespace) -> int:
-    """hold, release, retry, requeue, cancel, purge."""
+    """hold, release, retry, requeue, reroute, cancel, purge."""
+    relay = arguments.selection.pop() if arguments.verb == "reroute" and arguments.selection else None
     if not arguments.selection:
         print(
-            f"outmail: queue {arguments.verb} needs a selection: ids, a filter, - for ids on stdin, or ALL",
+            f"outmail: queue {arguments.verb} needs a selection: ids, a filter, - for ids on stdin, or ALL"
+            + (", and then a relay" if arguments.verb == "reroute" else ""),
             file=sys.stderr,
         )
         return EX_USAGE
@@ -42,7 +45,7 @@ def _change(queue: Queue, arguments: argparse.Namespace) -> int:
         count = sum(queue.purge(one) for one in selected)
         print(f"{counted(count, 'message')} forgotten", file=sys.stderr)
         return 0
-    change = getattr(queue, arguments.verb)
+    change = getattr(queue, arguments.verb) if relay is None else partial(queue.reroute, relay=relay)
     count = sum(change(one) for one in selected)
     print(f"{counted(count, 'recipient')} changed", file=sys.stderr)
     if not count and arguments.verb == "requeue":

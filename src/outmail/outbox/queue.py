@@ -15,12 +15,13 @@ import shlex
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from outmail.accept.acceptance import not_stored
 from outmail.clock import Clock
 from outmail.config import Config
-from outmail.errors import NotFound, NotStored, Refused
+from outmail.errors import ConfigError, NotFound, NotStored, Refused
 from outmail.model import Attempt, Event, Filter, RecipientStatus, Status, is_id
 from outmail.policy import selection
 from outmail.policy.route import Routes
@@ -207,14 +208,34 @@ class Queue:
         """Failed or cancelled recipients begin anew; those whose content is gone stay as they are."""
         return self.change(what, "requeue")
 
+    def reroute(self, what: str | Filter, relay: str) -> int:
+        """Queued and held recipients take another route from now on; what waits is due at once, and what is
+        being sent takes it when it comes back. ``relay``: the name of a configured relay, or a URL, or
+        several of them with commas. Raises `ConfigError` for a relay that this process does not know:
+        configured, given to its Outbox, or a server that asks for no password.
+        """
+        try:
+            route = self.routes.named(relay)
+        except ValueError as problem:
+            raise ConfigError(
+                str(problem), hint="name it in [relays], or give it to this process: --relay, Outbox(relay=)"
+            ) from None
+        return self._paged(what, partial(self.store.verbs.reroute, route=route))
+
     def change(self, what: str | Filter, event: str) -> int:
         """One arrow of the lifecycle for an id or a filter. The empty text raises `Refused`."""
+        return self._paged(what, partial(self.store.verbs.change, event=event))
+
+    def _paged(
+        self, what: str | Filter, verb: Callable[..., Verb[tuple[int, tuple[int, int] | None]]]
+    ) -> int:
+        """Page by page until all that is selected has changed."""
         now = self.clock.now()
         selected = self._selected(what, now)
         count = 0
         after: tuple[int, int] | None = (0, 0)
         while after is not None:
-            changed, after = self._change(selected, event, now, after)
+            changed, after = self._changed(partial(verb, selected, now=now, after=after))
             count += changed
         if self._wake is not None:
             self._wake()
@@ -237,13 +258,11 @@ class Queue:
             self.seq(what)
         return selection.select(what, now)
 
-    def _change(
-        self, what: Filter, event: str, now: int, after: tuple[int, int]
-    ) -> tuple[int, tuple[int, int] | None]:
+    def _changed(self, page: Callable[[], Verb[R]]) -> R:
         """One page; where an engine settles the same rows in that moment, again."""
         for last in (False, False, True):
             try:
-                return self._write(self.store.verbs.change(what, event, now, after=after))
+                return self._write(page())
             except NotStored as problem:
                 if last or problem.code != "store-conflict":
                     raise

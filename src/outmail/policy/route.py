@@ -273,6 +273,28 @@ class Routes:
                 return name or route or "(empty)"
         return ""
 
+    def named(self, route: str) -> str:
+        """What mail that takes ``route`` is stored under: the name of a configured relay, a relay's URL, or
+        several of them with commas, in fallback order. ValueError for what an engine with these relays would
+        not take, so that nobody sends mail where it waits for ever.
+        """
+        parts = [self._known_name(part.strip()) for part in route.split(",")]
+        if len(",".join(parts)) > MAX_STORED:
+            raise ValueError(f"a route has at most {MAX_STORED} characters")
+        return ",".join(parts)
+
+    def _known_name(self, name: str) -> str:
+        if name in self.relays:
+            return name
+        if ":" not in name:
+            raise ValueError(f"no relay is named {name!r}; known are {', '.join(self.relays)}")
+        url = parse_relay(name).url
+        if self._relay(url) is None:
+            raise ValueError(
+                f"{url} is not among the relays known here, and needs a password or acts on this machine"
+            )
+        return url
+
     def with_relays(self, extra: Iterable[Relay]) -> Routes:
         """The same rules with more relays, which win over those of the same name."""
         return replace(self, relays={**self.relays, **{relay.name: relay for relay in extra}})

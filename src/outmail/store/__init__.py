@@ -195,7 +195,8 @@ class Verbs(Protocol):
         changed.
 
         A row that is no longer ours changes nothing, except that a late *delivered* confirms an uncertain
-        recipient, whoever holds it.
+        recipient, whoever holds it. What got another route meanwhile is due there at once when it is
+        deferred, and keeps the route that delivered it when it is delivered.
         """
 
     def unlease(self, owner: int, numbers: Sequence[int], now: int) -> Verb[int]:
@@ -240,6 +241,13 @@ class Verbs(Protocol):
     ) -> Verb[tuple[int, tuple[int, int] | None]]:
         """One page of an operator's change; returns (recipients changed, where the next page begins or
         None).
+        """
+
+    def reroute(
+        self, selection: Filter, route: str, now: int, after: tuple[int, int] = (0, 0)
+    ) -> Verb[tuple[int, tuple[int, int] | None]]:
+        """One page of recipients gets another route; returns as `change` does. What waits is due at once, but
+        not before its time; what is being sent takes the new route when it comes back.
         """
 
     def seq_of(self, id: str) -> Verb[int | None]:

@@ -343,6 +343,61 @@ def test_wishes_are_honoured_on_the_way_back(store: Any) -> None:
     assert standing(store, held.id).state == "held" and standing(store, gone.id).state == "cancelled"
 
 
+def reroute(store: Store, id: str, route: str, now: int = NOW) -> int:
+    return store.run(store.verbs.reroute(Filter(ids=((id, None),)), route, now))[0]
+
+
+def test_what_waits_takes_another_route_at_once_but_not_before_its_time(store: Any) -> None:
+    deferred, planned = message(), message(due=NOW + 5000)
+    add(store, deferred, planned)
+    owner = store.register(NOW)
+    (first,) = lease(store, owner)
+    settle(store, owner, first, "deferred", due=NOW + 3_600_000)
+    assert reroute(store, deferred.id, "other") == reroute(store, planned.id, "other") == 1
+    assert store.read(store.verbs.next_due(NOW)) == {"other": NOW}
+    assert [d.id for d in lease(store, owner, 9, NOW, 2, "other")] == [deferred.id]
+    assert [d.id for d in lease(store, owner, 9, NOW + 5000, 3, "other")] == [planned.id]
+
+
+def test_another_route_twice_is_one_change_and_one_event(store: Any) -> None:
+    one, held = message(), message()
+    add(store, one, held)
+    store.run(store.verbs.change(Filter(ids=((held.id, None),)), "hold", NOW))
+    for changed in (1, 0):
+        assert reroute(store, one.id, "other") == reroute(store, held.id, "other") == changed
+    assert [e.event for e in store.read(store.verbs.events_after(0))].count("reroute") == 2
+    assert (standing(store, held.id).state, standing(store, held.id).reason) == ("held", "operator")
+    assert standing(store, held.id).route == "other"
+
+
+def test_what_is_being_sent_takes_another_route_when_it_comes_back(store: Any) -> None:
+    back, arrived, unanswered = message(), message(), message()
+    add(store, back, arrived, unanswered)
+    owner = store.register(NOW)
+    deliveries = {d.id: d for d in lease(store, owner)}
+    for one in (back, arrived, unanswered):
+        assert reroute(store, one.id, "other") == 1 and standing(store, one.id).state == "sending"
+    settle(store, owner, deliveries[back.id], "deferred", due=NOW + 3_600_000)
+    settle(store, owner, deliveries[unanswered.id], "unknown", "unknown", due=NOW + 60_000)
+    settle(store, owner, deliveries[arrived.id], "delivered", "delivered")
+    assert (standing(store, arrived.id).route, standing(store, back.id).route) == ("default", "other")
+    assert standing(store, back.id).next_try_at == NOW  # the old next hop's wish says nothing of the new one
+    assert standing(store, unanswered.id).next_try_at == NOW + 60_000
+    assert [d.id for d in lease(store, owner, 9, NOW, 2, "other")] == [back.id]
+
+
+def test_a_lost_lease_comes_back_to_the_new_route_and_a_late_delivery_keeps_its_own(store: Any) -> None:
+    lost, late = message(), message()
+    add(store, lost, late)
+    owner = store.register(NOW)
+    deliveries = {d.id: d for d in lease(store, owner)}
+    assert reroute(store, lost.id, "other") == reroute(store, late.id, "other") == 1
+    store.run(store.verbs.reclaim(owner.id, {(deliveries[late.id].seq, 1, 1)}, NOW, hold=False))
+    assert standing(store, lost.id).route == standing(store, late.id).route == "other"
+    settle(store, owner, deliveries[late.id], "delivered", "delivered")
+    assert (standing(store, late.id).state, standing(store, late.id).route) == ("delivered", "default")
+
+
 def test_retention_takes_bodies_then_records(store: Any) -> None:
     made = [message(content=b"A: b\r\n\r\n" + os.urandom(3000).hex().encode()) for _ in range(300)]
     add(store, *made)
@@ -395,6 +450,8 @@ _SAYS: dict[str, Callable[[Standing], Standing]] = {
     "release": life.release,
     "cancel": life.cancel,
     "due": life.due,
+    "reroute, there": lambda s: life.reroute(s, f"{s.route.rstrip('+')}+"),
+    "reroute, back": lambda s: life.reroute(s, s.route.rstrip("+")),
     "requeue": life.requeue,
     "confirm": life.confirm,
     "too old": lambda s: life.expired(s, "too old"),
@@ -409,12 +466,16 @@ _FROM: dict[str, tuple[str, ...]] = {
 }
 
 
-def _said(now: Standing, step: str) -> Standing:
-    """What the lifecycle makes of a step; a delivery reported after the lease was lost confirms one."""
+def _said(now: Standing, step: str, took: str) -> Standing:
+    """What the lifecycle makes of a step; a delivery reported after the lease was lost confirms one.
+    ``took``: the route of the last lease.
+    """
     if now.state not in _FROM.get(step, life.STATES):
         return now
     try:
-        return (life.confirm if step == "delivered" and now.state != "sending" else _SAYS[step])(now)
+        if step == "delivered":
+            return (life.delivered if now.state == "sending" else life.confirm)(now, took)
+        return _SAYS[step](now)
     except life.Illegal:
         return now
 
@@ -437,8 +498,12 @@ class _Walk:
         self.number += 1
         name, *words = step.split(", ")
         if name == "lease":
-            got = lease(self.store, self.owner, 1, self.now, self.number, self.destination)
+            room = {self.destination: 1, f"{self.destination}+": 1}
+            got = self.store.run(self.store.verbs.lease(self.owner.id, self.number, room, self.now))
             self.held = got[0] if got else self.held
+        elif name == "reroute":
+            route = self.destination + ("+" if words == ["there"] else "")
+            self.store.run(self.store.verbs.reroute(Filter(ids=((self.id, None),)), route, self.now))
         elif name == "lost":
             self._lose(*words)
         elif name == "too old":
@@ -466,13 +531,16 @@ class _Walk:
 
     def standing(self) -> Standing:
         """The whole of what the lifecycle owns, as the store has it."""
-        sql = "SELECT state, reason, uncertain, losses, wish FROM recipient WHERE message = ? AND n = 1"
+        sql = (
+            "SELECT state, reason, uncertain, losses, wish, destination FROM recipient WHERE message = ? AND "
+            "n = 1"
+        )
 
         def verb() -> Verb[list[Any]]:
             return (yield sql, (self.seq,))
 
-        state, reason, uncertain, losses, wish = self.store.read(verb())[0]
-        return Standing(state, reason, bool(uncertain), losses, wish)
+        state, reason, uncertain, losses, wish, route = self.store.read(verb())[0]
+        return Standing(state, reason, bool(uncertain), losses, wish, route)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -483,11 +551,11 @@ def test_the_store_walks_as_the_lifecycle(store: Any, steps: list[str]) -> None:
     add(store, one)
     seq = store.read(store.verbs.seq_of(one.id))
     walk = _Walk(store, one.id, one.recipients[0].destination, store.register(NOW), seq)
-    model = Standing()
+    model = Standing(route=walk.destination)
     assert walk.standing() == model
     for i, step in enumerate(steps):
         if walk.held is not None or step != "delivered":
-            model = _said(model, step)
+            model = _said(model, step, walk.held.destination if walk.held is not None else "")
         walk.do(step)
         assert walk.standing() == model, steps[: i + 1]
 

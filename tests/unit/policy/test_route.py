@@ -68,3 +68,29 @@ def test_a_bare_pattern_is_a_domain() -> None:
         and not matches("a.test", "x@b.a.test")
         and matches("*@*.test", "x@b.test")
     )
+
+
+def test_mail_is_sent_another_way_only_where_an_engine_here_would_take_it() -> None:
+    mine = parse_relay("smtps://me:secret@isp.example")
+    routes = Routes(
+        {
+            "default": parse_relay("smtp://localhost", "default"),
+            "local": parse_relay("sendmail:/usr/sbin/sendmail", "local"),
+            mine.name: mine,
+        }
+    )
+    assert routes.named("local, default") == "local,default"
+    assert routes.named("smtp://LOCALHOST:2525") == "smtp://localhost:2525"
+    assert routes.named("smtps://me:other@isp.example:465") == "smtps://me@isp.example:465"
+    for unknown in (
+        "backup",
+        "default,backup",
+        "smtps://you:secret@isp.example",
+        "maildir:/var/mail/x",
+        "",
+        "smtp://",
+        ",".join(["smtp://a.example"] * 40),
+    ):
+        with pytest.raises(ValueError) as caught:
+            routes.named(unknown)
+        assert "secret" not in str(caught.value)

@@ -50,7 +50,7 @@ _OWN = {
         # every one since a foreign transaction began
         " WHERE message = j.c AND n = j.d AND state IN ('queued', 'sending', 'held') AND state || '' = "
         "'sending' AND owner = ? AND lease = j.e"
-        " RETURNING message, n, state, uncertain, reason, attempts"
+        " RETURNING message, n, state, uncertain, reason, attempts, destination"
     ),
 }
 

@@ -147,6 +147,14 @@ def know(destinations: set[str]) -> Verb[None]:
     )
 
 
+def reroute(
+    selection: Filter, route: str, now: int, after: tuple[int, int] = (0, 0)
+) -> Verb[tuple[int, tuple[int, int] | None]]:
+    """`verbs.reroute` to a destination that is looked for from then on."""
+    yield from know({route})
+    return (yield from verbs.reroute(selection, route, now, after))
+
+
 class _FullScan(ScanStart):
     """A scan from the beginning; the watermark hears what it finds."""
 
@@ -349,6 +357,7 @@ class PostgresVerbs:
     # -- changing and reading --------------------------------------------------------------------------------
 
     change = staticmethod(verbs.change)
+    reroute = staticmethod(reroute)
     seq_of = staticmethod(verbs.seq_of)
     find = staticmethod(verbs.find)
     statuses = staticmethod(verbs.statuses)

@@ -422,20 +422,21 @@ DELIVERED = (
     " lease = NULL, attempt = j.value ->> 0, finished_at = j.value ->> 1 FROM json_each(?) j"
     " WHERE message = j.value ->> 2 AND n = j.value ->> 3 AND +state = 'sending' AND +owner = ? AND lease = "
     "j.value ->> 4"
-    " RETURNING message, n, state, uncertain, reason, attempts"
+    " RETURNING message, n, state, uncertain, reason, attempts, destination"
 )
 _BACK = (
     "CASE WHEN ?1 = 'queued' AND wish = 'cancel' THEN 'cancelled' WHEN ?1 = 'queued' AND wish = 'hold' "
     "THEN 'held' ELSE ?1 END"
 )
 #: Parameters: 1 to, 2 reason, 3 due, 4 at, 5 charged, 6 uncertain, 7 settled, 8 attempt, 9 message, 10 n, 11
-#: owner, 12 lease.
+#: owner, 12 lease, 13 the route of the lease. That a next hop defers says nothing about another route.
 _SETTLE = f"""
 UPDATE recipient SET state = {_BACK},
     reason = CASE WHEN ?1 = 'queued' AND wish = 'cancel' THEN 'cancelled by operator'
                   WHEN ?1 = 'queued' AND wish = 'hold' THEN 'operator'
                   WHEN ?1 = 'queued' AND ?2 = '' AND ?7 = 0 THEN reason ELSE ?2 END,
-    due = CASE WHEN {_BACK} = 'queued' THEN CAST(?3 AS bigint) END,
+    due = CASE WHEN {_BACK} = 'queued'
+               THEN CAST(CASE WHEN destination <> ?13 AND ?6 = 0 THEN ?4 ELSE ?3 END AS bigint) END,
     finished_at = CASE WHEN {_BACK} IN ('failed', 'cancelled', 'delivered') THEN ?4 END,
     attempts = attempts + ?5, uncertain = CASE WHEN ?6 > uncertain THEN ?6 ELSE uncertain END,
     losses = CASE WHEN ?7 = 1 THEN 0 ELSE losses END,
@@ -448,8 +449,10 @@ _CONFIRM = (
     "wish = NULL, losses = 0,"
     " attempt = ?, finished_at = ? WHERE message = ? AND n = ? AND uncertain = 1 AND state IN ('queued', "
     "'sending', 'held')"
-    " RETURNING message, n, state, uncertain, reason, attempts"
+    " RETURNING message, n, state, uncertain, reason, attempts, destination"
 )
+#: What got another route while it was being sent: the one that delivered it stays on record.
+_TOOK = "UPDATE recipient SET destination = ? WHERE message = ? AND n = ? AND state = 'delivered'"
 _ATTEMPT = (
     "INSERT INTO attempt (id, message, at, route, host, duration_ms, outcome, code, enhanced, text, "
     "recipients, transcript)"
@@ -469,14 +472,15 @@ def settle(owner: int, settled: Sequence[Settled], *, hold_unknown: bool = False
     """Write what attempts learned: attempt, state and event together. Returns how many recipients changed.
 
     A row that is no longer ours changes nothing, except that a late *delivered* confirms an uncertain
-    recipient, whoever holds it.
+    recipient, whoever holds it. What got another route meanwhile is due there at once when it is deferred,
+    and keeps the route that delivered it when it is delivered.
     """
     groups = [(item, event, group) for item in settled for event, group in _alike(item.verdicts)]
     numbers = yield Numbers("attempt", len(groups))
     attempts: list[tuple[Any, ...]] = []
     plain: list[tuple[Any, ...]] = []
     other: list[tuple[Any, ...]] = []
-    context: dict[tuple[int, int], tuple[str, int, int]] = {}
+    context: dict[tuple[int, int], tuple[str, int, int, str]] = {}
     for attempt, (item, event, group) in zip(numbers, groups):
         delivery = item.delivery
         outcome = group[0][0].outcome
@@ -498,7 +502,7 @@ def settle(owner: int, settled: Sequence[Settled], *, hold_unknown: bool = False
             )
         )
         for leased, verdict in group:
-            context[delivery.seq, leased.n] = (event, item.at, attempt)
+            context[delivery.seq, leased.n] = (event, item.at, attempt, delivery.destination)
             if event == "delivered":
                 plain.append((attempt, item.at, delivery.seq, leased.n, delivery.lease))
             else:
@@ -518,17 +522,20 @@ def settle(owner: int, settled: Sequence[Settled], *, hold_unknown: bool = False
                         leased.n,
                         owner,
                         delivery.lease,
+                        delivery.destination,
                     )
                 )
     yield Many(_ATTEMPT, attempts)
-    changed = (yield DELIVERED, (json.dumps(plain), owner)) if plain else []
-    if other:
-        changed += yield Many(_SETTLE, other)
-    if len(changed) < len(context):
-        changed += yield from _late(plain, changed, context)
+    done = (yield DELIVERED, (json.dumps(plain), owner)) if plain else []
+    back = (yield Many(_SETTLE, other)) if other else []
+    if len(done) + len(back) < len(context):
+        done += yield from _late(plain, done, context)
+    elsewhere = [(context[m, n][3], m, n) for m, n, *_, route in done if route != context[m, n][3]]
+    if elsewhere:
+        yield Many(_TOOK, elsewhere)
     events = []
-    for message, n, state, uncertain, reason, count in changed:
-        event, at, number = context[message, n]
+    for message, n, state, uncertain, reason, count, *_ in (*done, *back):
+        event, at, number, _ = context[message, n]
         events.append((at, event, message, n, state, uncertain, reason, count, number))
     yield Many(EVENT, events)
     return len(events)
@@ -557,12 +564,12 @@ def _transcript(item: Settled, event: str) -> str | None:
 
 
 def _late(
-    plain: list[Any], changed: list[Any], context: dict[tuple[int, int], tuple[str, int, int]]
+    plain: list[Any], done: list[Any], context: dict[tuple[int, int], tuple[str, int, int, str]]
 ) -> Verb[list[Any]]:
-    mine = {(row[0], row[1]) for row in changed}
+    mine = {(row[0], row[1]) for row in done}
     late = [(attempt, at, message, n) for attempt, at, message, n, _ in plain if (message, n) not in mine]
     for _, at, message, n in late:
-        context[message, n] = ("confirm", at, context[message, n][2])
+        context[message, n] = ("confirm", at, *context[message, n][2:])
     return (yield Many(_CONFIRM, late)) if late else []
 
 
@@ -589,10 +596,11 @@ def give_back(owner: int, deliveries: Iterable[Delivery], now: int, why: str = "
     deliveries = list(deliveries)
     numbers = yield Numbers("attempt", len(deliveries))
     for attempt, delivery in zip(numbers, deliveries):
+        lease = (owner, delivery.lease, delivery.destination)
         rows = yield Many(
             _SETTLE,
             [
-                ("queued", why, now, now, 0, 0, 0, None, delivery.seq, r.n, owner, delivery.lease)
+                ("queued", why, now, now, 0, 0, 0, None, delivery.seq, r.n, *lease)
                 for r in delivery.recipients
             ],
         )
@@ -620,10 +628,11 @@ def give_back(owner: int, deliveries: Iterable[Delivery], now: int, why: str = "
 
 def quarantine(owner: int, delivery: Delivery, now: int, reason: str) -> Verb[int]:
     """Hold what cannot be read, with an event."""
+    lease = (owner, delivery.lease, delivery.destination)
     rows = yield Many(
         _SETTLE,
         [
-            ("held", f"corrupt: {reason}", None, now, 0, 0, 1, None, delivery.seq, r.n, owner, delivery.lease)
+            ("held", f"corrupt: {reason}", None, now, 0, 0, 1, None, delivery.seq, r.n, *lease)
             for r in delivery.recipients
         ],
     )
