@@ -449,8 +449,8 @@ def plot(results: dict[str, dict[str, float]], path: Path) -> None:
 ABOUT = (
     "Twenty sessions of smtp-source hand mail to X, which stores it (SQLite FULL; Postfix with its own "
     "defaults; the naive way, aiosmtpd and aiosmtplib with a commit"
-    " a mail) and hands it to smtp-sink, all on the same cores. Rates count to the last message at the sink; "
-    "medians of rounds that take turns."
+    " a mail) and hands it to smtp-sink, all on the same cores. The rate counts until the last message has "
+    "reached the sink; medians of rounds that take turns."
 )
 
 

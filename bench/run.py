@@ -128,9 +128,9 @@ def accepting(folder: Path, count: int, rounds: int) -> list[str]:
         rates.append((count / ours, count / theirs, 10_000 / many, 10_000 / many_bare, count / append))
     mid = [statistics.median(column) for column in zip(*rates)]
     return [
-        "## How fast does a program hand mail in?",
+        "## How long does a program wait when it hands in a message?",
         "",
-        '| messages of 4 KB, on disk before "accepted" | messages/s | bare apsw, same rows | ratio |',
+        '| messages of 4 KB, on disk before "accepted" | messages/s | the same rows by bare apsw | ratio |',
         "|---|---|---|---|",
         f"| `submit`, one commit each | {mid[0]:,.0f} | {mid[1]:,.0f} | {statistics.median(singles):.2f} |",
         f"| `submit_many(1,000)` | {mid[2]:,.0f} | {mid[3]:,.0f} | {statistics.median(batches):.2f} |",
@@ -378,7 +378,7 @@ def reporting(folder: Path) -> list[str]:
         "",
         "## What do reports cost the program?",
         "",
-        "| | |",
+        "| what | cost |",
         "|---|---|",
         f"| `job.update()` when nothing is due | {once * 1e6:.2f} µs |",
         f"| `DigestHandler.emit` beside `FileHandler.emit` | {statistics.median(ratios):.1f} × |",
@@ -421,8 +421,8 @@ def main() -> None:
         "# Benchmarks",
         "",
         (
-            "Each section asks one question. Ratios are the claim: both sides ran in turns on the same "
-            "machine, and the numbers are medians of several rounds. Absolute rates belong to the machine. "
+            "Each section asks one question. Compare the ratios: both sides ran in turns on the same "
+            "machine, and the numbers are medians of several rounds. Absolute rates are those of this machine. "
             "`make bench` runs everything and writes this page; `bench/run.py --quick` takes minutes."
         ),
         "",
