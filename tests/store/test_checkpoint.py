@@ -84,7 +84,7 @@ def test_trouble_with_the_checkpoint_is_told_once_and_no_commit_fails(
             begun(store)
     store.close()
     assert [record.getMessage() for record in caplog.records] == [
-        "the write-ahead log cannot be moved into the database, it grows: database or disk is full"
+        "the write-ahead log grows, because it cannot be moved into the database: database or disk is full"
     ]
 
 

@@ -1,10 +1,11 @@
-"""The seam between the road and what keeps it: which verbs a store has, and what each promises.
+"""What a store is: the typed protocols `Store` and `Verbs`, between the engine and the databases.
 
-Each writing verb is one promise, written as a generator that yields SQL and returns its result (`verbs`). A
-verb never begins or commits: `Store.commit` does, one savepoint per verb when there are several, so that one
-caller's bad row spoils only its own. Whatever `commit` returned without raising is on disk.
-Fails: `StoreError` (`Kind` says of what kind) for what is wrong with the store itself.
-Does not: know transports, policy beyond fair shares, or when anything should happen.
+A *verb* is one operation on the queue, written as a generator that yields SQL and returns its result
+(`verbs`). A verb never begins or commits a transaction. `Store.commit` does: it runs several verbs in one
+transaction, each in a savepoint of its own, so that one caller's bad row harms only its own verb. When
+`commit` has returned without raising, everything is on disk.
+Fails: `StoreError` when the store itself is in trouble; `Kind` says what kind of trouble.
+Does not: know transports, decide anything beyond fair shares, or decide when something happens.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from outmail.policy.age import NO_MARK, Mark
 
 @dataclass(frozen=True, slots=True)
 class Many:
-    """One statement for many rows of parameters; the answer is all rows it returned, in order."""
+    """One statement, run for many rows of parameters. The answer: all rows that it returned, in order."""
 
     sql: str
     rows: Sequence[Sequence[Any]]
@@ -29,8 +30,8 @@ class Many:
 
 @dataclass(frozen=True, slots=True)
 class Alone:
-    """The only statement of its verb: where that saves round trips, it is a transaction by itself. The answer
-    is its rows.
+    """The only statement of its verb. Where that saves round trips, it is run as a transaction of its own.
+    The answer: its rows.
     """
 
     sql: str
@@ -39,7 +40,7 @@ class Alone:
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """``count`` new numbers of a table, ascending; nobody else gets them. The answer is a list of int."""
+    """``count`` new numbers of a table, ascending; nobody else gets them. The answer: a list of int."""
 
     table: str
     count: int
@@ -47,41 +48,43 @@ class Numbers:
 
 @dataclass(frozen=True, slots=True)
 class Exclusive:
-    """Until the transaction ends nobody else adds a message of these ids. The answer is empty."""
+    """Until the transaction ends, nobody else adds a message with one of these ids. The answer is empty."""
 
     ids: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
 class Bulk:
-    """First of a verb that brings very many rows: where that pays, its `Many` of plain INSERTs go another
-    way. The answer is empty.
+    """The first request of a verb that inserts very many rows. Where it is faster, the database takes the
+    plain INSERTs of its `Many` requests in bulk (COPY). The answer is empty.
     """
 
 
 R = TypeVar("R")
-#: A verb: yields (sql, parameters) or one of the requests above, is sent the answer, returns its result.
+#: A verb: it yields (sql, parameters) or one of the requests above, is sent the answer, and returns its
+#: result.
 Verb = Generator[tuple[str, Sequence[Any]] | Many | Alone | Numbers | Exclusive | Bulk, list[Any], R]
 
 
-#: What `Verbs.add` says of each message: (id, message_id, accepted_at, duplicate, the store's number or 0 for
-#: a duplicate).
+#: What `Verbs.add` returns for each message: (id, message_id, accepted_at, duplicate, the store's number or 0
+#: for a duplicate).
 Added = tuple[str, str, int, bool, int]
-#: For each of some messages, in their order, the name of the pieces that its content was written in, or None;
-#: empty where none was.
+#: For each of some messages, in their order: the name under which the pieces of its content were written
+#: before, or None. Empty when no message has pieces.
 Uploads = Sequence[str | None]
 
 
-#: What is wrong with a store: somebody else writes (busy) or was faster (conflict); no room left (full); it
-#: takes no writes (readonly), or not ours (forbidden); the disk or the connection failed (io); its data is
-#: damaged (corrupt), or of another version (schema); it was closed by us (closed); anything else (other).
+#: What is wrong with a store. busy: somebody else holds the write lock. conflict: somebody else changed the
+#: same at the same time. full: no space left. readonly: it takes no writes. forbidden: no permission. io: the
+#: disk or the connection failed. corrupt: its data are damaged. schema: its tables have another version.
+#: closed: we have closed it. other: anything else.
 Kind = Literal[
     "busy", "conflict", "full", "readonly", "forbidden", "io", "corrupt", "schema", "closed", "other"
 ]
 
 
 class StoreError(Exception):
-    """The store itself cannot do this now. ``kind`` decides what happens next; ``errno`` is the system's
+    """The store itself cannot do this now. Callers decide by ``kind`` what to do; ``errno`` is the system's,
     where known.
     """
 
@@ -92,13 +95,13 @@ class StoreError(Exception):
 
     @property
     def passing(self) -> bool:
-        """True when the same call may succeed later without anybody changing the program."""
+        """True when the same call may succeed later although nobody has changed anything."""
         return self.kind in ("busy", "conflict", "full", "readonly", "forbidden", "io", "other")
 
 
 class Missing(Exception):
-    """Pieces of a long content, written ahead of their message, are not all there. Nothing was stored: write
-    them again.
+    """Some pieces of a long content, which were written before their message, are gone. Nothing was stored.
+    Write the pieces again.
     """
 
 
@@ -108,32 +111,33 @@ def shown(url: str) -> str:
 
 
 class Lock(Protocol):
-    """An engine's claim to be alive (`Store.register`): its leases stand while this object is held."""
+    """Proof that an engine is alive (`Store.register`). Its leases are its own while this object is held."""
 
     id: int
-    #: Its name among the engines that the store knows (`verbs.owners`), until it is closed or taken for dead.
+    #: The engine's name in the store (`verbs.owners`), until it ends or is declared dead.
     uuid: str
 
     def close(self) -> None: ...
 
 
 class Upload(Protocol):
-    """A claim on the pieces of a long content that is being written (`Store.uploading`): while it is held,
-    nobody sweeps them.
+    """The claim on the pieces of a long content while they are written (`Store.uploading`). Nobody removes
+    them while it is held.
     """
 
     def end(self) -> None:
-        """Their message is stored."""
+        """The message of these pieces is stored."""
 
     def abandon(self) -> None:
-        """Whatever is left of them without a message may be swept."""
+        """Pieces that belong to no message may be removed."""
 
 
 class Verbs(Protocol):
-    """What a store can be asked to do, in the order of a message's life. Calling one does nothing yet: it
-    returns a `Verb` to give to `Store.run`, `Store.commit` or, where it writes nothing, `Store.read`. Times
-    are milliseconds UTC, spans milliseconds; a message's number (``seq``) is the store's own; a page is of
-    bounded length.
+    """All operations of a store, in the order of a message's life.
+
+    Calling one does nothing yet: it returns a `Verb`, to be given to `Store.run`, `Store.commit` or (if it
+    writes nothing) `Store.read`. Times are milliseconds UTC, spans are milliseconds. A message's number
+    (``seq``) is the store's own. A *page* has a bounded length.
     """
 
     # -- accepting -------------------------------------------------------------------------------------------
@@ -148,20 +152,23 @@ class Verbs(Protocol):
         again: bool = False,
         alone: bool = False,
     ) -> Verb[list[Added]]:
-        """Store messages whole; all or none. A known key adds nothing and answers with the first receipt.
+        """Store messages, all or none. A message with a known key is not added; the answer is the receipt of
+        the first one.
 
-        ``uploads`` names the pieces of those whose content was written before; raises `Missing` unless all of
-        it is there. ``supersede`` cancels the waiting recipients of another message in the same transaction.
-        ``taken`` names messages whose recipients an engine leases in the moment they are accepted, as (owner,
-        lease). ``again`` says that these may have been added before, keyed or not: a known id adds nothing.
-        ``alone`` promises that nothing else belongs to the transaction.
+        ``uploads`` names the pieces of messages whose content was written before; raises `Missing` when some
+        of them are gone. ``supersede`` cancels, in the same transaction, what still waits of another message.
+        ``taken`` leases messages to an engine in the same transaction, as (owner, lease). With ``again``
+        these messages may have been added before, with or without a key: a message with a known id is not
+        added. ``alone`` promises that the transaction has no other verb.
         """
 
     def add_chunks(self, upload: str, first: int, pieces: Sequence[bytes], now: int) -> Verb[None]:
-        """Part of a long content, ahead of its message; ``first`` is the number of its first piece."""
+        """Write pieces of a long content before its message. ``first`` is the number of the first of these
+        pieces.
+        """
 
     def know(self, destinations: set[str]) -> Verb[None]:
-        """Mail will come for these destinations: look for it there."""
+        """Mail for these destinations will come: scans must look for it."""
 
     # -- leasing ---------------------------------------------------------------------------------------------
 
@@ -177,61 +184,69 @@ class Verbs(Protocol):
         suspects: bool = True,
         only: int | None = None,
     ) -> Verb[list[Delivery]]:
-        """Take up to ``room[destination]`` due recipients of each destination, by priority shares, older
-        first.
+        """Lease up to ``room[destination]`` due recipients of each destination: by priority shares, and the
+        oldest first.
 
         ``budget`` bounds the bytes of content; at least one message is always taken. With ``suspects`` one
-        suspect message comes along, alone. A destination without room is not looked at. ``only`` takes this
-        one message.
+        suspect message is leased, too, alone. A destination without room is not looked at. With ``only`` only
+        this message is leased.
         """
 
     def next_due(self, now: int) -> Verb[dict[str, int]]:
-        """When each destination has something to do; a million waiting rows cost a few seeks."""
+        """For each destination with queued mail, when something is due. A million waiting rows cost a few
+        index seeks.
+        """
 
     # -- settling --------------------------------------------------------------------------------------------
 
     def settle(self, owner: int, settled: Sequence[Settled], *, hold_unknown: bool = False) -> Verb[int]:
-        """Write what attempts learned: attempt, state and event together. Returns how many recipients
-        changed.
+        """Write what attempts found out: attempt, state and event of each recipient in one transaction.
+        Returns how many recipients changed.
 
-        A row that is no longer ours changes nothing, except that a late *delivered* confirms an uncertain
-        recipient, whoever holds it. What got another route meanwhile is due there at once when it is
-        deferred, and keeps the route that delivered it when it is delivered.
+        A recipient that this engine no longer has is not changed, with one exception: a late *delivered*
+        confirms an uncertain recipient, whoever has leased it. A recipient that got another route
+        meanwhile is due there at once when it is deferred; when it is delivered, it keeps the route
+        that delivered it.
         """
 
     def unlease(self, owner: int, numbers: Sequence[int], now: int) -> Verb[int]:
-        """Return what these leases hold: the store took them, and the engine never heard so. How many."""
+        """Put back into the queue what these leases hold: the store gave the leases, but the engine never got
+        the answer. Returns how many recipients.
+        """
 
     def give_back(self, owner: int, deliveries: Iterable[Delivery], now: int, why: str = "") -> Verb[int]:
-        """Return untried recipients; no attempt is counted. With ``why`` the record is an attempt that says
-        so. How many.
+        """Put untried recipients back into the queue. No attempt is counted. With ``why`` an attempt is
+        recorded that gives the reason. Returns how many recipients.
         """
 
     def quarantine(self, owner: int, delivery: Delivery, now: int, reason: str) -> Verb[int]:
-        """Hold what cannot be read, with an event. How many recipients."""
+        """Hold a message that cannot be read, with an event. Returns how many recipients."""
 
     # -- engines ---------------------------------------------------------------------------------------------
 
     def register(self, uuid: str, pid: int, host: str, boot: str, now: int) -> Verb[int]:
-        """A new engine's number."""
+        """Register a new engine. Returns its number."""
 
     def owners(self) -> Verb[list[tuple[int, str, int, str, int, int, int | None]]]:
-        """Known engines as (id, uuid, pid, boot, started_at, leased recipients, oldest lease)."""
+        """All known engines, as (id, uuid, pid, boot, started_at, leased recipients, time of the oldest
+        lease).
+        """
 
     def engines(self) -> Verb[int]:
-        """How many engines share the limits of next hops; at least one."""
+        """How many engines share the limits of next hops; at least 1."""
 
     def eldest(self) -> Verb[int | None]:
-        """The engine that has been there the longest: it does what one of them has to do."""
+        """The number of the engine that was registered first. It does what only one engine has to do."""
 
     def forget_owner(self, owner: int) -> Verb[bool]:
-        """An engine left in order; False when it still has leases."""
+        """Remove an engine that has ended. False when it still has leases."""
 
     def reclaim(
         self, owner: int, noted: set[tuple[int, int, int]] | None, now: int, *, hold: bool
     ) -> Verb[dict[str, int]]:
-        """Take back all leases of a dead engine. ``noted``: its record as (message, recipient, lease); None
-        counts every lease as noted, and none as begun. Answers owner, leases and uncertain.
+        """Take back all leases of a dead engine. ``noted``: the records in its file, as (message, recipient,
+        lease). With None every lease counts as possibly sent, and none as begun. Returns owner, leases and
+        uncertain recipients.
         """
 
     # -- changing and reading --------------------------------------------------------------------------------
@@ -239,15 +254,16 @@ class Verbs(Protocol):
     def change(
         self, selection: Filter, event: str, now: int, reason: str = "", after: tuple[int, int] = (0, 0)
     ) -> Verb[tuple[int, tuple[int, int] | None]]:
-        """One page of an operator's change; returns (recipients changed, where the next page begins or
-        None).
+        """One page of a change that a person asked for. Returns (recipients changed, where the next page
+        begins or None).
         """
 
     def reroute(
         self, selection: Filter, route: str, now: int, after: tuple[int, int] = (0, 0)
     ) -> Verb[tuple[int, tuple[int, int] | None]]:
-        """One page of recipients gets another route; returns as `change` does. What waits is due at once, but
-        not before its time; what is being sent takes the new route when it comes back.
+        """Give one page of recipients another route. Returns what `change` returns. Queued recipients are due
+        at once, but not before the time the sender asked for. Recipients that are being sent take the new
+        route if they come back.
         """
 
     def seq_of(self, id: str) -> Verb[int | None]:
@@ -256,8 +272,8 @@ class Verbs(Protocol):
     def find(
         self, selection: Filter, now: int, after: int = 0, limit: int = 500
     ) -> Verb[tuple[list[Status], int | None]]:
-        """A page of messages that have a matching recipient, oldest first; and where the next page begins, or
-        None.
+        """A page of messages of which at least one recipient matches, oldest first. Also returns where the
+        next page begins, or None.
         """
 
     def statuses(self, seqs: Sequence[int]) -> Verb[list[Status]]:
@@ -270,16 +286,18 @@ class Verbs(Protocol):
         """Every try of a message, oldest first."""
 
     def events_after(self, cursor: int, limit: int = 1000) -> Verb[list[Event]]:
-        """Facts in the order of commit, behind a cursor."""
+        """Events after a cursor, in the order of their commits."""
 
     def last_cursor(self) -> Verb[int]:
         """The newest event's cursor; 0 when there is none."""
 
     def stats(self, now: int) -> Verb[dict[str, Any]]:
-        """The queue in numbers: live recipients by route and state, with the oldest; everything by state."""
+        """Numbers about the queue: live recipients by route and state, with the oldest; all recipients by
+        state.
+        """
 
     def deeper(self, limit: int) -> Verb[bool]:
-        """True when more recipients than that wait; costs no more than counting so many."""
+        """True when more recipients wait than ``limit``. Costs no more than counting that many."""
 
     def destinations(self) -> Verb[list[str]]:
         """The destinations that have queued mail."""
@@ -295,49 +313,49 @@ class Verbs(Protocol):
         above: int = -1,
         after: int = -1,
     ) -> Verb[int]:
-        """Fail a page of what waits and whose end has come; returns how many.
+        """Fail one page of waiting recipients that are too old. Returns how many.
 
-        Ends behind ``spared[0]`` and up to ``spared[1]`` are passed over, and those up to ``after``; so are
-        messages that are not numbered ``above``. What the ``mark`` says is younger than its dates gets the
-        end of its true life.
+        Spared are recipients that expire after ``spared[0]`` and not after ``spared[1]``, those that expire
+        not after ``after``, and messages whose number is not higher than ``above``. A recipient that the
+        ``mark`` shows to be younger than its dates gets a later expiry instead.
         """
 
     def newest(self) -> Verb[int]:
         """The highest number of a message; 0 when there is none."""
 
     def rejuvenate(self, now: int, low: int, high: int, ago: int) -> Verb[int]:
-        """Messages numbered above ``low`` and up to ``high`` are not older than ``ago``: their end is not
-        earlier than that allows, whatever clock dated them. How many recipients.
+        """Messages numbered above ``low`` and up to ``high`` are at most ``ago`` old, whatever a wrong clock
+        wrote into them: move their expiry accordingly. Returns how many recipients.
         """
 
     def shorten(self, now: int, life: int) -> Verb[int]:
-        """After a clock was set back: nobody has more time left than a whole life, ``life`` at the least. How
-        many recipients.
+        """After a clock was set back: no waiting recipient has more time left than its whole life, or
+        ``life`` if that is longer. Returns how many recipients changed.
         """
 
     def earlier(self, by: int, now: int, destination: str) -> Verb[int]:
-        """After a clock was set back by so much: what waits is due as long from now as it was, but not before
-        its time. How many recipients.
+        """After a clock was set back by ``by``: waiting recipients keep the same time until they are due, but
+        are not due before the time the sender asked for. Returns how many changed.
         """
 
     def clamp(self, now: int, longest: int) -> Verb[int]:
-        """Nothing waits longer than the longest retry step, whatever a clock that jumped left behind. How
-        many recipients.
+        """No recipient waits longer than the longest retry step, even after a clock that jumped. Returns how
+        many changed.
         """
 
     def purge(self, kind: str, before: int, after: int = 0, limit: int = 500) -> Verb[tuple[int, int, bool]]:
-        """One page of retention ("bodies", "transcripts" or "records"), of messages numbered above ``after``
-        whose last recipient was final before that instant.
+        """One page of retention (``kind`` is "bodies", "transcripts" or "records"): messages numbered above
+        ``after`` whose last recipient became final before ``before``.
 
-        Returns the last number looked at, the one up to which nothing is left to be done, and whether older
-        ones may follow.
+        Returns the last number looked at, the number up to which nothing is left to do, and whether there may
+        be more.
         """
 
     def forget_messages(self, seqs: Sequence[int]) -> Verb[int]:
-        """Forget these finished messages now. How many."""
+        """Remove these finished messages now. Returns how many."""
 
     def drop_upload(self, upload: str) -> Verb[int]:
-        """Remove pieces whose message never came: their writer is gone. Returns how many."""
+        """Remove pieces whose message never came, because their writer is gone. Returns how many pieces."""
 
     # -- notes -----------------------------------------------------------------------------------------------
 
@@ -348,111 +366,115 @@ class Verbs(Protocol):
         """All documents of a kind, by key."""
 
     def note_keys(self, kind: str) -> Verb[list[str]]:
-        """The keys of a kind, whatever the documents hold."""
+        """The keys of a kind, whatever their documents contain."""
 
     def note_put(self, kind: str, key: str, value: Any, version: int | None = None) -> Verb[bool]:
-        """Write a document; with ``version`` only if it is still that one (0: only if it is new). False =
-        somebody was faster.
+        """Write a document. With ``version`` only if that is still its version (0: only if it does not
+        exist). False: somebody else wrote it first.
         """
 
     def note_set_aside(self, kind: str, key: str) -> Verb[None]:
-        """A document that cannot be read, out of the way: under the kind ``<kind>.unreadable``, as it is."""
+        """Move an unreadable document out of the way, unchanged: to the kind ``<kind>.unreadable``."""
 
     def note_drop(self, kind: str, key: str) -> Verb[None]:
         """Remove a document."""
 
 
 class Store(Protocol):
-    """What the road needs of a store."""
+    """What the engine and the other users of a store need."""
 
     url: str
-    #: A folder beside the store for what is written before it is stored; it may not exist yet.
+    #: A folder beside the store, for what is written before it is stored. It may not exist yet.
     spool: str
-    #: True when a call may wait for a network: then loops leave all calls to threads.
+    #: True when a call may wait for a network. Then event loops make all calls on threads.
     blocking: bool
-    #: How many commits can be under way at one moment.
+    #: How many commits can run at the same time.
     lanes: int
 
     @property
     def verbs(self) -> Verbs: ...
 
     def commit(self, verbs: Sequence[Verb[Any]], wait: float = 30.0) -> list[Any]:
-        """Run the verbs in one transaction that reaches the disk. A verb's own exception stands in its
-        place.
+        """Run the verbs in one transaction. It is on disk when this returns. When a verb raises an exception
+        of its own, that exception is its answer.
         """
 
     def begin(self, verbs: Sequence[Verb[Any]]) -> Callable[[], list[Any]]:
-        """`commit` in two parts, for loops: what need not wait is done now; the rest is returned, to be
-        called once, on a thread.
+        """`commit` for event loops, in two parts: what need not wait is done now; the rest is the returned
+        function, to be called once, on a thread.
         """
 
     def run(self, verb: Verb[R], wait: float = 30.0) -> R:
-        """One verb, sharing its commit with other threads that ask at the same moment."""
+        """Run one verb. It shares its commit with other threads that ask at the same moment."""
 
     def read(self, verb: Verb[R]) -> R:
-        """A verb that writes nothing, from one consistent snapshot."""
+        """Run a verb that writes nothing, on one consistent snapshot."""
 
     def register(self, now: int) -> Lock:
-        """Become an engine: get an id under which to lease."""
+        """Become an engine: get the number under which to lease."""
 
     def dots(self, owner: Any, notes: Iterable[tuple[Delivery, Sequence[Leased]]]) -> None:
-        """Put final dots on record before they are sent; survives a process kill. Raises OSError: then no
-        dot.
+        """Record final dots before they are sent. The record survives a killed process. Raises OSError: then
+        the dot must not be sent.
         """
 
     def settled(self, owner: Any, deliveries: Iterable[Delivery]) -> None:
-        """These leases are over: their dots need no record any more."""
+        """These leases have ended: their dots need no record any more."""
 
     def time(self) -> int | None:
-        """What the store's own clock says, where it has one: several machines age mail by that."""
+        """The time of the store's own clock, or None if it has none. Several machines agree on the age of
+        mail by it.
+        """
 
     def reclaim(self, now: int, *, hold: bool) -> list[dict[str, Any]]:
-        """Take the work of dead engines back into the queue; returns what was found, an engine each."""
+        """Put the work of dead engines back into the queue. Returns one record for each engine."""
 
     def drop_history(self, now: int, records: int) -> bool:
-        """One short step towards letting go of finished mail that is kept in parts and is past retention as a
-        whole; True when another should follow.
+        """One short step of removing finished mail that is stored in partitions and is past retention as a
+        whole. True when another step should follow.
         """
 
     def kept(self, records: int) -> int:
-        """From which age on (ms) finished mail is removed row by row, where its records are kept for so
-        long.
+        """The age (ms) from which on finished mail is removed row by row, when its records are kept for
+        ``records``.
         """
 
     def uploading(self, upload: str) -> Upload:
         """Pieces under this name are about to be written."""
 
     def sweep_uploads(self) -> int:
-        """Remove the pieces whose message never came, of writers that are gone; returns how many pieces."""
+        """Remove pieces whose message never came and whose writer is gone. Returns how many pieces."""
 
     def give_space_back(self) -> None:
-        """Return some of what has become free to the file system, where that is not done otherwise."""
+        """Give some of the freed space back to the file system, where the database does not do that by
+        itself.
+        """
 
     def changed(self) -> bool:
-        """True when anybody has committed since the last call: time to ask `next_due` again."""
+        """True when somebody has committed since the last call: time to ask `next_due` again."""
 
     def announce(self) -> None:
-        """This process has accepted mail: where that is set up, engines elsewhere are told so."""
+        """This process has accepted mail. Tell engines elsewhere, if that is configured."""
 
     def follow(self, wake: Callable[[], None]) -> None:
-        """``wake`` is called from some thread when others announce, as far as that is set up. A hint:
-        `changed` is the truth.
+        """``wake`` is called, on some thread, when others announce mail, if that is configured. It is only a
+        hint; `changed` decides.
         """
 
     def check(self) -> list[str]:
-        """What is wrong with the queue, in sentences; an empty list is good news."""
+        """What is wrong with the queue, in sentences. An empty list means that all is well."""
 
     def backup(self, target: str) -> bool:
         """Copy the live queue, consistent and compacted, into the empty file ``target``, which becomes a
-        SQLite store. False where the store cannot do that by itself, and nothing was written: then messages
-        are copied one by one (`ops.move.copied`).
+        SQLite store. False where the store cannot do that, and nothing was written: then messages are copied
+        one by one (`ops.move.copied`).
         """
 
     def close(self) -> None: ...
 
 
 def store_id(store: Store) -> str:
-    """The store's own name; made once."""
+    """The store's own name, created on first use."""
     while True:
         found = store.read(store.verbs.note_get("store", "id"))
         if found:

@@ -1,13 +1,12 @@
-"""Group commit for a loop: what is asked of the store in one turn shares one transaction.
+"""Group commit for an event loop: all verbs of one turn of the loop share one transaction.
 
-How: verbs are gathered (`ask`, or a `contributor` that is asked right before each commit) and given to
-`Store.begin`: what need not wait is done in the loop's own thread; one writer thread waits for the disk, for
-another program that holds the write lock, or for a network. A slow disk or a foreign lock delays mail, it
-never stops the loop.
-Promises: every verb asked gets its answer, or the exception in its place, exactly once, in the loop, after
-the commit; batches keep their order; one is under way at a time; the thread is started with the object and
-never later.
-Fails: an answer that is an exception. Does not: know what the verbs mean, or try one again.
+How: `ask` collects verbs; a `contributor` is called right before each commit and may ask for more.
+`Store.begin` does in the loop's thread what need not wait. One writer thread waits for the disk, for another
+program that holds the write lock, or for a network. So a slow disk or a foreign lock delays mail, but never
+stops the loop.
+Promises: each verb gets its answer, or an exception in its place, exactly once, in the loop, after the
+commit. Batches keep their order, one at a time. The thread is started with the object and never later.
+Fails: an answer that is an exception. Does not: know what the verbs mean, or run one again.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ from outmail.system.threads import CallThread, Then
 
 log = logging.getLogger("outmail.engine")
 
-#: After a commit that others waited for the next one gathers for so long.
+#: Seconds that the next commit waits for more verbs, after a commit that others had to wait for.
 BREATH = 0.001
 #: The same for a store behind a network, where each commit costs round trips.
 LONG_BREATH = 0.01
 
 
 class Committer:
-    """Everything a loop writes to one store."""
+    """All writes of one loop to one store."""
 
     def __init__(self, store: Store, loop: asyncio.AbstractEventLoop) -> None:
         self.store = store
@@ -37,7 +36,7 @@ class Committer:
         self._asks: list[tuple[Verb[Any], Then]] = []
         self._contributors: list[Callable[[], None]] = []
         self._away = 0
-        #: Somebody wanted a commit while one was under way.
+        #: Somebody asked for a commit while one was running.
         self._again = False
         self._timer: asyncio.Handle | None = None
         self._due = 0.0
@@ -45,7 +44,7 @@ class Committer:
 
     @property
     def idle(self) -> bool:
-        """True when nothing is asked and nothing under way."""
+        """True when no verb waits and no commit is running."""
         return not (self._asks or self._away or self._timer)
 
     def contributor(self, function: Callable[[], None]) -> None:
@@ -53,11 +52,11 @@ class Committer:
         self._contributors.append(function)
 
     def ask(self, verb: Verb[Any], then: Then) -> None:
-        """A verb for the next commit. Does not schedule one: `soon` or `flush` do."""
+        """Add a verb to the next commit. This does not start a commit: `soon` or `flush` do."""
         self._asks.append((verb, then))
 
     def soon(self, seconds: float = 0.0) -> None:
-        """Commit within ``seconds`` from now, or earlier when somebody else is in more of a hurry."""
+        """Commit within ``seconds``, or earlier if somebody else asked for that."""
         due = self._loop.time() + seconds
         if self._timer is not None:
             if self._due <= due:
@@ -67,7 +66,7 @@ class Committer:
         self._timer = self._loop.call_later(seconds, self.flush)
 
     def flush(self) -> None:
-        """Commit now, unless a batch is under way: then right after it."""
+        """Commit now; if a commit is running, right after it."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -88,14 +87,12 @@ class Committer:
         self._writer.call(rest, lambda answers: self._written(asks, answers))
 
     def call(self, function: Callable[[], Any], then: Then) -> None:
-        """Run a blocking call on the writer thread; ``then`` gets its result or its exception, in the
-        loop.
-        """
+        """Run a blocking call on the writer thread. ``then`` gets its result or exception, in the loop."""
         self._away += 1
         self._writer.call(function, lambda answer: self._called(then, answer))
 
     def close(self) -> None:
-        """End the thread once it is through with what it has."""
+        """End the thread when it has finished what it was given."""
         self._writer.close()
 
     # -- answers ---------------------------------------------------------------------------------------------
@@ -125,4 +122,4 @@ def _tell(then: Then, answer: Any) -> None:
     try:
         then(answer)
     except Exception:
-        log.exception("a bug of outmail while it took an answer of the store")
+        log.exception("a bug of outmail: an answer of the store could not be processed")

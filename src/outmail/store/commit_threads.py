@@ -1,9 +1,10 @@
-"""Group commit for threads: who asks while another commits shares the next commit.
+"""Group commit for threads: verbs of threads that wait for a running commit share the next one.
 
-How: leader and followers (`system.leader`). The first thread that gets the write lock commits for all who ask
-at that moment; the others find their answer when they get it. Promises: a verb has its answer, or its own
-exception, before `run` returns, exactly once. A verb runs once, so Ctrl-C in the thread that commits leaves
-the others in doubt: they hear `StoreError("io")`, "it may have happened".
+How: leader and followers (`system.leader`). The first thread that gets the write lock commits for all threads
+that ask at that moment; the others find their answers when they get the lock.
+Promises: a verb has its answer, or its own exception, before `run` returns, exactly once. A verb runs only
+once. So when Ctrl-C interrupts the thread that commits, the others do not know what happened: they get
+`StoreError("io")`, "it may have happened".
 Fails: `StoreError`. Does not: know what a transaction is (`_transaction` of the store does).
 """
 
@@ -19,7 +20,7 @@ R = TypeVar("R")
 
 
 class _Ask(Call):
-    """One thread's verb, waiting for whoever commits next."""
+    """One thread's verb, waiting for the next commit."""
 
     __slots__ = ("verb", "wait")
 
@@ -29,7 +30,7 @@ class _Ask(Call):
 
 
 class GroupCommit:
-    """A store's writing side."""
+    """The writing side of a store."""
 
     url: str
 
@@ -38,13 +39,13 @@ class GroupCommit:
         self._begin_anew()
 
     def _begin_anew(self) -> None:
-        """At the start, and in a forked child: nobody of the parent's threads is here."""
+        """At the start, and in a forked child, where none of the parent's threads exist."""
         self._leader.begin_anew()
         self._write_lock = self._leader.lock
 
     @property
     def waiting(self) -> int:
-        """How many are at it or wait, about."""
+        """About how many threads are committing or waiting."""
         return self._leader.waiting
 
     def _check_fork(self) -> None:
@@ -54,8 +55,8 @@ class GroupCommit:
         raise NotImplementedError
 
     def run(self, verb: Verb[R], wait: float = 30.0) -> R:
-        """One verb, on disk when this returns. Threads that come while another commits are committed together
-        next.
+        """Run one verb; it is on disk when this returns. Threads that ask while another thread commits share
+        the next commit.
         """
         self._check_fork()
         try:
@@ -70,16 +71,14 @@ class GroupCommit:
         except Exception as problem:
             for ask in asks:
                 ask.settle(problem)
-        except BaseException:  # Ctrl-C is for the thread it came to
+        except BaseException:  # Ctrl-C belongs to the thread that it interrupted
             for ask in asks:
                 if not ask.done:
                     ask.settle(StoreError("io", "the commit was interrupted; it may have happened"))
             raise
 
     def commit(self, verbs: Sequence[Verb[Any]], wait: float = 30.0) -> list[Any]:
-        """Several verbs in one transaction; with ``wait`` 0 it raises StoreError("busy") rather than wait at
-        all.
-        """
+        """Several verbs in one transaction. With ``wait`` 0: StoreError("busy") instead of waiting."""
         self._check_fork()
         if not self._write_lock.acquire(timeout=wait):
             raise StoreError("busy", f"{self.url} is busy")
@@ -89,13 +88,13 @@ class GroupCommit:
             self._write_lock.release()
 
     def begin(self, verbs: Sequence[Verb[Any]]) -> Callable[[], list[Any]]:
-        """`commit` in two parts, for loops: what need not wait now, the rest by calling what this returns,
-        once, on a thread.
+        """`commit` for event loops, in two parts: what need not wait is done now; the rest is the returned
+        function, to be called once, on a thread.
         """
         return lambda: self.commit(verbs)
 
     def announce(self) -> None:
-        """Nobody elsewhere need be told."""
+        """There is nobody elsewhere to tell."""
 
     def follow(self, wake: Callable[[], None]) -> None:
-        """Nobody tells."""
+        """There is nobody elsewhere to listen to."""

@@ -1,5 +1,5 @@
-"""`model.Filter` → an SQL condition on the aliases m (message), r (recipient) and a (last attempt), with
-parameters.
+"""Turns a `model.Filter` into an SQL condition with parameters, on the aliases m (message), r (recipient) and
+a (last attempt).
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def where(selection: Filter, now: int) -> tuple[str, list[Any]]:
 
 
 def _only_live(term: Term) -> bool:
-    """Terms that only live recipients can meet: they are found by the small indexes, however much is
-    finished.
+    """True for terms that only live recipients can match. Those are found by small indexes, however many
+    finished recipients there are.
     """
     return not term.negated and (
         (term.field == "state" and term.value in ("queued", "sending", "held")) or term.field == "is"

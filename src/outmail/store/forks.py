@@ -1,16 +1,16 @@
-"""What a fork does to open SQLite files, and what is done about it.
+"""Keeps SQLite files safe when a program forks.
 
-SQLite keeps one list of its files and their locks for the whole process. A forked child inherits the list,
-not the locks: a connection that it opens beside an inherited one believes that it holds them. Then whoever
-closes the file elsewhere is the last one in the eyes of the system, and deletes the write-ahead log under the
-child, with all that the child stores from then on.
-How: each holder of connections is paused before a fork (nobody inside SQLite, no transaction open, nothing
-half opened) and in the child forsakes them at once, before anything is opened there; then whatever else has
-locks or connections of its own gets new ones (`in_child`). Both happen while the child has one thread, so
-that none of its threads need agree who does it.
-Promises: a child that opens a file that was open at the fork has locks of its own. Fails: `check` raises
-`StoreError` in a child whose parent could not be paused within `WAIT` seconds. Does not: know connections
-that an application opened by itself.
+The problem: SQLite keeps one list of its files and their locks for the whole process. A forked child inherits
+the list but not the locks. A connection that the child opens beside an inherited one believes that it holds
+those locks, and it does not. When another process then closes the file, it sees no locks, thinks it closes
+last, and deletes the write-ahead log, with everything that the child stores from then on.
+How: before a fork each holder of connections is paused: no thread is inside SQLite, no transaction is open,
+and nothing is half opened. In the child each holder first drops its connections (`forsake`), before anything
+is opened. Then all other objects with locks or connections of their own get new ones (`in_child`). Both
+happen while the child has only one thread, so no locking is needed.
+Promises: when a child opens a file that was open at the fork, its locks are its own.
+Fails: `check` raises `StoreError` in a child whose parent could not be paused within `WAIT` seconds. Does
+not: know connections that the application opened by itself.
 """
 
 from __future__ import annotations
@@ -24,63 +24,69 @@ from typing import Any, Protocol, TypeVar
 from outmail.store import StoreError
 
 T = TypeVar("T")
-#: Seconds that a fork waits for a thread inside SQLite.
+#: How many seconds a fork waits for a thread inside SQLite.
 WAIT = 5.0
 
 
 class Holder(Protocol):
-    """Whoever has connections to one file."""
+    """Something that has connections to one file."""
 
     path: str
 
     def pause(self) -> bool:
-        """Wait until nobody is inside SQLite, and let nobody in; False when `WAIT` was not enough."""
+        """Wait until no thread is inside SQLite, and let no thread enter. False when `WAIT` seconds were not
+        enough.
+        """
 
     def resume(self) -> None:
         """After `pause`, in the parent and in the child."""
 
     def forsake(self) -> None:
-        """In the child, while paused: close the connections, and leave the file alone."""
+        """In the child, while paused: drop the connections without touching the file."""
 
 
 _holders: weakref.WeakValueDictionary[int, Holder] = weakref.WeakValueDictionary()
 _renewals: weakref.WeakKeyDictionary[Any, Callable[[Any], None]] = weakref.WeakKeyDictionary()
-#: One fork at a time; whom it has paused; files whose holders it could not.
+#: Only one fork runs at a time. Then: the holders that this fork has paused, and the files whose holders it
+#: could not pause.
 _guard = threading.Lock()
 _moving: list[Holder] = []
 _missed: set[str] = set()
-#: In a child: files that cannot be opened any more.
+#: In a child: files that must not be opened any more.
 _torn: set[str] = set()
 _count = 0
 
 
 def attend(holder: Holder) -> None:
-    """From now on, for as long as it lives."""
+    """Pause this holder at each fork, for as long as it exists."""
     _holders[id(holder)] = holder
 
 
 def in_child(one: T, renew: Callable[[T], None]) -> None:
-    """What gives an object, in a forked child, new locks; called for as long as the object lives."""
+    """``renew`` is called in every forked child, and gives the object new locks; for as long as the object
+    exists.
+    """
     _renewals[one] = renew
 
 
 def count() -> int:
-    """How many forks lie between this process and the first one: cheaper to ask than the process's number."""
+    """How many forks lie between this process and the first one. Asking this is cheaper than asking for the
+    process number.
+    """
     return _count
 
 
 def check(path: str) -> None:
-    """Before a file is opened."""
+    """To be called before a file is opened. Raises `StoreError` when it must not be."""
     if path in _torn:
         raise StoreError(
             "io",
-            f"{path} was in use when this process was forked, and its locks are lost: start this program "
-            f"anew",
+            f"{path} was in use when this process was forked, and its locks are lost: restart this program",
         )
 
 
 def _before() -> None:
-    _guard.acquire()  # for as long as another thread's fork takes
+    _guard.acquire()  # held until the fork has happened, so that another thread's fork waits
     _moving[:] = [holder for found in _holders.valuerefs() if (holder := found()) is not None]
     _missed.update(holder.path for holder in _moving if not holder.pause())
 
@@ -99,7 +105,7 @@ def _in_child() -> None:
     try:
         for holder in _moving:
             if holder.path in _missed:
-                _holders.pop(id(holder), None)  # nobody waits for its locks again
+                _holders.pop(id(holder), None)  # it is not paused at later forks
             else:
                 holder.forsake()
         for one, renew in list(_renewals.items()):

@@ -1,16 +1,17 @@
-"""An engine's file beside the store: proof that it lives, and its record of what it had begun.
+"""An engine's file beside the store: the proof that the engine is alive, and its record of what it had begun.
 
-``<store>.engine.<uuid>``: the engine holds ``flock`` on it as long as it lives, whatever its pid becomes; the
-kernel lets go when it dies. The content is a head of 16 bytes and then notes of 16 bytes (message, recipient,
-lease): one per final dot about to be sent, written by one ``write`` before the dots of a turn; and, with the
-recipient `BEGUN`, one per delivery before a session works on it. It needs no fsync: it must survive a killed
-process, and after a power cut (another boot id) all leases of the engine count as noted anyway.
-Promises: the file appears under its name only when locked; only who holds the lock unlinks it; a forked child
-closes its copy of the descriptor, so that the lock dies with the engine; a file that cannot be looked at is
-no proof of death, is named once, and stops nobody; of one that holds anything but notes every lease counts as
-noted.
-Fails: `OSError` from `note`: then no dot may be sent. Does not: exist where ``fcntl`` does not (an engine
-needs it).
+``<store>.engine.<uuid>``: the engine holds ``flock`` on this file as long as it lives; the kernel releases
+the lock when it dies. The file has a head of 16 bytes, then notes of 16 bytes (message, recipient, lease).
+There is a note for each final dot that is about to be sent; all notes of a turn are one ``write`` before its
+dots. And there is a note for each delivery before a session works on it; its recipient is `BEGUN`. The file
+need not be flushed: it must survive a killed process, and after a power cut (another boot id) all leases of
+the engine count as noted anyway.
+Promises: the file appears under its name only when it is locked. Only the holder of the lock removes it. A
+forked child closes its copy of the descriptor, so that the lock ends with the engine. A file that cannot be
+read does not prove a death; it is named in the log once and does not hinder other engines. If a file contains
+anything but notes, every lease of its engine counts as noted.
+Fails: `OSError` from `note`: then no dot may be sent. Does not: work where ``fcntl`` does not exist (an
+engine needs it).
 """
 
 from __future__ import annotations
@@ -33,13 +34,14 @@ log = logging.getLogger("outmail")
 
 _NOTE = struct.Struct("<QII")
 _HEAD = b"outmail engine 1"
-#: No message has such a number, and no note so many recipients: what says so was not written by an engine.
+#: No message has such a high number, and no note so many recipients. A file that says so was not written by
+#: an engine.
 _MESSAGES, _RECIPIENTS = 1 << 56, 1 << 24
-#: Where compaction starts: live notes are written again at the front once all of them lie behind it.
+#: When the live notes begin behind this many bytes, they are written again at the front (compaction).
 _FRONT = 512 * 1024
 
 Note = tuple[int, int, int]
-#: Files that were named in the log because nothing can be known of them.
+#: Files that have been named in the log because they cannot be read.
 _named: set[str] = set()
 
 
@@ -58,7 +60,7 @@ class OwnerFile:
         self._live: dict[Note, int] = {}
 
     def note(self, notes: Iterable[Note]) -> None:
-        """Put on record what is about to be done."""
+        """Record what is about to be done."""
         fresh = list(notes)
         data = b"".join([_NOTE.pack(*note) for note in fresh])
         if self._held.fd < 0 or os.pwrite(self._held.fd, data, self._offset) != len(data):
@@ -68,14 +70,14 @@ class OwnerFile:
         self._offset += len(data)
 
     def forget(self, notes: Iterable[Note]) -> None:
-        """These were settled."""
+        """These are settled: their notes are not needed any more."""
         for note in notes:
             self._live.pop(note, None)
         if self._offset > 2 * _FRONT:
             self._compact()
 
     def _compact(self) -> None:
-        """Begin the file anew. While the live notes lie behind the front, both copies exist until the cut."""
+        """Write the live notes at the front and cut the file behind them. Until the cut both copies exist."""
         data = b"".join([_NOTE.pack(*note) for note in self._live])
         if len(_HEAD) + len(data) > _FRONT or min(self._live.values(), default=_FRONT) < _FRONT:
             return
@@ -85,18 +87,19 @@ class OwnerFile:
             self._offset = len(_HEAD) + len(data)
 
     def close(self) -> None:
-        """Say goodbye: only when nothing is leased any more."""
+        """End in order. Only when nothing is leased any more."""
         self._held.end()
 
     def abandon(self) -> None:
-        """Let go of the descriptor and leave the file to whoever reclaims it."""
+        """Close the descriptor and leave the file to whoever reclaims it."""
         self._held.abandon()
 
 
 class Owner:
     """An engine's registration: its number in the store and its locked file."""
 
-    #: True when others may have what it leased: then it is nobody's any more, and the engine registers anew.
+    #: True when others may have taken what it had leased. Then its leases are void, and the engine registers
+    #: again.
     lost = False
 
     def __init__(self, store: Any, id: int, file: OwnerFile) -> None:
@@ -112,8 +115,8 @@ class Owner:
         return True
 
     def begin(self, delivery: Delivery) -> None:
-        """A session is about to work on this. If that cannot be put on record it goes on: a record of what
-        was begun is only for suspicion.
+        """A session is about to work on this. If the note cannot be written the session goes on all the same:
+        the note only serves to find suspects.
         """
         try:
             self.file.note([(delivery.seq, BEGUN, delivery.lease)])
@@ -121,20 +124,20 @@ class Owner:
             pass
 
     def harmless(self, delivery: Delivery) -> None:
-        """A session has worked on this for a while, and the engine lives."""
+        """A session has worked on this for a while and the engine is still alive: it is no suspect."""
         try:
             self.file.note([(delivery.seq, HARMLESS, delivery.lease)])
         except OSError:
             pass
 
     def note(self, notes: Iterable[tuple[Delivery, Sequence[Leased]]]) -> None:
-        """Put final dots on record: one write."""
+        """Record final dots, by one write."""
         self.file.note(
             [(delivery.seq, r.n, delivery.lease) for delivery, recipients in notes for r in recipients]
         )
 
     def forget(self, deliveries: Iterable[Delivery]) -> None:
-        """These leases are over."""
+        """These leases have ended."""
         notes: list[Note] = []
         for delivery in deliveries:
             notes += [
@@ -144,8 +147,8 @@ class Owner:
         self.file.forget(notes)
 
     def close(self) -> None:
-        """Leave in order. With leases still out the file stays, and its dot record with it, for whoever takes
-        them back.
+        """End in order. While leases are left the file stays, with its record of dots, for whoever takes them
+        back.
         """
         try:
             left = self._store.run(self._store.verbs.forget_owner(self.id), wait=2.0)
@@ -158,7 +161,7 @@ class Owner:
 
 
 class DeadFile:
-    """The file of a dead engine or upload, locked by us until its work is taken back."""
+    """The file of a dead engine or upload. We hold its lock until its work is taken back."""
 
     def __init__(self, path: str, fd: int) -> None:
         self.path = path
@@ -166,7 +169,7 @@ class DeadFile:
         self._fd = fd
 
     def notes(self) -> set[Note] | None:
-        """What it had on record; None when that cannot be known: then every lease counts as noted."""
+        """The notes in it. None when they cannot be read: then every lease counts as noted."""
         try:
             data = os.pread(self._fd, os.fstat(self._fd).st_size, 0)
         except OSError as problem:
@@ -195,8 +198,8 @@ class DeadFile:
 
 
 def dead_files(store_path: str, kind: str = "engine") -> Iterator[DeadFile]:
-    """The files of this kind nobody holds a lock on. The caller closes or removes each. What cannot be looked
-    at is passed over.
+    """The files of this kind that nobody has locked. The caller closes or removes each. Files that cannot be
+    opened are skipped.
     """
     for path in sorted(glob(f"{escape(store_path)}.{kind}.*") + glob(f"{escape(store_path)}.{kind}-new.*")):
         try:
@@ -212,7 +215,7 @@ def dead_files(store_path: str, kind: str = "engine") -> Iterator[DeadFile]:
         elif not try_lock(fd) or not same_file(path, fd):
             os.close(fd)
         elif f".{kind}-new." in path:
-            _unlink(path)  # its maker was killed, or sees that it is gone and makes another
+            _unlink(path)  # its maker was killed, or will notice that the file is gone and make another
             os.close(fd)
         else:
             _named.discard(path)
@@ -220,7 +223,7 @@ def dead_files(store_path: str, kind: str = "engine") -> Iterator[DeadFile]:
 
 
 def gone(store_path: str, uuid: str) -> bool:
-    """True when an engine has no file any more. A folder that cannot be looked into is no proof."""
+    """True when an engine has no file any more. A folder that cannot be read is no proof of that."""
     try:
         os.lstat(f"{store_path}.engine.{uuid}")
     except FileNotFoundError:
@@ -237,7 +240,7 @@ _UNKNOWN = (
 
 
 def _name(path: str, what: str, then: str) -> None:
-    """Once for each file, not with each look."""
+    """Name a file in the log, once and not at each look."""
     if path not in _named:
         _named.add(path)
         log.warning("%s %s: %s", path, what, then)

@@ -1,10 +1,10 @@
-"""One connection to PostgreSQL that writes, for all threads of a program that ask at the same moment.
+"""One connection to PostgreSQL for writing, shared by all threads that ask at the same moment.
 
-How: requests of verbs become statements of psycopg: one that is alone goes in autocommit, several in a
-pipeline between BEGIN and COMMIT, very many rows by COPY. Promises: what `GroupCommit` promises; a connection
-that broke is made anew with the next call; when it breaks while a call is under way, the caller is told that
-the call may have happened.
-Fails: `StoreError`. Does not: know schemas, engines or other lanes (`postgres`).
+How: the requests of verbs become statements of psycopg. A request that is alone runs in autocommit, several
+run in a pipeline between BEGIN and COMMIT, very many rows go by COPY.
+Promises: what `GroupCommit` promises. A broken connection is replaced at the next call. When a connection
+breaks during a call, the caller is told that the call may have happened.
+Fails: `StoreError`. Does not: know schemas, engines or other connections (`PostgresStore`).
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from outmail.store.postgres import dialect
 
 log = logging.getLogger("outmail")
 
-#: Seconds that a statement waits for somebody's lock, where neither server nor role say otherwise.
+#: Seconds that a statement waits for a lock, unless the server or the role sets another limit.
 LOCK_WAIT = 30.0
-#: A session of ours. What writes finds everything by an index: a plan that was made while a table was small,
-#: and kept, must not read it whole when it has grown.
+#: Settings of our sessions. Whatever writes can find its rows by an index: a prepared plan that was made
+#: while a table was small must not read the whole table when it has grown.
 _SESSION = (
     "SELECT set_config('enable_seqscan', %s, false), set_config('jit', 'off', false),"
     " set_config('lock_timeout', CASE current_setting('lock_timeout') WHEN '0' THEN %s ELSE "
     "current_setting('lock_timeout') END, false)"
 )
-#: The class of advisory locks for message ids.
+#: The class (first key) of our advisory locks for message ids.
 _IDS = 0x6F75746E
 
 _KINDS: dict[str, Kind] = {
@@ -46,7 +46,7 @@ _KINDS: dict[str, Kind] = {
 
 
 def psycopg() -> Any:
-    """The package, or a sentence how to get it."""
+    """The psycopg package, or a sentence that says how to install it."""
     try:
         import psycopg
     except ImportError as problem:
@@ -60,13 +60,13 @@ def _not_told_twice(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith("error ignored")
 
 
-#: What it warns of when a pipeline breaks off is told by `StoreError`.
+#: psycopg logs warnings when a pipeline breaks; `StoreError` tells the same.
 logging.getLogger("psycopg").addFilter(_not_told_twice)
 
 
 def trouble(problem: Exception) -> StoreError:
-    """An exception of psycopg → StoreError. What has no SQLSTATE is a connection that could not be made, or
-    was lost.
+    """An exception of psycopg as a StoreError. Without an SQLSTATE the connection could not be made or was
+    lost.
     """
     state = getattr(problem, "sqlstate", None)
     text = " ".join(str(problem).split())
@@ -83,8 +83,8 @@ def trouble(problem: Exception) -> StoreError:
 
 
 class Connection:
-    """One connection to the server, made when needed and again when broken. Used by one thread at a time.
-    ``whole``: it may read whole tables.
+    """One connection to the server, made when it is needed and again when it is broken. Used by one thread at
+    a time. With ``whole`` it may read whole tables.
     """
 
     def __init__(self, conninfo: str, *, prepare: bool, whole: bool = False) -> None:
@@ -102,7 +102,7 @@ class Connection:
             self._db = library.connect(
                 self._conninfo, autocommit=True, prepare_threshold=5 if self._prepare else None
             )
-            if self._prepare:  # not behind PgBouncer, where it would be somebody else's
+            if self._prepare:  # not behind PgBouncer, where settings would hit another client's session
                 self._db.execute(_SESSION, (self._scans, f"{LOCK_WAIT * 1000:.0f}ms"))
         except library.Error as problem:
             raise trouble(problem) from None
@@ -111,10 +111,10 @@ class Connection:
         return self._db
 
     def drop(self) -> None:
-        """Close it; the next call makes another.
+        """Close it; the next call makes another one.
 
-        Also after any error of the server's: it passes over what was sent behind the statement that failed,
-        and psycopg takes for prepared what it was about to prepare there.
+        This is also done after any error of the server. The server skips what was sent after the failed
+        statement, but psycopg believes that the statements which it was about to prepare there are prepared.
         """
         if self._db is not None:
             with contextlib.suppress(Exception):
@@ -124,8 +124,8 @@ class Connection:
 
 @cache
 def _lenient() -> list[Any]:
-    """Text as PostgreSQL takes it: no NUL, and no half of a surrogate pair; both come from hostile peers
-    only. The last one is the default.
+    """Text as PostgreSQL accepts it: without NUL and without unpaired surrogates (both come only from hostile
+    peers). The last dumper is the default.
     """
     from psycopg.types.string import StrBinaryDumper, StrDumperUnknown
 
@@ -136,8 +136,8 @@ def _lenient() -> list[Any]:
 
 
 def drive(db: Any, verb: Verb[Any], request: Any = None) -> Any:
-    """Run a verb to its end on a connection that is already in the right transaction; from ``request`` on,
-    where that is known.
+    """Run a verb to its end on a connection whose transaction has begun; ``request`` is its first request
+    where that has been read already.
     """
     try:
         request = request if request is not None else next(verb)
@@ -150,8 +150,8 @@ def drive(db: Any, verb: Verb[Any], request: Any = None) -> Any:
 
 
 def _single(db: Any, verb: Verb[Any]) -> Any:
-    """One verb, one transaction: a statement by itself, or a pipeline. (One without BEGIN would commit what a
-    failing verb left half done.)
+    """One verb in one transaction: a single statement, or a pipeline. A pipeline needs BEGIN: without it,
+    what a failing verb has half done would be committed.
     """
     try:
         request = next(verb)
@@ -192,7 +192,7 @@ def _answer(db: Any, request: Any) -> list[Any]:
     if isinstance(request, Bulk):
         return []
     assert isinstance(request, Exclusive)
-    # in order, so that two that want the same ones do not wait for each other
+    # sorted, so that two transactions that want the same ids do not deadlock
     for id in sorted(set(request.ids)):
         db.execute("SELECT pg_advisory_xact_lock(%s, hashtext(%s))", (_IDS, id))
     return []
@@ -229,7 +229,7 @@ def _many(db: Any, request: Many) -> list[Any]:
 def _copied(
     db: Any, sql: str, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
 ) -> list[Any]:
-    """Rows by COPY, two thirds of the time of as many INSERTs. It works outside of a pipeline only."""
+    """Insert rows by COPY: two thirds of the time of as many INSERTs. COPY cannot be part of a pipeline."""
     found = db.execute(
         "SELECT a.attname, t.typname FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid WHERE "
         "a.attrelid = %s::regclass AND a.attnum > 0",
@@ -244,34 +244,34 @@ def _copied(
 
 
 class SharedConnection(GroupCommit):
-    """The connection and those who wait for it."""
+    """A connection and the threads that wait for it."""
 
     def __init__(self, url: str, conninfo: str, *, prepare: bool) -> None:
         super().__init__()
         self.url = url
         self.connection = Connection(conninfo, prepare=prepare)
         self._closed = False
-        #: A verb among several failed: what is prepared is in doubt from then on.
+        #: A verb among several has failed: from then on it is unknown which statements are prepared.
         self._in_doubt = False
 
     def _check_fork(self) -> None:
-        """The store does, and makes new lanes in a child."""
+        """Nothing: `PostgresStore` checks for forks and makes new connections in a child."""
 
     def close(self) -> None:
-        """Once nobody is on it."""
+        """Close it when no thread uses it any more."""
         with self._write_lock:
             self._closed = True
             self.connection.drop()
 
     def if_free(self, action: Callable[[Any], None]) -> None:
-        """Something that may as well be left out: done unless the connection is in use or broken."""
+        """Do something that is not important: it is skipped when the connection is in use or broken."""
         if not self._write_lock.acquire(blocking=False):
             return
         try:
             if not self._closed:
                 action(self.connection.open())
         except StoreError as problem:
-            log.info("left out, the connection is broken: %s", problem)
+            log.info("skipped, because the connection is broken: %s", problem)
         finally:
             self._write_lock.release()
 
@@ -306,8 +306,8 @@ class SharedConnection(GroupCommit):
         return answers
 
     def _guarded(self, db: Any, pipeline: Any, verb: Verb[Any]) -> Any:
-        """One verb among several: its failure undoes its own changes only, unless the store itself is in
-        trouble.
+        """Run one of several verbs. When it fails, only its own changes are undone, unless the store itself
+        is in trouble.
         """
         library = psycopg()
         db.execute("SAVEPOINT verb", prepare=False)

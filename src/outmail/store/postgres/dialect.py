@@ -1,9 +1,9 @@
-"""What PostgreSQL says differently: the statements of `outmail.store.verbs` translated.
+"""The SQL that differs on PostgreSQL: statements of `outmail.store.verbs`, translated.
 
-How: `translated` puts our schema before our tables, numbers the parameters as psycopg wants them, and
-exchanges the few statements that stand in `_OWN`. Names are qualified instead of a search path being set, so
-that nothing depends on a session (PgBouncer).
-Does not: connect, run anything, or know verbs of PostgreSQL's own (`verbs`).
+How: `translated` puts our schema before the names of our tables, turns the parameters into psycopg's form,
+and replaces the few statements in `_OWN`. Table names are qualified, rather than found by a search path, so
+that nothing depends on the session (PgBouncer).
+Does not: connect, run statements, or contain the verbs that only PostgreSQL has (`verbs`).
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _NUMBERED = re.compile(r"\?(\d+)")
 _BATCH = "outmail.batch("
 _KEYS = f"{_BATCH}?::json) j"
 _SEQS = "ANY(ARRAY(SELECT json_array_elements_text(?::json)::bigint))"
-#: Rows that another engine is taking in this moment are passed over.
+#: Skip rows that another engine is leasing at this moment.
 _CLAIMED = " FOR UPDATE SKIP LOCKED"
 
 _OWN = {
     queue.FIRST_DESTINATION: "SELECT min(name) FROM destination",
     queue.NEXT_DESTINATION: "SELECT min(name) FROM destination WHERE name > ?",
-    upkeep.NEWEST: "SELECT NULL::bigint, NULL::bigint",  # sequences remember
-    # unnumbered ones are the newest
+    upkeep.NEWEST: "SELECT NULL::bigint, NULL::bigint",  # sequences never give a number twice
+    # events without a cursor are the newest
     export.EVENTS_OF: export.EVENTS_OF + " NULLS LAST, id",
     delivery.READY: delivery.READY + _CLAIMED,
     delivery.ONLY: delivery.ONLY + _CLAIMED,
@@ -46,8 +46,9 @@ _OWN = {
         "UPDATE recipient SET state = 'delivered', reason = '', due = NULL, attempts = attempts + 1, losses "
         "= 0, wish = NULL, owner = NULL,"
         f" lease = NULL, attempt = j.a, finished_at = j.b FROM {_KEYS}"
-        # said so, it is found in the live partition by its key, not by the index of leases, which may hold
-        # every one since a foreign transaction began
+        # the condition on state || '' makes the planner find the row by its key in the live partition, not by
+        # the index of leases: a long foreign transaction may have left every lease since its beginning in
+        # that index
         " WHERE message = j.c AND n = j.d AND state IN ('queued', 'sending', 'held') AND state || '' = "
         "'sending' AND owner = ? AND lease = j.e"
         " RETURNING message, n, state, uncertain, reason, attempts, destination"
@@ -61,7 +62,7 @@ _PLAIN_INSERT = re.compile(r"INSERT INTO (\w+) \(([\w, ]+)\) VALUES \([?,]+\)")
 
 @cache
 def copying(sql: str) -> tuple[str, str, tuple[str, ...]] | None:
-    """(COPY statement, table, columns) for an INSERT that brings rows and nothing else."""
+    """(COPY statement, table, columns) for an INSERT that only brings rows; else None."""
     found = _PLAIN_INSERT.fullmatch(sql)
     return (
         (
@@ -86,12 +87,12 @@ def translated(sql: str) -> tuple[str, bool]:
 
 
 def prepared(sql: str) -> bool | None:
-    """False for what is planned anew each time: the best plan for a batch depends on how large the table is
-    now. None: as the connection does.
+    """False for statements that are planned anew each time, because the best plan for a batch depends on the
+    present size of the table. None: as the connection does by default.
     """
     return False if _BATCH in sql else None
 
 
 def parameters(values: Sequence[Any], numbered: bool) -> Any:
-    """Values as the translated statement takes them."""
+    """Values in the form that the translated statement expects."""
     return {f"p{i}": value for i, value in enumerate(values, 1)} if numbered else values

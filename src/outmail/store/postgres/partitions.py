@@ -1,16 +1,15 @@
-"""History of a PostgreSQL store goes by whole partitions: what was accepted in one period is dropped
-together.
+"""The history of a PostgreSQL store lies in partitions by period, which are dropped as a whole.
 
-How: the upper bits of a message's number (`SPAN`) are its period. A period is opened (its partitions of
-finished recipients, attempts and events are made), entered (the sequence of numbers is set forward to its
-first one), dropped when all its mail is past retention, and swept: the messages themselves, whose unique ids
-are kept in one table, go page by page. So a number says where everything lies that belongs to it, whatever
-the clocks of hosts say, and nobody has to look for old rows.
-Promises: a period that is entered has partitions. A period is dropped when all its mail is finished and past
-retention and newer events exist elsewhere; from then on its messages are not found (`verbs.seq_of` asks for
-recipients). Each step is short, and mail is never held up for longer than `PATIENCE`.
-Fails: `StoreError`; then the step is taken another time. Does not: remove bodies at their age, or rows that
-outlive their period (`verbs.purge` does both).
+How: the upper bits of a message's number (`SPAN`) are its period, so a number says in which partition
+everything about the message lies, whatever the clocks of hosts say. A period is *opened* (its partitions of
+finished recipients, attempts and events are created), *entered* (the sequence of numbers is set forward to
+its first number), *dropped* when all its mail is past retention, and *swept*: the rows of the messages
+themselves, which are all in one table because their ids are unique, are deleted page by page.
+Promises: a period that was entered has partitions. A partition is dropped when all its mail is finished and
+past retention and newer events exist elsewhere; from then on its messages are not found (`verbs.seq_of` asks
+for recipients). Each step is short; mail waits at most `PATIENCE` seconds for it.
+Fails: `StoreError`; the step is tried again later. Does not: delete bodies at their age, or rows that outlive
+their period (`verbs.purge` does both).
 """
 
 from __future__ import annotations
@@ -18,15 +17,15 @@ from __future__ import annotations
 from outmail.store import StoreError, Verb
 
 SPAN = 32
-#: Periods within the time that records are kept; the shortest in ms.
+#: How many periods fit into the time that records are kept; the shortest period in ms.
 SHARE = 12
 LEAST = 60_000
-#: Seconds: between two steps, between looks for a period that can be dropped, and for how long its locks may
-#: be waited for.
+#: Seconds: between two steps; between two searches for a period that can be dropped; how long a step waits
+#: for a lock.
 STEP = 30.0
 LOOK = 600.0
 PATIENCE = 0.5
-#: Messages that are removed together.
+#: How many messages are deleted together.
 PAGE = 2000
 
 _LOCK = 0x6F75746F
@@ -45,12 +44,12 @@ _ALIVE = "SELECT 1 FROM outmail.recipient_live WHERE message >= ? AND message < 
 
 
 def length(records: int) -> int:
-    """How long a period lasts, in ms, where records are kept for so long."""
+    """The length of a period in ms, when records are kept for ``records`` ms."""
     return max(records // SHARE, LEAST)
 
 
 def advance(records: int) -> Verb[None]:
-    """One step towards the period that it is time for: open the next one, or enter the one that is open."""
+    """One step towards the period that is due: open the next one, or enter the one that is open."""
     if not (yield _ALONE, ())[0][0]:
         return
     n, age, last = (yield _NEWEST, ())[0]
@@ -62,7 +61,9 @@ def advance(records: int) -> Verb[None]:
 
 
 def drop(now: int, records: int) -> Verb[int | None]:
-    """Drop the oldest period that is past retention; its number. In a transaction of its own."""
+    """Drop the oldest period that is past retention. Returns its number, or None. Must be alone in its
+    transaction.
+    """
     yield "SET TRANSACTION ISOLATION LEVEL READ COMMITTED", ()
     if not (yield _ALONE, ())[0][0]:
         return None
@@ -71,14 +72,14 @@ def drop(now: int, records: int) -> Verb[int | None]:
             yield _WAIT, ()
             yield f"DROP TABLE outmail.attempt_{n}, outmail.recipient_done_{n}, outmail.event_{n}", ()
             if (yield _ALIVE, (n << SPAN, (n + 1) << SPAN)):
-                raise StoreError("conflict", f"a message of period {n} was put back into the queue")
+                raise StoreError("conflict", f"a message of period {n} was queued again in the meantime")
             yield "UPDATE outmail.period SET dropped = true WHERE n = ?", (n,)
             return int(n)
     return None
 
 
 def sweep() -> Verb[bool]:
-    """Remove a page of messages of dropped periods; True when there may be more."""
+    """Delete one page of messages of dropped periods. True when there may be more."""
     found = yield "SELECT n FROM outmail.period WHERE dropped ORDER BY n LIMIT 1", ()
     if not found:
         return False
@@ -102,8 +103,8 @@ def sweep() -> Verb[bool]:
 
 
 def _past(n: int, before: int) -> Verb[bool]:
-    """Nothing of it is alive, was final later than that, waits for its cursor, or is the newest event
-    of all.
+    """True when nothing in the period is alive, everything in it was final before ``before``, all its events
+    have cursors, and a newer event exists elsewhere.
     """
     alive = yield _ALIVE, (n << SPAN, (n + 1) << SPAN)
     if alive:

@@ -1,14 +1,16 @@
-"""The PostgreSQL store: one database, any number of hosts.
+"""The PostgreSQL store: one database for any number of hosts.
 
-Promises: what `commit` returned was committed (``synchronous_commit`` is the server's affair); a transaction
-is never open while the network of mail is used; no state is kept in a session, so PgBouncer may stand between
-(``?pgbouncer=1``: no prepared statements); threads that ask at the same moment share one commit; a connection
-that broke is made anew with the next call, with several hosts in the URL on the one that takes writes; when
-it breaks while a call is under way, the caller is told that the call may have happened. Engines hold leases
-by the server's clock, renewed every 30 s; one that has not renewed for 90 s, stopped or asleep or cut off,
-begins nothing and puts no more dots on record until it has; one whose row is gone has lost all it held, and
-registers anew. The record is a local file: an engine killed is taken back at once and exactly on its own
-host, elsewhere after the lease, and then everything it had leased counts as uncertain.
+Promises: what `commit` returned is committed (what that survives is the server's affair:
+``synchronous_commit``). No transaction is open while mail is sent over the network. Nothing is kept in a
+session, so PgBouncer may stand between (``?pgbouncer=1``: no prepared statements). Threads that ask at the
+same moment share one commit. A broken connection is replaced at the next call; with several hosts in the URL,
+by one to the host that accepts writes. When a connection breaks during a call, the caller is told that the
+call may have happened.
+Leases: they go by the server's clock and are renewed every 30 s. An engine that has not renewed for 90 s (it
+was stopped, asleep or cut off) begins nothing and records no final dots until it has renewed. An engine whose
+row is gone has lost all its leases and registers again. The record of final dots is a file on the engine's
+own host. So a killed engine's work is taken back at once and exactly on its own host; on other hosts after
+the end of the lease, and then everything that it had leased becomes uncertain.
 Fails: `StoreError`. Does not: create databases or roles, or tune the server.
 """
 
@@ -39,40 +41,41 @@ log = logging.getLogger("outmail")
 
 SCHEMA = 1
 R = TypeVar("R")
-#: Seconds between looks for other hosts' mail.
+#: Seconds between two polls for mail from other hosts.
 POLL = 0.3
-#: Seconds between looks for leases of owners that nobody knows.
+#: Seconds between two searches for leases whose owner is not registered.
 WALK = 60.0
-#: An upgrade waits so many seconds for a table: whoever comes behind it waits too.
+#: How many seconds an upgrade waits for a locked table. Others that need the table wait behind it.
 UPGRADE_WAIT = 5
-#: Seconds between giving cursors to events that nobody asked for.
+#: Seconds after which events get cursors even if nobody reads events.
 NUMBERING = 10.0
-#: The advisory lock of schema upgrades.
+#: The advisory lock for upgrades of the schema.
 _UPGRADE = 0x6F75746D
 
 
 def schema_step(n: int) -> str:
-    """The statements that make schema ``n`` of the one before. Each leaves the version before it working:
-    columns and tables come with defaults, and are dropped one schema after their last user.
+    """The statements that turn schema ``n`` - 1 into ``n``. The version before keeps working after each: new
+    columns and tables have defaults, and a column is dropped one schema version after its last user.
     """
     return schemas.sql(f"postgresql-{n}")
 
 
 class LeasedOwner(Owner):
-    """An engine's registration that must be renewed: its row, its lease, and its file on this host."""
+    """An engine's registration on PostgreSQL: its row, its lease, which must be renewed, and its file on this
+    host.
+    """
 
     def __init__(
         self, store: PostgresStore, id: int, file: OwnerFile, row: tuple[Any, ...], began: float
     ) -> None:
         super().__init__(store, id, file)
         self.row = row
-        #: When the last renewal began that the server confirmed, by a clock that goes on while this process
-        #: is stopped.
+        #: When the last successful renewal began, by a clock that goes on while this process is stopped.
         self.renewed = began
         self._owners = store._owners
 
     def stands(self) -> bool:
-        """True while the lease cannot be over."""
+        """True while the lease cannot have ended."""
         return not self.lost and elapsed() - self.renewed <= pgsql.CONFIDENCE
 
     def close(self) -> None:
@@ -88,12 +91,12 @@ class _Claimless:
 
 
 class PostgresStore:
-    """A queue in the schema ``outmail`` of a PostgreSQL database. ``base`` is a path on this host for spool
-    and engines' files.
+    """A queue in the schema ``outmail`` of a PostgreSQL database. ``base`` is a path on this host, for the
+    spool and the files of engines.
     """
 
     blocking = True
-    #: Connections that write, made when threads ask at the same moment.
+    #: How many connections for writing are made when threads write at the same moment.
     lanes = 2
 
     def __init__(self, url: str, base: str) -> None:
@@ -126,7 +129,7 @@ class PostgresStore:
 
     def _begin_anew(self) -> None:
         """In a forked child. Connections are made when they are needed."""
-        self._leaked += [self._lanes, self._reader]  # closing them here would end the parent's sessions
+        self._leaked += [self._lanes, self._reader]  # closing these here would end the parent's sessions
         self._connect()
 
     def _check_open(self) -> None:
@@ -134,7 +137,9 @@ class PostgresStore:
             raise StoreError("closed", f"{self.url} is closed")
 
     def _upgrade(self) -> None:
-        """Bring the database to this version's schema: one transaction a step, one upgrader at a time."""
+        """Bring the database to this version's schema: one transaction for each step, one program at a
+        time.
+        """
         try:
             db = self._lanes[0].connection.open()
             exists = db.execute("SELECT to_regclass('outmail.version') IS NOT NULL").fetchone()[0]
@@ -161,7 +166,7 @@ class PostgresStore:
             raise trouble(problem) from None
 
     def close(self) -> None:
-        """Close the connections. Calls that are under way finish first."""
+        """Close the connections. Running calls finish first."""
         if self._pid != os.getpid() or self._closed:
             return
         self._closed = True
@@ -175,7 +180,7 @@ class PostgresStore:
     # -- writing ---------------------------------------------------------------------------------------------
 
     def _lane(self) -> SharedConnection:
-        """A free one, or one where few wait."""
+        """A free connection, or the one with the fewest waiting threads."""
         self._check_open()
         return min(self._lanes, key=lambda lane: lane.waiting)
 
@@ -188,13 +193,13 @@ class PostgresStore:
         return self._lane().commit(verbs, wait)
 
     def begin(self, verbs: Sequence[Verb[Any]]) -> Callable[[], list[Any]]:
-        """All of it is later."""
+        """Everything is done by the returned function."""
         return lambda: self.commit(verbs)
 
     # -- reading ---------------------------------------------------------------------------------------------
 
     def read(self, verb: Verb[R]) -> R:
-        """A verb from one snapshot. (Reading events also gives them their cursors.)"""
+        """A verb that writes nothing, on one snapshot. (Reading events also gives them their cursors.)"""
         self._check_open()
         library = psycopg()
         with self._read_lock:
@@ -204,7 +209,7 @@ class PostgresStore:
                     db.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
                     break
                 except library.Error as problem:
-                    # an idle connection that was cut: once more with a fresh one
+                    # an idle connection that was cut: try once more with a new one
                     self._reader.drop()
                     if last:
                         raise trouble(problem) from None
@@ -220,7 +225,7 @@ class PostgresStore:
                 raise
 
     def changed(self) -> bool:
-        """True from time to time: other hosts' mail is found by looking."""
+        """True every `POLL` seconds: mail from other hosts is found by polling."""
         now = time.monotonic()
         if now - self._looked < POLL:
             return False
@@ -228,12 +233,12 @@ class PostgresStore:
         return True
 
     def announce(self) -> None:
-        """A hint for engines on other hosts, unless the connection is busy: then others tell."""
+        """Send a hint to engines on other hosts, unless the connection is busy."""
         if self._hints is not None and self._pid == os.getpid():
             self._lanes[0].if_free(self._hints.tell)
 
     def follow(self, wake: Callable[[], None]) -> None:
-        """Hear the hints of other hosts."""
+        """Listen to hints from other hosts."""
         if self._hints is not None:
             self._hints.listen(wake)
 
@@ -260,8 +265,8 @@ class PostgresStore:
         return owner
 
     def dots(self, owner: LeasedOwner, notes: Iterable[tuple[Delivery, Sequence[Leased]]]) -> None:
-        """Put final dots on record, unless the lease may be in others' hands. The look at the clock comes
-        last: the process may be stopped in any line before.
+        """Record final dots, unless others may have taken the lease. The clock is read last, because the
+        process may be stopped at any line before.
         """
         owner.note(notes)
         if not owner.stands():
@@ -271,11 +276,11 @@ class PostgresStore:
         owner.forget(deliveries)
 
     def time(self) -> int | None:
-        """The server's."""
+        """The server's time."""
         return int(self.read(_row("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint"))[0])
 
     def reclaim(self, now: int, *, hold: bool) -> list[dict[str, Any]]:
-        """Renew our own leases, take back the work of dead engines, number events."""
+        """Renew our own leases, take back the work of dead engines, give cursors to events."""
         self._renew()
         found = self._reclaim_here(now, hold)
         walk = time.monotonic() - self._walked > WALK
@@ -302,7 +307,7 @@ class PostgresStore:
                 self._owners.discard(owner)
 
     def _reclaim_here(self, now: int, hold: bool) -> list[dict[str, Any]]:
-        """Engines of this host whose file nobody holds."""
+        """Take back the work of engines on this host whose file nobody has locked."""
         found = []
         known: dict[str, Any] | None = None
         for dead in dead_files(self._base):
@@ -324,36 +329,36 @@ class PostgresStore:
         return found
 
     def identity(self, sql: str) -> tuple[Any, ...]:
-        """One row that says which database this is (`source.IDENTITY`)."""
+        """One row that says which database this is (`reader.IDENTITY`)."""
         return tuple(self.read(_row(sql)))
 
     # -- long content ----------------------------------------------------------------------------------------
 
     def uploading(self, upload: str) -> Upload:
-        """Nothing: each piece carries the server's time."""
+        """Nothing to hold: each piece carries the server's time."""
         return _Claimless()
 
     def sweep_uploads(self) -> int:
-        """By the server's clock, long after the last piece: its writer may be on any host. What goes too
-        early is written again (`Missing`).
+        """Remove old pieces, by the server's clock and long after the last one, because their writer may be
+        on any host. Pieces that were removed too early are written again (`Missing`).
         """
         return sum(self.run(self.verbs.drop_upload(upload)) for upload in self.read(pgsql.old_uploads()))
 
     # -- upkeep ----------------------------------------------------------------------------------------------
 
     def drop_history(self, now: int, records: int) -> bool:
-        """By periods."""
+        """Drop whole periods."""
         if time.monotonic() - self._turned > partitions.STEP:
             self._turned = time.monotonic()
             self._turn_periods(now, records)
         return self.run(partitions.sweep())
 
     def kept(self, records: int) -> int:
-        """By row goes only what outlives its period by far."""
+        """Row by row goes only what outlives its period by far."""
         return records + 2 * partitions.length(records)
 
     def give_space_back(self) -> None:
-        """Autovacuum does."""
+        """Nothing: autovacuum does it."""
 
     def _turn_periods(self, now: int, records: int) -> None:
         try:
@@ -364,11 +369,11 @@ class PostgresStore:
                     pass
         except StoreError as problem:
             if problem.kind in ("busy", "conflict"):
-                log.info("a period of history is in use, it is opened or dropped later: %s", problem)
+                log.info("a partition of the history is in use; it is created or dropped later: %s", problem)
             elif str(problem) != self._told:
-                # a role that owns nothing, say: then everything goes by row, later
+                # a role that does not own the tables, say: then everything is deleted row by row, later
                 self._told = str(problem)
-                log.warning("history is not kept in periods: %s", problem)
+                log.warning("finished mail is not kept in partitions, and is deleted row by row: %s", problem)
 
     def check(self) -> list[str]:
         """What is wrong with the queue, in sentences; an empty list is good news."""
@@ -380,7 +385,7 @@ class PostgresStore:
         return problems
 
     def backup(self, target: str) -> bool:
-        """No file can be made of it in one step."""
+        """False: this takes more than one step."""
         return False
 
 

@@ -1,7 +1,7 @@
-"""``postgresql://…`` as a store's URL: what libpq makes of it, our own words in it, and a short name for it.
+"""``postgresql://…`` as the URL of a store: its form for libpq, our own options in it, and a short name for
+files.
 
-Fails: `ConfigError` for what is no such URL, or asks for two things that exclude each other. Does not:
-connect.
+Fails: `ConfigError` when it is no such URL, or its options exclude each other. Does not: connect.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from outmail.errors import ConfigError
 from outmail.store import shown
 from outmail.store.postgres.connection import psycopg
 
-#: Seconds to connect.
+#: Seconds that connecting may take.
 CONNECT = 10
 
 
 def asked(url: str, word: str) -> bool:
-    """True when ``word=1`` stands in the URL: ``pgbouncer`` and ``notify`` are ours, not libpq's."""
+    """True when the URL contains ``word=1``. ``pgbouncer`` and ``notify`` are our options, not libpq's."""
     found = re.search(rf"[?&]{word}=([^&]*)", url)
     return found is not None and found[1] not in ("0", "false", "no")
 
 
 def conninfo_of(url: str) -> tuple[str, bool]:
-    """``postgresql://…`` → (what libpq takes, whether statements may be prepared)."""
+    """``postgresql://…`` → (its form for libpq, True when statements may be prepared)."""
     library = psycopg()
     if asked(url, "pgbouncer") and asked(url, "notify"):
         raise ConfigError(
-            f"{shown(url)}: behind PgBouncer no hint can be heard",
-            hint="leave notify=1 out; other hosts' mail is found by looking",
+            f"{shown(url)}: NOTIFY does not work behind PgBouncer",
+            hint="leave notify=1 out; polling finds mail from other hosts",
         )
     bare = url
     for word in ("pgbouncer", "notify"):
@@ -48,7 +48,7 @@ def conninfo_of(url: str) -> tuple[str, bool]:
 
 
 def place_of(url: str) -> str:
-    """A short name of the database that a URL means, for files of this host."""
+    """A short name for the database of a URL, used in names of files on this host."""
     words = psycopg().conninfo.conninfo_to_dict(conninfo_of(url)[0])
     place = "\0".join(str(words.get(name, "")) for name in ("host", "hostaddr", "port", "dbname", "service"))
     return f"postgresql-{hashlib.sha256(place.encode()).hexdigest()[:12]}"

@@ -1,5 +1,5 @@
-"""The verbs that PostgreSQL has of its own: leases by the server's clock, cursors for events, and `add` by
-fewer statements.
+"""The verbs that differ on PostgreSQL: leases by the server's clock, cursors for events, and `add` with fewer
+statements.
 
 Does not: connect, begin or commit (`connection`), or translate statements (`dialect`).
 """
@@ -21,17 +21,18 @@ from outmail.store.verbs import delivery
 from outmail.store.verbs.delivery import ScanStart
 from outmail.store.verbs.upkeep import note_drop, note_get, note_put
 
-#: A lease by the server's clock, how often it is renewed, and after what time without renewal an engine sends
-#: nothing more.
+#: Seconds: the length of a lease by the server's clock, how often it is renewed, and after what time without
+#: a renewal an engine sends nothing more.
 LEASE = 120.0
 RENEWAL = 30.0
 CONFIDENCE = 90.0
-#: Nobody is declared dead by one look at a clock, which may have been set: it is doubted first, and then has
-#: so long to renew.
+#: Nobody is declared dead because of one look at a clock, which somebody may have set: an owner that seems
+#: silent is noted, and then has this many seconds to renew.
 DOUBT = 45.0
 
-#: LOCK comes before the transaction's snapshot, so the numbering that went before is seen. The other form is
-#: for transactions whose every statement has a snapshot of its own. Each waits for the other.
+#: Only one transaction at a time numbers events. LOCK comes before the transaction takes its snapshot, so the
+#: numbers given before are visible. SELECT … FOR UPDATE is for transactions in which each statement has its
+#: own snapshot. Either waits for the other.
 _ONE_AT_A_TIME = "LOCK TABLE numbering IN EXCLUSIVE MODE"
 _ONE_AFTER_ANOTHER = "SELECT one FROM numbering FOR UPDATE"
 _AT_ONCE = 20_000
@@ -39,17 +40,20 @@ _NUMBER = (
     f"WITH fresh AS (SELECT id, row_number() OVER (ORDER BY id) AS k FROM event WHERE cursor IS NULL AND id "
     f">= ? ORDER BY id LIMIT {_AT_ONCE}),"
     " done AS (UPDATE event e SET cursor = (SELECT coalesce(max(cursor), 0) FROM event) + fresh.k FROM fresh"
-    # said twice, it is found in the index of what has no cursor; otherwise all events were read each time
+    # the conditions are repeated here so that the index of events without a cursor is used; without them all
+    # events were read each time
     " WHERE e.id = fresh.id AND e.cursor IS NULL AND e.id >= ? RETURNING e.id)"
     " SELECT count(*), max(id) FROM done"
 )
-#: However many the planner thinks there are: a nested loop over twenty thousand would never end.
+#: Whatever the planner's estimate is: a nested loop over twenty thousand rows would take for ever.
 _NO_LOOPS, _LOOPS = "SET LOCAL enable_nestloop = off", "SET LOCAL enable_nestloop = DEFAULT"
 _RENEW = "UPDATE owner SET renewed_at = clock_timestamp() WHERE id = ? RETURNING id"
 
 
 def _silent(seconds: float) -> str:
-    """An owner that has not renewed for so long; none while the server itself has not been up for it."""
+    """True for an owner that has not renewed for so long. False while the server itself has not been up for
+    so long.
+    """
     return (
         f"least(clock_timestamp() - renewed_at, clock_timestamp() - pg_postmaster_start_time()) > "
         f"interval '{seconds} seconds'"
@@ -68,8 +72,8 @@ def add(
     again: bool = False,
     alone: bool = False,
 ) -> Verb[list[Added]]:
-    """`verbs.add` with one statement a message: on a server, statements are what costs; of very many, rows
-    are cheaper.
+    """`verbs.add` with one statement for each message, because on a server each statement costs a round trip.
+    Very many messages are cheaper as rows.
     """
     if len(messages) > FEW:
         yield Bulk()
@@ -82,7 +86,7 @@ def add(
         for *first, seq, alive in (yield _KNOWN, (once,)):
             if alive:
                 known[first[0]] = (first[0], first[1], first[2])
-            else:  # its period was dropped
+            else:  # the period of the known message was dropped
                 yield from delivery.free_id(seq)
     fresh: list[tuple[Message, str | None]] = []
     for message, upload in zip(messages, uploads or [None] * len(messages)):
@@ -113,23 +117,23 @@ _KNOWN = delivery.KNOWN.replace("id = ?", "id = ANY(?)")
 
 @cache
 def _accepting_all(count: int) -> str:
-    """One statement, one row with a number for each of so many messages."""
+    """One statement that returns one row with a number for each of ``count`` messages."""
     return f"SELECT {', '.join([_ACCEPT] * count)}"
 
 
 _SERVER_TIME = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
-#: Hours after which a long content that gets no further pieces is given up.
+#: Hours after which an upload that gets no further pieces is abandoned.
 _GIVEN_UP = 1
 
 
 def add_chunks(upload: str, first: int, pieces: Sequence[bytes], now: int) -> Verb[None]:
-    """`verbs.add_chunks` by the server's clock."""
+    """`verbs.add_chunks` with the server's time."""
     rows = [(upload, first + i, piece) for i, piece in enumerate(pieces)]
     yield Many(f"INSERT INTO chunk (upload, n, added_at, content) VALUES (?, ?, {_SERVER_TIME}, ?)", rows)
 
 
 def old_uploads() -> Verb[list[str]]:
-    """Pieces without a message that got no company for long."""
+    """Uploads without a message that have got no further piece for `_GIVEN_UP` hours."""
     rows = yield (
         "SELECT upload FROM chunk WHERE NOT EXISTS (SELECT 1 FROM message m WHERE m.upload = chunk.upload) "
         "GROUP BY upload"
@@ -140,7 +144,7 @@ def old_uploads() -> Verb[list[str]]:
 
 
 def know(destinations: set[str]) -> Verb[None]:
-    """Destinations that mail comes for, so that it is looked for."""
+    """Note the destinations, so that scans look for their mail."""
     yield Many(
         "INSERT INTO destination (name) VALUES (?) ON CONFLICT DO NOTHING",
         [(name,) for name in sorted(destinations)],
@@ -156,7 +160,7 @@ def reroute(
 
 
 class _FullScan(ScanStart):
-    """A scan from the beginning; the watermark hears what it finds."""
+    """A scan from the beginning. It tells the watermark what it finds."""
 
     def __init__(self, watermark: Watermark) -> None:
         self._watermark = watermark
@@ -197,8 +201,8 @@ def _accepting(
 
 
 def number_events(watermark: Watermark, *, fresh: bool = False) -> Verb[bool]:
-    """Give cursors to events that have none, in one place at a time; True when there may be more. ``fresh``:
-    as the first of a transaction with one snapshot.
+    """Give cursors to events that have none; only one program at a time does this. True when there may be
+    more. ``fresh``: the first verb of a transaction with one snapshot.
     """
     yield (_ONE_AT_A_TIME if fresh else _ONE_AFTER_ANOTHER), ()
     began = time.monotonic()
@@ -213,7 +217,7 @@ def number_events(watermark: Watermark, *, fresh: bool = False) -> Verb[bool]:
 
 
 def next_due(now: int, *, watermark: Watermark) -> Verb[dict[str, int]]:
-    """`verbs.next_due`, seldom from the beginning."""
+    """`verbs.next_due`, from the beginning only once in a while."""
     began = time.monotonic()
     answer = yield from verbs.next_due(now, _FullScan(watermark) if watermark.afresh.due() else watermark)
     watermark.afresh.over(began)
@@ -221,7 +225,7 @@ def next_due(now: int, *, watermark: Watermark) -> Verb[dict[str, int]]:
 
 
 def events_after(cursor: int, limit: int = 1000, *, watermark: Watermark) -> Verb[list[Event]]:
-    """Facts in the order in which their commits were seen, behind a cursor."""
+    """Events after a cursor, in the order in which their commits became visible."""
     yield from number_events(watermark, fresh=True)
     return (yield from verbs.events_after(cursor, limit))
 
@@ -234,12 +238,12 @@ def last_cursor(*, watermark: Watermark) -> Verb[int]:
 
 
 def renew(owner: int) -> Verb[bool]:
-    """A sign of life; False when the owner was given up meanwhile, and what it had leased with it."""
+    """Renew a lease. False when the owner was declared dead meanwhile; its leases are then lost."""
     return bool((yield _RENEW, (owner,)))
 
 
 def engines() -> Verb[int]:
-    """Engines whose lease stands: they divide the limits of next hops."""
+    """How many engines have a valid lease; they share the limits of next hops."""
     rows = yield (
         f"SELECT greatest(1, count(*)) FROM owner WHERE renewed_at > clock_timestamp() - interval '{LEASE} "
         f"seconds'",
@@ -249,8 +253,8 @@ def engines() -> Verb[int]:
 
 
 def silent_owners(*, orphans: bool = True) -> Verb[list[int]]:
-    """Owners whose lease is over or to be doubted; with ``orphans`` also those that lease without being
-    known, which takes a walk over all leases.
+    """Owners whose lease has ended or is in doubt. With ``orphans`` also owners that have leases without
+    being registered; that reads all leases.
     """
     rows = yield f"SELECT id FROM owner WHERE {_silent(LEASE - DOUBT)}", ()
     if orphans:
@@ -265,8 +269,8 @@ def silent_owners(*, orphans: bool = True) -> Verb[list[int]]:
 def reclaim(
     owner: int, noted: set[tuple[int, int, int]] | None, now: int, *, hold: bool, sure: bool = True
 ) -> Verb[dict[str, int]]:
-    """Take back all leases of a dead engine; unless ``sure``, only if its lease is over by the server's clock
-    and it was doubted before.
+    """Take back all leases of a dead engine. Unless ``sure``, only when its lease has ended by the server's
+    clock and it has been in doubt for `DOUBT` seconds.
     """
     known = yield (
         f"SELECT renewed_at::text, {_silent(LEASE)}, extract(epoch FROM clock_timestamp())::float8 FROM "
@@ -288,7 +292,7 @@ def reclaim(
 
 
 def forget_owner(owner: int) -> Verb[bool]:
-    """An engine left in order; nobody doubts it any more."""
+    """An engine that has ended in order is not in doubt any more."""
     left = yield from verbs.forget_owner(owner)
     if left:
         yield from note_drop("doubt", str(owner))
@@ -296,7 +300,7 @@ def forget_owner(owner: int) -> Verb[bool]:
 
 
 class PostgresVerbs:
-    """`outmail.store.Verbs` of one PostgreSQL store, which remembers where its scans begin."""
+    """`outmail.store.Verbs` for one PostgreSQL store. It remembers where its scans begin."""
 
     def __init__(self, watermark: Watermark) -> None:
         self.watermark = watermark
@@ -321,7 +325,7 @@ class PostgresVerbs:
         suspects: bool = True,
         only: int | None = None,
     ) -> Verb[list[Delivery]]:
-        """`verbs.lease` from the watermark on."""
+        """`verbs.lease`, beginning at the watermark."""
         return verbs.lease(
             owner,
             number,
@@ -335,7 +339,7 @@ class PostgresVerbs:
         )
 
     def next_due(self, now: int) -> Verb[dict[str, int]]:
-        """`next_due` from the watermark on."""
+        """`verbs.next_due`, beginning at the watermark."""
         return next_due(now, watermark=self.watermark)
 
     # -- settling --------------------------------------------------------------------------------------------
@@ -368,15 +372,15 @@ class PostgresVerbs:
     destinations = staticmethod(verbs.destinations)
 
     def events_after(self, cursor: int, limit: int = 1000) -> Verb[list[Event]]:
-        """`events_after`, which gives cursors first."""
+        """`events_after`; gives cursors first."""
         return events_after(cursor, limit, watermark=self.watermark)
 
     def last_cursor(self) -> Verb[int]:
-        """`last_cursor`, which gives cursors first."""
+        """`last_cursor`; gives cursors first."""
         return last_cursor(watermark=self.watermark)
 
     def number_events(self) -> Verb[bool]:
-        """Give cursors to events that have none; True when there may be more."""
+        """Give cursors to events that have none. True when there may be more."""
         return number_events(self.watermark)
 
     # -- upkeep ----------------------------------------------------------------------------------------------

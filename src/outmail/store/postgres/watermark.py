@@ -1,8 +1,9 @@
-"""Where scans of a PostgreSQL store begin, so that rows which a long foreign transaction keeps from being
-cleaned up are not walked over again and again.
+"""Where scans of a PostgreSQL store begin.
 
-Promises: nothing due is missed for longer than `FullScanTimer.EVERY` seconds (longer where such a scan takes
-long): then a scan goes from the beginning.
+Why: while a long foreign transaction is open, PostgreSQL keeps dead rows, and a scan from the beginning reads
+all of them again each time.
+Promises: due mail is found within `FullScanTimer.EVERY` seconds (later where a full scan takes long), because
+a scan then begins at the beginning.
 Does not: read the database, or outlive its process.
 """
 
@@ -15,8 +16,8 @@ from outmail.store.verbs.delivery import ScanStart
 
 
 class FullScanTimer:
-    """When a scan goes from the beginning: every `EVERY` seconds, or less often, so that such scans take at
-    most one part in `SHARE` of all time.
+    """When to scan from the beginning: every `EVERY` seconds, or less often, so that such scans take at most
+    one part in `SHARE` of all time.
     """
 
     EVERY = 60.0
@@ -27,7 +28,7 @@ class FullScanTimer:
         self._rest = 0.0
 
     def due(self) -> bool:
-        """True when it is time for one; it counts as begun."""
+        """True when it is time for a full scan. It counts as begun."""
         now = time.monotonic()
         if now - self._began <= max(self.EVERY, self._rest):
             return False
@@ -35,19 +36,22 @@ class FullScanTimer:
         return True
 
     def over(self, began: float) -> None:
-        """The scan that began then is over. If it went from the beginning, its duration sets the pause."""
+        """The scan that began at ``began`` is over. If it was a full one, the next one comes after `SHARE`
+        times its duration.
+        """
         if self._began >= began:
             self._rest = self.SHARE * (time.monotonic() - began)
 
 
 class Watermark(ScanStart):
-    """The newest due time seen, for each destination and priority, and the newest event that has a cursor.
+    """For each destination and priority the newest due time that was seen, and the newest event with a
+    cursor.
 
     Host clocks differ, so a scan for due recipients starts `MARGIN` ms before the newest due time seen.
-    `next_due` scans from the beginning once a minute: it finds what a late clock, or a lease that was never
-    used, left behind. An event gets its id before its commit, so a scan for events without cursors starts
-    `LATE` seconds back, and once a minute at the beginning, for a transaction that took longer. Used by one
-    thread at a time, or harmlessly by two.
+    `next_due` scans from the beginning once a minute: this finds mail of a host with a slow clock, or of a
+    lease that was never used. An event gets its id before its commit, so a scan for events without cursors
+    starts `LATE` seconds back, and once a minute at the beginning, for a transaction that took longer. Used
+    by one thread at a time; two at once do no harm.
     """
 
     MARGIN = 3_000
@@ -56,7 +60,7 @@ class Watermark(ScanStart):
     def __init__(self) -> None:
         self._seen: dict[tuple[str, int], int] = {}
         self.afresh, self.events_afresh = FullScanTimer(), FullScanTimer()
-        #: (when, the newest event that had a cursor then), older first.
+        #: (when, the newest event that had a cursor then), the oldest first.
         self._numbered: deque[tuple[float, int]] = deque()
         self._event = 0
 
@@ -70,7 +74,7 @@ class Watermark(ScanStart):
         self._seen[destination, priority] = min(self.of(destination, priority), due)
 
     def event(self) -> int:
-        """The id from which on there may be events without cursors."""
+        """The id from which on events may have no cursor."""
         if self.events_afresh.due():
             return 0
         before = time.monotonic() - self.LATE
@@ -79,6 +83,6 @@ class Watermark(ScanStart):
         return self._event
 
     def numbered(self, newest: int | None) -> None:
-        """All events up to this one that could be seen have cursors now."""
+        """All visible events up to this one have cursors now."""
         if newest is not None:
             self._numbered.append((time.monotonic(), newest))

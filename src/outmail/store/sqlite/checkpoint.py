@@ -1,11 +1,12 @@
-"""The write-ahead log of a SQLite file is moved into the database beside the commits, not by one of them.
+"""Checkpoints of a SQLite file run beside the commits, not inside them.
 
-SQLite's own way is that the commit which makes the log long enough moves all of it, and whoever waits for
-that commit waits ten times as long. Here a thread with a connection of its own moves what there is while
-commits go on; the first commit after it moves the little that came meanwhile, so that the log can begin anew.
-Promises: no commit fails because of a checkpoint; nobody waits for one unless the thread cannot be started.
-Fails: never; trouble is logged once, and the log grows until it is over. Does not: begin before `aside` is
-called, which is for loops; others do it in place.
+A checkpoint moves the write-ahead log into the database. By default SQLite does that inside the commit that
+made the log long enough, and that commit takes ten times as long. Here a thread with its own connection moves
+what is in the log while commits go on. The first commit after that moves the little that was added meanwhile,
+so that the log can start again from its beginning.
+Promises: no commit fails because of a checkpoint. Nobody waits for one, unless the thread cannot be started.
+Fails: never by raising; trouble is logged once, and the log grows until the trouble is over. Does not: use a
+thread before `aside` is called (event loops call it); until then checkpoints run inside commits.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from outmail.system.starting import started
 
 log = logging.getLogger("outmail")
 
-#: Pages in the log that are worth moving.
+#: Checkpoints begin when the log has this many pages.
 PAGES = 2000
 
 
 class Checkpoints:
-    """Those of one writing connection. ``connect`` makes another one to the same file."""
+    """The checkpoints of one writing connection. ``connect`` opens another connection to the same file."""
 
     def __init__(self, writer: Apsw, connect: Callable[[], Apsw]) -> None:
         self._writer = writer
@@ -33,33 +34,33 @@ class Checkpoints:
         self._side: Apsw | None = None
         self._thread: threading.Thread | None = None
         self._aside = False
-        #: The thread is through with what there was when it began.
+        #: The thread has moved everything that was in the log when it began.
         self._rest = False
-        #: The length at which the next one begins: not at once while a reader of old pages keeps the log from
-        #: beginning anew.
+        #: The length at which the next checkpoint begins. It grows while a reader of old pages keeps the log
+        #: from starting again.
         self._due = PAGES
         self._told = False
         writer.on_commit(self._committed)
 
     def aside(self) -> None:
-        """From now on by a thread."""
+        """From now on use a thread."""
         self._aside = True
 
     def wait(self, seconds: float) -> bool:
-        """For the one under way; False when it still is. Whoever waits holds the lock of commits, so that no
-        other begins.
+        """Wait for a running checkpoint; False when it still runs. The caller holds the lock of commits, so
+        that no other one begins.
         """
         if self._thread is not None:
             self._thread.join(seconds)
         return self._thread is None or not self._thread.is_alive()
 
     def forsake(self) -> None:
-        """In a forked child: the connection is the parent's."""
+        """In a forked child: drop the connection, which is the parent's."""
         if self._side is not None:
             self._side.forsake()
 
     def close(self) -> None:
-        """Once the one under way is done."""
+        """Close, after a running checkpoint has ended."""
         self.wait(60)
         if self._side is not None:
             self._side.close()
@@ -94,10 +95,12 @@ class Checkpoints:
             connection.checkpoint()
             self._told = False
         except StoreError as problem:
-            if problem.kind != "busy":  # another process is at it
+            if problem.kind != "busy":  # another process runs a checkpoint
                 self._tell(problem)
 
     def _tell(self, problem: StoreError) -> None:
         if not self._told:
-            log.warning("the write-ahead log cannot be moved into the database, it grows: %s", problem)
+            log.warning(
+                "the write-ahead log grows, because it cannot be moved into the database: %s", problem
+            )
         self._told = True

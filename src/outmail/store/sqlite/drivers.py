@@ -1,11 +1,11 @@
-"""The two SQLite libraries behind one seam of four calls, and the rule that a process uses one of them per
-file.
+"""The two SQLite libraries behind one small interface (`Driver`), and the rule that a process uses one of
+them per file.
 
-Why a rule: apsw and the standard library's sqlite3 each bring their own SQLite. POSIX drops all of a
-process's locks on a file when *any* descriptor of it is closed, so two libraries on one file in one process
-lose committed writes.
-Promises: `claim` refuses the second library with a sentence; errors of both become `StoreError`.
-Does not: begin or commit anything; `sqlite.SqliteStore` does.
+Why this rule: apsw and the standard library's sqlite3 each bring their own copy of SQLite. POSIX drops all
+locks that a process has on a file when *any* descriptor of that file is closed. So two libraries on one file
+in one process lose committed writes.
+Promises: `claim` refuses the second library with a sentence. Errors of both libraries become `StoreError`.
+Does not: begin or commit transactions; `sqlite.SqliteStore` does.
 """
 
 from __future__ import annotations
@@ -29,9 +29,7 @@ _guard = threading.Lock()
 
 
 def _after_fork() -> None:
-    """A child has no connection of ours, and nobody who could release a lock held at the moment of the
-    fork.
-    """
+    """A child has none of our connections, and no thread that could release a lock of before the fork."""
     global _guard
     _guard = threading.Lock()
     _claims.clear()
@@ -47,7 +45,7 @@ def _file(path: str) -> tuple[int, int]:
 
 
 def identity(path: str) -> tuple[int, int] | None:
-    """Which file has this name now, as `claim` says it; None for none."""
+    """Which file has this name now, in the form that `claim` returns; None when there is none."""
     try:
         return _file(path)
     except OSError:
@@ -55,8 +53,8 @@ def identity(path: str) -> tuple[int, int] | None:
 
 
 def claim(path: str, library: Library) -> tuple[int, int]:
-    """Note that this process opens the file by ``library``; answers which file it is. Raises ConfigError when
-    the other one has it open.
+    """Note that this process opens the file with ``library``. Returns which file it is. Raises ConfigError
+    when the other library has it open.
     """
     key = _file(path)
     with _guard:
@@ -65,7 +63,7 @@ def claim(path: str, library: Library) -> tuple[int, int]:
 
 
 def check(path: str, library: Library) -> None:
-    """Raises ConfigError when this process has the file open by the other library."""
+    """Raises ConfigError when the other library has the file open in this process."""
     key = _file(path)
     with _guard:
         _holders(path, key, library, library)
@@ -83,7 +81,7 @@ def _holders(path: str, key: tuple[int, int], library: Library, keep: Library) -
 
 
 def release(key: tuple[int, int]) -> None:
-    """Take one claim back."""
+    """Withdraw one claim."""
     with _guard:
         holder, count = _claims.get(key, ("", 0))
         if count <= 1:
@@ -106,7 +104,7 @@ class Driver(Protocol):
 
 
 def drive(driver: Driver, verb: Verb[Any]) -> Any:
-    """Run a verb to its end on a connection that is already in the right transaction."""
+    """Run a verb to its end, on a connection whose transaction has begun."""
     try:
         request = next(verb)
         while True:
@@ -119,7 +117,7 @@ def drive(driver: Driver, verb: Verb[Any]) -> Any:
             elif isinstance(request, Numbers):
                 rows = _numbers(driver, request)
             else:
-                assert isinstance(request, Exclusive)  # the write lock is that already
+                assert isinstance(request, Exclusive)  # the write lock does this already
                 rows = []
             request = verb.send(rows)
     except StopIteration as stop:
@@ -128,7 +126,7 @@ def drive(driver: Driver, verb: Verb[Any]) -> Any:
         verb.close()
 
 
-#: The newest row of these is never purged, so that its number is never given again.
+#: The newest row of these tables is never removed, so that its number is never used again.
 _NUMBERED = {"message": "SELECT max(seq) FROM message", "attempt": "SELECT max(id) FROM attempt"}
 
 
@@ -137,12 +135,12 @@ def _numbers(driver: Driver, request: Numbers) -> list[int]:
     return list(range(first, first + request.count))
 
 
-#: A value that no database takes: half a surrogate pair, a number of more than 64 bits.
+#: Values that no database accepts: an unpaired surrogate, a number of more than 64 bits.
 _ODD = (UnicodeEncodeError, OverflowError)
 
 
 class Apsw:
-    """A connection by apsw, whose bundled SQLite is free of the WAL-reset bug."""
+    """A connection by apsw, whose own copy of SQLite has no WAL-reset bug."""
 
     def __init__(self, path: str) -> None:
         import apsw
@@ -166,8 +164,8 @@ class Apsw:
             raise self._trouble(problem) from None
 
     def on_commit(self, hook: Callable[[int], None]) -> None:
-        """``hook`` hears after each commit how many pages the write-ahead log has; SQLite moves none by
-        itself any more.
+        """``hook`` is called after each commit with the number of pages in the write-ahead log. SQLite itself
+        makes no more checkpoints.
         """
 
         def committed(_db: Any, _name: str, pages: int) -> int:
@@ -177,7 +175,7 @@ class Apsw:
         self._db.set_wal_hook(committed)
 
     def checkpoint(self) -> None:
-        """Move what can be moved from the write-ahead log into the database; waits for nobody."""
+        """Move what can be moved from the write-ahead log into the database, without waiting for anybody."""
         try:
             self._db.wal_checkpoint()
         except self._apsw.Error as problem:
@@ -193,7 +191,7 @@ class Apsw:
         self._db.close()
 
     def forsake(self) -> None:
-        """Close what a fork has brought along: file and log are left to the parent."""
+        """Close an inherited connection in a forked child without touching the file and its log."""
         self._db.config(self._apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         self._db.close(True)
 
@@ -233,15 +231,15 @@ class Stdlib:
     def in_transaction(self) -> bool:
         try:
             return self._db.in_transaction
-        except self._sqlite3.ProgrammingError:  # it is closed
+        except self._sqlite3.ProgrammingError:  # the connection is closed
             return False
 
     def close(self) -> None:
         self._db.close()
 
     def forsake(self) -> None:
-        """Close what a fork has brought along. Before Python 3.12 the parent's own lock keeps its log from
-        being deleted.
+        """Close an inherited connection in a forked child. Before Python 3.12 this is safe because the parent
+        still holds its lock.
         """
         if sys.version_info >= (3, 12):
             self._db.setconfig(self._sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, True)
@@ -281,7 +279,9 @@ DRIVERS: dict[Library, type[Apsw] | type[Stdlib]] = {"apsw": Apsw, "stdlib": Std
 
 
 def patient(action: Any, wait: float = 30.0) -> Any:
-    """Run it; while somebody else holds the lock try again, in short uneven pauses, for ``wait`` seconds."""
+    """Run the action. While somebody else holds the lock try again, after short pauses of random length, for
+    ``wait`` seconds.
+    """
     deadline = None
     while True:
         try:

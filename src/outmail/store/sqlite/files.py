@@ -1,7 +1,7 @@
-"""The file of a SQLite store: making it, telling what it is, and what the system says of it.
+"""The file of a SQLite store: creating it, recognising it, and turning the system's errors into sentences.
 
-Promises: a new file is private from its first moment; one that is there is not opened to be looked at by
-`create`, because closing it would drop the locks of this process's other connections.
+Promises: a new file is private from the moment it exists. `create` never opens an existing file, because
+closing it again would drop the locks of this process's other connections.
 Fails: `StoreError`. Does not: know what is in a queue.
 """
 
@@ -17,7 +17,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def file_trouble(problem: OSError, path: str) -> StoreError:
-    """What the system said of a file of ours → StoreError."""
+    """An error of the system about one of our files, as a StoreError."""
     code = problem.errno
     kind: Kind = (
         "full"
@@ -32,10 +32,10 @@ def file_trouble(problem: OSError, path: str) -> StoreError:
 
 
 def create(path: str) -> None:
-    """Make the file private before SQLite sees it; a missing folder is said, not made.
+    """Create the file, private, before SQLite opens it. A missing folder is an error; it is not created.
 
-    One that is there is not opened: closing it would drop the locks that other connections of this process
-    hold on it.
+    An existing file is not opened: closing it again would drop the locks that other connections of this
+    process hold on it.
     """
     try:
         path.encode()
@@ -62,7 +62,7 @@ def create(path: str) -> None:
 
 
 def is_store(path: str) -> bool:
-    """True when the file has the tables of a queue; it stays as it is."""
+    """True when the file has the tables of a queue. The file is not changed."""
     if not os.path.getsize(path):
         return False
     driver = drivers.Apsw(path)

@@ -1,12 +1,12 @@
-"""The SQLite store: one file, write-ahead log, a disk flush per commit, and group commit.
+"""The SQLite store: one file with a write-ahead log, one disk flush per commit, and group commit.
 
-Promises: ``synchronous=FULL``: what `commit` returned is on disk; ``BEGIN IMMEDIATE`` for whatever writes,
-with our own patient retries, so that no caller sees "database is locked"; threads that ask at the same moment
-share one commit (the first one commits for all); a loop's commits do not wait for checkpoints; a forked child
-opens its own connections and leaves the parent's alone; a file that was removed or replaced while it is open
-takes nothing more.
-Fails: `StoreError`; after it nothing of the transaction is stored. A file of a later schema is refused, never
-touched.
+Promises: ``synchronous=FULL``, so what `commit` returned is on disk. Every write begins with ``BEGIN
+IMMEDIATE`` and our own retries, so no caller sees "database is locked". Threads that ask at the same moment
+share one commit. Commits of an event loop do not wait for checkpoints. A forked child opens its own
+connections and leaves the parent's alone. A file that is removed or replaced while it is open accepts nothing
+more.
+Fails: `StoreError`; then nothing of the transaction is stored. A file with a later schema is refused and not
+changed.
 Does not: work on network file systems, or know what the verbs mean.
 """
 
@@ -33,12 +33,12 @@ from outmail.system.host import hostname
 from outmail.system.lockfile import LockFile, boot_id, sync_folder
 
 SCHEMA = 1
-#: Seconds between looks for pieces of long contents that have neither a message nor a file.
+#: Seconds between two searches for pieces of long contents that have neither a message nor a lock file.
 WALK = 3600.0
 R = TypeVar("R")
 D = TypeVar("D", bound=drivers.Driver)
 _DURABLE = ("PRAGMA synchronous = FULL", "PRAGMA fullfsync = ON")
-#: auto_vacuum first: it can only be chosen before the file has its first page.
+#: auto_vacuum comes first: it can only be chosen before the file has its first page.
 _PRAGMAS = (
     "PRAGMA auto_vacuum = INCREMENTAL",
     "PRAGMA journal_mode = WAL",
@@ -51,14 +51,15 @@ _PRAGMAS = (
 
 
 class SqliteStore(GroupCommit):
-    """A queue in one SQLite file. Thread-safe and fork-aware."""
+    """A queue in one SQLite file. Thread-safe, and safe across forks."""
 
     verbs: Verbs = verbs
     blocking = False
     lanes = 1
 
     def __init__(self, path: str, library: str = "apsw") -> None:
-        self.path = os.path.realpath(path)  # one file, one name: engines find each other's files beside it
+        # one name for each file, so that engines find each other's files beside it
+        self.path = os.path.realpath(path)
         self.library = library
         self.url = f"sqlite:{self.path}"
         self.spool = f"{self.path}.spool"
@@ -79,7 +80,7 @@ class SqliteStore(GroupCommit):
         self._opening = threading.Lock()
 
     def _check_fork(self) -> None:
-        """Connections of this process: the first call in it opens them."""
+        """Open this process's connections at its first call."""
         if self._forks != forks.count() and self._pid >= 0:
             forks.check(self.path)
             with self._opening:
@@ -128,7 +129,7 @@ class SqliteStore(GroupCommit):
         """See `forks.Holder`."""
         self._begin_anew()
         if self._pid <= 0:
-            return  # never opened, closed, or forsaken in a child between
+            return  # never opened, closed, or dropped by an earlier fork
         self._pid = 0
         if self._checkpoints is not None:
             self._checkpoints.forsake()
@@ -136,9 +137,7 @@ class SqliteStore(GroupCommit):
         self._writer.forsake()
 
     def _upgrade(self) -> None:
-        """Bring the file to this version's schema; each step is one transaction, guarded by the write
-        lock.
-        """
+        """Bring the file to this version's schema. Each step is one transaction under the write lock."""
         found = self._writer.execute("PRAGMA user_version")[0][0]
         if found == SCHEMA:
             return
@@ -160,7 +159,7 @@ class SqliteStore(GroupCommit):
             raise
 
     def close(self) -> None:
-        """Close the connections. Calls that are under way finish first."""
+        """Close the connections. Running calls finish first."""
         if self._pid != os.getpid():
             return
         with self._write_lock, self._read_lock:
@@ -175,7 +174,9 @@ class SqliteStore(GroupCommit):
     # -- writing ---------------------------------------------------------------------------------------------
 
     def begin(self, verbs: Sequence[Verb[Any]]) -> Callable[[], list[Any]]:
-        """The verbs run now, the disk is waited for later; while somebody else writes, all of it is later."""
+        """The verbs run now; the returned function waits for the disk. While somebody else writes, the
+        returned function does everything.
+        """
         self._check_fork()
         if self._checkpoints is not None:
             self._checkpoints.aside()
@@ -185,7 +186,7 @@ class SqliteStore(GroupCommit):
             answers = self._begin(verbs, 0)
         except BaseException as problem:
             self._write_lock.release()
-            if isinstance(problem, StoreError) and problem.kind == "busy":  # no verb has run
+            if isinstance(problem, StoreError) and problem.kind == "busy":  # no verb has run yet
                 return super().begin(verbs)
             raise
         return lambda: self._finish(answers)
@@ -201,7 +202,7 @@ class SqliteStore(GroupCommit):
         try:
             answers = self._begin(verbs, wait)
             self._commit()
-        except BaseException:  # Ctrl-C, between the two
+        except BaseException:  # Ctrl-C between the two
             self._rollback()
             raise
         return answers
@@ -209,14 +210,12 @@ class SqliteStore(GroupCommit):
     def _begin(self, verbs: Sequence[Verb[Any]], wait: float) -> list[Any]:
         if self._pid < 0:
             raise StoreError("closed", f"{self.path} is closed")
-        # what is written to a file without a name is lost with the program
+        # a file that has lost its name is lost when the program ends: write nothing more to it
         if drivers.identity(self.path) != self._claim:
             raise StoreError(
-                "io",
-                f"{self.path} was removed or replaced while it was open: put it back, or start this program "
-                f"anew",
+                "io", f"{self.path} was removed or replaced while open: put it back, or restart this program"
             )
-        self._rollback()  # of what Ctrl-C may have left open: no lock may stay behind
+        self._rollback()  # Ctrl-C may have left a transaction open, and with it the write lock
         try:
             drivers.patient(lambda: self._writer.execute("BEGIN IMMEDIATE"), wait)
             if len(verbs) == 1:
@@ -234,8 +233,8 @@ class SqliteStore(GroupCommit):
             raise
 
     def _guarded(self, verb: Verb[Any]) -> Any:
-        """One verb among several: its failure undoes its own changes only, unless the store itself is in
-        trouble.
+        """Run one of several verbs. When it fails, only its own changes are undone, unless the store itself
+        is in trouble.
         """
         self._writer.execute("SAVEPOINT verb")
         try:
@@ -257,7 +256,7 @@ class SqliteStore(GroupCommit):
     # -- reading ---------------------------------------------------------------------------------------------
 
     def read(self, verb: Verb[R]) -> R:
-        """A verb that writes nothing, from one snapshot."""
+        """A verb that writes nothing, on one snapshot."""
         self._check_fork()
         with self._read_lock:
             if self._pid < 0:
@@ -266,11 +265,11 @@ class SqliteStore(GroupCommit):
             try:
                 return drivers.drive(self._reader, verb)  # type: ignore[no-any-return]
             finally:
-                if self._reader.in_transaction():  # an error may have ended it
+                if self._reader.in_transaction():  # an error may have ended the transaction
                     self._reader.execute("COMMIT")
 
     def changed(self) -> bool:
-        """True when another connection has committed since the last call; costs microseconds."""
+        """True when another connection has committed since the last call. Costs microseconds."""
         self._check_fork()
         with self._read_lock:
             version = self._reader.execute("PRAGMA data_version")[0][0]
@@ -297,18 +296,18 @@ class SqliteStore(GroupCommit):
         return Owner(self, number, file)
 
     def dots(self, owner: Owner, notes: Iterable[tuple[Delivery, Sequence[Leased]]]) -> None:
-        """Put final dots on record: one write."""
+        """Record final dots, by one write."""
         owner.note(notes)
 
     def settled(self, owner: Owner, deliveries: Iterable[Delivery]) -> None:
         owner.forget(deliveries)
 
     def time(self) -> int | None:
-        """It has none of its own."""
+        """None: SQLite has no clock of its own."""
         return None
 
     def reclaim(self, now: int, *, hold: bool) -> list[dict[str, Any]]:
-        """Take back the work of engines whose file nobody holds, or that have none."""
+        """Take back the work of engines whose file nobody has locked, or who have no file."""
         known = {row[1]: row for row in self.read(verbs.owners())}
         if not known:
             return []
@@ -335,19 +334,19 @@ class SqliteStore(GroupCommit):
     # -- long content ----------------------------------------------------------------------------------------
 
     def uploading(self, upload: str) -> LockFile:
-        """A locked file beside the store, as engines have one: the lock goes with the process, whatever
-        clocks say.
+        """A locked file beside the store, as engines have one. The lock ends with the process, whatever the
+        clock shows.
         """
         try:
             held = LockFile(f"{self.path}.upload-new.{upload}", self._upload_file(upload))
-            # pieces that outlive a power cut have their file: nothing lies there for ever
+            # so pieces that survive a power cut have their lock file too, and are swept
             sync_folder(os.path.dirname(self.path))
         except OSError as problem:
             raise file_trouble(problem, self._upload_file(upload)) from None
         return held
 
     def sweep_uploads(self) -> int:
-        """By files that nobody holds: from then on no message can name those pieces any more."""
+        """Remove pieces whose lock file nobody holds: no message can refer to them any more."""
         count = 0
         for dead in dead_files(self.path, "upload"):
             try:
@@ -360,14 +359,14 @@ class SqliteStore(GroupCommit):
         return count + self._sweep_lost()
 
     def _sweep_lost(self) -> int:
-        """Pieces that have no file: a copy was made while somebody was uploading, or the file was removed.
-        Looks at all messages, so seldom.
+        """Remove pieces that have no lock file: a backup was made while they were written, or somebody
+        removed the file. This reads all messages, so it is done rarely.
         """
         if time.monotonic() - self._walked < WALK:
             return 0
         self._walked = time.monotonic()
-        # A file is there from before its first piece until after the commit of its message: so first the
-        # pieces, then the files.
+        # The lock file exists from before the first piece until after the commit of the message. So read the
+        # pieces first, then look for files.
         lost = [upload for upload in self.read(_unnamed()) if not os.path.lexists(self._upload_file(upload))]
         return sum(self.run(verbs.drop_upload(upload)) for upload in lost)
 
@@ -377,22 +376,22 @@ class SqliteStore(GroupCommit):
     # -- upkeep ----------------------------------------------------------------------------------------------
 
     def drop_history(self, now: int, records: int) -> bool:
-        """There is none that goes as a whole."""
+        """Nothing: SQLite has no partitions."""
         return False
 
     def kept(self, records: int) -> int:
-        """Everything goes by row."""
+        """Everything is removed row by row."""
         return records
 
     def give_space_back(self) -> None:
-        """Return free pages to the file system, a bounded number at a time."""
+        """Return some free pages to the file system, a bounded number at a time."""
         self._check_fork()
         with self._write_lock:
             if self._writer.execute("PRAGMA freelist_count")[0][0] > 256:
                 drivers.patient(lambda: self._writer.execute("PRAGMA incremental_vacuum(2000)"), 0.5)
 
     def check(self) -> list[str]:
-        """What is wrong with the file, in sentences; an empty list is good news."""
+        """What is wrong with the file, in sentences. An empty list means that all is well."""
         self._check_fork()
         with self._read_lock:
             rows = [row[0] for row in self._reader.execute("PRAGMA quick_check(20)")]
@@ -411,14 +410,14 @@ class SqliteStore(GroupCommit):
             self._reader.execute("VACUUM INTO ?", (target,))
         copy = drivers.DRIVERS[self.library](target)
         try:
-            copy.execute(f"DELETE FROM chunk WHERE upload IN ({_UNNAMED})")  # somebody was uploading
+            copy.execute(f"DELETE FROM chunk WHERE upload IN ({_UNNAMED})")  # pieces that were being written
         finally:
             copy.close()
         return True
 
     def flush(self) -> None:
-        """All is in the file itself, and nothing in its log: for whoever takes the file away. Raises
-        `StoreError` where that is not so.
+        """Move everything from the log into the file itself, for whoever takes the file away. Raises
+        `StoreError` when that is not possible.
         """
         self._check_fork()
         with self._write_lock:
@@ -436,7 +435,7 @@ _UNNAMED = (
 
 
 def _unnamed() -> Verb[list[str]]:
-    """Pieces that no message has."""
+    """Pieces that belong to no message."""
     rows = yield _UNNAMED, ()
     return [row[0] for row in rows]
 

@@ -1,9 +1,8 @@
-"""The verbs of the SQL stores: every change of the queue and every look at it, each inside one transaction.
+"""All verbs of the SQL stores: each change of the queue and each look at it, inside one transaction.
 
-This package gathers what `outmail.store.Verbs` asks for, so that SQLite's store can give the package itself;
-PostgreSQL exchanges some (`postgres.verbs`). The SQL is what both databases understand, but for the few
-statements that `postgres.dialect` says differently. `export` and `outbox_rows` hold verbs that are called by
-name, not through a store.
+This package as a module implements `outmail.store.Verbs`, and SQLite's store uses it directly; PostgreSQL
+replaces some verbs (`postgres.verbs`). Both databases understand the SQL, except for the few statements in
+`postgres.dialect`. The verbs in `export` and `outbox_rows` are called by name, not through a store.
 """
 
 from outmail.store.verbs.delivery import (

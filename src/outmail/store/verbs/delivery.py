@@ -1,13 +1,12 @@
-"""The verbs of a message's way through the queue: added, leased by an engine, settled, or taken back from an
-engine that died.
+"""The verbs of a message's way through the queue: it is added, leased by an engine, settled, or taken back
+from an engine that died.
 
 Each function is a generator that yields SQL and returns its result; `drivers.drive` and
-`postgres.connection.drive` run it. A change of state carries the present state in its WHERE clause, so an
-illegal arrow changes zero rows; `lifecycle.sources` says which states are legal. Every arrow but ``lease``
-and ``returned`` writes its event beside the change.
-Fails: `Missing` from `add` when pieces of a long content are not all there.
-Does not: begin, commit, wait, look at a clock (``now`` is passed in), or touch the file of an engine
-(`owner`).
+`postgres.connection.drive` run it. The WHERE clause of each change names the states from which it is legal
+(`lifecycle.sources`), so an illegal change changes no row. Each change but ``lease`` and ``returned`` writes
+its event in the same transaction.
+Fails: `Missing` from `add`, when pieces of a long content are gone.
+Does not: begin, commit, wait, read a clock (``now`` is passed in), or touch the file of an engine (`owner`).
 """
 
 from __future__ import annotations
@@ -50,14 +49,14 @@ def add(
     again: bool = False,
     alone: bool = False,
 ) -> Verb[list[Added]]:
-    """Store messages whole; all or none. A known key adds nothing and answers with the first receipt.
+    """Store messages, all or none. A message with a known key is not added; the answer is the receipt of the
+    first one.
 
-    ``uploads`` names the pieces of those whose content was written before; raises `Missing` unless all of it
-    is there. ``supersede`` cancels the waiting recipients of another message in the same transaction.
-    ``taken`` names messages whose recipients an engine leases in the moment they are accepted, as (owner,
-    lease): it has their content at hand and need not read it back. ``again`` says that these may have been
-    added before, keyed or not: a known id adds nothing. ``alone`` promises that nothing else belongs to the
-    transaction.
+    ``uploads`` names the pieces of messages whose content was written before; raises `Missing` when some of
+    them are gone. ``supersede`` cancels, in the same transaction, what still waits of another message.
+    ``taken`` leases messages to an engine in the same transaction, as (owner, lease); that engine has their
+    content in memory. With ``again`` these messages may have been added before, with or without a key: a
+    message with a known id is not added. ``alone`` promises that the transaction has no other verb.
     """
     result: list[Added] = []
     numbers = iter((yield Numbers("message", len(messages))))
@@ -164,8 +163,8 @@ def add(
 
 
 def known_as(id: str) -> Verb[Added | None]:
-    """What was said of the message that has this id already, for another of the same id. One whose record is
-    gone does not count.
+    """The answer for a message whose id exists already; None when it does not, or when only its number is
+    left because its record was removed.
     """
     rows = yield KNOWN, (id,)
     if rows and not rows[0][4]:
@@ -173,7 +172,7 @@ def known_as(id: str) -> Verb[Added | None]:
     return (*rows[0][:3], True, 0) if rows and rows[0][4] else None
 
 
-#: Not EXISTS, which PostgreSQL may answer by reading all recipients.
+#: Not EXISTS: PostgreSQL may answer that by reading all recipients.
 KNOWN = (
     "SELECT id, message_id, accepted_at, seq, (SELECT 1 FROM recipient r WHERE r.message = m.seq LIMIT "
     "1) FROM message m WHERE id = ?"
@@ -181,7 +180,9 @@ KNOWN = (
 
 
 def free_id(seq: int) -> Verb[None]:
-    """A row without recipients only keeps its number: its id may be given to a new message."""
+    """A message without recipients only reserves its number. Change its id, so that a new message can have
+    it.
+    """
     yield (
         "DELETE FROM chunk WHERE upload IN (SELECT upload FROM message WHERE seq = ? AND upload IS NOT NULL)",
         (seq,),
@@ -193,22 +194,22 @@ def free_id(seq: int) -> Verb[None]:
 
 
 def check_uploads(fresh: Sequence[tuple[Message, str | None]]) -> Verb[None]:
-    """Raises `Missing` unless every piece written ahead for these messages is there, whole; until the commit
-    nobody sweeps them.
+    """Raises `Missing` unless all pieces of these messages are there, complete. Nobody removes them until the
+    commit.
     """
     written = [(upload, len(message.content)) for message, upload in fresh if upload]
     yield Exclusive([upload for upload, _ in written])
     found = yield Many(_PIECES, [(upload,) for upload, _ in written])
     for (upload, size), (count, have) in zip(written, found):
         if (count, have) != (-(-size // PIECE), size):
-            raise Missing(f"of {size} bytes written ahead as {upload}, {have} are there")
+            raise Missing(f"of {size} bytes that were written as {upload}, {have} are left")
 
 
 _PIECES = "SELECT count(*), coalesce(sum(length(content)), 0) FROM chunk WHERE upload = ?"
 
 
 def add_chunks(upload: str, first: int, pieces: Sequence[bytes], now: int) -> Verb[None]:
-    """Part of a long content, ahead of its message."""
+    """Write pieces of a long content, before its message."""
     yield Many(
         "INSERT INTO chunk (upload, n, added_at, content) VALUES (?,?,?,?)",
         [(upload, first + i, now, p) for i, p in enumerate(pieces)],
@@ -233,8 +234,8 @@ SUSPECTS = (
     "? ORDER BY due LIMIT 100"
 )
 ONLY = "SELECT n, destination FROM recipient WHERE message = ? AND state = 'queued' AND due <= ? ORDER BY n"
-# One statement for a whole batch, its keys as JSON: a third of the time of the same statement once a row
-# (decision 3).
+# One statement for a whole batch, with the keys as JSON, takes a third of the time of one statement for each
+# row (decision 3).
 LEASE = (
     "UPDATE recipient SET state = 'sending', owner = ?, lease = ?, leased_at = ?"
     " WHERE (message, n) IN (SELECT value ->> 0, value ->> 1 FROM json_each(?)) AND state = 'queued'"
@@ -249,18 +250,18 @@ TO_SEND = (
 
 
 class ScanStart:
-    """From which due time on to look for recipients of a destination and priority. Here: from the beginning
-    (`postgres.watermark` remembers more).
+    """The due time at which a scan for recipients of a destination and priority begins. Here: the beginning.
+    (`postgres.watermark` remembers more.)
     """
 
     def of(self, destination: str, priority: int) -> int:
         return 0
 
     def seen(self, destination: str, priority: int, due: int) -> None:
-        """Nothing older than ``due`` is left."""
+        """No recipient that was due before ``due`` is left."""
 
     def found(self, destination: str, priority: int, due: int) -> None:
-        """The oldest that waits is due then."""
+        """The oldest waiting recipient is due at ``due``."""
 
 
 def lease(
@@ -275,11 +276,12 @@ def lease(
     only: int | None = None,
     start: ScanStart | None = None,
 ) -> Verb[list[Delivery]]:
-    """Take up to ``room[destination]`` due recipients of each destination, by priority shares, older first.
+    """Lease up to ``room[destination]`` due recipients of each destination: by priority shares, and the
+    oldest first.
 
     ``budget`` bounds the bytes of content; at least one message is always taken. With ``suspects`` one
-    suspect message comes along, alone. A destination without room is not looked at. ``start`` says where a
-    scan begins, and hears what is left.
+    suspect message is leased, too, alone. A destination without room is not looked at. ``start`` says where a
+    scan begins, and is told what is left.
     """
     start = start or ScanStart()
     picked: list[tuple[int, int]] = []
@@ -338,8 +340,8 @@ def _suspect(room: Mapping[str, int], now: int) -> Verb[list[tuple[int, int]]]:
 def _deliveries(
     picked: list[tuple[int, int]], rows: list[Any], owner: int, number: int
 ) -> Verb[list[Delivery]]:
-    """Leased rows → one delivery per message and destination, at most 100 recipients each, with the content,
-    in the order picked.
+    """Leased rows as deliveries with content, in the order in which they were picked: one for each message
+    and destination, with at most 100 recipients.
     """
     groups: dict[tuple[int, str], list[Leased]] = {}
     expiry: dict[tuple[int, str], int] = {}
@@ -383,7 +385,9 @@ def _deliveries(
 
 
 def next_due(now: int, start: ScanStart | None = None) -> Verb[dict[str, int]]:
-    """When each destination has something to do; a million waiting rows cost a few seeks."""
+    """For each destination with queued mail, when something is due. A million waiting rows cost a few index
+    seeks.
+    """
     start = start or ScanStart()
     due: dict[str, int] = {}
     for destination in (yield from destinations()):
@@ -404,18 +408,18 @@ def next_due(now: int, start: ScanStart | None = None) -> Verb[dict[str, int]]:
 
 
 def know(destinations: set[str]) -> Verb[None]:
-    """Destinations that mail comes for: here an index knows them."""
+    """Nothing to do here: an index knows the destinations."""
     return
     yield
 
 
 # -- settling ------------------------------------------------------------------------------------------------
 
-#: Lines kept of either end of a long dialogue.
+#: How many lines of a long dialogue are kept at its beginning and at its end.
 TRANSCRIPT = 50
 
-#: The JSON rows are (attempt, at, message, n, lease). Unary plus keeps the planner from walking all leases of
-#: the owner for each.
+#: The JSON rows are (attempt, at, message, n, lease). The unary plus keeps the planner from reading all
+#: leases of the owner for each row.
 DELIVERED = (
     "UPDATE recipient SET state = 'delivered', reason = '', due = NULL, attempts = attempts + 1, losses = 0, "
     "wish = NULL, owner = NULL,"
@@ -469,11 +473,13 @@ _TARGET = {
 
 
 def settle(owner: int, settled: Sequence[Settled], *, hold_unknown: bool = False) -> Verb[int]:
-    """Write what attempts learned: attempt, state and event together. Returns how many recipients changed.
+    """Write what attempts found out: attempt, state and event of each recipient in one transaction. Returns
+    how many recipients changed.
 
-    A row that is no longer ours changes nothing, except that a late *delivered* confirms an uncertain
-    recipient, whoever holds it. What got another route meanwhile is due there at once when it is deferred,
-    and keeps the route that delivered it when it is delivered.
+    A recipient that this engine no longer has is not changed, with one exception: a late *delivered*
+    confirms an uncertain recipient, whoever has leased it. A recipient that got another route
+    meanwhile is due there at once when it is deferred; when it is delivered, it keeps the route
+    that delivered it.
     """
     groups = [(item, event, group) for item in settled for event, group in _alike(item.verdicts)]
     numbers = yield Numbers("attempt", len(groups))
@@ -542,7 +548,7 @@ def settle(owner: int, settled: Sequence[Settled], *, hold_unknown: bool = False
 
 
 def _alike(verdicts: Sequence[tuple[Leased, Verdict]]) -> list[tuple[str, Sequence[tuple[Leased, Verdict]]]]:
-    """Those with one event and one outcome share an attempt."""
+    """Group the verdicts: recipients with the same event and outcome share one attempt."""
     if len(verdicts) == 1:
         return [(verdicts[0][1].event, verdicts)]
     groups: dict[tuple[str, Any], list[tuple[Leased, Verdict]]] = {}
@@ -574,7 +580,9 @@ def _late(
 
 
 def unlease(owner: int, numbers: Sequence[int], now: int) -> Verb[int]:
-    """Return what these leases hold: the store took them, and the engine never heard so."""
+    """Put back into the queue what these leases hold: the store gave the leases, but the engine never got the
+    answer.
+    """
     rows = yield Many(
         "UPDATE recipient SET"
         " state = CASE wish WHEN 'cancel' THEN 'cancelled' WHEN 'hold' THEN 'held' ELSE 'queued' END,"
@@ -589,8 +597,8 @@ def unlease(owner: int, numbers: Sequence[int], now: int) -> Verb[int]:
 
 
 def give_back(owner: int, deliveries: Iterable[Delivery], now: int, why: str = "") -> Verb[int]:
-    """Return untried recipients; no attempt is counted. With ``why`` the record is an attempt that says
-    so.
+    """Put untried recipients back into the queue. No attempt is counted. With ``why`` an attempt is recorded
+    that gives the reason.
     """
     count = 0
     deliveries = list(deliveries)
@@ -627,7 +635,7 @@ def give_back(owner: int, deliveries: Iterable[Delivery], now: int, why: str = "
 
 
 def quarantine(owner: int, delivery: Delivery, now: int, reason: str) -> Verb[int]:
-    """Hold what cannot be read, with an event."""
+    """Hold a message that cannot be read, with an event."""
     lease = (owner, delivery.lease, delivery.destination)
     rows = yield Many(
         _SETTLE,
@@ -644,7 +652,7 @@ def quarantine(owner: int, delivery: Delivery, now: int, reason: str) -> Verb[in
 
 
 def register(uuid: str, pid: int, host: str, boot: str, now: int) -> Verb[int]:
-    """A new engine's number."""
+    """Register a new engine. Returns its number."""
     rows = yield (
         "INSERT INTO owner (uuid, pid, host, boot, started_at) VALUES (?,?,?,?,?) RETURNING id",
         (uuid, pid, host, boot, now),
@@ -653,7 +661,9 @@ def register(uuid: str, pid: int, host: str, boot: str, now: int) -> Verb[int]:
 
 
 def owners() -> Verb[list[tuple[int, str, int, str, int, int, int | None]]]:
-    """Known engines as (id, uuid, pid, boot, started_at, leased recipients, oldest lease)."""
+    """All known engines, as (id, uuid, pid, boot, started_at, leased recipients, time of the oldest
+    lease).
+    """
     rows = yield (
         "SELECT o.id, o.uuid, o.pid, o.boot, o.started_at, count(r.message), min(r.leased_at) FROM owner o"
         " LEFT JOIN recipient r ON r.owner = o.id AND r.state = 'sending' GROUP BY o.id ORDER BY o.id",
@@ -663,19 +673,21 @@ def owners() -> Verb[list[tuple[int, str, int, str, int, int, int | None]]]:
 
 
 def engines() -> Verb[int]:
-    """How many engines share the limits of next hops: on one host each has its own."""
+    """How many engines share the limits of next hops. Here always 1: on one host each engine has the limits
+    for itself.
+    """
     return 1
     yield
 
 
 def eldest() -> Verb[int | None]:
-    """The engine that has been there the longest: what needs to be done by one is done by it."""
+    """The engine that was registered first; it does what only one engine has to do."""
     rows = yield "SELECT min(id) FROM owner", ()
     return rows[0][0]  # type: ignore[no-any-return]
 
 
 def forget_owner(owner: int) -> Verb[bool]:
-    """An engine left in order; False when it still has leases."""
+    """Remove an engine that has ended. False when it still has leases."""
     rows = yield (
         "DELETE FROM owner WHERE id = ? AND NOT EXISTS (SELECT 1 FROM recipient WHERE owner = ? AND state = "
         "'sending') RETURNING id",
@@ -684,8 +696,8 @@ def forget_owner(owner: int) -> Verb[bool]:
     return bool(rows)
 
 
-#: In the place of a recipient in an engine's record: a session is about to work on the delivery; it has done
-#: so for a while, and the engine lives.
+#: These stand in the place of a recipient's number in an engine's record. BEGUN: a session is about to work
+#: on the delivery. HARMLESS: a session has worked on it for a while, and the engine is alive.
 BEGUN, HARMLESS = 0, 0xFFFFFFFF
 LOST = (
     "SELECT message, n, lease, losses, uncertain, wish FROM recipient WHERE state = 'sending' AND owner = ?"
@@ -695,8 +707,8 @@ LOST = (
 def reclaim(
     owner: int, noted: set[tuple[int, int, int]] | None, now: int, *, hold: bool
 ) -> Verb[dict[str, int]]:
-    """Take back all leases of a dead engine. ``noted``: its record, None = every lease counts as noted, and
-    none as begun.
+    """Take back all leases of a dead engine. ``noted``: the records in its file. With None every lease counts
+    as possibly sent, and none as begun.
     """
     rows = yield LOST, (owner,)
     updates, events, uncertain = [], [], 0

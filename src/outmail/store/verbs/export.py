@@ -1,9 +1,10 @@
-"""Messages as parcels: everything a store knows of one, to be taken into another store (`ops.move`).
+"""Messages as *parcels*: everything that a store knows of a message, to be copied into another store
+(`ops.move`).
 
-Promises: ids, keys, content, recipients with their states, attempts and events come along; the store's own
-numbers are given anew; what was being sent where it came from is uncertain. Taking in what is there already
-adds nothing.
-Does not: decide what is moved, or forget it where it was (`verbs.forget_messages`).
+Promises: a parcel carries id, key, content, recipients with their states, attempts and events. The new store
+gives its own numbers. Recipients that were being sent in the old store become uncertain. A message that is in
+the new store already is not added.
+Does not: decide what is moved, or remove it from the old store (`verbs.forget_messages`).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ EVENTS_OF = f"SELECT {EVENT} FROM event WHERE message = ? ORDER BY cursor"
 
 @dataclass(slots=True)
 class Parcel:
-    """One message with everything the store knows of it, as rows in the order of the column lists above."""
+    """Everything the store knows of one message, as rows in the order of the column lists above."""
 
     seq: int
     message: tuple[Any, ...]
@@ -54,8 +55,8 @@ class Parcel:
 
 
 def parcels(after: int, limit: int = 100, budget: int = 16 * 1024 * 1024) -> Verb[list[Parcel]]:
-    """The next messages behind a number, with all that belongs to them; at most ``budget`` bytes of content,
-    at least one message.
+    """The next messages after a number, with everything that belongs to them: at most ``budget`` bytes of
+    content, at least one message.
     """
     heads = yield (
         f"SELECT seq, {MESSAGE} FROM message m WHERE seq > ? AND EXISTS (SELECT 1 FROM recipient r WHERE "
@@ -85,8 +86,8 @@ def parcels(after: int, limit: int = 100, budget: int = 16 * 1024 * 1024) -> Ver
 
 
 def take_in(found: Sequence[Parcel], now: int) -> Verb[int]:
-    """Store what `parcels` of another store gave. A known id adds nothing. What was being sent there may have
-    gone out: it is uncertain.
+    """Store parcels of another store. A message with a known id is not added. Recipients that were being sent
+    may have the mail: they become uncertain.
     """
     yield Exclusive([parcel.id for parcel in found])
     fresh = []
@@ -114,7 +115,7 @@ def take_in(found: Sequence[Parcel], now: int) -> Verb[int]:
             f"INSERT INTO event (message, {EVENT}) VALUES ({_marks(1, EVENT)})",
             [(seq, *row[:7], renamed.get(row[7])) for row in parcel.events],
         )
-    if fresh:  # what is dated long before its number is old all the same
+    if fresh:  # these messages have new numbers but are as old as their dates say
         yield from note_put("imported", "newest", max(seqs))
     return len(fresh)
 
@@ -124,12 +125,12 @@ def _marks(more: int, columns: str) -> str:
 
 
 def _settled_down(row: tuple[Any, ...], now: int) -> tuple[Any, ...]:
-    """A recipient of another store: nobody here is sending it."""
+    """A recipient's row of another store, for this one, where no engine is sending it."""
     n, address, destination, priority, state, due, expires_at, not_before, uncertain, losses, _, *rest = row
     if state == lifecycle.SENDING:
         state, due, uncertain, losses = "queued", now, 1, max(1, losses)
     if due is not None:
-        due = max(due, now)  # engines there may have looked further already
+        due = max(due, now)  # this store's engines may have scanned past an earlier time
     return (
         n,
         address,
@@ -147,7 +148,7 @@ def _settled_down(row: tuple[Any, ...], now: int) -> tuple[Any, ...]:
 
 
 def _take_in_content(seq: int, parcel: Parcel, now: int) -> Verb[str | None]:
-    """Returns the upload's name for long content."""
+    """Store the content. Returns the name of its pieces if it is long."""
     if parcel.content is None:
         return None
     if len(parcel.content) <= LONG:
@@ -160,7 +161,7 @@ def _take_in_content(seq: int, parcel: Parcel, now: int) -> Verb[str | None]:
 
 
 def notes() -> Verb[list[tuple[str, str, Any]]]:
-    """All documents as (kind, key, value), but for what holds for the numbers of this store only."""
+    """All documents as (kind, key, value), except those that refer to numbers of this store."""
     rows = yield (
         "SELECT kind, key, value FROM note WHERE kind NOT IN ('retention', 'clock', 'doubt', 'imported') "
         "ORDER BY kind, key",

@@ -1,9 +1,9 @@
-"""Rows of ``outmail_outbox`` as a store reads them: what columns a row has, how much is taken at a time, and
-the verb that takes rows of a table in the store's own database.
+"""Rows of ``outmail_outbox`` as a store reads them: their columns, how many are read at a time, and the verb
+that moves rows of a table in the store's own database.
 
-Promises: whoever may write rows may write anything, and SQLite's columns take anything: text, id and envelope
-are read as bytes, at most `MOST` of each. `take` deletes and returns rows in the transaction that stores
-their messages, so a row is in the table or in the queue, never in both or in neither.
+Promises: whoever can write rows can write anything, and SQLite's columns accept any type; so texts, id and
+envelope are read as bytes, at most `MOST` of each. `take` deletes and returns rows in the transaction that
+stores their messages, so a row is either in the table or in the queue.
 Does not: understand what a row asks for, or open another database (`outmail.transactional` does both).
 """
 
@@ -17,17 +17,17 @@ from typing import Any
 from outmail.store import Verb
 from outmail.store.verbs.rows import LISTED
 
-#: Rows, and bytes of content, taken over at a time.
+#: Rows, and bytes of content, that are moved in one batch.
 BATCH = 200
 BATCH_BYTES = 16 * 1024 * 1024
-#: Bytes of content, and of an envelope, that are read of one row. A longer one is no mail.
+#: How many bytes of the content and of the envelope of a row are read. A longer row is no mail.
 MOST = 256 * 1024 * 1024
 
 
 @dataclass(slots=True)
 class Row:
-    """One row of ``outmail_outbox``. Nothing of it is checked: ``id`` is the beginning of what stands there,
-    ``envelope`` is meant to be JSON. ``size`` counts content and envelope, read or not.
+    """One row of ``outmail_outbox``, unchecked. ``id``: the first bytes of that column. ``envelope``: should
+    be JSON. ``size``: the bytes of content and envelope, even if not all were read.
     """
 
     n: int
@@ -38,7 +38,9 @@ class Row:
 
 
 def row_of(n: int, id: Any, kind: str, content: Any, envelope: Any, size: int, encoding: str) -> Row:
-    """What `COLUMNS` gave. ``kind``: of the content; ``encoding``: of the database's texts."""
+    """A row from the values of `COLUMNS`. ``kind``: the type of the content; ``encoding``: the database's
+    encoding of text.
+    """
     return Row(
         n,
         _utf8(id, encoding).decode("utf-8", "replace"),
@@ -66,13 +68,13 @@ COLUMNS = (
     f"substr(CAST(content AS BLOB), 1, {MOST}) END,"
     f" substr(CAST(envelope AS BLOB), 1, {MOST}), {BYTES}, (SELECT encoding FROM pragma_encoding)"
 )
-#: The same two on PostgreSQL.
+#: The same two for PostgreSQL.
 PG_BYTES = "octet_length(content) + octet_length(envelope)"
 PG_COLUMNS = (
     f"n, left(id, 100), 'blob', substr(content, 1, {MOST}), left(envelope, {MOST}), {PG_BYTES}, 'UTF-8'"
 )
 
-#: `postgres.dialect` runs the second pair instead, which skips rows that another engine is taking.
+#: `postgres.dialect` replaces this pair by the next one, which skips rows that another engine is taking.
 TAKE = f"SELECT n, {BYTES} FROM outmail_outbox WHERE store IS NULL OR store = ? ORDER BY n LIMIT ?"
 TAKEN = f"DELETE FROM outmail_outbox WHERE n {LISTED} RETURNING {COLUMNS}"
 PG_TAKE = TAKE.replace(BYTES, PG_BYTES) + " FOR UPDATE SKIP LOCKED"
@@ -80,8 +82,8 @@ PG_TAKEN = TAKEN.replace(COLUMNS, PG_COLUMNS)
 
 
 def take(claimant: str) -> Verb[list[Row]]:
-    """Part of a store's own transaction: rows of a table beside it are deleted and returned, oldest first.
-    They are locked from the look to the commit, so a number is enough.
+    """Rows of a table in the store's own database are deleted and returned, oldest first, as a part of the
+    store's transaction. They are locked until the commit, so a number is enough to delete one.
     """
     fit = within((yield TAKE, (claimant, BATCH)))
     rows = (yield TAKEN, (json.dumps(fit),)) if fit else []
@@ -89,7 +91,7 @@ def take(claimant: str) -> Verb[list[Row]]:
 
 
 def within(sizes: Sequence[tuple[int, int]]) -> list[int]:
-    """(number, bytes) → the numbers of the first ones that fit a batch; at least one."""
+    """(number, bytes) → the numbers of the first rows that fit into a batch; at least one."""
     taken: list[int] = []
     room = BATCH_BYTES
     for n, size in sizes:

@@ -1,8 +1,9 @@
-"""The verbs of whoever looks after the queue: change what waits, find messages, read what became of them.
+"""The verbs for people who look after the queue: change what waits, find messages, read what happened to
+them.
 
-Promises: a change is one page of at most `PAGE` recipients, and writes its event beside each; it changes only
-recipients whose state `lifecycle.sources` allows. What reads gives whole objects of `model`.
-Does not: begin, commit, or look at a clock (``now`` is passed in).
+Promises: a change covers one page of at most `PAGE` recipients, writes an event for each, and changes only
+recipients whose state `lifecycle.sources` allows. Reading verbs return whole objects of `model`.
+Does not: begin, commit, or read a clock (``now`` is passed in).
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ _CONTENT_LEFT = (
 def change(
     selection: Filter, event: str, now: int, reason: str = "", after: tuple[int, int] = (0, 0)
 ) -> Verb[tuple[int, tuple[int, int] | None]]:
-    """One page of an operator's change; returns (recipients changed, where the next page begins or None)."""
+    """One page of a change that a person asked for. Returns (recipients changed, where the next page begins
+    or None).
+    """
     page = yield from _page(selection, now, after)
     count = yield from apply(event, page, now, reason)
     return count, _next(page)
@@ -65,8 +68,9 @@ def change(
 def reroute(
     selection: Filter, route: str, now: int, after: tuple[int, int] = (0, 0)
 ) -> Verb[tuple[int, tuple[int, int] | None]]:
-    """One page of recipients gets another route; returns as `change` does. What waits is due at once, but not
-    before its time; what is being sent takes the new route when it comes back.
+    """Give one page of recipients another route. Returns what `change` returns. Queued recipients are due at
+    once, but not before the time the sender asked for. Recipients that are being sent take the new route if
+    they come back.
     """
     page = yield from _page(selection, now, after)
     changed = yield Many(_REROUTE, [(route, now, m, n) for m, n in page])
@@ -74,7 +78,7 @@ def reroute(
     return len(changed), _next(page)
 
 
-#: One statement for all states: between two, an engine could return what it had and be missed by both.
+#: One statement for all states. With two, a recipient that an engine returns in between would be missed.
 _REROUTE = (
     "UPDATE recipient SET destination = ?1, reason = CASE state WHEN 'queued' THEN '' ELSE reason END,"
     " due = CASE WHEN state <> 'queued' THEN due WHEN not_before > ?2 THEN not_before ELSE ?2 END"
@@ -105,7 +109,7 @@ def apply(event: str, rows: Sequence[tuple[int, int]], now: int, reason: str) ->
     if event == "confirm":
         origin = f"state IN ({_in(event)}, 'sending') AND uncertain = 1"
     returning = "RETURNING message, n, state, uncertain, reason, attempts"
-    # Named in _CHANGES for the reader; numbered here for executemany, which takes sequences.
+    # _CHANGES uses names, for the reader; executemany needs numbers.
     sets = _CHANGES[event].replace(":now", "?1").replace(":reason", "?2")
     changed = yield Many(
         f"UPDATE recipient SET {sets} WHERE message = ?3 AND n = ?4 AND {origin} {returning}",
@@ -148,8 +152,8 @@ def seq_of(id: str) -> Verb[int | None]:
 def find(
     selection: Filter, now: int, after: int = 0, limit: int = 500
 ) -> Verb[tuple[list[Status], int | None]]:
-    """A page of messages that have a matching recipient, oldest first; and where the next page begins, or
-    None.
+    """A page of messages of which at least one recipient matches, oldest first. Also returns where the next
+    page begins, or None.
     """
     condition, params = where(selection, now)
     rows = yield (
@@ -236,7 +240,7 @@ def _lines(transcript: str | None, code: int, enhanced: str, text: str) -> tuple
 
 
 def events_after(cursor: int, limit: int = 1000) -> Verb[list[Event]]:
-    """Facts in the order of commit, behind a cursor."""
+    """Events after a cursor, in the order of their commits."""
     rows = yield (
         "SELECT e.cursor, e.at, e.event, m.id, e.n, r.address, e.state, e.uncertain, e.reason, e.attempts, "
         "a.code, a.enhanced, a.text"
@@ -271,7 +275,9 @@ def last_cursor() -> Verb[int]:
 
 
 def stats(now: int) -> Verb[dict[str, Any]]:
-    """The queue in numbers: live recipients by route and state, with the oldest; everything by state."""
+    """Numbers about the queue: live recipients by route and state, with the oldest; all recipients by
+    state.
+    """
     routes = yield (
         "SELECT r.destination, r.state, r.attempts > 0, count(*), min(m.accepted_at), count(CASE WHEN r.due "
         "<= ? THEN 1 END), sum(r.uncertain)"
@@ -297,7 +303,7 @@ def stats(now: int) -> Verb[dict[str, Any]]:
 
 
 def deeper(limit: int) -> Verb[bool]:
-    """True when more recipients than that wait; costs no more than counting so many."""
+    """True when more recipients wait than ``limit``. Costs no more than counting that many."""
     rows = yield (
         "SELECT count(*) FROM (SELECT 1 FROM recipient WHERE state IN ('queued', 'held') LIMIT ?) w",
         (limit + 1,),
@@ -310,7 +316,9 @@ NEXT_DESTINATION = f"{FIRST_DESTINATION} AND destination > ?"
 
 
 def destinations() -> Verb[list[str]]:
-    """The destinations that have queued mail: a loose index scan, one seek each, however much waits."""
+    """The destinations that have queued mail. A loose index scan: one seek for each, however much mail
+    waits.
+    """
     found: list[str] = []
     rows = yield FIRST_DESTINATION, ()
     while rows[0][0] is not None:

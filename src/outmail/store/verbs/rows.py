@@ -1,7 +1,7 @@
-"""SQL and row helpers that several of the verbs' modules share.
+"""SQL and row helpers that several verb modules share.
 
-Promises: statements that SQLite and PostgreSQL both understand (`postgres.dialect` translates the few marks
-that differ). Does not: change the queue by itself.
+Promises: statements that SQLite and PostgreSQL both understand, except for the few marks that
+`postgres.dialect` translates. Does not: change the queue.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from typing import Any
 
 from outmail.store import Verb
 
-#: Content longer than this is kept in pieces.
+#: Content longer than this is stored in pieces.
 LONG = 1024 * 1024
 PIECE = 256 * 1024
-#: A condition on a column: one of many numbers, which are one parameter (`json_list`). PostgreSQL has another
-#: form of it (`postgres.dialect`).
+#: The condition that a column is one of many numbers; the numbers are one parameter (`json_list`).
+#: `postgres.dialect` replaces it.
 LISTED = "IN (SELECT value FROM json_each(?))"
 
-#: Begins what stands for the id where a message is gone and its number is kept. No id has a dot.
+#: The beginning of the id of a message that was removed while its number must be kept. No real id contains a
+#: dot.
 GONE = "gone."
 
 BODY = "INSERT INTO body (seq, content) VALUES (?,?)"

@@ -1,10 +1,10 @@
-"""The verbs of upkeep: fail what is too old, repair what a clock that jumped left behind, remove what is past
-retention, and keep small documents (notes).
+"""The verbs of maintenance: fail what is too old, repair the effects of a clock that jumped, remove what is
+past retention, and keep small documents (notes).
 
 Promises: each verb is short, or one page of bounded length. The newest message, event and attempt keep their
-numbers, so that a number is never given twice. A note is written only over the version that its writer read,
-where a version is given.
-Does not: decide when any of this happens, or look at a clock (``now`` is passed in).
+numbers, so that no number is used twice. With a version given, a note is written only if it still has that
+version.
+Does not: decide when this happens, or read a clock (``now`` is passed in).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from outmail.store.verbs.rows import BLANK, GONE, LISTED, json_list
 def expire(
     now: int, spared: tuple[int, int] = (0, 0), mark: Mark = NO_MARK, *, above: int = -1, after: int = -1
 ) -> Verb[int]:
-    """Fail what waits and whose end has come, at most `PAGE`; returns how many.
+    """Fail waiting recipients that are too old, at most `PAGE`. Returns how many.
 
-    Ends behind ``spared[0]`` and up to ``spared[1]`` are passed over, and those up to ``after``; so are
-    messages that are not numbered ``above``. What the ``mark`` says is younger than its dates gets the end of
-    its true life.
+    Spared are recipients that expire after ``spared[0]`` and not after ``spared[1]``, those that expire not
+    after ``after``, and messages whose number is not higher than ``above``. A recipient that the ``mark``
+    shows to be younger than its dates gets a later expiry instead.
     """
     old: list[tuple[int, int]] = []
     for begin, until in ((after, min(now, spared[0])), (max(after, spared[1]), now)):
@@ -39,7 +39,7 @@ def expire(
                 for message, n, life in rows
                 if message > mark[0] and life > mark[1]
             ]
-            if young:  # they have come lately, but perhaps from another store
+            if young:  # they were accepted lately, but perhaps by another store
                 moved = yield from note_get("imported", "newest")
                 young = [row for row in young if row[1] > (moved[0] if moved else 0)]
             yield Many("UPDATE recipient SET expires_at = ? WHERE message = ? AND n = ?", young)
@@ -65,8 +65,8 @@ _LIFE = "(SELECT m.expires_at - m.accepted_at FROM message m WHERE m.seq = recip
 
 
 def rejuvenate(now: int, low: int, high: int, ago: int) -> Verb[int]:
-    """Messages numbered above ``low`` and up to ``high`` are not older than ``ago``: their end is not earlier
-    than that allows, whatever clock dated them.
+    """Messages numbered above ``low`` and up to ``high`` are at most ``ago`` old, whatever a wrong clock
+    wrote into them: move their expiry accordingly.
     """
     rows = yield (
         f"UPDATE recipient SET expires_at = ? + {_LIFE} WHERE message > ? AND message <= ? AND state IN "
@@ -78,7 +78,9 @@ def rejuvenate(now: int, low: int, high: int, ago: int) -> Verb[int]:
 
 
 def shorten(now: int, life: int) -> Verb[int]:
-    """After a clock was set back: nobody has more time left than a whole life, ``life`` at the least."""
+    """After a clock was set back: no waiting recipient has more time left than its whole life, or ``life`` if
+    that is longer.
+    """
     rows = yield (
         f"UPDATE recipient SET expires_at = ? + {_LIFE} WHERE state IN ('queued', 'held') AND expires_at > ?"
         f" AND expires_at > ? + {_LIFE} AND not_before <= ? RETURNING n",
@@ -88,8 +90,8 @@ def shorten(now: int, life: int) -> Verb[int]:
 
 
 def earlier(by: int, now: int, destination: str) -> Verb[int]:
-    """After a clock was set back by so much: what waits is due as long from now as it was, but not before its
-    time.
+    """After a clock was set back by ``by``: waiting recipients keep the same time until they are due, but are
+    not due before the time the sender asked for.
     """
     sooner = "CASE WHEN due - ? > not_before THEN due - ? WHEN not_before < due THEN not_before ELSE due END"
     count = 0
@@ -104,7 +106,7 @@ def earlier(by: int, now: int, destination: str) -> Verb[int]:
 
 
 def clamp(now: int, longest: int) -> Verb[int]:
-    """Nothing waits longer than the longest retry step, whatever a clock that jumped left behind."""
+    """No recipient waits longer than the longest retry step, even after a clock that jumped."""
     early = (
         "due = CASE WHEN not_before > ? THEN not_before ELSE ? END WHERE state = 'queued' AND expires_at "
         "> ? AND due > ? AND due > not_before"
@@ -129,16 +131,16 @@ def clamp(now: int, longest: int) -> Verb[int]:
 
 # -- retention -----------------------------------------------------------------------------------------------
 
-#: What retention removes, each at an age of its own.
+#: What retention removes; each kind has its own age.
 KINDS = ("bodies", "transcripts", "records")
 
 
 def purge(kind: str, before: int, after: int = 0, limit: int = 500) -> Verb[tuple[int, int, bool]]:
-    """One page of retention, of messages numbered above ``after`` whose last recipient was final before that
-    instant.
+    """One page of retention: messages numbered above ``after`` whose last recipient became final before
+    ``before``.
 
-    Returns the last number looked at, the one up to which nothing is left to be done, and whether older ones
-    may follow. The newest message, event and attempt stay, so that their numbers are never used again.
+    Returns the last number looked at, the number up to which nothing is left to do, and whether there may be
+    more. The newest message, event and attempt stay, so that their numbers are never used again.
     """
     rows = yield (
         "SELECT m.seq, m.upload, m.accepted_at, max(coalesce(r.finished_at, 4611686018427387904))"
@@ -180,8 +182,8 @@ def _numbers(old: Sequence[tuple[int, Any]]) -> str:
 
 
 def _forget(old: Sequence[tuple[int, Any]]) -> Verb[None]:
-    """Remove whole records. Of the newest row of a numbered table the number stays, so that it is never given
-    again; nothing else of it.
+    """Remove whole records. Of the newest row of a numbered table nothing stays but the number, so that it is
+    never used again.
     """
     newest = yield NEWEST, ()
     seq, attempt = newest[0]
@@ -202,7 +204,7 @@ def _forget(old: Sequence[tuple[int, Any]]) -> Verb[None]:
     )
     yield f"DELETE FROM message WHERE seq {LISTED} AND seq <> ?", (these, seq or 0)
     if seq is not None:
-        # kept by an earlier one
+        # a number that was kept earlier
         yield "DELETE FROM message WHERE id >= ? AND id < ? AND seq < ?", (GONE, "gone/", seq)
         if any(number == seq for number, _ in old):
             yield BLANK, (f"{GONE}{seq}", seq)
@@ -221,7 +223,7 @@ _REMOVING: dict[str, Callable[[list[tuple[int, str | None]]], Verb[None]]] = {
 
 
 def forget_messages(seqs: Sequence[int]) -> Verb[int]:
-    """Forget these finished messages now."""
+    """Remove these finished messages now."""
     if seqs:
         yield from _forget([(seq, None) for seq in sorted(seqs)])
     return len(seqs)
@@ -229,18 +231,19 @@ def forget_messages(seqs: Sequence[int]) -> Verb[int]:
 
 # -- long content whose message never came -------------------------------------------------------------------
 
-#: Not correlated: however many pieces there are, messages are looked at once.
+#: Not a correlated subquery: the messages are looked at once, however many pieces there are.
 _UNUSED = "NOT EXISTS (SELECT 1 FROM message m WHERE m.upload = ?)"
 
 
 def unused(upload: str) -> Verb[bool]:
-    """True when pieces of this name are there and no message has them."""
+    """True when there are pieces of this name and no message has them."""
     return bool((yield f"SELECT 1 FROM chunk WHERE upload = ? AND {_UNUSED} LIMIT 1", (upload, upload)))
 
 
 def drop_upload(upload: str) -> Verb[int]:
-    """Remove pieces whose message never came: their writer is gone. Returns how many."""
-    # a statement of its own: what a writer has committed meanwhile is seen by the next
+    """Remove pieces whose message never came, because their writer is gone. Returns how many pieces."""
+    # The DELETE is a statement of its own after this one, so that it sees what a writer has committed
+    # meanwhile.
     yield Exclusive([upload])
     return len((yield f"DELETE FROM chunk WHERE upload = ? AND {_UNUSED} RETURNING n", (upload, upload)))
 
@@ -261,8 +264,8 @@ def note_list(kind: str) -> Verb[dict[str, Any]]:
 
 
 def note_put(kind: str, key: str, value: Any, version: int | None = None) -> Verb[bool]:
-    """Write a document; with ``version`` only if it is still that one (0: only if it is new). False =
-    somebody was faster.
+    """Write a document. With ``version`` only if that is still its version (0: only if it does not exist).
+    False: somebody else wrote it first.
     """
     text = json.dumps(value)
     if version is None:
@@ -286,13 +289,13 @@ def note_put(kind: str, key: str, value: Any, version: int | None = None) -> Ver
 
 
 def note_keys(kind: str) -> Verb[list[str]]:
-    """The keys of a kind, whatever the documents hold."""
+    """The keys of a kind, whatever their documents contain."""
     rows = yield "SELECT key FROM note WHERE kind = ? ORDER BY key", (kind,)
     return [key for (key,) in rows]
 
 
 def note_set_aside(kind: str, key: str) -> Verb[None]:
-    """A document that cannot be read, out of the way: under the kind ``<kind>.unreadable``, as it is."""
+    """Move an unreadable document out of the way, unchanged: to the kind ``<kind>.unreadable``."""
     yield "DELETE FROM note WHERE kind = ? AND key = ?", (f"{kind}.unreadable", key)
     yield "UPDATE note SET kind = ? WHERE kind = ? AND key = ?", (f"{kind}.unreadable", kind, key)
 
@@ -304,7 +307,7 @@ def note_drop(kind: str, key: str) -> Verb[None]:
 
 # -- checks --------------------------------------------------------------------------------------------------
 
-#: What must not be found, as (statement that counts it, what it is).
+#: Things that must not be found, as (the statement that counts them, what they are).
 CHECKS = (
     (
         "SELECT count(*) FROM recipient r WHERE NOT EXISTS (SELECT 1 FROM message m WHERE m.seq = r.message)",
