@@ -422,7 +422,7 @@ def main() -> None:
         "",
         (
             "Each section asks one question. Compare the ratios: both sides ran in turns on the same "
-            "machine, and the numbers are medians of several rounds. Absolute rates are those of this machine. "
+            "machine, and the numbers are medians of several rounds. Absolute rates are of this machine. "
             "`make bench` runs everything and writes this page; `bench/run.py --quick` takes minutes."
         ),
         "",
