@@ -14,6 +14,7 @@ Fails: `ConfigError`. Does not: open stores or connect.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 from outmail.clock import parse_span
 from outmail.errors import ConfigError
 from outmail.policy.admission import Network, networks
+from outmail.policy.plain import plain_line
 from outmail.policy.retry import Retry, Schedule
 from outmail.policy.route import RELAY_SETTINGS, Relay, Routes, Rule, is_loopback, parse_relay
 from outmail.policy.selection import parse_size
@@ -225,16 +227,31 @@ def load(path: str | None = None, env: Mapping[str, str] | None = None) -> Confi
             f"--config {file.path}; if not, name the one you mean",
         )
     try:
-        return from_toml(file.content.decode("utf-8"), file.path, env, file.doubt)
+        data = _parsed(file.content.decode("utf-8"), file.path)
     except UnicodeDecodeError:
         raise ConfigError(f"{file.path}: not UTF-8 text") from None
+    config = _checked(data, file.path, env, file.doubt)
+    if _holds_secret(data):
+        trust.warn_if_open(file.path, "the configuration, which holds a password,")
+    return config
+
+
+def _holds_secret(data: dict[str, Any]) -> bool:
+    """True when a password stands in the file itself, not in one that it names."""
+    if any(relay.password for relay in _relays(data, {}).values()):
+        return True
+    urls = (data.get("store", ""), *_outboxes(data.get("outbox", []), ""))
+    return any(shown(url) != url for url in urls)
 
 
 def from_toml(text: str, source: str, env: Mapping[str, str], doubt: str = "") -> Config:
     """The checked configuration of a TOML text and the ``OUTMAIL_*`` variables that override it. ``doubt``:
     see `trust`.
     """
-    data = _parsed(text, source) if text else {}
+    return _checked(_parsed(text, source) if text else {}, source, env, doubt)
+
+
+def _checked(data: dict[str, Any], source: str, env: Mapping[str, str], doubt: str) -> Config:
     try:
         if doubt:
             _check_harmless(data, env, f"because {doubt}; if it is yours: {_remedy(source)}")
@@ -249,7 +266,21 @@ def _parsed(text: str, source: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as problem:
-        raise ConfigError(f"{source}: {problem}") from None
+        raise ConfigError(f"{source}: {problem}{_line_of(str(problem), text)}") from None
+
+
+def _line_of(problem: str, text: str) -> str:
+    """The line that a complaint of tomllib names, shown."""
+    from outmail.policy.secrets import masked  # a big table, for a broken file only
+
+    match = re.search(r"at line (\d+)", problem)
+    lines = text.splitlines()
+    if match is None or not 0 < int(match[1]) <= len(lines):
+        return ""
+    line = lines[int(match[1]) - 1].strip()
+    bare = re.match(r"([\w-]+)\s*=\s*[^\"'\[{\d\s]", line)
+    hint = f'; text stands in quotes: {bare[1]} = "…"' if bare else ""
+    return f": {plain_line(masked(line[:200]))}{hint}"
 
 
 def _build(data: dict[str, Any], source: str, env: Mapping[str, str]) -> Config:
@@ -292,6 +323,8 @@ def _build(data: dict[str, Any], source: str, env: Mapping[str, str]) -> Config:
     if limits.get("queue", 0) < 0:
         raise ValueError("[limits] queue must not be negative")
     config = replace(config, deepest=limits.get("queue", 0))
+    if config.templates and not os.path.isdir(config.templates):
+        raise ValueError(f"[reports] templates: {config.templates} is no folder that can be seen")
     if min(config.message_size, config.recipients) <= 0:
         raise ValueError("[limits] must be greater than zero")
     ages = {

@@ -268,6 +268,7 @@ def test_catch_keeps_everything_and_delivers_nothing(
     with server.client() as client:
         client.sendmail("anyone@x.test", ["whoever@y.test"], b"Subject: caught\n\nlone\nline feeds\n")
     store = ("--store", str(tmp_path / "catch.db"))
+    assert f"kept in {store[1]}" in server.log.read_text()
     until(lambda: b"caught" in outmail("queue", "list", "ALL", *store).stdout)
     id = outmail("queue", "list", "ALL", "--ids", *store).stdout.decode().strip()
     assert b"lone\r\nline feeds" in outmail("show", id, "--raw", *store).stdout

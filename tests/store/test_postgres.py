@@ -385,15 +385,17 @@ def test_schemas_made_at_the_same_moment(url: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "kind", "words"), [("port", "io", "refused"), ("database", "forbidden", "does not exist")]
+    ("change", "kind", "words", "hint"),
+    [("port", "io", "refused", "did not answer"), ("database", "forbidden", "does not exist", "createdb")],
 )
 def test_a_server_that_cannot_be_reached_is_said_in_a_sentence(
-    url: str, change: str, kind: str, words: str
+    url: str, change: str, kind: str, words: str, hint: str
 ) -> None:
     bad = url.replace(url.rsplit(":", 1)[1].split("/")[0], "1") if change == "port" else url + "x"
     with pytest.raises(NotStored, match=words) as caught:
         Outbox(bad)
-    assert caught.value.code == f"store-{kind}"
+    assert caught.value.code == f"store-{kind}" and hint in caught.value.hint
+    assert "folder" not in caught.value.hint
 
 
 def test_a_read_only_server_refuses_and_keeps_what_it_has(stores: Any, url: str) -> None:

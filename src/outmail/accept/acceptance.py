@@ -419,7 +419,7 @@ def not_stored(problem: StoreError, what: str = "the message was not stored") ->
     """The store's trouble as the caller's exception."""
     return NotStored(
         f"{what}: {problem}",
-        hint=_HINTS.get(problem.kind, ""),
+        hint=problem.hint or _HINTS.get(problem.kind, ""),
         errno=problem.errno,
         code=f"store-{problem.kind}",
     )

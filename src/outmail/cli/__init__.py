@@ -18,7 +18,8 @@ from outmail.errors import ConfigError, Error, NotFound, NotStored, Refused
 from outmail.policy.plain import plain_line
 
 _HOMES = {
-    "sending": ("send", "test"),
+    "sending": ("send",),
+    "trial": ("test",),
     "running": ("run", "receive"),
     "queue": ("queue",),
     "looking": ("show", "log", "events", "why", "explain", "config"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 from outmail.cli.exits import EX_USAGE
@@ -36,9 +37,34 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self, *arguments: Any, **words: Any) -> None:
         super().__init__(*arguments, **{"formatter_class": _Help, **words})
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """argparse's own, with the nearest of what is possible."""
+        if action.choices is None or value in action.choices:
+            return
+        what = action.metavar if isinstance(action.metavar, str) else action.dest
+        known = [str(choice) for choice in action.choices]
+        raise argparse.ArgumentError(
+            None, f"{value!r} is no {what}{nearest(str(value), known)}; known are {', '.join(known)}"
+        )
+
+    def unknown(self, words: list[str]) -> None:
+        """Words that are no option of this command."""
+        option = next((word.partition("=")[0] for word in words if word.startswith("-")), "")
+        if not option:
+            self.error(f"unexpected: {' '.join(words)}")
+        self.error(f"unknown option {option}{nearest(option, self._option_string_actions)}")
+
     def error(self, message: str) -> None:  # type: ignore[override]
         self.print_usage(sys.stderr)
         self.exit(EX_USAGE, f"{self.prog}: {message}\n")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """``; did you mean …?``, or nothing."""
+    import difflib
+
+    near = difflib.get_close_matches(word, list(known), 1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _common() -> _Parser:
@@ -51,7 +77,7 @@ def _common() -> _Parser:
     return common
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> _Parser:
     """The whole command line."""
     top = _Parser(
         prog="outmail", description="Outgoing mail for programs: accept, keep safe, deliver, prove."
@@ -85,8 +111,10 @@ def parser() -> argparse.ArgumentParser:
     send.add_argument("--html", metavar="FILE", help="an HTML version of the body")
     send.add_argument("-H", "--header", action="append", default=[], metavar="'K: v'")
     send.add_argument("--key", metavar="K", help="idempotency key: the same key stores one message only")
-    send.add_argument("--at", metavar="T", help="not before: 2h, or 2026-12-24T18:00:00+01:00")
-    send.add_argument("--expires", metavar="D", help="give up after: 1d, or a time")
+    send.add_argument(
+        "--at", metavar="T", help="not before: 2h, 18:00, tomorrow 9:00, 2026-12-24 (local time)"
+    )
+    send.add_argument("--expires", metavar="D", help="give up after: 1d, or a time as for --at")
     send.add_argument("--priority", default="normal", choices=("high", "normal", "low"))
     send.add_argument("--tag", metavar="T")
     send.add_argument("--raw", action="store_true", help="stdin is a complete message")
@@ -136,7 +164,9 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("--json", action="store_true")
     show.set_defaults(run="show")
 
-    log = sub.add_parser("log", parents=common, help="every attempt of a message, with the SMTP dialogue")
+    log = sub.add_parser(
+        "log", parents=common, help="every attempt of a message, and the SMTP dialogue of those that failed"
+    )
     log.add_argument("id", metavar="ID")
     log.add_argument("--jsonl", action="store_true")
     log.set_defaults(run="log")
@@ -210,6 +240,8 @@ def parser() -> argparse.ArgumentParser:
         "--hash", action="store_true", help="hash a password from stdin for [listen] users_file"
     )
     config.set_defaults(run="config")
+    for made in sub.choices.values():
+        made.set_defaults(parser=made)
     return top
 
 
@@ -222,7 +254,7 @@ _FILTER_HELP = (
 )
 
 
-def place(top: argparse.ArgumentParser, arguments: argparse.Namespace, rest: list[str]) -> None:
+def place(top: _Parser, arguments: argparse.Namespace, rest: list[str]) -> None:
     """Operands behind options, and negated filter words (-to:x), which argparse takes for options."""
     words = [word for word in rest if not word.startswith("-") or ":" in word or word == "-"]
     if words == rest and arguments.command == "queue":
@@ -238,9 +270,9 @@ def place(top: argparse.ArgumentParser, arguments: argparse.Namespace, rest: lis
                 None,
             )
             if slot is None:
-                top.error(f"unrecognized arguments: {word}")
+                arguments.parser.unknown([word])
             setattr(arguments, slot or "", word)
     elif words == rest and arguments.command == "store" and len(rest) == 1 and arguments.file is None:
         arguments.file = rest[0]
     else:
-        top.error(f"unrecognized arguments: {' '.join(rest)}")
+        (arguments.parser if arguments.command else top).unknown(rest)

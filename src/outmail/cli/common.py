@@ -7,17 +7,21 @@ Fails: `ConfigError`, `NotStored`. Does not: print to stdout; what it tells goes
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from dataclasses import replace
+from datetime import datetime
 
-from outmail.clock import Clock, human_span, rfc3339
+from outmail.clock import Clock, human_span, instant, rfc3339
 from outmail.config import Config, load, relay_in_code
+from outmail.errors import Refused
 from outmail.model import RecipientStatus
 from outmail.outbox.queue import Queue
 from outmail.policy.pace import may_send_ahead
 from outmail.policy.plain import plain_line
-from outmail.wiring import is_postgres, store_path
+from outmail.policy.typed import EXAMPLES, typed
+from outmail.wiring import is_postgres, no_relay, store_path
 
 
 def config_of(arguments: argparse.Namespace, *, replace_default: bool = True) -> Config:
@@ -32,9 +36,31 @@ def configured(file: str | None, store: str | None, relay: str | None) -> Config
         config = replace(config, store=store)
     if relay:
         routes = config.routes
+        if relay not in routes.relays and ":" not in relay:
+            raise no_relay(relay, routes)
         found = routes.relays.get(relay) or relay_in_code(relay, name="default")
         config = replace(config, routes=routes.with_relays([replace(found, name="default")]))
     return config
+
+
+def moment(option: str, text: str | None) -> str | datetime | None:
+    """A time as people type it, in local time; what was understood is told. Raises `Refused`."""
+    if text is None:
+        return None
+    why = ""
+    try:
+        found = typed(text, datetime.now())
+        meant = found.astimezone() if found is not None else None
+    except (ValueError, OverflowError, OSError) as problem:
+        why = f" ({problem})"
+    else:
+        if meant is not None:
+            print(f"outmail: {option}: {meant:%a %d %b %Y %H:%M %Z}", file=sys.stderr)
+            return meant
+        with contextlib.suppress(ValueError):
+            instant(text, Clock().now())
+            return text
+    raise Refused(f"{option} {text!r} is no time{why}: write such as {EXAMPLES}", code="bad-argument")
 
 
 def queue_of(arguments: argparse.Namespace) -> Queue:

@@ -21,6 +21,7 @@ from outmail.ops import delivery_log
 from outmail.outbox.outbox import Outbox
 from outmail.policy.plain import plain
 from outmail.policy.veil import known
+from outmail.store import shown
 from outmail.wiring import build_engine
 
 
@@ -99,6 +100,9 @@ def receive(arguments: argparse.Namespace) -> int:
     _log_to_stderr()
     box = Outbox(config=config, deliver="never")
     engine = build_engine(box.store, config, config.routes, Clock(), observe=delivery_log.Batched(sys.stderr))
+    if arguments.catch:
+        kept = shown(config.store)
+        print(f"outmail: all mail is kept in {kept}: outmail queue list ALL --store {kept}", file=sys.stderr)
     asyncio.run(service.receive(box, engine, catch=arguments.catch))
     box.close()
     return 0

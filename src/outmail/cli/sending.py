@@ -1,22 +1,19 @@
-"""``outmail send`` and ``outmail test``: one message in; with --wait, and for a test, delivered here."""
+"""``outmail send``: one message in; with --wait delivered here."""
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
-from dataclasses import replace
 
-from outmail.cli.common import config_of, in_words, is_there, queue_of, tell_ahead, warn_idle
+from outmail.cli.common import config_of, in_words, moment, warn_idle
 from outmail.cli.exits import EX_TEMPFAIL, EX_UNAVAILABLE
 from outmail.clock import Clock
 from outmail.config import Config
-from outmail.errors import ConfigError, Refused
+from outmail.errors import Refused
 from outmail.model import Status
 from outmail.outbox.outbox import Outbox, local_sender
 from outmail.policy.plain import as_json, plain_line
-from outmail.store import StoreError
 from outmail.wiring import build_engine, route_of
 
 
@@ -27,8 +24,8 @@ def send(arguments: argparse.Namespace) -> int:
     body = sys.stdin.buffer.read()
     common = {
         "key": arguments.key,
-        "at": arguments.at,
-        "expires": arguments.expires,
+        "at": moment("--at", arguments.at),
+        "expires": moment("--expires", arguments.expires),
         "priority": arguments.priority,
         "tag": arguments.tag,
     }
@@ -131,79 +128,3 @@ def _warn_unknown(config: Config, relay: str | None) -> None:
             f"with --wait",
             file=sys.stderr,
         )
-
-
-def test(arguments: argparse.Namespace) -> int:
-    """A test message with its dialogue; stored only for the time it takes."""
-    import asyncio
-    import tempfile
-
-    config = replace(config_of(arguments), transcripts="all")
-    sender = sender_of(config, arguments.sender)
-    with tempfile.TemporaryDirectory(prefix="outmail-test-") as folder:
-        box = Outbox(
-            os.path.join(folder, "test.db"),
-            config=replace(config, only_to=(), redirect_to=""),
-            deliver="never",
-        )
-        receipt = box.send(
-            arguments.to,
-            "outmail test",
-            "This is a test message of outmail: this relay takes mail.\n",
-            sender=sender,
-        )
-        engine = build_engine(box.store, config, config.routes, Clock())
-        asyncio.run(engine.run(once=True))
-        for attempt in box.attempts(receipt.id):
-            print(f"via {attempt.host or attempt.route}", file=sys.stderr)
-            for line in attempt.transcript:
-                print(plain_line(f"{line['ms']:>6} {line['dir']}: {line['line']}"), file=sys.stderr)
-        status = box.status(receipt.id)
-        box.close()
-    if is_there(config.store):
-        try:
-            with queue_of(arguments) as queue:
-                tell_ahead(queue)
-        except (ConfigError, StoreError) as problem:  # the test itself needs no store
-            print(f"outmail: what is known of this relay cannot be read: {problem}", file=sys.stderr)
-    recipient = status.recipients[0]
-    if recipient.state == "delivered":
-        print(plain_line(f"{recipient.address}: accepted by the relay: {recipient.reply}"))
-        return 0
-    print(
-        plain_line(
-            f"{recipient.address}: {recipient.state}: "
-            f"{recipient.reason or 'not tried: no relay is known for this address'}"
-        ),
-        file=sys.stderr,
-    )
-    print(_advice(recipient.reason), file=sys.stderr)
-    return EX_UNAVAILABLE if recipient.state == "failed" else EX_TEMPFAIL
-
-
-def _advice(reason: str) -> str:
-    for mark, advice in _ADVICE:
-        if mark in reason:
-            return advice
-    return "The relay's own words above say why."
-
-
-_ADVICE = (
-    (
-        "certificate",
-        "The relay's certificate is not trusted: give its CA as `ca`, or pin it with `fingerprint`, in the "
-        "relay's table.",
-    ),
-    (
-        "STARTTLS",
-        "The relay offers no encryption: use smtps:// if it has that, or smtp+plain:// if the line is safe.",
-    ),
-    ("refused", "Nobody listens there: check host and port, and that the server runs."),
-    (
-        "no connection",
-        "No answer: a firewall, or your provider blocks this port; 587 and 465 are rarely blocked.",
-    ),
-    ("Name or service", "The host name is unknown: check its spelling and the machine's DNS."),
-    ("535", "The relay does not accept user name or password."),
-    ("451", "The relay asks to try again later (often greylisting): the queue would do so."),
-)

@@ -303,7 +303,7 @@ class SessionFeed:
     def refuses_ahead(self, reply: Reply) -> None:
         self._engine.maintenance.refuses_ahead(self.hop, reply)
 
-    def healthy(self) -> None:
+    def healthy(self, greeting: Sequence[tuple[int, str, bytes]] = ()) -> None:
         if self.hop.pace.tripped:
             name = self.hop.relay.name
             self._engine.seldom.say(logging.INFO, f"well {name}", "%s answers again", name)

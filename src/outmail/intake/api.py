@@ -105,12 +105,14 @@ _FILE = "an attachment is a path, or (name, bytes) or (name, bytes, type)"
 
 def timing(now: int, at: When | None, expires: When | None) -> tuple[int | None, int | None]:
     """``at=`` and ``expires=`` → instants."""
+    return _instant("at", at, now), _instant("expires", expires, now)
+
+
+def _instant(name: str, value: When | None, now: int) -> int | None:
     try:
-        due = clock.instant(at, now) if at is not None else None
-        end = clock.instant(expires, now) if expires is not None else None
+        return clock.instant(value, now) if value is not None else None
     except ValueError as problem:
-        raise Refused(str(problem), code="bad-argument") from None
-    return due, end
+        raise Refused(f"{name}: {problem}", code="bad-argument") from None
 
 
 def composed(

@@ -94,7 +94,12 @@ def _parse_text(text: str, total: int | None) -> Marks:
         if not total:
             raise ValueError(f"every={text!r} needs total=")
         return Marks(step=total * percent / 100)
-    seconds = parse_span(text) / 1000
+    try:
+        seconds = parse_span(text) / 1000
+    except ValueError:
+        raise ValueError(
+            f'every={text!r}: write a count, "10%", a time such as "2h", a list of counts or a function'
+        ) from None
     if seconds <= 0:
         raise ValueError(f"every={text!r} must be longer than nothing")
     return Marks(seconds=seconds)

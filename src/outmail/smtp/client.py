@@ -27,7 +27,8 @@ Promises
   - Nothing, not even credentials, is sent in clear when TLS is required; bytes that came before the handshake
   abort it.
   - The transcript is kept with the delivery, secrets masked, also those that the server repeats; message
-  content is noted by its size only.
+  content is noted by its size only. ``greeting`` is the part before the first delivery, with the shell's
+  remarks about the line.
 Fails: `SessionFailed` carries the outcome that ended the session; deliveries in hand were `Done` before.
 Does not: connect, keep time, verify certificates (the shell does), or retry.
 """
@@ -237,6 +238,10 @@ class Client:
         if len(self._reader.ready) > self._due and self.stage != "tls":  # there `_starttls` looks itself
             self._check_unasked()
 
+    def remark(self, text: str) -> None:
+        """What the shell has to say of the line, for the transcript."""
+        self._note("C", f"({text})".encode())
+
     @property
     def heard(self) -> bool:
         """True when a whole reply waits to be read: the dialogue can go on."""
@@ -314,7 +319,6 @@ class Client:
             )
         yield StartTls()
         self.encrypted = True
-        self._note("C", b"(TLS)")
         yield from self._ehlo()
 
     def _auth(self) -> Flow:

@@ -85,13 +85,14 @@ Kind = Literal[
 
 class StoreError(Exception):
     """The store itself cannot do this now. Callers decide by ``kind`` what to do; ``errno`` is the system's,
-    where known.
+    where known; ``hint`` says what to do, where that is known better than by ``kind``.
     """
 
-    def __init__(self, kind: Kind, text: str, errno: int | None = None) -> None:
+    def __init__(self, kind: Kind, text: str, errno: int | None = None, hint: str = "") -> None:
         super().__init__(text)
         self.kind = kind
         self.errno = errno
+        self.hint = hint
 
     @property
     def passing(self) -> bool:

@@ -45,8 +45,8 @@ class Feed(Protocol):
     def done(self, delivery: Delivery) -> None:
         """Every recipient of the delivery has its outcome."""
 
-    def healthy(self) -> None:
-        """The session is established."""
+    def healthy(self, greeting: Sequence[tuple[int, str, bytes]] = ()) -> None:
+        """The session is established; ``greeting`` is its transcript up to now."""
 
     def failed(self, outcome: Outcome, transcript: Sequence[tuple[int, str, bytes]] = ()) -> None:
         """The session ended; ``outcome.fault`` when connecting or shaking hands was the trouble, told by

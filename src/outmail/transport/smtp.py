@@ -16,6 +16,7 @@ import os
 import socket
 import ssl
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 from outmail.model import Delivery, Outcome, Reply
@@ -171,7 +172,7 @@ class _Session(asyncio.BufferedProtocol):
     def _take(self) -> Delivery | None:
         if not self._established:
             self._established = True
-            self._feed.healthy()
+            self._feed.healthy(self.dialogue.greeting)
         delivery = self._feed.take_now() if self._usable() else None
         if delivery is not None:
             delivery.host, delivery.started = self.host, self._loop.time()
@@ -301,6 +302,12 @@ class _Session(asyncio.BufferedProtocol):
 
     # -- TLS -------------------------------------------------------------------------------------------------
 
+    def check_tls(self) -> None:
+        """TLS stands: look at the pin, and note what was agreed on."""
+        agreed = self.transport.get_extra_info("ssl_object")
+        tls.check_pin(self.relay, agreed)
+        self.dialogue.remark(tls.described(agreed))
+
     async def _shake_hands(self) -> None:
         try:
             async with asyncio.timeout(self.relay.timeout):
@@ -308,7 +315,7 @@ class _Session(asyncio.BufferedProtocol):
                 await self._loop.create_connection(
                     lambda: self, sock=self.transport.detach(), ssl=made, server_hostname=self.relay.host
                 )
-                tls.check_pin(self.relay, self.transport.get_extra_info("ssl_object"))
+                self.check_tls()
         except (OSError, tls.Untrusted) as problem:
             self._end(
                 protocol.SessionFailed(
@@ -340,7 +347,8 @@ class SmtpTransport:
         try:
             session = await self._connect(feed)
         except _Unreachable as problem:
-            feed.failed(Outcome("deferred", "destination", problem.stage, Reply(0, str(problem)), fault=True))
+            outcome = Outcome("deferred", "destination", problem.stage, Reply(0, str(problem)), fault=True)
+            feed.failed(outcome, problem.transcript)
             return
         try:
             session.begin()
@@ -362,6 +370,7 @@ class SmtpTransport:
         except OSError as problem:
             raise _Unreachable("connect", f"{relay.url}: {_os_words(problem)}") from None
         session = _Session(relay, self._hostname, feed, host)
+        session.dialogue.remark(f"connected to {_peer(sock)}")
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(relay.timeout):
@@ -370,12 +379,13 @@ class SmtpTransport:
                     await loop.create_connection(
                         lambda: session, sock=sock, ssl=made, server_hostname=relay.host
                     )
-                    tls.check_pin(relay, session.transport.get_extra_info("ssl_object"))
+                    session.check_tls()
                 else:
                     Wire(loop, sock, session)
         except (OSError, tls.Untrusted, TimeoutError) as problem:
             sock.close()
-            raise _Unreachable("tls", f"{relay.url}: {_tls_words(problem)}") from None
+            text = f"{relay.url}: {_tls_words(problem)}"
+            raise _Unreachable("tls", text, session.dialogue.greeting) from None
         return session
 
     async def _socket(self) -> tuple[socket.socket, str]:
@@ -416,10 +426,19 @@ def _settings(relay: Relay, hostname: str) -> protocol.ClientSettings:
     )
 
 
+def _peer(sock: socket.socket) -> str:
+    try:
+        peer = sock.getpeername()
+    except OSError:
+        return "a server that has hung up"
+    return f"{peer[0]}, port {peer[1]}" if isinstance(peer, tuple) else str(peer)
+
+
 class _Unreachable(Exception):
-    def __init__(self, stage: str, text: str) -> None:
+    def __init__(self, stage: str, text: str, transcript: Sequence[tuple[int, str, bytes]] = ()) -> None:
         super().__init__(text)
         self.stage = stage
+        self.transcript = transcript
 
 
 def _os_words(problem: OSError) -> str:
@@ -431,6 +450,8 @@ def _os_words(problem: OSError) -> str:
 def _tls_words(problem: Exception) -> str:
     if isinstance(problem, ssl.SSLCertVerificationError):
         return f"the certificate is not trusted: {problem.verify_message}"
+    if isinstance(problem, ssl.SSLError) and problem.reason in tls.NOT_TLS:
+        return "TLS failed: the server does not speak TLS on this port, at least not from the start"
     if isinstance(problem, TimeoutError):
         return "the TLS handshake took too long"
     if isinstance(problem, ConnectionError) and not str(problem):

@@ -9,6 +9,10 @@ import ssl
 from typing import Any
 
 from outmail.policy.route import Relay
+from outmail.transport import certificate
+
+#: OpenSSL's reasons when the other side answers a handshake in clear text.
+NOT_TLS = ("WRONG_VERSION_NUMBER", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE", "HTTP_REQUEST")
 
 
 class Untrusted(Exception):
@@ -32,3 +36,9 @@ def check_pin(relay: Relay, ssl_object: Any) -> None:
     seen = hashlib.sha256(ssl_object.getpeercert(binary_form=True) or b"").hexdigest()
     if seen != relay.fingerprint:
         raise Untrusted(f"the certificate's SHA-256 is {seen}, not the pinned one")
+
+
+def described(ssl_object: Any) -> str:
+    """The version and the certificate of an encrypted line, for people."""
+    seen = certificate.read(ssl_object.getpeercert(binary_form=True) or b"")
+    return f"{ssl_object.version()}, {seen}"

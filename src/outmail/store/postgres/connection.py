@@ -73,13 +73,27 @@ def trouble(problem: Exception) -> StoreError:
     if state is None and re.search(
         r"password authentication failed|no pg_hba.conf entry|does not exist|no password supplied", text
     ):
-        return StoreError("forbidden", text, errno.EACCES)
+        return StoreError("forbidden", text, errno.EACCES, _admission(text))
     if state is None and re.search(r"too many (connections|clients)|remaining connection slots", text):
         return StoreError("busy", text)
     if state is None and isinstance(problem, psycopg().OperationalError):
         return StoreError("io", text or "the connection was lost")
     kind = _KINDS.get(state or "", "other")
-    return StoreError(kind, text, errno.EACCES if kind == "forbidden" else None)
+    forbidden = kind == "forbidden"
+    return StoreError(kind, text, errno.EACCES if forbidden else None, _admission(text) if forbidden else "")
+
+
+def _admission(text: str) -> str:
+    """What to do when the server lets nobody in."""
+    if re.search(r'database "[^"]*" does not exist', text):
+        return "the server answers, and has no such database: create it (createdb), or name another one"
+    if re.search(r'role "[^"]*" does not exist', text):
+        return "the server answers, and has no such user: create it (createuser), or name another in the URL"
+    if "pg_hba" in text:
+        return "the server does not let this user in from here: allow it in its pg_hba.conf"
+    if "password" in text:
+        return "check user and password in the URL, or ~/.pgpass"
+    return "the user has no right to do that: check its grants on the database"
 
 
 class Connection:

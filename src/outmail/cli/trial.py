@@ -1,0 +1,263 @@
+"""``outmail test``: one message straight to the relay, with every step and the whole dialogue shown.
+
+Promises: the message is in no queue, before or after; the last sentence says what became of it; ``[safety]``
+holds; whatever goes wrong has its own advice, for which the relay's address is looked at once more, without
+password and mail. Fails: 69 when the relay refused, 75 when it may work later. Does not: retry, or note
+anything in the store.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import re
+import sys
+from collections.abc import Callable, Sequence
+
+from outmail.cli.advice import advice
+from outmail.cli.common import config_of, is_there, queue_of, tell_ahead
+from outmail.cli.exits import EX_TEMPFAIL, EX_UNAVAILABLE
+from outmail.clock import Clock
+from outmail.config import Config
+from outmail.errors import ConfigError, NotStored, Refused
+from outmail.intake import api
+from outmail.model import NEEDS_UTF8, Delivery, Leased, Outcome, Reply
+from outmail.outbox.outbox import local_sender
+from outmail.policy.plain import plain_line
+from outmail.policy.route import Relay, allowed
+from outmail.transport import probe
+from outmail.wiring import transports
+
+Lines = Sequence[tuple[int, str, bytes]]
+#: Seconds without a greeting, after which the address is looked at.
+SILENT = 4.0
+_QUEUE_ID = re.compile(r"queued (?:mail for delivery as|as)\s+(\S+)|\bid=(\S+)|\bqueued:?\s+id\s+(\S+)", re.I)
+
+
+def test(arguments: argparse.Namespace) -> int:
+    """Send a test message now."""
+    config = config_of(arguments)
+    delivery = _message(config, arguments)
+    relays = config.with_passwords(config.routes).resolve(delivery.destination)
+    _tell(f"a test message from {delivery.sender or '<>'} to {delivery.recipients[0].address}")
+    for relay in relays:
+        outcome = asyncio.run(_tried(relay, config, delivery))
+        if outcome.kind != "deferred" or outcome.scope != "destination":
+            break
+    _tell_ahead(arguments, config)
+    return _verdict(outcome, delivery)
+
+
+def _message(config: Config, arguments: argparse.Namespace) -> Delivery:
+    """In no store, and so without a number there."""
+    now = Clock().now()
+    to = config.redirect_to or arguments.to
+    draft = api.composed(
+        now,
+        config.hostname,
+        to=to,
+        subject="outmail test",
+        text="This is a test message of outmail: this relay takes mail.\n",
+        sender=arguments.sender or config.sender or local_sender(config.hostname),
+    )
+    if len(draft.recipients) != 1:
+        raise Refused("--to takes one address", code="bad-address")
+    address = draft.recipients[0]
+    if config.redirect_to:
+        _tell(f"[safety] redirect_to: it goes to {config.redirect_to} instead of {arguments.to}")
+    elif not allowed(config.only_to, address):
+        raise Refused(f"[safety] only_to does not allow mail to {address}", code="bad-address")
+    return Delivery(
+        0,
+        draft.id or "",
+        0,
+        config.routes.choose(draft.sender, address, None),
+        draft.sender,
+        draft.content,
+        hashlib.sha256(draft.content).digest(),
+        0 if draft.sender.isascii() else NEEDS_UTF8,
+        draft.head.message_id if draft.head else "",
+        now,
+        now,
+        [Leased(1, address, 0, False, 0)],
+    )
+
+
+class _Feed:
+    """A session's view of one message (`transport.Feed`)."""
+
+    ahead = False
+
+    def __init__(self, delivery: Delivery) -> None:
+        self.delivery: Delivery | None = delivery
+        self.transcript: Lines = ()
+        self.failure: Outcome | None = None
+
+    def refuses_ahead(self, reply: Reply) -> None:
+        """Nothing is sent ahead."""
+
+    def take_now(self) -> Delivery | None:
+        delivery, self.delivery = self.delivery, None
+        return delivery
+
+    def ask(self, then: Callable[[Delivery | None], None]) -> None:
+        asyncio.get_running_loop().call_soon(then, self.take_now())
+
+    def leave(self) -> None:
+        """There is nothing to give to another session."""
+
+    def dot(self, delivery: Delivery, recipients: Sequence[Leased], then: Callable[[bool], None]) -> None:
+        then(True)
+
+    def done(self, delivery: Delivery) -> None:
+        """Its recipient has the outcome."""
+
+    def healthy(self, greeting: Lines = ()) -> None:
+        self.transcript = list(greeting)
+
+    def failed(self, outcome: Outcome, transcript: Lines = ()) -> None:
+        self.failure, self.transcript = outcome, list(transcript)
+
+
+async def _tried(relay: Relay, config: Config, delivery: Delivery) -> Outcome:
+    """One relay; tells the steps, the dialogue and the advice."""
+    _tell(f"relay {relay.url}" if relay.name == relay.url else f"relay {relay.name}: {relay.url}")
+    delivery.recipients[0].outcome = None
+    feed = _Feed(delivery)
+    session = asyncio.ensure_future(transports(config)(relay).session(feed))
+    seen = await _until_over(session, relay, config, feed)
+    outcome = delivery.recipients[0].outcome or feed.failure or _SILENCE
+    if outcome.fault and outcome.stage in ("banner", "tls") and seen is None and relay.host:
+        seen = await _look(relay, config)
+    _tell_steps(feed.transcript, outcome)
+    if feed.transcript or delivery.transcript:
+        _tell("the dialogue (milliseconds; C: this machine, S: the relay):")
+    for ms, direction, line in (*feed.transcript, *delivery.transcript):
+        for part in line.decode("utf-8", "replace").split("\n"):
+            _tell(f"{ms:>6} {direction}: {part}")
+    if outcome.kind != "delivered":
+        _tell(f"{delivery.recipients[0].address}: {_STANDS[outcome.kind]}. {advice(outcome, relay, seen)}")
+    return outcome
+
+
+async def _look(relay: Relay, config: Config, *, silent: bool = False) -> probe.Seen:
+    encrypted = silent or relay.tls == "implicit"
+    return await probe.look(relay.host, relay.port, config.hostname or "localhost", encrypted=encrypted)
+
+
+#: Of a session that was broken off, because the look at the address said enough.
+_SILENCE = Outcome(
+    "deferred",
+    "destination",
+    "banner",
+    Reply(0, f"no greeting within {SILENT:g} s: the server waits for the first word"),
+    fault=True,
+)
+_STANDS = {"refused": "refused", "deferred": "not taken", "unknown": "uncertain"}
+
+
+async def _until_over(
+    session: asyncio.Future[None], relay: Relay, config: Config, feed: _Feed
+) -> probe.Seen | None:
+    """Wait for the session; where nothing is heard for a while, look what is there, and break off if that
+    explains it.
+    """
+    seen = None
+    await asyncio.wait([session], timeout=SILENT)
+    if not session.done() and not feed.transcript and relay.host and relay.tls != "implicit":
+        _tell("no greeting yet; looking what is there")
+        seen = await _look(relay, config, silent=True)
+        if seen.speaks == "tls":
+            session.cancel()
+    await asyncio.wait([session])
+    if not session.cancelled():
+        session.result()
+    return seen
+
+
+# -- telling -------------------------------------------------------------------------------------------------
+
+
+def _tell(line: str) -> None:
+    print(plain_line(line), file=sys.stderr, flush=True)
+
+
+def _tell_steps(greeting: Lines, outcome: Outcome) -> None:
+    """What went well, and which step did not."""
+    for name, words in _steps(greeting):
+        _tell(f"  ok     {name:<9} {words}")
+    if outcome.kind == "delivered":
+        _tell(f"  ok     {'message':<9} {outcome.reply}")
+    else:
+        name = _NAMES.get(outcome.stage, outcome.stage)
+        _tell(f"  FAILED {name:<9} {outcome.reply}")
+
+
+_NAMES = {
+    "connect": "connect",
+    "banner": "greeting",
+    "ehlo": "EHLO",
+    "tls": "TLS",
+    "auth": "AUTH",
+    "mail": "MAIL FROM",
+    "rcpt": "RCPT TO",
+    "data": "DATA",
+    "dot": "message",
+}
+
+
+def _steps(greeting: Lines) -> list[tuple[str, str]]:
+    """The good steps of a transcript: (name, words)."""
+    found: list[tuple[str, str]] = []
+    asked = "greeting"
+    for _, direction, raw in greeting:
+        line = raw.decode("utf-8", "replace")
+        if line.startswith("(connected to "):
+            found.append(("connect", line.strip("()").removeprefix("connected ")))
+        elif line.startswith("("):
+            found.append(("TLS", line.strip("()")))
+        elif direction == "C":
+            asked = line.partition(" ")[0]
+            mechanism = line.split(" ")[1] if asked == "AUTH" else ""
+        elif line[:1] != "2":
+            continue
+        elif asked == "greeting":
+            found.append(("greeting", line))
+        elif asked in ("EHLO", "LHLO", "HELO"):
+            offers = [part[4:] for part in line.split("\n")[1:]]
+            found.append((asked, f"offers {', '.join(offers)}" if offers else "offers no extension"))
+        elif asked == "AUTH":
+            found.append(("AUTH", f"{mechanism}: {line}"))
+    return found
+
+
+def _tell_ahead(arguments: argparse.Namespace, config: Config) -> None:
+    """What the queue's engines have learned of this relay."""
+    if not is_there(config.store):
+        return
+    try:
+        with queue_of(arguments) as queue:
+            tell_ahead(queue)
+    except (ConfigError, NotStored) as problem:  # the test itself needs no store
+        _tell(f"outmail: what is known of this relay cannot be read: {problem}")
+
+
+def _verdict(outcome: Outcome, delivery: Delivery) -> int:
+    """The last words, and the exit status."""
+    address = delivery.recipients[0].address
+    if outcome.kind == "delivered":
+        found = _QUEUE_ID.search(outcome.reply.text)
+        name = next(filter(None, found.groups()), "").rstrip(".,;)") if found else ""
+        print(plain_line(f"{address}: accepted by the relay: {outcome.reply}"))
+        _tell(
+            "The relay has the message"
+            + (f"; its queue id there is {name}" if name else "")
+            + f". The Message-ID is {delivery.message_id}. It was never in the queue of this machine."
+        )
+        return 0
+    if outcome.kind == "unknown":
+        _tell("The relay may have the message, and may not. It was never in the queue of this machine.")
+        return EX_TEMPFAIL
+    _tell("The message is thrown away: it was never in the queue, and is not tried again.")
+    return EX_UNAVAILABLE if outcome.kind == "refused" else EX_TEMPFAIL
