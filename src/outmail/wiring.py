@@ -85,6 +85,14 @@ def store_path(url: str) -> tuple[str, str]:
     return path, "stdlib" if scheme.endswith("stdlib") else "apsw"
 
 
+def absolute(url: str) -> str:
+    """The same store from wherever it is opened, by the same library."""
+    if is_postgres(url):
+        return url
+    path, library = store_path(url)
+    return f"sqlite+{library}:{os.path.abspath(path)}"
+
+
 def open_source(url: str, library: str) -> Source:
     """An application's database (``[[outbox]]``). ``library`` opens SQLite files, unless the URL names
     one.
@@ -97,6 +105,17 @@ def open_source(url: str, library: str) -> Source:
         return PostgresSource(url)
     path, named = store_path(url)
     return SqliteSource(path, named if url.startswith("sqlite+") else library)
+
+
+def no_relay(name: str, routes: Routes) -> ConfigError:
+    """Nobody has configured a relay of this name."""
+    import difflib
+
+    near = difflib.get_close_matches(name, routes.relays, 1)
+    return ConfigError(
+        f"no relay is named {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""),
+        hint=f"configured are {', '.join(sorted(routes.relays))}; or give a URL such as smtp://localhost:25",
+    )
 
 
 def route_of(
@@ -113,10 +132,7 @@ def route_of(
     if relay in routes.relays:
         return relay, routes
     if ":" not in relay:
-        raise ConfigError(
-            f"no relay is named {relay!r}; known are {', '.join(routes.relays)}",
-            hint="or give a URL such as smtp://localhost:25",
-        )
+        raise no_relay(relay, routes)
     made = read(relay)
     return made.name, routes.with_relays([made])
 

@@ -29,9 +29,9 @@ ROOT = Path(__file__).parents[2]
 
 SEND = (
     "to subject text html cc bcc sender reply_to headers attachments inline key at expires priority tag "
-    "relay using"
+    "relay using wait"
 ).split()
-SUBMIT = "content sender recipients key at expires priority tag relay using".split()
+SUBMIT = "content sender recipients key at expires priority tag relay using wait".split()
 VERBS = (
     "status find content attempts cancel hold release retry requeue wait on events send submit send_many "
     "submit_many close"

@@ -13,8 +13,9 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from functools import partial
 from typing import Any
 
+from outmail.errors import ConfigError
 from outmail.model import Attempt, Event, Receipt, Status
-from outmail.outbox.outbox import Outbox, one_using
+from outmail.outbox.outbox import WAIT_WITH_USING, Outbox, one_using
 from outmail.system.threads import CallThread
 from outmail.transactional.insert import Rows, caller
 
@@ -26,14 +27,16 @@ class AsyncOutbox:
         self._box = Outbox(*args, **words)
         self._workers = CallThread("outbox", 4)
 
-    async def send(self, *args: Any, using: Any = None, **words: Any) -> Receipt:
-        return await self._with(using, partial(self._box.send, *args, **words))  # type: ignore[no-any-return]
+    async def send(self, *args: Any, using: Any = None, wait: float | None = None, **words: Any) -> Receipt:
+        return await self._with_patience(using, wait, partial(self._box.send, *args, **words))
 
     async def send_many(self, items: Iterable[dict[str, Any]]) -> list[Receipt]:
         return await self._many(items, self._box.send_many)
 
-    async def submit(self, content: Any, *, using: Any = None, **words: Any) -> Receipt:
-        return await self._with(using, partial(self._box.submit, content, **words))  # type: ignore[no-any-return]
+    async def submit(
+        self, content: Any, *, using: Any = None, wait: float | None = None, **words: Any
+    ) -> Receipt:
+        return await self._with_patience(using, wait, partial(self._box.submit, content, **words))
 
     async def submit_many(self, items: Iterable[dict[str, Any]]) -> list[Receipt]:
         return await self._many(items, self._box.submit_many)
@@ -43,6 +46,15 @@ class AsyncOutbox:
     ) -> list[Receipt]:
         found, using = one_using(items)
         return await self._with(using, lambda **words: call([{**item, **words} for item in found]))  # type: ignore[no-any-return]
+
+    async def _with_patience(self, using: Any, wait: float | None, call: Callable[..., Receipt]) -> Receipt:
+        """``wait`` is waited in the loop, on no thread."""
+        if using is not None and wait is not None:
+            raise ConfigError(WAIT_WITH_USING)
+        receipt: Receipt = await self._with(using, call)
+        if wait is not None:
+            await self.wait(receipt.id, wait)
+        return receipt
 
     async def _with(self, using: Any, call: Callable[..., Any]) -> Any:
         """The call on a thread; what it would write on the caller's connection is written here, where that

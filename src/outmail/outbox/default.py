@@ -30,8 +30,6 @@ class _Default:
 
 
 _default = _Default()
-#: A service that gave its last sign of life longer ago than this is no longer relied on.
-SERVICE_MS = 90_000
 
 
 def default_outbox() -> Outbox:
@@ -47,8 +45,7 @@ def default_outbox() -> Outbox:
 def with_engine_if_needed(config: Config, **words: Any) -> Outbox:
     """An Outbox that delivers by itself, unless a live service has published the route ``default``."""
     box = Outbox(config=config, deliver="never", **words)
-    seen = box.queue.service()
-    if not seen or box.clock.now() - seen["at"] > SERVICE_MS or "default" not in seen["routes"]:
+    if not box.queue.is_served("default"):
         box.deliver_here()
     return box
 

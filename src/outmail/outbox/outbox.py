@@ -2,10 +2,11 @@
 
 Promises: sending is a local durable write: no network in the calling thread; thread-safe; usable after a
 fork; with an engine in the program (``deliver``), whatever was accepted is delivered within the program's
-life or within ``exit_wait`` of its end, and what is left is told in one line on stderr with the command that
-sends it. What needs an event loop (the engine, `AsyncOutbox`) is loaded when it is first used.
+life or within ``exit_wait`` of its end; what is left is told in one line on stderr with the command that
+sends it, or handed to a process of its own (`detached`). What needs an event loop (the engine, `AsyncOutbox`)
+is loaded when it is first used.
 Fails: `Refused`, `NotStored`, `ConfigError`, `NotFound`; never because a relay is down.
-Does not: start anything after the program's exit has begun.
+Does not: start a thread after the program's exit has begun.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from outmail.policy.route import Relay, Routes, parse_relay
 from outmail.store import forks
 from outmail.system import failpoints, host
 from outmail.system.loading import loading
-from outmail.wiring import build_engine, open_source, route_of
+from outmail.wiring import absolute, build_engine, open_source, route_of
 
 if TYPE_CHECKING:
     from outmail.outbox.thread import EngineThread
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("outmail")
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
+WAIT_WITH_USING = "wait= with using=: nothing is sent before your transaction is committed"
 
 
 def local_sender(hostname: str = "") -> str:
@@ -60,7 +62,9 @@ class Outbox:
 
     ``store``: path or URL (default: the configuration's); ``relay``: a configured name or a URL, the route of
     what this Outbox sends; ``config``: a path or a `Config`; ``deliver``: "auto" (an engine in this program
-    when a relay was given), "thread" or "never"; ``exit_wait``: seconds to deliver at the end.
+    when a relay was given), "thread", "never", or "detached" (an engine in this program, and what it leaves
+    goes to a process of its own that works on for up to ten minutes); ``exit_wait``: seconds to deliver at
+    the end.
 
     ``store``, ``config``, ``routes``, ``door``, ``clock``, `take_over` and `deliver_here` are for the
     package, not for users.
@@ -72,18 +76,22 @@ class Outbox:
         *,
         relay: str | None = None,
         config: str | Config | None = None,
-        deliver: Literal["auto", "thread", "never"] = "auto",
+        deliver: Literal["auto", "thread", "never", "detached"] = "auto",
         exit_wait: float = 5.0,
         clock: Clock | None = None,
     ) -> None:
-        if deliver not in ("auto", "thread", "never"):
-            raise ConfigError(f"deliver={deliver!r}: it is 'auto', 'thread' or 'never'")
+        if deliver not in ("auto", "thread", "never", "detached"):
+            raise ConfigError(f"deliver={deliver!r}: it is 'auto', 'thread', 'never' or 'detached'")
         self.config = config if isinstance(config, Config) else load(config)
         self.clock = clock or Clock()
         self._exit_wait = exit_wait
         self._route, self.routes = route_of(relay, self.config)
-        self._threaded = deliver == "thread" or (deliver == "auto" and relay is not None)
-        self.store = opened(os.fspath(store) if store is not None else self.config.store)
+        self._detached = deliver == "detached"
+        self._threaded = deliver == "thread" or self._detached or (deliver == "auto" and relay is not None)
+        place = os.fspath(store) if store is not None else self.config.store
+        self.store = opened(place)
+        #: The program may go to another folder.
+        self._place = absolute(place)
         #: Reading and changing: what `status`, `find`, `hold` and the like do.
         self.queue = Queue(self.store, self.routes, self.clock, self._wake)
         self.door = Door(self.store, _terms(self.config, self.routes), self.clock, self._wake, failpoints.hit)
@@ -121,9 +129,11 @@ class Outbox:
         tag: str | None = None,
         relay: str | None = None,
         using: Any = None,
+        wait: float | None = None,
     ) -> Receipt:
         """Compose and store one message. With ``using``, a connection or session of yours, it is stored in
-        your transaction.
+        your transaction. With ``wait`` return when every recipient is final or held, or so many seconds
+        later; `status` says how they stand.
 
         Addresses are text, ``(name, address)`` or several of them; attachments a path or ``(name, bytes[,
         type])``; ``at`` (not before) and ``expires`` are aware datetimes, timedeltas or "2h"/"5d"; with
@@ -149,7 +159,9 @@ class Outbox:
             "tag": tag,
             "relay": relay,
         }
-        return self._accept([self._composed(words)], using)[0]
+        if using is not None and wait is not None:
+            raise ConfigError(WAIT_WITH_USING)
+        return self._awaited(self._accept([self._composed(words)], using)[0], wait)
 
     def send_many(self, items: Iterable[dict[str, Any]]) -> list[Receipt]:
         """Many messages in one transaction, all or none; `Refused.index` names the first bad one."""
@@ -170,6 +182,7 @@ class Outbox:
         relay: str | None = None,
         using: Any = None,
         dsn: Dsn | None = None,
+        wait: float | None = None,
     ) -> Receipt:
         """Store a complete message (bytes, a message of the email package, or a binary file) for an explicit
         envelope, bytes unchanged.
@@ -188,7 +201,9 @@ class Outbox:
             "relay": relay,
             "dsn": dsn,
         }
-        return self._accept([self._complete(words)], using)[0]
+        if using is not None and wait is not None:
+            raise ConfigError(WAIT_WITH_USING)
+        return self._awaited(self._accept([self._complete(words)], using)[0], wait)
 
     def submit_many(self, items: Iterable[dict[str, Any]]) -> list[Receipt]:
         """Many complete messages in one transaction, all or none."""
@@ -250,6 +265,11 @@ class Outbox:
         return [
             Receipt(message.id, message.message_id, as_datetime(now), durable=False) for message in messages
         ]
+
+    def _awaited(self, receipt: Receipt, seconds: float | None) -> Receipt:
+        if seconds is not None:
+            self.queue.wait(receipt.id, seconds)
+        return receipt
 
     # -- for reports (`reports.door.ReportDoor`) -------------------------------------------------------------
 
@@ -362,7 +382,8 @@ class Outbox:
                 self._takeover.stop()
             self._engine.drain(self._exit_wait)
             self._engine.end()
-            self._tell_rest()
+            if not self._detached or not self._detach():
+                self._tell_rest()
         self.store.close()
 
     def __enter__(self) -> Outbox:
@@ -419,6 +440,21 @@ class Outbox:
     def _wake(self) -> None:
         if self._engine is not None and self._pid == os.getpid():
             self._engine.engine.wake()
+
+    def _detach(self) -> bool:
+        """Leave the rest to a process of its own, where there is a rest and no service that sends it. False
+        when that did not work.
+        """
+        left = [route for route in self.queue.next_due() if self.routes.resolve(route)]
+        if all(map(self.queue.is_served, left)):
+            return True
+        with loading:
+            from outmail.outbox.detached import hand_over
+
+        problem = hand_over(self._place, self.store.spool, self.config, self.routes)
+        if problem:
+            print(f"outmail: mail cannot be sent after the program's end: {problem}", file=sys.stderr)
+        return not problem
 
     def _tell_rest(self) -> None:
         """One line on stderr about what could not be delivered in this program's life."""

@@ -32,6 +32,8 @@ from outmail.wiring import open_store
 R = TypeVar("R")
 #: What a recipient waits for whose route the engines of this configuration do not know.
 UNKNOWN_ROUTE = "route unknown here"
+#: A service that gave its last sign of life longer ago than this is no longer relied on.
+SERVICE_MS = 90_000
 
 
 class EngineSeen(NamedTuple):
@@ -171,6 +173,15 @@ class Queue:
     def service(self) -> dict[str, Any] | None:
         """The last sign of life of a service (``at`` in ms, ``routes`` it serves), or None."""
         return self._note("engine", "service")
+
+    def is_served(self, route: str) -> bool:
+        """True when a service that lives has said that it serves a relay of this route."""
+        seen = self.service()
+        return (
+            seen is not None
+            and self.clock.now() - seen["at"] <= SERVICE_MS
+            and any(name in seen["routes"] for name in route.split(","))
+        )
 
     def paused_hops(self) -> dict[str, dict[str, Any]]:
         """Next hops that get nothing for a while: ``since`` (ms) and ``trouble`` of each."""
