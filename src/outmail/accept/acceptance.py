@@ -1,10 +1,10 @@
-"""The one door: whatever comes in, by whichever intake, is checked, completed and stored here.
+"""The only door: mail from every intake is checked, completed and stored here.
 
-Promises: "accepted" is said only after the commit; whatever is refused is refused before anything is stored,
-with a code and a sentence; the bytes are normalised once (`mime.splice`) and only Date and Message-ID are
-prepended, where missing; Date and Message-ID are given once, so every retry carries the same ones.
-Fails: `Refused` for the message, `NotStored` for the store. Does not: compose (`mime.compose`), deliver, or
-read files.
+Promises: "accepted" is said only after the commit. A message that is refused is refused before anything is
+stored, with a code and a sentence. The bytes are normalised once (`mime.splice`). Only Date and Message-ID
+are prepended, where they are missing, and only once, so every attempt sends the same ones.
+Fails: `Refused` for the message, `NotStored` for the store. Does not: compose messages (`mime.compose`),
+deliver, or read files.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ from outmail.store.verbs.rows import LONG, PIECE
 
 log = logging.getLogger("outmail")
 
-#: How often a long content is written when its pieces vanish before their message comes.
+#: How often a long content is written, when its pieces vanish before its message is stored.
 TRIES = 3
 _waiting = attrgetter("waiting")
-#: A condition that is part of the transaction.
+#: A condition that is checked inside the transaction.
 When = Callable[[], Verb[bool]]
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What acceptance is bound to: limits, routes, safety."""
+    """What acceptance is bound by: limits, routes, safety."""
 
     routes: Routes
     message_size: int = 50_000_000
@@ -69,8 +69,8 @@ class Terms:
 
 @dataclass(slots=True)
 class Draft:
-    """A complete message on its way in. ``route`` forces a route's name; ``due`` and ``expires_at`` are
-    instants.
+    """A complete message that is to be accepted. ``route`` forces a route, by its name. ``due`` and
+    ``expires_at`` are instants.
     """
 
     content: bytes
@@ -84,20 +84,22 @@ class Draft:
     route: str | None = None
     dsn: Dsn | None = None
     id: str | None = None
-    #: The line ends are known to be CRLF, the last one included, and there is no NUL: the SMTP dialogue has
-    #: looked.
+    #: True when the SMTP dialogue has checked the content: all line ends are CRLF, also the last one, and
+    #: there is no NUL.
     normal: bool = False
-    #: Fields that go in front of everything else (Received).
+    #: Header fields to put in front of all others (Received).
     trace: bytes = b""
-    #: What is known of the header block: whoever composed it need not have it read back.
+    #: What is known of the header. The composer of a message knows it, and it need not be read again.
     head: splice.Head | None = None
-    #: Recipients that were suppressed before, with the reason.
+    #: Recipients that are suppressed already, with the reason.
     suppressed: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class Door:
-    """Acceptance into one store. ``wake`` is called after each commit; ``fail`` is the failpoint hook."""
+    """Acceptance into one store. ``wake`` is called after each commit; ``fail`` is called at each
+    failpoint.
+    """
 
     store: Store
     terms: Terms
@@ -112,10 +114,10 @@ class Door:
     def accept(
         self, drafts: Iterable[Draft], *, supersede: str | None = None, when: When | None = None
     ) -> list[Receipt]:
-        """Store all or none. `Refused.index` names the bad one.
+        """Store all drafts or none. `Refused.index` names the bad one.
 
-        In the same transaction: ``when`` is asked first, and where it says False nothing is stored and the
-        answer is empty; what still waits of the message ``supersede`` is cancelled.
+        In the same transaction ``when`` is asked first: if it says False, nothing is stored and the answer is
+        empty. What still waits of the message ``supersede`` is cancelled.
         """
         messages = self.completed(drafts)
         if not messages and when is None:
@@ -123,7 +125,7 @@ class Door:
         return self.keep(messages, supersede, when)
 
     def completed(self, drafts: Iterable[Draft]) -> list[Message]:
-        """`complete` for several; `Refused.index` names the bad one."""
+        """`complete` for several drafts; `Refused.index` names the bad one."""
         messages = []
         for index, draft in enumerate(drafts):
             try:
@@ -134,7 +136,7 @@ class Door:
         return messages
 
     def complete(self, draft: Draft) -> Message:
-        """Check a draft and make it a message; raises `Refused`."""
+        """Check a draft and turn it into a message. Raises `Refused`."""
         now = self.clock.now()
         terms = self.terms
         try:
@@ -204,8 +206,8 @@ class Door:
         *,
         again: bool = False,
     ) -> list[Receipt]:
-        """Commit; returns only when the messages are on disk. With ``again`` those that are known already are
-        left out.
+        """Commit. When this returns, the messages are on disk. With ``again`` messages that are known already
+        are skipped.
         """
         try:
             added = self._kept(messages, supersede, when, again)
@@ -219,8 +221,8 @@ class Door:
     def _kept(
         self, messages: Sequence[Message], supersede: str | None, when: When | None, again: bool
     ) -> Sequence[Any]:
-        """What `verbs.add` says, once all is on disk. Long contents go ahead of their messages; what is gone
-        when those come is written again.
+        """What `verbs.add` answers, when everything is on disk. Long contents are written before their
+        messages, and again when they have vanished until then.
         """
         for _ in range(TRIES):
             claims: dict[int, Upload] = {}
@@ -231,16 +233,17 @@ class Door:
                 ]
                 added = self._stored(messages, uploads, supersede, when, again)
                 for i, one in enumerate(added):
-                    if i in claims and not one[3]:  # those of a message that was there already are swept
+                    # the pieces of a duplicate are not needed: they are swept
+                    if i in claims and not one[3]:
                         claims[i].end()
                 return added
             except Missing as problem:
-                log.warning("a long message is written once more: %s", problem)
+                log.warning("a long message is written again: %s", problem)
             finally:
                 for claim in claims.values():
                     claim.abandon()
         raise NotStored(
-            "the message was not stored: its content, written in pieces, was removed each time",
+            "the message was not stored: each time its content was removed before the message was complete",
             hint="try again",
             code="store-missing",
         )
@@ -259,7 +262,7 @@ class Door:
         return batcher.keep(self._batch, messages, uploads, again)
 
     def _batch(self, messages: Sequence[Message], uploads: Uploads, again: bool) -> Sequence[Any]:
-        """One transaction of a batcher's."""
+        """One transaction of a batcher."""
         return self.store.run(self._add(messages, uploads, None, None, again=again, alone=True))
 
     def _add(
@@ -284,8 +287,8 @@ class Door:
         return result
 
     def unfit(self, refusal: Refused, draft: Draft) -> Message:
-        """What was promised to a caller who is gone by now, and cannot be sent: a record that failed, with
-        the reason.
+        """Make a failed message, with the reason, of an outbox row that cannot be sent: its caller is gone
+        and cannot be told otherwise.
         """
         now = self.clock.now()
         id = draft.id or new_id(now)
@@ -314,8 +317,8 @@ class Door:
         )
 
     def _upload(self, message: Message, i: int, claims: dict[int, Upload]) -> str:
-        """Write a long content piece by piece, so that nobody else waits long for the write lock. Returns the
-        pieces' name, claimed as ``i``.
+        """Write a long content in pieces, so that no other program waits long for the write lock. Returns the
+        name of the pieces; the claim on them is ``claims[i]``.
         """
         upload = os.urandom(12).hex()
         claims[i] = self.store.uploading(upload)
@@ -326,7 +329,7 @@ class Door:
         return upload
 
     def _recipients(self, draft: Draft, sender: str, content: bytes) -> tuple[tuple[Recipient, ...], bytes]:
-        """Parsed, without doubles, routed, and bound by ``[safety]``."""
+        """Parse the recipients, remove doubles, choose their routes, and apply ``[safety]``."""
         terms = self.terms
         unique: dict[tuple[str, str], str] = {}
         for text in draft.recipients:
@@ -357,7 +360,7 @@ class Door:
 
 
 def receipt(added: Any) -> Receipt:
-    """What `verbs.add` said of one message, for the caller."""
+    """The receipt for what `verbs.add` answered about one message."""
     id, message_id, at, duplicate, _ = added
     return Receipt(id, message_id, as_datetime(at), True, duplicate)
 
@@ -372,12 +375,12 @@ def _completed(content: bytes, head: splice.Head, message_id: str, now: int) -> 
 
 
 def _nameable(value: object) -> bool:
-    """True for what may be a key or a tag."""
+    """True for text that may be a key or a tag."""
     return isinstance(value, str) and 0 < len(value) <= 255 and valid_key(value)
 
 
 def _asks_well(dsn: Dsn) -> bool:
-    """These words go into commands of a dialogue."""
+    """True when the requests for notifications can be sent in SMTP commands."""
     asked = [(dsn.notify, ""), *dsn.each.values()]
     if not all(
         isinstance(text, str) for text in (dsn.ret, dsn.envid, *(text for pair in asked for text in pair))
@@ -416,7 +419,7 @@ _HINTS = {
 
 
 def not_stored(problem: StoreError, what: str = "the message was not stored") -> NotStored:
-    """The store's trouble as the caller's exception."""
+    """The store's error as the exception for the caller."""
     return NotStored(
         f"{what}: {problem}",
         hint=problem.hint or _HINTS.get(problem.kind, ""),

@@ -1,10 +1,11 @@
-"""The one door for an asyncio loop: acceptances of one turn share a commit with all else the loop writes.
+"""The door for an asyncio loop: messages that are accepted in one turn share a commit with everything else
+that the loop stores.
 
-Promises: `AsyncAcceptance.accept` returns at once; its callback hears of each message exactly once, after the
-commit; what has room at a next hop is leased in the same transaction and handed to the engine of the same
-loop, which need not read it back.
-Fails: `Refused` or `NotStored` as values. Does not: check messages (`acceptance`), or commit
-(`store.commit_loop`).
+Promises: `AsyncAcceptance.accept` returns at once. Its callback is called exactly once for each message,
+after the commit. A message whose next hop has room is leased in the same transaction and handed to the engine
+of the same loop, which need not read it from the store.
+Fails: `Refused` or `NotStored`, given to the callback as values. Does not: check messages (`acceptance`), or
+commit (`store.commit_loop`).
 """
 
 from __future__ import annotations
@@ -27,35 +28,39 @@ R = TypeVar("R")
 
 
 class HandOver(Protocol):
-    """An engine in the same loop: it may take messages in the moment they are accepted."""
+    """An engine in the same loop. It may take messages at the moment when they are accepted."""
 
     def offer(self, messages: Sequence[Message]) -> dict[str, tuple[int, int]]:
-        """(owner, lease) by id of those it takes; called right before the commit."""
+        """Called right before the commit. Returns (owner, lease) for each message that the engine takes, by
+        id.
+        """
 
     def taken(
         self, messages: Sequence[Message], leases: dict[str, tuple[int, int]], added: Sequence[Any] | None
     ) -> None:
-        """After the commit: what `verbs.add` said of all messages, or None when nothing was stored."""
+        """Called after the commit, with what `verbs.add` answered for all messages, or None when nothing was
+        stored.
+        """
 
 
-#: A lone acceptance waits this long for others to share its commit.
+#: Seconds that a single message waits for others to share its commit.
 GATHER = 0.001
 
 
 class AsyncAcceptance:
-    """The same door for an asyncio loop: acceptances of one turn share a commit, and what has room goes
+    """The door for an asyncio loop. Messages of one turn share a commit; messages whose next hop has room go
     straight to the engine.
 
-    `accept` returns at once; ``then`` gets the message's id, or a `Refused` or `NotStored` as a value, after
-    the commit.
+    `accept` returns at once. After the commit ``then`` gets the message's id, or a `Refused` or `NotStored`
+    as a value.
     """
 
     def __init__(self, door: Door, commits: Committer, engine: HandOver | None = None) -> None:
         self.door = door
         self.in_flight = 0
-        #: The listeners, which share one budget of memory.
+        #: The listeners. They share one limit of memory.
         self.listeners: list[Any] = []
-        #: When each acceptance without an answer began (monotonic), oldest first.
+        #: When each unanswered acceptance began (monotonic seconds), oldest first.
         self._unanswered: dict[int, float] = {}
         self._commits = commits
         self._engine = engine
@@ -64,7 +69,7 @@ class AsyncAcceptance:
         commits.contributor(self._contribute)
 
     def accept(self, draft: Draft, then: Callable[[str | Exception], None]) -> None:
-        """Check now, store with the others of this moment."""
+        """Check now; store together with the other messages of this turn."""
         try:
             message = self.door.complete(draft)
         except Refused as refusal:
@@ -72,7 +77,7 @@ class AsyncAcceptance:
             return
         self.in_flight += len(message.content)
         self._unanswered[id(message)] = self.door.clock.monotonic()
-        if len(message.content) > LONG:  # piece by piece, on the writer's thread
+        if len(message.content) > LONG:  # in pieces, on the writer's thread
             self._commits.call(
                 lambda: self.door.keep([message])[0].id, lambda answer: self._answer(message, then, answer)
             )
@@ -81,19 +86,19 @@ class AsyncAcceptance:
         self._commits.soon(GATHER if len(self._waiting) == 1 else 0.0)
 
     def longest(self) -> float:
-        """For how many seconds the oldest acceptance has been waiting for its commit; 0 when none is."""
+        """How many seconds the oldest unanswered acceptance has waited for its commit; 0 when there is
+        none.
+        """
         return (
             self.door.clock.monotonic() - next(iter(self._unanswered.values())) if self._unanswered else 0.0
         )
 
     def call(self, function: Callable[[], Any], then: Callable[[Any], None]) -> None:
-        """A blocking call on a thread of its own, for intakes that have one to make (a password to verify, a
-        mailbox to write).
-        """
+        """Run a blocking call on a thread: an intake wants to verify a password or write a mailbox, say."""
         self._helper.call(function, then)
 
     async def run(self, function: Callable[[], R]) -> R:
-        """The same, awaited."""
+        """`call`, awaited."""
         return await self._helper.run(function)
 
     def _contribute(self) -> None:

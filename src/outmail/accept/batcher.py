@@ -1,11 +1,11 @@
-"""Acceptances of several threads at one moment become one `add`: leader and followers, as in
-`store.commit_threads`, but one verb for all.
+"""Messages that several threads hand in at the same moment are stored by one `add`. This is leader and
+followers as in `store.commit_threads`, but with one verb for all threads.
 
-Promises: when the merged one fails, each is tried by itself, so that a bad one spoils only itself. A
-connection lost on the way (a store behind a network) makes one more try, which adds nothing that is there
-already: the caller hears yes for what was stored. Ctrl-C in the leading thread is that thread's: the others
-store theirs, and once.
-Fails: `StoreError`. Does not: check messages (`acceptance`), know the store, or know an asyncio loop (`aio`).
+Promises: when the common `add` fails, each thread's messages are tried alone, so that a bad message harms
+only its own caller. When the connection to the server is lost, the messages are offered once more; what was
+stored the first time is not stored again, and the caller gets its receipt. Ctrl-C in the leading thread
+concerns only that thread: the others store their messages, once.
+Fails: `StoreError`. Does not: check messages (`acceptance`), know the store, or know event loops (`aio`).
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from outmail.model import Message
 from outmail.store import StoreError, Uploads, forks
 from outmail.system.leader import Call, Leader
 
-#: Stores messages in one transaction and says what `verbs.add` says of each. The last argument, "again":
-#: those that are there already are left out.
+#: Stores messages in one transaction and returns what `verbs.add` answers. With the last argument ("again")
+#: messages that are known already are skipped.
 Add = Callable[[Sequence[Message], Uploads, bool], Sequence[Any]]
 
 
 class _Part(Call):
-    """One thread's messages, waiting to be stored. Its answer is what `verbs.add` says of them."""
+    """One thread's messages, waiting to be stored. The answer is what `verbs.add` answers for them."""
 
     __slots__ = ("add", "again", "messages", "unsure", "uploads")
 
     def __init__(self, add: Add, messages: Sequence[Message], uploads: Uploads, again: bool) -> None:
         self.add, self.again = add, again
         self.messages, self.uploads = messages, uploads or [None] * len(messages)
-        #: It may have been stored without our hearing so.
+        #: True when these messages may have been stored without our knowing.
         self.unsure = False
         self.done = False
 
     def stored(self, found: Sequence[Any]) -> None:
-        """Settle it with what `verbs.add` said. A message without a key that is there already was stored by
-        the try before: its caller is not told of a duplicate.
+        """Settle with the answer of `verbs.add`. A message without a key that existed already was stored by
+        our first try: its caller is not told of a duplicate.
         """
         mine = self.unsure and not self.again
         self.answer = [
@@ -47,8 +47,8 @@ class _Part(Call):
 
 
 class Batcher:
-    """One batch at a time; a door has one for each of its store's lanes. ``remote``: the store is behind a
-    network, and what a lost connection left in doubt is tried again.
+    """Stores one batch at a time. A door has one batcher for each connection of its store. ``remote``: the
+    store is behind a network, and what a lost connection left in doubt is offered again.
     """
 
     def __init__(self, *, remote: bool) -> None:
@@ -61,12 +61,12 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
-        """How many are at it or wait, about."""
+        """About how many threads are storing or waiting."""
         return self.leader.waiting
 
     def keep(self, add: Add, messages: Sequence[Message], uploads: Uploads, again: bool) -> Sequence[Any]:
-        """What `verbs.add` says of these messages, once they are on disk. The leading thread's ``add`` stores
-        those of all.
+        """What `verbs.add` answers for these messages, when they are on disk. The leading thread's ``add``
+        stores the messages of all threads.
         """
         part = _Part(add, messages, uploads, again)
         return self.leader.share(part, self._store)  # type: ignore[no-any-return]
@@ -77,20 +77,20 @@ class Batcher:
                 return
             for part in parts:
                 self._by_itself(mine.add, part)
-        except BaseException:  # Ctrl-C: the others store theirs, whether or not this had happened
+        except BaseException:  # Ctrl-C: the others store their messages, whether or not this commit happened
             for part in parts:
                 if part is not mine and not part.done:
                     part.unsure = True
             raise
 
     def _merged(self, add: Add, parts: Sequence[_Part]) -> bool:
-        """All in one transaction; False when each must be tried by itself."""
+        """Store all parts in one transaction. False when each part must be tried alone."""
         messages = [message for part in parts for message in part.messages]
         uploads = [upload for part in parts for upload in part.uploads]
         try:
             added = add(messages, uploads, any(part.again or part.unsure for part in parts))
         except StoreError as problem:
-            if problem.kind not in ("other", "conflict", "io"):  # a full disk is everybody's
+            if problem.kind not in ("other", "conflict", "io"):  # a full disk concerns everybody
                 for part in parts:
                     part.settle(problem)
                 return True
@@ -110,8 +110,8 @@ class Batcher:
                 part.stored(add(part.messages, part.uploads, part.again or part.unsure))
                 return
             except StoreError as problem:
-                # two that were in each other's way: one of them goes again; a lost connection: it may be
-                # there already
+                # a conflict of two transactions: one of them tries again. A lost connection: the messages may
+                # be stored already.
                 if last or problem.kind not in self._again_after:
                     part.settle(problem)
                     return

@@ -1,1 +1,1 @@
-"""The engine: leases what is due, hands it to sessions, and settles what became of it."""
+"""The engine: it leases due mail, gives it to sessions, and settles the outcomes."""

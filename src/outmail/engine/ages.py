@@ -1,11 +1,11 @@
-"""Ages of mail on one store: signs of the time, what is too old, and clocks that were set.
+"""The age of mail in one store: signs of the time, what is too old, and clocks that were set.
 
-The rules are in `policy.age`; this module reads the clocks, keeps the signs in the store's notes, and asks
-for what follows from them. `begin` and `sweep` write and run on the writer's thread; the rest runs in the
-loop.
-Promises: a clock that is set makes nothing older. What became too old while no engine ran gets one attempt
-before it fails, for one hour.
-Fails: `StoreError` out of `begin` and `sweep`; the next sweep goes on. Until the first sign is written,
+The rules are in `policy.age`. This module reads the clocks, keeps the signs in notes of the store, and asks
+for the verbs that follow from the rules. `begin` and `sweep` write, and run on the writer's thread; the rest
+runs in the loop.
+Promises: setting a clock makes no mail older. Mail that became too old while no engine ran gets one attempt
+before it fails, if that can be made within one hour.
+Fails: `StoreError` from `begin` and `sweep`; the next sweep tries again. Until the first sign is stored,
 nothing is too old.
 Does not: decide when a sweep is due (`maintenance`).
 """
@@ -24,7 +24,7 @@ from outmail.system.lockfile import clock_id
 
 log = logging.getLogger("outmail.engine")
 
-#: How long (ms) what became too old while no engine ran may wait for one attempt before it fails.
+#: How long (ms) mail that became too old while no engine ran may wait for its one attempt.
 GRACE = HOUR
 #: The clocks are read again when reading them took longer than this (seconds): the process may have been
 #: stopped between two lines.
@@ -34,21 +34,23 @@ KEPT = 90 * DAY
 
 
 class Ages:
-    """One engine's view of how old mail is. ``life``: the longest (ms) that mail usually waits."""
+    """One engine's view of the age of mail. ``life``: how long (ms) mail usually waits at most."""
 
     def __init__(self, store: Store, clock: Clock, life: int) -> None:
         self._store = store
         self._clock = clock
         self._life = life
-        #: The last two signs of the time, the older one first; None before there was one.
+        #: The last two signs, the older one first; None where there was none.
         self._before: Sign | None = None
         self._seen: Sign | None = None
-        #: The time in which no engine ran, from and to: what became too old in it gets one attempt.
+        #: From when to when no engine ran. Mail that became too old in this time gets one attempt.
         self._unattended = 0, 0
         self._spare_until = 0
 
     def begin(self) -> None:
-        """On the writer's thread: the first sign. Since the sign before it no engine ran."""
+        """Leave the first sign, on the writer's thread. Between the sign before and this one no engine
+        ran.
+        """
         last = self._sign()
         assert self._seen is not None
         self._before = last
@@ -56,11 +58,13 @@ class Ages:
         self._spare_until = self._seen.age + GRACE
 
     def now(self) -> Sign | None:
-        """The time, as carried on from the last sign; None before the first."""
+        """The present time, computed from the last sign; None before the first one."""
         return self._seen and self._seen.later(self._clock.elapsed())
 
     def too_old(self, delivery: Delivery, now: Sign | None) -> bool:
-        """One that is younger than its dates say gets the end of its true life."""
+        """True when the delivery is too old to be sent. A message that is younger than its dates say gets a
+        later expiry first.
+        """
         if now is None or delivery.expires_at > (time := now.time_of(delivery.seq)):
             return False
         number, ago = self._mark(now)
@@ -69,8 +73,8 @@ class Ages:
         return delivery.expires_at <= time
 
     def expiry(self, *, later: bool = False) -> Any:
-        """The verb that fails what is too old. With ``later``: of the messages that are dated by the clock as
-        it was set.
+        """The verb that fails what is too old. With ``later`` it is for messages that were accepted after the
+        clock was set and carry its new time.
         """
         now = self.now()
         if now is None:
@@ -81,11 +85,11 @@ class Ages:
         return self._store.verbs.expire(now.age, spared, self._mark(now))
 
     def sweep(self) -> None:
-        """On the writer's thread: mend the dates of what is younger than they say, fail what is too old, and
-        leave a sign.
+        """On the writer's thread: correct the dates of messages that are younger than they say, fail what is
+        too old, and leave a sign.
         """
         now = self.now()
-        if now is None:  # the store was in trouble when we began
+        if now is None:  # `begin` has failed because the store was in trouble
             self.begin()
             return
         verbs = self._store.verbs
@@ -99,7 +103,7 @@ class Ages:
         for later in (False, True) if now.at > now.age + JUMP else (False,):
             while self._store.run(self.expiry(later=later)) >= 2000:
                 pass
-        self._sign()  # afterwards: what came since the last one has been looked at by its mark
+        self._sign()  # last: what was accepted since the previous sign had to be checked with that one
 
     def _mark(self, now: Sign) -> Mark:
         return NO_MARK if self._before is None else mark_of(self._before, now)
@@ -107,7 +111,7 @@ class Ages:
     # -- signs -----------------------------------------------------------------------------------------------
 
     def _sign(self) -> Sign | None:
-        """Leave a sign of the time; returns the one before it."""
+        """Leave a sign of the time. Returns the sign before it."""
         verbs, name = self._store.verbs, clock_id()
         written = False
         while not written:
@@ -128,7 +132,7 @@ class Ages:
         return before
 
     def _elsewhere(self, name: str, at: int) -> Sign | None:
-        """The last sign of other boots and machines; what is old, or cannot be, is dropped."""
+        """The last sign of other boots and machines. Old and impossible signs are removed."""
         verbs = self._store.verbs
         signs = {
             key: Sign.of(note)
@@ -141,8 +145,8 @@ class Ages:
         return latest((sign for sign in signs.values() if sign is not None), at)
 
     def _times(self) -> tuple[int, int, float]:
-        """The machine's clock, the one that ages go by, and the machine's time since its start, in one
-        moment.
+        """Read at one moment: the machine's clock, the clock that ages go by, and the time since the
+        machine's start.
         """
         for _ in range(10):
             before = self._clock.elapsed()
@@ -156,7 +160,7 @@ class Ages:
     def _clock_was_set(self, by: int, own: bool, to: int) -> None:
         whose, way = "of this machine" if own else "of the store", "ahead" if by > 0 else "back"
         log.warning(
-            "the clock %s was set %s by %s, to %s: nothing that waits grows older by that",
+            "the clock %s was set %s by %s, to %s; waiting mail does not get older by that",
             whose,
             way,
             human_span(abs(by)),

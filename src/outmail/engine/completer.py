@@ -1,13 +1,14 @@
-"""What an engine has in hand, from the lease until its outcome is on record.
+"""Everything that an engine has in hand, from the lease until its outcome is stored.
 
-How: what sessions learn is gathered and written together: `contribute` is called right before each commit.
-Final dots go through here too, because both sides share one bound: a kill must leave few dots without a
-written outcome.
-Promises: a final dot is put on record before it is sent; no record, no dot. Final dots are withheld while
-`SETTLE_BATCH` outcomes are unwritten. Outcomes that the store does not take are kept and written when it is
-back. What others may have taken meanwhile is dropped, unless its final dot is out. A bug of ours gives mail
-back and is logged; it never fails a recipient.
-Fails: never by raising; it logs, and the engine waits a moment. Does not: lease, or know sessions beyond what
+How: outcomes are collected and stored together; `contribute` is called right before each commit. Final dots
+go through this module too, because the two have a common limit: when the engine is killed, there must be few
+sent dots whose outcome is not stored.
+Promises: a final dot is recorded before it is sent; without a record it is not sent. Final dots are withheld
+while `SETTLE_BATCH` outcomes are not stored. Outcomes that the store does not accept are kept, and stored
+when it works again. Deliveries that other engines may have taken over are dropped, unless their final dot is
+out. When our own code has a bug, mail goes back into the queue and the bug is logged; no recipient fails
+because of it.
+Fails: never by raising; it logs, and the engine pauses. Does not: lease, or know more of sessions than what
 they had in hand.
 """
 
@@ -33,11 +34,11 @@ from outmail.system.throttle import Throttle
 
 log = logging.getLogger("outmail.engine")
 
-#: So many outcomes are written at once, and final dots are withheld while so many are unwritten.
+#: How many outcomes are stored at once, and from how many unstored ones on final dots are withheld.
 SETTLE_BATCH = 200
-#: Seconds that outcomes and returned mail wait for others.
+#: Seconds that outcomes and returned mail wait for others to share a commit.
 SETTLE_DELAY = 0.01
-#: After so many seconds in a session without harm a suspect is not suspected if the engine dies.
+#: After so many seconds in a session a message is not suspected if the engine dies.
 HARMLESS = 1.0
 
 #: A final dot that waits for permission.
@@ -45,30 +46,30 @@ Dot = tuple[Delivery, Sequence[Leased], Callable[[bool], None]]
 
 
 class Completed(Protocol):
-    """What the completer asks of the engine."""
+    """What the completer needs of the engine."""
 
     @property
     def owner(self) -> Any:
         """The engine's registration (`Store.register`)."""
 
     def ours(self, delivery: Delivery) -> bool:
-        """False for what was leased before the engine began anew."""
+        """False for a delivery that was leased before the engine registered again."""
 
     def stir(self) -> None:
-        """Something may have become due; there is no hurry."""
+        """Something may have become due; look soon."""
 
     def look_again(self) -> None:
-        """Something may have become due."""
+        """Something may have become due; look now."""
 
     def on_record(self, *, again: bool) -> None:
-        """Outcomes are written. ``again``: some of their recipients are due at another time."""
+        """Outcomes are stored. ``again``: some of their recipients are due again later."""
 
     def failed(self, what: str, problem: BaseException) -> None:
-        """Log it, and leave the store alone for a moment."""
+        """Log the problem, and leave the store alone for a moment."""
 
 
 class Completer:
-    """One engine's. ``counts`` is kept by outcome, for people."""
+    """The completer of one engine. ``counts`` counts outcomes by kind, for people."""
 
     def __init__(
         self,
@@ -82,12 +83,12 @@ class Completer:
         seldom: Throttle,
         counts: dict[str, int],
     ) -> None:
-        #: Recipients and bytes of content in hand.
+        #: How many recipients and bytes of content are in hand.
         self.out = 0
         self.bytes = 0
-        #: The one delivery in hand that was lost by a dead engine before.
+        #: The one delivery in hand that is suspect: an engine died with it before.
         self.suspect: Delivery | None = None
-        #: Leases (owner, number) that may stand in the store without our knowing what they hold.
+        #: Leases (owner, number) that the store may have given without our getting the answer.
         self.lost: list[tuple[int, int]] = []
         self._engine = engine
         self._store = store
@@ -99,22 +100,22 @@ class Completer:
         self._seldom = seldom
         self._counts = counts
         self._dots: list[Dot] = []
-        #: Final dots wait until a settle batch is written.
+        #: True while final dots wait for a settle batch to be stored.
         self._withheld = False
         self._learned: list[Settled] = []
-        #: Deliveries whose outcome is known and not on record: learned, or in a commit under way.
+        #: How many deliveries have an outcome that is not stored yet, or is in a running commit.
         self._unsettled = 0
         self._returns: list[Delivery] = []
 
     @property
     def idle(self) -> bool:
-        """True when nothing waits to be written."""
+        """True when nothing waits to be stored."""
         return not (self._learned or self._returns)
 
     # -- in hand ---------------------------------------------------------------------------------------------
 
     def take_in(self, hop: NextHop, delivery: Delivery) -> None:
-        """It is in hand from now on, until `_release`."""
+        """This delivery is in hand from now on, until `_release`."""
         hop.out += len(delivery.recipients)
         self.out += len(delivery.recipients)
         self.bytes += len(delivery.content)
@@ -129,7 +130,7 @@ class Completer:
             self.suspect = None
 
     def begin(self, delivery: Delivery) -> None:
-        """A session is about to work on it: if we die of that, our record says so."""
+        """A session is about to work on it. We record that, so that it is a suspect if we die now."""
         self._engine.owner.begin(delivery)
         if self.suspect is delivery:
             self._loop.call_later(HARMLESS, self._no_harm, delivery)
@@ -139,8 +140,8 @@ class Completer:
             self._engine.owner.harmless(delivery)
 
     def drop(self, hops: Iterable[NextHop]) -> int:
-        """Others may have all of it: forget what is in hand, but for final dots that are out. Returns how
-        many recipients were in hand.
+        """Other engines may have taken over everything: forget what is in hand, except for deliveries whose
+        final dot is out. Returns how many recipients were in hand.
         """
         dropped = self.out
         for hop in hops:
@@ -152,9 +153,9 @@ class Completer:
     # -- dots ------------------------------------------------------------------------------------------------
 
     def dot(self, delivery: Delivery, recipients: Sequence[Leased], then: Callable[[bool], None]) -> None:
-        """Permission for a final dot: given at the end of this turn, when all of the turn are on record;
-        while a settle batch of outcomes is not written yet, once it is. So a kill leaves no more doubles than
-        that, and one for each session.
+        """Ask for permission to send a final dot. ``then`` is called at the end of this turn, when all dots
+        of the turn are recorded; or later, while a settle batch of outcomes is not stored. So a kill leaves
+        at most that many doubles, plus one for each session.
         """
         if not self._dots:
             self._loop.call_soon(self._record_dots)
@@ -163,7 +164,7 @@ class Completer:
     def _record_dots(self) -> None:
         self._withheld = self._unsettled >= SETTLE_BATCH
         if self._withheld:
-            return  # `_settled` comes back
+            return  # `_settled` calls this again
         dots, self._dots = self._dots, []
         ours = self._engine.ours
         try:
@@ -186,7 +187,7 @@ class Completer:
     # -- outcomes --------------------------------------------------------------------------------------------
 
     def finished(self, hop: NextHop, delivery: Delivery) -> None:
-        """A delivery's outcomes are known: decide, and write with the others of this moment."""
+        """All outcomes of a delivery are known. Decide, and store them together with others."""
         self._settings.fail("C4")
         if not self._engine.ours(delivery) and not any(r.dotted for r in delivery.recipients):
             self._release(hop, delivery)
@@ -195,7 +196,7 @@ class Completer:
         verdicts: list[tuple[Leased, Verdict]] = []
         failed = False
         expired: bool | None = None
-        chance = random.random()  # one for all: those who failed together come back together
+        chance = random.random()  # one for all: recipients that failed together are tried together again
         for recipient in delivery.recipients:
             outcome = recipient.outcome
             assert outcome is not None
@@ -229,19 +230,19 @@ class Completer:
         *,
         keep: bool,
     ) -> None:
-        """Write it with the others of this moment."""
+        """Keep the verdicts, to be stored together with others."""
         duration = int((self._loop.time() - delivery.started) * 1000) if delivery.started else 0
         self._learned.append(Settled(delivery, tuple(verdicts), now, duration, keep))
         self._unsettled += 1
         suspect = self.suspect is delivery
         if suspect:
-            self._engine.stir()  # it was alone: the next one waits for it
+            self._engine.stir()  # it was alone in hand; now the next suspect can be leased
         urgent = len(self._learned) == SETTLE_BATCH or suspect
         self._release(hop, delivery)
         self._commits.soon(0.0 if urgent else SETTLE_DELAY)
 
     def expired(self, hop: NextHop, delivery: Delivery) -> None:
-        """It was too old before a session had it: fail it without an attempt."""
+        """The delivery was too old before a session got it. Its recipients fail without an attempt."""
         outcome, decision = (
             Outcome("deferred", "recipient", "local", Reply(0, "too old")),
             Verdict("expired", reason="too old", charged=False),
@@ -252,8 +253,8 @@ class Completer:
         self._learn(hop, delivery, verdicts, self._clock.now(), keep=False)
 
     def safe(self, hop: NextHop, delivery: Delivery) -> bool:
-        """``[safety]`` once more: the rule may be stricter than when the mail was accepted. False when nobody
-        is left to send to; then it is finished.
+        """Apply ``[safety]`` once more, because the setting may have changed since the mail was accepted.
+        False when no recipient is left; the delivery is then finished.
         """
         outcome = Outcome("refused", "recipient", "local", Reply(0, "safety: not in only_to"))
         for recipient in delivery.recipients:
@@ -265,7 +266,7 @@ class Completer:
         return True
 
     def quarantine(self, delivery: Delivery) -> None:
-        """Its content is not what was accepted: hold it. It was not taken in."""
+        """The content is not what was accepted: hold the message. The delivery was not taken in."""
         self._counts["quarantined"] += len(delivery.recipients)
         reason = (
             "the content is missing"
@@ -289,7 +290,9 @@ class Completer:
     def hop_failed(
         self, hop: NextHop, outcome: Outcome, transcript: Sequence[tuple[int, str, bytes]] = ()
     ) -> None:
-        """A session could not be had: one delivery learns why, the others wait for the breaker."""
+        """No session could be established. One delivery gets this as its outcome; the others wait until the
+        next hop is tried again.
+        """
         if hop.queue:
             delivery = hop.queue.popleft()
             delivery.host = hop.relay.host or hop.relay.scheme
@@ -301,8 +304,8 @@ class Completer:
                 self.give_back(hop, hop.queue.popleft())
 
     def abandoned(self, feed: SessionFeed) -> None:
-        """A session has ended. What it still had in hand is uncertain where a dot is on record, else
-        untried.
+        """A session has ended. What it still had in hand becomes uncertain if its dot is recorded; otherwise
+        it goes back untried.
         """
         while feed.flying:
             delivery = feed.flying.pop()
@@ -316,20 +319,22 @@ class Completer:
             self.finished(feed.hop, delivery)
 
     def give_back(self, hop: NextHop, delivery: Delivery) -> None:
-        """Untried, back into the queue."""
+        """Put a delivery back into the queue, untried."""
         self._release(hop, delivery)
         if self._engine.ours(delivery):
             self.give_back_untaken(delivery)
 
     def give_back_untaken(self, delivery: Delivery) -> None:
-        """The same for what was leased and not taken in."""
+        """The same for a delivery that was leased and not taken in."""
         self._returns.append(delivery)
         self._commits.soon(SETTLE_DELAY)
 
     # -- writing ---------------------------------------------------------------------------------------------
 
     def contribute(self) -> None:
-        """Right before a commit: leases that nobody knows of, all that was learned, all that goes back."""
+        """Called right before a commit: add the verbs for lost leases, for outcomes, and for deliveries that
+        go back.
+        """
         lost, self.lost = self.lost, []
         for owner in {owner for owner, _ in lost}:
             leases = [lease for lease in lost if lease[0] == owner]
@@ -360,12 +365,12 @@ class Completer:
             self._learned = learned + self._learned
             self._engine.failed("outcomes", answer)
         elif isinstance(answer, BaseException) and len(learned) > 1:
-            for item in learned:  # one of them does it: each for itself
+            for item in learned:  # the whole batch failed: find out which one is at fault, each alone
                 self._ask_settle([item])
         elif isinstance(answer, BaseException):
             log.error(
-                "the outcome of %s cannot be written: a bug of outmail; it is taken back when this engine "
-                "ends",
+                "the outcome of %s cannot be stored because of a bug of outmail; it goes back into the queue "
+                "when this engine ends",
                 learned[0].delivery.id,
                 exc_info=answer,
             )
@@ -391,8 +396,8 @@ class Completer:
             self._engine.failed("returned mail", answer)
         elif isinstance(answer, BaseException):
             log.error(
-                "%d deliveries could not be returned: a bug of outmail; they are taken back when this engine "
-                "ends",
+                "%d deliveries could not be put back because of a bug of outmail; they go back into the "
+                "queue when this engine ends",
                 len(returns),
                 exc_info=answer,
             )
@@ -405,5 +410,5 @@ class Completer:
             self.lost += lost
             self._engine.failed("a lost lease", answer)
         elif answer:
-            log.info("%d recipients were leased without our knowing and are back in the queue", answer)
+            log.info("%d recipients of a lease whose answer was lost are back in the queue", answer)
             self._engine.stir()

@@ -1,17 +1,17 @@
-"""The engine: the only way out. Leases, lets transports attempt, settles.
+"""The engine is the only way out: it leases mail, lets transports deliver it, and settles the outcomes.
 
 Theory of operation
   One asyncio loop. Each next hop (`nexthop.NextHop`) has a queue of leased deliveries and a few sessions that
-  pull from it. What sessions learn goes to the completer (`completer.Completer`), which keeps what is in hand
-  and writes outcomes together; settles, returns and the next lease share one transaction
-  (`commit_loop.Committer`). Before final dots go out, those of a turn are put on record together
-  (`store.dots`); no record, no dot. `maintenance` does what is due from time to time, `handover` takes
-  messages from the door of the same loop. This module is the engine's life, and leasing. No transaction is
-  open while the network is used, and leasing never touches a destination without room.
-Promises: what was leased is settled, returned, or found by `reclaim`; what others may have taken meanwhile is
-dropped, and no dialogue and no final dot begins for it; SIGTERM (`stop`) lets dialogues in flight finish and
-returns the rest; the parts' own promises are in their modules.
-Fails: never by raising into the program; it logs and waits. Does not: accept, compose, or know SMTP.
+  take deliveries from it. What sessions find out goes to the completer (`completer.Completer`), which stores
+  outcomes together. Outcomes, returned mail and the next lease share one transaction
+  (`commit_loop.Committer`). Before final dots are sent, all dots of a turn are recorded by one write
+  (`store.dots`). `maintenance` does periodic work; `handover` takes messages from the door of the same loop.
+  This module is the engine's life, and leasing. No transaction is open while the network is used. Leasing
+  never reads a destination whose next hops have no room.
+Promises: everything that was leased is settled, put back, or found by `reclaim`. Deliveries that other
+engines may have taken over are dropped: no dialogue and no final dot begins for them. SIGTERM (`stop`) lets
+running dialogues finish and puts the rest back. The promises of the parts are in their modules.
+Fails: never by raising into the program; it logs and waits. Does not: accept or compose mail, or know SMTP.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ log = logging.getLogger("outmail.engine")
 
 #: The longest pause (seconds) between two looks at the queue.
 POLL = 0.1
-#: Seconds between two complaints about the same trouble.
+#: Seconds until the same trouble is logged again.
 AGAIN = 60.0
-#: How long `stop` lets dialogues in flight go on.
+#: Seconds that `stop` lets running dialogues go on.
 PATIENCE = 60.0
-#: How long a session that is broken off may take to end what it has begun.
+#: Seconds that a cancelled session gets to end what it has begun.
 ENDING = 5.0
-#: How long the end waits for a store that does not take the last outcomes.
+#: Seconds that the end waits for a store that does not accept the last outcomes.
 LAST_WORDS = 10.0
 
 
 class Engine:
-    """One engine on one store. `run` is its life; `stop` and `wake` may be called from any thread."""
+    """One engine on one store. `run` is its life. `stop` and `wake` may be called from any thread."""
 
     def __init__(
         self,
@@ -70,8 +70,7 @@ class Engine:
         self.settings = settings or EngineSettings()
         self.clock = clock or Clock()
         self.stopping = False
-        #: By what name the store knows it; "" before it was let in, and once it leaves. May be read from any
-        #: thread.
+        #: Its name in the store; "" before it is registered and when it leaves. May be read from any thread.
         self.name = ""
         self.idle = 60.0
         self.seldom = Throttle(log)
@@ -83,12 +82,12 @@ class Engine:
         self.completer: Completer = None  # type: ignore[assignment]
         self.handover: HandOver = None  # type: ignore[assignment]
         self._transport = transport
-        #: Next hops in use, by the relay's name.
+        #: The next hops in use, by the name of the relay.
         self.hops: dict[str, NextHop] = {}
         #: Our registration with the store.
         self.owner: Any = None
         self._number = 0
-        #: We are becoming another engine, because others may have taken what this one held.
+        #: True while this engine registers again, because others may have taken over what it held.
         self._anew = False
         self._reader: CallThread | None = None
         self._asking = False
@@ -96,9 +95,9 @@ class Engine:
         self._awake: asyncio.Event = None  # type: ignore[assignment]
         self._ready: asyncio.Event = None  # type: ignore[assignment]
         self._wakes, self._looked = 1, 0
-        #: A lease has taken something since the last time one found less than there was room for.
+        #: True when a lease has taken something, since the last one that found less than there was room for.
         self._stirred = False
-        #: When (ms) each destination with mail in the store has something to do.
+        #: For each destination with mail in the store: when (ms) something is due.
         self.due: dict[str, int] = {}
         self._held_until = 0.0
         #: The last trouble of the store that was logged, and when it may be logged again.
@@ -117,9 +116,9 @@ class Engine:
     # -- life ------------------------------------------------------------------------------------------------
 
     async def run(self, *, once: bool = False, first: Callable[[], object] | None = None) -> None:
-        """Work until `stop`; with ``once`` until everything that was due at the start had one attempt.
-        ``first`` is called, on a thread of its own, once the store has let the engine in and before it is
-        looked what is due.
+        """Work until `stop`; with ``once`` until everything that was due at the start has had one attempt.
+        ``first`` is called on a thread of its own, after the engine is registered and before it looks for due
+        mail.
         """
         self.loop = asyncio.get_running_loop()
         self._awake = asyncio.Event()
@@ -150,14 +149,14 @@ class Engine:
                 self._reader.close()
 
     def _assemble(self) -> None:
-        """The parts that need the loop."""
+        """Make the parts that need the loop."""
         words = self.store, self.commits, self.loop, self.clock, self.settings
         self.maintenance = Maintenance(self, *words)
         self.completer = Completer(self, *words, self.maintenance.ages, self.seldom, self.counts)
         self.handover = HandOver(self, self.completer, self.clock)
 
     async def _prelude(self, first: Callable[[], object]) -> None:
-        """Meanwhile signs of life are given."""
+        """Run ``first``; meanwhile the lease is renewed."""
         worker = CallThread("prelude")
         over = asyncio.ensure_future(worker.run(first))
         try:
@@ -179,13 +178,15 @@ class Engine:
                 pass
 
     def _look(self) -> None:
-        """One look at store and queue. A bug of ours delays mail and is loud; it does not end the engine."""
+        """One look at store and queue. A bug of ours delays mail and is logged; it does not end the
+        engine.
+        """
         try:
             self.maintenance.look()
             for hop in self.hops.values():
                 if hop.waiting:
                     hop.tidy()
-                # all may have ended while the lease did not stand
+                # all its sessions may have ended while the lease was in doubt
                 if hop.waiting or (hop.queue and not hop.feeds):
                     hop.serve()
             if self.hungry or self.store.changed():
@@ -194,11 +195,11 @@ class Engine:
         except StoreError as problem:
             self._complain(problem)
         except Exception:
-            log.exception("a bug of outmail; mail stays queued, the engine goes on")
+            log.exception("a bug of outmail; mail stays queued and the engine goes on")
             self.maintenance.postpone(5.0)
 
     def _ask_next(self) -> None:
-        """When each destination has something to do."""
+        """Ask the store when each destination has something due."""
         wakes = self._wakes
 
         def ask() -> dict[str, int]:
@@ -210,7 +211,7 @@ class Engine:
                 self.failed("a look at the queue", answer)
                 return
             self.due = answer
-            self._looked = wakes  # only now: `quiet` may be asked meanwhile
+            self._looked = wakes  # only here, because `quiet` may be asked during the call
             self.commits.flush()
             self._awake.set()
 
@@ -222,12 +223,12 @@ class Engine:
             self._reader.call(ask, told)
 
     async def ready(self) -> None:
-        """Until the store has let the engine in; then others may use its `commits`."""
+        """Wait until the engine is registered. From then on others may use its `commits`."""
         self._ready = self._ready or asyncio.Event()
         await self._ready.wait()
 
     def stop(self) -> None:
-        """Finish what is in flight, return the rest, end."""
+        """Finish what is being sent, put the rest back, end."""
         self.stopping = True
         self.wake()
 
@@ -242,23 +243,21 @@ class Engine:
             pass  # the loop is closed: the engine has ended
 
     def stir(self) -> None:
-        """Something may have become due; there is no hurry."""
+        """Something may have become due; look soon."""
         self._wakes += 1
 
     def look_again(self) -> None:
-        """`wake` for whoever is in the loop already."""
+        """`wake`, for callers inside the loop."""
         self._wakes += 1
         self._awake.set()
 
     @property
     def hungry(self) -> bool:
-        """True when something may be due that `due` does not know of."""
+        """True when something may be due that `due` does not show yet."""
         return self._wakes != self._looked
 
     def quiet(self) -> bool:
-        """True when there is nothing in hand and nothing that could be tried now. May be asked from any
-        thread.
-        """
+        """True when nothing is in hand and nothing could be tried now. May be asked from any thread."""
         if self.completer is None or self.hungry or self.completer.out or self._unwritten():
             return False
         now = self.clock.now()
@@ -281,29 +280,29 @@ class Engine:
             except StoreError as problem:
                 if not problem.passing:
                     raise
-                log.error("the store does not let the engine in: %s", problem)
+                log.error("the engine cannot register with the store: %s", problem)
                 await asyncio.sleep(1)
         return False
 
     def standing(self) -> bool:
-        """True while what we hold is certainly ours."""
+        """True while the leases are certainly ours."""
         return self.owner.stands()  # type: ignore[no-any-return]
 
     def ours(self, delivery: Delivery) -> bool:
-        """False for what was leased before we began anew."""
+        """False for a delivery that was leased before this engine registered again."""
         return delivery.owner == self.owner.id and not self.owner.lost
 
     def begin_anew(self) -> None:
-        """Our lease was lost: others have, or will have, what we held. It is dropped; a final dot that is out
-        is still listened to.
+        """Our lease was lost: other engines have taken over what we held, or will. Drop it; only the answers
+        to final dots that are out are still awaited.
         """
         if self._anew:
             return
         self._anew = True
         dropped = self.completer.drop(self.hops.values())
         log.warning(
-            "this engine lost its lease, because it was stopped or cut off from the store: %d recipients are "
-            "left to others, and it begins anew",
+            "this engine was stopped or cut off from the store and has lost its lease: it leaves %d "
+            "recipients to other engines and registers again",
             dropped,
         )
         self.commits.call(lambda: register(self.store, self.clock.now()), self._begun_anew)
@@ -337,7 +336,7 @@ class Engine:
                 self.completer.give_back(hop, delivery)
 
     async def _end_sessions(self) -> None:
-        """Let them finish; break off those that outlast our patience."""
+        """Let sessions finish; cancel those that take longer than `PATIENCE` seconds."""
         feeds = [feed for hop in self.hops.values() for feed in hop.feeds]
         tasks = [feed.task for feed in feeds if feed.task is not None]
         if tasks:
@@ -370,7 +369,7 @@ class Engine:
         return max(0.005, min([soonest, *(max(0.005, probe) for probe in probes)]))
 
     def _exhausted(self) -> bool:
-        """For one run: nothing in hand, and nothing due that could still be tried."""
+        """For ``once``: nothing is in hand, and nothing is due that could still be tried."""
         if self.completer.out or self._unwritten():
             return False
         return not self._room()
@@ -378,14 +377,14 @@ class Engine:
     # -- leasing ---------------------------------------------------------------------------------------------
 
     def _contribute(self) -> None:
-        """Right before a commit: what the completer has to write, and the next lease."""
+        """Called right before a commit: what the completer has to store, and the next lease."""
         if self.loop.time() < self._held_until:
             return
         self.completer.contribute()
         self._ask_lease()
 
     def _room(self) -> dict[str, int]:
-        """How many recipients of each destination may be leased now."""
+        """For each destination, how many recipients may be leased now."""
         before = self._once_before if self._once_before is not None else self.clock.now()
         free = WINDOW - self.completer.out
         room: dict[str, int] = {}
@@ -396,17 +395,18 @@ class Engine:
         for hop, names in shared.items():
             spare = min(hop.room(), free // len(shared))
             share = spare // len(names)
-            if share == 0:  # too little for all, such as a probe: they take turns
+            if share == 0:  # too few for all (one probe, say): the destinations take turns
                 turn = self._number % len(names)
                 room.update(dict.fromkeys([*names[turn:], *names[:turn]][:spare], 1))
                 continue
             if share > 2 * MAX_RECIPIENTS:
-                share -= share % MAX_RECIPIENTS  # whole transactions of messages with very many recipients
+                # messages with very many recipients fill whole transactions
+                share -= share % MAX_RECIPIENTS
             room.update(dict.fromkeys(names, share))
         return room
 
     def hop_for(self, destination: str) -> NextHop | None:
-        """The next hop a destination's mail takes now: the first of its relays that may be pressed."""
+        """The next hop for a destination's mail: the first of its relays that can take more now."""
         now = self.loop.time()
         for relay in self.routes.resolve(destination):
             hop = self.hops.get(relay.name)
@@ -423,7 +423,7 @@ class Engine:
             return
         self._leasing = True
         self._number += 1
-        # first, in the same transaction: what is too old by now is not sent any more
+        # in the same transaction and before the lease, so that mail which is too old now is not sent
         if self.loop.time() >= self.maintenance.expire_at:
             self.maintenance.expire()
         before = self._once_before if self._once_before is not None else self.clock.now()
@@ -456,11 +456,13 @@ class Engine:
         self._stirred = self._stirred or bool(answer)
         if self._stirred and any(found[name] < wanted for name, wanted in room.items()):
             self._stirred = False
-            self.look_again()  # nothing more is due there: when will it be?
+            self.look_again()  # nothing more is due there: ask when something will be
         self.distribute(answer)
 
     def distribute(self, deliveries: Sequence[Delivery], *, fresh: bool = False) -> None:
-        """Give leased deliveries to their next hops. ``fresh``: their content never left this process."""
+        """Give leased deliveries to their next hops. ``fresh``: their content comes from this process's
+        memory, not from the store.
+        """
         hops: dict[str, NextHop | None] = {}
         completer, ages = self.completer, self.maintenance.ages
         now = ages.now()
@@ -480,7 +482,7 @@ class Engine:
                 continue
             completer.take_in(hop, delivery)
             if ages.too_old(delivery, now) and delivery.life < self.settings.retry.expire:
-                completer.expired(hop, delivery)  # whoever sets an end of his own does not want it later
+                completer.expired(hop, delivery)  # the sender set this expiry: never sent late
             elif not self.settings.only_to or completer.safe(hop, delivery):
                 hop.push(delivery)
         if deliveries:
@@ -491,27 +493,29 @@ class Engine:
     # -- what its parts ask ----------------------------------------------------------------------------------
 
     def new_lease(self) -> tuple[int, int] | None:
-        """(owner, number) of a lease that was never given; None while the engine may take nothing."""
+        """(owner, number) for a lease that is not in the store yet; None while the engine may take
+        nothing.
+        """
         if self.stopping or self.owner is None or not self.standing():
             return None
         self._number += 1
         return self.owner.id, self._number
 
     def on_record(self, *, again: bool) -> None:
-        """Outcomes are written. ``again``: some of their recipients are due at another time."""
+        """Outcomes are stored. ``again``: some of their recipients are due again later."""
         self._wakes += again
         if self.hungry or self.due or self._once_before is not None:
             self._awake.set()
 
     def complain(self, what: str, problem: BaseException) -> None:
-        """Log it; the road goes on."""
+        """Log a problem; deliveries go on."""
         if isinstance(problem, StoreError):
             self._complain(problem)
         else:
-            log.error("%s failed by a bug of outmail", what, exc_info=problem)
+            log.error("%s failed because of a bug of outmail", what, exc_info=problem)
 
     def failed(self, what: str, problem: BaseException) -> None:
-        """The store did not take it: complain, and leave it alone for a moment."""
+        """The store did not accept something: log it, and leave the store alone for a moment."""
         self.complain(what, problem)
         self._held_until = self.loop.time() + (0.01 if self.stopping else 1.0)
         self.loop.call_later(1.01, self.wake)
@@ -524,5 +528,5 @@ class Engine:
             if self._told[0] != text or time >= self._told[1]:
                 self._told = text, time + AGAIN
                 log.error(
-                    "the store is in trouble (%s): %s; the engine waits and tries again", problem.kind, text
+                    "trouble with the store (%s): %s; the engine waits and tries again", problem.kind, text
                 )

@@ -1,11 +1,12 @@
-"""Hand-over: an engine takes messages from the door of its own loop in the moment they are accepted.
+"""Hand-over: an engine takes messages from the door of its own loop at the moment when they are accepted.
 
-How: `offer` is asked right before the commit that stores them; what it takes is leased in that transaction.
-`taken` is told after the commit and makes deliveries of what is in memory, so nothing is read back.
-Promises: nothing is taken past older mail that waits for the same destination, or beyond the room that its
-next hop and the engine have; what was not stored is not delivered.
-Fails: what was leased by a commit with an unknown end is given back like any lost lease.
-Does not: write anything (the door does), or choose sessions (`nexthop`).
+How: `offer` is called right before the commit that stores the messages; those that the engine takes are
+leased in that transaction. `taken` is called after the commit and makes deliveries of the messages in memory,
+so nothing is read from the store.
+Promises: no message overtakes older mail that waits for the same destination, and no more is taken than its
+next hop and the engine have room for. A message that was not stored is not delivered.
+Fails: when it is unknown whether the commit happened, the leases are put back like any lost lease.
+Does not: store anything (the door does), or choose sessions (`nexthop`).
 """
 
 from __future__ import annotations
@@ -20,24 +21,28 @@ from outmail.model import Delivery, Leased, Message
 
 
 class Leasing(Protocol):
-    """What hand-over asks of the engine."""
+    """What hand-over needs of the engine."""
 
     @property
     def due(self) -> Mapping[str, int]:
-        """When (ms) each destination with mail in the store has something to do."""
+        """For each destination with mail in the store: when (ms) something is due."""
 
     def new_lease(self) -> tuple[int, int] | None:
-        """(owner, number) of a lease that was never given; None while the engine may take nothing."""
+        """(owner, number) for a lease that is not in the store yet; None while the engine may take
+        nothing.
+        """
 
     def hop_for(self, destination: str) -> NextHop | None:
-        """The next hop that a destination's mail takes now; None while none has room."""
+        """The next hop for a destination's mail; None while none has room."""
 
     def distribute(self, deliveries: Sequence[Delivery], *, fresh: bool = False) -> None:
-        """Give leased deliveries to their next hops. ``fresh``: their content never left this process."""
+        """Give leased deliveries to their next hops. ``fresh``: their content comes from this process's
+        memory.
+        """
 
 
 class HandOver:
-    """One engine's; `accept.aio.HandOver` is how the door sees it."""
+    """The hand-over of one engine. The door sees it as `accept.aio.HandOver`."""
 
     def __init__(self, engine: Leasing, completer: Completer, clock: Clock) -> None:
         self._engine = engine
@@ -45,8 +50,8 @@ class HandOver:
         self._clock = clock
 
     def offer(self, messages: Sequence[Message]) -> dict[str, tuple[int, int]]:
-        """(owner, lease) by id of those that the engine takes: due now, without a key, routes with room,
-        nothing older waiting.
+        """Choose messages that the engine takes: due now, without a key, with room at their next hops, and
+        with no older mail waiting. Returns (owner, lease) for each, by id.
         """
         lease = self._engine.new_lease()
         if lease is None:
@@ -78,7 +83,7 @@ class HandOver:
         return taken
 
     def _spare(self, destination: str, now: int) -> int:
-        """How many recipients may be handed over for a destination; none while older mail waits in the
+        """How many recipients of a destination may be handed over; 0 while older mail for it waits in the
         store.
         """
         if self._engine.due.get(destination, now + 1) <= now:
@@ -91,8 +96,8 @@ class HandOver:
     def taken(
         self, messages: Sequence[Message], leases: dict[str, tuple[int, int]], added: Sequence[Any] | None
     ) -> None:
-        """They are on disk, leased by this engine: make deliveries of what is in memory. ``added``: what
-        `verbs.add` said of all messages, or None when the commit failed.
+        """The messages are on disk and leased by this engine: make deliveries of what is in memory.
+        ``added``: what `verbs.add` answered for all messages, or None when the commit failed.
         """
         if added is None:
             self._completer.lost.extend(set(leases.values()))
@@ -105,7 +110,7 @@ class HandOver:
 
 
 def made(message: Message, seq: int, lease: tuple[int, int]) -> list[Delivery]:
-    """A message in memory → its deliveries, as a lease would have read them."""
+    """The deliveries of a message in memory, as a lease would have read them."""
     groups: dict[str, list[Leased]] = {}
     for n, recipient in enumerate(message.recipients, 1):
         if not recipient.suppressed:

@@ -1,11 +1,11 @@
-"""What an engine does from time to time beside delivering: dead engines, old age, retention, notes.
+"""The periodic work of an engine: taking back the work of dead engines, old age, retention, notes.
 
-How: `look` is called with each turn of the engine and asks for what is due. The work itself runs on the
-writer's thread (`Committer.call`); its answer comes back in the loop.
-Promises: the work of dead engines is looked for every 2 s; ages, dates and the sign of life are seen to every
-30 s; only the eldest engine of a store removes finished mail, in turns of 0.1 s.
-Fails: what goes wrong is logged and tried again later; the road goes on meanwhile.
-Does not: know how old mail is (`ages`), or what is removed of it (`retention`).
+How: `look` is called in each turn of the engine and starts what is due. The work itself runs on the writer's
+thread (`Committer.call`); its answer comes back into the loop.
+Promises: every 2 s it looks for dead engines. Every 30 s it checks ages and dates and leaves a sign of life.
+Only the oldest engine of a store removes finished mail, 0.1 s at a time.
+Fails: problems are logged, and the work is tried again later; deliveries go on meanwhile.
+Does not: know how old mail is (`ages`), or what retention removes (`retention`).
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ from outmail.store.commit_loop import Committer
 
 log = logging.getLogger("outmail.engine")
 
-#: Seconds between two looks for the work of dead engines.
+#: Seconds between two looks for dead engines.
 RECLAIM = 2.0
-#: Seconds between two sweeps of ages and signs of life, and between two turns of retention that find nothing.
+#: Seconds between two sweeps (ages, sign of life), and until retention looks again after it found nothing.
 UPKEEP = 30.0
-#: Seconds until a sweep that failed is tried again.
+#: Seconds until a failed sweep is tried again.
 UPKEEP_AGAIN = 10.0
-#: Seconds between looks at what is too old to be sent, while something is.
+#: Seconds between two checks for mail that is too old, while mail is being sent.
 EXPIRE = 1.0
-#: Seconds that a turn of retention takes, and between two of them while there is more to look at.
+#: Seconds that a turn of retention takes; seconds between two turns while there is more to remove.
 TURN = 0.1
 RETAIN = 1.0
-#: After so many turns in a row retention is behind: from then on the pauses are a fifth as long.
+#: After so many turns in a row retention is behind, and the pauses between turns become a fifth.
 PATIENT_TURNS = 60
-#: Seconds within which a note is written.
+#: Seconds within which a note is stored.
 NOTE_DELAY = 0.01
 
 #: What a look for dead engines found: their work, the number of live engines, and the notes about next hops
-#: that take nothing sent ahead.
+#: that refuse pipelined envelopes.
 Reclaimed = tuple[list[dict[str, Any]], int, dict[str, Any]]
 
 
 class Maintained(Protocol):
-    """What maintenance asks of the engine."""
+    """What maintenance needs of the engine."""
 
     #: How many engines share the limits of next hops.
     engines: int
@@ -62,15 +62,15 @@ class Maintained(Protocol):
 
     @property
     def hops(self) -> Mapping[str, NextHop]:
-        """The next hops in use, by the relay's name."""
+        """The next hops in use, by the name of the relay."""
 
     @property
     def routes(self) -> Routes:
-        """The routes of this moment; a program may add some."""
+        """The routes at this moment; a program may add some."""
 
     @property
     def hungry(self) -> bool:
-        """True when something may be due that the engine does not know of."""
+        """True when something may be due that the engine does not know yet."""
 
     def look_again(self) -> None:
         """Something may have become due."""
@@ -79,14 +79,14 @@ class Maintained(Protocol):
         """The lease was lost: drop what is in hand and register again."""
 
     def complain(self, what: str, problem: BaseException) -> None:
-        """Log it; the road goes on."""
+        """Log a problem; deliveries go on."""
 
     def failed(self, what: str, problem: BaseException) -> None:
-        """Log it, and leave the store alone for a moment."""
+        """Log a problem, and leave the store alone for a moment."""
 
 
 class Maintenance:
-    """One engine's."""
+    """The maintenance of one engine."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class Maintenance:
         settings: EngineSettings,
     ) -> None:
         self.ages = Ages(store, clock, settings.retry.expire)
-        #: Loop time from which on `expire` is due again.
+        #: Loop time at which `expire` is due again.
         self.expire_at = 0.0
         self._engine = engine
         self._store = store
@@ -107,20 +107,20 @@ class Maintenance:
         self._clock = clock
         self._settings = settings
         self._retention = Retention(store, settings.retention) if settings.retention else None
-        #: Turns that it has had since it last was through.
+        #: How many turns retention has had since it was last finished.
         self._turns_of_retention = 0
         self._reclaim_at = 0.0
         self._upkeep_at = 0.0
         self._retain_at = 0.0
-        #: Next hops (by their URL) that take nothing sent ahead: what we have learned, and the notes of other
-        #: engines.
+        #: Next hops, by URL, that refuse an envelope which is sent before the answer to the final dot: what
+        #: this engine has learned, and the notes of other engines.
         self._refuse_ahead: dict[str, dict[str, Any]] = {}
 
     # -- when ------------------------------------------------------------------------------------------------
 
     async def begin(self) -> None:
-        """Before the engine looks what is due: ages are right, and a single run tries what dead engines
-        held.
+        """Before the engine looks for due mail: check the ages, and take back what dead engines held, so that
+        a single run tries it, too.
         """
         await self._first(self.ages.begin, self._ages_begun)
         await self._first(self._reclaim, self._reclaimed)
@@ -137,7 +137,7 @@ class Maintenance:
         await done
 
     def look(self) -> None:
-        """Ask for what is due."""
+        """Start what is due."""
         time = self._loop.time()
         if time >= self._reclaim_at:
             self._reclaim_at = time + RECLAIM
@@ -150,13 +150,13 @@ class Maintenance:
             self._commits.call(partial(self._retain, self._retention), self._retained)
 
     async def meanwhile(self, over: asyncio.Future[Any]) -> None:
-        """`look`, until something else is done."""
+        """Call `look` again and again, until ``over`` is done."""
         while not over.done():
             self.look()
             await asyncio.wait([over], timeout=RECLAIM)
 
     def postpone(self, seconds: float) -> None:
-        """Nothing is due for so long."""
+        """Start nothing for so many seconds."""
         self._reclaim_at = self._upkeep_at = self._retain_at = self._loop.time() + seconds
 
     # -- age -------------------------------------------------------------------------------------------------
@@ -166,7 +166,7 @@ class Maintenance:
             self._engine.complain("a look at the clock", answer)
 
     def expire(self) -> None:
-        """Ask for the end of what is too old by now, in the transaction of the next lease and before it."""
+        """Fail what is too old now: before the next lease, in the same transaction."""
         self.expire_at = self._loop.time() + EXPIRE
         self._commits.ask(self.ages.expiry(), self._expired)
 
@@ -199,7 +199,7 @@ class Maintenance:
             self._engine.look_again()
 
     def _share(self, engines: int) -> None:
-        """Limits of next hops are shared by so many engines."""
+        """Divide the limits of next hops by the number of engines."""
         if engines != self._engine.engines:
             self._engine.engines = engines
             for hop in self._engine.hops.values():
@@ -208,7 +208,7 @@ class Maintenance:
     # -- the sweep -------------------------------------------------------------------------------------------
 
     def _sweep(self) -> None:
-        """On the writer's thread: old age, clocks that jumped, notes that are over, the sign of life."""
+        """On the writer's thread: old age, clocks that jumped, notes that have ended, the sign of life."""
         self.ages.sweep()
         verbs, now = self._store.verbs, self._clock.now()
         self._store.run(verbs.clamp(now, self._settings.retry.longest))
@@ -238,7 +238,9 @@ class Maintenance:
         )
 
     def _retained(self, answer: Any) -> None:
-        """Another turn soon, sooner when there is much; once through, rest as long as it took."""
+        """Another turn soon, and sooner when there is much to do. When finished, rest as long as the work
+        took.
+        """
         if isinstance(answer, BaseException):
             self._engine.complain("retention", answer)
             return
@@ -253,7 +255,7 @@ class Maintenance:
     # -- notes about next hops -------------------------------------------------------------------------------
 
     def tell_hop(self, hop: NextHop, trouble: str | None) -> None:
-        """Publish a paused next hop, so that people see why mail waits."""
+        """Store that a next hop is paused and why, so that people see why mail waits."""
         verbs = self._store.verbs
         if trouble is None:
             self._note(verbs.note_drop("hop", hop.relay.name))
@@ -262,12 +264,12 @@ class Maintenance:
             self._note(verbs.note_put("hop", hop.relay.name, note))
 
     def may_send_ahead(self, relay: Relay) -> bool:
-        """False for a relay that is known to refuse what is sent ahead."""
+        """False for a relay that is known to refuse pipelined envelopes."""
         return may_send_ahead(self._refuse_ahead.get(relay.url), self._clock.now())
 
     def refuses_ahead(self, hop: NextHop, reply: Reply) -> None:
-        """This next hop takes nothing that is sent ahead: keep that in a note, so that later engines need not
-        learn it.
+        """This next hop refuses an envelope that is sent before the answer to the final dot. Keep that in a
+        note, so that later engines need not find out again.
         """
         if not hop.ahead:
             return
@@ -275,14 +277,15 @@ class Maintenance:
         note = ahead_note(reply, self._clock.now())
         self._refuse_ahead[hop.relay.url] = note
         log.warning(
-            "%s does not take commands that are sent ahead (%s): it gets one message after the other",
+            "%s refuses commands that are sent before its answer to the final dot (%s): it gets one "
+            "message after the other",
             hop.relay.name,
             reply,
         )
         self._note(self._store.verbs.note_put("ahead", hop.relay.url, note))
 
     def _read_ahead_notes(self, notes: Mapping[str, dict[str, Any]]) -> None:
-        """What other engines have learned counts here too."""
+        """Use what other engines have learned."""
         for url, note in notes.items():
             if url not in self._refuse_ahead or note["since"] > self._refuse_ahead[url]["since"]:
                 self._refuse_ahead[url] = note

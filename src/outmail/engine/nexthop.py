@@ -1,13 +1,13 @@
 """A next hop as the engine sees it: the deliveries that wait for it, the sessions that serve it, its pace.
 
-`NextHop` decides how many sessions run and how much may be leased for it; a `SessionFeed` is what one session
+`NextHop` decides how many sessions run and how much may be leased for it. A `SessionFeed` is what one session
 sees of the engine (`transport.Feed`).
-Promises: a delivery given to a session is in its hand (`SessionFeed.flying`) until it is done; when a session
-ends for whatever reason, what it still had in hand goes back or becomes uncertain (`Completing.abandoned`),
-and nothing else is touched. A next hop holds about a second's worth of mail, so a slow one does not fill the
-engine, and a killed engine had little in hand.
-Fails: a session that ends by a bug pauses its next hop and is logged.
-Does not: know SMTP, or write anything.
+Promises: a delivery that a session got is in `SessionFeed.flying` until it is done. When a session ends, for
+whatever reason, what it still had goes back or becomes uncertain (`Completing.abandoned`), and nothing else
+changes. A next hop holds about a second's worth of mail, so a slow one does not fill the engine, and a killed
+engine had little in hand.
+Fails: a session that ends because of a bug pauses its next hop and is logged.
+Does not: know SMTP, or store anything.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from outmail.transport import Transport
 
 log = logging.getLogger("outmail.engine")
 
-#: Recipients a hop may have leased: at first, and at most.
+#: How many recipients may be leased for a next hop: at first, and at most.
 ALLOWANCE = 100
 MOST = 1000
-#: Recipients and bytes of content in hand, over all next hops.
+#: How many recipients and bytes of content may be in hand, for all next hops together.
 WINDOW = 20_000
 WINDOW_BYTES = 64 * 1024 * 1024
-#: Recipients of one delivery.
+#: How many recipients one delivery has at most.
 MAX_RECIPIENTS = 100
 
 
 class Completing(Protocol):
-    """Who hears what sessions do and learn (`completer`)."""
+    """Who is told what sessions do and find out (`completer`)."""
 
     def begin(self, delivery: Delivery) -> None:
         """A session is about to work on it."""
 
     def dot(self, delivery: Delivery, recipients: Sequence[Leased], then: Callable[[bool], None]) -> None:
-        """A session asks for a final dot: True when it is on record and may be sent."""
+        """A session asks for a final dot. ``then`` gets True when it is recorded and may be sent."""
 
     def finished(self, hop: NextHop, delivery: Delivery) -> None:
         """Every recipient of the delivery has its outcome."""
@@ -54,21 +54,21 @@ class Completing(Protocol):
         """A session could not be had."""
 
     def abandoned(self, feed: SessionFeed) -> None:
-        """A session has ended; `SessionFeed.flying` is what it still had in hand."""
+        """A session has ended. `SessionFeed.flying` is what it still had in hand."""
 
 
 class Noting(Protocol):
     """Who keeps what is learned about next hops (`maintenance`)."""
 
     def tell_hop(self, hop: NextHop, trouble: str | None) -> None:
-        """It is paused for this reason; None when it is not paused any more."""
+        """It is paused for this reason; None when it is no longer paused."""
 
     def refuses_ahead(self, hop: NextHop, reply: Reply) -> None:
-        """It takes nothing that is sent ahead."""
+        """It refuses an envelope that is sent before its answer to the final dot."""
 
 
 class Host(Protocol):
-    """What a next hop asks of its engine."""
+    """What a next hop needs of its engine."""
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop: ...
@@ -84,7 +84,7 @@ class Host(Protocol):
 
     @property
     def stopping(self) -> bool:
-        """True when no session may begin anything any more."""
+        """True when no session may begin anything more."""
 
     @property
     def idle(self) -> float:
@@ -95,7 +95,7 @@ class Host(Protocol):
         """How many engines share the limits of next hops."""
 
     def standing(self) -> bool:
-        """True while what the engine holds is certainly its own."""
+        """True while the engine's leases are certainly its own."""
 
     def wake(self) -> None:
         """A session has ended: there may be room."""
@@ -112,11 +112,11 @@ class NextHop:
         self.queue: deque[Delivery] = deque()
         self.waiting: deque[SessionFeed] = deque()
         self.feeds: set[SessionFeed] = set()
-        #: Recipients leased and not yet settled or returned.
+        #: How many recipients are leased and not yet settled or put back.
         self.out = 0
-        #: Sessions that were told to end because other engines share the limit now.
+        #: How many sessions were told to end because more engines share the limit now.
         self.leaving = 0
-        #: False when the next hop refuses what is sent ahead.
+        #: False when the next hop refuses an envelope that is sent before its answer to the final dot.
         self.ahead = True
         self._allowance = ALLOWANCE
         self._filled = 0.0
@@ -125,7 +125,7 @@ class NextHop:
     # -- how much --------------------------------------------------------------------------------------------
 
     def room(self) -> int:
-        """How many recipients may be leased for this hop now; 1 for a probe."""
+        """How many recipients may be leased for this next hop now; 1 for a probe."""
         now = self.engine.loop.time()
         if not self.pace.has_room(now):
             return 0
@@ -148,8 +148,8 @@ class NextHop:
     # -- sessions --------------------------------------------------------------------------------------------
 
     def serve(self) -> None:
-        """Give to idle sessions, and open new ones as the pace allows. Sessions that were given one take the
-        next by themselves.
+        """Give deliveries to idle sessions, and open new sessions as the pace allows. A session that has got
+        one takes further ones by itself.
         """
         if self.engine.stopping or not self.engine.standing():
             return
@@ -170,26 +170,28 @@ class NextHop:
             wanted -= 1
 
     def tidy(self) -> None:
-        """Send sessions home that have had nothing to do for the engine's idle time."""
+        """End sessions that have had nothing to do for the engine's idle time."""
         before = self.engine.loop.time() - self.engine.idle
         for feed in list(self.waiting):
             feed.idle(before)
 
     def stop(self) -> list[Delivery]:
-        """Send idle sessions home; returns what waits and is not in a session's hand."""
+        """End idle sessions. Returns the waiting deliveries that no session has."""
         rest, self.queue = list(self.queue), deque()
         for feed in self.feeds:
             rest += feed.stop()
         return rest
 
     def held(self) -> Iterator[Delivery]:
-        """What waits and what is in the sessions' hands."""
+        """The waiting deliveries and those that sessions have."""
         yield from self.queue
         for feed in self.feeds:
             yield from feed.flying
 
     def drop(self) -> list[Delivery]:
-        """Others may have all of it: hang up where no final dot is out; returns what waited."""
+        """Other engines may have taken over everything: end sessions except where a final dot is out. Returns
+        the deliveries that waited.
+        """
         rest, self.queue = list(self.queue), deque()
         for feed in self.feeds:
             rest += feed.drop()
@@ -201,7 +203,7 @@ class NextHop:
         feed.leave()
         if not task.cancelled() and (problem := task.exception()) is not None:
             log.error(
-                "a session with %s broke off by a bug of outmail; its mail goes back to the queue",
+                "a session with %s ended because of a bug of outmail; its mail goes back into the queue",
                 self.relay.name,
                 exc_info=problem,
             )
@@ -220,8 +222,8 @@ class NextHop:
 
 
 class SessionFeed:
-    """What one session sees of the engine: a `transport.Feed`. ``flying`` is what it gave to the
-    session and is not done.
+    """What one session sees of the engine: a `transport.Feed`. ``flying``: the deliveries that it gave to the
+    session and that are not done.
     """
 
     def __init__(self, hop: NextHop) -> None:
@@ -239,7 +241,7 @@ class SessionFeed:
     # -- the feed -------------------------------------------------------------------------------------------
 
     def take_now(self) -> Delivery | None:
-        """Without waiting; a rate limit means waiting."""
+        """The next delivery, without waiting; None also when a rate limit says to wait."""
         hop = self.hop
         if (
             not hop.queue
@@ -266,7 +268,9 @@ class SessionFeed:
             loop.call_soon(self.hop.serve)
 
     def _too_many(self) -> bool:
-        """True for sessions beyond the limit, which other engines share since this one was opened."""
+        """True when this session is beyond the limit, because other engines share it since the session was
+        opened.
+        """
         hop = self.hop
         if not self.sent_home and len(hop.feeds) - hop.leaving > hop.pace.ceiling:
             self.sent_home = True
@@ -274,7 +278,7 @@ class SessionFeed:
         return self.sent_home
 
     def leave(self) -> None:
-        """The session takes its wish back; what was meant for it goes to another."""
+        """The session no longer asks; what was meant for it goes to another one."""
         self._then = None
         self._quiet()
         if self._late is not None:
@@ -332,9 +336,7 @@ class SessionFeed:
     # -- the next hop's side --------------------------------------------------------------------------------
 
     def give(self, delivery: Delivery) -> None:
-        """A delivery for a session that asked and was taken off the waiting; under a rate limit it may have
-        to wait for its turn.
-        """
+        """Give a delivery to a session that has asked. With a rate limit it may have to wait for its turn."""
         self.flying.add(delivery)
         pause = self.hop.pace.take(self._engine.loop.time()) if self.hop.pace.rate else 0.0
         if pause > 0:
@@ -344,7 +346,7 @@ class SessionFeed:
             self._tell(delivery)
 
     def stop(self) -> list[Delivery]:
-        """No more for this session; returns what it had not begun."""
+        """Give this session nothing more. Returns the deliveries that it had not begun."""
         unbegun = [] if self._late is None else [self._late]
         self._late = None
         self.flying.difference_update(unbegun)
@@ -353,8 +355,8 @@ class SessionFeed:
         return unbegun
 
     def drop(self) -> list[Delivery]:
-        """As `stop` for what is not begun; a session that waits for the answer to a final dot goes on, others
-        in a dialogue are ended.
+        """`stop`, and end the session if it is in a dialogue; but a session that waits for the answer to a
+        final dot goes on.
         """
         unbegun = [] if self._late is None else [self._late]
         self._late = None
@@ -371,7 +373,7 @@ class SessionFeed:
         return unbegun
 
     def idle(self, before: float) -> None:
-        """Send the session home if it has waited since before that moment."""
+        """End the session if it has waited since before that moment."""
         if self._since < before:
             self._quiet()
             self._tell(None)

@@ -1,6 +1,6 @@
-"""Becoming an engine: known to the store, unless the queue is being moved away.
+"""Registering an engine with its store, unless the queue is being moved to another store.
 
-Promises: an engine that was let in works on a queue that nobody is moving.
+Promises: nobody is moving the queue on which a registered engine works.
 Fails: `ConfigError` while the queue is being moved; `StoreError` of the store.
 Does not: try again (`engine`), or know what is leased.
 """
@@ -14,15 +14,15 @@ from outmail.store import Store
 
 
 def register(store: Store, now: int) -> Any:
-    """The new owner of leases (`Store.register`)."""
+    """A new owner of leases (`Store.register`)."""
     owner = store.register(now)
     _refuse_when_moving(store, owner)
     return owner
 
 
 def _refuse_when_moving(store: Store, owner: Any) -> None:
-    """After we are known: `ops.move` writes its note first and looks for engines then, so one of the two sees
-    the other.
+    """Called after the engine is registered. `ops.move` writes its note first and then looks for engines, so
+    one of the two always sees the other.
     """
     found = store.read(store.verbs.note_get("store", "moving"))
     if found:

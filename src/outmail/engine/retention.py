@@ -1,11 +1,10 @@
-"""Retention: what is removed of finished mail, when, and how much of the engine's time that may take.
+"""Retention: which parts of finished mail are removed, when, and how much time that may take.
 
-How: each kind (bodies, transcripts, records) has an age of its own and is removed page by page, oldest
-messages first, up to the first page that is too young. Where the next walk begins is noted in the store, so
-that nobody walks over what has nothing left to remove, whichever engine it was.
-Promises: a turn ends within about its time; what waits, or was final too recently, keeps everything. Fails:
-`StoreError`; the next turn goes on.
-Does not: decide when its turn is (`engine`).
+How: each kind (bodies, transcripts, records) has its own age. A walk removes page after page, the oldest
+messages first, until a page is too young. The store keeps a note of where the next walk begins, so that no
+engine walks again over messages of which nothing is left to remove.
+Promises: a turn ends after about its time. Mail that waits, or became final too recently, keeps everything.
+Fails: `StoreError`; the next turn goes on. Does not: decide when it is its turn (`maintenance`).
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from outmail.store.verbs.upkeep import KINDS
 
 @dataclass(slots=True)
 class _Walk:
-    """Where one kind's walk is; up to where everything is done, and whether that still reaches as far as the
-    walk.
+    """Where the walk for one kind is. ``done``: up to this number nothing is left to remove. ``whole``:
+    ``done`` has kept up with the walk so far.
     """
 
     at: int
@@ -30,7 +29,7 @@ class _Walk:
 
 
 class Retention:
-    """One store's. ``ages`` are ms since the last recipient was final, for each of `KINDS`."""
+    """The retention of one store. ``ages``: for each of `KINDS`, ms since the last recipient became final."""
 
     def __init__(self, store: Store, ages: Mapping[str, int]) -> None:
         self._store = store
@@ -40,7 +39,7 @@ class Retention:
         self._left: list[str] = []
 
     def turn(self, now: int, seconds: float) -> bool:
-        """Work for about so long; True when there is more to do at once."""
+        """Work for about ``seconds``. True when there is more to do at once."""
         until = time.monotonic() + seconds
         while (more := self._store.drop_history(now, self._records)) and time.monotonic() < until:
             pass
@@ -70,10 +69,10 @@ class Retention:
                 self._store.run(self._store.verbs.note_put("retention", kind, walk.done))
 
     def _page(self, kind: str, before: int) -> bool:
-        """False at the end of the walk."""
+        """Remove one page. False at the end of the walk."""
         walk = self._walks[kind]
         at, done, more = self._store.run(self._store.verbs.purge(kind, before, walk.at))
-        if walk.whole and kind != "records":  # records are gone, or have become removable meanwhile
+        if walk.whole and kind != "records":  # records are gone, or may have become removable meanwhile
             walk.done = done
         walk.whole = walk.whole and done == at
         walk.at = at

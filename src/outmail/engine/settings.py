@@ -1,4 +1,6 @@
-"""What an engine is told beside store and routes. Its parts share one such object; nobody changes it."""
+"""The settings of an engine, beside store and routes. Its parts share one such object, and nobody
+changes it.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,8 @@ from outmail.policy.retry import Retry
 
 @dataclass(slots=True)
 class EngineSettings:
-    """``observe`` is called with deliveries that were settled together; ``fail`` with the name of each crash
-    point that the engine passes (`system.failpoints`).
+    """``observe`` is called with deliveries that were settled together, ``fail`` with the name of each
+    failpoint that the engine passes (`system.failpoints`).
     """
 
     retry: Retry = field(default_factory=Retry)
@@ -23,7 +25,8 @@ class EngineSettings:
     retention: dict[str, int] | None = None
     observe: Callable[[Sequence[Settled]], None] | None = None
     fail: Callable[[str], None] = lambda point: None
-    #: The id of the one message that may be attempted; None means all.
+    #: The id of the only message that may be attempted; None means all.
     only: str | None = None
-    #: A service says so in the store: programs with the same routes then need no engine of their own.
+    #: True for a service. The store then says so, and programs with the same routes need no engine of their
+    #: own.
     service: bool = False
