@@ -29,6 +29,7 @@ from outmail.cli import child
 from outmail.cli.watch import parse
 from outmail.config import from_toml
 from outmail.outbox.outbox import Outbox
+from outmail.policy.progress import Estimate
 from outmail.reports import job_mails, job_signals, state, watch, watchdog
 from outmail.reports.jobs import Job
 
@@ -57,6 +58,7 @@ def main() -> None:
             if not options.only_text:
                 for mode in ("light", "dark"):
                     picture(page, HERE / f"{name}-{mode}.png", mode, Path(folder))
+                picture(page, HERE / f"{name}-375.png", "light", Path(folder), 375)
         job_signals.running.clear()
         box.close()
 
@@ -71,6 +73,7 @@ def samples(box: Outbox, folder: Path) -> dict[str, EmailMessage]:
     job = _job(box, done=0)
     job._say_start()
     newest("started")
+    _forget(job)
     job = _job(box, done=20_160)
     job.note("switched to the second proxy")
     job.table([("Source", "Pages", "Errors"), ("feeds", "18,204", "3"), ("sitemaps", "1,956", "0")], "Sources")
@@ -78,6 +81,7 @@ def samples(box: Outbox, folder: Path) -> dict[str, EmailMessage]:
     newest("progress")
     job._say(job_mails.stalled(job._run(), 1860), "stalled")
     newest("stalled")
+    _forget(job)
     job = _job(box, done=48_000)
     job.metric("new pages", 12)
     job.close()
@@ -125,12 +129,17 @@ def _job(box: Outbox, done: int) -> Job:
     job.start()
     job._began -= 8040
     job._began_at -= 8040
-    job._estimate.started -= 8040
-    job._estimate._at -= 8040
-    for i in range(1, 61):
-        job._estimate.sample(int(done * i / 60 * (0.8 + 0.2 * i / 60)), job._began + 134 * i)
+    job._estimate = Estimate(48_000, job._began)
+    for i in range(1, 805):
+        job._estimate.sample(int(done * i / 804 * (0.8 + 0.2 * i / 804)), job._began + 10 * i)
     job.done = done
     return job
+
+
+def _forget(job: Job) -> None:
+    """It does not go on beside the ones that follow."""
+    if job._life is not None:
+        job._life.end()
 
 
 def _program(path: str, source: str) -> dict[str, Any]:
@@ -177,16 +186,29 @@ def _part(mail: EmailMessage, kind: str) -> str:
     return str(part.get_content()).replace("\r\n", "\n")
 
 
-def picture(page: str, target: Path, mode: str, folder: Path) -> None:
+#: The narrowest window that chromium makes: a narrower page is shown in a frame.
+NARROW = 500
+
+
+def picture(page: str, target: Path, mode: str, folder: Path, width: int = 760) -> None:
     """A screenshot of the HTML part, cut to its height."""
     program = shutil.which("chromium") or shutil.which("chromium-browser") or sys.exit("chromium is needed for the pictures")
-    source = folder / "page.html"
-    source.write_text(page + "<script>document.title = document.querySelector('.page').offsetHeight</script>")
-    common = [program, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--blink-settings=preferredColorScheme={'01'[mode == 'light']}"]
-    seen = subprocess.run([*common, "--window-size=760,800", "--dump-dom", source.as_uri()], check=True, capture_output=True, timeout=120)
-    match = re.search(rb"<title>(\d+)</title>", seen.stdout)
-    height = int(match[1]) if match else 1200
-    subprocess.run([*common, f"--window-size=760,{height}", f"--screenshot={target}", source.as_uri()], check=True, capture_output=True, timeout=120)
+    source, window = folder / "page.html", folder / "window.html"
+    script = "<script>onload = () => document.title = [document.querySelector('.page').offsetHeight, document.documentElement.scrollWidth]</script>"
+    source.write_text(page.replace("</body>", f"{script}</body>"))
+    frame = "<body style='margin:0'><iframe src='page.html' style='border:0;width:{}px;height:{}px'></iframe><script>onload = () => document.title = frames[0].document.title</script>"
+    window.write_text(frame.format(width, 800))
+    common = [program, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--allow-file-access-from-files",
+              f"--blink-settings=preferredColorScheme={'01'[mode == 'light']}"]  # fmt: skip
+    seen = subprocess.run([*common, f"--window-size={max(width, NARROW)},800", "--dump-dom", window.as_uri()], check=True, capture_output=True, timeout=120)
+    match = re.search(rb"<title>(\d+),(\d+)</title>", seen.stdout)
+    if match is None:
+        sys.exit(f"{target.name}: chromium did not say how high the page is")
+    height, needed = int(match[1]), int(match[2])
+    if needed > width:
+        sys.exit(f"{target.name}: the page is {needed} px wide, which does not fit {width}")
+    window.write_text(frame.format(width, height))
+    subprocess.run([*common, f"--window-size={max(width, NARROW)},{height}", f"--screenshot={target}", window.as_uri()], check=True, capture_output=True, timeout=120)
 
 
 if __name__ == "__main__":

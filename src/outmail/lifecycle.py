@@ -56,6 +56,7 @@ ARROWS: dict[str, dict[State, tuple[State, ...]]] = {
     "release": {HELD: (QUEUED,), SENDING: (SENDING,)},
     "cancel": {QUEUED: (CANCELLED,), HELD: (CANCELLED,), SENDING: (SENDING,)},
     "reroute": {QUEUED: (QUEUED,), HELD: (HELD,), SENDING: (SENDING,)},
+    "superseded": {QUEUED: (CANCELLED,), HELD: (CANCELLED,), SENDING: (SENDING,)},
     "quarantine": {QUEUED: (HELD,), SENDING: (HELD,)},
     "requeue": {FAILED: (QUEUED,), CANCELLED: (QUEUED,)},
 }
@@ -65,6 +66,11 @@ SILENT: frozenset[str] = frozenset(("lease", "returned"))
 
 #: The third engine that dies while it works on a recipient is the last one.
 POISON_LOSSES = 3
+
+
+#: Why a recipient is CANCELLED.
+BY_OPERATOR = "cancelled by operator"
+REPLACED = "replaced by a newer one"
 
 
 class Illegal(Exception):
@@ -93,7 +99,8 @@ def _step(now: Standing, event: str, to: State, reason: str, **changes: object) 
 def _back(now: Standing, event: str, reason: str, **changes: object) -> Standing:
     """From SENDING back to waiting, honouring a wish."""
     if now.wish == "cancel":
-        return _step(now, event, CANCELLED, "cancelled by operator", wish=None, **changes)
+        why = REPLACED if now.reason == REPLACED else BY_OPERATOR
+        return _step(now, event, CANCELLED, why, wish=None, **changes)
     if now.wish == "hold":
         return _step(now, event, HELD, "operator", wish=None, **changes)
     return _step(now, event, QUEUED, reason, wish=None, **changes)
@@ -188,7 +195,16 @@ def cancel(now: Standing) -> Standing:
     """An operator ends it."""
     if now.state == SENDING:
         return _step(now, "cancel", SENDING, now.reason, wish="cancel")
-    return _step(now, "cancel", CANCELLED, "cancelled by operator")
+    return _step(now, "cancel", CANCELLED, BY_OPERATOR)
+
+
+def superseded(now: Standing) -> Standing:
+    """The sender has said something newer instead. During SENDING the reason stands beside the wish."""
+    if now.state == SENDING:
+        if now.wish == "cancel":
+            raise Illegal("superseded: it is to be cancelled")
+        return _step(now, "superseded", SENDING, REPLACED, wish="cancel")
+    return _step(now, "superseded", CANCELLED, REPLACED)
 
 
 def reroute(now: Standing, route: str) -> Standing:

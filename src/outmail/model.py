@@ -155,7 +155,7 @@ class Message:
     dsn: Dsn | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Receipt:
     """The caller's proof of acceptance.
 
@@ -168,6 +168,10 @@ class Receipt:
     accepted_at: datetime
     durable: bool = True
     duplicate: bool = False
+
+    def __repr__(self) -> str:
+        how = ("durable" if self.durable else "not durable yet") + (", duplicate" if self.duplicate else "")
+        return f"<Receipt {self.id}, accepted {self.accepted_at:%Y-%m-%d %H:%M:%SZ}, {how}>"
 
 
 @dataclass(slots=True, eq=False)
@@ -270,7 +274,7 @@ class RecipientStatus:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Status:
     """A message and where each of its recipients stands; ``status`` is derived, never stored."""
 
@@ -286,6 +290,11 @@ class Status:
     accepted_at: int
     expires_at: int
     recipients: tuple[RecipientStatus, ...]
+
+    def __repr__(self) -> str:
+        people = ", ".join(f"{r.address} {r.state}" for r in self.recipients[:3])
+        more = f", and {len(self.recipients) - 3} more" if len(self.recipients) > 3 else ""
+        return f"<Status {self.id} {self.status}: {self.subject[:60]!r} to {people}{more}>"
 
     @property
     def status(self) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from outmail import ConfigError, Outbox
 from outmail.reports import state, watchdog
 from outmail.reports.post import host, poster
 from outmail.testing import Sink
+from tests.waiting import until
 
 from .conftest import Mails, page, text
 
@@ -39,9 +42,10 @@ def test_a_job_in_mails(box: Outbox, mails: Mails) -> None:
     assert len({str(mail["subject"]) for mail in (start, half, end)}) == 1 and str(
         start["subject"]
     ).startswith(f"[{host()}] crawl 20")
-    assert text(start).startswith("crawl has started") and "50 of 100 done (50%)" in text(half)
+    assert text(start).startswith(f"STARTED: crawl on {host()}, 100 items to do.")
+    assert "50 %: 50 of 100" in text(half)
     assert (
-        text(end).startswith("crawl has finished after")
+        text(end).startswith("FINISHED: crawl took")
         and "all well" in text(end)
         and "Numbers" in text(end)
         and "loss" in text(end)
@@ -72,7 +76,7 @@ def test_a_failure_breaks_out_and_recovery_answers_it(box: Outbox, mails: Mails)
             pass
     alert, recovered = mails.wait(2)
     assert (
-        str(alert["subject"]).startswith(f"FAILED [{host()}] feed: ValueError: no such feed")
+        str(alert["subject"]).startswith("✗ feed failed: ValueError: no such feed")
         and alert["importance"] == "high"
     )
     assert (
@@ -80,9 +84,7 @@ def test_a_failure_breaks_out_and_recovery_answers_it(box: Outbox, mails: Mails)
         and "raise ValueError" in text(alert)
         and "geheim" not in text(alert) + page(alert) + str(alert["subject"])
     )
-    assert str(recovered["subject"]) == f"Re: {alert['subject']}"[:60].rstrip() or str(
-        recovered["subject"]
-    ).startswith("Re: FAILED")
+    assert str(recovered["subject"]) == f"✓ feed works again [{host()}]"
     assert recovered["in-reply-to"] == alert["message-id"] and text(recovered).startswith(
         "RECOVERED: feed works again"
     )
@@ -96,7 +98,7 @@ def test_after_n_failures_in_a_row(box: Outbox, mails: Mails) -> None:
     for _ in range(5):
         with pytest.raises(RuntimeError):
             flaky()
-    assert mails.subjects(1) == [f"FAILED [{host()}] flaky: RuntimeError: x, 3 in a row"]
+    assert mails.subjects(1) == [f"✗ flaky failed, 3 in a row: RuntimeError: x [{host()}]"]
 
 
 def test_the_program_is_never_harmed(make_box: MakeBox, capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,7 +164,7 @@ def test_waiting_milestones_are_replaced_and_the_last_word_is_sent(make_box: Mak
             job.wait()
         assert [s.status for s in box.find()].count("queued") == 1
     left = [s for s in box.find() if s.status == "queued"]
-    assert (len(left) == 1 and b"has finished" in box.content(left[0].id)) or len(left) == 1
+    assert (len(left) == 1 and b"FINISHED: long" in box.content(left[0].id)) or len(left) == 1
 
 
 def test_progress_mails_keep_their_distance(box: Outbox, mails: Mails) -> None:
@@ -171,7 +173,7 @@ def test_progress_mails_keep_their_distance(box: Outbox, mails: Mails) -> None:
             if job.done == 15:
                 mails.wait(1)
     first, last = mails.wait(2)
-    assert "10 of 1,000" in text(first) and "has finished" in text(last)
+    assert "10 of 1,000" in text(first) and "FINISHED" in text(last)
 
 
 def test_track_counts_and_breaks(box: Outbox, mails: Mails) -> None:
@@ -221,7 +223,7 @@ def test_stalled_and_start_by_time(box: Outbox, mails: Mails) -> None:
             time.sleep(0.05)
         job.wait()
     started, stalled = mails.wait(2)
-    assert "has started" in text(started) and "has not moved" in text(stalled)
+    assert "STARTED" in text(started) and "has not moved" in text(stalled)
 
 
 def test_log_lines_go_with_a_failure(box: Outbox, mails: Mails) -> None:
@@ -297,7 +299,8 @@ def test_signals_stop_a_job_with_a_word(
     process.communicate(timeout=30)
     assert process.returncode in (status, 130)
     (mail,) = mails.wait(1)
-    assert str(mail["subject"]).startswith(f"ABORTED [{host()}] long: {word}") and "3 done" in text(mail)
+    assert str(mail["subject"]).startswith(f"■ long stopped: {word}")
+    assert re.search(r"Done +3\b", text(mail))
 
 
 def test_an_exception_that_ends_the_program_is_told_by_track_too(
@@ -311,9 +314,8 @@ def test_an_exception_that_ends_the_program_is_told_by_track_too(
     process.communicate(timeout=30)
     assert process.returncode == 1
     (mail,) = mails.wait(1)
-    assert str(mail["subject"]).startswith(
-        f"FAILED [{host()}] loop: ValueError: at five"
-    ) and "at five" in text(mail)
+    assert str(mail["subject"]).startswith("✗ loop failed: ValueError: at five")
+    assert "at five" in text(mail)
 
 
 def test_a_killed_job_is_told_dead_by_the_next_run_once(sink: Sink, mails: Mails, tmp_path: Path) -> None:
@@ -331,7 +333,7 @@ def test_a_killed_job_is_told_dead_by_the_next_run_once(sink: Sink, mails: Mails
             tmp_path, sink, "with outmail.job('victim', outbox=box, finish=False) as job:\n    job.wait()"
         ).communicate(timeout=30)
     dead, recovered = mails.wait(2)
-    assert str(dead["subject"]).startswith(f"DEAD [{host()}] victim") and "ended without a word" in text(dead)
+    assert str(dead["subject"]).startswith("✗ victim died: process ") and "ended without a word" in text(dead)
     assert recovered["in-reply-to"] == dead["message-id"] and "RECOVERED" in text(recovered)
 
 
@@ -363,7 +365,7 @@ def test_templates_can_be_replaced(box: Outbox, mails: Mails, tmp_path: Path) ->
     with outmail.job("own", outbox=box, templates=str(tmp_path)):
         pass
     (mail,) = mails.wait(1)
-    assert text(mail).startswith("ours: own has finished") and "<table" in page(mail)
+    assert text(mail).startswith("ours: own took") and "<table" in page(mail)
 
 
 def test_a_job_through_a_relay_restart(make_box: MakeBox) -> None:
@@ -387,6 +389,124 @@ def test_a_job_through_a_relay_restart(make_box: MakeBox) -> None:
         len({str(mail["subject"]) for mail in mails}) == 1
         and len({str(mail["references"]) for mail in mails}) == 1
     )
-    assert (
-        "has started" in text(mails[0]) and "has finished" in text(mails[1]) and "40 of 40" in text(mails[1])
+    assert "STARTED" in text(mails[0]) and "FINISHED" in text(mails[1]) and "40 of 40" in text(mails[1])
+
+
+# -- without `with`, and in several processes ----------------------------------------------------------------
+
+
+def test_the_first_update_starts_a_job(box: Outbox, mails: Mails) -> None:
+    job = outmail.job("plain", total=2, outbox=box)
+    assert job.state == "new" and "'plain' new: 0 of 2" in repr(job)
+    job.update()
+    assert job.state == "running" and job.done == 1
+    job.update()
+    job.finish()
+    assert "2 of 2" in text(mails.wait(1)[0])
+    assert re.fullmatch(r"<Job 'plain' finished: 2 of 2 \(100 %\), .*run [0-9a-v]{26}>", repr(job))
+
+
+def test_threads_start_a_job_once(box: Outbox, mails: Mails) -> None:
+    job = outmail.job("together", outbox=box)
+    gate = threading.Barrier(8)
+
+    def work() -> None:
+        gate.wait(10)
+        job.update()
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    job.finish()
+    assert job.done == 8 and len(mails.wait(1)) == 1
+
+
+def _work(job: outmail.Job, n: int) -> int:
+    for _ in range(n):
+        job.update()
+    job.note("not told")
+    return os.getpid()
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_worker_processes_count_in_the_parent(box: Outbox, mails: Mails, method: str) -> None:
+    import concurrent.futures
+    import multiprocessing
+
+    with outmail.job("pool", total=60, outbox=box) as job:
+        context = multiprocessing.get_context(method)
+        with concurrent.futures.ProcessPoolExecutor(2, mp_context=context) as pool:
+            pids = [pool.submit(_work, job, 15) for _ in range(4)]
+            assert os.getpid() not in {future.result(30) for future in pids}
+        until(lambda: job.done == 60)
+    assert "60 of 60" in text(mails.wait(1)[0])
+    assert not [name for name in os.listdir(box.spool) if name.startswith("count.")]
+
+
+def test_a_fork_counts_in_the_parent_even_when_it_is_killed(box: Outbox, mails: Mails) -> None:
+    with outmail.job("forked", outbox=box) as job:
+        job.update(2)
+        pid = os.fork()
+        if not pid:
+            job.update(5)
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert job.done == 7 and re.search(r"Done +7\b", text(mails.wait(1)[0]))
+
+
+def test_a_job_that_is_not_started_says_so_to_workers(
+    box: Outbox, mails: Mails, capfd: pytest.CaptureFixture[str]
+) -> None:
+    job = outmail.job("early", outbox=box)
+    with pytest.raises(ConfigError, match="start it before"):
+        pickle.dumps(job)
+    pid = os.fork()
+    if not pid:
+        job.update()
+        os._exit(0 if job.state == "new" else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert "made in another process" in capfd.readouterr().err
+
+
+def test_a_pickled_job_is_itself_in_its_own_process(box: Outbox) -> None:
+    with outmail.job("self", outbox=box, finish=False) as job:
+        assert pickle.loads(pickle.dumps(job)) is job
+
+
+def test_two_runs_at_once_mention_each_other(box: Outbox, mails: Mails) -> None:
+    with outmail.job("twice", outbox=box, start=True, finish=False) as first:
+        mails.wait(1)
+        with outmail.job("twice", outbox=box, start=True) as second:
+            mails.wait(2)
+            first.milestone("half")
+            mails.wait(3)
+    assert first.state == second.state == "finished"
+    alone, *both = [text(mail) for mail in mails.wait(4)]
+    assert "At the same time" not in alone
+    assert all("twice is also run by process" in said for said in both)
+
+
+# -- what DEAD mails know ------------------------------------------------------------------------------------
+
+
+def test_a_killed_job_is_told_with_its_last_numbers(sink: Sink, mails: Mails, tmp_path: Path) -> None:
+    """What a mail had said, and what was done since, is not forgotten."""
+    body = (
+        "job = outmail.job('victim', total=1000, outbox=box, every=700, min_interval='').start()\n"
+        "job.update(700)\njob.wait()\nprint('told', flush=True)\njob.update(33)\n"
+        "import json; path = box.spool + '/run.' + job.id\n"
+        "while json.load(open(path))['done'] != 733: time.sleep(0.05)\n"
+        "print('noted', flush=True)\ntime.sleep(60)"
     )
+    process = run(tmp_path, sink, body)
+    assert process.stdout and [process.stdout.readline(), process.stdout.readline()] == [
+        b"told\n",
+        b"noted\n",
+    ]
+    process.kill()
+    process.communicate(timeout=30)
+    run(tmp_path, sink, "with outmail.job('victim', outbox=box, finish=False): pass").communicate(timeout=30)
+    told, dead, _ = mails.wait(3)
+    assert "700 of 1,000" in text(told) and "73 %: 733 of 1,000" in text(dead)

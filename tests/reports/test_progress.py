@@ -8,9 +8,12 @@ from hypothesis import strategies as st
 
 from outmail.policy.incident import Incident, Rule, failed, succeeded
 from outmail.policy.progress import (
+    LOOKS,
     UNKNOWN,
     Estimate,
     parse_every,
+    percent,
+    rate_in_words,
     remaining_in_words,
     span_in_words,
     sparkline,
@@ -108,7 +111,18 @@ def test_words() -> None:
         "2 h",
         "2 days 7 h",
     ]
-    assert [took(s) for s in (0.42, 42, 125)] == ["0.4 s", "42 s", "2 min"]
+    assert [took(s) for s in (0.01, 0.42, 9.97, 42, 59.7, 100, 120, 599.6, 601, 8040)] == [
+        "under 0.1 s",
+        "0.4 s",
+        "10 s",
+        "42 s",
+        "1 min",
+        "1 min 40 s",
+        "2 min",
+        "10 min",
+        "10 min",
+        "2 h 14 min",
+    ]
     assert (
         sparkline([0, 1, 2, 4]) == "▁▂▄█"
         and len(sparkline(range(1000), 40)) == 40
@@ -155,3 +169,47 @@ def test_muting_silences_and_does_not_forget() -> None:
     assert word == "alert" and standing.failures == 2
     with pytest.raises(ValueError):
         Rule(0)
+
+
+def looks(rate: float, seconds: int, total: int | None = None) -> Estimate:
+    """A run at a constant rate, looked at once a second, and once more right after."""
+    estimate = Estimate(total, 0.0)
+    for second in range(1, seconds + 1):
+        estimate.sample(int(rate * second), second + 0.003 * (second % 3))
+    estimate.sample(int(rate * seconds) + 1, seconds + 0.02)
+    return estimate
+
+
+@pytest.mark.parametrize(("rate", "seconds"), [(10, 6), (10, 600), (0.5, 3000), (1000, 12), (7, 86_400)])
+def test_a_constant_rate_is_told_as_it_is(rate: float, seconds: int) -> None:
+    """Also by the last look, which may come a moment after the one before."""
+    estimate, done, now = looks(rate, seconds), int(rate * seconds) + 1, seconds + 0.02
+    told = [estimate.recent(done, now), estimate.mean(done, now), *estimate.course(done, now)]
+    assert all(one == pytest.approx(rate, rel=0.12) for one in told), told
+    assert len(estimate._at) <= LOOKS, "memory stays flat"
+
+
+def test_a_change_of_the_rate_is_seen() -> None:
+    estimate = Estimate(None, 0.0)
+    for second in range(1, 601):
+        estimate.sample(second * 10 if second <= 300 else 3000 + (second - 300), second)
+    course = estimate.course(3300, 600.0)
+    assert course[0] == pytest.approx(10, rel=0.1) and course[-1] == pytest.approx(1, rel=0.3)
+    assert estimate.recent(3300, 600.0) == pytest.approx(1, rel=0.05)
+
+
+def test_too_little_makes_no_rate() -> None:
+    short = looks(10, 1)
+    assert short.course(10, 1.0) == [] and short.recent(10, 1.0) == 0.0
+    assert rate_in_words(0.0) == "" and rate_in_words(float("inf")) == ""
+    assert [rate_in_words(r) for r in (1234, 12.34, 0.5, 0.001)] == [
+        "1,234/s",
+        "12.3/s",
+        "30.0 a minute",
+        "3.6 an hour",
+    ]
+
+
+def test_all_of_it_is_said_when_it_is_reached() -> None:
+    assert [percent(n, 1000) for n in (0, 9, 10, 999, 1000, 1001)] == [0, 0, 1, 99, 100, 100]
+    assert percent(float("nan"), 10) is None and percent(5, None) is None and percent(5, 0) is None

@@ -61,12 +61,13 @@ def test_a_live_bar_on_a_terminal(box: Outbox, monkeypatch: pytest.MonkeyPatch, 
     screen = Terminal()
     monkeypatch.setattr(sys, "stderr", screen)
     if not with_tqdm:
-        monkeypatch.setitem(sys.modules, "tqdm", None)
+        for name in ("tqdm", "tqdm.auto"):
+            monkeypatch.setitem(sys.modules, name, None)
     with outmail.job("crawl", total=10, outbox=box, finish=False) as job:
         for _ in job.iter(range(10)):
             pass
         job.set_description("page 7")
         job.set_postfix(loss=0.1)
     assert "crawl" in screen.getvalue() and (
-        "10/10" in screen.getvalue() if with_tqdm else "10 of 10 done" in screen.getvalue()
+        "10/10" in screen.getvalue() if with_tqdm else "10 of 10 (100 %)" in screen.getvalue()
     )

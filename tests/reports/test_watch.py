@@ -181,11 +181,11 @@ def test_option_after_remind_recovered(watch: Watch, mails: Mails) -> None:
     for script in ("exit 1", "exit 1", "exit 1", "exit 1", "true", "true"):
         watch("--name", "backup", "--after", "3", *sh(script))
     alert, recovered = mails.wait(2)
-    assert str(alert["subject"]) == f"FAILED [{host()}] backup: exit status 1, 3 in a row"
+    assert str(alert["subject"]) == f"✗ backup failed, 3 in a row: exit status 1 [{host()}]"
     assert (
         recovered["in-reply-to"] == alert["message-id"]
         and "RECOVERED" in text(recovered)
-        and str(recovered["subject"]).startswith("Re: FAILED")
+        and str(recovered["subject"]) == f"✓ backup works again [{host()}]"
     )
     watch("--name", "other", "--remind", "1ms", *sh("exit 1"))
     watch("--name", "other", "--remind", "1ms", *sh("exit 1"))
@@ -204,7 +204,7 @@ def test_option_on(watch: Watch, mails: Mails) -> None:
     for word in ("one", "one", "two"):
         watch("--name", "c", "--on", "change", *sh(f"echo {word}"))
     always, change = mails.wait(2)
-    assert str(always["subject"]).startswith(f"ok [{host()}] a") and "two" in text(change)
+    assert str(always["subject"]) == f"✓ a finished [{host()}]" and "two" in text(change)
 
 
 def test_option_on_stderr_ok_codes_grep_fail(watch: Watch, mails: Mails) -> None:
@@ -286,7 +286,7 @@ def test_option_late_by_cron_once_and_back(
             capture_output=True,
         )
     (late,) = mails.wait(1)
-    assert str(late["subject"]).startswith(f"LATE [{host()}] nightly")
+    assert str(late["subject"]).startswith("! nightly is late: no run for")
     watch("--name", "nightly", "--late", "50ms", "--", "true")
     back = mails.wait(2)[1]
     assert back["in-reply-to"] == late["message-id"] and "RECOVERED" in text(back)
@@ -301,7 +301,7 @@ def test_option_tail_attach_no_output_longer_than_start(watch: Watch, mails: Mai
     attached = next(a.iter_attachments())
     assert attached.get_filename() == "output.txt" and attached.get_content().startswith("1\n2\n")  # type: ignore[attr-defined]
     assert "geheim" not in text(b).replace("echo geheim", "")
-    assert "has started" in text(start) and str(slow["subject"]).startswith("SLOW")
+    assert text(start).startswith("STARTED: c on") and str(slow["subject"]).startswith("✓ c took ")
 
 
 def test_option_quiet(watch: Watch) -> None:
@@ -332,7 +332,7 @@ def test_option_name_to_config_store_relay(watch: Watch, mails: Mails, tmp_path:
     assert (
         str(mail["to"]) == "one@x.test, two@x.test"
         and "c@x.test" in str(mail["from"])
-        and "] sh: exit status 1" in str(mail["subject"])
+        and "✗ sh failed: exit status 1" in str(mail["subject"])
     )
 
 
@@ -418,7 +418,7 @@ def test_a_killed_watch_is_told_dead(
     watch("--name", "victim", "--", "true")
     dead, recovered = mails.wait(2)
     assert (
-        str(dead["subject"]).startswith(f"DEAD [{host()}] victim")
+        str(dead["subject"]).startswith("✗ victim died: process ")
         and recovered["in-reply-to"] == dead["message-id"]
     )
 
@@ -428,8 +428,8 @@ def test_a_cron_like_schedule(watch: Watch, mails: Mails) -> None:
     for script in "o f f o f f f f o o f f f o".split():
         watch("--name", "cron", "--after", "3", *sh("exit 2" if script == "f" else "true"))
     found = mails.wait(4)
-    failed = f"FAILED [{host()}] cron: exit status 2, 3 in a row"
-    assert [str(mail["subject"]) for mail in found] == [failed, f"Re: {failed}", failed, f"Re: {failed}"]
+    failed, again = f"✗ cron failed, 3 in a row: exit status 2 [{host()}]", f"✓ cron works again [{host()}]"
+    assert [str(mail["subject"]) for mail in found] == [failed, again, failed, again]
     assert (
         found[1]["in-reply-to"] == found[0]["message-id"]
         and found[3]["in-reply-to"] == found[2]["message-id"]

@@ -24,6 +24,7 @@ EVENTS = {
     "release": lambda s, f: life.release(s),
     "cancel": lambda s, f: life.cancel(s),
     "reroute": lambda s, f: life.reroute(s, "b" if f else "a"),
+    "superseded": lambda s, f: life.superseded(s),
     "quarantine": lambda s, f: life.quarantine(s),
     "requeue": lambda s, f: life.requeue(s),
 }
@@ -41,7 +42,7 @@ def test_walks(steps: list[tuple[str, bool]]) -> None:
         try:
             after = EVENTS[event](now, flag)
         except life.Illegal:
-            assert not allowed or event in ("confirm", "release", "hold", "reroute")
+            assert not allowed or event in ("confirm", "release", "hold", "reroute", "superseded")
             continue
         assert after.state in allowed
         assert after.uncertain or not now.uncertain

@@ -1,6 +1,9 @@
 """Ids: in order of time, or from a key."""
 
-from outmail.model import is_id, keyed_id, new_id
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from outmail.model import Receipt, RecipientStatus, Status, is_id, keyed_id, new_id
 
 
 def test_ids() -> None:
@@ -11,3 +14,12 @@ def test_ids() -> None:
         and is_id(keyed_id("a") + "/3")
         and not is_id("state:queued")
     )
+
+
+def test_what_an_interactive_session_shows_is_readable() -> None:
+    receipt = Receipt("06h0", "<06h0@x>", datetime(2026, 11, 28, 7, 30, tzinfo=UTC), duplicate=True)
+    assert repr(receipt) == "<Receipt 06h0, accepted 2026-11-28 07:30:00Z, durable, duplicate>"
+    one = RecipientStatus(1, "a@x", "queued", False, "", 0, None, "default", None)
+    status = Status("06h0", "<06h0@x>", "me@x", "Hello", 1, "", None, None, "normal", 0, 0, (one,) * 5)
+    assert repr(status) == "<Status 06h0 queued: 'Hello' to a@x queued, a@x queued, a@x queued, and 2 more>"
+    assert repr(replace(status, recipients=())).startswith("<Status 06h0")

@@ -137,66 +137,7 @@ class Door:
 
     def complete(self, draft: Draft) -> Message:
         """Check a draft and turn it into a message. Raises `Refused`."""
-        now = self.clock.now()
-        terms = self.terms
-        try:
-            content = draft.content if draft.normal else splice.normalised(draft.content)
-            if len(content) > terms.message_size:
-                size = f"the message has {len(content)} bytes with CRLF line ends"
-                raise Refused(
-                    f"{size}; the limit is {terms.message_size} ([limits] message_size)", code="too-large"
-                )
-            head = draft.head or splice.look(content, headless=bool(draft.trace))
-        except splice.ContentError as problem:
-            raise Refused(str(problem), code=problem.code) from None
-        if draft.priority not in PRIORITIES:
-            raise Refused(
-                f"priority {printable(str(draft.priority))} does not exist: it is high, normal or low",
-                code="bad-argument",
-            )
-        for name, value in (("key", draft.key), ("tag", draft.tag)):
-            if value is not None and not _nameable(value):
-                raise Refused(
-                    f"{name} must be text of 1 to 255 characters without control characters, not "
-                    f"{printable(str(value))}",
-                    code="bad-argument",
-                )
-        if draft.dsn is not None and not _asks_well(draft.dsn):
-            raise Refused(
-                "dsn: notify is never, or some of success, failure, delay; ret is full or hdrs; envid is at "
-                "most 100 printable characters",
-                code="bad-argument",
-            )
-        sender = _address(draft.sender) if draft.sender else ""
-        id = draft.id or (keyed_id(draft.key) if draft.key else new_id(now))
-        message_id = head.message_id or f"<{id}@{sender.rpartition('@')[2] or terms.hostname}>"
-        content = draft.trace + _completed(content, head, message_id, now)
-        recipients, content = self._recipients(draft, sender, content)
-        expires_at = (
-            draft.expires_at if draft.expires_at is not None else max(now, draft.due or 0) + terms.expire
-        )
-        if not all(0 <= time < END for time in (draft.due or 0, expires_at)):
-            raise Refused("at and expires lie between 1970 and the year 9999", code="bad-argument")
-        if expires_at <= max(now, draft.due or 0):
-            raise Refused("the message would expire before its first attempt", code="bad-argument")
-        needs = (NEEDS_8BIT if not content.isascii() else 0) | (NEEDS_UTF8 if not sender.isascii() else 0)
-        return Message(
-            id,
-            content,
-            sender,
-            recipients,
-            message_id,
-            head.subject,
-            hashlib.sha256(content).digest(),
-            needs,
-            now,
-            draft.due or now,
-            expires_at,
-            PRIORITIES.index(draft.priority),
-            draft.key,
-            draft.tag,
-            draft.dsn,
-        )
+        return message_of(draft, self.terms, self.clock.now())
 
     def keep(
         self,
@@ -328,35 +269,98 @@ class Door:
             self.store.run(self.store.verbs.add_chunks(upload, start // PIECE, pieces, message.accepted_at))
         return upload
 
-    def _recipients(self, draft: Draft, sender: str, content: bytes) -> tuple[tuple[Recipient, ...], bytes]:
-        """Parse the recipients, remove doubles, choose their routes, and apply ``[safety]``."""
-        terms = self.terms
-        unique: dict[tuple[str, str], str] = {}
-        for text in draft.recipients:
-            local, _, domain = _address(text).rpartition("@")
-            unique.setdefault((local, domain.lower()), f"{local}@{domain}")
-        if not unique:
-            raise Refused("the message has no recipient", code="no-recipient")
-        if len(unique) > terms.recipients:
-            raise Refused(
-                f"the message has {len(unique)} recipients; the limit is {terms.recipients} ([limits] "
-                f"recipients)",
-                code="too-many-recipients",
-            )
-        if terms.redirect_to:
-            field = headers.unstructured("X-Outmail-Redirected", ", ".join(unique.values())[:900])
-            target = _address(terms.redirect_to)
-            return (Recipient(target, self._route(draft, sender, target)),), field + content
-        people = []
-        for address in unique.values():
-            suppressed = draft.suppressed.get(address, "") or (
-                "" if allowed(terms.only_to, address) else "safety"
-            )
-            people.append(Recipient(address, self._route(draft, sender, address), suppressed))
-        return tuple(people), content
 
-    def _route(self, draft: Draft, sender: str, address: str) -> str:
-        return draft.route or self.terms.routes.choose(sender, address, draft.tag)
+def message_of(draft: Draft, terms: Terms, now: int) -> Message:
+    """Check a draft and turn it into a message, to be stored or handed over at once. Raises `Refused`."""
+    try:
+        content = draft.content if draft.normal else splice.normalised(draft.content)
+        if len(content) > terms.message_size:
+            size = f"the message has {len(content)} bytes with CRLF line ends"
+            raise Refused(
+                f"{size}; the limit is {terms.message_size} ([limits] message_size)", code="too-large"
+            )
+        head = draft.head or splice.look(content, headless=bool(draft.trace))
+    except splice.ContentError as problem:
+        raise Refused(str(problem), code=problem.code) from None
+    if draft.priority not in PRIORITIES:
+        raise Refused(
+            f"priority {printable(str(draft.priority))} does not exist: it is high, normal or low",
+            code="bad-argument",
+        )
+    for name, value in (("key", draft.key), ("tag", draft.tag)):
+        if value is not None and not _nameable(value):
+            raise Refused(
+                f"{name} must be text of 1 to 255 characters without control characters, not "
+                f"{printable(str(value))}",
+                code="bad-argument",
+            )
+    if draft.dsn is not None and not _asks_well(draft.dsn):
+        raise Refused(
+            "dsn: notify is never, or some of success, failure, delay; ret is full or hdrs; envid is at "
+            "most 100 printable characters",
+            code="bad-argument",
+        )
+    sender = _address(draft.sender) if draft.sender else ""
+    id = draft.id or (keyed_id(draft.key) if draft.key else new_id(now))
+    message_id = head.message_id or f"<{id}@{sender.rpartition('@')[2] or terms.hostname}>"
+    content = draft.trace + _completed(content, head, message_id, now)
+    recipients, content = _recipients(draft, sender, content, terms)
+    expires_at = draft.expires_at if draft.expires_at is not None else max(now, draft.due or 0) + terms.expire
+    if not all(0 <= time < END for time in (draft.due or 0, expires_at)):
+        raise Refused("at and expires lie between 1970 and the year 9999", code="bad-argument")
+    if expires_at <= max(now, draft.due or 0):
+        raise Refused("the message would expire before its first attempt", code="bad-argument")
+    needs = (NEEDS_8BIT if not content.isascii() else 0) | (NEEDS_UTF8 if not sender.isascii() else 0)
+    return Message(
+        id,
+        content,
+        sender,
+        recipients,
+        message_id,
+        head.subject,
+        hashlib.sha256(content).digest(),
+        needs,
+        now,
+        draft.due or now,
+        expires_at,
+        PRIORITIES.index(draft.priority),
+        draft.key,
+        draft.tag,
+        draft.dsn,
+    )
+
+
+def _recipients(
+    draft: Draft, sender: str, content: bytes, terms: Terms
+) -> tuple[tuple[Recipient, ...], bytes]:
+    """Parse the recipients, remove doubles, choose their routes, and apply ``[safety]``."""
+    unique: dict[tuple[str, str], str] = {}
+    for text in draft.recipients:
+        local, _, domain = _address(text).rpartition("@")
+        unique.setdefault((local, domain.lower()), f"{local}@{domain}")
+    if not unique:
+        raise Refused("the message has no recipient", code="no-recipient")
+    if len(unique) > terms.recipients:
+        raise Refused(
+            f"the message has {len(unique)} recipients; the limit is {terms.recipients} ([limits] "
+            f"recipients)",
+            code="too-many-recipients",
+        )
+    if terms.redirect_to:
+        field = headers.unstructured("X-Outmail-Redirected", ", ".join(unique.values())[:900])
+        target = _address(terms.redirect_to)
+        return (Recipient(target, _route(draft, sender, target, terms)),), field + content
+    people = []
+    for address in unique.values():
+        suppressed = draft.suppressed.get(address, "") or (
+            "" if allowed(terms.only_to, address) else "safety"
+        )
+        people.append(Recipient(address, _route(draft, sender, address, terms), suppressed))
+    return tuple(people), content
+
+
+def _route(draft: Draft, sender: str, address: str, terms: Terms) -> str:
+    return draft.route or terms.routes.choose(sender, address, draft.tag)
 
 
 def receipt(added: Any) -> Receipt:

@@ -41,7 +41,8 @@ class Rule:
         if self.remind:
             from outmail.clock import human_span
 
-            parts.append(f"again every {human_span(self.remind)} while it goes on failing")
+            often = f"every {human_span(self.remind)}" if self.remind >= 1000 else "each time"
+            parts.append(f"again {often} while it goes on failing")
         if self.recovered:
             parts.append("once when it has recovered")
         return ", ".join(parts)

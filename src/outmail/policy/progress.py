@@ -1,21 +1,28 @@
 """How far a job is, how long it will take, and when that is worth a mail.
 
-Promises: pure; time is passed in as monotonic seconds. The remaining time is a range between what the
-smoothed recent rate (exponential mean, 0.3, as tqdm's) and the mean of the whole run say; while that would be
-a guess it is said in words. A milestone is reached once, also when the counter stands still or jumps over
-several: the last one counts.
+Promises: pure; time is passed in as monotonic seconds. A rate is items that were done over the time that
+they took, and is told only where there were enough of both. The remaining time is a range between what the
+rate of the last minute and the mean of the whole run say; while that would be a guess it is said in words. A
+milestone is reached once, also when the counter stands still or jumps over several: the last one counts.
 Fails: `parse_every` raises ValueError with a sentence. Does not: read clocks, or know mail.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 from outmail.clock import parse_span
 
-SMOOTHING = 0.3
+#: Seconds that the rate "now" looks back.
+RECENT = 60.0
+#: Fewer items, or fewer seconds, make no rate.
+ITEMS, SECONDS = 5, 5.0
+#: Looks at the counter that are kept: the older ones are thinned out.
+LOOKS = 600
 UNKNOWN = "not known yet"
 
 #: ``every=``: a count, "10%", a time ("2h"), a list of counts, or a function of the count that says True.
@@ -114,29 +121,49 @@ class Estimate:
     total: int | None
     started: float
     initial: int = 0
-    smoothed: float = 0.0
-    _done: int = field(default=0)
-    _at: float = field(default=0.0)
-    samples: list[float] = field(default_factory=list)
+    #: When the counter was looked at, and what it said: the start is the first.
+    _at: list[float] = field(default_factory=list)
+    _done: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._done, self._at = self.initial, self.started
+        self._at.append(self.started)
+        self._done.append(self.initial)
 
-    def sample(self, done: int, now: float) -> None:
-        """A look at the counter, about once a second."""
-        span = now - self._at
-        if span <= 0:
-            return
-        rate = (done - self._done) / span
-        self.smoothed = rate if not self.smoothed else SMOOTHING * rate + (1 - SMOOTHING) * self.smoothed
-        self._done, self._at = done, now
-        self.samples.append(rate)
-        if len(self.samples) > 240:  # halve the resolution rather than forget the beginning
-            self.samples = [(a + b) / 2 for a, b in zip(self.samples[::2], self.samples[1::2])]
+    def sample(self, done: int, now: float) -> bool:
+        """A look at the counter, about once a second; True when it has moved since the last one."""
+        if now < self._at[-1]:
+            return False
+        moved = done != self._done[-1]
+        self._at.append(now)
+        self._done.append(done)
+        if len(self._at) > LOOKS:
+            old = bisect_left(self._at, now - RECENT)
+            self._at = self._at[:old:2] + self._at[old:]
+            self._done = self._done[:old:2] + self._done[old:]
+        return moved
 
     def mean(self, done: int, now: float) -> float:
         """Items a second over the whole of this run."""
         return (done - self.initial) / (now - self.started) if now > self.started else 0.0
+
+    def recent(self, done: int, now: float) -> float:
+        """Items a second in the last minute; 0.0 where too few were done to tell."""
+        then = min(bisect_left(self._at, now - RECENT), len(self._at) - 1)
+        return rate(done - self._done[then], now - self._at[then])
+
+    def course(self, done: int, now: float, most: int = 40) -> list[float]:
+        """Rates of equal parts of the run, at most ``most``; none where the parts would be too small to say
+        anything.
+        """
+        span = now - self.started
+        if not math.isfinite(done) or span <= 0:
+            return []
+        parts = int(min(most, span / (SECONDS / 2), (done - self.initial) / (2 * ITEMS)))
+        if parts < 3:
+            return []
+        at, counts = [*self._at, now], [*self._done, done]
+        edges = [_between(at, counts, self.started + span * i / parts) for i in range(parts + 1)]
+        return [max(0.0, (b - a) * parts / span) for a, b in pairwise(edges)]
 
     def remaining(self, done: int, now: float) -> tuple[float, float] | None:
         """Seconds at least and at most, or None while nobody can know."""
@@ -148,10 +175,39 @@ class Estimate:
         moved = done - self.initial
         if moved <= 0 or (now - self.started < 30 and moved < self.total / 100):
             return None
-        rates = [rate for rate in (self.smoothed, self.mean(done, now)) if rate > 0]
+        rates = [rate for rate in (self.recent(done, now), self.mean(done, now)) if rate > 0]
         if not rates:
             return None
         return left / max(rates), left / min(rates)
+
+
+def rate(items: float, seconds: float) -> float:
+    """Items a second; 0.0 where there were too few, or too little time, to tell."""
+    return items / seconds if items >= ITEMS and seconds >= SECONDS else 0.0
+
+
+def _between(at: Sequence[float], counts: Sequence[float], moment: float) -> float:
+    """The counter at a moment between two looks."""
+    i = min(max(bisect_left(at, moment), 1), len(at) - 1)
+    before, after = at[i - 1], at[i]
+    share = (moment - before) / (after - before) if after > before else 1.0
+    return counts[i - 1] + (counts[i] - counts[i - 1]) * share
+
+
+def rate_in_words(rate: float) -> str:
+    """``12/s``, ``3.2/s``, ``14 a minute``, ``5 an hour``; "" for 0."""
+    if rate <= 0 or not math.isfinite(rate):
+        return ""
+    if rate >= 1:
+        return f"{rate:,.0f}/s" if rate >= 100 else f"{rate:.1f}/s"
+    return f"{rate * 60:.1f} a minute" if rate * 60 >= 1 else f"{rate * 3600:.1f} an hour"
+
+
+def percent(done: float, total: float | None) -> int | None:
+    """How much of the whole, rounded down: 100 is said when it is reached. None where nobody can know."""
+    if not total or not math.isfinite(done):
+        return None
+    return math.floor(100 * done / total)
 
 
 def span_in_words(seconds: float) -> str:
@@ -169,10 +225,19 @@ def span_in_words(seconds: float) -> str:
 
 
 def took(seconds: float) -> str:
-    """How long something lasted: ``0.4 s``, ``42 s``, then as `span_in_words`."""
-    if seconds < 10:
+    """How long something lasted: ``0.4 s``, ``42 s``, ``1 min 40 s``; from ten minutes on as
+    `span_in_words`.
+    """
+    if seconds < 0.1:
+        return "under 0.1 s"
+    if seconds < 9.95:
         return f"{seconds:.1f} s"
-    return f"{seconds:.0f} s" if seconds < 60 else span_in_words(seconds)
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 600:
+        return f"{whole // 60} min {whole % 60:02d} s" if whole % 60 else f"{whole // 60} min"
+    return span_in_words(whole)
 
 
 def remaining_in_words(span: tuple[float, float] | None) -> str:

@@ -16,11 +16,11 @@ from typing import Any
 from outmail.policy import digest as policy
 from outmail.policy.incident import Incident
 from outmail.policy.plain import plain
-from outmail.policy.progress import sparkline, took
+from outmail.policy.progress import took
 from outmail.policy.veil import known
 from outmail.reports import records, spool, spoolfiles, state
 from outmail.reports.door import ReportDoor
-from outmail.reports.mail import Report, Section, local_time, named, one_line
+from outmail.reports.mail import Course, Report, Section, local_time, named, one_line, subject_line
 from outmail.reports.post import host, report_key, root_id, tell, words
 
 
@@ -287,15 +287,14 @@ def digest_report(
     if alerts:
         first = incidents.get(alerts[0], Incident())
         more = f" and {len(alerts) - 1} more" if len(alerts) > 1 else ""
-        subject = f"FAILED [{host()}] {settings.name}: {alerts[0]}{more}, {first.failures} runs in a row"
-        headline = (
-            f"FAILED: {', '.join(alerts[:10])}{' …' if len(alerts) > 10 else ''} failed in "
-            f"{first.failures} runs in a row. In all: {said}."
-        )
+        row = f", {first.failures} runs in a row" if first.failures > 1 else ""
+        subject = subject_line("failed", f"{settings.name}: {alerts[0]}{more} failed{row}", host())
+        headline = f"{', '.join(alerts[:10])}{' …' if len(alerts) > 10 else ''}{row}. In all: {said}."
     else:
         subject = settings.subject or f"[{host()}] {settings.name}: {said}"
         headline = f"{settings.name} logged {said}."
     groups = gathered.ranked()
+    badge = "" if alerts else policy.in_words(gathered).partition(" and ")[0].partition(" in ")[0]
     facts = [("Host", host()), ("Records", f"{gathered.total:,}")]
     if groups:
         facts += [
@@ -314,15 +313,9 @@ def digest_report(
         ]
         sections.append(Section("Failing again and again", table=rows))
     if groups:
-        rows = [["Level", "Count", "First", "Last", "Message"]]
+        rows = [["Level", "Count", "When", "Message"]]
         rows += [
-            [
-                policy.level_name(g.level),
-                f"{g.count:,}",
-                _clock(g.first),
-                _clock(g.last),
-                g.sample.split("\n")[0],
-            ]
+            [policy.level_name(g.level), f"{g.count:,}", _when(g), g.sample.split("\n")[0]]
             for g in groups[:30]
         ]
         sections.append(
@@ -339,10 +332,7 @@ def digest_report(
         sections.append(
             Section(
                 "Over time",
-                pre="\n".join(
-                    f"{sparkline(g.course(), 40):<40}  {g.count:>7,}  {one_line(g.sample, 28)}"
-                    for g in courses
-                ),
+                courses=[Course(g.course(), f"{g.count:,} × {one_line(g.sample, 50)}") for g in courses],
             )
         )
     sections += [Section(f"Traceback: {one_line(g.sample, 50)}", pre=g.trace) for g in groups[:5] if g.trace]
@@ -353,11 +343,22 @@ def digest_report(
             f"Held back since the last mail: {held} times this mail was due and would have been one too many "
             f"({settings.rules.at_most} an hour)"
         )
-    return Report("failed" if alerts else "digest", one_line(subject), headline, facts, sections, footer)
+    return Report(
+        "failed" if alerts else "digest",
+        one_line(subject),
+        headline,
+        facts,
+        sections,
+        footer,
+        badge=badge,
+        preview=f"{said}: {groups[0].sample}" if groups else said,
+    )
 
 
-def _clock(at: float) -> str:
-    return time.strftime("%H:%M:%S", time.localtime(at))
+def _when(group: policy.Group) -> str:
+    """From the first to the last record of a kind."""
+    first, last = (time.strftime("%H:%M", time.localtime(at)) for at in (group.first, group.last))
+    return first if first == last else f"{first}–{last}"
 
 
 def _lines(gathered: policy.Gathered) -> str:
@@ -383,12 +384,13 @@ def _say_recovered(box: ReportDoor, settings: DigestSettings) -> None:
             one = waiting[0]
             standing = Incident.load(one)
             to = settings.to or tuple(document.get("to", ())) or box.report_to
-            down = took((box.clock.now() - standing.since) / 1000)
+            seconds = (box.clock.now() - standing.since) / 1000
+            down = f" and {took(seconds)}" if seconds >= 1 else ""
             report = Report(
                 "recovered",
-                one_line(f"Re: {standing.subject}"),
-                f"RECOVERED: {one['key']} is well again, after {standing.failures} failed runs in a row and "
-                f"{down}.",
+                subject_line("recovered", f"{settings.name}: {one['key']} works again", host()),
+                f"{one['key']} works again after {standing.failures} failed "
+                f"{'run' if standing.failures == 1 else 'runs in a row'}{down}.",
                 [("Host", host()), ("Key", one["key"])],
                 footer=[f"{settings.name} on {host()}", "Why: its failures had been told"],
             )

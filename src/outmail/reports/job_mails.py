@@ -16,16 +16,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from outmail.policy import incident
-from outmail.policy.progress import remaining_in_words, span_in_words, sparkline, took
+from outmail.policy.progress import percent, rate, rate_in_words, remaining_in_words, took
 from outmail.reports import records, traces
-from outmail.reports.mail import Report, Section, local_time, one_line
+from outmail.reports.mail import Course, Report, Section, local_time, one_line, subject_line
 from outmail.reports.post import host
+
+#: MB of memory that are worth a line.
+MEMORY = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run of a job at one moment. ``elapsed`` in seconds, ``began_at`` in seconds since 1970; ``rate`` (of
-    late) and ``mean`` in items a second; ``eta``: seconds left, at least and at most.
+    """A run of a job at one moment. ``elapsed`` in seconds, ``began_at`` in seconds since 1970; ``rate``:
+    items a second in the last minute, 0.0 where that cannot be said; ``course``: rates of equal parts of the
+    run; ``eta``: seconds left, at least and at most; ``others``: other runs of the job now, in words.
     """
 
     name: str
@@ -36,10 +40,11 @@ class Run:
     elapsed: float
     done: int
     total: int | None
+    initial: int
     rate: float
-    mean: float
     eta: tuple[float, float] | None
-    samples: Sequence[float]
+    course: Sequence[float]
+    others: Sequence[str]
     fields: Mapping[str, Any]
     metrics: Mapping[str, Sequence[float]]
     notes: Sequence[str]
@@ -53,29 +58,39 @@ class Run:
 
 
 def started(run: Run) -> Report:
-    total = f" with {run.total:,} items to do" if run.total else ""
-    return _report(run, "started", f"{run.name} has started on {host()}{total}.")
+    total = f", {run.total:,} items to do" if run.total else ""
+    return _report(run, "started", f"{run.name} on {host()}{total}.", preview=f"on {host()}{total}")
 
 
 def progress(run: Run, milestones: Sequence[str]) -> Report:
-    reached = "; ".join(milestones) or position(run.done, run.total)
-    return _report(run, "progress", f"{run.name}: {reached}, remaining: {remaining_in_words(run.eta)}.")
+    left = _left(run)
+    reached = "; ".join(milestones) or left or f"{run.done:,} done after {took(run.elapsed)}"
+    shown = f"{run.done:,} of {run.total:,}" if run.total else f"{run.done:,} done"
+    badge = f"{part} %" if (part := percent(run.done, run.total)) is not None else shown
+    preview = _line(*milestones, shown, left or took(run.elapsed))
+    return _report(run, "progress", f"{run.name}: {reached}.", badge=badge, preview=preview)
 
 
 def stalled(run: Run, seconds: float) -> Report:
-    return _report(run, "stalled", f"{run.name} has not moved for {span_in_words(seconds)}.")
+    text = f"has not moved for {took(seconds)}"
+    return _report(run, "stalled", f"{run.name} {text}.", preview=_line(text, position(run.done, run.total)))
 
 
 def finished(run: Run) -> Report:
-    early = run.total is not None and run.done < run.total
-    where = position(run.done, run.total)
-    shown = f", at {where}" if early else f": {where}" if run.done else ""
-    return _report(run, "finished", f"{run.name} has finished after {took(run.elapsed)}{shown}.")
+    early = bool(run.total) and run.done < (run.total or 0)
+    where = f", at {position(run.done, run.total)}" if early else ""
+    items = f"{run.done:,} items" if run.done and not early else ""
+    return _report(
+        run,
+        "finished",
+        f"{run.name} took {took(run.elapsed)}{where}.",
+        preview=_line(took(run.elapsed), items or where.removeprefix(", ")),
+    )
 
 
 def failure_subject(run: Run, problem: BaseException | None, failures: int) -> str:
     nth = f", {failures} in a row" if failures > 1 else ""
-    return one_line(f"FAILED [{host()}] {run.name}: {brief(problem)}{nth}")
+    return subject_line("failed", f"{run.name} failed{nth}: {brief(problem)}", host())
 
 
 def failed(run: Run, problem: BaseException | None, subject: str, failures: int) -> Report:
@@ -84,16 +99,22 @@ def failed(run: Run, problem: BaseException | None, subject: str, failures: int)
     return _report(
         run,
         "failed",
-        f"FAILED: {run.name} ended after {took(run.elapsed)} by {brief(problem)}.{row}",
+        f"{run.name} ended{_after(run)} by {brief(problem)}.{row}",
         subject,
         shown,
+        preview=_line(brief(problem) + _after(run), position(run.done, run.total)),
     )
 
 
-def recovered(run: Run, seconds: float, subject: str) -> Report:
-    """``seconds``: since the first failure; ``subject``: of the mail that told it."""
+def recovered(run: Run, seconds: float) -> Report:
+    """``seconds``: since the first failure."""
+    after = f" after {took(seconds)}" if seconds >= 1 else ""
     return _report(
-        run, "recovered", f"RECOVERED: {run.name} works again after {took(seconds)}.", f"Re: {subject}"
+        run,
+        "recovered",
+        f"{run.name} works again{after}.",
+        subject_line("recovered", f"{run.name} works again", host()),
+        preview=_line(f"works again{after}", f"this run took {took(run.elapsed)}"),
     )
 
 
@@ -103,32 +124,54 @@ def stopped(run: Run, problem: BaseException | None) -> Report:
     return _report(
         run,
         "stopped",
-        f"ABORTED: {run.name} was stopped by {reason} after {took(run.elapsed)}, at "
-        f"{position(run.done, run.total)}.",
-        f"ABORTED [{host()}] {run.name}: {reason}",
+        f"{run.name} was ended by {reason}{_after(run)}.",
+        subject_line("stopped", f"{run.name} stopped: {reason}", host()),
         shown,
+        preview=_line(reason + _after(run), position(run.done, run.total)),
     )
 
 
 def position(done: int, total: int | None) -> str:
-    """How far: "120 of 480 done (25%)"."""
+    """How far: "120 of 480 (25 %)"."""
     if total:
-        return f"{done:,} of {total:,} done ({done / total:.0%})"
+        part = percent(done, total)
+        return f"{done:,} of {total:,}" + (f" ({part} %)" if part is not None else "")
     return f"{done:,} done"
+
+
+def _left(run: Run) -> str:
+    if not run.total or run.done >= run.total:
+        return ""
+    return f"{remaining_in_words(run.eta)} left" if run.eta else "the remaining time is not known yet"
+
+
+def _after(run: Run) -> str:
+    return f" after {took(run.elapsed)}" if run.elapsed >= 1 else ""
+
+
+def _line(*parts: str) -> str:
+    return ", ".join(filter(None, parts))
 
 
 # -- what all of them show -----------------------------------------------------------------------------------
 
 
 def _report(
-    run: Run, word: Any, headline: str, subject: str = "", sections: Sequence[Section] = ()
+    run: Run,
+    word: Any,
+    headline: str,
+    subject: str = "",
+    sections: Sequence[Section] = (),
+    badge: str = "",
+    preview: str = "",
 ) -> Report:
     """A report with everything there is to say now."""
     parts = list(sections)
-    if len(run.samples) > 2 and word != "started":
-        parts.append(Section("Rate", pre=f"{sparkline(run.samples, 60)}  up to {max(run.samples):,.1f}/s"))
+    if run.course and word != "started":
+        peak = rate_in_words(max(run.course))
+        parts.append(Section("Rate over time", courses=[Course(run.course, f"up to {peak}" if peak else "")]))
     parts += [
-        Section(name, pre=f"{sparkline(series, 60)}  {series[-1]:g}") for name, series in run.metrics.items()
+        Section(name, courses=[Course(series, f"{series[-1]:g}")]) for name, series in run.metrics.items()
     ]
     parts += [Section(title, table=rows) for title, rows in run.tables]
     if run.notes:
@@ -136,7 +179,18 @@ def _report(
     if word in ("failed", "stopped", "stalled") and run.tail is not None and run.tail.records:
         parts.append(Section("Last log lines", pre=run.tail.text()))
     footer = [f"{run.name} on {host()}, run {run.id}", f"Why: {_why(run, word)}"]
-    return Report(word, subject or _thread_subject(run), headline, _facts(run), parts, footer)
+    complete = word in ("finished", "recovered") and bool(run.total) and run.done >= (run.total or 0)
+    return Report(
+        word,
+        subject or _thread_subject(run),
+        headline,
+        _facts(run),
+        parts,
+        footer,
+        progress=(run.done, run.total) if run.total and not complete else None,
+        badge=badge,
+        preview=preview,
+    )
 
 
 def _thread_subject(run: Run) -> str:
@@ -160,32 +214,44 @@ def _why(run: Run, word: str) -> str:
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:
+    going = run.state == "running"
     facts = [
         ("Host", f"{host()}, process {run.pid}"),
         ("Program", " ".join(sys.argv)[:200] or "(interactive)"),
         ("Started", local_time(int(run.began_at * 1000))),
-        ("Running for" if run.state == "running" else "Duration", took(run.elapsed)),
     ]
-    if run.done or run.total:
-        facts.append(("Done", position(run.done, run.total)))
-    if run.mean > 0:
-        facts.append(("Rate", f"{run.rate or run.mean:,.1f}/s now, {run.mean:,.1f}/s on average"))
-    if run.total and run.state == "running":
+    if not going or run.elapsed >= 1:
+        facts.append(("Running for" if going else "Duration", took(run.elapsed)))
+    if run.done >= run.total if run.total else run.done:
+        facts.append(("Done", f"{run.done:,}" + (f" of {run.total:,}" if run.total else "")))
+    if rates := _rates(run, going):
+        facts.append(("Rate", rates))
+    if going and run.eta and run.total and run.done < run.total:
         facts.append(("Remaining", remaining_in_words(run.eta)))
+    facts += [("At the same time", f"{run.name} is also run by {other}") for other in run.others[:5]]
     facts += [
         (records.in_words(name), records.in_words(value)) for name, value in list(run.fields.items())[:30]
     ]
-    return [*facts, *_resources()]
+    return [*facts, *_memory()]
 
 
-def _resources() -> list[tuple[str, str]]:
+def _rates(run: Run, going: bool) -> str:
+    """Over what was really done; "" where that was too little to tell."""
+    mean = rate_in_words(rate(run.done - run.initial, run.elapsed))
+    recent = rate_in_words(run.rate) if going and run.elapsed >= 90 else ""
+    if mean and recent:
+        return f"{recent} in the last minute, {mean} on average"
+    return f"{mean} on average" if mean else ""
+
+
+def _memory() -> list[tuple[str, str]]:
     try:
         import resource
     except ImportError:
         return []
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    peak = used.ru_maxrss / (1024 if sys.platform != "darwin" else 1024 * 1024)
-    return [("Memory, CPU", f"{peak:,.0f} MB at most, {took(used.ru_utime + used.ru_stime)} of CPU time")]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak //= 1024 if sys.platform != "darwin" else 1024 * 1024
+    return [("Memory", f"{peak:,} MB at most")] if peak >= MEMORY else []
 
 
 # -- exceptions and log lines in words -----------------------------------------------------------------------

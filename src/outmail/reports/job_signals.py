@@ -30,9 +30,10 @@ class Running(Protocol):
     """A job that runs, as far as this module knows it."""
 
     _signal: str
-    _lock: threading.Lock
 
     def _mine(self) -> bool: ...
+
+    def in_child(self) -> None: ...
 
     def close(self, problem: BaseException | None = None) -> None: ...
 
@@ -91,9 +92,9 @@ def _at_exit() -> None:
 
 
 def _after_fork() -> None:
-    """A child reports nothing of its parent's jobs; it may go on counting."""
+    """A child reports nothing of its parent's jobs; what it does is counted for them."""
     for job in running:
-        job._lock = threading.Lock()
+        job.in_child()
 
 
 at_close(_at_exit)

@@ -11,6 +11,7 @@ Fails: one line on stderr. Does not: report from forked children, or from ranks 
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import threading
@@ -25,11 +26,10 @@ from outmail.clock import parse_span
 from outmail.errors import ConfigError
 from outmail.model import new_id
 from outmail.policy import incident
-from outmail.policy.progress import Estimate, Every, parse_every
-from outmail.reports import job_mails, job_signals, records, state, watchdog
+from outmail.policy.progress import Estimate, Every, parse_every, rate_in_words
+from outmail.reports import job_mails, job_signals, liveness, records, spoolfiles, state, watchdog, workers
 from outmail.reports.bar import Bar
-from outmail.reports.door import ReportDoor, door
-from outmail.reports.liveness import alive
+from outmail.reports.door import ReportDoor, default_spool, door
 from outmail.reports.mail import Report, named
 from outmail.reports.post import guarded, host, poster, root_id, tell, words
 from outmail.store import StoreError
@@ -101,8 +101,9 @@ class Job:
         self.id = ""
         self.state = "new"
         self._lock = threading.Lock()
-        self._next = float("inf")
-        self._pid = 0
+        self._starting = threading.Lock()
+        self._next = float("-inf")  # so that the first update starts it
+        self._pid, self._maker = 0, os.getpid()
         self._fields: dict[str, Any] = {}
         self._notes: list[str] = []
         self._metrics: dict[str, list[float]] = {}
@@ -112,16 +113,44 @@ class Job:
         self._said = self._moved = self._beat = self._left = 0.0
         self._start_said = self._owes = self._stalled = False
         self._life: LockFile | None = None
+        self._known = False
         self._tail: job_mails.Tail | None = None
         self._bar: Bar | None = None
         self._signal = ""
+        self._began = self._ended = 0.0
+        self._began_at = 0.0
+        self._estimate = Estimate(total, 0.0, initial)
+        #: In another process than the one that started it: what is done here is counted there.
+        self._elsewhere = False
+        self._tally: workers.Tally | None = None
+        self._theirs: float = 0
+        self._spool = ""
 
     # -- life ------------------------------------------------------------------------------------------------
 
     def start(self) -> Job:
-        """Begin; `with` does it. A child process or another rank gets a job that says nothing."""
-        if self.state != "new":
-            return self
+        """Begin; `with` does it, and so does the first `update`. Another rank gets a job that says
+        nothing.
+        """
+        with self._starting:
+            if self.state == "new":
+                self._start()
+        return self
+
+    def _begun(self) -> bool:
+        """Start it if nobody has; False for a job that another process made and did not start."""
+        if self.state == "new":
+            if self._maker != os.getpid():
+                self._next = float("inf")
+                tell(
+                    f"the job {self.name} was made in another process, and is not started: it reports "
+                    f"nothing. Start it before the processes begin that work on it (with … as job:)"
+                )
+                return False
+            self.start()
+        return True
+
+    def _start(self) -> None:
         self._pid = os.getpid()
         self.state = "running"
         self._began, self._began_at = time.monotonic(), time.time()
@@ -131,8 +160,8 @@ class Job:
             self._marks.done, self._marks.at = self.initial, self._began
         self.id = new_id(int(self._began_at * 1000))
         if _rank():
-            self.state = "quiet"
-            return self
+            self.state, self._next = "quiet", float("inf")
+            return
         self._next = self._marks.next_count() if self._marks and not self._marks.seconds else float("inf")
         job_signals.enter(self)
         if self._tail_size:
@@ -147,7 +176,6 @@ class Job:
             raise
         if self._says["start"] and (self._start_at_once or self._quiet_under <= 0):
             self._say_start()
-        return self
 
     def __enter__(self) -> Job:
         return self.start()
@@ -174,7 +202,7 @@ class Job:
 
     def fail(self, problem: BaseException | str) -> None:
         """End as failed without an exception passing through."""
-        if self._mine() and self.state == "running":
+        if self._begun() and self._mine() and self.state == "running":
             self._end(
                 "failed",
                 problem
@@ -184,7 +212,8 @@ class Job:
 
     def finish(self) -> None:
         """End as finished."""
-        self.close()
+        if self._begun():
+            self.close()
 
     # -- what the program says -------------------------------------------------------------------------------
 
@@ -197,7 +226,9 @@ class Job:
             if fields:
                 self._fields.update(fields)
             due = self.done >= self._next
-        if due:
+        if self._elsewhere:
+            self._count_there(n)
+        elif due:
             self._reached()
 
     def note(self, text: str) -> None:
@@ -214,7 +245,7 @@ class Job:
 
     def milestone(self, text: str) -> None:
         """Something worth a mail of its own was reached."""
-        if self._mine() and self.state == "running":
+        if self._begun() and self._mine() and self.state == "running":
             self._milestones.append(records.in_words(text)[:2000])
             self._say_progress()
 
@@ -244,22 +275,73 @@ class Job:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the start."""
-        return time.monotonic() - self._began
+        """Seconds since the start, until the end."""
+        if self.state == "new":
+            return 0.0
+        return (self._ended or time.monotonic()) - self._began
 
     @property
     def rate(self) -> float:
-        """Items a second in this run."""
-        return self._estimate.smoothed or self._estimate.mean(self.done, time.monotonic())
+        """Items a second: in the last minute, or where too few were done in it, in this run."""
+        now = self._ended or time.monotonic()
+        return self._estimate.recent(self.done, now) or self._estimate.mean(self.done, now)
 
     @property
     def eta(self) -> tuple[float, float] | None:
         """Seconds left, at least and at most; None while unknown."""
-        return self._estimate.remaining(self.done, time.monotonic())
+        return self._estimate.remaining(self.done, self._ended or time.monotonic())
 
     def wait(self, seconds: float = LAST_WORD) -> bool:
         """Until all reports so far are stored."""
         return poster().drain(seconds)
+
+    def __repr__(self) -> str:
+        where = job_mails.position(self.done, self.total)
+        now = self._ended or time.monotonic()
+        rate = rate_in_words(self._estimate.mean(self.done, now)) if self.state != "new" else ""
+        parts = [f"{self.name!r} {self.state}: {where}", rate, f"run {self.id}" if self.id else ""]
+        return f"<Job {', '.join(filter(None, parts))}>"
+
+    # -- processes that work on it ---------------------------------------------------------------------------
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For worker processes: there `update` counts for this job."""
+        if self.state == "new":
+            raise ConfigError(
+                f"the job {self.name} is not started: start it before it is passed to other processes "
+                f"(with … as job:)"
+            )
+        return _in_worker, (self.name, self.total, self.id, self._place())
+
+    def _place(self) -> str:
+        """The folder beside the store. Raises `ConfigError`."""
+        if not self._spool:
+            self._spool = self._given.spool if self._given is not None else default_spool()
+        return self._spool
+
+    def in_child(self) -> None:
+        """After a fork, in the child."""
+        self._lock, self._starting = threading.Lock(), threading.Lock()
+        self._elsewhere, self._tally, self._next = True, None, float("inf")
+
+    def _count_there(self, n: float) -> None:
+        try:
+            with self._lock:
+                if self._tally is None:
+                    self._tally = workers.Tally(self._place(), self.id)
+                self._tally.add(n)
+        except Exception as problem:
+            tell(f"what this process does for {self.name} is not counted: {records.in_words(problem)}")
+
+    def _gather(self) -> None:
+        """What other processes have done since the last look."""
+        theirs = workers.total(self._place(), self.id)
+        with self._lock:
+            self.done += theirs - self._theirs  # type: ignore[assignment]  # whole, if their updates were
+            self._theirs = theirs
+            due = self.done >= self._next
+        if due:
+            self._reached()
 
     # -- time ------------------------------------------------------------------------------------------------
 
@@ -270,10 +352,11 @@ class Job:
         """Once a second, in the poster's thread."""
         if not self._mine() or self.state != "running":
             return
+        guarded(self._gather, f"what other processes do for {self.name} is not counted")
         now, done = time.monotonic(), self.done
-        if done != self._estimate._done:
+        if self._estimate.sample(done, now):
             self._moved, self._stalled = now, False
-        self._estimate.sample(done, now)
+            self._note()
         if self._says["start"] and not self._start_said and now - self._began >= self._quiet_under:
             self._say_start()
         if self._marks and self._marks.seconds and self._marks.reached(done, now):
@@ -298,7 +381,7 @@ class Job:
         self._left = time.monotonic()
 
     def _reached(self) -> None:
-        if not self._mine() or self.state != "running":
+        if not self._begun() or self.done < self._next or not self._mine() or self.state != "running":
             return
         with self._lock:
             if self._marks is None:
@@ -331,6 +414,7 @@ class Job:
         self._say(job_mails.progress(self._run(), milestones), "progress")
 
     def _say(self, report: Report, slot: str) -> None:
+        self._note()
         self._act(lambda: self._post(report), f"{slot}:{self.id}")
 
     def _act(self, action: Callable[[], Any], slot: str = "") -> None:
@@ -379,6 +463,7 @@ class Job:
         # the last word is laid out anew when somebody else changed the job's note meanwhile
         if self.state == "running":
             self._notes, self._tables = [], []
+        now = self._ended or time.monotonic()
         return job_mails.Run(
             name=self.name,
             id=self.id,
@@ -388,10 +473,11 @@ class Job:
             elapsed=self.elapsed,
             done=self.done,
             total=self.total,
-            rate=self._estimate.smoothed,
-            mean=self._estimate.mean(self.done, time.monotonic()),
+            initial=self.initial,
+            rate=self._estimate.recent(self.done, now),
             eta=self.eta,
-            samples=self._estimate.samples,
+            course=self._estimate.course(self.done, now),
+            others=self._others(),
             fields=self._fields,
             metrics=self._metrics,
             notes=notes,
@@ -401,11 +487,31 @@ class Job:
             signal=self._signal,
         )
 
+    def _others(self) -> list[str]:
+        """Other runs of this job that are going on now."""
+        try:
+            return spoolfiles.others(self._place(), self.name, id=self.id)
+        except Exception as problem:
+            tell(
+                f"whether another run of {self.name} is going on cannot be said: {records.in_words(problem)}"
+            )
+            return []
+
+    def _note(self) -> None:
+        """How far it is, where whoever finds it dead will look."""
+        if self._life is not None:
+            try:
+                liveness.write(self._life, json.dumps(self._document()).encode())
+            except (OSError, TypeError, ValueError) as problem:
+                tell(f"how far {self.name} is cannot be noted beside the store: {records.in_words(problem)}")
+
     # -- the end ---------------------------------------------------------------------------------------------
 
     def _end(self, word: str, problem: BaseException | None) -> None:
-        self._estimate.sample(self.done, time.monotonic())
         self._let_go(word)
+        guarded(self._gather, f"what other processes did for {self.name} is not counted")
+        self._ended = time.monotonic()
+        self._estimate.sample(self.done, self._ended)
         try:
             if self.strict:
                 _strictly(lambda: self._last_word(word, problem))
@@ -418,7 +524,7 @@ class Job:
                 self._bar.close()
 
     def _let_go(self, word: str) -> None:
-        self.state = word
+        self.state, self._next = word, float("inf")
         poster().untick(self._tick)
         job_signals.leave(self)
 
@@ -468,7 +574,7 @@ class Job:
             elif say == "alert":
                 standing = replace(standing, alerted_at=0, said_at=0)  # nobody is told
             elif say == "recovered" and to:
-                report = job_mails.recovered(run, (now - before.since) / 1000, before.subject)
+                report = job_mails.recovered(run, (now - before.since) / 1000)
                 mail = self._words(box, report, to, key=key, thread=(before.thread,) if before.thread else ())
             elif word == "finished" and self._says["finish"] and to:
                 mail = self._words(box, job_mails.finished(run), to, key=key)
@@ -485,36 +591,65 @@ class Job:
         self._register()
         if self._life is not None:
             self._life.end()
+        workers.forget(self._place(), self.id)
         state.forget_old_runs(box, self.name)
 
     def _register(self) -> None:
         """The run's note: who it is, how far, and (by the lock on its file) that it lives."""
+        if self._life is None and self.state == "running":
+            self._begin_life()
         box = door(self._given)
-        first = self._life is None and self.state == "running"
-        if first:
+        if not self._known:
             watchdog.dead_runs(box, self.name)
-            try:
-                self._life = alive(box.spool, self.id)
-            except OSError as problem:
-                tell(f"{problem}: if this run of {self.name} is killed, nobody will hear of it")
-        state.remember(
-            box,
-            "run",
-            self.id,
-            {
-                "job": self.name,
-                "kind": "job",
-                "host": host(),
-                "pid": self._pid,
-                "started_at": int(self._began_at * 1000),
-                "at": box.clock.now(),
-                "done": self.done,
-                "total": self.total,
-                "state": self.state,
-                "to": list(self._to),
-                "duration_ms": int(self.elapsed * 1000),
-            },
-        )
+            workers.sweep(self._place(), time.time() - 86_400)
+            self._known = True
+        state.remember(box, "run", self.id, self._document())
+
+    def _begin_life(self) -> None:
+        try:
+            self._life = liveness.alive(self._place(), self.id, json.dumps(self._document()).encode())
+        except OSError as problem:
+            tell(f"{problem}: if this run of {self.name} is killed, nobody will hear of it")
+
+    def _document(self) -> state.Document:
+        return {
+            "job": self.name,
+            "kind": "job",
+            "host": host(),
+            "pid": self._pid,
+            "started_at": int(self._began_at * 1000),
+            "at": int((self._began_at + self.elapsed) * 1000),
+            "done": self.done,
+            "total": self.total,
+            "state": self.state,
+            "to": list(self._to),
+            "duration_ms": int(self.elapsed * 1000),
+        }
+
+
+def _in_worker(name: str, total: int | None, id: str, spool: str) -> Job:
+    """The job of another process, in a worker: it counts there. In its own process it is the job itself."""
+    for known in [*job_signals.running, *_from_elsewhere]:
+        if isinstance(known, Job) and known.id == id:
+            return known
+    made = Job(name, total, bar=False)
+    made.id, made.state, made._spool = id, "elsewhere", spool
+    made._began, made._elsewhere, made._next = time.monotonic(), True, float("inf")
+    _from_elsewhere.append(made)
+    return made
+
+
+#: Jobs of other processes that this one works on.
+_from_elsewhere: list[Job] = []
+
+
+def _after_fork() -> None:
+    for job in _from_elsewhere:
+        job.in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _strictly(action: Callable[[], Any]) -> None:

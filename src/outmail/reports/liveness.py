@@ -1,10 +1,13 @@
-"""``<spool>/run.<id>``: a file that is held as long as a run lives (`held`). Does not: import anything that
-takes time.
+"""``<spool>/run.<id>``: a file that is locked as long as a run lives, and says what runs and how far it is.
+
+Promises: what was written to it survives the death of the process (not a power cut: there is no fsync).
+Fails: OSError from `alive`. Does not: import anything that takes time, or know what a run is.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 from outmail.system.lockfile import LockFile, try_lock
 
@@ -17,6 +20,12 @@ def alive(folder: str, id: str, content: bytes = b"") -> LockFile:
     return LockFile(os.path.join(folder, f"new-run.{id}"), os.path.join(folder, f"run.{id}"), content)
 
 
+def write(life: LockFile, content: bytes) -> None:
+    """Replace what the file says by one write: white space covers what was longer. Raises OSError."""
+    if life.fd >= 0:
+        os.pwrite(life.fd, content.ljust(os.fstat(life.fd).st_size), 0)
+
+
 def dead(folder: str, id: str) -> bool:
     """True when the run had a file here and nobody holds it any more. The file is removed by `bury`."""
     try:
@@ -27,6 +36,18 @@ def dead(folder: str, id: str) -> bool:
         return try_lock(fd)
     finally:
         os.close(fd)
+
+
+def living(folder: str, but: str = "") -> Iterator[tuple[str, str]]:
+    """(id, path) of the runs that somebody holds; all but one."""
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError:
+        return
+    for name in names:
+        id = name.removeprefix("run.")
+        if name != id and id != but and not dead(folder, id):
+            yield id, os.path.join(folder, name)
 
 
 def bury(folder: str, id: str) -> None:

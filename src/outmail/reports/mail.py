@@ -1,10 +1,13 @@
 """A report as a value, and as text and HTML that read well in both, light and dark.
 
-Promises: the text part is complete by itself and at most 78 columns wide; HTML is one column, its CSS inline,
-no remote content; everything that came from outside is made safe in one place (`safe`): bounded, odd
-characters shown as escapes, secrets masked, and in HTML escaped. So any text can be reported. The same facts
-are in both. Templates can be replaced: a folder with ``report.txt`` and ``report.html`` (or ``failed.txt`` …,
-by state), which `string.Template` fills with $subject, $state, $headline, $facts, $sections and $footer.
+Promises: the text part is complete by itself; its sentences are wrapped at 78 columns, words and lines of
+code or output stay whole; HTML is one column that fits a telephone (375 px), its CSS inline, no remote
+content; everything that came from outside is made safe in one place (`safe`): bounded, odd characters shown
+as escapes, secrets masked, and in HTML escaped. So any text can be reported. The same facts are in both. A
+list of mails shows the state: in the sender's name (`sender_name`), in the subject of whatever is not of the
+run's thread (`subject_line`), and in the preview. Templates can be replaced: a folder with ``report.txt`` and
+``report.html`` (or ``failed.txt`` …, by state), which `string.Template` fills with $subject, $state, $chip,
+$headline, $preview, $progress, $facts, $sections and $footer.
 Does not: send, thread, or decide anything.
 """
 
@@ -23,6 +26,7 @@ from string import Template
 from typing import Literal
 
 from outmail.policy.plain import plain, plain_line
+from outmail.policy.progress import percent, sparkline
 from outmail.policy.secrets import masked
 from outmail.system import trust
 
@@ -52,6 +56,12 @@ _TONE = {
     "dead": "bad", "reminder": "bad", "late": "warn",
     "stalled": "warn", "stopped": "warn", "digest": "warn",
 }  # fmt: skip
+#: What stands for a state in a list of mails, and what it is called where that is not its own name.
+_MARK = {
+    "started": "▶", "progress": "●", "finished": "✓", "recovered": "✓", "failed": "✗", "dead": "✗",
+    "reminder": "✗", "stopped": "■", "stalled": "●", "late": "!", "digest": "●",
+}  # fmt: skip
+_CALLED = {"reminder": "still failing"}
 _COLOUR = {"info": "#2563a8", "good": "#1f7a3d", "bad": "#b3261e", "warn": "#8a5a00"}
 #: Looked at beyond what is shown, so that no secret is cut in two before it is masked.
 _MARGIN = 16_000
@@ -62,21 +72,31 @@ _TERMINAL = re.compile(r"\x1b\[[0-9;?]{0,30}[A-Za-z]")
 
 
 @dataclass(frozen=True, slots=True)
+class Course:
+    """A series of values over time, to be drawn small, and what is said beside it."""
+
+    values: Sequence[float]
+    remark: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Section:
-    """A titled part: lines of text kept as they are (``pre``), flowing text, or a table whose first row is
-    its head.
+    """A titled part: lines of text kept as they are (``pre``), flowing text, a table whose first row is its
+    head, or courses.
     """
 
     title: str
     pre: str = ""
     text: str = ""
     table: Sequence[Sequence[str]] = ()
+    courses: Sequence[Course] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a mail says. ``headline`` is one sentence with the state; ``footer`` says why the reader got
-    it.
+    """What a mail says. ``headline`` is one sentence, which need not name the state; ``progress``: items done
+    and in all; ``badge``: what the sender's name says instead of the state's name; ``preview``: what a list
+    of mails shows after the subject; ``footer`` says why the reader got it.
     """
 
     state: State
@@ -85,6 +105,25 @@ class Report:
     facts: Sequence[tuple[str, str]] = ()
     sections: Sequence[Section] = ()
     footer: Sequence[str] = field(default=())
+    progress: tuple[float, float] | None = None
+    badge: str = ""
+    preview: str = ""
+
+    @property
+    def called(self) -> str:
+        """The state's name for people."""
+        return _CALLED.get(self.state, self.state)
+
+
+def sender_name(name: str, report: Report) -> str:
+    """Who writes, and how it stands: ``crawl ✓ finished``, ``crawl ● 30 %``."""
+    return f"{one_line(name, 40)} {_MARK[report.state]} {one_line(report.badge, 20) or report.called}"
+
+
+def subject_line(state: State, text: str, where: str) -> str:
+    """A subject of its own, ``✗ crawl failed: ValueError: … [web1]``: the text is cut, the host is not."""
+    end = f" [{one_line(where, 20)}]"
+    return one_line(f"{_MARK[state]} {text}", SUBJECT - len(end)) + end
 
 
 def safe(text: str, limit: int = SECTION_LIMIT) -> str:
@@ -123,25 +162,40 @@ def bounded(text: str, limit: int = SECTION_LIMIT) -> str:
 
 # -- text ----------------------------------------------------------------------------------------------------
 
-_TEXT = Template("$headline\n\n$facts$sections$footer")
+_TEXT = Template("$opening\n\n$progress$facts$sections$footer")
+_BAR = 30
 
 
 def as_text(report: Report, templates: str = "") -> str:
     """The text part."""
-    facts = _text_facts(report.facts)
-    sections = "".join(_text_section(section) for section in report.sections)
+    headline = safe(report.headline)
     footer = (
         "-- \n" + "\n".join(_wrapped(safe(line)) for line in report.footer) + "\n" if report.footer else ""
     )
     made = _template(templates, report.state, "txt", _TEXT).safe_substitute(
         subject=one_line(report.subject),
         state=report.state,
-        headline=_wrapped(safe(report.headline)),
-        facts=facts,
-        sections=sections,
+        chip=report.called.upper(),
+        opening=_wrapped(f"{report.called.upper()}: {headline}"),
+        headline=_wrapped(headline),
+        preview=one_line(report.preview or report.headline, 200),
+        progress=_text_bar(report.progress),
+        facts=_text_facts(report.facts),
+        sections="".join(_text_section(section) for section in report.sections),
         footer=footer,
     )
     return made if len(made) <= BODY_LIMIT else made[:BODY_LIMIT] + "\n(… cut here)\n"
+
+
+def _text_bar(progress: tuple[float, float] | None) -> str:
+    if progress is None or (part := percent(*progress)) is None:
+        return ""
+    full = _BAR * min(100, max(0, part)) // 100
+    return f"  {'█' * full}{'░' * (_BAR - full)}  {part} %: {_of(progress)}\n\n"
+
+
+def _of(progress: tuple[float, float]) -> str:
+    return f"{progress[0]:,} of {progress[1]:,}"
 
 
 def _text_facts(facts: Sequence[tuple[str, str]]) -> str:
@@ -157,6 +211,7 @@ def _text_facts(facts: Sequence[tuple[str, str]]) -> str:
             initial_indent=f"  {label:<{width}}",
             subsequent_indent=" " * (width + 2),
             break_on_hyphens=False,
+            break_long_words=False,
         )
     return "\n".join(lines) + "\n\n"
 
@@ -168,9 +223,15 @@ def _text_section(section: Section) -> str:
         parts.append(_wrapped(safe(section.text)))
     if section.table:
         parts.append(_text_table(section.table))
+    parts += [_text_course(course) for course in section.courses]
     if section.pre:
-        parts.append("\n".join(_kept(line) for line in bounded(section.pre).split("\n")))
+        parts.append(bounded(section.pre))
     return "\n".join(parts) + "\n\n"
+
+
+def _text_course(course: Course) -> str:
+    drawn = sparkline(course.values, 40)
+    return f"{drawn:<{40 if len(drawn) > 20 else 0}}  {one_line(course.remark, 60)}".rstrip()
 
 
 def _text_table(rows: Sequence[Sequence[str]]) -> str:
@@ -200,15 +261,10 @@ def _numeric(cell: str) -> bool:
 
 
 def _wrapped(text: str) -> str:
-    return "\n".join(textwrap.fill(line, WIDTH, break_on_hyphens=False) for line in text.split("\n"))
-
-
-def _kept(line: str) -> str:
-    """A line of output: broken only where it would not fit."""
-    if len(line) <= WIDTH:
-        return line
-    return "\n    ".join(
-        [line[:WIDTH], *(line[i : i + WIDTH - 4] for i in range(WIDTH, len(line), WIDTH - 4))]
+    """Lines of at most 78 columns; a word that is longer stays whole, so that it can be copied."""
+    return "\n".join(
+        textwrap.fill(line, WIDTH, break_on_hyphens=False, break_long_words=False)
+        for line in text.split("\n")
     )
 
 
@@ -216,6 +272,10 @@ def _kept(line: str) -> str:
 
 _FONT = "font-family:-apple-system,'Segoe UI',Roboto,Helvetica,Arial,sans-serif"
 _MONO = "font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;font-size:12px;line-height:1.45"
+#: A long word is broken rather than that the page grows wider than a telephone.
+_BREAK = "overflow-wrap:anywhere;word-break:break-word"
+#: Mail programs show the beginning of a mail after its subject: behind the preview comes nothing.
+_NOTHING_MORE = "&nbsp;&zwnj;" * 60
 _HTML = Template(
     """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -227,23 +287,32 @@ body, .page { background:#15181c !important; color:#e3e6ea !important }
 .label, .foot, .th { color:#a3acb8 !important }
 .rule { border-color:#343a42 !important }
 .pre { background:#14171a !important; color:#e3e6ea !important; border-color:#343a42 !important }
+.track { background:#343a42 !important }
 .info { color:#7db7f0 !important } .good { color:#76c893 !important }
 .bad { color:#ff8a80 !important } .warn { color:#e8b04a !important }
+}
+@media (max-width: 480px) {
+.out { padding:8px 6px !important } .in { padding-left:14px !important; padding-right:14px !important }
 }</style></head>
 <body style="margin:0;padding:0;background:#f2f4f6;color:#1b1f24;$font">
-<div style="display:none;max-height:0;overflow:hidden">$preheader</div>
+<div style="display:none;max-height:0;overflow:hidden">$preview$nothing_more</div>
 <table role="presentation" class="page" width="100%" cellpadding="0" cellspacing="0"
-style="background:#f2f4f6">
-<tr><td align="center" style="padding:20px 12px">
+style="background:#f2f4f6;table-layout:fixed">
+<tr><td align="center" class="out" style="padding:20px 12px">
 <table role="presentation" class="card" cellpadding="0" cellspacing="0"
-style="width:100%;max-width:680px;background:#ffffff;border:1px solid #d9dee4;border-radius:6px">
-<tr><td style="padding:20px 24px 4px;$font">
+style="width:100%;max-width:680px;table-layout:fixed;background:#ffffff;border:1px solid #d9dee4;
+border-radius:6px">
+<tr><td class="in" style="padding:20px 24px 4px;$font">
 <div class="$tone"
-style="font-size:12px;font-weight:700;letter-spacing:.06em;text-transform:uppercase;color:$colour">$state</div>
-<div style="font-size:18px;line-height:1.35;font-weight:600;padding-top:6px">$headline</div></td></tr>
-<tr><td style="padding:8px 24px 20px;$font;font-size:14px;line-height:1.5">$facts$sections</td></tr></table>
-<div class="foot"
-style="max-width:680px;padding:12px 24px;font-size:12px;line-height:1.5;color:#5c6570;text-align:left;$font">
+style="font-size:12px;font-weight:700;letter-spacing:.06em;text-transform:uppercase;color:$colour">$chip</div>
+<div style="font-size:18px;line-height:1.35;font-weight:600;padding-top:6px;$break">$headline</div>
+$progress</td></tr>
+<tr><td class="in" style="padding:8px 24px 20px;$font;font-size:14px;line-height:1.5">
+$facts$sections</td></tr>
+</table>
+<div class="foot in"
+style="max-width:680px;padding:12px 24px;font-size:12px;line-height:1.5;color:#5c6570;text-align:left;
+$break;$font">
 $footer</div>
 </td></tr></table></body></html>
 """
@@ -254,10 +323,14 @@ def as_html(report: Report, templates: str = "") -> str:
     """The HTML part."""
     tone = _TONE.get(report.state, "info")
     return _template(templates, report.state, "html", _HTML).safe_substitute(
+        {"break": _BREAK},
         subject=html.escape(one_line(report.subject)),
         state=html.escape(report.state),
+        chip=html.escape(report.called),
         headline=html.escape(safe(report.headline)),
-        preheader=html.escape(safe(report.headline)),
+        preview=html.escape(one_line(report.preview or report.headline, 200)),
+        nothing_more=_NOTHING_MORE,
+        progress=_html_bar(report.progress, _COLOUR[tone]),
         facts=_html_facts(report.facts),
         sections="".join(map(_html_section, report.sections)),
         footer="<br>".join(html.escape(safe(line)) for line in report.footer),
@@ -267,12 +340,32 @@ def as_html(report: Report, templates: str = "") -> str:
     )
 
 
+def _html_bar(progress: tuple[float, float] | None, colour: str) -> str:
+    """How much is done, as a bar that every mail program draws: a table of two cells."""
+    if progress is None or (part := percent(*progress)) is None:
+        return ""
+    full = min(100, max(0, part))
+    thin = "height:8px;font-size:0;line-height:0"
+    cells = [
+        f'<td width="{full}%" style="width:{full}%;background:{colour};border-radius:4px;{thin}">&nbsp;</td>'
+        if full
+        else "",
+        f'<td style="{thin}">&nbsp;</td>' if full < 100 else "",
+    ]
+    return (
+        f'<table role="presentation" class="track" width="100%" cellpadding="0" cellspacing="0" '
+        f'style="margin-top:12px;background:#e3e7eb;border-radius:4px"><tr>{"".join(cells)}</tr></table>'
+        f'<div class="label" style="padding-top:5px;font-size:13px;color:#5c6570">'
+        f"{part} %: {_of(progress)}</div>"
+    )
+
+
 def _html_facts(facts: Sequence[tuple[str, str]]) -> str:
     rows = [
         f'<tr><td class="label" '
-        f'style="padding:3px 16px 3px 0;color:#5c6570;white-space:nowrap;vertical-align:top">'
+        f'style="padding:3px 14px 3px 0;color:#5c6570;vertical-align:top;{_whole(one_line(label))}">'
         f"{html.escape(one_line(label))}</td>"
-        f'<td style="padding:3px 0;word-break:break-word">{html.escape(safe(value))}</td></tr>'
+        f'<td style="padding:3px 0;vertical-align:top;{_BREAK}">{html.escape(safe(value))}</td></tr>'
         for label, value in facts
     ]
     return (
@@ -283,27 +376,42 @@ def _html_facts(facts: Sequence[tuple[str, str]]) -> str:
     )
 
 
+def _whole(text: str) -> str:
+    """The style of what is short enough never to be broken."""
+    return "white-space:nowrap" if len(text) <= 20 else _BREAK
+
+
 def _html_section(section: Section) -> str:
     parts = [
         (
             f'<div class="rule" style="margin-top:18px;padding-top:14px;border-top:1px solid '
-            f'#e3e7eb;font-weight:600">{html.escape(one_line(section.title, WIDTH))}</div>'
+            f'#e3e7eb;font-weight:600;{_BREAK}">{html.escape(one_line(section.title, WIDTH))}</div>'
         )
     ]
     if section.text:
-        parts.append(
-            f'<div style="padding-top:6px">{html.escape(safe(section.text)).replace(chr(10), "<br>")}</div>'
-        )
+        text = html.escape(safe(section.text)).replace("\n", "<br>")
+        parts.append(f'<div style="padding-top:6px;{_BREAK}">{text}</div>')
     if section.table:
         parts.append(_html_table(section.table))
+    parts += [_html_course(course) for course in section.courses]
     if section.pre:
         body = html.escape(bounded(section.pre))
         parts.append(
             f'<pre class="pre" style="margin:8px 0 0;padding:10px 12px;background:#f6f8fa;border:1px solid '
             f"#e3e7eb;border-radius:4px;white-space:pre-wrap;"
-            f'word-break:break-word;{_MONO}">{body}</pre>'
+            f'{_BREAK};{_MONO}">{body}</pre>'
         )
     return "".join(parts)
+
+
+def _html_course(course: Course) -> str:
+    """The drawing on a line of its own, short enough for a telephone, and the remark below it."""
+    return (
+        f'<div class="rule" style="margin-top:8px;border-bottom:1px solid #e3e7eb;white-space:nowrap;'
+        f'overflow:hidden;{_MONO};line-height:1.1">{sparkline(course.values, 30)}</div>'
+        f'<div class="label" style="padding-top:2px;font-size:13px;color:#5c6570;{_BREAK}">'
+        f"{html.escape(one_line(course.remark, 200))}</div>"
+    )
 
 
 def _html_table(rows: Sequence[Sequence[str]]) -> str:
@@ -315,9 +423,8 @@ def _html_table(rows: Sequence[Sequence[str]]) -> str:
         shown = []
         for cell, numeric in zip(cells, right):
             style = (
-                f"padding:4px 14px 4px "
-                f"0;text-align:{'right' if numeric else 'left'};vertical-align:top;border-bottom:1px solid "
-                f"#e3e7eb"
+                f"padding:4px 12px 4px 0;text-align:{'right' if numeric else 'left'};vertical-align:top;"
+                f"border-bottom:1px solid #e3e7eb;{_whole(cell) if ' ' not in cell or numeric else _BREAK}"
             )
             tag, kind = ("th", ' class="th rule"') if head else ("td", ' class="rule"')
             weight = ";font-weight:600;color:#5c6570" if head else ""

@@ -23,7 +23,7 @@ from outmail.model import Receipt
 from outmail.policy.plain import plain_line
 from outmail.policy.veil import known
 from outmail.reports.door import ReportDoor
-from outmail.reports.mail import Report, as_html, as_text, one_line
+from outmail.reports.mail import Report, as_html, as_text, one_line, sender_name
 from outmail.reports.records import in_words
 from outmail.store import Verb
 from outmail.system.host import hostname
@@ -88,7 +88,7 @@ def words(
         "html": as_html(report, templates),
         "headers": headers(kind, name, report.state, run, thread),
         "tag": f"report:{kind}",
-        "author": one_line(name, 100).replace("@", " at "),
+        "author": sender_name(name, report).replace("@", " at "),
         **more,
     }
 

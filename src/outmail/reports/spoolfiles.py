@@ -60,6 +60,25 @@ def read(path: str) -> str:
         os.close(fd)
 
 
+def others(spool: str, name: str, *, id: str = "", pid: int = 0) -> list[str]:
+    """Runs of a job that are going on, in words; all but one, or but those of a process."""
+    import json
+    import time
+
+    from outmail.reports import liveness
+
+    found = []
+    for _, path in liveness.living(spool, id):
+        try:
+            run = json.loads(read(path))
+            if run["job"] == name and run["pid"] != pid:
+                began = time.strftime("%H:%M:%S", time.localtime(run["started_at"] / 1000))
+                found.append(f"process {run['pid']}, since {began}")
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+            continue  # it ended in this moment, or is none of ours
+    return found
+
+
 def put(path: str, text: str = "") -> None:
     """Make or replace a mark, whole."""
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)

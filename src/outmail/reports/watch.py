@@ -24,7 +24,8 @@ from outmail.policy.progress import took
 from outmail.policy.secrets import masked
 from outmail.reports import spoolfiles, state, watchdog
 from outmail.reports.door import ReportDoor
-from outmail.reports.mail import Report, Section, local_time, named, one_line, safe
+from outmail.reports.job_mails import MEMORY
+from outmail.reports.mail import Report, Section, local_time, named, one_line, safe, subject_line
 from outmail.reports.post import host, root_id, tell, words
 
 #: Bytes of output kept with a run in the store.
@@ -44,10 +45,11 @@ def started(door: ReportDoor, options: Any, command: list[str]) -> None:
         now = door.clock.now()
         report = Report(
             "started",
-            f"[{host()}] {options.name} has started",
-            f"{options.name} has started on {host()}.",
-            _facts(command, now, None),
+            subject_line("started", f"{options.name} started", host()),
+            f"{options.name} on {host()}.",
+            [*_facts(command, now, None), *_others(door, options.name)],
             footer=_footer(options, "it was asked for by --start"),
+            preview=f"{options.name} started on {host()}",
         )
         door.report(
             words(
@@ -143,46 +145,44 @@ def _mail(
     name = options.name
     row = f", {after.failures} in a row" if after.failures > 1 else ""
     lasted = took(result.duration_ms / 1000)
+    passed = f", after {lasted}" if result.duration_ms >= 1000 else ""
     thread: tuple[str, ...] = (root_id("watch", name, str(after.since or before.since or run)),)
     if word in ("alert", "failed"):
         made = (
             "failed",
-            f"FAILED [{host()}] {name}: {result.reason}{row}",
-            f"FAILED: {name}: {result.reason}{row}, after {lasted}.",
+            subject_line("failed", f"{name} failed{row}: {result.reason}", host()),
+            f"{name}: {result.reason}{row}{passed}.",
             options_rule(options),
         )
     elif word == "remind":
-        since = took((door.clock.now() - after.since) / 1000)
         made = (
             "reminder",
             f"Re: {after.subject}",
-            f"STILL FAILING: {name} has failed {after.failures} times in a row, for {since}; last: "
-            f"{result.reason}.",
+            f"{name} has failed {after.failures} times in a row{_for(door, after)}; last: {result.reason}.",
             options_rule(options),
         )
         thread = (*thread, after.thread)
     elif word == "recovered":
-        down = took((door.clock.now() - before.since) / 1000)
-        what = f"after {before.failures} failures in a row" if before.failures else "it runs again"
+        row = f" after {before.failures} failures in a row" if before.failures > 1 else ""
         made = (
             "recovered",
-            f"Re: {before.subject}",
-            f"RECOVERED: {name} is well again, {what}, {down} after the trouble began.",
+            subject_line("recovered", f"{name} works again", host()),
+            f"{name} works again{row or ' after a failure' if before.failures else ''}{_for(door, before)}.",
             options_rule(options),
         )
         thread = (*thread, before.thread)
     elif word == "slow":
         made = (
             "finished",
-            f"SLOW [{host()}] {name}: {lasted}",
+            subject_line("finished", f"{name} took {lasted}", host()),
             f"{name} succeeded, but it took {lasted}.",
             f"--longer-than {human_span(options['longer-than'])}",
         )
     else:
         made = (
             "finished",
-            f"ok [{host()}] {name}: {lasted}",
-            f"{name} has finished well after {lasted}.",
+            subject_line("finished", f"{name} finished", host()),
+            f"{name} took {lasted}.",
             f"--on {options.on}",
         )
     sections = []
@@ -199,9 +199,10 @@ def _mail(
         made[0],  # type: ignore[arg-type]
         one_line(made[1]),
         made[2],
-        _facts(command, result.began_ms, result, after.failures),
+        [*_facts(command, result.began_ms, result, after.failures), *_others(door, name)],
         sections,
         _footer(options, made[3]),
+        preview=_preview(result, lasted, made[2]),
     )
     more: dict[str, Any] = {}
     if options.attach and not options.no_output and result.output:
@@ -217,6 +218,18 @@ def _mail(
         key=key,
         **more,
     )
+
+
+def _for(door: ReportDoor, standing: incident.Incident) -> str:
+    """How long the trouble lasts or lasted; "" where that is no time."""
+    seconds = (door.clock.now() - standing.since) / 1000
+    return f", for {took(seconds)}" if seconds >= 1 else ""
+
+
+def _preview(result: Any, lasted: str, headline: str) -> str:
+    """What a list of mails shows: the last line of output says most where a command failed."""
+    last = next((line for line in reversed(_tail(result, 5).splitlines()) if line.strip()), "")
+    return f"{result.reason}: {last}" if result.failed and last else f"{lasted}, {last}" if last else headline
 
 
 def options_rule(options: Any) -> str:
@@ -292,10 +305,17 @@ def _facts(command: list[str], began: int, result: Any, failures: int = 0) -> li
         ]
         if failures > 1:
             facts.append(("In a row", f"{failures} failures"))
-        facts.append(
-            ("Memory, CPU", f"{result.peak_kb / 1024:,.0f} MB at most, {took(result.cpu)} of CPU time")
-        )
+        if result.peak_kb >= MEMORY * 1024:
+            facts.append(("Memory", f"{result.peak_kb // 1024:,} MB at most"))
     return facts
+
+
+def _others(door: ReportDoor, name: str) -> list[tuple[str, str]]:
+    """Runs of the same job that are going on beside this one."""
+    return [
+        ("At the same time", f"{name} is also run by {other}")
+        for other in spoolfiles.others(door.spool, name, pid=os.getpid())[:5]
+    ]
 
 
 def _footer(options: Any, why: str) -> list[str]:

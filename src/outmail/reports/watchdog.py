@@ -16,10 +16,11 @@ from typing import Any
 
 from outmail.clock import human_span
 from outmail.policy import incident
-from outmail.reports import spoolfiles, state
+from outmail.policy.progress import span_in_words
+from outmail.reports import spoolfiles, state, workers
 from outmail.reports.door import ReportDoor
 from outmail.reports.liveness import bury, dead
-from outmail.reports.mail import Report, local_time, one_line
+from outmail.reports.mail import Report, local_time, subject_line
 from outmail.reports.post import host, root_id, tell, words
 
 log = logging.getLogger("outmail.reports")
@@ -44,27 +45,37 @@ def dead_runs(door: ReportDoor, job: str = "") -> None:
 
 
 def _dead_run(door: ReportDoor, id: str, path: str, job: str) -> None:
-    run = state.read(door, "run", id) or _in_file(path)
+    run = _newest(state.read(door, "run", id), path)
     if not isinstance(run["job"], str) or not isinstance(run.get("to") or [], list):
         raise ValueError("no run of ours")
     if not job or run["job"] == job:
         if run.get("state") == "running":
             _tell_death(door, id, run)
         bury(door.spool, id)
+        workers.forget(door.spool, id)
 
 
-def _in_file(path: str) -> dict[str, Any]:
-    """A watched command's run is in its file only, until it ends."""
+def _newest(noted: dict[str, Any], path: str) -> dict[str, Any]:
+    """What is known of a run: its note in the store, and what it wrote into its file meanwhile. A watched
+    command's run is in its file only.
+    """
     try:
-        return {**json.loads(spoolfiles.read(path)), "state": "running"}
+        filed = {"state": "running", **json.loads(spoolfiles.read(path))}
     except (ValueError, TypeError, RecursionError):
-        raise ValueError("no run of ours") from None
+        if not noted:
+            raise ValueError("no run of ours") from None
+        return noted
+    if noted.get("state", "running") != "running" or state.whole(noted.get("at")) > state.whole(
+        filed.get("at")
+    ):
+        return {**filed, **noted}
+    return {**noted, **filed}
 
 
 def _tell_death(door: ReportDoor, id: str, run: dict[str, Any]) -> None:
     name, to = run["job"], tuple(run.get("to") or ()) or door.report_to
     key = f"report:{id}:dead"
-    subject = one_line(f"DEAD [{host()}] {name}: process {run['pid']} is gone")
+    subject = subject_line("dead", f"{name} died: process {run['pid']} is gone", host())
 
     def decide(document: state.Document) -> state.Decision:
         if document.get("state", "running") != "running":
@@ -76,14 +87,19 @@ def _tell_death(door: ReportDoor, id: str, run: dict[str, Any]) -> None:
             ("Host", f"{run['host']}, process {run['pid']}"),
             ("Started", local_time(state.whole(run["started_at"]))),
         ]
-        if "done" in run:
-            done = f"{run['done']:,}" + (f" of {run['total']:,}" if run.get("total") else "")
-            facts += [("Last sign of life", local_time(state.whole(run["at"]))), ("Done then", done)]
+        done, total = run.get("done"), run.get("total")
+        if done is not None:
+            facts.append(("Last sign of life", local_time(state.whole(run["at"]))))
+            if not total:
+                facts.append(("Done then", f"{done:,}"))
         report = Report(
             "dead",
             subject,
-            f"DEAD: {name} ended without a word: killed, or the machine went down.",
+            f"{name} ended without a word: killed, or the machine went down.",
             facts,
+            progress=(done, total) if done is not None and total else None,
+            preview="killed, or the machine went down"
+            + (f", last seen at {done:,}" + (f" of {total:,}" if total else "") if done is not None else ""),
             footer=[
                 f"{name} on {host()}, run {id}",
                 "Why: the process that ran it is gone and had not said that it ended",
@@ -141,18 +157,20 @@ def _tell_lateness(door: ReportDoor, name: str, now: int) -> None:
             return document, None
         standing = incident.Incident.load(document.get("incident"))
         key = f"report:late:{name}:{late['seen_at']}"
-        subject = one_line(f"LATE [{host()}] {name}: no run for {human_span(now - late['seen_at'])}")
+        subject = subject_line(
+            "late", f"{name} is late: no run for {span_in_words((now - late['seen_at']) / 1000)}", host()
+        )
         mail = None
         if to and now >= standing.muted_until:
             facts = [
                 ("Host", host()),
-                ("Expected", f"at least every {human_span(late['every_ms'])}"),
+                ("Expected", f"at least every {span_in_words(late['every_ms'] / 1000)}"),
                 ("Last run", local_time(late["seen_at"])),
             ]
             report = Report(
                 "late",
                 subject,
-                f"LATE: {name} should have run and did not.",
+                f"{name} should have run and did not.",
                 facts,
                 footer=[
                     f"{name} on {host()}",

@@ -398,6 +398,22 @@ def test_a_lost_lease_comes_back_to_the_new_route_and_a_late_delivery_keeps_its_
     assert (standing(store, late.id).state, standing(store, late.id).route) == ("delivered", "default")
 
 
+def test_what_a_newer_message_replaces_says_so(store: Any) -> None:
+    """Waiting, and on its way: neither is said to be an operator's doing."""
+    waiting, sending, newer = message(), message(), message()
+    add(store, sending)
+    owner = store.register(NOW)
+    (delivery,) = lease(store, owner)
+    add(store, waiting)
+    for old in (waiting, sending):
+        store.run(store.verbs.add([newer], supersede=old.id, again=True))
+        newer = message()
+    assert standing(store, waiting.id).reason == life.REPLACED
+    settle(store, owner, delivery, "deferred")
+    assert [standing(store, one.id).state for one in (waiting, sending)] == ["cancelled"] * 2
+    assert standing(store, sending.id).reason == life.REPLACED
+
+
 def test_retention_takes_bodies_then_records(store: Any) -> None:
     made = [message(content=b"A: b\r\n\r\n" + os.urandom(3000).hex().encode()) for _ in range(300)]
     add(store, *made)
@@ -449,6 +465,7 @@ _SAYS: dict[str, Callable[[Standing], Standing]] = {
     "hold": life.hold,
     "release": life.release,
     "cancel": life.cancel,
+    "superseded": life.superseded,
     "due": life.due,
     "reroute, there": lambda s: life.reroute(s, f"{s.route.rstrip('+')}+"),
     "reroute, back": lambda s: life.reroute(s, s.route.rstrip("+")),
@@ -509,7 +526,7 @@ class _Walk:
         elif name == "too old":
             while self.store.run(self.store.verbs.expire(10**17)):
                 pass
-        elif name in ("hold", "release", "cancel", "due", "requeue", "confirm"):
+        elif name in ("hold", "release", "cancel", "superseded", "due", "requeue", "confirm"):
             self.store.run(self.store.verbs.change(Filter(ids=((self.id, None),)), name, self.now))
         elif self.held is None:
             return

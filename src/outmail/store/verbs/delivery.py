@@ -158,7 +158,7 @@ def add(
         yield Many(_RECIPIENT, recipients)
         yield Many(EVENT, events)
     if supersede is not None and messages:
-        yield from change(Filter(ids=((supersede, None),)), "cancel", messages[0].accepted_at)
+        yield from change(Filter(ids=((supersede, None),)), "superseded", messages[0].accepted_at)
     return result
 
 
@@ -428,6 +428,8 @@ DELIVERED = (
     "j.value ->> 4"
     " RETURNING message, n, state, uncertain, reason, attempts, destination"
 )
+#: Why somebody's wish to cancel ends it.
+_CANCELLED = f"CASE reason WHEN '{lifecycle.REPLACED}' THEN reason ELSE '{lifecycle.BY_OPERATOR}' END"
 _BACK = (
     "CASE WHEN ?1 = 'queued' AND wish = 'cancel' THEN 'cancelled' WHEN ?1 = 'queued' AND wish = 'hold' "
     "THEN 'held' ELSE ?1 END"
@@ -436,7 +438,7 @@ _BACK = (
 #: owner, 12 lease, 13 the route of the lease. That a next hop defers says nothing about another route.
 _SETTLE = f"""
 UPDATE recipient SET state = {_BACK},
-    reason = CASE WHEN ?1 = 'queued' AND wish = 'cancel' THEN 'cancelled by operator'
+    reason = CASE WHEN ?1 = 'queued' AND wish = 'cancel' THEN {_CANCELLED}
                   WHEN ?1 = 'queued' AND wish = 'hold' THEN 'operator'
                   WHEN ?1 = 'queued' AND ?2 = '' AND ?7 = 0 THEN reason ELSE ?2 END,
     due = CASE WHEN {_BACK} = 'queued'
@@ -586,7 +588,7 @@ def unlease(owner: int, numbers: Sequence[int], now: int) -> Verb[int]:
     rows = yield Many(
         "UPDATE recipient SET"
         " state = CASE wish WHEN 'cancel' THEN 'cancelled' WHEN 'hold' THEN 'held' ELSE 'queued' END,"
-        " reason = CASE wish WHEN 'cancel' THEN 'cancelled by operator' WHEN 'hold' THEN 'operator'"
+        f" reason = CASE wish WHEN 'cancel' THEN {_CANCELLED} WHEN 'hold' THEN 'operator'"
         " ELSE reason END,"
         " due = CASE WHEN wish IS NULL THEN ?1 END,"
         " finished_at = CASE WHEN wish = 'cancel' THEN ?1 END, wish = NULL, owner = NULL, lease = NULL"
@@ -700,7 +702,8 @@ def forget_owner(owner: int) -> Verb[bool]:
 #: on the delivery. HARMLESS: a session has worked on it for a while, and the engine is alive.
 BEGUN, HARMLESS = 0, 0xFFFFFFFF
 LOST = (
-    "SELECT message, n, lease, losses, uncertain, wish FROM recipient WHERE state = 'sending' AND owner = ?"
+    "SELECT message, n, lease, losses, uncertain, wish, reason FROM recipient WHERE state = 'sending' AND "
+    "owner = ?"
 )
 
 
@@ -712,14 +715,14 @@ def reclaim(
     """
     rows = yield LOST, (owner,)
     updates, events, uncertain = [], [], 0
-    for message, n, number, losses, mark, wish in rows:
+    for message, n, number, losses, mark, wish, reason in rows:
         dot = noted is None or (message, n, number) in noted
         begun = (
             noted is not None
             and (message, BEGUN, number) in noted
             and (message, HARMLESS, number) not in noted
         )
-        before = Standing("sending", "", bool(mark), losses, wish)
+        before = Standing("sending", reason, bool(mark), losses, wish)
         after = lifecycle.lost(before, dot=dot, begun=begun, hold=hold)
         finished = now if after.state in lifecycle.FINAL else None
         due = lost_due(after.losses, now) if after.state == "queued" else None

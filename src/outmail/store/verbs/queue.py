@@ -31,7 +31,8 @@ _CHANGES: dict[str, str] = {
     "hold": "state = 'held', reason = 'operator', due = NULL",
     "release": "state = 'queued', reason = '', due = CASE WHEN not_before > :now THEN not_before ELSE :now "
     "END, losses = 0",
-    "cancel": "state = 'cancelled', reason = 'cancelled by operator', due = NULL, finished_at = :now",
+    "cancel": f"state = 'cancelled', reason = '{lifecycle.BY_OPERATOR}', due = NULL, finished_at = :now",
+    "superseded": f"state = 'cancelled', reason = '{lifecycle.REPLACED}', due = NULL, finished_at = :now",
     "due": "due = :now, not_before = 0",
     "suppress": "state = 'failed', reason = :reason, due = NULL, finished_at = :now",
     "expired": "state = 'failed', reason = :reason, due = NULL, finished_at = :now",
@@ -45,6 +46,7 @@ _CHANGES: dict[str, str] = {
 _WISHES = {
     "hold": ("wish = 'hold'", "wish IS NULL"),
     "cancel": ("wish = 'cancel'", "coalesce(wish, '') <> 'cancel'"),
+    "superseded": (f"wish = 'cancel', reason = '{lifecycle.REPLACED}'", "coalesce(wish, '') <> 'cancel'"),
     "release": ("wish = NULL", "wish = 'hold'"),
 }
 _CONTENT_LEFT = (
