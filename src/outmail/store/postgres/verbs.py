@@ -103,7 +103,7 @@ def add(
         given = [row[0] for row in (yield Many(_accepting_all(1), values))]
     numbers = {id(message): number for (message, _), number in zip(fresh, given)}
     if supersede is not None and messages:
-        yield from verbs.change(Filter(ids=((supersede, None),)), "cancel", messages[0].accepted_at)
+        yield from verbs.change(Filter(ids=((supersede, None),)), "superseded", messages[0].accepted_at)
     return [
         (message.id, message.message_id, message.accepted_at, False, numbers[id(message)])
         if id(message) in numbers
