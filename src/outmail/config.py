@@ -22,6 +22,7 @@ from typing import Any
 from outmail.clock import parse_span
 from outmail.errors import ConfigError
 from outmail.policy.admission import Network, networks
+from outmail.policy.loopback import LONGEST_NAME, Loopback, parse_sample
 from outmail.policy.plain import plain_line
 from outmail.policy.retry import Retry, Schedule
 from outmail.policy.route import RELAY_SETTINGS, Relay, Routes, Rule, is_loopback, parse_relay
@@ -49,7 +50,8 @@ _TABLES: dict[str, dict[str, tuple[type, ...]]] = {
     "limits": {"message_size": (str, int), "recipients": (int,), "queue": (int,)},
     "safety": {"only_to": (list,), "redirect_to": (str,)},
     "retention": {"bodies": (str,), "records": (str,), "transcripts": (str,)},
-    "loopback": {"message_id": (str,)},
+    "loopback": {"address": (str,), "mode": (str,), "sample": (int, float, str), "canary": (str,),
+    "within": (str,), "message_id": (str,)},
     "reports": {"templates": (str,)},
     "receive": {"smtp": (list,), "lmtp": (list,), "domains": (list,), "aliases": (str,), "mailboxes": (str,),
     "users": (list, str), "networks": (list,), "certificate": (str,), "key": (str,)},
@@ -118,6 +120,7 @@ class Config:
     retry: Retry = field(default_factory=Retry)
     listen: Listen = field(default_factory=Listen)
     receive: Receive = field(default_factory=Receive)
+    loopback: Loopback = field(default_factory=Loopback)
     message_size: int = 50_000_000
     recipients: int = 10_000
     #: Recipients that may wait before listeners ask clients to come back later; 0 for no limit.
@@ -188,6 +191,12 @@ class Config:
                 "lmtp": list(self.listen.lmtp),
                 "submission": list(self.listen.submission),
                 "networks": [str(network) for network in self.listen.networks],
+            },
+            "loopback": {
+                "address": self.loopback.address or None,
+                "mode": self.loopback.mode,
+                "sample": f"tag:{self.loopback.tag}" if self.loopback.tag else self.loopback.share,
+                "within_ms": self.loopback.within,
             },
             "safety": {"only_to": list(self.only_to), "redirect_to": self.redirect_to or None},
             "outboxes": [shown(url) for url in self.outboxes],
@@ -287,8 +296,7 @@ def _build(data: dict[str, Any], source: str, env: Mapping[str, str]) -> Config:
     _check(data, _TOP, "")
     for table, keys in _TABLES.items():
         _check(data.get(table, {}), keys, f"[{table}] ")
-    if data.get("loopback"):
-        raise ValueError("[loopback] is not part of this version yet")
+    loopback = _loopback(data.get("loopback", {}))
     relays = _relays(data, env)
     retention, limits, safety = data.get("retention", {}), data.get("limits", {}), data.get("safety", {})
     to = env["OUTMAIL_TO"].split(",") if env.get("OUTMAIL_TO") else data.get("to", [])
@@ -298,7 +306,8 @@ def _build(data: dict[str, Any], source: str, env: Mapping[str, str]) -> Config:
         secrets=_secrets(data, env, source),
         sender=_mailbox("from", env.get("OUTMAIL_FROM") or data.get("from", "")),
         to=tuple(_mailbox("to", item) for item in ([to] if isinstance(to, str) else to)),
-        retry=_retry(data.get("retry", {})),
+        retry=_retry(data.get("retry", {}), loopback),
+        loopback=loopback,
         listen=_listen(data.get("listen", {})),
         receive=_receive(data.get("receive", {})),
         only_to=tuple(_texts("[safety] only_to", safety.get("only_to", []))),
@@ -569,20 +578,49 @@ def _outboxes(tables: list[Any], more: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(urls))
 
 
-def _retry(table: Mapping[str, Any]) -> Retry:
+def _loopback(table: Mapping[str, Any]) -> Loopback:
+    for key in ("canary", "message_id"):
+        if table.get(key):
+            raise ValueError(f"[loopback] {key} is not part of this version yet")
+    if table.get("mode", "token") == "message-id":
+        raise ValueError('[loopback] mode = "message-id" is not part of this version yet')
+    if not table:
+        return Loopback()
+    address = _mailbox("[loopback] address", table.get("address", ""))
+    if not address:
+        raise ValueError("[loopback] address is missing: where the copies go, such as loop@example.org")
+    name = address.rpartition("@")[0]
+    if len(name) > LONGEST_NAME or "+" in name or not name.isascii():
+        raise ValueError(
+            f"[loopback] address: {name!r} must be at most {LONGEST_NAME} ASCII characters without a plus, "
+            f"because the token of 48 goes behind it"
+        )
+    try:
+        share, tag = parse_sample(table.get("sample", 1))
+    except ValueError as problem:
+        raise ValueError(f"[loopback] {problem}") from None
+    within = _age("[loopback] within", table.get("within", "10m"))
+    if within <= 0:
+        raise ValueError("[loopback] within must be longer than nothing")
+    mode = _one_of("[loopback] mode", table.get("mode", "token"), ("token", "message-id"))
+    return Loopback(address, mode, share, tag, 0, within)  # type: ignore[arg-type]
+
+
+def _retry(table: Mapping[str, Any], loopback: Loopback) -> Retry:
     retry = Retry()
     if "schedule" in table:
         retry = replace(retry, schedule=Schedule.parse(table["schedule"]))
     if "expire" in table:
         retry = replace(retry, expire=_age("[retry] expire", table["expire"]))
     policy = table.get("on_uncertain", "retry")
-    if policy == "verify":
+    _one_of("[retry] on_uncertain", policy, ("retry", "hold", "verify"))
+    if policy == "verify" and (not loopback.address or loopback.mode != "token"):
         raise ValueError(
-            '[retry] on_uncertain = "verify" needs loopback, which is not part of this version yet; use '
-            '"retry" or "hold"'
+            '[retry] on_uncertain = "verify" needs loopback copies that come home: set [loopback] address, '
+            'with mode = "token"'
         )
-    _one_of("[retry] on_uncertain", policy, ("retry", "hold"))
-    return replace(retry, soft_bounce=table.get("soft_bounce", False), on_uncertain=policy)
+    retry = replace(retry, soft_bounce=table.get("soft_bounce", False), on_uncertain=policy)
+    return replace(retry, within=loopback.within) if loopback.address else retry
 
 
 def _listen(table: dict[str, Any]) -> Listen:

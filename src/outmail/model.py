@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
@@ -177,7 +177,7 @@ class Receipt:
 @dataclass(slots=True, eq=False)
 class Leased:
     """One recipient in an engine's hands. ``outcome`` is filled in by the transport, ``dotted`` when its dot
-    is on record.
+    is on record, ``copy`` when its transaction takes a loopback copy along (`policy.loopback.Token.part`).
     """
 
     n: int
@@ -187,6 +187,20 @@ class Leased:
     losses: int
     outcome: Outcome | None = None
     dotted: bool = False
+    copy: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Copies:
+    """The loopback copies of one delivery. ``address`` makes the one for a transaction, by its number;
+    ``sent`` has when (ms) each of their final dots went out. ``refused``: what the relay said to one; then
+    there are no more.
+    """
+
+    address: Callable[[int], str]
+    made: int = 0
+    sent: dict[int, int] = field(default_factory=dict)
+    refused: Reply | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -213,6 +227,9 @@ class Delivery:
     owner: int = 0
     #: How long (ms) the message may wait from its acceptance on.
     life: int = 0
+    tag: str | None = None
+    #: None for mail that goes without a loopback copy.
+    copies: Copies | None = None
 
     def all(self, outcome: Outcome) -> None:
         """The same outcome for every recipient that has none yet."""

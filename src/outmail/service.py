@@ -32,8 +32,10 @@ from outmail.outbox.outbox import Outbox
 from outmail.policy.aliases import MAX_INCLUDED, AliasError, Directory, parse
 from outmail.policy.route import Routes, Rule, parse_relay
 from outmail.reports import post, watch, watchdog
+from outmail.returns.listening import listens_for_copies
 from outmail.smtp import server as protocol
 from outmail.transport.mailbox import Mailboxes
+from outmail.wiring import arrivals_of
 
 log = logging.getLogger("outmail")
 
@@ -77,7 +79,8 @@ async def serve(box: Outbox, engine: Engine, started: Callable[[list[str]], None
         for kind in KINDS:
             for address in (*getattr(config.listen, kind), *handed.get(kind, [])):
                 implicit = kind == "submission" and isinstance(address, str) and address.endswith(":465")
-                found.append((kind, Listener(door, replace(prepared[kind], implicit_tls=implicit)), address))
+                made = Listener(door, replace(prepared[kind], implicit_tls=implicit))
+                found.append((kind, _hearing(made, box, config), address))
         return found
 
     looking = asyncio.ensure_future(_keep_looking(box))
@@ -336,10 +339,17 @@ async def receive(
                         known,
                         config,
                     )
-                found.append((kind, made, address))
+                found.append((kind, _hearing(made, box, config), address))
         return found
 
     await _until_signal(box, engine, open_listeners, started, "receive", tls)
+
+
+def _hearing(listener: Listener, box: Outbox, config: Config) -> Listener:
+    """The same listener; where loopback copies are sent, it takes those that come home."""
+    if not config.loopback.address:
+        return listener
+    return listens_for_copies(listener, arrivals_of(box.store, config, box.clock))
 
 
 def _receiver(

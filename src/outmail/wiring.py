@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from outmail.clock import Clock
 from outmail.config import Config, default_store, relay_in_code
 from outmail.errors import ConfigError
-from outmail.policy.route import Relay, Routes
+from outmail.policy.route import Relay, Routes, allowed
 from outmail.policy.veil import known
 from outmail.store import Store
 from outmail.system import failpoints
@@ -182,8 +182,40 @@ def build_engine(
         fail=failpoints.hit,
         only=only,
         service=service,
+        copies=copy_maker(store, config, clock),
     )
     return Engine(store, config.with_passwords(routes), transports(config), settings, clock)
+
+
+def copy_maker(store: Store, config: Config, clock: Clock) -> Any:
+    """What an engine makes loopback copies with; None when there are none. The key is made here."""
+    loopback = config.loopback
+    if not loopback.address:
+        return None
+    if not allowed(config.only_to, loopback.address):
+        raise ConfigError(
+            f"[safety] only_to does not name {loopback.address}, so no loopback copy may be sent",
+            hint="name it there, or leave [loopback] out",
+        )
+    with loading:
+        from outmail.engine.copies import CopyMaker
+        from outmail.returns.key import signing_key
+
+    return CopyMaker(loopback, signing_key(store), clock, always=config.retry.on_uncertain == "verify")
+
+
+def arrivals_of(store: Store, config: Config, clock: Clock | None = None) -> Any:
+    """What hears loopback copies come home; raises `ConfigError` where none are sent."""
+    if not config.loopback.address:
+        raise ConfigError(
+            "no loopback copies are sent: [loopback] address is not set",
+            hint='for example: [loopback] address = "loop@example.org"',
+        )
+    with loading:
+        from outmail.returns.arrivals import Arrivals
+        from outmail.returns.key import signing_key
+
+    return Arrivals(store, config.loopback, signing_key(store), clock)
 
 
 def spool_of(url: str) -> str:

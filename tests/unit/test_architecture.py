@@ -22,7 +22,7 @@ LAYERS = [
     ("system",),
     ("store", "transport"),
     ("accept", "engine"),
-    ("transactional", "intake", "reports", "ops"),
+    ("transactional", "intake", "reports", "returns", "ops"),
     ("config", "wiring", "outbox", "service"),
     ("cli", "compat", "contrib", "__main__"),
 ]

@@ -44,9 +44,9 @@ COMMANDS = {
     "run": "--once --strict --only",
     "queue": "--dry-run --ids --json --jsonl", "show": "--raw --json", "log": "--jsonl",
     "events": "--follow --after --jsonl", "why": "", "explain": "",
-    "test": "--to", "store": "--dialect", "move": "", "config": "--json",
+    "test": "--to", "store": "--dialect", "move": "", "config": "--json", "loopback": "--json",
 }  # fmt: skip
-LATER = ("loopback", "init")
+LATER = ("certify", "init")
 
 
 def names(function: object) -> list[str]:

@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 from outmail.accept.acceptance import Door, Draft, not_stored
 from outmail.errors import NotStored, Refused
 from outmail.model import Message
-from outmail.store import StoreError
+from outmail.store import StoreError, Verb
 from outmail.store.commit_loop import Committer
 from outmail.store.verbs.rows import LONG
 from outmail.system.threads import CallThread
@@ -84,6 +84,13 @@ class AsyncAcceptance:
             return
         self._waiting.append((message, then))
         self._commits.soon(GATHER if len(self._waiting) == 1 else 0.0)
+
+    def ask(self, verb: Verb[Any], then: Callable[[Any], None]) -> None:
+        """A verb in the commit of this moment, for intakes that keep something else than a message; ``then``
+        gets its answer or an exception, after the commit.
+        """
+        self._commits.ask(verb, then)
+        self._commits.soon(GATHER)
 
     def longest(self) -> float:
         """How many seconds the oldest unanswered acceptance has waited for its commit; 0 when there is

@@ -25,6 +25,7 @@ _HOMES = {
     "looking": ("show", "log", "events", "why", "explain", "config"),
     "storage": ("store", "move"),
     "reporting": ("jobs", "digest"),
+    "loopback": ("loopback",),
     "demo": ("demo",),
 }
 _WHERE = {command: home for home, commands in _HOMES.items() for command in commands}

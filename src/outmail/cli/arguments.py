@@ -219,6 +219,20 @@ def parser() -> _Parser:
 
     sub.add_parser("watch", add_help=False, help="run a command and mail when it fails: outmail watch --help")
 
+    loopback = sub.add_parser(
+        "loopback",
+        parents=common,
+        help="record a loopback copy that came home (the mail on stdin), or tell how copies fare",
+    )
+    loopback.add_argument(
+        "verb",
+        nargs="?",
+        choices=("stats",),
+        help="times by route, and what is missing; exit status 2 when copies are missing",
+    )
+    loopback.add_argument("--json", action="store_true", help="stats as JSON")
+    loopback.set_defaults(run="loopback")
+
     jobs = sub.add_parser("jobs", parents=common, help="jobs and watched commands: how they stand")
     jobs.add_argument("verb", choices=("ls", "show", "history", "mute", "reset"))
     jobs.add_argument("name", nargs="?", metavar="NAME")

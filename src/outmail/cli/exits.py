@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+#: A check found trouble.
+EX_CRIT = 2
 EX_USAGE = 64
 EX_DATAERR = 65
 EX_NOINPUT = 66

@@ -25,7 +25,8 @@ from outmail.clock import Clock
 from outmail.engine.ages import Ages
 from outmail.engine.nexthop import NextHop, SessionFeed
 from outmail.engine.settings import EngineSettings
-from outmail.model import Delivery, Leased, Outcome, Reply, Settled, Verdict
+from outmail.model import Copies, Delivery, Leased, Outcome, Reply, Settled, Verdict
+from outmail.policy.loopback import APART
 from outmail.policy.retry import DELIVERED, verdict
 from outmail.policy.route import allowed
 from outmail.store import Store, StoreError
@@ -182,6 +183,8 @@ class Completer:
             may = granted and ours(delivery)
             for recipient in recipients:
                 recipient.dotted = may
+            if delivery.copies is not None and may and recipients[0].copy:
+                delivery.copies.sent[recipients[0].copy] = self._clock.now()
             then(may)
 
     # -- outcomes --------------------------------------------------------------------------------------------
@@ -213,6 +216,7 @@ class Completer:
                     expired=expired,
                     retry=retry,
                     chance=chance,
+                    copied=delivery.copies is not None and self._verifiable(delivery.copies, recipient),
                 )
                 failed = True
             kind = "expired" if decision.event == "expired" else outcome.kind
@@ -220,6 +224,11 @@ class Completer:
             verdicts.append((recipient, decision))
         mode = self._settings.transcripts
         self._learn(hop, delivery, verdicts, now, keep=mode == "all" or (failed and mode != "none"))
+
+    @staticmethod
+    def _verifiable(copies: Copies, recipient: Leased) -> bool:
+        """True when the copy of its transaction proves, once it is home, that the recipient was taken."""
+        return recipient.copy in copies.sent and not recipient.copy & APART
 
     def _learn(
         self,

@@ -464,7 +464,7 @@ class Engine:
         memory, not from the store.
         """
         hops: dict[str, NextHop | None] = {}
-        completer, ages = self.completer, self.maintenance.ages
+        completer, ages, copies = self.completer, self.maintenance.ages, self.settings.copies
         now = ages.now()
         for delivery in deliveries:
             if not self.ours(delivery):
@@ -481,6 +481,8 @@ class Engine:
                 completer.give_back_untaken(delivery)
                 continue
             completer.take_in(hop, delivery)
+            if copies is not None and hop.copies_from <= self.loop.time():
+                delivery.copies = copies.of(delivery)
             if ages.too_old(delivery, now) and delivery.life < self.settings.retry.expire:
                 completer.expired(hop, delivery)  # the sender set this expiry: never sent late
             elif not self.settings.only_to or completer.safe(hop, delivery):

@@ -132,6 +132,7 @@ def made(message: Message, seq: int, lease: tuple[int, int]) -> list[Delivery]:
             dsn=message.dsn,
             owner=lease[0],
             life=message.expires_at - message.accepted_at,
+            tag=message.tag,
         )
         for destination, people in groups.items()
         for start in range(0, len(people), MAX_RECIPIENTS)

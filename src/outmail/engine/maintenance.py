@@ -16,12 +16,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
-from outmail.clock import Clock
+from outmail.clock import Clock, human_span
 from outmail.engine.ages import Ages
+from outmail.engine.copies import pause_after
 from outmail.engine.nexthop import NextHop
 from outmail.engine.retention import Retention
 from outmail.engine.settings import EngineSettings
-from outmail.model import Reply
+from outmail.model import Delivery, Reply
 from outmail.policy.pace import ahead_note, may_send_ahead
 from outmail.policy.route import Relay, Routes
 from outmail.store import Store, Verb
@@ -115,6 +116,8 @@ class Maintenance:
         #: Next hops, by URL, that refuse an envelope which is sent before the answer to the final dot: what
         #: this engine has learned, and the notes of other engines.
         self._refuse_ahead: dict[str, dict[str, Any]] = {}
+        #: Routes of which loopback copies are missed.
+        self._missing: set[str] = set()
 
     # -- when ------------------------------------------------------------------------------------------------
 
@@ -179,7 +182,8 @@ class Maintenance:
     def _reclaim(self) -> Reclaimed:
         """On the writer's thread."""
         verbs = self._store.verbs
-        found = self._store.reclaim(self._clock.now(), hold=self._settings.retry.on_uncertain == "hold")
+        retry = self._settings.retry
+        found = self._store.reclaim(self._clock.now(), hold=retry.on_uncertain == "hold", within=retry.waits)
         return found, self._store.read(verbs.engines()), self._store.read(verbs.note_list("ahead"))
 
     def _reclaimed(self, answer: Any) -> None:
@@ -215,10 +219,31 @@ class Maintenance:
         for url, note in self._store.read(verbs.note_list("ahead")).items():
             if may_send_ahead(note, now):
                 self._store.run(verbs.note_drop("ahead", url))
+        self._miss(now)
         alive = {"at": now, "routes": sorted(self._engine.routes.relays)}
         self._store.run(verbs.note_put("engine", "last", alive))
         if self._settings.service:
             self._store.run(verbs.note_put("engine", "service", alive))
+
+    def _miss(self, now: int) -> None:
+        """On the writer's thread: complain of loopback copies that did not come home in time; say so when
+        there are none any more.
+        """
+        copies, verbs = self._settings.copies, self._store.verbs
+        if copies is None:
+            return
+        for route, n in self._store.run(verbs.miss(now - copies.settings.within)).items():
+            log.warning(
+                "%d loopback copies by the route %s have not come home within %s: what the relay takes may "
+                "not arrive, or nobody hears them (outmail loopback stats)",
+                n,
+                route,
+                human_span(copies.settings.within),
+            )
+        missing = set(self._store.read(verbs.missing()))
+        for route in self._missing - missing:
+            log.info("all loopback copies by the route %s are home", route)
+        self._missing = missing
 
     def _swept(self, answer: Any) -> None:
         if isinstance(answer, BaseException):
@@ -283,6 +308,24 @@ class Maintenance:
             reply,
         )
         self._note(self._store.verbs.note_put("ahead", hop.relay.url, note))
+
+    def refuses_copy(self, hop: NextHop, delivery: Delivery, reply: Reply, *, whole: bool) -> None:
+        """A next hop that does not take loopback copies gets none for a while; a message that was refused
+        together with its copy goes without.
+        """
+        self._note(self._store.verbs.loopback_count("refused"))
+        if whole:
+            if self._settings.copies is not None:
+                self._settings.copies.without(delivery)
+            return
+        pause = pause_after(reply)
+        hop.copies_from = self._loop.time() + pause
+        log.warning(
+            "%s does not take the loopback copy (%s): it gets none for %.0f minutes; mail goes on without",
+            hop.relay.name,
+            reply,
+            pause / 60,
+        )
 
     def _read_ahead_notes(self, notes: Mapping[str, dict[str, Any]]) -> None:
         """Use what other engines have learned."""

@@ -66,6 +66,9 @@ class Noting(Protocol):
     def refuses_ahead(self, hop: NextHop, reply: Reply) -> None:
         """It refuses an envelope that is sent before its answer to the final dot."""
 
+    def refuses_copy(self, hop: NextHop, delivery: Delivery, reply: Reply, *, whole: bool) -> None:
+        """It does not take this delivery's loopback copy, or (``whole``) refused a transaction with one."""
+
 
 class Host(Protocol):
     """What a next hop needs of its engine."""
@@ -118,6 +121,8 @@ class NextHop:
         self.leaving = 0
         #: False when the next hop refuses an envelope that is sent before its answer to the final dot.
         self.ahead = True
+        #: Loop time from which on it gets loopback copies.
+        self.copies_from = 0.0
         self._allowance = ALLOWANCE
         self._filled = 0.0
         self.pace.divide(relay.concurrency, relay.rate, engine.engines)
@@ -306,6 +311,9 @@ class SessionFeed:
 
     def refuses_ahead(self, reply: Reply) -> None:
         self._engine.maintenance.refuses_ahead(self.hop, reply)
+
+    def refuses_copy(self, delivery: Delivery, reply: Reply, *, whole: bool) -> None:
+        self._engine.maintenance.refuses_copy(self.hop, delivery, reply, whole=whole)
 
     def healthy(self, greeting: Sequence[tuple[int, str, bytes]] = ()) -> None:
         if self.hop.pace.tripped:

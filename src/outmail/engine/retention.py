@@ -52,6 +52,8 @@ class Retention:
                 self._left.pop(0)
             if time.monotonic() >= until:
                 break
+        if not self._left:
+            self._store.run(self._store.verbs.forget_copies(now - self._records))
         self._note(before)
         self._store.give_space_back()
         return more or bool(self._left)

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from outmail.engine.copies import CopyMaker
 from outmail.model import Settled
 from outmail.policy.retry import Retry
 
@@ -30,3 +31,5 @@ class EngineSettings:
     #: True for a service. The store then says so, and programs with the same routes need no engine of their
     #: own.
     service: bool = False
+    #: None when no loopback copies are sent.
+    copies: CopyMaker | None = None

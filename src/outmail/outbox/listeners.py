@@ -35,8 +35,8 @@ class Listeners:
 
     def on(self, event: str) -> Callable[[Listener], Listener]:
         """A decorator that registers a function for one event, or for all ("*")."""
-        if event not in (*ARROWS, "accepted", "*"):
-            raise ConfigError(f"no event is named {event!r}; they are accepted, {', '.join(ARROWS)}")
+        if event not in (*ARROWS, "accepted", "seen", "*"):
+            raise ConfigError(f"no event is named {event!r}; they are accepted, seen, {', '.join(ARROWS)}")
 
         def register(listener: Listener) -> Listener:
             self.registered.append((event, listener))

@@ -11,6 +11,7 @@ Does not: accept or deliver messages, or start anything.
 
 from __future__ import annotations
 
+import json
 import shlex
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from outmail.config import Config
 from outmail.errors import ConfigError, NotFound, NotStored, Refused
 from outmail.model import Attempt, Event, Filter, RecipientStatus, Status, is_id
 from outmail.policy import selection
+from outmail.policy.loopback import statistics
 from outmail.policy.route import Routes
 from outmail.smtp.syntax import printable
 from outmail.store import Store, StoreError, Verb, shown
@@ -46,6 +48,25 @@ class EngineSeen(NamedTuple):
     started_at: int
     leases: int
     oldest: int | None
+
+
+class CopySeen(NamedTuple):
+    """One loopback copy. Times are in ms; ``sent_at`` and ``home_at`` are None while they are not known.
+    ``hops``: (name, ms or None) in the order of travel. ``missed``: it did not come home in time.
+    """
+
+    route: str
+    host: str
+    recipients: tuple[int, ...]
+    outcome: str
+    sent_at: int | None
+    home_at: int | None
+    hops: tuple[tuple[str, int | None], ...]
+    missed: bool
+
+
+def _hops(text: str | None) -> tuple[tuple[str, int | None], ...]:
+    return tuple((name, at) for name, at in json.loads(text)) if text else ()
 
 
 def opened(place: str) -> Store:
@@ -192,6 +213,23 @@ class Queue:
         each (`policy.pace.may_send_ahead`).
         """
         return self._read(self.store.verbs.note_list("ahead"))
+
+    # -- loopback --------------------------------------------------------------------------------------------
+
+    def copies(self, id: str) -> list[CopySeen]:
+        """The loopback copies of a message, oldest first."""
+        rows = self._read(self.store.verbs.copies_of(self.seq(id)))
+        return [
+            CopySeen(route, host, tuple(json.loads(people)), outcome, sent, home, _hops(hops), bool(late))
+            for _, route, host, people, outcome, sent, home, hops, late in rows
+        ]
+
+    def loopback_stats(self, span: int) -> dict[str, Any]:
+        """How the copies of the last ``span`` ms fare (`policy.loopback.statistics`)."""
+        now, verbs = self.clock.now(), self.store.verbs
+        return statistics(
+            self._read(verbs.copies_since(now - span)), self._read(verbs.loopback_counts()), now
+        )
 
     def _note(self, kind: str, key: str) -> dict[str, Any] | None:
         found = self._read(self.store.verbs.note_get(kind, key))

@@ -66,22 +66,40 @@ class Retry:
     schedule: Schedule = Schedule.parse(DEFAULT_SCHEDULE)  # noqa: RUF009  (immutable)
     expire: int = 5 * DAY
     soft_bounce: bool = False
-    on_uncertain: Literal["retry", "hold"] = "retry"
+    on_uncertain: Literal["retry", "hold", "verify"] = "retry"
+    #: For ``verify``: how long (ms) the loopback copy is waited for.
+    within: int = 10 * MINUTE
 
     @property
     def longest(self) -> int:
         """No retry may wait longer than this: what a clock that jumped left behind is due at once."""
-        return int(max(self.schedule.steps) * 1.2) + MINUTE
+        wait = self.within if self.on_uncertain == "verify" else 0
+        return max(wait, int(max(self.schedule.steps) * 1.2)) + MINUTE
+
+    @property
+    def waits(self) -> int:
+        """How long (ms) an uncertain recipient waits for its loopback copy; 0 when it does not."""
+        return self.within if self.on_uncertain == "verify" else 0
 
 
 DELIVERED = Verdict("delivered")
+#: Why an uncertain recipient is not tried again yet.
+WAITS_FOR_COPY = "its loopback copy may come home before the next try"
 
 
 def verdict(
-    outcome: Outcome, *, attempts: int, now: int, accepted_at: int, expired: bool, retry: Retry, chance: float
+    outcome: Outcome,
+    *,
+    attempts: int,
+    now: int,
+    accepted_at: int,
+    expired: bool,
+    retry: Retry,
+    chance: float,
+    copied: bool = False,
 ) -> Verdict:
-    """``attempts`` counts this one; ``expired``: its age is used up. The reason of a failure is the server's
-    own word where there is one.
+    """``attempts`` counts this one; ``expired``: its age is used up; ``copied``: a loopback copy was in its
+    transaction. The reason of a failure is the server's own word where there is one.
     """
     if outcome.kind == "delivered":
         return DELIVERED
@@ -90,6 +108,8 @@ def verdict(
         return Verdict("refused", reason=reason)
     if outcome.kind == "unknown" and retry.on_uncertain == "hold":
         return Verdict("unknown", now, reason)
+    if outcome.kind == "unknown" and copied and retry.waits:
+        return Verdict("unknown", now + retry.waits, f"{reason}; {WAITS_FOR_COPY}")
     if outcome.scope == "session" and not expired:  # due at once, and in its old place among the others
         return Verdict(
             "deferred",

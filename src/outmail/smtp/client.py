@@ -3,7 +3,8 @@
 How it is driven: ``dialogue()`` yields requests and is resumed with their answers: `Read` (send what
 `outgoing` holds, then feed at least one more portion of bytes to `feed`), `StartTls`, `Take` (the next
 delivery or None), `Dot` (may the final dot be sent?), `Done` (every recipient of the delivery has its
-outcome), `AheadRefused` (send nothing ahead to this server any more). I/O trouble is thrown in as `Broken`.
+outcome), `AheadRefused` (send nothing ahead to this server any more), `CopyRefused` (it does not take the
+loopback copy). I/O trouble is thrown in as `Broken`.
 
 Promises
   - With PIPELINING, MAIL, RCPT and DATA go out in one flight, and the envelope of the next message rides
@@ -26,6 +27,10 @@ Promises
     that follow for the one after.
   - Nothing, not even credentials, is sent in clear when TLS is required; bytes that came before the handshake
   abort it.
+  - A loopback copy (`Delivery.copies`) is one more RCPT, the last one. It is no recipient: what is said to it
+  decides nothing. A transaction that is refused as a whole with a copy in it says nothing about the
+    recipients: it goes again without one, and that is no attempt. A session that ends over the copy costs no
+    attempt either.
   - The transcript is kept with the delivery, secrets masked, also those that the server repeats; message
   content is noted by its size only. ``greeting`` is the part before the first delivery, with the shell's
   remarks about the line.
@@ -41,7 +46,8 @@ from functools import lru_cache
 from itertools import chain
 from typing import Any
 
-from outmail.model import NEEDS_8BIT, NEEDS_UTF8, Delivery, Dsn, Leased, Outcome, Reply
+from outmail.model import NEEDS_8BIT, NEEDS_UTF8, Copies, Delivery, Dsn, Leased, Outcome, Reply
+from outmail.policy.loopback import APART
 from outmail.policy.veil import Veil
 from outmail.smtp import auth
 from outmail.smtp.lines import stuffed
@@ -114,7 +120,18 @@ class AheadRefused:
     reply: Reply
 
 
-Request = Read | StartTls | Take | Dot | Done | AheadRefused
+@dataclass(slots=True)
+class CopyRefused:
+    """The server does not take the loopback copy of this delivery; ``reply`` is what it said to it.
+    ``whole``: it refused the whole transaction, which may have been the copy's fault.
+    """
+
+    delivery: Delivery
+    reply: Reply
+    whole: bool = False
+
+
+Request = Read | StartTls | Take | Dot | Done | AheadRefused | CopyRefused
 Flow = Generator[Request, Any, Any]
 
 
@@ -162,9 +179,17 @@ class _Transaction:
     done: bool = False
     #: What was said to its MAIL when that was sent ahead: it is asked again in its own turn.
     early: Reply | None = None
+    #: The loopback copy's address and its number among those of the delivery; 0 for none.
+    copy: str = ""
+    part: int = 0
+    #: The answer to the copy's RCPT is being waited for; and the server took it.
+    copying: bool = False
+    copied: bool = False
 
 
 _NOTHING_ASKED = Dsn()
+#: In the place of the loopback copy's address in a transcript.
+_VEILED = b"the loopback copy"
 _WAIT, _NOWAIT = Take(True), Take(False)
 _READS = {
     stage: Read(stage)
@@ -420,7 +445,17 @@ class Client:
             if not open_:
                 yield Done(delivery)
                 continue
-            self._backlog = _slices(delivery, open_, self._most_recipients)
+            size = self._most_recipients
+            if delivery.copies is not None:
+                size = self._beside_copy(delivery.copies)
+            self._backlog = _slices(delivery, open_, size)
+
+    def _beside_copy(self, copies: Copies) -> int:
+        """How many recipients a transaction may have that has a copy, too."""
+        if self._most_recipients == 1:
+            copies.refused = Reply(0, "the relay takes one recipient in a transaction")
+            return 1
+        return self._most_recipients - 1
 
     def _guarded(self, flow: Flow, previous: _Transaction | None, current: _Transaction | None) -> Flow:
         """Run a part of the dialogue; if the session ends in it, everybody in hand gets an outcome first."""
@@ -440,7 +475,8 @@ class Client:
         worn = isinstance(trouble, _Closing) and (
             self.stage == "rset" or (self.stage == "mail" and self.finals > 0)
         )
-        free = ahead or early or worn
+        copying = current is not None and current.copying
+        free = ahead or early or worn or copying
         outcome = Outcome("deferred", "session" if free else "destination", self.stage, reply)
         if current is not None and previous is not None and ahead:
             for recipient in current.recipients:
@@ -449,6 +485,8 @@ class Client:
                 yield AheadRefused(reply)
         if early:  # it was refused ahead, and could not be asked in its turn
             yield AheadRefused(reply)
+        if current is not None and copying and not isinstance(trouble, _OutOfTurn):
+            yield self._copy_refused(current, reply)
         if previous is not None and not previous.done:
             yield from self._abandon(
                 previous,
@@ -492,6 +530,8 @@ class Client:
                 self._send("RSET", script)
             for command in commands:
                 self._send(command, script)
+            if current.copy:
+                self._send_copy(current)
             self._send("DATA", script)
             if previous is not None:
                 yield from self._final(previous, True)
@@ -528,6 +568,8 @@ class Client:
                 recipient.outcome = _to_rcpt(reply)
                 if _too_many(reply):
                     surplus.append(recipient)
+        if current.copy:
+            yield from self._copy(current, mail)
         if surplus and current.accepted and mail.code // 100 == 2:
             self._take_up_again(current, surplus)
         refused = mail if mail.code // 100 != 2 and current.accepted else None
@@ -544,6 +586,51 @@ class Client:
             return
         self._took_ahead = self._took_ahead or current.ahead
         current.ahead = False
+
+    def _copy(self, current: _Transaction, mail: Reply) -> Flow:
+        """The answer to the loopback copy's RCPT. Without PIPELINING it is asked only where somebody else was
+        accepted.
+        """
+        taken = mail.code // 100 == 2
+        if not self.pipelining:
+            if not current.accepted:
+                return
+            self._send_copy(current)
+        current.copying = True
+        reply = yield from self._read("rcpt", current.ahead and taken)
+        current.copying = False
+        at, way, line = self._script[-1]
+        self._script[-1] = at, way, line.replace(current.copy.encode(), _VEILED)
+        if taken and reply.code // 100 == 2:
+            current.copied = True
+        elif taken:
+            yield self._copy_refused(current, reply)
+
+    def _send_copy(self, current: _Transaction) -> None:
+        """Nobody who reads the transcript can use the token: it is not in there. And nobody is told that the
+        copy could not be delivered.
+        """
+        self._out.append(
+            f"{_rcpt(current.copy, 'never' if 'DSN' in self.extensions else '', '')}\r\n".encode()
+        )
+        self._due += 1
+        current.delivery.transcript.append((self.now, "C", b"RCPT TO:<%s>" % _VEILED))
+
+    def _copy_refused(self, current: _Transaction, reply: Reply, *, whole: bool = False) -> CopyRefused:
+        if current.delivery.copies is not None:
+            current.delivery.copies.refused = reply
+        return CopyRefused(current.delivery, reply, whole)
+
+    def _refused_together(self, current: _Transaction, outcome: Outcome) -> Flow:
+        """A transaction with a copy was refused as a whole: was it because of the copy? It goes again without
+        one; what is refused for good then, is. Returns the outcome that its recipients have.
+        """
+        yield self._copy_refused(current, outcome.reply, whole=True)
+        if outcome.kind != "refused":
+            return outcome
+        reply = outcome.reply
+        why = f"refused together with the loopback copy, so it is tried without one: {reply.text}"
+        return Outcome("deferred", "session", outcome.stage, Reply(reply.code, why, reply.enhanced))
 
     def _ask_again(self, current: _Transaction, mail: Reply) -> None:
         """MAIL was refused where nothing was ever taken ahead. Some servers say no more than 550 or 554 to
@@ -585,12 +672,17 @@ class Client:
         outcome = by_digit(reply, "message", "data")
         if outcome.kind == "delivered":
             outcome = Outcome("deferred", "message", "data", reply)
+        if current.copied:
+            outcome = yield from self._refused_together(current, outcome)
         for recipient in current.accepted:
             recipient.outcome = outcome
         current.accepted.clear()
 
     def _content(self, current: _Transaction) -> Flow:
         """Content and final dot, after the dot is on record."""
+        if current.copied:
+            for recipient in current.accepted:
+                recipient.copy = current.part
         why = "the final dot could not be put on record, so it was not sent"
         try:
             granted = yield Dot(current.delivery, current.accepted)
@@ -606,7 +698,7 @@ class Client:
         content = current.delivery.content
         self._out.append(stuffed(content))
         self._out.append(b".\r\n")
-        self._due += len(current.accepted) if self.settings.lmtp else 1
+        self._due += len(current.accepted) + current.copied if self.settings.lmtp else 1
         current.delivery.transcript.append(
             (self.now, "C", b"(%d bytes of content and the final dot)" % len(content))
         )
@@ -629,13 +721,30 @@ class Client:
                     ends = closing
                     early = isinstance(closing, _OutOfTurn)
                     outcome = Outcome("deferred", "session" if early else "message", "dot", closing.reply)
+                if transaction.copied and not self.settings.lmtp and outcome.kind != "delivered":
+                    outcome = yield from self._refused_together(transaction, outcome)
             recipient.outcome = outcome
+        if transaction.copied and self.settings.lmtp and ends is None:
+            ends = yield from self._copys_own(transaction, ahead)
         if ends is not None:
             raise ends
         transaction.answered = True
         if transaction.last:
             transaction.done = True
             yield Done(transaction.delivery)
+
+    def _copys_own(self, transaction: _Transaction, ahead: bool) -> Flow:
+        """LMTP: the copy's own answer to the final dot. Returns what ends the session, or None."""
+        ends: _Closing | None = None
+        try:
+            reply = yield from self._read("dot", ahead)
+        except _Closing as closing:
+            ends, reply = closing, closing.reply
+        if reply.code // 100 != 2:
+            if transaction.delivery.copies is not None:
+                transaction.delivery.copies.sent.pop(transaction.part, None)
+            yield self._copy_refused(transaction, reply)
+        return ends
 
     def _quit(self) -> Flow:
         self._script = self.greeting
@@ -650,6 +759,10 @@ class Client:
     def _commands(self, current: _Transaction) -> list[str]:
         """MAIL and RCPT with the parameters the server offers and the message needs."""
         delivery, offered = current.delivery, self.extensions
+        if delivery.copies is not None and delivery.copies.refused is None:
+            delivery.copies.made += 1
+            current.part = delivery.copies.made | (APART if self.settings.lmtp else 0)
+            current.copy = delivery.copies.address(current.part)
         words = [f"MAIL FROM:<{delivery.sender}>"]
         if "SIZE" in offered:
             words.append(f"SIZE={len(delivery.content)}")
@@ -803,6 +916,7 @@ __all__ = [
     "Broken",
     "Client",
     "ClientSettings",
+    "CopyRefused",
     "Done",
     "Dot",
     "ProtocolError",

@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from outmail.model import Attempt, Delivery, Event, Filter, Leased, Message, Settled, Status
 from outmail.policy.age import NO_MARK, Mark
+from outmail.policy.loopback import Token
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,11 +244,12 @@ class Verbs(Protocol):
         """Remove an engine that has ended. False when it still has leases."""
 
     def reclaim(
-        self, owner: int, noted: set[tuple[int, int, int]] | None, now: int, *, hold: bool
+        self, owner: int, noted: set[tuple[int, int, int]] | None, now: int, *, hold: bool, within: int = 0
     ) -> Verb[dict[str, int]]:
         """Take back all leases of a dead engine. ``noted``: the records in its file, as (message, recipient,
-        lease). With None every lease counts as possibly sent, and none as begun. Returns owner, leases and
-        uncertain recipients.
+        lease). With None every lease counts as possibly sent, and none as begun. ``within``: for so long
+        (ms) those wait whose loopback copy may tell what became of them. Returns owner, leases and uncertain
+        recipients.
         """
 
     # -- changing and reading --------------------------------------------------------------------------------
@@ -302,6 +304,43 @@ class Verbs(Protocol):
 
     def destinations(self) -> Verb[list[str]]:
         """The destinations that have queued mail."""
+
+    # -- loopback --------------------------------------------------------------------------------------------
+
+    def came_home(
+        self, token: Token, now: int, hops: str, message_id: str, bounce: bool
+    ) -> Verb[Literal["home", "duplicate", "unknown", "bounced"]]:
+        """A loopback copy with a believed token is there: an event ``seen`` for each recipient of its
+        transaction, and `confirm` for those who had no answer. Says what it was, and counts it. ``hops`` is a
+        JSON list of [name, ms or null]; ``message_id`` and ``bounce`` are as it came.
+        """
+
+    def loopback_count(self, word: str, n: int = 1) -> Verb[None]:
+        """So many more of this word came to the loopback address."""
+
+    def loopback_counts(self) -> Verb[dict[str, int]]:
+        """How many of each word."""
+
+    def miss(self, before: int) -> Verb[dict[str, int]]:
+        """Mark a page of copies that were sent before that instant and have not come home; how many by
+        route.
+        """
+
+    def missing(self) -> Verb[dict[str, tuple[int, int]]]:
+        """For each route how many copies are missed, and when (ms) the oldest of them was sent."""
+
+    def copies_of(self, seq: int) -> Verb[list[tuple[Any, ...]]]:
+        """The copies of a message, oldest first, as (id, route, host, recipients, outcome, sent_at, home_at,
+        hops, late); recipients and hops are JSON.
+        """
+
+    def copies_since(
+        self, since: int, limit: int = 100_000
+    ) -> Verb[list[tuple[str, int, int | None, int, str | None]]]:
+        """Copies that were sent since, newest first, as (route, sent_at, home_at, late, hops)."""
+
+    def forget_copies(self, before: int) -> Verb[int]:
+        """Forget a page of copies that are older than that; how many."""
 
     # -- upkeep ----------------------------------------------------------------------------------------------
 
@@ -427,8 +466,10 @@ class Store(Protocol):
         mail by it.
         """
 
-    def reclaim(self, now: int, *, hold: bool) -> list[dict[str, Any]]:
-        """Put the work of dead engines back into the queue. Returns one record for each engine."""
+    def reclaim(self, now: int, *, hold: bool, within: int = 0) -> list[dict[str, Any]]:
+        """Put the work of dead engines back into the queue. Returns one record for each engine.
+        ``within``: as of `Verbs.reclaim`.
+        """
 
     def drop_history(self, now: int, records: int) -> bool:
         """One short step of removing finished mail that is stored in partitions and is past retention as a

@@ -3,9 +3,10 @@
 ``<store>.engine.<uuid>``: the engine holds ``flock`` on this file as long as it lives; the kernel releases
 the lock when it dies. The file has a head of 16 bytes, then notes of 16 bytes (message, recipient, lease).
 There is a note for each final dot that is about to be sent; all notes of a turn are one ``write`` before its
-dots. And there is a note for each delivery before a session works on it; its recipient is `BEGUN`. The file
-need not be flushed: it must survive a killed process, and after a power cut (another boot id) all leases of
-the engine count as noted anyway.
+dots. Where the transaction has a loopback copy, its number stands above the recipient's (`PART`). And there
+is a note for each delivery before a session works on it; its recipient is `BEGUN`. The file need not be
+flushed: it must survive a killed process, and after a power cut (another boot id) all leases of the engine
+count as noted anyway.
 Promises: the file appears under its name only when it is locked. Only the holder of the lock removes it. A
 forked child closes its copy of the descriptor, so that the lock ends with the engine. A file that cannot be
 read does not prove a death; it is named in the log once and does not hinder other engines. If a file contains
@@ -28,6 +29,7 @@ from outmail.errors import ConfigError
 from outmail.model import Delivery, Leased
 from outmail.store import StoreError
 from outmail.store.verbs.delivery import BEGUN, HARMLESS
+from outmail.store.verbs.loopback import PART, is_part
 from outmail.system.lockfile import LockFile, can_lock, same_file, try_lock
 
 log = logging.getLogger("outmail")
@@ -36,7 +38,7 @@ _NOTE = struct.Struct("<QII")
 _HEAD = b"outmail engine 1"
 #: No message has such a high number, and no note so many recipients. A file that says so was not written by
 #: an engine.
-_MESSAGES, _RECIPIENTS = 1 << 56, 1 << 24
+_MESSAGES, _RECIPIENTS = 1 << 56, 1 << PART
 #: When the live notes begin behind this many bytes, they are written again at the front (compaction).
 _FRONT = 512 * 1024
 
@@ -133,7 +135,11 @@ class Owner:
     def note(self, notes: Iterable[tuple[Delivery, Sequence[Leased]]]) -> None:
         """Record final dots, by one write."""
         self.file.note(
-            [(delivery.seq, r.n, delivery.lease) for delivery, recipients in notes for r in recipients]
+            [
+                (delivery.seq, r.n | r.copy << PART, delivery.lease)
+                for delivery, recipients in notes
+                for r in recipients
+            ]
         )
 
     def forget(self, deliveries: Iterable[Delivery]) -> None:
@@ -142,7 +148,7 @@ class Owner:
         for delivery in deliveries:
             notes += [
                 (delivery.seq, n, delivery.lease)
-                for n in (BEGUN, HARMLESS, *[r.n for r in delivery.recipients])
+                for n in (BEGUN, HARMLESS, *[r.n | r.copy << PART for r in delivery.recipients])
             ]
         self.file.forget(notes)
 
@@ -182,7 +188,9 @@ class DeadFile:
         if data[: len(_HEAD)] == _HEAD and len(data) % _NOTE.size == 0:
             notes = set(_NOTE.iter_unpack(data[len(_HEAD) :]))
             if all(
-                0 < message < _MESSAGES and (n < _RECIPIENTS or n == HARMLESS) and lease
+                0 < message < _MESSAGES
+                and (n in (BEGUN, HARMLESS) or (n % _RECIPIENTS and is_part(n >> PART)))
+                and lease
                 for message, n, lease in notes
             ):
                 return notes

@@ -29,6 +29,7 @@ from hypothesis import strategies as st
 from outmail import lifecycle as life
 from outmail.lifecycle import Standing
 from outmail.model import (
+    Copies,
     Delivery,
     Filter,
     Message,
@@ -41,6 +42,7 @@ from outmail.model import (
     keyed_id,
     new_id,
 )
+from outmail.policy.loopback import Token
 from outmail.store import Store, StoreError, Verb
 from outmail.store.verbs.delivery import BEGUN, HARMLESS
 
@@ -575,6 +577,135 @@ def test_the_store_walks_as_the_lifecycle(store: Any, steps: list[str]) -> None:
             model = _said(model, step, walk.held.destination if walk.held is not None else "")
         walk.do(step)
         assert walk.standing() == model, steps[: i + 1]
+
+
+def copied(delivery: Delivery, part: int = 1, *people: int) -> Token:
+    """A loopback copy was in the transaction of these recipients (all of them); returns its token."""
+    delivery.copies = delivery.copies or Copies(str)
+    delivery.copies.sent[part] = NOW
+    for r in delivery.recipients:
+        if not people or r.n in people:
+            r.copy = part
+    return Token(delivery.seq, delivery.owner, delivery.lease, part, NOW // 60_000)
+
+
+def came_home(
+    store: Store, token: Token, now: int = NOW + 5, message_id: str = "", bounce: bool = False
+) -> str:
+    return store.run(store.verbs.came_home(token, now, '[["mx", null]]', message_id, bounce))
+
+
+def told(store: Store, id: str) -> list[tuple[str, int | None]]:
+    return [(e.event, e.n) for e in store.read(store.verbs.events_after(0)) if e.id == id]
+
+
+@pytest.mark.parametrize("first", ["settle", "home"])
+def test_a_copy_is_seen_once_whichever_is_on_record_first(store: Any, first: str) -> None:
+    one = message("a@x.test", "b@x.test")
+    add(store, one)
+    owner = store.register(NOW)
+    (delivery,) = lease(store, owner)
+    token = copied(delivery)
+    if first == "home":
+        assert came_home(store, token) == "home"
+    settle(store, owner, delivery, "delivered", "delivered")
+    if first == "settle":
+        assert came_home(store, token) == "home"
+    assert told(store, one.id)[-2:] == [("seen", 1), ("seen", 2)]
+    assert came_home(store, token) == "duplicate" and len(told(store, one.id)) == 5
+    (row,) = store.read(store.verbs.copies_of(delivery.seq))
+    assert row[0] == one.id and row[4:7] == ("delivered", NOW, NOW + 5)
+    assert store.read(store.verbs.loopback_counts()) == {"duplicate": 1, "home": 1}
+
+
+@pytest.mark.parametrize("first", ["settle", "home"])
+@pytest.mark.parametrize("hold", [False, True])
+def test_a_copy_confirms_those_of_its_transaction_who_had_no_answer(
+    store: Any, first: str, hold: bool
+) -> None:
+    one = message("a@x.test", "b@x.test", "c@x.test")
+    add(store, one)
+    owner = store.register(NOW)
+    (delivery,) = lease(store, owner)
+    token, other = copied(delivery, 1, 1, 2), copied(delivery, 2, 3)
+    if first == "home":
+        assert came_home(store, token) == "home"
+    settle(store, owner, delivery, "unknown", "unknown", NOW + 600_000, hold=hold)
+    if first == "settle":
+        assert came_home(store, token) == "home"
+    states = [standing(store, one.id, n).state for n in (1, 2, 3)]
+    assert states == ["delivered", "delivered", "held" if hold else "queued"]
+    assert came_home(store, other) == "home" and standing(store, one.id, 3).state == "delivered"
+    assert [event for event, _ in told(store, one.id)].count("confirm") == 3
+    assert all(standing(store, one.id, n).uncertain for n in (1, 2, 3))
+
+
+@pytest.mark.parametrize("first", ["reclaim", "home"])
+def test_a_copy_confirms_what_a_dead_engine_had_noted_with_it(store: Any, first: str) -> None:
+    one = message("a@x.test", "b@x.test", "c@x.test")
+    add(store, one)
+    owner = store.register(NOW)
+    (delivery,) = lease(store, owner)
+    token = copied(delivery, 1, 1)
+    noted = {(delivery.seq, 1 | 1 << 24, 1), (delivery.seq, 2 | 2 << 24, 1)}
+    if first == "home":
+        assert came_home(store, token) == "home"
+    store.run(store.verbs.reclaim(owner.id, noted, NOW, hold=False, within=600_000))
+    if first == "reclaim":
+        waiting = standing(store, one.id, 1)
+        assert (waiting.state, waiting.next_try_at, waiting.uncertain) == ("queued", NOW + 600_000, True)
+        assert came_home(store, token) == "home"
+    assert [standing(store, one.id, n).state for n in (1, 2, 3)] == ["delivered", "queued", "queued"]
+    assert standing(store, one.id, 2).next_try_at == NOW + 600_000
+    assert standing(store, one.id, 3).next_try_at == NOW and not standing(store, one.id, 3).uncertain
+
+
+def test_without_a_record_a_copy_confirms_only_who_was_alone_and_only_as_it_was_sent(store: Any) -> None:
+    alone, forged, two = message(), message(), message("a@x.test", "b@x.test")
+    add(store, alone, forged, two)
+    owner = store.register(NOW)
+    tokens = [copied(delivery) for delivery in lease(store, owner)]
+    store.run(store.verbs.reclaim(owner.id, None, NOW, hold=False, within=600_000))
+    assert [
+        came_home(store, token, NOW + 9, id) for token, id in zip(tokens, (alone.message_id, "<else>", ""))
+    ] == ["home"] * 3
+    assert standing(store, alone.id).state == "delivered"
+    assert standing(store, forged.id).state == "queued" and standing(store, two.id).state == "queued"
+
+
+def test_what_is_no_proof_marks_nothing(store: Any) -> None:
+    one = message()
+    add(store, one)
+    owner = store.register(NOW)
+    (delivery,) = lease(store, owner)
+    token = copied(delivery)
+    settle(store, owner, delivery, "unknown", "unknown", NOW + 600_000)
+    assert came_home(store, token, bounce=True, message_id="<bounce@x>") == "bounced"
+    assert came_home(store, token._replace(message=delivery.seq + 77)) == "unknown"
+    assert came_home(store, token._replace(part=2)) == came_home(store, token._replace(lease=9)) == "home"
+    assert standing(store, one.id).state == "queued"
+    assert (
+        came_home(store, token._replace(part=1 | 0x80)) == "home"
+        and standing(store, one.id).state == "queued"
+    )
+    assert "seen" not in [event for event, _ in told(store, one.id)]
+
+
+def test_copies_are_missed_until_they_come_and_forgotten_with_the_records(store: Any) -> None:
+    add(store, message(), message())
+    owner = store.register(NOW)
+    tokens = []
+    for delivery in lease(store, owner):
+        tokens.append(copied(delivery))
+        settle(store, owner, delivery, "delivered", "delivered")
+    assert store.run(store.verbs.miss(NOW - 1)) == {}
+    assert store.run(store.verbs.miss(NOW)) == {"default": 2} and store.run(store.verbs.miss(NOW)) == {}
+    came_home(store, tokens[0])
+    assert store.read(store.verbs.missing()) == {"default": (1, NOW)}
+    assert [row[:4] for row in store.read(store.verbs.copies_since(NOW))] and store.run(
+        store.verbs.forget_copies(NOW)
+    ) == 2
+    assert store.read(store.verbs.copies_since(0)) == []
 
 
 def test_the_schema_takes_the_states_of_the_lifecycle_and_no_others(store: Any) -> None:

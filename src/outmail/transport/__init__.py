@@ -30,6 +30,11 @@ class Feed(Protocol):
         ended without a word.
         """
 
+    def refuses_copy(self, delivery: Delivery, reply: Reply, *, whole: bool) -> None:
+        """The next hop does not take the loopback copy of this delivery; ``whole``: it refused a transaction
+        that had one as a whole, and may have meant the mail.
+        """
+
     def take_now(self) -> Delivery | None:
         """The next delivery if one waits."""
 

@@ -159,6 +159,8 @@ class _Session(asyncio.BufferedProtocol):
                     raise StopIteration
             elif isinstance(request, protocol.AheadRefused):
                 feed.refuses_ahead(request.reply)
+            elif isinstance(request, protocol.CopyRefused):
+                feed.refuses_copy(request.delivery, request.reply, whole=request.whole)
             else:
                 self._state = _BUSY
                 self.transport.pause_reading()

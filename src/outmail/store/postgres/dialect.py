@@ -15,7 +15,9 @@ from typing import Any
 
 from outmail.store.verbs import delivery, export, outbox_rows, queue, rows, upkeep
 
-_TABLES = "message|body|chunk|recipient|destination|attempt|event|owner|note|numbering"
+_TABLES = (
+    "message|body|chunk|recipient|destination|attempt|event|owner|note|numbering|loopback|loopback_count"
+)
 _QUALIFIED = re.compile(rf"\b(FROM|JOIN|INTO|UPDATE|TABLE) ({_TABLES})\b")
 _NUMBERED = re.compile(r"\?(\d+)")
 

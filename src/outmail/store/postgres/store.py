@@ -39,7 +39,7 @@ from outmail.system.lockfile import boot_id
 
 log = logging.getLogger("outmail")
 
-SCHEMA = 1
+SCHEMA = 2
 R = TypeVar("R")
 #: Seconds between two polls for mail from other hosts.
 POLL = 0.3
@@ -279,16 +279,16 @@ class PostgresStore:
         """The server's time."""
         return int(self.read(_row("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint"))[0])
 
-    def reclaim(self, now: int, *, hold: bool) -> list[dict[str, Any]]:
+    def reclaim(self, now: int, *, hold: bool, within: int = 0) -> list[dict[str, Any]]:
         """Renew our own leases, take back the work of dead engines, give cursors to events."""
         self._renew()
-        found = self._reclaim_here(now, hold)
+        found = self._reclaim_here(now, hold, within)
         walk = time.monotonic() - self._walked > WALK
         self._walked = time.monotonic() if walk else self._walked
         own = {owner.id for owner in self._owners}
         for id in self.read(pgsql.silent_owners(orphans=walk)):
             if id not in own:
-                found.append(self.run(pgsql.reclaim(id, None, now, hold=hold, sure=False)))
+                found.append(self.run(pgsql.reclaim(id, None, now, hold=hold, within=within, sure=False)))
         if time.monotonic() - self._numbered > NUMBERING:
             self._numbered = time.monotonic()
             while self.run(self.verbs.number_events()):
@@ -306,7 +306,7 @@ class PostgresStore:
                 owner.lost = True
                 self._owners.discard(owner)
 
-    def _reclaim_here(self, now: int, hold: bool) -> list[dict[str, Any]]:
+    def _reclaim_here(self, now: int, hold: bool, within: int) -> list[dict[str, Any]]:
         """Take back the work of engines on this host whose file nobody has locked."""
         found = []
         known: dict[str, Any] | None = None
@@ -318,7 +318,11 @@ class PostgresStore:
                     found.append(
                         self.run(
                             pgsql.reclaim(
-                                row[0], dead.notes() if row[3] == boot_id() else None, now, hold=hold
+                                row[0],
+                                dead.notes() if row[3] == boot_id() else None,
+                                now,
+                                hold=hold,
+                                within=within,
                             )
                         )
                     )

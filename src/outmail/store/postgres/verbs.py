@@ -267,7 +267,13 @@ def silent_owners(*, orphans: bool = True) -> Verb[list[int]]:
 
 
 def reclaim(
-    owner: int, noted: set[tuple[int, int, int]] | None, now: int, *, hold: bool, sure: bool = True
+    owner: int,
+    noted: set[tuple[int, int, int]] | None,
+    now: int,
+    *,
+    hold: bool,
+    within: int = 0,
+    sure: bool = True,
 ) -> Verb[dict[str, int]]:
     """Take back all leases of a dead engine. Unless ``sure``, only when its lease has ended by the server's
     clock and it has been in doubt for `DOUBT` seconds.
@@ -288,7 +294,7 @@ def reclaim(
         if not over:
             return {"owner": owner, "leases": 0, "uncertain": 0}
     yield from note_drop("doubt", str(owner))
-    return (yield from verbs.reclaim(owner, noted, now, hold=hold))
+    return (yield from verbs.reclaim(owner, noted, now, hold=hold, within=within))
 
 
 def forget_owner(owner: int) -> Verb[bool]:
@@ -382,6 +388,17 @@ class PostgresVerbs:
     def number_events(self) -> Verb[bool]:
         """Give cursors to events that have none. True when there may be more."""
         return number_events(self.watermark)
+
+    # -- loopback --------------------------------------------------------------------------------------------
+
+    came_home = staticmethod(verbs.came_home)
+    loopback_count = staticmethod(verbs.loopback_count)
+    loopback_counts = staticmethod(verbs.loopback_counts)
+    miss = staticmethod(verbs.miss)
+    missing = staticmethod(verbs.missing)
+    copies_of = staticmethod(verbs.copies_of)
+    copies_since = staticmethod(verbs.copies_since)
+    forget_copies = staticmethod(verbs.forget_copies)
 
     # -- upkeep ----------------------------------------------------------------------------------------------
 

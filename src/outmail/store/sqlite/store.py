@@ -32,7 +32,7 @@ from outmail.store.verbs.upkeep import CHECKS
 from outmail.system.host import hostname
 from outmail.system.lockfile import LockFile, boot_id, sync_folder
 
-SCHEMA = 1
+SCHEMA = 2
 #: Seconds between two searches for pieces of long contents that have neither a message nor a lock file.
 WALK = 3600.0
 R = TypeVar("R")
@@ -306,7 +306,7 @@ class SqliteStore(GroupCommit):
         """None: SQLite has no clock of its own."""
         return None
 
-    def reclaim(self, now: int, *, hold: bool) -> list[dict[str, Any]]:
+    def reclaim(self, now: int, *, hold: bool, within: int = 0) -> list[dict[str, Any]]:
         """Take back the work of engines whose file nobody has locked, or who have no file."""
         known = {row[1]: row for row in self.read(verbs.owners())}
         if not known:
@@ -320,7 +320,11 @@ class SqliteStore(GroupCommit):
                 continue
             try:
                 found.append(
-                    self.run(verbs.reclaim(row[0], dead.notes() if row[3] == boot else None, now, hold=hold))
+                    self.run(
+                        verbs.reclaim(
+                            row[0], dead.notes() if row[3] == boot else None, now, hold=hold, within=within
+                        )
+                    )
                 )
             except BaseException:
                 dead.close()
@@ -328,7 +332,7 @@ class SqliteStore(GroupCommit):
             dead.remove()
         for name, row in known.items():
             if gone(self.path, name):
-                found.append(self.run(verbs.reclaim(row[0], None, now, hold=hold)))
+                found.append(self.run(verbs.reclaim(row[0], None, now, hold=hold, within=within)))
         return [item for item in found if item["leases"]]
 
     # -- long content ----------------------------------------------------------------------------------------

@@ -22,6 +22,9 @@ from outmail.store.verbs.delivery import (
     settle,
     unlease,
 )
+from outmail.store.verbs.loopback import came_home, copies_of, copies_since, forget_copies, miss, missing
+from outmail.store.verbs.loopback import count as loopback_count
+from outmail.store.verbs.loopback import counts as loopback_counts
 from outmail.store.verbs.queue import (
     attempts,
     change,
@@ -59,9 +62,12 @@ __all__ = [
     "add",
     "add_chunks",
     "attempts",
+    "came_home",
     "change",
     "clamp",
     "content",
+    "copies_of",
+    "copies_since",
     "deeper",
     "destinations",
     "drop_upload",
@@ -71,12 +77,17 @@ __all__ = [
     "events_after",
     "expire",
     "find",
+    "forget_copies",
     "forget_messages",
     "forget_owner",
     "give_back",
     "know",
     "last_cursor",
     "lease",
+    "loopback_count",
+    "loopback_counts",
+    "miss",
+    "missing",
     "newest",
     "next_due",
     "note_drop",

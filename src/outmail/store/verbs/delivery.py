@@ -12,6 +12,7 @@ Does not: begin, commit, wait, read a clock (``now`` is passed in), or touch the
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -20,10 +21,23 @@ from outmail import lifecycle
 from outmail.lifecycle import Standing
 from outmail.model import Delivery, Dsn, Filter, Leased, Message, Settled, Verdict
 from outmail.policy import pace
-from outmail.policy.retry import lost_due
+from outmail.policy.loopback import APART
+from outmail.policy.retry import WAITS_FOR_COPY, lost_due
 from outmail.store import Added, Exclusive, Many, Missing, Numbers, Uploads, Verb
+from outmail.store.verbs import loopback
 from outmail.store.verbs.queue import change, destinations
-from outmail.store.verbs.rows import BLANK, BODY, EVENT, GONE, LISTED, PIECE, chunks, event_rows, json_list
+from outmail.store.verbs.rows import (
+    BLANK,
+    BODY,
+    EVENT,
+    GONE,
+    LISTED,
+    MAX_BATCH,
+    PIECE,
+    chunks,
+    event_rows,
+    json_list,
+)
 
 # -- accepting -----------------------------------------------------------------------------------------------
 
@@ -218,8 +232,6 @@ def add_chunks(upload: str, first: int, pieces: Sequence[bytes], now: int) -> Ve
 
 # -- leasing -------------------------------------------------------------------------------------------------
 
-MAX_BATCH = 100
-
 READY = (
     "SELECT message, n, due FROM recipient WHERE state = 'queued' AND losses = 0 AND destination = ? AND "
     "priority = ? AND due >= ? AND due <= ?"
@@ -244,7 +256,7 @@ LEASE = (
 SIZES = f"SELECT seq, size FROM message WHERE seq {LISTED}"
 TO_SEND = (
     "SELECT m.seq, m.id, m.sender, m.sha256, m.needs, m.message_id, m.accepted_at, m.expires_at - "
-    "m.accepted_at, m.dsn, m.upload, b.content"
+    "m.accepted_at, m.dsn, m.upload, m.tag, b.content"
     f" FROM message m LEFT JOIN body b ON b.seq = m.seq WHERE m.seq {LISTED}"
 )
 
@@ -358,7 +370,7 @@ def _deliveries(
     messages = {row[0]: row for row in found}
     deliveries = []
     for (seq, destination), recipients in groups.items():
-        _, id, sender, sha256, needs, message_id, accepted_at, life, dsn, upload, content = messages[seq]
+        _, id, sender, sha256, needs, message_id, accepted_at, life, dsn, upload, tag, content = messages[seq]
         if upload is not None:
             content = yield from chunks(upload)
         for start in range(0, len(recipients), MAX_BATCH):
@@ -379,6 +391,7 @@ def _deliveries(
                     dsn=Dsn(**json.loads(dsn)) if dsn else None,
                     owner=owner,
                     life=life,
+                    tag=tag,
                 )
             )
     return deliveries
@@ -546,6 +559,8 @@ def settle(owner: int, settled: Sequence[Settled], *, hold_unknown: bool = False
         event, at, number, _ = context[message, n]
         events.append((at, event, message, n, state, uncertain, reason, count, number))
     yield Many(EVENT, events)
+    if copies := loopback.of_settled(owner, settled):
+        yield from loopback.sent(copies, settled[-1].at)
     return len(events)
 
 
@@ -702,21 +717,29 @@ def forget_owner(owner: int) -> Verb[bool]:
 #: on the delivery. HARMLESS: a session has worked on it for a while, and the engine is alive.
 BEGUN, HARMLESS = 0, 0xFFFFFFFF
 LOST = (
-    "SELECT message, n, lease, losses, uncertain, wish, reason FROM recipient WHERE state = 'sending' AND "
-    "owner = ?"
+    "SELECT message, n, lease, losses, uncertain, wish, reason, destination, leased_at FROM recipient"
+    " WHERE state = 'sending' AND owner = ?"
 )
 
 
 def reclaim(
-    owner: int, noted: set[tuple[int, int, int]] | None, now: int, *, hold: bool
+    owner: int, noted: set[tuple[int, int, int]] | None, now: int, *, hold: bool, within: int = 0
 ) -> Verb[dict[str, int]]:
     """Take back all leases of a dead engine. ``noted``: the records in its file. With None every lease counts
-    as possibly sent, and none as begun.
+    as possibly sent, and none as begun. ``within``: for so long (ms) those wait whose loopback copy may tell
+    what became of them.
     """
     rows = yield LOST, (owner,)
     updates, events, uncertain = [], [], 0
-    for message, n, number, losses, mark, wish, reason in rows:
-        dot = noted is None or (message, n, number) in noted
+    parts = loopback.noted_parts(noted) if noted is not None else {}
+    together = Counter((message, number) for message, _, number, *_ in rows) if noted is None else {}
+    copies: list[tuple[int, int, int, int, str, int]] = []
+    for message, n, number, losses, mark, wish, reason, route, leased_at in rows:
+        dot = noted is None or (message, n, number) in parts
+        # without a record nobody knows which transaction it was; one who was alone had the first
+        part = parts.get((message, n, number), 0) if noted is not None else int(within > 0)
+        if noted is None and together[message, number] > 1:
+            part = 0
         begun = (
             noted is not None
             and (message, BEGUN, number) in noted
@@ -726,11 +749,16 @@ def reclaim(
         after = lifecycle.lost(before, dot=dot, begun=begun, hold=hold)
         finished = now if after.state in lifecycle.FINAL else None
         due = lost_due(after.losses, now) if after.state == "queued" else None
+        reason = after.reason
+        if part and within and due is not None and not part & APART:
+            due, reason = max(due, now + within), f"{reason}; {WAITS_FOR_COPY}"
+        if part:
+            copies.append((message, n, number, part, route, leased_at))
         uncertain += after.uncertain and not before.uncertain
         updates.append(
             (
                 after.state,
-                after.reason,
+                reason,
                 due,
                 int(after.uncertain),
                 after.losses,
@@ -742,7 +770,7 @@ def reclaim(
                 number,
             )
         )
-        events.append((now, "lost", message, n, after.state, int(after.uncertain), after.reason, 0, None))
+        events.append((now, "lost", message, n, after.state, int(after.uncertain), reason, 0, None))
     yield Many(
         "UPDATE recipient SET state = ?, reason = ?, due = ?, uncertain = ?, losses = ?, attempts = attempts "
         "+ ?, finished_at = ?, wish = NULL,"
@@ -751,5 +779,6 @@ def reclaim(
         updates,
     )
     yield Many(EVENT, events)
+    yield from loopback.sent(loopback.of_lost(owner, copies, now, presumed=noted is None), now)
     yield "DELETE FROM owner WHERE id = ?", (owner,)
     return {"owner": owner, "leases": len(rows), "uncertain": uncertain}

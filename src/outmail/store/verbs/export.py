@@ -163,7 +163,8 @@ def _take_in_content(seq: int, parcel: Parcel, now: int) -> Verb[str | None]:
 def notes() -> Verb[list[tuple[str, str, Any]]]:
     """All documents as (kind, key, value), except those that refer to numbers of this store."""
     rows = yield (
-        "SELECT kind, key, value FROM note WHERE kind NOT IN ('retention', 'clock', 'doubt', 'imported') "
+        "SELECT kind, key, value FROM note"
+        " WHERE kind NOT IN ('retention', 'clock', 'doubt', 'imported', 'loopback') "
         "ORDER BY kind, key",
         (),
     )

@@ -14,6 +14,8 @@ from outmail.store import Verb
 #: Content longer than this is stored in pieces.
 LONG = 1024 * 1024
 PIECE = 256 * 1024
+#: Recipients of one delivery, and so the most transactions that one can take.
+MAX_BATCH = 100
 #: The condition that a column is one of many numbers; the numbers are one parameter (`json_list`).
 #: `postgres.dialect` replaces it.
 LISTED = "IN (SELECT value FROM json_each(?))"

@@ -1,0 +1,382 @@
+"""Loopback copies on the road: one more RCPT, never at the expense of anybody; and what they prove (7, 13,
+45, 46).
+"""
+
+from __future__ import annotations
+
+import signal
+import smtplib
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from outmail.config import from_toml
+from outmail.errors import ConfigError
+from outmail.outbox.outbox import Outbox
+from outmail.testing import Sink
+from outmail.testing.sink import Received
+from outmail.wiring import arrivals_of
+from tests.waiting import until
+
+LOOP = '[loopback]\naddress = "loop@example.org"\n[retry]\nschedule = "100ms…"\n'
+VERIFY = LOOP + 'on_uncertain = "verify"\n'
+MakeBox = Callable[..., Outbox]
+Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
+
+
+def people(message: Received) -> tuple[str, ...]:
+    """The recipients that are no copies."""
+    return tuple(to for to in message.recipients if not to.startswith("loop+"))
+
+
+def copies(sink: Sink) -> list[str]:
+    return [to for message in sink.messages for to in message.recipients if to.startswith("loop+")]
+
+
+def feed(sink: Sink, box: Outbox) -> None:
+    """Copies that the sink takes come home at once, as by its own delivery."""
+    arrivals = arrivals_of(box.store, box.config)
+
+    def home(message: Received) -> None:
+        for to in message.recipients:
+            if to.startswith("loop+"):
+                received = b"Received: by sink.test; Mon, 2 Nov 2026 10:00:00 +0000\r\n"
+                arrivals.take(received + message.content, [to], message.sender)
+
+    sink.on_message = home
+
+
+def events(box: Outbox, id: str) -> list[str]:
+    return [event.event for event in box.events() if event.id == id]
+
+
+@pytest.fixture(params=["pipelining", "plain", "lmtp"])
+def relay(request: pytest.FixtureRequest) -> Iterator[Sink]:
+    words: dict[str, Any] = {"extensions": ("8BITMIME",)} if request.param == "plain" else {}
+    with Sink(lmtp=request.param == "lmtp", **words) as running:
+        yield running
+
+
+def test_a_copy_is_one_more_rcpt_and_no_recipient(relay: Sink, make_box: MakeBox) -> None:
+    box = make_box(relay.url, LOOP)
+    feed(relay, box)
+    id = box.send(["a@x.test", "b@x.test"], "s", "t").id
+    assert box.wait(id, 10).status == "delivered"
+    (message,) = relay.messages
+    assert people(message) == ("a@x.test", "b@x.test") and len(message.recipients) == 3
+    assert len(box.status(id).recipients) == 2 and not any(
+        "loop" in r.address for r in box.status(id).recipients
+    )
+    until(lambda: events(box, id).count("seen") == 2)
+    (copy,) = box.queue.copies(id)
+    assert copy.recipients == (1, 2) and copy.outcome == "delivered" and copy.hops[-1][0] == "sink.test"
+
+
+def test_off_there_is_none(sink: Sink, make_box: MakeBox) -> None:
+    box = make_box(sink.url)
+    id = box.send("a@x.test", "s", "t").id
+    assert box.wait(id, 10).status == "delivered" and sink.messages[0].recipients == ("a@x.test",)
+    assert not Path(f"{box.store.spool.removesuffix('.spool')}.loopback.key").exists()
+
+
+def test_the_key_is_its_owners_alone(sink: Sink, make_box: MakeBox) -> None:
+    box = make_box(sink.url, LOOP)
+    (key,) = Path(box.store.spool).parent.glob("*.loopback.key")
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600 and key.stat().st_size == 32
+    key.chmod(0o640)
+    with pytest.raises(ConfigError, match="others may read it"):
+        arrivals_of(box.store, box.config)
+
+
+def test_the_transcript_has_no_token(sink: Sink, make_box: MakeBox) -> None:
+    sink.script("RCPT loop+*: 250 2.1.5 <you> ok\nRCPT no@*: 550 5.1.1 no")
+    box = make_box(sink.url, LOOP)
+    id = box.send(["a@x.test", "no@x.test"], "s", "t").id
+    box.wait(id, 10)
+    lines = [line["line"] for attempt in box.attempts(id) for line in attempt.transcript]
+    assert any("loopback copy" in line for line in lines)
+    (word,) = copies(sink)
+    assert not any(word in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "RCPT loop+*: 550 5.1.1 no such user",
+        "RCPT loop+*: 452 4.5.3 too many recipients",
+        "RCPT loop+*: 421 4.7.0 go away",
+        "RCPT loop+*: drop",
+        "RCPT loop+*: 550 5.1.1 no\nRCPT bad*: 550 5.1.1 no",
+    ],
+)
+def test_a_copy_that_is_refused_harms_nobody(relay: Sink, make_box: MakeBox, script: str) -> None:
+    relay.script(script)
+    box = make_box(relay.url, LOOP)
+    ids = [box.send([f"a{n}@x.test", f"b{n}@x.test"], "s", "t").id for n in range(3)]
+    for id in ids:
+        status = box.wait(id, 10)
+        assert status.status == "delivered" and not any(r.uncertain for r in status.recipients)
+        assert {r.attempts for r in status.recipients} == {1}
+    taken = [to for message in relay.messages for to in message.recipients]
+    assert sorted(taken) == sorted(f"{who}{n}@x.test" for who in "ab" for n in range(3))
+    assert box.queue.loopback_stats(10**9)["counts"]["refused"] >= 1
+
+
+def test_lmtp_says_no_to_the_copy_alone(make_box: MakeBox) -> None:
+    with Sink("DOT: 250 2.0.0 ok", lmtp=True) as sink:
+        box = make_box(sink.url, LOOP)
+        id = box.send("a@x.test", "s", "t").id
+        assert box.wait(id, 10).status == "delivered"
+
+
+@pytest.mark.parametrize("step", ["DATA", "DOT"])
+def test_a_transaction_that_the_copy_spoils_goes_again_without_it(
+    sink: Sink, make_box: MakeBox, step: str
+) -> None:
+    sink.script(f"{step}: 554 5.7.1 no x1")
+    box = make_box(sink.url, LOOP)
+    id = box.send(["a@x.test", "b@x.test"], "s", "t").id
+    status = box.wait(id, 10)
+    assert status.status == "delivered" and {r.attempts for r in status.recipients} == {1}
+    (message,) = sink.messages
+    assert message.recipients == ("a@x.test", "b@x.test")
+
+
+def test_what_is_refused_without_a_copy_too_is_refused(sink: Sink, make_box: MakeBox) -> None:
+    sink.script("DOT: 554 5.7.1 spam")
+    box = make_box(sink.url, LOOP)
+    id = box.send("a@x.test", "s", "t").id
+    status = box.wait(id, 10)
+    assert status.status == "failed" and status.recipients[0].attempts == 1 and not sink.messages
+    assert status.recipients[0].reason == "554 5.7.1 spam"
+
+
+def test_a_deferred_transaction_comes_again_without_a_copy(sink: Sink, make_box: MakeBox) -> None:
+    sink.script("DOT: 451 4.7.1 later x1")
+    box = make_box(sink.url, LOOP)
+    id = box.send("a@x.test", "s", "t").id
+    assert box.wait(id, 10).recipients[0].attempts == 2 and sink.messages[0].recipients == ("a@x.test",)
+
+
+def test_nobody_accepted_means_no_copy_of_it_proves_anything(sink: Sink, make_box: MakeBox) -> None:
+    sink.script("RCPT a@*: 550 5.1.1 no")
+    box = make_box(sink.url, LOOP)
+    feed(sink, box)
+    id = box.send("a@x.test", "s", "t").id
+    assert box.wait(id, 10).status == "failed" and "seen" not in events(box, id)
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_a_relay_that_takes_few_recipients_gets_no_more(make_box: MakeBox, most: int) -> None:
+    with Sink(extensions=("PIPELINING", f"LIMITS RCPTMAX={most}")) as sink:
+        box = make_box(sink.url, LOOP)
+        id = box.send([f"u{n}@x.test" for n in range(5)], "s", "t").id
+        assert box.wait(id, 10).status == "delivered"
+        assert all(len(message.recipients) <= most for message in sink.messages)
+        assert sorted(to for message in sink.messages for to in people(message)) == [
+            f"u{n}@x.test" for n in range(5)
+        ]
+        assert bool(copies(sink)) == (most > 1)
+
+
+def test_the_sample_chooses_by_tag(sink: Sink, make_box: MakeBox) -> None:
+    box = make_box(sink.url, LOOP.replace("[retry]", 'sample = "tag:order"\n[retry]'))
+    ids = [box.send("a@x.test", "s", "t", tag=tag).id for tag in ("order", "news", None)]
+    for id in ids:
+        box.wait(id, 10)
+    assert len(copies(sink)) == 1 and [len(box.queue.copies(id)) for id in ids] == [1, 0, 0]
+
+
+# -- verify --------------------------------------------------------------------------------------------------
+
+
+def test_verify_a_lost_answer_is_confirmed_by_the_copy_and_not_sent_again(
+    sink: Sink, make_box: MakeBox
+) -> None:
+    sink.script("DOT: take-and-drop x1")
+    box = make_box(sink.url, VERIFY)
+    feed(sink, box)
+    id = box.send(["a@x.test", "b@x.test"], "s", "t").id
+    status = box.wait(id, 10)
+    assert status.status == "delivered" and all(r.uncertain for r in status.recipients)
+    assert {r.reason for r in status.recipients} == {"confirmed"} and len(sink.messages) == 1
+    assert events(box, id).count("confirm") == 2
+
+
+def test_verify_without_a_copy_at_home_tries_again_after_its_time(sink: Sink, make_box: MakeBox) -> None:
+    sink.script("DOT: take-and-drop x1")
+    box = make_box(sink.url, VERIFY.replace("[retry]", 'within = "700ms"\n[retry]'))
+    id = box.send("a@x.test", "s", "t").id
+    until(lambda: "unknown" in events(box, id))
+    (waiting,) = box.status(id).recipients
+    assert waiting.state == "queued" and waiting.uncertain and "loopback copy" in waiting.reason
+    assert box.wait(id, 10).status == "delivered"
+    assert len(sink.messages) == 2 and sink.messages[1].at - sink.messages[0].at > 0.6
+
+
+def test_verify_a_relay_that_takes_no_copies_is_tried_again_as_ever(sink: Sink, make_box: MakeBox) -> None:
+    sink.script("RCPT loop+*: 550 5.1.1 no\nDOT: take-and-drop x1")
+    box = make_box(sink.url, VERIFY)
+    id = box.send("a@x.test", "s", "t").id
+    assert box.wait(id, 10).status == "delivered" and len(sink.messages) == 2
+
+
+def test_verify_after_a_kill_the_copy_tells_and_nothing_is_doubled(
+    sink: Sink, make_box: MakeBox, outmail: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "c.toml").write_text(
+        'from = "me@x.test"\n' + VERIFY.replace("[retry]", 'within = "5m"\n[retry]')
+    )
+    box = make_box(toml=VERIFY, deliver="never")
+    first, second = box.send("a@x.test", "s", "t").id, box.send("b@x.test", "s", "t").id
+    run = ("run", "--once", "--config", "c.toml", "--store", "q.db", "--relay", sink.url)
+    assert outmail(*run, OUTMAIL_FAIL="C4:kill").returncode == -signal.SIGKILL
+    (message,) = [m for m in sink.messages if m.recipients[0] == "a@x.test"]
+    assert outmail(*run).returncode == 0
+    (waiting,) = box.status(first).recipients
+    assert waiting.uncertain and waiting.state == "queued" and "loopback copy" in waiting.reason
+    done = outmail(
+        "loopback",
+        *("--config", "c.toml", "--store", "q.db"),
+        stdin=message.content,
+        ORIGINAL_RECIPIENT=message.recipients[-1],
+        SENDER="me@x.test",
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert box.status(first).status == "delivered" and box.status(second).recipients[0].state != "failed"
+    outmail(*run)
+    assert [m.recipients[0] for m in sink.messages].count("a@x.test") == 1
+
+
+# -- the ways in ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sent(sink: Sink, make_box: MakeBox, tmp_path: Path) -> tuple[Outbox, str, Received]:
+    """A message that was delivered with a copy, and the copy."""
+    (tmp_path / "c.toml").write_text(f'store = "{tmp_path}/q.db"\n{LOOP}')
+    box = make_box(sink.url, LOOP)
+    id = box.send("a@x.test", "s", "t").id
+    assert box.wait(id, 10).status == "delivered"
+    return box, id, sink.messages[0]
+
+
+def test_on_stdin_by_what_the_header_says(sent: tuple[Outbox, str, Received], outmail: Run) -> None:
+    box, id, message = sent
+    mail = b"Delivered-To: %s\n" % message.recipients[-1].upper().encode() + message.content.replace(
+        b"\r\n", b"\n"
+    )
+    assert outmail("loopback", "--config", "c.toml", stdin=mail).returncode == 0
+    assert "seen" in events(box, id)
+    told = outmail("loopback", "stats", "--config", "c.toml").stdout.decode()
+    assert "1 sent" in told and "1 home" in told and "1 home" in told
+
+
+@pytest.mark.parametrize(
+    ("mail", "word"),
+    [
+        (b"Subject: hello\n\n", "foreign"),
+        (b"To: loop+%s@example.org\n\n" % (b"a" * 48), "foreign"),
+        (b"Delivered-To: loop+%s@example.org\n\n" % (b"a" * 48), "forged"),
+        (b"", "foreign"),
+        (b"\xff\xfe\x00" * 1000, "foreign"),
+        (
+            b"".join(b"Delivered-To: loop+%s%03d@example.org\n" % (b"b" * 45, n) for n in range(1000)),
+            "forged",
+        ),
+        (b"Delivered-To: loop+%s@example.org\n" % (b"c" * 48) * 5000 + b"\n" + b"x" * 20_000_000, "forged"),
+    ],
+)
+def test_whatever_comes_is_counted_and_exit_status_0(
+    sent: tuple[Outbox, str, Received], outmail: Run, mail: bytes, word: str
+) -> None:
+    box, id, _ = sent
+    done = outmail("loopback", "--config", "c.toml", stdin=mail)
+    assert done.returncode == 0 and done.stderr.startswith(f"outmail: {word}".encode())
+    assert box.queue.loopback_stats(10**9)["counts"] == {word: 1} and "seen" not in events(box, id)
+
+
+def test_a_bounce_of_the_copy_and_a_second_one_are_counted(
+    sent: tuple[Outbox, str, Received], outmail: Run
+) -> None:
+    box, id, message = sent
+    to = message.recipients[-1]
+    bounce = b"Return-Path: <>\nDelivered-To: %s\nMessage-ID: <other@mx>\n\n" % to.encode()
+    for mail in (bounce, message.content, message.content):
+        assert outmail("loopback", "--config", "c.toml", stdin=mail, RECIPIENT=to).returncode == 0
+    assert box.queue.loopback_stats(10**9)["counts"] == {"bounced": 1, "duplicate": 1, "home": 1}
+    assert events(box, id).count("seen") == 1
+
+
+def test_without_an_address_or_a_store_it_says_so(outmail: Run, tmp_path: Path) -> None:
+    assert outmail("loopback", stdin=b"x").returncode == 78
+    (tmp_path / "c.toml").write_text(f'store = "{tmp_path}/none/q.db"\n{LOOP}')
+    assert outmail("loopback", "--config", "c.toml", stdin=b"x").returncode in (75, 77)
+
+
+@pytest.mark.parametrize("kind", ["smtp", "lmtp"])
+def test_our_own_listener_takes_copies_by_configuration_alone(tmp_path: Path, sink: Sink, kind: str) -> None:
+    (tmp_path / "c.toml").write_text(
+        f'from = "me@x.test"\nstore = "{tmp_path}/q.db"\nrelay = "{sink.url}"\n{LOOP}'
+        f'[listen]\n{kind} = ["127.0.0.1:0"]\n'
+    )
+    with open(tmp_path / "log", "wb") as log:
+        service = subprocess.Popen(
+            [sys.executable, "-m", "outmail", "run", "--config", str(tmp_path / "c.toml")], stderr=log
+        )
+    try:
+        text = lambda: (tmp_path / "log").read_text()  # noqa: E731
+        until(lambda: f"listening: {kind} 127.0.0.1:" in text())
+        port = int(text().partition(f"listening: {kind} 127.0.0.1:")[2].split()[0])
+        with Outbox(config=str(tmp_path / "c.toml"), deliver="never") as box:
+            id = box.send("a@x.test", "s", "t").id
+            (message,) = sink.wait_for(1)
+            with (smtplib.SMTP if kind == "smtp" else smtplib.LMTP)("127.0.0.1", port, timeout=10) as client:
+                client.sendmail("me@x.test", [message.recipients[-1], "b@x.test"], message.content)
+                if kind == "lmtp":  # an answer for each recipient
+                    assert client.getreply()[0] == 250
+            until(lambda: "seen" in events(box, id))
+            assert [people(m) for m in sink.wait_for(2)] == [("a@x.test",), ("b@x.test",)]
+            assert not any(r.address.startswith("loop+") for s in box.find() for r in s.recipients)
+    finally:
+        service.send_signal(signal.SIGTERM)
+        assert service.wait(30) == 0
+
+
+def test_a_missing_copy_is_an_alarm_that_a_late_one_clears(
+    sent: tuple[Outbox, str, Received], outmail: Run
+) -> None:
+    box, _, message = sent
+    box.store.run(box.store.verbs.miss(box.clock.now() + 1))
+    told = outmail("loopback", "stats", "--config", "c.toml")
+    assert told.returncode == 2 and b"1 MISSING" in told.stdout
+    outmail("loopback", "--config", "c.toml", stdin=message.content, RECIPIENT=message.recipients[-1])
+    told = outmail("loopback", "stats", "--config", "c.toml", "--json")
+    assert told.returncode == 0 and b'"missing": 0' in told.stdout
+
+
+@pytest.mark.parametrize(
+    ("toml", "words"),
+    [
+        ('[loopback]\naddress = ""', "address is missing"),
+        ('[loopback]\naddress = "loop"', "address"),
+        ('[loopback]\naddress = "loop+x@example.org"', "without a plus"),
+        ('[loopback]\naddress = "averylongname000@example.org"', "at most 15"),
+        ('[loopback]\naddress = "l@example.org"\nsample = 7', "from 0 to 1"),
+        ('[loopback]\naddress = "l@example.org"\nwithin = "0s"', "longer"),
+        ('[retry]\non_uncertain = "verify"', "needs loopback"),
+    ],
+)
+def test_wrong_settings_are_said_at_once(toml: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        from_toml(toml, "test", {})
+
+
+def test_no_copy_leaves_a_test_machine(make_box: MakeBox, sink: Sink) -> None:
+    with pytest.raises(ConfigError, match="only_to"):
+        make_box(sink.url, '[safety]\nonly_to = ["*@x.test"]\n' + LOOP)
