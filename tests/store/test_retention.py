@@ -84,7 +84,7 @@ def test_where_everything_is_done_is_not_walked_over_again(store: Any) -> None:
         seen.append((kind, after))
         return honest(kind, before, after)
 
-    words = {name: getattr(store.verbs, name) for name in ("note_list", "note_put")}
+    words = {name: getattr(store.verbs, name) for name in ("note_list", "note_put", "forget_copies")}
     there = SimpleNamespace(
         run=store.run,
         read=store.read,
