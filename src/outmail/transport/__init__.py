@@ -1,9 +1,10 @@
-"""The seam between the engine and the ways to hand mail over.
+"""The interface between the engine and the ways to deliver mail.
 
-A transport runs *sessions*: each pulls deliveries from its `Feed` until there are none, asks the feed before
-each final dot, and reports each delivery when every recipient has its outcome. A failure to deliver is an
-outcome, never an exception; an exception out of a session is our own bug, and the engine takes the mail back.
-Answers come as calls (``then``), because a session that is a protocol object needs no task to wait in;
+A transport runs *sessions*. Each session takes deliveries from its `Feed` until there are none, asks the feed
+before each final dot, and reports a delivery when every recipient has its outcome. A failed delivery is an
+outcome, never an exception. An exception from a session is a bug of ours; the engine then puts the mail back
+into the queue.
+Answers come as calls (``then``), so that a session which is a protocol object needs no task that waits.
 `Awaited` is the same feed for sessions written as coroutines.
 """
 
@@ -21,13 +22,13 @@ class Feed(Protocol):
 
     @property
     def ahead(self) -> bool:
-        """May a session send the next envelope before the answer to the last final dot is read? May change at
-        any time.
+        """True when the session may send the next envelope before it has read the answer to the last final
+        dot. May change at any time.
         """
 
     def refuses_ahead(self, reply: Reply) -> None:
-        """The next hop does not take what is sent ahead; ``reply`` is what it said, code 0 when the session
-        ended without a word.
+        """The next hop refuses an envelope that is sent early. ``reply`` is its answer; code 0 when it ended
+        the session without one.
         """
 
     def refuses_copy(self, delivery: Delivery, reply: Reply, *, whole: bool) -> None:
@@ -36,16 +37,16 @@ class Feed(Protocol):
         """
 
     def take_now(self) -> Delivery | None:
-        """The next delivery if one waits."""
+        """The next delivery, if one waits."""
 
     def ask(self, then: Callable[[Delivery | None], None]) -> None:
-        """The next delivery later, by a call; None when the session should end."""
+        """Ask for the next delivery; it comes by a call. None means that the session should end."""
 
     def leave(self) -> None:
-        """Take the last `ask` back."""
+        """Withdraw the last `ask`."""
 
     def dot(self, delivery: Delivery, recipients: Sequence[Leased], then: Callable[[bool], None]) -> None:
-        """Asks for a final dot: True when it is on record and may be sent."""
+        """Ask for a final dot. ``then`` gets True when it is recorded and may be sent."""
 
     def done(self, delivery: Delivery) -> None:
         """Every recipient of the delivery has its outcome."""
@@ -54,8 +55,8 @@ class Feed(Protocol):
         """The session is established; ``greeting`` is its transcript up to now."""
 
     def failed(self, outcome: Outcome, transcript: Sequence[tuple[int, str, bytes]] = ()) -> None:
-        """The session ended; ``outcome.fault`` when connecting or shaking hands was the trouble, told by
-        ``transcript``.
+        """The session has ended with a failure. ``outcome.fault`` is True when connecting or a handshake
+        failed; ``transcript`` shows it.
         """
 
 
@@ -85,10 +86,10 @@ def _resolve(future: asyncio.Future[Any], answer: Any) -> None:
 
 
 class Transport(Protocol):
-    """A way to one next hop."""
+    """A way to deliver to one next hop."""
 
     async def session(self, feed: Feed) -> None:
-        """Connect, work until the feed gives None, disconnect."""
+        """Connect, deliver until the feed gives None, disconnect."""
 
 
 __all__ = ["Awaited", "Feed", "Transport"]

@@ -1,12 +1,12 @@
-"""``<mbox>.lock``, as mail readers and other deliverers know it, and who holds it.
+"""Dot locks: ``<mbox>.lock``, which mail readers and other delivery programs know, too.
 
-Ours says who made it (pid, start of the process, boot, host), and is held by ``flock`` as long as its maker
-lives; it has its name only when both is so. Promises: a lock of somebody else is never broken, whatever its
-age; one of ours is taken over, name and all, when the kernel has let go of it and is the kernel that it was
-made under (else: when the process it names is gone), so between the dead holder and the next one nobody else
-gets in.
-Fails: `Locked` at once when somebody holds it; this module does not wait. None where the folder is not ours
-to write.
+Our own lock file says who made it (process number, start of the process, boot, host), and its maker holds
+``flock`` on it as long as it lives. The file gets its name only when both is done.
+Promises: a lock of another program is never broken, however old it is. A lock of ours is taken over, under
+the same name, when the kernel has released its ``flock``, and either it was made under the same kernel (boot)
+or its process is gone. So nobody else can get the lock in between.
+Fails: `Locked` at once when somebody holds it; this module does not wait. `take` returns None where we may
+not write into the folder.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from outmail.transport import places
 #: Longer than any lock of ours, and than what other programs write into theirs.
 _LONGEST = 4096
 
-#: Locks that this process holds: a forked child closes its copies, or they would outlive their holder.
+#: The locks that this process holds. A forked child closes its copies; otherwise they would stay locked when
+#: the parent dies.
 _held: set[int] = set()
 
 
 class Locked(OSError):
-    """Somebody else is writing there."""
+    """Somebody else is writing to the mailbox."""
 
 
 def _after_fork() -> None:
@@ -43,7 +44,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def take(folder: int, name: str) -> int | None:
-    """Make the lock; returns its descriptor for `release`, or None where no lock can be made."""
+    """Make the lock. Returns its descriptor for `release`, or None where no lock can be made."""
     try:
         made = places.Unseen(folder, _who().encode())
     except OSError as problem:
@@ -69,7 +70,7 @@ def take(folder: int, name: str) -> int | None:
 
 
 def release(folder: int, name: str, fd: int) -> None:
-    """The name first: whoever finds it finds it locked."""
+    """Remove the name first, so that nobody finds the file unlocked."""
     try:
         if places.names(folder, name, fd):
             places.remove(folder, name)
@@ -87,7 +88,7 @@ def _nobody_holds(folder: int, name: str) -> None:
 
 
 def _of_the_dead(folder: int, name: str) -> int | None:
-    """The lock of a process of ours that is gone, now held by us; None when it has vanished.
+    """Take over the lock of a dead process of ours. None when the file has vanished.
 
     Raises `Locked`.
     """
@@ -104,7 +105,7 @@ def _of_the_dead(folder: int, name: str) -> int | None:
         if not ours or not try_lock(fd) or not _gone(ours):
             raise taken
         if places.names(folder, name, fd):
-            os.utime(fd)  # others judge by its age
+            os.utime(fd)  # other programs judge a lock by its age
             return fd
     except BaseException:
         os.close(fd)
@@ -130,7 +131,7 @@ def _who() -> str:
 
 
 def _read(fd: int) -> dict[str, Any] | None:
-    """What one of ours says; None for one of somebody else."""
+    """The contents of a lock of ours; None for another program's."""
     try:
         said = json.loads(os.pread(fd, _LONGEST, 0))
         return (
@@ -145,9 +146,9 @@ def _read(fd: int) -> dict[str, Any] | None:
 
 
 def _gone(who: dict[str, Any]) -> bool:
-    """Whether the maker of a lock that the kernel has let go of is gone. Of one kernel nothing else need be
-    asked: a container's host name and process numbers are its own. Else: another boot of this host, no such
-    process, or another one under its number.
+    """True when the maker of a lock that the kernel has released is gone. Under the same kernel that is
+    certain, because host names and process numbers of containers say nothing. Otherwise: the host is ours,
+    and it was another boot, or the process does not exist, or its number belongs to another process.
     """
     if who["boot"] and who["boot"] == boot_id():
         return True

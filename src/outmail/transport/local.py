@@ -1,10 +1,10 @@
-"""Handing over on this machine: a program's stdin (`pipe`), a Maildir, a folder of .eml files, or nothing.
+"""Delivery on this machine: to a program (`pipe`), into a Maildir, into a folder of .eml files, or nowhere.
 
-Promises: files appear under their name only whole and on disk (write, fsync, link, fsync of the folder), in
-folders entered as `places` says, and take nobody's name; the final dot's place is taken by the moment before
-the program is started or the file gets its name. A file of a `file:` folder is named for its message, so
-another attempt of one that is there already changes nothing.
-Does not: lock mailboxes, or run as another user. Calls that block run one at a time in the engine's turn.
+Promises: a file gets its name only when it is complete and on disk (write, fsync, link, fsync of the folder).
+Folders are entered as `places` says, and no existing file is replaced. Here the final dot means the moment
+before the program is started, or before the file gets its name. A file of a `file:` relay has the name of its
+message, so a second attempt finds the first file and changes nothing.
+Does not: lock mailboxes, or run as another user. Blocking calls run one at a time, in the engine's loop.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class LocalTransport:
         prepared: Callable[[int], AbstractContextManager[F]],
         appear: Callable[[int, F], str],
     ) -> None:
-        """``prepared``: the file on disk, without its name; ``appear`` gives it the name."""
+        """``prepared``: the complete file without its name; ``appear`` gives it the name."""
         with ExitStack() as stack:
             try:
                 folder = places.open_folder(self.relay.path, make=True)

@@ -1,12 +1,13 @@
-"""Final delivery into Maildirs and mboxes that this user may write.
+"""Delivery into Maildirs and mboxes that this user may write.
 
-Promises: a Maildir file appears only complete and synced; an mbox gets its entry whole or not at all
-(`mbox`); every recipient has its own outcome; Return-Path and Delivered-To are put in front; lines end in LF.
-A mailbox that somebody has locked is waited for in the loop, by one delivery at a time and two seconds at
-most, so it holds up nobody else; then, and for the next deliveries to it, it is deferred. A message that
-bears our own Delivered-To for the user is a loop and is refused.
-Fails: as outcomes: trouble with a file is deferred; unknown when the mail is there and may not be on disk.
-Does not: create home folders, run programs, or change user.
+Promises: a Maildir file appears only when it is complete and on disk. An mbox gets the whole entry or nothing
+(`mbox`). Every recipient has its own outcome. Return-Path and Delivered-To are put in front; lines end with
+LF. When a mailbox is locked, one delivery waits for it in the loop, for at most two seconds, and holds up no
+other mailbox; then this delivery and the next ones to the mailbox are deferred. A message that has our own
+Delivered-To for the user is refused as a loop.
+Fails: as outcomes. A file problem defers; the outcome is unknown when the mail is there but may not be on
+disk.
+Does not: create home folders, run programs, or change its user.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from outmail.system.threads import CallThread
 from outmail.transport import Awaited, Feed, mbox, places
 from outmail.transport.dotlock import Locked
 
-#: Seconds that a locked mailbox is waited for, and between two looks at it.
+#: Seconds that a delivery waits for a locked mailbox, and between two tries.
 LOCK_PATIENCE = 2.0
 LOOK = 0.05
 
 _FROM = re.compile(rb"(?m)^(?=>*From )")
-#: Bytes that are quoted at a time, and the rest of their last line.
+#: How many bytes are quoted at a time; then the rest of their last line follows.
 _PIECE = 65536
 
 #: Makes a blocking call on a thread.
@@ -64,7 +65,7 @@ class MailboxTransport:
                         "deferred",
                         "destination",
                         "dot",
-                        Reply(0, "the delivery could not be put on record, so it did not happen"),
+                        Reply(0, "the delivery could not be recorded before it was made, so it was not made"),
                     )
                 )
             feed.done(delivery)
@@ -81,11 +82,11 @@ class Mailboxes:
     def __init__(self, template: str, run: Run) -> None:
         self._template = template
         self._run = run
-        #: Addresses whose locked mailbox a delivery waits for.
+        #: Addresses for whose locked mailbox a delivery waits.
         self._waited: set[str] = set()
 
     async def attempt(self, sender: str, address: str, content: bytes) -> Outcome:
-        """One delivery as an outcome. The thread is never kept waiting for a lock."""
+        """Deliver to one address. Returns an outcome. The thread never waits for a lock."""
         try:
             where = await self._patiently(address, partial(deliver, self._template, sender, address, content))
         except Looping:
@@ -126,8 +127,8 @@ class Mailboxes:
 
 
 def deliver(template: str, sender: str, address: str, content: bytes) -> str:
-    """Write the message into the user's mailbox; returns its path. Raises OSError (`Locked` without waiting)
-    or `Looping`.
+    """Write the message into the user's mailbox. Returns its path. Raises OSError (`Locked` at once) or
+    `Looping`.
     """
     user = address.rpartition("@")[0]
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", user, re.ASCII):
@@ -145,8 +146,8 @@ def deliver(template: str, sender: str, address: str, content: bytes) -> str:
 
 
 def _quoted(content: bytes) -> bytes:
-    """Its From lines with one more ``>``. Piece by piece: an expression lets no other thread run, and a
-    message may be nothing but such lines.
+    """Put a ``>`` before each From line. In pieces, because a regular expression lets no other thread run,
+    and a message may consist only of such lines.
     """
     if b"From " not in content:
         return content
@@ -159,7 +160,7 @@ def _quoted(content: bytes) -> bytes:
 
 
 def _fixed(template: str) -> int:
-    """How many of the path's parts are the administrator's word alone: before the user's name, and before the
+    """How many parts of the path come from the administrator alone: all before the user's name, and not the
     last one.
     """
     parts = places.parts(template)
@@ -169,7 +170,7 @@ def _fixed(template: str) -> int:
 def to_maildir(
     path: str, content: bytes, owner: places.Owner = places.OURS, fixed: int | None = None
 ) -> None:
-    """tmp, fsync, link to new, fsync of the folder."""
+    """Write into tmp, fsync, link into new, fsync the folder."""
     root = places.open_folder(path, owner, linked=fixed, make=True, above=False)
     try:
         with places.MaildirFile(root, path, content, owner) as file:

@@ -1,12 +1,12 @@
-"""Appending to an mbox, so that a crash leaves no half message in it.
+"""Appends to an mbox so that a crash leaves no half message in it.
 
-Both locks are held (`dotlock`, and fcntl on the file). Before anything is appended, a journal beside the mbox
-(``.<mbox>.outmail``) holds the mbox's inode, its length and the whole entry, on disk; where that folder is
-not ours to write, the journal is in ``$XDG_STATE_HOME/outmail/mbox`` (``~/.local/state``). Who opens the mbox
-next and finds a journal cuts the file back to that length, but only when the inode is the same and what
-stands behind it is a beginning of the entry, not all of it.
-Promises: an entry is there whole or not at all; if another program broke the lock and wrote behind a half
-one, nothing is cut, and the next entry still begins on a line of its own behind a blank one.
+How: both locks are held (`dotlock`, and fcntl's on the file). Before anything is appended, a journal file
+beside the mbox (``.<mbox>.outmail``) gets the mbox's inode, its length and the whole entry, and is flushed.
+Where we may not write into that folder, the journal is in ``$XDG_STATE_HOME/outmail/mbox``
+(``~/.local/state``). The next delivery that finds a journal cuts the mbox back to that length, but only if
+the inode is the same and what follows is an incomplete beginning of the entry.
+Promises: an entry is there whole or not at all. If another program has broken the lock and written behind a
+half entry, nothing is cut, and the next entry still begins on its own line after a blank one.
 Fails: `OSError`, and nothing is there; `places.Unsettled`; `Locked` at once when somebody else writes. Does
 not: wait, or know users.
 """
@@ -29,10 +29,10 @@ from outmail.transport.dotlock import Locked
 log = logging.getLogger("outmail.mailbox")
 
 _MARK = b"outmail mbox journal 1\n"
-#: One thread of this process writes a mailbox: fcntl's locks do not keep threads apart. Two mailboxes may
-#: share one of these.
+#: One thread of this process writes a mailbox at a time, because fcntl's locks do not exclude threads of one
+#: process. Two mailboxes may share one of these locks.
 _threads = tuple(threading.Lock() for _ in range(64))
-#: How long one of ours may take to write a message.
+#: Seconds that one of our threads may take to write a message.
 _WRITING = 30.0
 
 
@@ -46,8 +46,8 @@ if hasattr(os, "register_at_fork"):
 
 
 def append(folder: int, name: str, where: str, entry: bytes, owner: places.Owner) -> None:
-    """One entry, from its From line to its blank line, at the end of ``name`` in ``folder``; ``where`` is its
-    path, for people.
+    """Append one entry (From line to blank line) to ``name`` in ``folder``. ``where`` is its path, for
+    people.
     """
     with _only_thread(where), _locked(folder, name):
         for _ in range(10):
@@ -55,7 +55,7 @@ def append(folder: int, name: str, where: str, entry: bytes, owner: places.Owner
             try:
                 _lock(fd, where)
                 if not places.names(folder, name, fd):
-                    continue  # a mail reader has put another file in its place meanwhile
+                    continue  # a mail reader has put another file in its place
                 if made:
                     os.fsync(folder)
                 with _journal_folder(folder, name, where) as (place, journal):
@@ -64,14 +64,14 @@ def append(folder: int, name: str, where: str, entry: bytes, owner: places.Owner
                 return
             finally:
                 os.close(fd)
-    raise Locked(errno.EAGAIN, "another program replaces it again and again")
+    raise Locked(errno.EAGAIN, "another program keeps replacing the mailbox")
 
 
 @contextlib.contextmanager
 def _only_thread(where: str) -> Iterator[None]:
     lock = _threads[hash(where) % len(_threads)]
     if not lock.acquire(timeout=_WRITING):
-        raise Locked(errno.EAGAIN, "another delivery of this program takes very long")
+        raise Locked(errno.EAGAIN, "another delivery of this program to the mailbox takes very long")
     try:
         yield
     finally:
@@ -112,7 +112,7 @@ def _append(fd: int, place: int, journal: str, entry: bytes) -> None:
     except OSError as problem:
         try:
             os.ftruncate(fd, size)
-        except OSError:  # the journal stays: whoever comes next cuts off a part, but not a whole entry
+        except OSError:  # the journal stays: the next delivery cuts off a part, but never a whole entry
             if whole:
                 raise places.Unsettled(
                     problem.errno, f"it is written, but may not be on disk: {problem.strerror}"
@@ -125,7 +125,7 @@ def _append(fd: int, place: int, journal: str, entry: bytes) -> None:
 
 
 def _separator(fd: int, size: int) -> bytes:
-    """What makes the next line the first one behind a blank line, whatever the file ends with."""
+    """The line ends that make the next line the first one after a blank line, whatever the file ends with."""
     end = os.pread(fd, 2, max(0, size - 2))
     if not end or end == b"\n\n":
         return b""
@@ -137,7 +137,7 @@ def _separator(fd: int, size: int) -> bytes:
 
 @contextlib.contextmanager
 def _journal_folder(folder: int, name: str, where: str) -> Iterator[tuple[int, str]]:
-    """(folder, name) of the mbox's journal."""
+    """(folder, name) of the journal of an mbox."""
     if os.access(".", os.W_OK, dir_fd=folder, effective_ids=os.access in os.supports_effective_ids):
         yield folder, f".{name}.outmail"
         return
@@ -148,8 +148,8 @@ def _journal_folder(folder: int, name: str, where: str) -> Iterator[tuple[int, s
     except OSError as problem:
         raise OSError(
             problem.errno,
-            f"neither its folder nor {kept} may be written ({problem.strerror}), so a write cut short could "
-            "not be undone",
+            f"neither its folder nor {kept} may be written ({problem.strerror}), so an interrupted write "
+            "could not be undone",
         ) from None
     try:
         yield place, hashlib.sha256(os.path.realpath(where).encode()).hexdigest()
@@ -175,7 +175,7 @@ def _recover(fd: int, place: int, journal: str, where: str) -> None:
         os.ftruncate(fd, length)
         os.fsync(fd)
         log.warning(
-            "%s: %d bytes of a message whose delivery was cut short are removed; it is delivered again",
+            "%s: removed %d bytes of a message whose delivery was interrupted; it is delivered again",
             where,
             cut,
         )
@@ -183,15 +183,13 @@ def _recover(fd: int, place: int, journal: str, where: str) -> None:
 
 
 def partial(same: bool, behind: bytes, entry: bytes) -> int:
-    """How many bytes stand there that are the beginning of an entry, and nothing but that; 0 when it is
-    whole, or something else.
-    """
+    """How many bytes an incomplete entry has; 0 when the entry is whole, or something else is there."""
     return len(behind) if same and len(behind) < len(entry) and entry.startswith(behind) else 0
 
 
 def _read_journal(place: int, journal: str, where: str) -> tuple[int, int, bytes]:
-    """(inode, length, entry). The entry is empty when the journal cannot be meant: it was not written whole,
-    so nothing was appended.
+    """(inode, length, entry). The entry is empty when the journal is incomplete; then nothing was
+    appended.
     """
     try:
         fd = os.open(journal, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=place)

@@ -1,13 +1,13 @@
-"""Handing over to a program's stdin, as sendmail does.
+"""Delivery to the standard input of a program, as with sendmail.
 
-Promises: the program never sees less than the whole message: its stdin is a file that holds all of it, so
-killing us changes nothing for it; the dot is on record before it is started. It inherits stdin, stdout
-(nothing), stderr and our environment: no other descriptor, no blocked or ignored signal; it has a process
-group of its own, so that what is typed at our terminal does not reach it. Of its stderr the beginning is kept
-and the rest read away; when it has ended nobody waits for who still holds it. One that does not end in time,
-or is under way when the session is cancelled, gets SIGTERM, after `GRACE` seconds SIGKILL, and is reaped; its
-outcome is unknown.
-Fails: as outcomes; exit status by sysexits. Does not: run as another user.
+Promises: the program never gets less than the whole message, because its stdin is a file that contains all of
+it; killing us changes nothing for it. The dot is recorded before the program is started. The program inherits
+stdin, stdout (/dev/null), stderr and our environment, but no other descriptors and no blocked or ignored
+signals. It has a process group of its own, so keys typed at our terminal (Ctrl-C) do not reach it. The
+beginning of its stderr is kept, the rest is read and dropped. When it has ended, nobody waits for other
+processes that still have its stderr open. A program that does not end in time, or is running when the session
+is cancelled, gets SIGTERM and after `GRACE` seconds SIGKILL; its outcome is unknown.
+Fails: as outcomes, by the exit status (sysexits). Does not: run as another user.
 """
 
 from __future__ import annotations
@@ -41,25 +41,25 @@ _NEVER = {
 
 #: Seconds between SIGTERM and SIGKILL.
 GRACE = 2.0
-#: Bytes of stderr that are kept.
+#: How many bytes of stderr are kept.
 WORDS = 4096
-#: Looks at whether it has ended: the first pause, growing to the last one.
+#: Seconds between two looks whether it has ended: at first, and at most.
 _LOOK, _LONGEST_LOOK = 0.002, 0.1
 
 
-#: Descriptors that are tried one by one where the system does not list them: 20 ms.
+#: How many descriptors are tried one by one where the system does not list the open ones; this takes 20 ms.
 _MOST = 65536
 
 
 class Unlisted(OSError):
-    """What a program would inherit is not to be had, so none is started; the text is a whole sentence."""
+    """It is unknown which descriptors a program would inherit, so none is started. The text is a sentence."""
 
     def __init__(self, sentence: str) -> None:
         super().__init__(errno.ENOSYS, sentence)
 
 
 async def hand_over(relay: Relay, delivery: Delivery, feed: Awaited) -> None:
-    """The message to one run of the program; every recipient has its outcome then."""
+    """Give the message to one run of the program. Afterwards every recipient has its outcome."""
     arguments = [
         relay.path,
         "-i",
@@ -101,7 +101,7 @@ async def hand_over(relay: Relay, delivery: Delivery, feed: Awaited) -> None:
 
 
 async def on_record(delivery: Delivery, feed: Awaited) -> bool:
-    """The dot record; without it every recipient is deferred."""
+    """Record the dot. Without the record every recipient is deferred."""
     if await feed.dot(delivery, delivery.recipients):
         return True
     delivery.all(
@@ -109,7 +109,7 @@ async def on_record(delivery: Delivery, feed: Awaited) -> bool:
             "deferred",
             "destination",
             "dot",
-            Reply(0, "the hand-over could not be put on record, so it did not happen"),
+            Reply(0, "the delivery could not be recorded before it was made, so it was not made"),
         )
     )
     return False
@@ -124,16 +124,18 @@ def _unknown(text: str) -> Outcome:
 
 
 def by_status(status: int | None, words: str) -> Outcome:
-    """An exit status as an outcome; negative: a signal, None: nobody knows."""
+    """An exit status as an outcome. Negative: killed by a signal. None: unknown."""
     if status is None:
         return _unknown(
-            "the exit status of the sendmail program is not to be had: something in this process takes it "
-            "(SIGCHLD ignored?)"
+            "the exit status of the sendmail program is unknown, because something in this process takes it "
+            "away (is SIGCHLD ignored?)"
         )
     if status < 0:
         return _unknown(f"the sendmail program was killed by signal {-status}")
     if status == 0:
-        return Outcome("delivered", "message", "local", Reply(250, "taken by the sendmail program", "2.0.0"))
+        return Outcome(
+            "delivered", "message", "local", Reply(250, "accepted by the sendmail program", "2.0.0")
+        )
     meaning = _NEVER.get(status) or _LATER.get(status) or "unknown status"
     text = " ".join((f"exit status {status} ({meaning})" + (f": {words}" if words else "")).split())[:500]
     if status in _NEVER:
@@ -143,7 +145,7 @@ def by_status(status: int | None, words: str) -> Outcome:
 
 @contextlib.contextmanager
 def _whole_file(content: bytes) -> Iterator[int]:
-    """A file without a name that holds the content, to be read from its beginning."""
+    """A file without a name that contains the content, ready to be read."""
     try:
         fd = os.memfd_create("outmail", os.MFD_CLOEXEC)
     except (AttributeError, OSError):  # not on this system, or not allowed
@@ -158,7 +160,7 @@ def _whole_file(content: bytes) -> Iterator[int]:
 
 
 class Program:
-    """A child process. Leaving the context kills and reaps what still runs."""
+    """A child process. Leaving the context kills it if it still runs."""
 
     def __init__(self, arguments: list[str], stdin: int) -> None:
         self.status: int | None = None
@@ -187,7 +189,7 @@ class Program:
 
     async def ended(self, within: float = math.inf) -> int | None:
         """Its exit status: negative for a signal, None when the system does not say, or when it has not ended
-        ``within`` seconds.
+        within ``within`` seconds.
         """
         pause, deadline = _LOOK, asyncio.get_running_loop().time() + within
         while not self._reaped() and asyncio.get_running_loop().time() < deadline:
@@ -198,8 +200,8 @@ class Program:
     async def end(self) -> None:
         """SIGTERM, a short wait, SIGKILL. A second cancellation skips the wait.
 
-        Not by `asyncio.timeout`: within a task that is being cancelled, Python 3.11.2 takes its end for
-        another cancellation.
+        Not with `asyncio.timeout`: in a task that is being cancelled, Python 3.11.2 mistakes the time-out
+        for another cancellation.
         """
         self._signal(signal.SIGTERM)
         try:
@@ -213,13 +215,13 @@ class Program:
         return self._words.decode("utf-8", "replace").strip()
 
     def _read(self) -> None:
-        """A pipe's buffer full, without waiting: one that never stops writing must not keep the loop."""
+        """Read one buffer without waiting: a program that never stops writing must not block the loop."""
         try:
             data = os.read(self._errors, 65536)
         except BlockingIOError:
             return
         self._words = (self._words + data)[:WORDS]
-        if not data:  # everybody has closed it
+        if not data:  # all writers have closed it
             asyncio.get_running_loop().remove_reader(self._errors)
 
     def _reaped(self) -> bool:
@@ -234,7 +236,7 @@ class Program:
         return not self._running
 
     def _signal(self, number: int) -> None:
-        """To its whole group, while its number is surely its own: it is not reaped yet."""
+        """Signal its whole process group. The number is still its own, because it has not been reaped."""
         if not self._reaped():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, number)
@@ -243,12 +245,12 @@ class Program:
         self._signal(signal.SIGKILL)
         deadline = time.monotonic() + GRACE
         while not self._reaped() and time.monotonic() < deadline:
-            time.sleep(0.001)  # it is being killed; only one that hangs in the kernel takes longer
+            time.sleep(0.001)  # it is being killed; this takes long only if it hangs in the kernel
 
 
 def _spawned(arguments: list[str], stdin: int, stderr: int) -> int:
-    """By posix_spawn, because nothing else sets the child's signal mask without running Python between fork
-    and exec.
+    """Start it with posix_spawn, the only way to set the child's signal mask without running Python between
+    fork and exec.
     """
     import fcntl
 
@@ -278,19 +280,19 @@ def _spawned(arguments: list[str], stdin: int, stderr: int) -> int:
 
 
 def _inheritable() -> list[int]:
-    """Descriptors beyond stderr that a child would get: those the service manager handed over, those of C
-    libraries.
+    """Descriptors above stderr that a child would inherit: those that the service manager handed over, and
+    those of C libraries.
     """
     found = []
     for fd in _open_ones():
-        with contextlib.suppress(OSError):  # not open (any more), or that of the listing itself
+        with contextlib.suppress(OSError):  # closed meanwhile, or the descriptor of the listing itself
             if fd > 2 and os.get_inheritable(fd):
                 found.append(fd)
     return found
 
 
 def _open_ones() -> Iterable[int]:
-    """Numbers among which all open descriptors are. Raises `Unlisted`."""
+    """Numbers that include all open descriptors. Raises `Unlisted`."""
     import resource
 
     for listing in ("/dev/fd", "/proc/self/fd"):
@@ -299,7 +301,7 @@ def _open_ones() -> Iterable[int]:
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if not 0 <= limit <= _MOST:
         raise Unlisted(
-            "neither /dev/fd nor /proc/self/fd can be listed, and the limit of open files is too high to try "
-            f"all: mount /proc, or set ulimit -n to {_MOST} or less"
+            "neither /dev/fd nor /proc/self/fd can be listed, and there are too many possible descriptors "
+            f"to try them all: mount /proc, or set ulimit -n to {_MOST} or less"
         )
     return range(limit)

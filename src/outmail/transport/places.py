@@ -1,15 +1,16 @@
-"""Where mail is written: folders and files opened so that nobody can lead the writing elsewhere.
+"""Opens the folders and files that mail is written to, so that nobody can redirect the writing.
 
-Promises: a folder is entered part by part, by descriptor; a symbolic link is followed only among the parts
-that the administrator wrote, and only when it belongs to root or to us; a folder that everybody may write and
-that is not sticky is not entered, and below a sticky one only what belongs to root, to us, or to the
-mailbox's user. A file that is appended to is a regular one with one name and one of these owners. A new file
-gets its name whole and on disk, and never takes a name that something else has. Where the file system makes
-no hard links, a file is renamed; only where it cannot rename without replacing either, a file that somebody
-puts under the same name in that moment is lost (nobody does: these names are made for one message).
-Fails: `OSError`, and nothing is there; `Unsettled` when it is there and may not be on disk; as `Unsafe` with
-a sentence for the administrator. What fails while it clears up is only logged. Does not: guard against root,
-or against whoever is us.
+Promises: a path is entered folder by folder, by descriptors. A symbolic link is followed only in the part of
+the path that the administrator wrote, and only if it belongs to root or to us. A folder that everybody may
+write is not entered unless it is sticky; below a sticky folder, only folders of root, of us or of the
+mailbox's user are entered. A file is appended to only if it is a regular file with one name and one of these
+owners. A new file gets its name when it is whole and on disk, and never replaces another file. Without hard
+links it gets its name by renaming. Only where the file system cannot rename without replacing either, a file
+that somebody else creates under the same name at that moment is lost (nobody does: these names are made for
+one message).
+Fails: `OSError`, and nothing is there. `Unsettled`: the mail is there but may not be on disk. `Unsafe`: the
+place is not safe; the text is a sentence for the administrator. Errors while clearing up are only logged.
+Does not: protect against root, or against other processes of our own user.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ log = logging.getLogger("outmail.files")
 
 
 def _flags(*names: str) -> int:
-    """Those that this system has: the module can be imported where no mail can be written."""
+    """The flags that this system has. The module can be imported where no mail can be written."""
     return sum(getattr(os, name, 0) for name in names)
 
 
 _ENTER = _flags("O_RDONLY", "O_DIRECTORY", "O_NOFOLLOW", "O_CLOEXEC")
-#: A folder on the way need not be readable, where the system has a word for that.
+#: A folder on the path need not be readable, where the system has O_PATH.
 _PASS = _ENTER | _flags("O_PATH")
 _UNNAMED = _flags("O_TMPFILE")
 _FILE = _flags("O_RDWR", "O_NOFOLLOW", "O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC")
@@ -43,22 +44,22 @@ _MANY_LINKS = 40
 _OWN_ID = re.compile(r"[0-9a-v]{26}", re.ASCII)
 
 
-#: What link() says where there are no hard links.
+#: Errors of link() where there are no hard links.
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 _TEMPORARY = re.compile(r"\.outmail-(\d{1,10})-[0-9a-f]{12}\.tmp", re.ASCII)
-#: Seconds after which a temporary file whose maker is gone is a leftover.
+#: Seconds after which a temporary file of a process that is gone is a leftover.
 _DAY = 86400.0
-#: What trouble in clearing up has been logged, and which folders were looked through.
+#: Problems with clearing up that have been logged, and folders that have been searched for leftovers.
 _told: set[tuple[str, int | None]] = set()
 _tidied: set[tuple[int, int]] = set()
 
 
 class Unsettled(OSError):
-    """The mail is there, but nobody knows whether it is on disk."""
+    """The mail is there, but it is not known whether it is on disk."""
 
 
 class Unsafe(PermissionError):
-    """Mail could end up elsewhere; the text is a whole sentence."""
+    """Mail could end up in another place. The text is a whole sentence."""
 
     def __init__(self, sentence: str) -> None:
         super().__init__(errno.EPERM, sentence)
@@ -66,8 +67,8 @@ class Unsafe(PermissionError):
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Whose files these may be: ours, and of the account that the mailbox is named for. What root makes is
-    given to that account.
+    """The users to whom these files may belong: we, and the account that the mailbox is named for. What root
+    creates is given to that account.
     """
 
     user: str = ""
@@ -76,7 +77,7 @@ class Owner:
         return uid == os.geteuid() or (bool(self.user) and uid == self._account()[0])
 
     def give(self, fd: int) -> None:
-        """For a file or folder that was made a moment ago."""
+        """Give a new file or folder to the account."""
         if self.user and os.geteuid() == 0 and self._account()[0] > 0:
             os.fchown(fd, *self._account())
 
@@ -99,8 +100,8 @@ OURS = Owner()
 def open_folder(
     path: str, owner: Owner = OURS, *, linked: int | None = None, make: bool = False, above: bool = True
 ) -> int:
-    """The folder as a descriptor. Among its first ``linked`` parts (all but the last) links may stand;
-    ``make`` makes what is missing; without ``above`` only the last part.
+    """Open the folder and return its descriptor. Among its first ``linked`` parts (default: all but the last)
+    symbolic links are allowed. ``make`` creates missing folders; without ``above`` only the last one.
     """
     wanted = parts(path)
     linked = len(wanted) - 1 if linked is None else linked
@@ -146,7 +147,7 @@ def enter(
     give: bool = True,
     passing: bool = False,
 ) -> int:
-    """One folder further, never by a link. ``where`` is its path, for people."""
+    """Enter one more folder, never through a link. ``where`` is its path, for people."""
     made = False
     while True:
         try:
@@ -175,7 +176,7 @@ def parts(path: str) -> list[str]:
 
 
 def _link(above: int, name: str, where: str, allowed: bool) -> str | None:
-    """The target of a link that may be followed; None for what is no link."""
+    """The target of a link that may be followed; None when it is no link."""
     try:
         found = os.stat(name, dir_fd=above, follow_symlinks=False)
     except FileNotFoundError:
@@ -195,7 +196,7 @@ def _made(above: int, name: str) -> bool:
         os.mkdir(name, 0o700, dir_fd=above)
     except FileExistsError:
         return False
-    fd = os.open(".", _ENTER, dir_fd=above)  # `above` may be one that was only passed
+    fd = os.open(".", _ENTER, dir_fd=above)  # a copy that can be read; `above` may be an O_PATH descriptor
     try:
         os.fsync(fd)
     finally:
@@ -217,7 +218,7 @@ def _check_folder(above: os.stat_result, found: os.stat_result, where: str, owne
 
 
 def _what_is_it(above: int, name: str, where: str, problem: OSError) -> OSError:
-    """A better word for why something could not be opened."""
+    """A better description of why something could not be opened."""
     try:
         mode = os.stat(name, dir_fd=above, follow_symlinks=False).st_mode
     except OSError:
@@ -233,7 +234,7 @@ def _what_is_it(above: int, name: str, where: str, problem: OSError) -> OSError:
 
 
 def open_file(folder: int, name: str, where: str, owner: Owner) -> tuple[int, bool]:
-    """A regular file to append to, and whether it was made now."""
+    """Open a regular file to append to. Also returns whether it was created now."""
     while True:
         try:
             fd, made = os.open(name, _FILE, dir_fd=folder), False
@@ -284,8 +285,8 @@ def names(folder: int, name: str, fd: int) -> bool:
 
 
 class Unseen:
-    """A new file, whole and on disk, that has no name yet (or, where the system needs one, a name that says
-    it is temporary).
+    """A new file, whole and on disk, that has no name yet (or, where the system needs one, a temporary
+    name).
     """
 
     def __init__(self, folder: int, content: bytes, owner: Owner = OURS) -> None:
@@ -313,8 +314,8 @@ class Unseen:
         self._name = name
 
     def appear(self, folder: int, name: str, *, contested: bool = False) -> None:
-        """Give it its name; FileExistsError when something else has it. The caller syncs the folder.
-        ``contested``: others make the same name.
+        """Give the file its name. FileExistsError when something else has that name. The caller syncs the
+        folder. ``contested``: other programs make the same name.
         """
         try:
             if self._name:
@@ -323,14 +324,14 @@ class Unseen:
                 os.link(f"/proc/self/fd/{self.fd}", name, dst_dir_fd=folder, follow_symlinks=True)
         except OSError as problem:
             if names(folder, name, self.fd):
-                return  # it was done: a network file system may ask twice, or lose the answer
+                return  # it has worked: a network file system may ask twice or lose the answer
             if not self._name or problem.errno not in _NO_LINKS:
                 raise
             _rename(self._folder, self._name, folder, name, contested=contested)
             self._name = ""
 
     def close(self) -> None:
-        """Without a name it is gone."""
+        """A file that has got no name disappears."""
         name, self._name = self._name, ""
         if name:
             remove(self._folder, name)
@@ -346,7 +347,7 @@ class Unseen:
 
 
 def sync_name(folder: int) -> None:
-    """A name that was made in the folder is on disk when this returns."""
+    """When this returns, a name that was made in the folder is on disk."""
     try:
         os.fsync(folder)
     except OSError as problem:
@@ -356,7 +357,7 @@ def sync_name(folder: int) -> None:
 
 
 def remove(folder: int, name: str) -> None:
-    """Clear up: what does not work is logged once, and harms nobody."""
+    """Remove a file to clear up. A failure is logged once and does no harm."""
     try:
         os.unlink(name, dir_fd=folder)
     except FileNotFoundError:
@@ -370,13 +371,13 @@ def stays(name: str, problem: OSError) -> None:
     if key not in _told and len(_told) < 1000:
         _told.add(key)
         log.warning(
-            "%s could not be removed (%s) and stays; the mail is not concerned", name, problem.strerror
+            "%s could not be removed (%s) and stays; this does not affect any mail", name, problem.strerror
         )
 
 
 def _rename(source: int, old: str, target: int, new: str, *, contested: bool) -> None:
-    """Never replaces anything: by the system's own call, or else by looking first, where nobody contests the
-    name.
+    """Rename without replacing: with the system's own call, or else by looking first, where nobody else makes
+    that name.
     """
     import ctypes
 
@@ -397,7 +398,7 @@ def _rename(source: int, old: str, target: int, new: str, *, contested: bool) ->
 
 
 def _tidy(folder: int) -> None:
-    """Remove the temporary files of ours that a killed process left here; once for each folder."""
+    """Remove temporary files that a killed process of ours left here; once for each folder."""
     found = os.fstat(folder)
     if (found.st_dev, found.st_ino) in _tidied or len(_tidied) > 100_000:
         return
@@ -405,7 +406,7 @@ def _tidy(folder: int) -> None:
     try:
         names = os.listdir(folder)
     except OSError:
-        return  # not readable: the administrator's matter
+        return  # not readable: that is the administrator's decision
     for name in names:
         match = _TEMPORARY.fullmatch(name)
         if match and _is_leftover(folder, name, int(match[1])):
@@ -420,7 +421,7 @@ def _is_leftover(folder: int, name: str, pid: int) -> bool:
     if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or time.time() - found.st_mtime < _DAY:
         return False
     if pid == os.getpid():
-        return True  # none of ours lasts a day
+        return True  # no process of ours lasts a day
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -451,7 +452,7 @@ def holds(folder: int, name: str, content: bytes) -> bool:
 
 
 def file_name(id: str, n: int) -> str:
-    """The name of a message's file: its id when that is one of ours, else made from its hash."""
+    """The name of a message's file: its id if that is one of ours, else made from a hash of the id."""
     safe = (
         id
         if _OWN_ID.fullmatch(id)
@@ -461,13 +462,13 @@ def file_name(id: str, n: int) -> str:
 
 
 def maildir_name() -> str:
-    """A name nobody else makes: https://cr.yp.to/proto/maildir.html."""
+    """A name that nobody else makes: https://cr.yp.to/proto/maildir.html."""
     host = hostname().replace("/", "\\057").replace(":", "\\072")
     return f"{time.time_ns() // 10**9}.P{os.getpid()}Q{os.urandom(8).hex()}.{host}"
 
 
 class MaildirFile:
-    """A message on disk in the Maildir's tmp, that is about to appear in new."""
+    """A message on disk in the Maildir's tmp, to be moved to new."""
 
     def __init__(self, root: int, where: str, content: bytes, owner: Owner = OURS) -> None:
         self._folders: list[int] = []
@@ -480,7 +481,7 @@ class MaildirFile:
             raise
 
     def appear(self) -> str:
-        """In ``new``, on disk; returns the name."""
+        """Move it into ``new``, on disk. Returns the name."""
         name = maildir_name()
         self._file.appear(self._folders[1], name)
         sync_name(self._folders[1])

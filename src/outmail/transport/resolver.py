@@ -1,5 +1,5 @@
-"""Names to addresses in a thread of our own (`worker` says why). Promises: one lookup at a time, an answer or
-OSError each.
+"""Resolves host names on a thread of our own (`system.threads` says why). Promises: one lookup at a time;
+each gets an answer or an OSError.
 """
 
 from __future__ import annotations

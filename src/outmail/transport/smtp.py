@@ -1,12 +1,12 @@
-"""SMTP and LMTP over real connections: the shell around the dialogue of `outmail.smtp.client`.
+"""SMTP and LMTP over real connections: the I/O around the dialogue of `outmail.smtp.client`.
 
-Promises: every step has a deadline of its own (connect, each handshake, each reply, ten minutes at the final
-dot) that no byte puts off but the last one of a reply; of a content `BLOCK` bytes have to be read in the time
-of each step; a time-out or a lost connection ends the session; a session is used for at most five minutes or
-a thousand messages, then a new one begins, and ends after an hour whatever it is at, but for content under
-way and an hour for the answers to its last final dot; certificates are verified unless the relay's settings
-say otherwise.
-Fails: as outcomes through the feed. Does not: choose relays, retry, or decide anything about mail.
+Promises: every step has a deadline (connecting, each handshake, each reply, ten minutes at the final dot);
+only a whole reply meets it, not single bytes. `BLOCK` bytes of content must be read within the time of one
+step. A time-out or a lost connection ends the session. A session takes new messages for at most five minutes,
+and at most a thousand; then a new session begins. A session ends after one hour whatever it is doing, except
+that content being sent may finish, and that all answers to the last final dot together have one more hour.
+Certificates are verified unless the relay's settings say otherwise.
+Fails: as outcomes, through the feed. Does not: choose relays, try again, or decide anything about mail.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ from outmail.transport.wire import Wire, unread
 
 REUSE_SECONDS = 300.0
 REUSE_MESSAGES = 1000
-#: Seconds a session may last, and seconds for all answers to one final dot (LMTP has one for each recipient).
+#: Seconds that a session may last, and that all answers to one final dot may take together (LMTP has one for
+#: each recipient).
 LONGEST = 3600.0
 CONNECT_TIMEOUT = 30.0
-#: Bytes of a content that a relay has to read in the time of a step: with two minutes 550 bytes a second
-#: (Postfix has smtp_min_data_rate = 500).
+#: How many bytes of content a relay must read in the time of one step; with two minutes that is 550 bytes a
+#: second (Postfix has smtp_min_data_rate = 500).
 BLOCK = 64 * 1024
 _PIECE = 256 * 1024
 _BUFFER = 16 * 1024
@@ -40,7 +41,8 @@ _READING, _IDLE, _BUSY, _OVER = range(4)
 
 
 class _Session(asyncio.BufferedProtocol):
-    """One connection: bytes in, the dialogue on, bytes out; without a task or a future per step.
+    """One connection: incoming bytes drive the dialogue, which produces outgoing bytes; no task or future for
+    each step.
 
     ``ended`` resolves to the failure that ended the session, or None.
     """
@@ -65,7 +67,7 @@ class _Session(asyncio.BufferedProtocol):
         self._stage = "banner"
         self._limit = self._deadline = 0.0
         self._final = self._final_since = 0.0
-        #: Since when bytes wait for the relay to read, and how many there were.
+        #: Since when bytes have waited for the relay to read them, and how many there were then.
         self._writing: tuple[float, int] | None = None
         self._tick: asyncio.TimerHandle | None = None
         self._shaking: asyncio.Task[None] | None = None
@@ -76,7 +78,7 @@ class _Session(asyncio.BufferedProtocol):
         self.transport = transport
 
     def begin(self) -> None:
-        """The line stands: start talking."""
+        """The connection stands: start the dialogue."""
         self._watch(min(5.0, max(0.02, self.relay.timeout / 10)))
         self._on()
 
@@ -90,13 +92,13 @@ class _Session(asyncio.BufferedProtocol):
             self.dialogue.feed(bytes(self._buffer[:nbytes]))
         except protocol.ProtocolError as problem:
             if self._state == _READING and self.dialogue.heard:
-                self._on()  # what came before is an answer
+                self._on()  # what arrived before is an answer
             self._break(str(problem))
             return
         if self._state == _READING:
-            if self.dialogue.heard:  # part of a reply puts off nothing
+            if self.dialogue.heard:  # a part of a reply does not extend the deadline
                 self._on()
-        elif self._state == _IDLE:  # said unasked: goodbye
+        elif self._state == _IDLE:  # the relay has sent something unasked: end the session
             self._unasked = True
             self._feed.leave()
             self._on()
@@ -117,7 +119,7 @@ class _Session(asyncio.BufferedProtocol):
     # -- the dialogue ----------------------------------------------------------------------------------------
 
     def _on(self, answer: Any = None, trouble: protocol.Broken | None = None) -> None:
-        """Drive the dialogue until it has to wait for something."""
+        """Drive the dialogue until it must wait."""
         self._deadline = 0.0
         self.dialogue.now = int((self._loop.time() - self._began) * 1000)
         self.dialogue.ahead = self._feed.ahead
@@ -182,7 +184,7 @@ class _Session(asyncio.BufferedProtocol):
 
     def _given(self, delivery: Delivery | None) -> None:
         if delivery is None:
-            self._unasked = True  # the feed has no more: say goodbye
+            self._unasked = True  # the feed has no more: end the session
         else:
             delivery.host, delivery.started = self.host, self._loop.time()
         self._on(delivery)
@@ -190,16 +192,17 @@ class _Session(asyncio.BufferedProtocol):
     def _granted(self, granted: bool) -> None:
         if self._state == _OVER:
             return
-        if self._lost is not None:  # while it waited: nothing was sent, so nothing is uncertain
+        # lost while the dialogue waited: nothing was sent, so nothing is uncertain
+        if self._lost is not None:
             self._on(trouble=protocol.Broken(str(self._lost)))
         else:
             self._on(granted)
 
     def _break(self, why: str, *, late: bool = False) -> None:
-        """The line is of no more use: the dialogue hears of it at once, or when it next wants to read."""
+        """The connection is of no more use. The dialogue is told at once, or when it next wants to read."""
         if self._state == _OVER or self._lost is not None:
             return
-        # what asyncio's TLS holds is not counted: it is more, or less, than what was given to it
+        # with asyncio's TLS the buffered bytes are unknown: they differ from what was given to it
         held = self.transport.get_write_buffer_size() if isinstance(self.transport, Wire) else 0
         self._lost = protocol.Broken(why, late=late, withheld=held + sum(map(len, self._unsent)))
         self._unsent.clear()
@@ -223,7 +226,7 @@ class _Session(asyncio.BufferedProtocol):
             self.ended.set_result(failure)
 
     def close(self) -> None:
-        """Hang up, whatever is under way; with a word of TLS only to a relay that was said goodbye."""
+        """Hang up, whatever is going on. TLS is closed in order only when QUIT was said."""
         goodbye = (
             self.ended.done()
             and not self.ended.cancelled()
@@ -236,7 +239,7 @@ class _Session(asyncio.BufferedProtocol):
         if goodbye:
             self.transport.close()
         else:
-            self.transport.abort()  # nobody may be there to read what is unsent
+            self.transport.abort()  # nobody may be left to read what is unsent
 
     # -- time ------------------------------------------------------------------------------------------------
 
@@ -251,14 +254,16 @@ class _Session(asyncio.BufferedProtocol):
         self._deadline = now + self._limit
 
     def _watch(self, tick: float) -> None:
-        """Look every ``tick`` seconds whether a deadline has passed: one timer a session, not one a step."""
+        """Check every ``tick`` seconds whether a deadline has passed: one timer for the session, not one for
+        each step.
+        """
         if self._state == _READING and (why := self._overdue(self._loop.time())):
             self._break(f"{why} ({self._stage})", late=True)
         if self._state != _OVER:
             self._tick = self._loop.call_later(tick, self._watch, tick)
 
     def _overdue(self, now: float) -> str:
-        """What the relay is too late with, or ""."""
+        """What the relay is late with; "" if nothing."""
         left = (
             sum(map(len, self._unsent))
             + self.transport.get_write_buffer_size()
@@ -280,14 +285,14 @@ class _Session(asyncio.BufferedProtocol):
         self._writing = since, most
         if now - since >= self.relay.timeout:
             return f"the relay has read only {most - left} bytes in {now - since:.1f} s, and {left} are left"
-        self._deadline = now + self._limit  # for the answer, once all is sent
+        self._deadline = now + self._limit  # now for the answer, as everything is sent
         self._final_since = now
         return ""
 
     # -- writing ---------------------------------------------------------------------------------------------
 
     def _send(self, pieces: list[bytes]) -> None:
-        """Hand bytes to the kernel, a long content piece by piece so that memory stays flat."""
+        """Give bytes to the kernel; a long content in pieces, so that memory stays flat."""
         if not pieces:
             return
         if not self._unsent and sum(map(len, pieces)) <= _PIECE:
@@ -345,7 +350,7 @@ class SmtpTransport:
         self._hostname = hostname
 
     async def session(self, feed: Feed) -> None:
-        """One connection's life."""
+        """The life of one connection."""
         try:
             session = await self._connect(feed)
         except _Unreachable as problem:

@@ -1,5 +1,5 @@
-"""TLS contexts: verified by default, an own CA, a pinned fingerprint, or on explicit demand no
-verification.
+"""TLS contexts for relays: verified by default, or with a certificate authority of your own, a pinned
+fingerprint, or (on explicit request) no verification.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Untrusted(Exception):
 
 
 def context(relay: Relay) -> ssl.SSLContext:
-    """A client context for the relay; raises OSError or ssl.SSLError when its CA file cannot be used."""
+    """A client context for the relay. Raises OSError or ssl.SSLError when its CA file cannot be used."""
     made = ssl.create_default_context(cafile=relay.ca or None)
     made.minimum_version = ssl.TLSVersion.TLSv1_2
     if relay.fingerprint or not relay.verify:
@@ -30,7 +30,7 @@ def context(relay: Relay) -> ssl.SSLContext:
 
 
 def check_pin(relay: Relay, ssl_object: Any) -> None:
-    """With a pin, the certificate itself must be the one; raises `Untrusted`."""
+    """With a pinned fingerprint, check the certificate itself. Raises `Untrusted`."""
     if not relay.fingerprint:
         return
     seen = hashlib.sha256(ssl_object.getpeercert(binary_form=True) or b"").hexdigest()

@@ -1,11 +1,12 @@
-"""A plain stream socket in the loop: what asyncio's own transport does, in a third of the steps a message.
+"""A plain stream socket in the event loop. It does what asyncio's own transport does, in a third of the steps
+for each message.
 
-It is the transport of an `asyncio.BufferedProtocol` whose `get_buffer` gives the same buffer every time;
-lines that are to be encrypted are handed over to asyncio (`detach`).
-Promises: what was written goes out in order, before `close` closes; `pause_writing` and `resume_writing` are
-called around a peer that does not read; `connection_lost` is called once, in a turn of its own, whatever
-happened; a bug in the protocol ends this connection and is logged, nothing else. Fails: by `connection_lost`
-with the exception. Does not: TLS, or half-closed connections.
+It is the transport of an `asyncio.BufferedProtocol` whose `get_buffer` returns the same buffer every time. A
+connection that is to be encrypted is given to asyncio (`detach`).
+Promises: data goes out in order, before `close` closes. When the peer does not read, `pause_writing` and
+later `resume_writing` are called. `connection_lost` is called once, in a turn of its own, whatever happened.
+A bug in the protocol ends this connection and is logged. Fails: by `connection_lost` with the exception. Does
+not: TLS, or half-closed connections.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ from weakref import WeakKeyDictionary
 from outmail.system.throttle import Throttle
 
 log = logging.getLogger("outmail")
-#: Complaints of each loop.
+#: The throttled log of each loop.
 seldom: WeakKeyDictionary[asyncio.AbstractEventLoop, Throttle] = WeakKeyDictionary()
 
-#: Bytes that may wait for a peer before its protocol is paused.
+#: How many bytes may wait for a peer before its protocol is paused.
 HIGH_WATER = 64 * 1024
 
 
 def unread(sock: Any) -> int:
-    """Bytes that the peer's system has not taken yet (a slow line, a peer that does not read); 0 where that
-    cannot be asked, as on Windows.
+    """How many sent bytes the peer's system has not accepted yet (a slow line, or a peer that does not read);
+    0 where that cannot be asked, as on Windows.
     """
     try:
         import fcntl
@@ -43,7 +44,7 @@ def unread(sock: Any) -> int:
 
 
 class Wire:
-    """One connection. ``sock`` is connected and does not block."""
+    """One connection. ``sock`` is connected and non-blocking."""
 
     __slots__ = (
         "_buffer",
@@ -104,13 +105,13 @@ class Wire:
             self._end(bug)
 
     def pause_reading(self) -> None:
-        """Leave what comes in the system's buffer."""
+        """Leave incoming data in the system's buffer."""
         if self._reading and not self._closing:
             self._reading = False
             self._loop.remove_reader(self._fd)
 
     def resume_reading(self) -> None:
-        """Go on; no harm when it was not paused."""
+        """Read again; no harm when it was not paused."""
         if not self._reading and not self._closing:
             self._reading = True
             self._loop.add_reader(self._fd, self._readable)
@@ -118,7 +119,7 @@ class Wire:
     # -- writing ---------------------------------------------------------------------------------------------
 
     def write(self, data: bytes | memoryview) -> None:
-        """Send what the system takes now, the rest when it can. After `close` nothing is sent any more."""
+        """Send what the system accepts now, and the rest later. After `close` nothing more is sent."""
         if self._closing:
             return
         if not self._unsent:
@@ -139,7 +140,7 @@ class Wire:
             self._protocol.pause_writing()
 
     def get_write_buffer_size(self) -> int:
-        """Bytes that wait for the peer to read."""
+        """How many bytes wait for the peer to read."""
         return len(self._unsent)
 
     def _writable(self) -> None:
@@ -175,8 +176,8 @@ class Wire:
         self._end(None)
 
     def detach(self) -> socket.socket:
-        """The bare socket, for asyncio to encrypt. Raises ConnectionError while something is unsent or the
-        line is closed.
+        """Give up the bare socket, for asyncio to encrypt. Raises ConnectionError while something is unsent
+        or the connection is closed.
         """
         if self._closing or self._unsent:
             raise ConnectionError("the line is not free")
