@@ -1,8 +1,8 @@
 """SASL for SMTP AUTH (RFC 4954): PLAIN (4616), LOGIN and CRAM-MD5 (2195), as pure functions.
 
-Promises: `choose` prefers PLAIN where the line is safe, CRAM-MD5 where it is not; answers are base64, ready
-to send.
-Does not: decide whether authenticating is allowed at all (`client` refuses without TLS), or keep secrets.
+Promises: `choose` prefers PLAIN where the connection is safe, and CRAM-MD5 where it is not. Answers are
+base64, ready to be sent.
+Does not: decide whether authentication is allowed (`client` refuses it without TLS), or keep secrets.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from base64 import b64decode, b64encode
 
 
 def choose(offered: frozenset[str], *, safe: bool) -> str | None:
-    """The mechanism to use among those offered, or None."""
+    """The mechanism to use, of those that the server offers; or None."""
     order = ("PLAIN", "LOGIN", "CRAM-MD5") if safe else ("CRAM-MD5", "PLAIN", "LOGIN")
     return next((name for name in order if name in offered), None)
 

@@ -1,41 +1,38 @@
 """The client's side of an SMTP or LMTP session, as a generator without I/O.
 
-How it is driven: ``dialogue()`` yields requests and is resumed with their answers: `Read` (send what
-`outgoing` holds, then feed at least one more portion of bytes to `feed`), `StartTls`, `Take` (the next
-delivery or None), `Dot` (may the final dot be sent?), `Done` (every recipient of the delivery has its
-outcome), `AheadRefused` (send nothing ahead to this server any more), `CopyRefused` (it does not take the
-loopback copy). I/O trouble is thrown in as `Broken`.
+How to drive it: ``dialogue()`` yields requests and is resumed with their answers. `Read`: send what
+`outgoing` returns, then give at least one more portion of bytes to `feed`. `StartTls`. `Take`: the next
+delivery, or None. `Dot`: may the final dot be sent? `Done`: every recipient of the delivery has its outcome.
+`AheadRefused`: send no envelope early to this server any more. `CopyRefused`: the server refuses the loopback
+copy. I/O errors are thrown in as `Broken`.
 
 Promises
-  - With PIPELINING, MAIL, RCPT and DATA go out in one flight, and the envelope of the next message rides
-  behind the
-    final dot of this one (RFC 2920 §3.1): one round trip a message. Two cursors: what was sent, what was
-    answered.
-  - Some servers refuse what is sent ahead in this way, at once or now and then. 503, 500, 502 and 421 to it
-  say nothing about
-    the message: the session ends, what was sent ahead costs no attempt (scope ``session``), and
-    `AheadRefused` is told. ``ahead`` switches it off; every reply then counts as it always does. Another 5xx
-    to a MAIL sent ahead, where none was ever taken: MAIL is sent again in its own turn, and the answer to
-    that counts.
-  - Every recipient gets exactly one outcome, by the first digit of its own reply; unexpected codes are no
-  error.
-  - No final dot without a permission (`Dot`): after it, a lost reply is the outcome *unknown*; before it,
-  *deferred*.
-  - 421 anywhere, a malformed reply, a reply to nothing, or any `Broken` ends the session; nothing is ever
-  sent on it again. A reply that came
-    before its command went out answers nothing: it would be taken for the answer to the next one, and all
-    that follow for the one after.
-  - Nothing, not even credentials, is sent in clear when TLS is required; bytes that came before the handshake
-  abort it.
-  - A loopback copy (`Delivery.copies`) is one more RCPT, the last one. It is no recipient: what is said to it
-  decides nothing. A transaction that is refused as a whole with a copy in it says nothing about the
-    recipients: it goes again without one, and that is no attempt. A session that ends over the copy costs no
-    attempt either.
-  - The transcript is kept with the delivery, secrets masked, also those that the server repeats; message
-  content is noted by its size only. ``greeting`` is the part before the first delivery, with the shell's
-  remarks about the line.
-Fails: `SessionFailed` carries the outcome that ended the session; deliveries in hand were `Done` before.
-Does not: connect, keep time, verify certificates (the shell does), or retry.
+  - With PIPELINING, MAIL, RCPT and DATA are sent together, and the envelope of the next message is sent
+    *ahead*: right behind the final dot of this one (RFC 2920 §3.1). So a message costs one round trip. Two
+    cursors are kept: what was sent, and what was answered.
+  - Some servers refuse what is sent ahead, always or now and then. A 503, 500, 502 or 421 to it says nothing
+    about the message: the session ends, the message is charged no attempt (scope ``session``), and
+    `AheadRefused` is yielded. With ``ahead`` False nothing is sent ahead, and every reply has its usual
+    meaning. Another 5xx to a MAIL that was sent ahead, to a server that has never accepted one: MAIL is sent
+    again in its own turn, and that answer counts.
+  - Every recipient gets exactly one outcome, by the first digit of its own reply. Unexpected codes are no
+    error.
+  - No final dot is sent without permission (`Dot`). A reply lost after the dot is the outcome *unknown*,
+    before the dot *deferred*.
+  - 421 at any point, a malformed reply, a reply to nothing, or any `Broken` ends the session; nothing more is
+    sent on it. A reply that came before its command was sent answers nothing: if it were accepted, each
+    following reply would be taken for the answer to the wrong command.
+  - When TLS is required, nothing is sent in clear, not even credentials. Bytes that arrive before the
+    handshake end the session.
+  - A loopback copy (`Delivery.copies`) is one more RCPT, the last one. It is no recipient: the answer to it
+    decides nothing about recipients. When a transaction with a copy is refused as a whole, that says nothing
+    about the recipients either: it is sent again without the copy, and is charged no attempt. A session that
+    ends because of the copy charges no attempt either.
+  - The transcript is kept with the delivery. Secrets are masked in it, also those that the server repeats. Of
+    the content only the size is noted. ``greeting`` is the part before the first delivery, with remarks of
+    `transport.smtp` about the connection.
+Fails: `SessionFailed` has the outcome that ended the session; deliveries in hand were `Done` before.
+Does not: connect, keep time, verify certificates (`transport.smtp` does), or try again.
 """
 
 from __future__ import annotations
@@ -54,19 +51,18 @@ from outmail.smtp.lines import stuffed
 from outmail.smtp.reply import ProtocolError, ReplyReader, read
 
 MAX_RECIPIENTS = 100
-#: An envelope that is longer is not sent ahead: it would gain little, and servers hold only so much that
-#: comes before its turn.
+#: A longer envelope is not sent ahead. That would gain little, and servers buffer only a limited amount.
 AHEAD_BYTES = 4096
-#: So many bytes an envelope that was sent ahead can have.
+#: How many bytes an envelope that was sent ahead can have.
 _AHEAD_MOST = 32 * 1024
-#: What servers say to a command that came before its turn, or that they have thrown away a part of.
+#: Replies to a command that came early, or of which the server has lost a part.
 _OUT_OF_TURN = (503, 500, 502)
 
 
 @dataclass(frozen=True, slots=True)
 class ClientSettings:
-    """What the dialogue needs to know of the relay. ``may_clear`` allows AUTH without TLS (loopback, or told
-    so).
+    """What the dialogue must know of the relay. ``may_clear`` allows AUTH without TLS (on loopback, or by
+    configuration).
     """
 
     hostname: str = "localhost"
@@ -81,26 +77,26 @@ class ClientSettings:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """Send what is outgoing, then feed more bytes. ``stage`` names the step for time-outs and people."""
+    """Send what is outgoing, then feed more bytes. ``stage`` names the step, for time-outs and people."""
 
     stage: str
 
 
 @dataclass(frozen=True, slots=True)
 class StartTls:
-    """Shake hands now; resume when the line is encrypted."""
+    """Do the TLS handshake now; resume when the connection is encrypted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Take:
-    """Give the next delivery, or None. ``wait``: there is nothing else to do, so it may take a while."""
+    """Give the next delivery, or None. With ``wait`` there is nothing else to do, so it may take a while."""
 
     wait: bool
 
 
 @dataclass(slots=True)
 class Dot:
-    """May the final dot be sent for these recipients? True only when that is on record."""
+    """May the final dot be sent for these recipients? True only when it is recorded."""
 
     delivery: Delivery
     recipients: list[Leased]
@@ -115,7 +111,7 @@ class Done:
 
 @dataclass(slots=True)
 class AheadRefused:
-    """The server does not take what is sent ahead; ``reply`` is what it said instead."""
+    """The server refuses what is sent ahead. ``reply`` is what it said."""
 
     reply: Reply
 
@@ -136,8 +132,8 @@ Flow = Generator[Request, Any, Any]
 
 
 class Broken(Exception):
-    """Thrown into the dialogue: the connection is gone, or too slow (``late``). The text is for people.
-    ``withheld``: at least so many of the last bytes of what was outgoing have not been sent.
+    """Thrown into the dialogue: the connection is lost, or too slow (``late``). The text is for people.
+    ``withheld``: at least this many of the last outgoing bytes were not sent.
     """
 
     def __init__(self, text: str, *, late: bool = False, withheld: int = 0) -> None:
@@ -155,7 +151,7 @@ class SessionFailed(Exception):
 
 
 class _Closing(Exception):
-    """The server said 421, or did not take RSET: the session is of no more use."""
+    """The server said 421, or refused RSET: the session is of no more use."""
 
     def __init__(self, reply: Reply) -> None:
         self.reply = reply
@@ -171,13 +167,13 @@ class _Transaction:
     recipients: list[Leased]
     last: bool
     accepted: list[Leased] = field(default_factory=list)
-    #: Its envelope was sent before the answer to the last final dot was read, and is not answered yet.
+    #: Its envelope was sent ahead and is not answered yet.
     ahead: bool = False
     dotted: bool = False
-    #: The final dot has its answers.
+    #: The final dot has all its answers.
     answered: bool = False
     done: bool = False
-    #: What was said to its MAIL when that was sent ahead: it is asked again in its own turn.
+    #: The reply to its MAIL that was sent ahead; MAIL is sent again in its own turn.
     early: Reply | None = None
     #: The loopback copy's address and its number among those of the delivery; 0 for none.
     copy: str = ""
@@ -199,35 +195,35 @@ _READS = {
 
 @lru_cache(512)
 def by_digit(reply: Reply, scope: str, stage: str) -> Outcome:
-    """The outcome a reply means: 2xx delivered, 5xx refused, anything else deferred."""
+    """The outcome that a reply means: 2xx delivered, 5xx refused, anything else deferred."""
     first = reply.code // 100
     kind = "delivered" if first == 2 else "refused" if first == 5 else "deferred"
     return Outcome(kind, scope, stage, reply)  # type: ignore[arg-type]
 
 
 def _to_rcpt(reply: Reply) -> Outcome:
-    """As `by_digit`, but 552 is for now (RFC 5321 §4.5.3.1.10)."""
+    """As `by_digit`, but 552 to RCPT is temporary (RFC 5321 §4.5.3.1.10)."""
     outcome = by_digit(reply, "recipient", "rcpt")
     return replace(outcome, kind="deferred") if reply.code == 552 else outcome
 
 
 def _too_many(reply: Reply) -> bool:
-    """The server takes no more recipients in this transaction; enhanced codes of other subjects are about the
-    mailbox.
+    """True when the server takes no more recipients in this transaction. (Enhanced codes of other subjects
+    are about the mailbox.)
     """
     return reply.code in (452, 552) and reply.enhanced[2:] in ("", "5.3")
 
 
 def xtext(value: str) -> str:
-    """RFC 3461 §4: printable ASCII but ``+`` and ``=`` as it is, the rest as +HH."""
+    """xtext of RFC 3461 §4: printable ASCII except ``+`` and ``=`` stays, the rest becomes +HH."""
     return "".join(
         c if "!" <= c <= "~" and c not in "+=" else "".join(f"+{b:02X}" for b in c.encode()) for c in value
     )
 
 
 class Client:
-    """One session. Whoever drives it sets ``now`` (milliseconds since it began, for the transcript) and
-    ``ahead`` (may the next envelope be sent behind the final dot?).
+    """One session. Whoever drives it sets ``now`` (milliseconds since the session began, for the transcript)
+    and ``ahead`` (whether the next envelope may be sent ahead).
     """
 
     def __init__(self, settings: ClientSettings) -> None:
@@ -240,15 +236,15 @@ class Client:
         self.pipelining = False
         self.greeting: list[tuple[int, str, bytes]] = []
         self.transactions = 0
-        #: Final dots whose answers have been waited for.
+        #: How many final dots had their answers awaited.
         self.finals = 0
-        #: Replies that are still to come for what was sent; the first one is the banner.
+        #: How many replies are still to come for what was sent. The first one is the banner.
         self._due = 1
         self._reader = ReplyReader()
         self._out: list[bytes] = []
         self._script = self.greeting
         self._dirty = False
-        #: The server has taken an envelope that was sent ahead.
+        #: True when the server has accepted an envelope that was sent ahead.
         self._took_ahead = False
         self._most_recipients = MAX_RECIPIENTS
         self._most_mails = 0
@@ -260,7 +256,8 @@ class Client:
     def feed(self, data: bytes) -> None:
         """Bytes from the server. Raises `ProtocolError`; throw that into the dialogue as `Broken`."""
         self._reader.feed(data)
-        if len(self._reader.ready) > self._due and self.stage != "tls":  # there `_starttls` looks itself
+        # for STARTTLS, `_starttls` checks this itself
+        if len(self._reader.ready) > self._due and self.stage != "tls":
             self._check_unasked()
 
     def remark(self, text: str) -> None:
@@ -269,23 +266,25 @@ class Client:
 
     @property
     def heard(self) -> bool:
-        """True when a whole reply waits to be read: the dialogue can go on."""
+        """True when a whole reply has arrived: the dialogue can go on."""
         return bool(self._reader.ready)
 
     @property
     def hearing(self) -> bool:
-        """True when a reply has begun."""
+        """True when a part of a reply has arrived."""
         return self._reader.buffered
 
     def _check_unasked(self) -> None:
-        """421 may come at any time (RFC 5321 §3.8); nothing else may. What was asked for stays."""
+        """Raise if a reply has come that answers nothing. Only 421 may come at any time (RFC 5321 §3.8).
+        Replies that were asked for stay.
+        """
         ready = self._reader.ready
         unasked = ready[self._due][0]
         closing = unasked.code == 421
         while len(ready) > self._due + closing:
             ready.pop()
         if not closing:
-            raise ProtocolError(f"the relay answered what it had not been asked: {unasked}")
+            raise ProtocolError(f"the relay sent a reply to nothing: {unasked}")
 
     def outgoing(self) -> list[bytes]:
         """Bytes for the server since the last call, in order."""
@@ -340,7 +339,10 @@ class Client:
         self._require(reply, "tls")
         if self._reader.buffered:
             raise SessionFailed(
-                self._fatal("tls", "bytes arrived before the TLS handshake: somebody is in the line")
+                self._fatal(
+                    "tls",
+                    "bytes arrived before the TLS handshake: somebody may be tampering with the connection",
+                )
             )
         yield StartTls()
         self.encrypted = True
@@ -415,8 +417,8 @@ class Client:
                 yield Done(current.delivery)
 
     def _leave_the_rest(self) -> Flow:
-        """The session is full: what is left of the delivery in hand goes in another one, and that is no
-        attempt.
+        """The server takes no more messages in this session. The rest of the delivery in hand goes into
+        another one, and is charged no attempt.
         """
         rest = next(self._backlog, None)
         if rest is not None:
@@ -431,7 +433,9 @@ class Client:
             yield Done(rest.delivery)
 
     def _next(self, wait: bool) -> Flow:
-        """The next transaction: a slice of the delivery in hand, or of a new one that passes the gate."""
+        """The next transaction: some recipients of the delivery in hand, or of a new one that the server can
+        take.
+        """
         while True:
             piece = next(self._backlog, None)
             if piece is not None:
@@ -458,7 +462,9 @@ class Client:
         return self._most_recipients - 1
 
     def _guarded(self, flow: Flow, previous: _Transaction | None, current: _Transaction | None) -> Flow:
-        """Run a part of the dialogue; if the session ends in it, everybody in hand gets an outcome first."""
+        """Run a part of the dialogue. If the session ends in it, all recipients in hand get outcomes
+        first.
+        """
         trouble: _Closing | Broken
         withheld = 0
         try:
@@ -470,7 +476,7 @@ class Client:
             withheld = broken.withheld + sum(map(len, self._out))
         ahead = current is not None and current.ahead
         if previous is not None and not previous.answered and withheld > (_AHEAD_MOST if ahead else 0):
-            previous.dotted = False  # its dot has not left this process
+            previous.dotted = False  # its final dot has not left this process
         early = current is not None and current.early is not None
         worn = isinstance(trouble, _Closing) and (
             self.stage == "rset" or (self.stage == "mail" and self.finals > 0)
@@ -480,10 +486,10 @@ class Client:
         outcome = Outcome("deferred", "session" if free else "destination", self.stage, reply)
         if current is not None and previous is not None and ahead:
             for recipient in current.recipients:
-                recipient.outcome = None  # whatever was said in between
+                recipient.outcome = None  # whatever was said in between does not count
             if self._blames_ahead(trouble, previous):
                 yield AheadRefused(reply)
-        if early:  # it was refused ahead, and could not be asked in its turn
+        if early:  # it was refused when sent ahead, and could not be sent again in its turn
             yield AheadRefused(reply)
         if current is not None and copying and not isinstance(trouble, _OutOfTurn):
             yield self._copy_refused(current, reply)
@@ -498,11 +504,11 @@ class Client:
         raise SessionFailed(outcome)
 
     def _blames_ahead(self, trouble: _Closing | Broken, previous: _Transaction) -> bool:
-        """Did the session end because something was sent ahead? It was refused or never answered, or none was
-        ever taken.
+        """Did the session end because something was sent ahead? It did if that was refused or never answered,
+        or if the server has never accepted any.
 
-        421 to the final dot is about that message, and one to MAIL where such was taken before about the
-        session's length.
+        421 to the final dot is about that message. 421 to MAIL, from a server that has accepted MAIL ahead
+        before, is about the length of the session.
         """
         if isinstance(trouble, _OutOfTurn):
             return True
@@ -520,7 +526,7 @@ class Client:
         yield Done(transaction.delivery)
 
     def _envelope(self, current: _Transaction, commands: list[str], previous: _Transaction | None) -> Flow:
-        """Send MAIL, RCPT and DATA; read the answers. Fills ``accepted`` when the content may follow."""
+        """Send MAIL, RCPT and DATA and read the answers. Fills ``accepted`` when the content may follow."""
         self.transactions += 1
         script = current.delivery.transcript
         reset = self._dirty
@@ -540,7 +546,7 @@ class Client:
             if not self.pipelining:
                 self._send("RSET", script)
             answer = yield from self._read("rset", current.ahead)
-            if answer.code // 100 != 2:  # the old transaction may still be open there
+            if answer.code // 100 != 2:  # the old transaction may still be open at the server
                 self.stage = "rset"
                 raise _Closing(answer)
         if not self.pipelining:
@@ -559,8 +565,8 @@ class Client:
         for i, recipient in enumerate(current.recipients, 1):
             if not self.pipelining:
                 self._send(commands[i], script)
-            # behind a refused MAIL, 503 is the right answer to RCPT, and so it is to DATA where no recipient
-            # was accepted
+            # After a refused MAIL, 503 is the correct answer to RCPT; it is also the correct answer to DATA
+            # when no recipient was accepted.
             reply = yield from self._read("rcpt", current.ahead and mail.code // 100 == 2)
             if reply.code // 100 == 2:
                 current.accepted.append(recipient)
@@ -633,8 +639,8 @@ class Client:
         return Outcome("deferred", "session", outcome.stage, Reply(reply.code, why, reply.enhanced))
 
     def _ask_again(self, current: _Transaction, mail: Reply) -> None:
-        """MAIL was refused where nothing was ever taken ahead. Some servers say no more than 550 or 554 to
-        what comes early.
+        """MAIL was refused by a server that has never accepted one ahead. Some servers answer everything that
+        comes early with 550 or 554.
         """
         for recipient in current.recipients:
             recipient.outcome = None
@@ -643,8 +649,8 @@ class Client:
         self._backlog = chain((again,), self._backlog)
 
     def _take_up_again(self, current: _Transaction, surplus: list[Leased]) -> None:
-        """Whom the server had no room for goes in the next transactions of the same session; each of them
-        takes at least one.
+        """Recipients for whom the server had no room go into the next transactions of the same session; each
+        of these takes at least one.
         """
         for recipient in surplus:
             recipient.outcome = None
@@ -654,7 +660,7 @@ class Client:
         current.last = False
 
     def _data(self, current: _Transaction, refused: Reply | None) -> Flow:
-        """``refused`` is the answer to MAIL where recipients were accepted all the same."""
+        """``refused`` is the answer to MAIL, when recipients were accepted all the same."""
         reply = yield from self._read("data", current.ahead and bool(current.accepted))
         if reply.code // 100 == 3:
             self.stage = "data"
@@ -662,10 +668,10 @@ class Client:
                 raise _OutOfTurn(refused)
             if refused is not None:
                 raise Broken(
-                    "the relay refused the sender and took recipients and DATA all the same: nothing was sent"
+                    "the relay refused the sender but accepted recipients and DATA: nothing was sent"
                 )
             if not current.accepted:
-                # RFC 2920 §3.1: DATA was accepted although no recipient was: end it with an empty message.
+                # RFC 2920 §3.1: DATA was accepted although no recipient was. End it with an empty message.
                 self._send(".", current.delivery.transcript)
                 yield from self._read("data")
             return
@@ -679,14 +685,14 @@ class Client:
         current.accepted.clear()
 
     def _content(self, current: _Transaction) -> Flow:
-        """Content and final dot, after the dot is on record."""
+        """Send content and final dot, after the dot is recorded."""
         if current.copied:
             for recipient in current.accepted:
                 recipient.copy = current.part
-        why = "the final dot could not be put on record, so it was not sent"
+        why = "the final dot could not be recorded, so it was not sent"
         try:
             granted = yield Dot(current.delivery, current.accepted)
-        except Broken as broken:  # while permission was waited for
+        except Broken as broken:  # while waiting for permission
             granted, why = False, str(broken)
         if not granted:
             outcome = Outcome("deferred", "destination", "dot", Reply(0, why))
@@ -704,7 +710,8 @@ class Client:
         )
 
     def _final(self, transaction: _Transaction, ahead: bool = False) -> Flow:
-        """The answer to the final dot: one, or with LMTP one for each accepted recipient (RFC 2033 §4.2).
+        """Read the answer to the final dot: one, or with LMTP one for each accepted recipient (RFC 2033
+        §4.2).
 
         ``ahead``: the next envelope was sent behind the dot.
         """
@@ -717,7 +724,7 @@ class Client:
                     reply = yield from self._read("dot", ahead)
                     outcome = by_digit(reply, "recipient" if i else "message", "dot")
                 except _Closing as closing:
-                    # an answer too, but only for whom it was due: the others have answers of their own
+                    # with LMTP this answers one recipient; the others have answers of their own
                     ends = closing
                     early = isinstance(closing, _OutOfTurn)
                     outcome = Outcome("deferred", "session" if early else "message", "dot", closing.reply)
@@ -752,12 +759,12 @@ class Client:
         try:
             yield from self._read("quit")
         except (Broken, _Closing):
-            pass  # everything was answered before; how the server says goodbye changes nothing
+            pass  # everything was answered before; how the server ends the session changes nothing
 
     # -- small parts -----------------------------------------------------------------------------------------
 
     def _commands(self, current: _Transaction) -> list[str]:
-        """MAIL and RCPT with the parameters the server offers and the message needs."""
+        """MAIL and RCPT, with the parameters that the server offers and the message needs."""
         delivery, offered = current.delivery, self.extensions
         if delivery.copies is not None and delivery.copies.refused is None:
             delivery.copies.made += 1
@@ -784,7 +791,7 @@ class Client:
         ]
 
     def _gate(self, delivery: Delivery) -> None:
-        """What this server cannot take is refused here, with the code it would have used."""
+        """Refuse here what this server cannot take, with the code that it would have used."""
         offered = self.extensions
         limit = offered.get("SIZE", "")
         refusal = None
@@ -805,7 +812,7 @@ class Client:
                     recipient.outcome = Outcome("refused", "recipient", "rcpt", reply)
 
     def _limit(self, wanted: str) -> int:
-        """What the server says in LIMITS (RFC 9422), or 0."""
+        """A number from the server's LIMITS (RFC 9422), or 0."""
         for word in self.extensions.get("LIMITS", "").upper().split():
             name, _, value = word.partition("=")
             if name == wanted and value.isdecimal():
@@ -830,7 +837,7 @@ class Client:
         script.append((self.now, "C", line))
 
     def _read(self, stage: str, ahead: bool = False) -> Flow:
-        """The next reply. ``ahead``: it answers what was sent ahead, or may not do so because of that."""
+        """The next reply. ``ahead``: it answers what was sent ahead, or fails to do so because of that."""
         got = self._reader.pop()
         while got is None:
             self.stage = stage
@@ -868,7 +875,7 @@ class Client:
 
 
 def _is_long(commands: list[str]) -> bool:
-    """Too long to be sent ahead."""
+    """True when the envelope is too long to be sent ahead."""
     return len(commands) > 8 and sum(map(len, commands)) > AHEAD_BYTES
 
 
@@ -876,7 +883,7 @@ def _extensions(lines: list[bytes]) -> dict[str, str]:
     found: dict[str, str] = {}
     for line in lines:
         word, _, rest = line[4:].decode("ascii", "replace").partition(" ")
-        if word.upper().startswith("AUTH="):  # an old spelling, still seen
+        if word.upper().startswith("AUTH="):  # an old spelling that is still in use
             word, rest = "AUTH", word[5:] + " " + rest
         name = word.upper()
         found[name] = f"{found[name]} {rest}".strip() if name == "AUTH" and name in found else rest.strip()
@@ -884,8 +891,8 @@ def _extensions(lines: list[bytes]) -> dict[str, str]:
 
 
 def _rcpt(address: str, notify: str, original: str) -> str:
-    """RCPT with what is asked of notifications. The original recipient is the one we were told, else the one
-    we write to.
+    """RCPT with the requests for notifications. The original recipient is the one that the client named, else
+    the recipient itself.
     """
     if notify and not original and address.isascii():
         original = f"rfc822;{xtext(address)}"
@@ -899,7 +906,7 @@ def _rcpt(address: str, notify: str, original: str) -> str:
 def _slices(
     delivery: Delivery, recipients: list[Leased], size: int, *, last: bool = True
 ) -> Iterator[_Transaction]:
-    """``last``: nothing of the delivery comes behind them."""
+    """``last``: these are the last recipients of the delivery."""
     if len(recipients) <= size:
         return iter((_Transaction(delivery, recipients, last),))
     starts = range(0, len(recipients), size)

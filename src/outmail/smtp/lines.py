@@ -1,8 +1,8 @@
-"""Content as lines: what a dialogue does to it on the wire, and what may not be in it.
+"""Content as lines: dot-stuffing, and what may not be in content.
 
-Promises: ``unstuffed(stuffed(content)) == content``; where nothing is to be done, the same object comes back;
-what `mended` gives back can be stuffed by nobody into another end of the message.
-Does not: find the end of content (the dialogues do), or look at content that came by another way
+Promises: ``unstuffed(stuffed(content)) == content``. When there is nothing to do, the same object comes back.
+Nobody can read another end of the message out of what `mended` returns.
+Does not: find the end of content (the dialogues do), or check content that came in another way
 (`mime.splice`).
 """
 
@@ -21,24 +21,24 @@ def stuffed(content: bytes) -> bytes:
 
 
 def unstuffed(content: bytes) -> bytes:
-    """What the other side meant."""
+    """The content that the other side meant: dots undoubled."""
     if _DOTTED.search(content):
         content = content.replace(b"\r\n.", b"\r\n")
     return content[1:] if content.startswith(b".") else content
 
 
 def mended(content: bytes, most: int) -> bytes | None:
-    """Content as it came over the wire, dots still doubled, with CRLF line ends only; None when it would mean
-    more than ``most`` bytes.
+    """Content from the wire, dots still doubled, with CRLF line ends only; None when the content would be
+    longer than ``most`` bytes.
 
-    As Postfix 3.9 does it (``smtpd_forbid_bare_newline = normalize`` and ``cleanup_replace_stray_cr_lf``): a
-    bare LF ends a line, a bare CR becomes a space. A line of one dot can only come from an end of data that
-    was not CRLF.CRLF: it is left out.
+    As in Postfix 3.9 (``smtpd_forbid_bare_newline = normalize`` and ``cleanup_replace_stray_cr_lf``) a bare
+    LF ends a line and a bare CR becomes a space. A line of one dot can only come from an end of data that was
+    not CRLF.CRLF; it is removed.
     """
     content = content.replace(b"\r\n", b"\n").replace(b"\r", b" ")
     if content.startswith(b".\n") or b"\n.\n" in content:
-        # Neighbours share a line feed, so one pass marks every other one; no CR is left, so it can be the
-        # mark.
+        # Neighbouring line feeds overlap, so one pass marks only every other one. No CR is left at this
+        # point, so CR can be the mark.
         content = (
             (b"\n" + content)
             .replace(b"\n.\n", b"\n\r\n")
@@ -51,8 +51,8 @@ def mended(content: bytes, most: int) -> bytes | None:
 
 
 def has_bare(content: bytes) -> bool:
-    """True when a CR or an LF stands alone. (Where CPython was built with optimisation, a quarter of the time
-    of counting them.)
+    """True when a CR or an LF stands alone. (In an optimised CPython this takes a quarter of the time of
+    counting them.)
     """
     rest = content.replace(b"\r\n", b"")
     return b"\r" in rest or b"\n" in rest

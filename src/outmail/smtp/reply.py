@@ -1,8 +1,7 @@
-"""Replies of a server (RFC 5321 §4.2): bytes in any portions → `Reply` values.
+"""Replies of a server (RFC 5321 §4.2): bytes in portions of any size become `Reply` values.
 
-Promises: bounded (a line of 2 KB, a reply of 64 lines and 16 KB, else `ProtocolError`); only the first digit
-of a code carries meaning, so an unexpected but well-formed code is never an error; text is kept printable and
-bounded.
+Promises: bounded (a line of 2 KB, a reply of 64 lines and 16 KB; else `ProtocolError`). Only the first digit
+of a code has a meaning, so an unexpected but well-formed code is no error. Texts are printable and bounded.
 Does not: wait, or know which command a reply answers.
 """
 
@@ -28,17 +27,17 @@ class ProtocolError(Exception):
 
 
 class ReplyReader:
-    """Feed it bytes, take whole replies with their raw lines."""
+    """Feed it bytes; take whole replies with their raw lines."""
 
     def __init__(self) -> None:
         self._rest = b""
         self._lines: list[bytes] = []
         self._size = 0
-        #: Whole replies that nobody has taken yet.
+        #: Whole replies that were not taken yet.
         self.ready: deque[tuple[Reply, list[bytes]]] = deque()
 
     def feed(self, data: bytes) -> None:
-        """Take in bytes; raises `ProtocolError` when they cannot be SMTP."""
+        """Add bytes. Raises `ProtocolError` when they cannot be SMTP."""
         if not self._rest and not self._lines and len(data) <= MAX_TEXT and (known := _flight(data)):
             self.ready.extend(known)
         else:
@@ -58,7 +57,7 @@ class ReplyReader:
 
     @property
     def buffered(self) -> bool:
-        """True when anything at all was received and not taken: fatal before a TLS handshake."""
+        """True when anything was received and not taken. Before a TLS handshake that ends the session."""
         return bool(self._rest or self._lines or self.ready)
 
     def _line(self, line: bytes) -> None:
@@ -71,7 +70,7 @@ class ReplyReader:
         ):
             raise ProtocolError(f"not an SMTP reply: {line[:80].decode('ascii', 'replace')!r}")
         if self._lines and self._lines[0][:3] != code:
-            raise ProtocolError("the lines of one reply carry different codes")
+            raise ProtocolError("the lines of one reply have different codes")
         self._lines.append(line)
         self._size += len(line)
         if len(self._lines) > MAX_LINES or self._size > MAX_REPLY:
@@ -83,8 +82,8 @@ class ReplyReader:
 
 @lru_cache(512)
 def _flight(data: bytes) -> tuple[tuple[Reply, list[bytes]], ...]:
-    """Whole replies that came together, as a server answers every envelope; nothing when they are no such
-    thing.
+    """Whole replies that arrived together, as servers answer an envelope. Empty when the bytes are anything
+    else.
     """
     reader = ReplyReader()
     try:
@@ -96,7 +95,7 @@ def _flight(data: bytes) -> tuple[tuple[Reply, list[bytes]], ...]:
 
 @lru_cache(512)
 def read(*lines: bytes) -> Reply:
-    """The lines of one reply → its value. Servers repeat themselves, so the same lines are read once."""
+    """The value of the lines of one reply. Cached, because servers repeat themselves."""
     code = int(lines[0][:3])
     texts = [line[4:].decode("utf-8", "replace") for line in lines]
     enhanced = ""

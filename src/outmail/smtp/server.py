@@ -1,20 +1,20 @@
 """The server's side of an SMTP or LMTP session, without I/O.
 
-How it is driven: `feed` bytes in, take replies from `outgoing` and requests from `requests`, and answer them:
-`Deliver` (a whole message: `answer`), `Verify` (credentials: `authenticated`), `StartTls` (shake hands, then
-`encrypted`), `Close`. While a request is open nothing further is read from the buffer, so replies keep their
-order however much is pipelined.
+How to drive it: `feed` bytes in, take replies from `outgoing` and requests from `requests`, and answer the
+requests. `Deliver`: a whole message; call `answer`. `Verify`: credentials; call `authenticated`. `StartTls`:
+do the handshake, then call `encrypted`. `Close`: hang up. While a request is open, nothing more is read from
+the buffer, so replies keep their order with any pipelining.
 
 Promises
-  - Only CRLF.CRLF ends content. A client whose line ends are to be mended (``normalise``) may end lines with
-  a bare LF; others
-    are refused content with a bare CR or LF, and a command that does not end in CRLF ends their session.
-  - Lines, recipients, content, errors and what is buffered are bounded; a refused message leaves a clean
-  state.
-  - It advertises only what it honours. No AUTH in clear off loopback; bytes behind STARTTLS end the session.
-  - LMTP answers once for each recipient (RFC 2033); SMTP once for the message.
-Fails: never by raising: every byte has a reply or ends the session. Does not: connect, keep time, know who
-may send or receive (the policy passed in does), or store.
+  - Only CRLF.CRLF ends content. A client whose line ends are replaced (``normalise``) may end lines with a
+    bare LF. For all others content with a bare CR or LF is refused, and a command that does not end in CRLF
+    ends the session.
+  - Lines, recipients, content, errors and buffers are bounded. After a refused message the state is clean.
+  - It advertises only what it honours. There is no AUTH in clear off loopback; bytes behind STARTTLS end the
+    session.
+  - LMTP answers once for each recipient (RFC 2033), SMTP once for the message.
+Fails: never by raising: any input gets a reply or ends the session. Does not: connect, keep time, know who
+may send or receive (the given policy does), or store.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from outmail.smtp.syntax import AddressError, parse_mailbox, valid_notify, valid
 MAX_LINE = 2048
 MAX_AUTH_LINE = 12_288
 MAX_ERRORS = 20
-#: Wrong passwords in one session.
+#: How many wrong passwords end a session.
 MAX_GUESSES = 3
-#: Bytes that a recipient takes beside its address and what is said of it.
+#: How many bytes of memory a recipient takes besides its address and its parameters.
 RECIPIENT = 500
 
 
 class Policy(Protocol):
-    """Who may send and receive. None = yes; a Reply of 4xx or 5xx says no."""
+    """Decides who may send and receive. None means yes; a Reply (4xx or 5xx) means no."""
 
     def mail(self, session: Server, sender: str) -> Reply | None: ...
     def rcpt(self, session: Server, address: str) -> Reply | None: ...
@@ -50,7 +50,7 @@ class Policy(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """What is offered and bounded. ``auth`` needs TLS unless ``auth_clear``."""
+    """What is offered and what is bounded. ``auth`` needs TLS unless ``auth_clear``."""
 
     hostname: str = "localhost"
     lmtp: bool = False
@@ -66,7 +66,7 @@ class ServerSettings:
 
 @dataclass(slots=True)
 class Deliver:
-    """A message has come whole: CRLF line ends, dots taken out."""
+    """A whole message: CRLF line ends, dots undoubled."""
 
     sender: str
     recipients: list[str]
@@ -88,12 +88,12 @@ class Verify:
 
 @dataclass(slots=True)
 class StartTls:
-    """Shake hands, once `outgoing` has been sent."""
+    """Do the TLS handshake, after `outgoing` has been sent."""
 
 
 @dataclass(slots=True)
 class Close:
-    """Hang up, once `outgoing` has been sent."""
+    """Hang up, after `outgoing` has been sent."""
 
 
 Request = Deliver | Verify | StartTls | Close
@@ -105,13 +105,14 @@ _OK = b"250 2.1.0 Ok\r\n"
 _RCPT_OK = b"250 2.1.5 Ok\r\n"
 _TOO_LONG = Reply(421, "Line too long", "4.5.2")
 _HTTP = frozenset((b"GET", b"POST", b"PUT", b"HEAD", b"OPTIONS", b"CONNECT"))
-#: What has an answer where TLS is required and does not stand yet (RFC 3207 §4); all else gets 530.
+#: The commands that are answered where TLS is required and not in place yet (RFC 3207 §4). All others get
+#: 530.
 _BEFORE_TLS = frozenset((b"EHLO", b"LHLO", b"NOOP", b"STARTTLS", b"QUIT", b"HELP")) | _HTTP
 
 
 class Server:
-    """One session. ``peer`` is whoever drives it, for the policy; ``user`` is set once authenticated.
-    ``normalise`` mends line ends.
+    """One session. ``peer`` is the object that drives it, for the policy. ``user`` is set after
+    authentication. With ``normalise`` bare line ends are replaced.
     """
 
     def __init__(
@@ -139,19 +140,19 @@ class Server:
         self._out: list[bytes] = []
         #: True while a request is open.
         self.waiting = False
-        #: True once the last word is said.
+        #: True when the last reply is in `outgoing`.
         self.closed = False
         self._login: list[bytes] | None = None
         self._mechanism = ""
-        #: True while content is awaited, not a command.
+        #: True while content is expected, not a command.
         self.collecting = False
         self._discarding = False
         self._received = 0
         self._guesses = 0
-        #: Bytes of the envelope.
+        #: How many bytes the envelope takes.
         self._held = 0
-        #: Bytes of content on the wire that may be worth reading: a third more than its size when all its
-        #: lines are dots.
+        #: How many bytes of content are read from the wire at most: a third more than the size limit, for
+        #: lines that begin with doubled dots.
         self._most = settings.size + settings.size // 3 + 1024
         self._envelope: Deliver | None = None
         self._reply(Reply(220, f"{settings.hostname} {'LMTP' if settings.lmtp else 'ESMTP'} outmail"))
@@ -160,17 +161,17 @@ class Server:
 
     @property
     def buffered(self) -> int:
-        """Bytes held for this session: what was read and the envelope."""
+        """How many bytes are held for this session: buffered input and envelope."""
         return len(self._buffer) + self._held
 
     @property
     def received(self) -> int:
-        """Bytes of the present content that have come."""
+        """How many bytes of the present content have arrived."""
         return self._received + len(self._buffer)
 
     @property
     def begun(self) -> bool:
-        """True within a message."""
+        """True inside a message."""
         return self._envelope is not None
 
     def outgoing(self) -> bytes:
@@ -197,8 +198,8 @@ class Server:
         self._resume()
 
     def authenticated(self, user: str | None, *, looked: bool = True) -> None:
-        """The answer to `Verify`: the user's name, or None. ``looked`` is False when nobody had time to
-        look.
+        """The answer to `Verify`: the user's name, or None. ``looked`` is False when the password was not
+        checked, because too many wait.
         """
         if user:
             self.user = user
@@ -213,15 +214,18 @@ class Server:
         self._resume()
 
     def encrypted(self) -> None:
-        """The answer to `StartTls`: the line is encrypted, and the session begins anew (RFC 3207 §4.2)."""
-        # what is in the buffer came behind the handshake: the shell read nothing between it and the request
+        """The answer to `StartTls`: the connection is encrypted, and the session begins again (RFC 3207
+        §4.2).
+        """
+        # Bytes in the buffer came after the handshake: nothing was read between the request and the
+        # handshake.
         self.tls = True
         self.helo, self.extended, self.user = "", False, ""
         self._reset()
         self._resume()
 
     def refuse(self, reply: Reply) -> None:
-        """End the session with a last word (421: busy, idle too long, shutting down)."""
+        """End the session with a last reply (421: busy, idle too long, shutting down)."""
         if not self.closed:
             self._reply(reply)
             self._close()
@@ -247,7 +251,7 @@ class Server:
                 self._command(line)
 
     def _whole(self, data: bytes) -> bool:
-        """The common case without a copy: ``data`` is exactly one command, or exactly one content."""
+        """The common case, without a copy: ``data`` is exactly one command, or exactly one content."""
         if self.collecting:
             if (
                 self._received
@@ -283,7 +287,7 @@ class Server:
         return self._checked(line)
 
     def _checked(self, line: bytes) -> bytes | None:
-        """A line without its CRLF; None ends the session."""
+        """A line without its CRLF. None ends the session."""
         proper = line.endswith(b"\r\n")
         text = line[:-2] if proper else line[:-1]
         if not (proper or self.normalise) or b"\r" in text or b"\0" in text:
@@ -292,7 +296,7 @@ class Server:
         return text
 
     def _data(self) -> bool:
-        """Content up to CRLF.CRLF; True when it is complete. Each byte is looked at once."""
+        """Read content up to CRLF.CRLF. True when it is complete. Each byte is looked at once."""
         buffer = self._buffer
         if not self._received and not self._discarding and buffer.startswith(b".\r\n"):
             end, skip = 0, 3
@@ -303,7 +307,7 @@ class Server:
             self._scanned = len(buffer)
             if self._scanned > self._most:
                 self._discarding = True
-            if self._discarding and self._scanned > 8:  # keep what may be the beginning of the end
+            if self._discarding and self._scanned > 8:  # keep what may be the beginning of the end mark
                 self._received += self._scanned - 4
                 del buffer[: self._scanned - 4]
                 self._scanned = 4
@@ -643,15 +647,15 @@ _COMMANDS = {
 
 @lru_cache(1024)
 def _path(rest: bytes) -> tuple[bytes, Mapping[str, str] | None]:
-    """``<address> PARAMETER=value …`` → (address, parameters or None when malformed). Clients repeat
-    themselves, so it is read once.
+    """``<address> PARAMETER=value …`` → (address, parameters, or None when they are malformed). Cached,
+    because clients repeat themselves.
     """
     match = _PATH.fullmatch(rest)
     return (match[1], _parameters(match[2])) if match else (b"", None)
 
 
 def _parameters(raw: bytes | None) -> dict[str, str] | None:
-    """ESMTP parameters, names in capitals; None when they are malformed."""
+    """ESMTP parameters, with names in capitals; None when they are malformed."""
     found: dict[str, str] = {}
     if not raw:
         return found
@@ -669,7 +673,7 @@ def _parameters(raw: bytes | None) -> dict[str, str] | None:
 
 @lru_cache(1024)
 def _address(path: bytes, utf8: bool, hostname: str) -> tuple[str, Reply | None]:
-    """A path → (address, problem). Source routes are cut off (RFC 5321 §4.1.2); bare postmaster is ours
+    """A path → (address, problem). Source routes are cut off (RFC 5321 §4.1.2). A bare postmaster is local
     (§4.5.1).
     """
     try:

@@ -1,10 +1,10 @@
-"""Addresses of the envelope: a strict parser for RFC 5321 §4.1.2 mailboxes, with RFC 6531's UTF-8.
+"""Envelope addresses: a strict parser for the mailboxes of RFC 5321 §4.1.2, with the UTF-8 of RFC 6531.
 
-Promises: what passes cannot end a command or smuggle another one in: control characters, bare spaces,
-brackets and everything `parseaddr` is lenient about (CVE-2023-27043) are refused with a sentence. Domains
-come back as A-labels (IDNA 2008); only a local part outside ASCII needs SMTPUTF8.
-Fails: `AddressError`, a ValueError. Does not: accept comments, routes (``@a,@b:``) or folding; know which
-exist.
+Promises: an accepted address cannot end a command or smuggle another one in. Control characters, bare spaces,
+brackets and everything that `parseaddr` tolerates (CVE-2023-27043) are refused with a sentence. Domains are
+returned as A-labels (IDNA 2008). Only a local part outside ASCII needs SMTPUTF8.
+Fails: `AddressError`, a ValueError. Does not: accept comments, source routes (``@a,@b:``) or folding; know
+which addresses exist.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _LITERAL = re.compile(r"\[(?:(IPv6:)([0-9a-f:.]+)|([0-9.]+))\]", re.ASCII | re.I
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]")
 
 MAX_DOMAIN = 255
-#: The whole address. RFC 5321 §4.5.3.1.1 wants 64 octets of local part from everybody and asks for as few
-#: limits as possible: VERP, SRS and reply tokens are longer, so only the path's limit holds.
+#: Octets of a whole address. RFC 5321 §4.5.3.1.1 requires support for local parts of 64 octets and asks for
+#: as few limits as possible. VERP, SRS and reply tokens are longer, so only the limit of the path is applied.
 MAX_PATH = 254
 
 
@@ -36,7 +36,7 @@ class AddressError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Mailbox:
-    """A parsed address: ``local`` as written, ``domain`` in A-labels (or an address literal)."""
+    """A parsed address: ``local`` as written, ``domain`` as A-labels (or an address literal)."""
 
     local: str
     domain: str
@@ -47,7 +47,7 @@ class Mailbox:
 
 @lru_cache(4096)
 def parse_mailbox(text: str) -> Mailbox:
-    """``local@domain`` → Mailbox. The result is cached, because programs write to the same people."""
+    """``local@domain`` → Mailbox. Cached, because programs write to the same people."""
     if _CONTROL.search(text):
         raise AddressError(f"{printable(text)} contains a control character")
     common = _COMMON.fullmatch(text)
@@ -61,7 +61,7 @@ def parse_mailbox(text: str) -> Mailbox:
 
 
 def printable(text: str) -> str:
-    """Any text, safe in one line of an error or a log."""
+    """Any text, made safe for one line of an error or a log."""
     return repr(text if len(text) <= 120 else text[:117] + "…")
 
 
@@ -100,7 +100,9 @@ def _alabels(domain: str, text: str) -> str:
 
 
 def _literal(domain: str, text: str) -> str:
-    """RFC 5321 §4.1.3. Checked by letters first: `ipaddress` lets a zone id pass, and any text in it."""
+    """An address literal (RFC 5321 §4.1.3). Its characters are checked first, because `ipaddress` accepts a
+    zone id with any text in it.
+    """
     match = _LITERAL.fullmatch(domain)
     try:
         if match is None:
@@ -131,5 +133,5 @@ def valid_original(text: str) -> bool:
 
 
 def valid_key(text: str) -> bool:
-    """True for text without control characters: what may stand in a header, a tag or a key."""
+    """True for text without control characters, which may be used in a header, a tag or a key."""
     return _CONTROL.search(text) is None

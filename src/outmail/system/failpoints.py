@@ -1,9 +1,10 @@
-"""Failpoints for tests: ``OUTMAIL_FAIL=POINT:ACTION[:N]`` dies at the N-th passage of C1…C5 of the crash
-table, or of T1 (rows claimed in an application's database) and T2 (in the store, not yet deleted there), or
-of M1 (moved to another store, not yet forgotten in the old one).
+"""Failpoints for tests: with ``OUTMAIL_FAIL=POINT:ACTION[:N]`` the process dies when it passes the point for
+the N-th time.
 
-ACTION is ``kill`` (SIGKILL to itself) or ``exit`` (``os._exit(70)``). Without the variable a passage costs
-one call.
+Points: C1…C5 of the crash table (docs/flow.md); T1 (rows are claimed in an application's database) and T2
+(they are in the store and not yet deleted there); M1 (a batch is in the new store and not yet removed from
+the old one). ACTION is ``kill`` (SIGKILL to itself) or ``exit`` (``os._exit(70)``). Without the variable,
+passing a point costs one call.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _point, _action, _left = "", "", 0
 
 
 def arm(text: str) -> None:
-    """Read the variable's text; a malformed one raises ConfigError."""
+    """Read the text of the variable. Raises ConfigError when it is malformed."""
     global _point, _action, _left
     point, _, rest = text.partition(":")
     action, _, n = rest.partition(":")
@@ -29,7 +30,7 @@ def arm(text: str) -> None:
 
 
 def hit(point: str) -> None:
-    """Pass a point of the road."""
+    """A failpoint is passed."""
     global _left
     if point != _point:
         return

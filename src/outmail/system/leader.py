@@ -1,14 +1,14 @@
-"""Leader and followers: threads that ask while another one works share the next turn.
+"""Leader and followers: threads that ask while another thread works share the next turn.
 
-How: each thread puts its call on a list and waits for one lock. Whoever gets the lock first leads: it takes
-all calls of the list and does the work for all of them; the others find their answers when the lock comes to
-them. Nobody is woken through anything but that lock.
-Promises: each call is in exactly one turn that ends in order, and `share` returns its answer, or raises its
-own exception, once. A call given up by a time-out has not been in a turn and never will be. An exception that
-the work lets through, such as Ctrl-C, is the leading thread's: those without an answer go back to the front
-of the list, in their order, and lead themselves. After `begin_anew`, in a forked child, nothing of the
-parent's is left.
-Fails: `Late`. Does not: know what the work is, or see a fork by itself (whoever owns the leader does).
+How: each thread puts its call on a list and waits for one lock. The thread that gets the lock leads: it takes
+all calls from the list and does the work for all of them. The others find their answers when they get the
+lock. Nothing but that lock wakes a thread.
+Promises: each call is in exactly one turn that ends without an exception, and `share` returns its answer, or
+raises its own exception, once. A call that was given up after a time-out was in no turn and never will be.
+When the work raises (Ctrl-C, say), the exception belongs to the leading thread; calls without an answer go
+back to the front of the list, in their order, and their threads lead themselves. After `begin_anew`, in a
+forked child, nothing of the parent is left.
+Fails: `Late`. Does not: know what the work is, or notice a fork by itself (the owner of the leader does).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from typing import Any, Generic, TypeVar
 
 
 class Late(Exception):
-    """Nobody took the call up in time."""
+    """No thread has taken the call within the time-out."""
 
 
 class Call:
-    """What one thread asks for. A subclass adds what the work needs, and sets ``done`` to False."""
+    """What one thread asks for. A subclass adds what the work needs and sets ``done`` to False."""
 
     __slots__ = ("answer", "done")
 
@@ -31,17 +31,17 @@ class Call:
     done: bool
 
     def settle(self, answer: Any) -> None:
-        """The answer, or the exception that `Leader.share` raises in the thread that asked."""
+        """Set the answer, or the exception that `Leader.share` raises in the thread that asked."""
         self.answer, self.done = answer, True
 
 
 C = TypeVar("C", bound=Call)
-#: Settles all calls of a turn; the second argument is the leading thread's own, which is one of them.
+#: Settles all calls of a turn. The second argument is the leading thread's own call, which is one of them.
 Work = Callable[[list[C], C], None]
 
 
 class Leader(Generic[C]):
-    """One turn at a time. ``lock`` may be held by others, to keep everybody out; ``calls`` are waiting."""
+    """One turn at a time. Others may hold ``lock``, to keep all threads out; ``calls`` are waiting."""
 
     __slots__ = ("calls", "lock")
 
@@ -49,22 +49,22 @@ class Leader(Generic[C]):
         self.begin_anew()
 
     def begin_anew(self) -> None:
-        """At the start, and in a forked child: nobody of the parent's threads is here."""
+        """At the start, and in a forked child, where none of the parent's threads exist."""
         self.lock = threading.Lock()
         self.calls: list[C] = []
 
     @property
     def waiting(self) -> int:
-        """How many are at it or wait, about."""
+        """About how many threads are working or waiting."""
         return len(self.calls) + self.lock.locked()
 
     def share(self, call: C, work: Work[C], wait: float | None = None) -> Any:
-        """The answer to ``call``, which this thread's ``work`` gives or another's. Raises `Late` when nobody
-        has taken it up within ``wait`` seconds; None waits for as long as it takes.
+        """The answer to ``call``, from this thread's ``work`` or another thread's. Raises `Late` when no
+        thread has taken the call within ``wait`` seconds; None waits as long as it takes.
         """
         self.calls.append(call)
         if wait is None:
-            with self.lock:  # not acquire: between that and a `try`, Ctrl-C would leave it locked
+            with self.lock:  # `with`, not acquire and `try`: Ctrl-C between those two would leave it locked
                 if not call.done:
                     self._lead(call, work)
         else:
@@ -80,7 +80,7 @@ class Leader(Generic[C]):
         return call.answer
 
     def _give_up(self, call: C) -> None:
-        """Raise `Late`, unless somebody has taken the call up: then the answer is near, and waited for."""
+        """Raise `Late`, unless another thread has taken the call; then wait for its answer, which is near."""
         try:
             self.calls.remove(call)
         except ValueError:
@@ -90,7 +90,7 @@ class Leader(Generic[C]):
 
     def _lead(self, mine: C, work: Work[C]) -> None:
         found, self.calls = self.calls, []
-        turn = list(found)  # whoever still reaches the old list leads after us
+        turn = list(found)  # a thread that still sees the old list leads after this turn
         if mine not in turn:
             turn.append(mine)
         try:

@@ -1,10 +1,11 @@
-"""Modules that are loaded when they are first needed, and forks.
+"""Modules that are loaded on first use, and forks.
 
-A thread that is loading a module holds that module's lock. Who forks meanwhile gives the child a lock that
-nobody will release: it hangs for ever in its own first use. So what may be loaded while a program runs is
-loaded inside ``with loading:``, and a fork waits for that, at most `WAIT` seconds.
-Promises: no child inherits a module half loaded by outmail. Only import statements belong inside: they wait
-for nobody who forks.
+A thread that is loading a module holds that module's lock. If another thread forks at that moment, the child
+inherits a lock that nobody releases, and hangs for ever when it needs the module. So modules that may be
+loaded while a program runs are loaded inside ``with loading:``, and a fork waits for that, for at most `WAIT`
+seconds.
+Promises: no child inherits a module that outmail has half loaded. Only import statements belong inside the
+block, because they wait for no thread that forks.
 Does not: know what the program's own threads are loading.
 """
 
@@ -19,11 +20,11 @@ WAIT = 5.0
 
 
 class _Loading:
-    """One thread at a time, as often as it likes."""
+    """A lock for one thread at a time; a thread may take it again."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        #: Threads whose fork has the lock; the others have waited in vain.
+        #: Threads whose fork holds the lock. (Other forks have given up after `WAIT` seconds.)
         self._forking: set[int] = set()
 
     def __enter__(self) -> None:

@@ -1,10 +1,10 @@
-"""A file whose lock says that somebody lives: the kernel lets go when the process dies, however it dies.
+"""A file whose lock proves that a process is alive: the kernel releases the lock when the process dies,
+however it dies.
 
-Engines, runs and spools of log records are known to be alive or dead by it.
-Promises: a file has its name only when it is locked; it is held by this process only (a forked child closes
-its copy); where ``fcntl`` does not exist files are made without a lock, and nothing is ever found dead.
-Fails: OSError. Does not: import anything that takes time (`outmail watch` uses it), or survive network file
-systems.
+Engines, runs of jobs, and spools of log records are known to be alive or dead by such files.
+Promises: a file gets its name only when it is locked. Only this process holds it (a forked child closes its
+copy). Where ``fcntl`` does not exist, files are made without a lock, and nothing is ever found dead.
+Fails: OSError. Does not: import slow modules (`outmail watch` uses it), or work on network file systems.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if hasattr(os, "register_at_fork"):
 
 
 class LockFile:
-    """``path``, made as ``temporary`` and renamed once it is locked and holds ``content``. ``fd`` is -1 when
-    it is no longer ours.
+    """``path`` is made as ``temporary`` and renamed when it is locked and has its ``content``. ``fd`` is -1
+    when the file is no longer ours.
     """
 
     def __init__(self, temporary: str, path: str, content: bytes = b"", flags: int = 0) -> None:
@@ -42,7 +42,7 @@ class LockFile:
         _open.add(self)
 
     def end(self) -> None:
-        """What the file stood for is over and on record."""
+        """What the file stood for has ended and is recorded: remove it."""
         if self.fd >= 0:
             try:
                 os.unlink(self.path)
@@ -51,7 +51,7 @@ class LockFile:
             self.abandon()
 
     def abandon(self) -> None:
-        """Let go of the descriptor, and leave the file to whoever finds it."""
+        """Close the descriptor, and leave the file to whoever finds it."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -59,8 +59,8 @@ class LockFile:
 
 
 def clock_id() -> str:
-    """What tells one clock since the machine's start from another: the boot, and where containers have clocks
-    of their own, whose.
+    """Identifies the clock that counts from the machine's start: the boot, and, where containers have clocks
+    of their own, the container.
     """
     try:
         return f"{boot_id()} {os.readlink('/proc/self/ns/time')}"
@@ -69,7 +69,7 @@ def clock_id() -> str:
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:
-    """Names made or changed in it are on disk when this returns."""
+    """When this returns, names that were made or changed in the folder are on disk."""
     fd = os.open(folder or ".", os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -109,7 +109,7 @@ def same_file(path: str, fd: int) -> bool:
 
 
 def boot_id() -> str:
-    """What tells one boot of the machine from the next; "" where the system does not say."""
+    """Identifies one boot of the machine; "" where the system does not say."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
             return file.read().strip()
@@ -118,9 +118,10 @@ def boot_id() -> str:
 
 
 def started_at(pid: int) -> str:
-    """When a process began, in the kernel's ticks: tells it from a later one of the same number.
+    """When a process started, in the kernel's ticks. It distinguishes the process from a later one with the
+    same number.
 
-    "" = it is gone, or the system does not say.
+    "" means that the process is gone, or the system does not say.
     """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
@@ -131,7 +132,7 @@ def started_at(pid: int) -> str:
 
 
 def _locked(temporary: str, flags: int) -> int:
-    """A new file that is locked. Whoever tidies up may catch it between its making and its locking: then once
+    """A new locked file. If somebody who clears up removes it between its making and its locking, try once
     more.
     """
     for _ in range(1000):
@@ -139,4 +140,4 @@ def _locked(temporary: str, flags: int) -> int:
         if not can_lock() or (try_lock(fd) and same_file(temporary, fd)):
             return fd
         os.close(fd)
-    raise OSError(f"{temporary} is locked or removed again and again by others")
+    raise OSError(f"others keep locking or removing {temporary}")

@@ -1,4 +1,4 @@
-"""Starting a thread, also near the end of the program.
+"""Starts threads, also near the end of the program.
 
 Fails: as ``Thread.start``. Does not: load asyncio, as `threads` does.
 """
@@ -9,7 +9,7 @@ import threading
 
 
 def started(thread: threading.Thread) -> bool:
-    """Start it; False when the program is at its end, where CPython refuses (3.12 and later)."""
+    """Start the thread. False when the program is ending and CPython refuses (3.12 and later)."""
     try:
         thread.start()
     except RuntimeError as refusal:

@@ -1,10 +1,11 @@
-"""Threads of our own for calls that block: names to look up, mailboxes to write, passwords to verify, slow
+"""Threads of our own for blocking calls: resolving names, writing mailboxes, verifying passwords, slow
 commits.
 
-Why our own: at the end of a program CPython refuses to start threads, and the loop's default executor starts
-them when asked; these are started with the object. Promises: calls are answered in the loop that asked, each
-once, in order for one thread; a call whose loop has been closed meanwhile was made all the same; where no
-thread can be started any more, calls are made in the loop's own.
+Why not the loop's default executor: it starts threads on demand, and at the end of a program CPython refuses
+to start threads. Ours are started with the object.
+Promises: the answer to a call comes into the loop that made it, once; with one thread, calls are made in
+order. A call is made even if its loop was closed meanwhile. Where no thread can be started any more, calls
+are made in the loop's own thread.
 Does not: cancel a call, or keep a program alive.
 """
 
@@ -47,13 +48,13 @@ class CallThread:
             self._calls.put((loop, function, then))
 
     async def run(self, function: Callable[[], R]) -> R:
-        """The same, awaited."""
+        """`call`, awaited."""
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self.call(function, lambda answer: _resolve(future, answer))
         return await future
 
     def close(self) -> None:
-        """End the threads once they are through with what they have."""
+        """End the threads when they have finished what they were given."""
         for _ in range(self._count):
             self._calls.put(None)
 
@@ -64,7 +65,7 @@ class CallThread:
             try:
                 loop.call_soon_threadsafe(then, answer)
             except RuntimeError:
-                pass  # the loop is closed: nobody waits any more
+                pass  # the loop is closed: nobody waits for the answer
 
 
 def _answer(function: Callable[[], Any]) -> Any:

@@ -1,7 +1,8 @@
-"""Log lines that somebody else can cause: one of a kind at once, then one a minute with a count.
+"""Log lines that other people can cause: each kind is logged at once, and then at most once a minute with a
+count.
 
-Promises: the first of a kind is said at once, and no kind oftener than every `EVERY` seconds, however often
-it happens; how many were left out is said with the next one, or by `tell`. Does not: leave out kinds, or
+Promises: the first line of a kind is logged at once. No kind is logged more often than every `EVERY` seconds.
+How many lines were left out is said with the next one, or by `tell`. Does not: suppress a kind completely, or
 remember more than the kinds that the code names.
 """
 
@@ -12,17 +13,17 @@ from time import monotonic
 from typing import Any
 
 EVERY = 60.0
-#: Kinds may hold a relay's name; so many are kept apart.
+#: Kinds may contain the name of a relay; this many are kept apart.
 MOST = 1000
 
 
 class Throttle:
-    """Complaints to one logger."""
+    """The throttled lines for one logger."""
 
     def __init__(self, log: logging.Logger, every: float = EVERY) -> None:
         self._log = log
         self._every = every
-        #: kind → since when, level, how many were left out since, the last of them
+        #: kind → (since when, level, how many were left out since, the last one of them)
         self._said: dict[str, tuple[float, int, int, str]] = {}
 
     def say(self, level: int, kind: str, text: str, *values: Any, exc_info: Any = None) -> None:
@@ -40,7 +41,7 @@ class Throttle:
         )
 
     def tell(self) -> None:
-        """Say what was left out, once its time is over."""
+        """Log what was left out, for kinds whose time is over."""
         now = monotonic()
         for kind, (since, level, count, last) in list(self._said.items()):
             if now - since >= self._every:

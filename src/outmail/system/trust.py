@@ -1,18 +1,18 @@
-"""Files that outmail believes: configuration, passwords, users, templates. Who may have written them, and who
-may read them?
+"""Files that outmail trusts (configuration, passwords, users, templates): who could have written them, and
+who can read them?
 
-Why: a configuration names programs to run and servers that get passwords. One that lies in the folder where
-somebody happens to be was perhaps put there by somebody else: think of root in a user's folder, or of anybody
-in /tmp. Rule: what counts is written by this user and root alone. A file's owner is one of the two, and
-nobody else may write it; the folder of a file that was found, not named, belongs to one of the two, and
-nobody else may write there, unless it is sticky (/tmp), where others cannot replace a file of ours. A group
-counts as nobody else when it is this user's private one: their own, with their name, and nobody else's.
-Promises: what is judged is the open file (fstat), not its name, so nothing can be exchanged between look and
-use; of a symbolic link the target counts, the folders of both, and in a sticky folder the link's own owner; a
-file that was found is not read before it is believed, and a FIFO holds nobody up; what is there and cannot be
-seen or read is an error, never passed over. Where there are no owners as on Unix (Windows) everything is
-believed.
-Fails: OSError for what cannot be opened. Does not: refuse anything; the caller decides what a doubt means.
+Why: a configuration names programs to run and servers that get passwords. A configuration in the current
+folder may come from somebody else: think of root working in a user's folder, or of anybody in /tmp.
+Rule: a file is trusted when only this user and root could have written it. The file belongs to one of the
+two, and nobody else may write it. If the file was *found*, not named, its folder must also belong to one of
+the two and not be writable by others, unless it is sticky (/tmp), where others cannot replace our file. A
+group counts as nobody else when it is the user's private group: it has the user's name and no other member.
+Promises: the opened file is checked (fstat), not its name, so nobody can exchange it between check and use.
+For a symbolic link the target, the folders of both, and in a sticky folder the owner of the link are checked.
+A found file is not read before it is trusted, and a FIFO blocks nobody. A file that exists but cannot be seen
+or read is an error; it is never skipped. On systems without Unix owners (Windows) everything is trusted.
+Fails: OSError for what cannot be opened. Does not: refuse anything; the caller decides what to do about a
+doubt.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 _OWNERS = hasattr(os, "geteuid")
 
-#: Where the users of this machine stand, and how much of it is read.
+#: The file with the users of this machine, and how much of it is read.
 PASSWD = "/etc/passwd"
 _PASSWD_BYTES = 1 << 20
 #: Folders in which only root writes, on every system.
@@ -33,14 +33,14 @@ _SYSTEM = ("/etc/", "/usr/")
 
 
 class Document(NamedTuple):
-    """A file's bytes. ``doubt``: why others may have written them, as a clause; "" when only this user and
-    root may have.
+    """The bytes of a file. ``doubt`` says, as a clause, why others may have written them; "" when only this
+    user and root could.
     """
 
     path: str
     content: bytes = b""
     doubt: str = ""
-    #: It was looked for, not named.
+    #: True when the file was found, not named.
     found: bool = False
 
 
@@ -51,7 +51,7 @@ def read(path: str) -> Document:
 
 
 def read_found(path: str) -> Document:
-    """A file that was looked for: where there is a doubt, nothing of it is read."""
+    """A file that was found: when there is a doubt, nothing of it is read."""
     if not _OWNERS:
         return Document(path, read(path).content, found=True)
     try:
@@ -84,8 +84,8 @@ def _found(path: str, target: str) -> Document:
 
 
 def _doubt_of_name(path: str) -> str:
-    """Why others may have said what the name stands for: in a sticky folder everybody may make a link, only
-    not replace ours.
+    """Why others may have decided which file the name means: in a sticky folder everybody can make a link,
+    but not replace ours.
     """
     folder = os.stat(os.path.dirname(path))
     doubt = _doubt(folder, "its folder", path)
@@ -96,7 +96,7 @@ def _doubt_of_name(path: str) -> str:
 
 
 def configuration(named: str, env: Mapping[str, str]) -> Document | None:
-    """The configuration's file: the one named, or the first one found; None when there is none. Raises
+    """The configuration file: the named one, or the first one found; None when there is none. Raises
     OSError.
     """
     named = named or env.get("OUTMAIL_CONFIG", "")
@@ -110,8 +110,8 @@ def configuration(named: str, env: Mapping[str, str]) -> Document | None:
 
 
 def _is_there(path: str) -> bool:
-    """False only for what is certainly not there: what cannot be seen may be a configuration that holds mail
-    back.
+    """False only when the file certainly does not exist. A file that cannot be seen may be a configuration
+    that holds mail back.
     """
     try:
         os.lstat(path)
@@ -123,17 +123,17 @@ def _is_there(path: str) -> bool:
 
 
 def readable_by_all(path: str) -> bool:
-    """True for a file that every user of this machine may read, as far as its own mode says."""
+    """True for a file that every user of this machine may read, judged by its own mode."""
     try:
         return _OWNERS and bool(os.stat(path).st_mode & stat.S_IROTH)
     except OSError:
-        return False  # whoever reads it says so
+        return False  # whoever reads the file reports the error
 
 
 def warn_if_open(path: str, what: str) -> None:
-    """A secret that everybody on the machine may read is worth a sentence, not a refusal."""
+    """Warn about a secret that everybody on the machine can read; do not refuse it."""
     if readable_by_all(path):
-        import logging  # not above: `outmail watch` uses this module, and must start quickly
+        import logging  # imported here because `outmail watch` uses this module and must start quickly
 
         logging.getLogger("outmail").warning(
             "%s %s can be read by every user of this machine: chmod o= %s", what, path, path
@@ -164,8 +164,8 @@ def _doubt_of_owner(uid: int, what: str, path: str) -> str:
 
 
 def _unseen_root(uid: int, path: str) -> bool:
-    """In a user namespace without root its files seem to be the overflow user's, and so do those of every
-    stranger: only where root alone writes it is root.
+    """True for root's files in a user namespace without root. There they seem to belong to the overflow user,
+    and so do the files of every stranger. So this holds only in folders that only root can write.
     """
     if not os.path.abspath(path).startswith(_SYSTEM):
         return False
@@ -177,8 +177,8 @@ def _unseen_root(uid: int, path: str) -> bool:
 
 
 def _private(status: os.stat_result) -> bool:
-    """True where the group is this user's own, with their name, and nobody else's; in a container it may have
-    no entry at all.
+    """True when the group is this user's private one: it has the user's name and no other member. In a
+    container it may have no entry at all.
     """
     import grp
     import pwd
@@ -201,8 +201,8 @@ def _private(status: os.stat_result) -> bool:
 
 
 def _others_with(gid: int, name: str) -> bool:
-    """True when another user of this machine has that group as theirs. Users that a directory holds are not
-    asked for: there may be many.
+    """True when the group is the primary group of another user of this machine. Users in a directory service
+    are not asked for, because there may be many.
     """
     try:
         with open(PASSWD, "rb") as file:
