@@ -372,19 +372,24 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A fact, written in the same transaction as the change it tells."""
+    """A fact, written in the same transaction as the change it tells.
+
+    ``route``: where a recipient was rerouted to; or the name of a next hop that was paused or answers again,
+    then ``id`` and ``state`` are None. ``address`` is None where the event is about a whole message.
+    """
 
     cursor: int
     at: int
     event: str
-    id: str
+    id: str | None
     n: int | None
     address: str | None
-    state: State
+    state: State | None
     uncertain: bool
     reason: str
     attempts: int
     reply: Reply | None
+    route: str | None = None
 
     @property
     def when(self) -> datetime:
@@ -404,6 +409,7 @@ class Event:
             "reason": self.reason,
             "attempts": self.attempts,
             "reply": self.reply.as_dict() if self.reply else None,
+            "route": self.route,
         }
 
 

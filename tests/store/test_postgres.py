@@ -899,14 +899,14 @@ def test_an_upgrade_runs_under_the_version_before_it(
     add(old, *[message() for _ in range(40)])
     owner = old.register(NOW)
     before = lease(old, owner, 10)
-    step = postgres.schema_step
+    step, latest = postgres.schema_step, postgres.SCHEMA
     more = (
         "ALTER TABLE outmail.message ADD COLUMN later text NOT NULL DEFAULT 'x'; ALTER TABLE "
         "outmail.recipient ADD COLUMN later smallint; CREATE TABLE outmail.later (n int)"
     )
     with monkeypatch.context() as patch:
-        patch.setattr(postgres, "SCHEMA", 2)
-        patch.setattr(postgres, "schema_step", lambda n: more if n == 2 else step(n))
+        patch.setattr(postgres, "SCHEMA", latest + 1)
+        patch.setattr(postgres, "schema_step", lambda n: more if n == latest + 1 else step(n))
         threads = [threading.Thread(target=stores, args=(f"new{i}",)) for i in range(3)]
         for thread in threads:
             thread.start()
@@ -923,8 +923,8 @@ def test_an_upgrade_runs_under_the_version_before_it(
     }
     assert len(lease(stores("again"), owner, 1, number=3)) == 0  # the old version, opened on the new schema
     with psycopg.connect(url) as db:
-        assert db.execute("SELECT n FROM outmail.version").fetchall() == [(2,)]
-        db.execute("UPDATE outmail.version SET n = 3")
+        assert db.execute("SELECT n FROM outmail.version").fetchall() == [(latest + 1,)]
+        db.execute("UPDATE outmail.version SET n = n + 1")
         db.commit()
     with pytest.raises(StoreError, match="made by a later outmail") as refused:
         stores("older")
@@ -935,13 +935,13 @@ def test_an_upgrade_does_not_make_everybody_wait_behind_it(
     stores: Any, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = stores("old")
-    step = postgres.schema_step
-    monkeypatch.setattr(postgres, "SCHEMA", 2)
+    step, latest = postgres.schema_step, postgres.SCHEMA
+    monkeypatch.setattr(postgres, "SCHEMA", latest + 1)
     monkeypatch.setattr(postgres, "UPGRADE_WAIT", 1)
     monkeypatch.setattr(
         postgres,
         "schema_step",
-        lambda n: "ALTER TABLE outmail.message ADD COLUMN later text" if n == 2 else step(n),
+        lambda n: "ALTER TABLE outmail.message ADD COLUMN later text" if n == latest + 1 else step(n),
     )
     with psycopg.connect(url) as foreign:
         foreign.execute("SELECT count(*) FROM outmail.message")  # a dump, say
@@ -953,7 +953,7 @@ def test_an_upgrade_does_not_make_everybody_wait_behind_it(
         foreign.rollback()
     stores("new")
     with psycopg.connect(url) as db:
-        assert db.execute("SELECT n FROM outmail.version").fetchall() == [(2,)]
+        assert db.execute("SELECT n FROM outmail.version").fetchall() == [(latest + 1,)]
 
 
 def test_a_hint_brings_mail_of_another_host_at_once(

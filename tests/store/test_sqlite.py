@@ -19,6 +19,7 @@ from outmail.errors import ConfigError
 from outmail.model import Filter
 from outmail.store import StoreError
 from outmail.store.sqlite import drivers
+from outmail.store.sqlite import store as sqlite
 from outmail.store.sqlite.store import SqliteStore
 from outmail.testing.conformance import NOW, add, lease, message, settle
 
@@ -128,6 +129,20 @@ def test_a_full_disk_is_said_and_leaves_nothing_half(store: SqliteStore) -> None
     store._writer.execute("PRAGMA max_page_count = 1000000")
     add(store, message())
     assert len(store.read(store.verbs.find(Filter(), NOW))[0]) == 2 and store.check() == []
+
+
+def test_a_store_of_the_first_schema_is_brought_up_to_date(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite, "SCHEMA", 1)
+        old = SqliteStore(str(tmp_path / "q.db"))
+        add(old, message())
+        old.close()
+    store = SqliteStore(str(tmp_path / "q.db"))
+    store.run(store.verbs.pause_hop("default", "smtp://a:25", "refused", "one", NOW))
+    assert [e.event for e in store.read(store.verbs.events_after(0))] == ["accepted", "paused"]
+    store.close()
 
 
 def test_a_later_schema_and_a_foreign_file_are_refused(tmp_path: Path) -> None:

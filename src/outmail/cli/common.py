@@ -18,6 +18,7 @@ from outmail.config import Config, load, relay_in_code
 from outmail.errors import Refused
 from outmail.model import RecipientStatus
 from outmail.outbox.queue import Queue
+from outmail.outbox.stranded import stranded
 from outmail.policy.pace import may_send_ahead
 from outmail.policy.plain import plain_line
 from outmail.policy.typed import EXAMPLES, typed
@@ -103,6 +104,15 @@ def tell_engines(queue: Queue) -> None:
             file=sys.stderr,
         )
     tell_ahead(queue)
+
+
+def tell_stranded(queue: Queue, arguments: argparse.Namespace) -> None:
+    """Mail that waits for a route that nobody will serve, with the command that moves it."""
+    given = [("--config", arguments.config), ("--store", arguments.store)]
+    options = [word for option, value in given if value for word in (option, value)]
+    for one in stranded(queue):
+        sentence = one.sentence(queue.routes.fallback, *options)
+        print(plain_line(f"outmail: {sentence}"), file=sys.stderr)
 
 
 def tell_ahead(queue: Queue) -> None:

@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 
-from outmail.cli.common import config_of, in_words, queue_of, tell_engines
+from outmail.cli.common import config_of, in_words, queue_of, tell_engines, tell_stranded
 from outmail.cli.exits import EX_NOINPUT
 from outmail.cli.explanations import CODES
 from outmail.clock import rfc3339
@@ -114,6 +114,7 @@ def why(arguments: argparse.Namespace) -> int:
                     )
                 )
         tell_engines(queue)
+        tell_stranded(queue, arguments)
         return 0
 
 

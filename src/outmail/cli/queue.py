@@ -7,7 +7,7 @@ import shlex
 import sys
 from functools import partial
 
-from outmail.cli.common import counted, in_words, queue_of, tell_engines, warn_idle
+from outmail.cli.common import counted, in_words, queue_of, tell_engines, tell_stranded, warn_idle
 from outmail.cli.exits import EX_USAGE
 from outmail.clock import Clock, human_span
 from outmail.model import Filter, Status, Term, is_id
@@ -83,6 +83,7 @@ def _list(queue: Queue, arguments: argparse.Namespace) -> int:
     if not (arguments.ids or arguments.json or arguments.jsonl):
         print(counted(found, "message") + ("" if words else " not finished"), file=sys.stderr)
         tell_engines(queue)
+        tell_stranded(queue, arguments)
         warn_idle(queue)
     return 0
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from outmail import service
-from outmail.cli.common import config_of
+from outmail.cli.common import config_of, tell_stranded
 from outmail.cli.exits import EX_SOFTWARE, EX_TEMPFAIL, EX_UNAVAILABLE
 from outmail.clock import Clock, rfc3339
 from outmail.config import default_store
@@ -53,6 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
         _uvloop().run(work)
     else:
         asyncio.run(work)
+    if once:
+        tell_stranded(box.queue, arguments)
     box.close()
     counts = engine.counts
     if not arguments.strict:

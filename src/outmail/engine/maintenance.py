@@ -46,9 +46,9 @@ PATIENT_TURNS = 60
 #: Seconds within which a note is stored.
 NOTE_DELAY = 0.01
 
-#: What a look for dead engines found: their work, the number of live engines, and the notes about next hops
-#: that refuse pipelined envelopes.
-Reclaimed = tuple[list[dict[str, Any]], int, dict[str, Any]]
+#: What a look for dead engines found: their work, the number of live engines, the notes about next hops that
+#: refuse pipelined envelopes, and the names of those that are paused.
+Reclaimed = tuple[list[dict[str, Any]], int, dict[str, Any], list[str]]
 
 
 class Maintained(Protocol):
@@ -118,6 +118,10 @@ class Maintenance:
         self._refuse_ahead: dict[str, dict[str, Any]] = {}
         #: Routes of which loopback copies are missed.
         self._missing: set[str] = set()
+        #: The routes that others know us to know.
+        self._published: Routes | None = None
+        #: Next hops (by the relay's name) that some engine has noted as paused.
+        self._paused: set[str] = set()
 
     # -- when ------------------------------------------------------------------------------------------------
 
@@ -145,7 +149,9 @@ class Maintenance:
         if time >= self._reclaim_at:
             self._reclaim_at = time + RECLAIM
             self._commits.call(self._reclaim, self._reclaimed)
-        if time >= self._upkeep_at:
+        routes = self._engine.routes
+        if time >= self._upkeep_at or (self._published is not None and routes is not self._published):
+            self._published = routes
             self._upkeep_at = time + UPKEEP
             self._commits.call(self._sweep, self._swept)
         if self._retention is not None and time >= self._retain_at:
@@ -184,7 +190,8 @@ class Maintenance:
         verbs = self._store.verbs
         retry = self._settings.retry
         found = self._store.reclaim(self._clock.now(), hold=retry.on_uncertain == "hold", within=retry.waits)
-        return found, self._store.read(verbs.engines()), self._store.read(verbs.note_list("ahead"))
+        paused = self._store.read(verbs.note_keys("hop"))
+        return found, self._store.read(verbs.engines()), self._store.read(verbs.note_list("ahead")), paused
 
     def _reclaimed(self, answer: Any) -> None:
         if self._engine.owner.lost:
@@ -192,7 +199,8 @@ class Maintenance:
         if isinstance(answer, BaseException):
             self._engine.failed("taking back the work of dead engines", answer)
             return
-        dead, engines, refuse_ahead = answer
+        dead, engines, refuse_ahead, paused = answer
+        self._paused |= set(paused)
         self._read_ahead_notes(refuse_ahead)
         self._share(engines)
         for found in dead:
@@ -220,10 +228,22 @@ class Maintenance:
             if may_send_ahead(note, now):
                 self._store.run(verbs.note_drop("ahead", url))
         self._miss(now)
-        alive = {"at": now, "routes": sorted(self._engine.routes.relays)}
-        self._store.run(verbs.note_put("engine", "last", alive))
+        self._store.run(self._signs_of_life(now))
+
+    def _signs_of_life(self, now: int) -> Verb[None]:
+        """That we live and which routes we know, in one transaction; what ended engines said goes."""
+        verbs, routes = self._store.verbs, self._engine.routes
+        alive = {"at": now, "routes": sorted(routes.relays)}
+        yield from verbs.note_put("engine", "last", alive)
         if self._settings.service:
-            self._store.run(verbs.note_put("engine", "service", alive))
+            yield from verbs.note_put("engine", "service", alive)
+        names = {name for relay in routes.relays.values() for name in (relay.name, relay.url)}
+        yield from verbs.note_put("knows", self._engine.owner.uuid, sorted(names))
+        living = {row[1] for row in (yield from verbs.owners())}
+        for engine in (yield from verbs.note_keys("knows")):
+            if engine not in living:
+                yield from verbs.note_drop("knows", engine)
+        yield from verbs.forget_hops(living, now)
 
     def _miss(self, now: int) -> None:
         """On the writer's thread: complain of loopback copies that did not come home in time; say so when
@@ -249,6 +269,9 @@ class Maintenance:
         if isinstance(answer, BaseException):
             self._engine.complain("upkeep", answer)
             self._upkeep_at = self._loop.time() + UPKEEP_AGAIN
+        for hop in self._engine.hops.values():
+            if hop.pace.tripped:  # still: the note says which engine found so last
+                self.paused(hop, hop.pace.trouble)
         self._engine.look_again()
 
     # -- retention -------------------------------------------------------------------------------------------
@@ -279,14 +302,17 @@ class Maintenance:
 
     # -- notes about next hops -------------------------------------------------------------------------------
 
-    def tell_hop(self, hop: NextHop, trouble: str | None) -> None:
-        """Store that a next hop is paused and why, so that people see why mail waits."""
-        verbs = self._store.verbs
-        if trouble is None:
-            self._note(verbs.note_drop("hop", hop.relay.name))
-        else:
-            note = {"trouble": trouble, "since": self._clock.now()}
-            self._note(verbs.note_put("hop", hop.relay.name, note))
+    def paused(self, hop: NextHop, trouble: str) -> None:
+        """Publish that it gets nothing for a while, so that people see why mail waits."""
+        relay, engine = hop.relay, self._engine.owner.uuid
+        self._paused.add(relay.name)
+        self._note(self._store.verbs.pause_hop(relay.name, relay.url, trouble, engine, self._clock.now()))
+
+    def answers(self, hop: NextHop) -> None:
+        """It takes part in a dialogue: whatever any engine has noted of it is over."""
+        if hop.relay.name in self._paused:
+            self._paused.discard(hop.relay.name)
+            self._note(self._store.verbs.resume_hop(hop.relay.name, self._clock.now()))
 
     def may_send_ahead(self, relay: Relay) -> bool:
         """False for a relay that is known to refuse pipelined envelopes."""

@@ -60,8 +60,11 @@ class Completing(Protocol):
 class Noting(Protocol):
     """Who keeps what is learned about next hops (`maintenance`)."""
 
-    def tell_hop(self, hop: NextHop, trouble: str | None) -> None:
-        """It is paused for this reason; None when it is no longer paused."""
+    def paused(self, hop: NextHop, trouble: str) -> None:
+        """It gets nothing for a while, for this reason."""
+
+    def answers(self, hop: NextHop) -> None:
+        """It takes part in a dialogue."""
 
     def refuses_ahead(self, hop: NextHop, reply: Reply) -> None:
         """It refuses an envelope that is sent before its answer to the final dot."""
@@ -319,7 +322,7 @@ class SessionFeed:
         if self.hop.pace.tripped:
             name = self.hop.relay.name
             self._engine.seldom.say(logging.INFO, f"well {name}", "%s answers again", name)
-            self._engine.maintenance.tell_hop(self.hop, None)
+        self._engine.maintenance.answers(self.hop)
         self.hop.pace.success()
 
     def failed(self, outcome: Outcome, transcript: Sequence[tuple[int, str, bytes]] = ()) -> None:
@@ -338,7 +341,7 @@ class SessionFeed:
                 outcome.stage,
                 hop.pace.pause,
             )
-            self._engine.maintenance.tell_hop(hop, str(outcome.reply))
+            self._engine.maintenance.paused(hop, str(outcome.reply))
         self._completer.hop_failed(hop, outcome, transcript)
 
     # -- the next hop's side --------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from outmail.store.verbs.export import Parcel
 log = logging.getLogger("outmail")
 
 #: Notes that belong to a store and its engines, not to its mail.
-_OWN = ("engine", "hop", "store")
+_OWN = ("engine", "hop", "knows", "store")
 NOTE = ("store", "moving")
 
 Tell = Callable[[int, int], None]

@@ -21,6 +21,8 @@ from outmail.outbox.queue import Queue
 
 log = logging.getLogger("outmail")
 
+#: What may happen: to a message, a recipient, a next hop.
+EVENTS = ("accepted", *ARROWS, "seen", "paused", "resumed")
 Listener = Callable[[Event], Any]
 
 
@@ -35,8 +37,8 @@ class Listeners:
 
     def on(self, event: str) -> Callable[[Listener], Listener]:
         """A decorator that registers a function for one event, or for all ("*")."""
-        if event not in (*ARROWS, "accepted", "seen", "*"):
-            raise ConfigError(f"no event is named {event!r}; they are accepted, seen, {', '.join(ARROWS)}")
+        if event not in (*EVENTS, "*"):
+            raise ConfigError(f"no event is named {event!r}; they are {', '.join(EVENTS)}")
 
         def register(listener: Listener) -> Listener:
             self.registered.append((event, listener))

@@ -24,12 +24,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from outmail.accept.acceptance import Door, Draft, Terms, When
 from outmail.clock import Clock, as_datetime
 from outmail.config import Config, load, relay_in_code
-from outmail.errors import ConfigError, Refused
+from outmail.errors import ConfigError, NotStored, Refused
 from outmail.intake import api
 from outmail.model import Attempt, Dsn, Event, Receipt, Status, keyed_id
 from outmail.outbox import ending
 from outmail.outbox.listeners import Listener, Listeners
 from outmail.outbox.queue import Queue, opened
+from outmail.outbox.stranded import stranded
 from outmail.policy.route import Relay, Routes, parse_relay
 from outmail.store import forks
 from outmail.system import failpoints, host
@@ -468,6 +469,7 @@ class Outbox:
         except Exception:
             log.exception("outmail could not look what is left in the queue")
             return
+        self._tell_stranded()
         if left:
             reasons = sorted({r.reason for r in left if r.reason})[:2]
             why = f" ({'; '.join(reasons)})" if reasons else ""
@@ -479,6 +481,18 @@ class Outbox:
                 f"with the next run, or by: {command}",
                 file=sys.stderr,
             )
+
+    def _tell_stranded(self) -> None:
+        """What no run will deliver by itself."""
+        routes = self.config.routes
+        mine = self._route is not None and bool(routes.resolve(self._route))
+        try:
+            for one in stranded(Queue(self.store, routes, self.clock)):
+                target = self._route if self._route and mine and self._route != one.route else routes.fallback
+                sentence = one.sentence(target, "--store", self.store.url)
+                print(f"outmail: {sentence}", file=sys.stderr)
+        except NotStored as problem:
+            log.error("outmail could not look what waits for other routes: %s", problem)
 
 
 def _terms(config: Config, routes: Routes) -> Terms:

@@ -12,6 +12,7 @@ Does not: accept or deliver messages, or start anything.
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ from outmail.policy.loopback import statistics
 from outmail.policy.route import Routes
 from outmail.smtp.syntax import printable
 from outmail.store import Store, StoreError, Verb, shown
+from outmail.system.lockfile import boot_id
 from outmail.wiring import open_store
 
 R = TypeVar("R")
@@ -67,6 +69,21 @@ class CopySeen(NamedTuple):
 
 def _hops(text: str | None) -> tuple[tuple[str, int | None], ...]:
     return tuple((name, at) for name, at in json.loads(text)) if text else ()
+
+
+def _dead(engine: EngineSeen) -> bool:
+    """True where its process can be looked for, and is not there."""
+    if engine.boot != boot_id():
+        return (
+            False  # of another machine, or of this one before it started anew: nobody has looked after it yet
+        )
+    try:
+        os.kill(engine.pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def opened(place: str) -> Store:
@@ -169,6 +186,10 @@ class Queue:
             yield from page
             after = page[-1].cursor
 
+    def cursor_at(self, since: int) -> int:
+        """The cursor behind which all events lie that happened at that time (ms) or later."""
+        return self._read(self.store.verbs.cursor_at(since))
+
     def last_cursor(self) -> int:
         """The newest event's cursor; 0 when there is none."""
         return self._read(self.store.verbs.last_cursor())
@@ -205,8 +226,28 @@ class Queue:
         )
 
     def paused_hops(self) -> dict[str, dict[str, Any]]:
-        """Next hops that get nothing for a while: ``since`` (ms) and ``trouble`` of each."""
-        return self._read(self.store.verbs.note_list("hop"))
+        """Next hops that get nothing for a while, as live engines find: ``since`` (ms), ``trouble`` and
+        ``url`` of each. What an engine found that has ended, or at another URL than is configured now, is
+        not among them.
+        """
+        notes = self._read(self.store.verbs.note_list("hop"))
+        living = self._living() if notes else set()
+        return {
+            name: note
+            for name, note in notes.items()
+            if note.get("engine") in living
+            and (name not in self.routes.relays or note["url"] == self.routes.relays[name].url)
+        }
+
+    def known_elsewhere(self) -> set[str]:
+        """Names and URLs of the relays that live engines know, whatever this process does."""
+        notes = self._read(self.store.verbs.note_list("knows"))
+        living = self._living() if notes else set()
+        return {name for engine, names in notes.items() if engine in living for name in names}
+
+    def _living(self) -> set[str]:
+        """The engines that the store knows and that are not certainly dead."""
+        return {engine.uuid for engine in self.engines() if not _dead(engine)}
 
     def ahead_notes(self) -> dict[str, dict[str, Any]]:
         """What is known of relays that refuse what is sent ahead: ``since``, ``until`` (ms) and ``reply`` of

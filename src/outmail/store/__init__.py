@@ -291,6 +291,9 @@ class Verbs(Protocol):
     def events_after(self, cursor: int, limit: int = 1000) -> Verb[list[Event]]:
         """Events after a cursor, in the order of their commits."""
 
+    def cursor_at(self, since: int) -> Verb[int]:
+        """The cursor behind which all events lie that happened at that time (ms) or later."""
+
     def last_cursor(self) -> Verb[int]:
         """The newest event's cursor; 0 when there is none."""
 
@@ -396,6 +399,19 @@ class Verbs(Protocol):
 
     def drop_upload(self, upload: str) -> Verb[int]:
         """Remove pieces whose message never came, because their writer is gone. Returns how many pieces."""
+
+    # -- next hops -------------------------------------------------------------------------------------------
+
+    def pause_hop(self, name: str, url: str, trouble: str, engine: str, now: int) -> Verb[None]:
+        """An engine (its uuid) found that a next hop takes nothing: a note of kind ``hop``, and, if that is
+        news, an event ``paused``.
+        """
+
+    def resume_hop(self, name: str, now: int) -> Verb[None]:
+        """It answers again: the note goes, and, where there was one, an event ``resumed`` tells so."""
+
+    def forget_hops(self, engines: set[str], now: int) -> Verb[None]:
+        """Forget notes that no engine has confirmed for long, of engines that are not among these."""
 
     # -- notes -----------------------------------------------------------------------------------------------
 

@@ -450,6 +450,63 @@ def test_notes_are_compared_and_set(store: Any) -> None:
     )
 
 
+def test_pauses_of_a_next_hop_and_their_ends_take_turns_whoever_tells_them(store: Any) -> None:
+    verbs = store.verbs
+    add(store, message())
+    for now, url, engine in (
+        (NOW, "smtp://a:25", "one"),
+        (NOW + 5, "smtp://a:25", "two"),
+        (NOW + 9, "smtp://b:25", "two"),
+    ):
+        store.run(verbs.pause_hop("default", url, "refused", engine, now))
+    note, _ = store.read(verbs.note_get("hop", "default"))
+    assert (note["since"], note["url"], note["engine"]) == (NOW + 9, "smtp://b:25", "two")
+    for _ in range(2):
+        store.run(verbs.resume_hop("default", NOW + 20))
+    add(store, message())
+    events = store.read(store.verbs.events_after(0))
+    assert [e.event for e in events] == ["accepted", "paused", "paused", "resumed", "accepted"]
+    told = [e for e in events if e.id is None]
+    assert {(e.n, e.state, e.route) for e in told} == {(None, None, "default")} and told[
+        0
+    ].reason == "refused"
+
+
+def test_a_pause_that_engines_forgot_is_forgotten(store: Any) -> None:
+    week = 8 * 86_400_000
+    for name, engine, now in (("old", "gone", NOW), ("held", "alive", NOW), ("young", "gone", NOW + week)):
+        store.run(store.verbs.pause_hop(name, "smtp://a:25", "refused", engine, now))
+    store.run(store.verbs.forget_hops({"alive"}, NOW + week))
+    assert store.read(store.verbs.note_keys("hop")) == ["held", "young"]
+
+
+def test_events_of_next_hops_are_kept_as_long_as_records(store: Any) -> None:
+    def pause(now: int) -> None:
+        store.run(store.verbs.pause_hop("default", "smtp://a:25", "refused", "one", now))
+        store.run(store.verbs.resume_hop("default", now))
+
+    owner = store.register(NOW)
+    for now in (NOW, NOW + 20_000):
+        pause(now)
+        add(store, message(now=now))
+        (delivery,) = lease(store, owner, 1, now, now)
+        settle(store, owner, delivery, "delivered", "delivered", now=now)
+    store.read(store.verbs.events_after(0))
+    purged(store, "records", NOW + 10_000)
+    purged(store, "records", NOW + 10_000)
+    left = [(e.event, e.at) for e in store.read(store.verbs.events_after(0))]
+    assert left == [(event, NOW + 20_000) for event in ("paused", "resumed", "accepted", "delivered")]
+
+
+def test_events_since_a_moment_begin_there(store: Any) -> None:
+    verbs = store.verbs
+    add(store, message(now=NOW))
+    add(store, message(now=NOW + 1000))
+    first, second = store.read(verbs.events_after(0))
+    since = [store.read(verbs.cursor_at(NOW + ms)) for ms in (0, 1, 1000, 1001)]
+    assert since == [first.cursor - 1, second.cursor - 1, second.cursor - 1, second.cursor]
+
+
 #: step → what `lifecycle` says of it.
 _SAYS: dict[str, Callable[[Standing], Standing]] = {
     "lease": life.lease,

@@ -104,6 +104,7 @@ class Lease:
 
     def __init__(self, id: int = 7) -> None:
         self.id = id
+        self.uuid = f"engine{id}"
         self.lost = False
         self.begun: list[Delivery] = []
         self.harmless_ones: list[Delivery] = []

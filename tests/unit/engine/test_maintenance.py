@@ -12,6 +12,7 @@ from outmail.engine.maintenance import Maintenance
 from outmail.engine.settings import EngineSettings
 from outmail.model import Reply
 from outmail.policy.pace import Pace
+from outmail.policy.route import Routes
 from outmail.testing import FakeClock
 from tests.unit.engine.fakes import NOW, Calls, FakeCommits, FakeLoop, Lease, Spoken, relay
 
@@ -25,7 +26,9 @@ class Scene:
     def __init__(self, retention: dict[str, int] | None = None) -> None:
         self.loop, self.commits, self.clock = FakeLoop(), FakeCommits(), FakeClock(NOW)
         self.hop = hop(concurrency=8)
-        self.engine = Calls(owner=Lease(), hops={"relay": self.hop}, engines=1, hungry=False)
+        self.engine = Calls(
+            owner=Lease(), hops={"relay": self.hop}, engines=1, hungry=False, routes=Routes({})
+        )
         store = SimpleNamespace(verbs=Spoken(), kept=lambda records: records)
         words: Any = (
             self.engine,
@@ -95,15 +98,15 @@ def test_a_lost_lease_is_seen_with_the_next_look_for_dead_engines() -> None:
 
 def test_engines_share_the_limits_of_next_hops() -> None:
     scene = Scene()
-    scene.maintenance._reclaimed(([], 4, {}))
+    scene.maintenance._reclaimed(([], 4, {}, []))
     assert scene.engine.engines == 4 and scene.hop.pace.ceiling == 2
-    scene.maintenance._reclaimed(([], 1, {}))
+    scene.maintenance._reclaimed(([], 1, {}, []))
     assert scene.hop.pace.ceiling == 8 and not scene.engine.heard
 
 
 def test_what_dead_engines_held_is_named_and_looked_for(caplog: pytest.LogCaptureFixture) -> None:
     scene = Scene()
-    scene.maintenance._reclaimed(([{"leases": 3, "uncertain": 1}], 1, {}))
+    scene.maintenance._reclaimed(([{"leases": 3, "uncertain": 1}], 1, {}, []))
     assert scene.engine.heard == ["look_again"] and "took back 3 recipients" in caplog.text
 
 
@@ -119,8 +122,48 @@ def test_what_another_engine_learned_of_a_next_hop_counts_here() -> None:
     other, scene = Scene(), Scene()
     other.maintenance.refuses_ahead(other.hop, Reply(503, "in turn"))
     ((_, _, url, note), _) = other.commits.asks[0]
-    scene.maintenance._reclaimed(([], 1, {url: note}))
+    scene.maintenance._reclaimed(([], 1, {url: note}, []))
     assert not scene.hop.ahead and not scene.commits.asks
+
+
+def test_a_next_hop_that_answers_ends_what_any_engine_has_noted_of_it() -> None:
+    scene = Scene()
+    scene.maintenance.answers(scene.hop)
+    assert not scene.commits.asks
+    for noted in (
+        lambda: scene.maintenance.paused(scene.hop, "refused"),
+        lambda: scene.maintenance._reclaimed(([], 1, {}, [scene.hop.relay.name])),
+    ):
+        noted()
+        scene.maintenance.answers(scene.hop)
+        scene.maintenance.answers(scene.hop)
+    assert scene.commits.asked() == ["pause_hop", "resume_hop", "resume_hop"]
+
+
+def test_a_note_about_a_paused_next_hop_is_kept_fresh() -> None:
+    scene = Scene()
+    scene.maintenance._swept(None)
+    assert not scene.commits.asks
+    scene.hop.pace.fault(scene.loop.time(), "expired", fatal=True)
+    scene.maintenance._swept(None)
+    ((name, *words), _) = scene.commits.asks[0]
+    assert name == "pause_hop" and words == [
+        scene.hop.relay.name,
+        scene.hop.relay.url,
+        "expired",
+        "engine7",
+        NOW,
+    ]
+
+
+def test_routes_that_were_added_are_published_at_once() -> None:
+    scene = Scene()
+    scene.maintenance.look()
+    scene.commits.called()
+    scene.engine.routes = Routes({"relay": scene.hop.relay})
+    scene.maintenance.look()
+    scene.maintenance.look()
+    assert scene.commits.called() == ["_sweep"]
 
 
 def test_what_is_too_old_is_looked_for_once_a_second() -> None:

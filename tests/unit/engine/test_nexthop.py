@@ -156,10 +156,10 @@ def test_a_next_hop_is_paused_after_trouble_and_said_so_once() -> None:
     feed = scene.session()
     for _ in range(10):
         feed.failed(DOWN)
-    assert scene.hop.pace.tripped and scene.maintenance.heard == ["tell_hop"]
+    assert scene.hop.pace.tripped and scene.maintenance.heard == ["paused"]
     assert scene.completer.heard == ["hop_failed"] * 10
     feed.healthy()
-    assert not scene.hop.pace.tripped and scene.maintenance.heard == ["tell_hop", "tell_hop"]
+    assert not scene.hop.pace.tripped and scene.maintenance.heard == ["paused", "answers"]
 
 
 def test_idle_sessions_are_sent_home_after_the_idle_time() -> None:

@@ -39,7 +39,7 @@ from outmail.system.lockfile import boot_id
 
 log = logging.getLogger("outmail")
 
-SCHEMA = 2
+SCHEMA = 3
 R = TypeVar("R")
 #: Seconds between two polls for mail from other hosts.
 POLL = 0.3

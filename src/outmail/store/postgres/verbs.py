@@ -230,6 +230,13 @@ def events_after(cursor: int, limit: int = 1000, *, watermark: Watermark) -> Ver
     return (yield from verbs.events_after(cursor, limit))
 
 
+def cursor_at(since: int, *, watermark: Watermark) -> Verb[int]:
+    """`verbs.cursor_at`, once all have cursors."""
+    while (yield from number_events(watermark, fresh=True)):
+        pass
+    return (yield from verbs.cursor_at(since))
+
+
 def last_cursor(*, watermark: Watermark) -> Verb[int]:
     """The newest event's cursor."""
     while (yield from number_events(watermark, fresh=True)):
@@ -381,6 +388,10 @@ class PostgresVerbs:
         """`events_after`; gives cursors first."""
         return events_after(cursor, limit, watermark=self.watermark)
 
+    def cursor_at(self, since: int) -> Verb[int]:
+        """`cursor_at`, which gives cursors first."""
+        return cursor_at(since, watermark=self.watermark)
+
     def last_cursor(self) -> Verb[int]:
         """`last_cursor`; gives cursors first."""
         return last_cursor(watermark=self.watermark)
@@ -411,6 +422,12 @@ class PostgresVerbs:
     purge = staticmethod(verbs.purge)
     forget_messages = staticmethod(verbs.forget_messages)
     drop_upload = staticmethod(verbs.drop_upload)
+
+    # -- next hops -------------------------------------------------------------------------------------------
+
+    pause_hop = staticmethod(verbs.pause_hop)
+    resume_hop = staticmethod(verbs.resume_hop)
+    forget_hops = staticmethod(verbs.forget_hops)
 
     # -- notes -----------------------------------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ from outmail.store.verbs.upkeep import CHECKS
 from outmail.system.host import hostname
 from outmail.system.lockfile import LockFile, boot_id, sync_folder
 
-SCHEMA = 2
+SCHEMA = 3
 #: Seconds between two searches for pieces of long contents that have neither a message nor a lock file.
 WALK = 3600.0
 R = TypeVar("R")

@@ -22,6 +22,7 @@ from outmail.store.verbs.delivery import (
     settle,
     unlease,
 )
+from outmail.store.verbs.hops import forget_hops, pause_hop, resume_hop
 from outmail.store.verbs.loopback import came_home, copies_of, copies_since, forget_copies, miss, missing
 from outmail.store.verbs.loopback import count as loopback_count
 from outmail.store.verbs.loopback import counts as loopback_counts
@@ -29,6 +30,7 @@ from outmail.store.verbs.queue import (
     attempts,
     change,
     content,
+    cursor_at,
     deeper,
     destinations,
     events_after,
@@ -68,6 +70,7 @@ __all__ = [
     "content",
     "copies_of",
     "copies_since",
+    "cursor_at",
     "deeper",
     "destinations",
     "drop_upload",
@@ -78,6 +81,7 @@ __all__ = [
     "expire",
     "find",
     "forget_copies",
+    "forget_hops",
     "forget_messages",
     "forget_owner",
     "give_back",
@@ -97,12 +101,14 @@ __all__ = [
     "note_put",
     "note_set_aside",
     "owners",
+    "pause_hop",
     "purge",
     "quarantine",
     "reclaim",
     "register",
     "rejuvenate",
     "reroute",
+    "resume_hop",
     "seq_of",
     "settle",
     "shorten",

@@ -30,7 +30,7 @@ RECIPIENT = (
     "attempts, reason, attempt, finished_at"
 )
 ATTEMPT = "id, at, route, host, duration_ms, outcome, code, enhanced, text, recipients, transcript"
-EVENT = "at, event, n, state, uncertain, reason, attempts, attempt"
+EVENT = "at, event, n, state, uncertain, reason, attempts, attempt, route"
 EVENTS_OF = f"SELECT {EVENT} FROM event WHERE message = ? ORDER BY cursor"
 
 
@@ -113,7 +113,7 @@ def take_in(found: Sequence[Parcel], now: int) -> Verb[int]:
         yield Many(f"INSERT INTO recipient (message, {RECIPIENT}) VALUES ({_marks(1, RECIPIENT)})", rows)
         yield Many(
             f"INSERT INTO event (message, {EVENT}) VALUES ({_marks(1, EVENT)})",
-            [(seq, *row[:7], renamed.get(row[7])) for row in parcel.events],
+            [(seq, *row[:7], renamed.get(row[7]), row[8]) for row in parcel.events],
         )
     if fresh:  # these messages have new numbers but are as old as their dates say
         yield from note_put("imported", "newest", max(seqs))

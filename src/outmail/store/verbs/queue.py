@@ -16,7 +16,7 @@ from outmail import lifecycle
 from outmail.model import PRIORITIES, Attempt, Event, Filter, RecipientStatus, Reply, Status
 from outmail.store import Many, Verb
 from outmail.store.filters import where
-from outmail.store.verbs.rows import EVENT, chunks, event_rows
+from outmail.store.verbs.rows import EVENT, ROUTE_EVENT, chunks, event_rows
 
 # -- changing ------------------------------------------------------------------------------------------------
 
@@ -76,7 +76,7 @@ def reroute(
     """
     page = yield from _page(selection, now, after)
     changed = yield Many(_REROUTE, [(route, now, m, n) for m, n in page])
-    yield Many(EVENT, event_rows(now, "reroute", changed))
+    yield Many(ROUTE_EVENT, [(*row, route) for row in event_rows(now, "reroute", changed)])
     return len(changed), _next(page)
 
 
@@ -245,11 +245,11 @@ def events_after(cursor: int, limit: int = 1000) -> Verb[list[Event]]:
     """Events after a cursor, in the order of their commits."""
     rows = yield (
         "SELECT e.cursor, e.at, e.event, m.id, e.n, r.address, e.state, e.uncertain, e.reason, e.attempts, "
-        "a.code, a.enhanced, a.text"
-        " FROM event e JOIN message m ON m.seq = e.message LEFT JOIN recipient r ON r.message = e.message "
-        "AND r.n = e.n"
-        " LEFT JOIN attempt a ON a.id = e.attempt AND a.message = e.message WHERE e.cursor > ? ORDER BY "
-        "e.cursor LIMIT ?",
+        "a.code, a.enhanced, a.text, e.route"
+        " FROM event e LEFT JOIN message m ON m.seq = e.message LEFT JOIN recipient r ON r.message = "
+        "e.message AND r.n = e.n"
+        " LEFT JOIN attempt a ON a.id = e.attempt AND a.message = e.message WHERE e.cursor > ? AND (m.seq IS "
+        "NOT NULL OR e.message < 0) ORDER BY e.cursor LIMIT ?",
         (cursor, limit),
     )
     return [
@@ -260,14 +260,21 @@ def events_after(cursor: int, limit: int = 1000) -> Verb[list[Event]]:
             id,
             n,
             address,
-            state,
+            state or None,
             bool(mark),
             reason,
             tries,
             Reply(code, text, enhanced) if code is not None else None,
+            route,
         )
-        for c, at, event, id, n, address, state, mark, reason, tries, code, enhanced, text in rows
+        for c, at, event, id, n, address, state, mark, reason, tries, code, enhanced, text, route in rows
     ]
+
+
+def cursor_at(since: int) -> Verb[int]:
+    """The cursor behind which all events lie that happened at that time or later."""
+    rows = yield "SELECT min(cursor) FROM event WHERE at >= ?", (since,)
+    return int(rows[0][0]) - 1 if rows[0][0] is not None else (yield from last_cursor())
 
 
 def last_cursor() -> Verb[int]:

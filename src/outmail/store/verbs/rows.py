@@ -31,6 +31,10 @@ EVENT = (
     "(?,?,?,?,?,?,?,?,?)"
 )
 
+#: Of a recipient that takes another route, or of a next hop: then ``message`` is `HOPS`, and ``n`` NULL.
+ROUTE_EVENT = EVENT.replace("attempt)", "attempt, route)").replace("?)", "?,?)")
+HOPS = -1
+
 BLANK = (
     "UPDATE message SET id = ?, sender = '', message_id = '', subject = '', size = 0, key = NULL, tag = "
     "NULL, dsn = NULL, upload = NULL WHERE seq = ?"

@@ -152,6 +152,8 @@ def purge(kind: str, before: int, after: int = 0, limit: int = 500) -> Verb[tupl
     old = [(seq, upload) for seq, upload, _, final in rows if final <= before]
     if old:
         yield from _REMOVING[kind](old)
+    if kind == "records":
+        yield OLD_HOPS, (before,)
     young = next((seq for seq, _, _, final in rows if final > before), None)
     last = rows[-1][0] if rows else after
     return (
@@ -173,6 +175,13 @@ def _remove_transcripts(old: list[tuple[int, str | None]]) -> Verb[None]:
         (_numbers(old), old[0][0], old[-1][0]),
     )
 
+
+#: Events of next hops are kept as long as records, and as long as an older event of a message: so only the
+#: front of the table is looked at.
+OLD_HOPS = (
+    "DELETE FROM event WHERE message < 0 AND at <= ? AND cursor < (SELECT min(cursor) FROM event WHERE "
+    "message >= 0)"
+)
 
 NEWEST = "SELECT (SELECT max(seq) FROM message), (SELECT max(id) FROM attempt)"
 
@@ -209,8 +218,8 @@ def _forget(old: Sequence[tuple[int, Any]]) -> Verb[None]:
         if any(number == seq for number, _ in old):
             yield BLANK, (f"{GONE}{seq}", seq)
     yield (
-        "DELETE FROM event WHERE cursor < (SELECT max(cursor) FROM event) AND message <= ? AND NOT EXISTS "
-        "(SELECT 1 FROM recipient r WHERE r.message = event.message)",
+        "DELETE FROM event WHERE cursor < (SELECT max(cursor) FROM event) AND message >= 0 AND message <= ? "
+        "AND NOT EXISTS (SELECT 1 FROM recipient r WHERE r.message = event.message)",
         (last,),
     )
 
