@@ -437,6 +437,59 @@ def test_the_admin_lists_retries_and_cancels(project: Project) -> None:
     assert out == "seen\n"
 
 
+def test_the_admin_shows_every_recipient_with_times_and_a_sealed_preview(
+    project: Project, sink: Sink
+) -> None:
+    sink.script("RCPT bad@*: 550 5.1.1 nobody of this name\nRCPT slow@*: 451 4.7.1 greylisted")
+    project.story("""
+        html = '<p>Thank <img src="https://evil.test/x.png"><script>alert(1)</script></p>'
+        message = mail.EmailMultiAlternatives(
+            "mixed", "Thank you.", None, ["good@x.test", "bad@x.test", "slow@x.test"]
+        )
+        message.attach_alternative(html, "text/html")
+        message.attach("bill.csv", "1;2", "text/csv")
+        message.send()
+        mail.send_mail("waits", "text", None, ["slow@x.test"])
+    """)
+    project.manage("outmail", "run", "--once")
+    out = project.story(r"""
+        import re
+        from django.contrib.auth.models import User
+        from django.test import Client
+        from outmail.contrib.django import queue
+
+        User.objects.create_superuser("root", "r@x.test", "pw")
+        client = Client()
+        assert client.login(username="root", password="pw")
+        base = "/admin/outmail/message/"
+        (mixed,) = queue.outbox().find("subject:mixed")
+
+        def listed(words):
+            page = client.get(base, {"q": words}).content.decode()
+            return [subject for subject in ("mixed", "waits") if f">{subject}</a>" in page]
+
+        assert listed("") == ["mixed", "waits"] == listed("ALL") and listed(mixed.id) == ["mixed"]
+        assert listed("ALL state:failed") == ["mixed"] == listed("state:failed") == listed("code:550")
+        for page in (client.get(base), client.get(f"{base}{mixed.id}/change/")):
+            text = page.content.decode()
+            assert "nobody of this name" in text and "greylisted" in text and "delivered" in text
+            assert "deferred" in text and re.search(r"\d\d:\d\d C[SD]T", text)  # Django's own zone
+        assert 'sandbox=""' in text and "default-src &#x27;none&#x27;" in text
+        assert "&lt;script&gt;alert(1)" in text and "<script>alert(1)" not in text
+        assert "<pre>Thank you." in text and "bill.csv" in text
+        assert "good@x.test, bad@x.test, slow@x.test by" in text or "bad@x.test by" in text
+
+        assert client.post(base, {"action": "retry", "id": [mixed.id]}).status_code == 302
+        states = {r.address: r.state for r in queue.outbox().status(mixed.id).recipients}
+        assert states == {"good@x.test": "delivered", "bad@x.test": "queued", "slow@x.test": "queued"}
+        queue.outbox().cancel(mixed.id)
+        page = client.post(base, {"action": "retry", "id": [mixed.id]}, follow=True).content.decode()
+        assert "Waiting and failed recipients can be tried again" in page
+        print("seen")
+    """)
+    assert out == "seen\n"
+
+
 def test_every_page_of_the_admin_answers_for_every_kind_of_message(project: Project) -> None:
     out = project.story(r"""
         from django.contrib.auth.models import User
