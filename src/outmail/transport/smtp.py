@@ -390,7 +390,10 @@ class SmtpTransport:
                 else:
                     Wire(loop, sock, session)
         except (OSError, tls.Untrusted, TimeoutError) as problem:
-            sock.close()
+            if session.transport is not None:
+                session.transport.abort()  # the pin is wrong: the loop still has the line
+            else:
+                sock.close()
             text = f"{relay.url}: {_tls_words(problem)}"
             raise _Unreachable("tls", text, session.dialogue.greeting) from None
         return session
