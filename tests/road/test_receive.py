@@ -122,7 +122,7 @@ def test_mboxes_for_several_users_at_once(start: Callable[..., Server], tmp_path
         )  # type: ignore[misc]
         read = mailbox.mbox(tmp_path / "mail" / name)
         assert len(read) == 20 and all(">From here on" in message.get_payload() for message in read)
-    assert not list((tmp_path / "mail").glob("*.lock"))
+    until(lambda: not list((tmp_path / "mail").glob("*.lock")))
 
 
 def test_relaying_and_unknown_users_are_refused_at_rcpt(start: Callable[..., Server], tmp_path: Path) -> None:
@@ -233,6 +233,50 @@ def test_lmtp_writes_once_for_who_is_named_thrice_and_answers_each(
         False,
     ]
     assert [len(list((tmp_path / "mail" / name / "new").iterdir())) for name in ("alice", "bob")] == [1, 1]
+
+
+def test_lmtp_gives_a_member_who_is_a_recipient_too_one_copy(
+    start: Callable[..., Server], tmp_path: Path, sink: Sink
+) -> None:
+    start(toml=settings(tmp_path, f"{tmp_path}/mail/{{user}}/", sink.url))
+    boxes = {name: tmp_path / "mail" / name / "new" for name in ("alice", "bob")}
+    with smtplib.LMTP(str(tmp_path / "lmtp")) as client:
+        client.ehlo()
+        client.mail("a@far.test")
+        for address, code in (("team", 250), ("alice", 250), ("nobody", 550), ("POSTMASTER", 250)):
+            assert client.rcpt(f"{address}@here.test")[0] == code
+        said = [client.data(BODY), *(client.getreply() for _ in range(2))]
+    assert [code for code, _ in said] == [250] * 3
+    # what is queued is delivered in one go: when all of it is there, so is what was too much
+    until(
+        lambda: len(sink.messages) == 1 and boxes["bob"].exists() and len(list(boxes["bob"].iterdir())) == 1
+    )
+    with Outbox(tmp_path / "q.db", deliver="never") as box:
+        (status,) = box.find()
+        until(lambda: box.status(status.id).settled)
+    assert [r.address for r in status.recipients] == ["bob@here.test", "eve@far.test"]
+    assert len(list(boxes["alice"].iterdir())) == 1
+
+
+def test_bare_names_of_local_clients_are_users_here(start: Callable[..., Server], tmp_path: Path) -> None:
+    """The first domain of the server, whatever the origin of mail that goes out."""
+    server = start(
+        toml=settings(tmp_path, f"{tmp_path}/mail/{{user}}/", extra='domains = ["here.test"]')
+        + '[accept]\norigin = "elsewhere.test"\n'
+    )
+    with server.client() as client:
+        client.ehlo("me")
+        assert client.docmd("MAIL FROM:root")[0] == 250
+        assert [client.docmd(f"RCPT TO:<{name}>")[0] for name in ("Alice", "nobody", "postmaster")] == [
+            250,
+            550,
+            250,
+        ]
+        assert client.data(BODY)[0] == 250
+    box = tmp_path / "mail" / "alice" / "new"
+    until(lambda: box.exists() and len(list(box.iterdir())) == 1)
+    (got,) = box.iterdir()
+    assert got.read_bytes().startswith(b"Return-Path: <root@here.test>\nDelivered-To: alice@here.test\n")
 
 
 def test_lmtp_holds_the_content_once_for_all_its_recipients(

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from outmail.accept.acceptance import Draft
 from outmail.errors import Refused
@@ -92,7 +93,7 @@ class Receiver:
         request: protocol.Deliver,
         then: Callable[[Sequence[Reply]], None],
     ) -> None:
-        """SMTP: one message in the queue for all targets. LMTP: each recipient for itself."""
+        """SMTP: one message in the queue for all targets. LMTP: an answer for each recipient."""
         lmtp = listener.settings.dialogue.lmtp
         times = len(request.recipients) if lmtp else 1
         clock = listener.door.door.clock
@@ -111,42 +112,52 @@ class Receiver:
             then([Reply(451, "The aliases are in disorder: come back later", "4.3.5")] * times)
             return
         if not lmtp:
-            unique = list(dict.fromkeys(target for found in targets.values() for target in found))
+            # who is nobody since RCPT stays a recipient, and has a story
+            reached = [target for address, found in targets.items() for target in found or [address]]
+            unique = list(dict.fromkeys(reached))
             listener.door.accept(
                 Draft(content, request.sender, unique, id=id, normal=True, trace=trace),
                 lambda answer: then([reply_for(answer)]),
             )
             return
-        whole = trace + content
-        #: Recipients that mean the same are one delivery, and have the same answer.
-        wanted = {tuple(found): found for found in targets.values()}
-        answers: dict[tuple[str, ...], Reply] = {}
+        copies = Copies([targets[address] for address in request.recipients], self._is_mailbox)
+        self._each(listener, request.sender, trace + content, copies, then)
 
-        def answered(found: tuple[str, ...], reply: Reply) -> None:
-            answers[found] = reply
-            if len(answers) == len(wanted):
-                then([answers[tuple(targets[address])] for address in request.recipients])
-
-        for key, found in wanted.items():
-            self._by_lmtp(listener, request.sender, whole, found, lambda reply, key=key: answered(key, reply))  # type: ignore[misc]
-
-    def _by_lmtp(
+    def _each(
         self,
         listener: Listener,
         sender: str,
         content: bytes,
-        targets: list[str],
-        then: Callable[[Reply], None],
+        copies: Copies,
+        then: Callable[[Sequence[Reply]], None],
     ) -> None:
-        """A plain user's mailbox at once; an alias with several targets, or one elsewhere, by the queue."""
-        if len(targets) == 1 and targets[0].endswith(f"@{self._domain}") and self._mailboxes:
-            writing = asyncio.ensure_future(self._mailboxes.attempt(sender, targets[0], content))
-            self._writing.add(writing)
-            writing.add_done_callback(lambda done: self._written(done, then))
-        else:
+        awaited = len(copies.alone) + bool(copies.queued)
+        answers: dict[str, Reply] = {}
+
+        def answered(what: str, reply: Reply) -> None:
+            answers[what] = reply
+            if len(answers) == awaited:
+                then(copies.replies(answers))
+
+        if not awaited:
+            then(copies.replies(answers))
+        if copies.queued:
             listener.door.accept(
-                Draft(content, sender, targets, normal=True), lambda answer: then(reply_for(answer))
+                Draft(content, sender, list(copies.queued), normal=True),
+                lambda answer: answered(QUEUE, reply_for(answer)),
             )
+        for target in copies.alone:
+            self._write(sender, target, content, partial(answered, target))
+
+    def _is_mailbox(self, found: Sequence[str]) -> bool:
+        """True for the targets of a plain user, whose mailbox is written before the answer."""
+        return self._mailboxes is not None and len(found) == 1 and found[0].endswith(f"@{self._domain}")
+
+    def _write(self, sender: str, target: str, content: bytes, then: Callable[[Reply], None]) -> None:
+        assert self._mailboxes is not None
+        writing = asyncio.ensure_future(self._mailboxes.attempt(sender, target, content))
+        self._writing.add(writing)
+        writing.add_done_callback(lambda done: self._written(done, then))
 
     def _written(self, writing: asyncio.Future[Outcome], then: Callable[[Reply], None]) -> None:
         self._writing.discard(writing)
@@ -158,6 +169,39 @@ class Receiver:
         else:
             log.error("a delivery failed by a bug of outmail", exc_info=problem)
             then(Reply(451, "Internal error: come back later", "4.3.0"))
+
+
+#: What the answer about the message in the queue is called.
+QUEUE = ""
+
+
+class Copies:
+    """Who gets a message that came by LMTP: each target once, whichever recipients lead to it.
+
+    ``found``: the targets of each recipient. ``alone``: users who are recipients themselves; their mailbox is
+    written before the answer. ``queued``: all other targets, by one message in the queue.
+    """
+
+    def __init__(self, found: Sequence[Sequence[str]], is_mailbox: Callable[[Sequence[str]], bool]) -> None:
+        self._found = found
+        self.alone = dict.fromkeys(targets[0] for targets in found if is_mailbox(targets))
+        self.queued = dict.fromkeys(
+            target for targets in found for target in targets if target not in self.alone
+        )
+
+    def replies(self, answers: Mapping[str, Reply]) -> list[Reply]:
+        """The reply for each recipient; ``answers``: for each of ``alone``, and for `QUEUE`."""
+        return [self._reply(targets, answers) for targets in self._found]
+
+    def _reply(self, targets: Sequence[str], answers: Mapping[str, Reply]) -> Reply:
+        if not targets:
+            return UNKNOWN  # since RCPT
+        if any(target in self.queued for target in targets):
+            return answers[QUEUE]
+        if len(targets) == 1:
+            return answers[targets[0]]
+        # not the worst of theirs: the client tries each of them again, and would reach the others twice
+        return Reply(250, "delivered to its members as recipients", "2.0.0")
 
 
 class Everything:
