@@ -205,16 +205,66 @@ def test_pytest_fixtures_are_public(outbox: Outbox, mail_sink: Sink) -> None:
     assert len(list(outbox.find())) == 1 and mail_sink.port
 
 
-def test_producers_need_no_posix(tmp_path: Path) -> None:
-    code = f"""
-import sys
-for name in ("fcntl", "pwd", "grp", "resource"): sys.modules[name] = None
-import outmail, outmail.testing
-box = outmail.Outbox({str(tmp_path / "q.db")!r}, deliver="never")
-box.submit(b"A: b\\r\\n\\r\\n", sender="me@x.test", recipients=["a@x.test"])
+#: What Windows does not have, and what it does not allow.
+WINDOWS = """
+import os, sys
+for name in ("fcntl", "pwd", "grp", "resource", "termios"):
+    sys.modules[name] = None
+for name in (
+    "O_CLOEXEC", "O_NONBLOCK", "O_NOFOLLOW", "O_DIRECTORY", "O_PATH", "geteuid", "getuid", "getegid",
+    "getgid", "uname", "fork", "register_at_fork", "statvfs", "fchmod", "pread", "pwrite", "link",
+):
+    if hasattr(os, name):
+        delattr(os, name)
+os.environ["COMPUTERNAME"] = "DESK"
+
+def unopened(function):
+    def called(path, *more, **words):
+        target = os.path.realpath(path)
+        for fd in os.listdir("/proc/self/fd"):
+            try:
+                held = os.readlink(f"/proc/self/fd/{fd}")
+            except OSError:
+                continue
+            if held == target:
+                raise PermissionError(13, "the file is in use by this process", path)
+        return function(path, *more, **words)
+    return called
+
+os.rename, os.replace, os.unlink, os.remove = map(unopened, (os.rename, os.replace, os.unlink, os.remove))
+opened = os.open
+
+def no_folders(path, *more, **words):
+    if os.path.isdir(path):
+        raise PermissionError(13, "Permission denied", path)
+    return opened(path, *more, **words)
+
+os.open = no_folders
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=False)
+
+
+def test_producers_need_no_posix(tmp_path: Path) -> None:
+    """Stored there, it is read here."""
+    code = f"""{WINDOWS}
+import outmail, outmail.testing
+with outmail.Outbox({str(tmp_path / "q.db")!r}, deliver="never") as box:
+    short = box.send("a@x.test", "short", "text", sender=("Me", "me@x.test"), attachments=[("a.bin", b"1")])
+    long = box.submit(b"A: b\\r\\n\\r\\n" + b"x" * 3_000_000, sender="me", recipients=["root", "b@x.test"])
+    many = box.send_many([{{"to": "c@x.test", "sender": "me@x.test", "key": "k"}}] * 2)
+    assert short.durable and long.durable and many[1].duplicate
+    print(short.id, long.id)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, timeout=60, check=False, text=True
+    )
     assert done.returncode == 0, done.stderr
+    short, long = done.stdout.split()
+    with Outbox(tmp_path / "q.db", deliver="never") as box:
+        assert b"Subject: short\r\n" in box.content(short) and len(list(box.find())) == 3
+        assert len(box.content(long)) > 3_000_000
+        status = box.status(long)
+        assert (status.sender, status.recipients[0].address) == ("me@DESK", "root@DESK")
+    assert not list(tmp_path.glob("q.db.upload*"))
 
 
 def test_importing_costs_little() -> None:

@@ -38,7 +38,7 @@ def whole(path: str) -> Iterator[str]:
         raise _exists(path)
     temporary = f"{path}{_WORD}{os.urandom(6).hex()}"
     try:
-        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         yield temporary
         _check_no_log(temporary)
         _sync(temporary)
@@ -66,7 +66,7 @@ def refuse_unfinished(path: str) -> None:
 
 
 def _sync(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:
@@ -97,7 +97,7 @@ def _name(temporary: str, path: str) -> None:
 def _rename(temporary: str, path: str) -> None:
     """The name is taken first, by an empty file, and so is never somebody else's."""
     try:
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     except FileExistsError:
         raise _exists(path) from None
     try:

@@ -211,7 +211,7 @@ def dead_files(store_path: str, kind: str = "engine") -> Iterator[DeadFile]:
     """
     for path in sorted(glob(f"{escape(store_path)}.{kind}.*") + glob(f"{escape(store_path)}.{kind}-new.*")):
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except FileNotFoundError:
             continue
         except OSError as problem:

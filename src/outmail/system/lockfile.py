@@ -3,7 +3,9 @@ however it dies.
 
 Engines, runs of jobs, and spools of log records are known to be alive or dead by such files.
 Promises: a file gets its name only when it is locked. Only this process holds it (a forked child closes its
-copy). Where ``fcntl`` does not exist, files are made without a lock, and nothing is ever found dead.
+copy, and a new program inherits none: PEP 446). Where ``fcntl`` does not exist, files are made without a lock,
+and nothing is ever found dead. Windows neither renames nor removes an open file, so without locks a file gets
+its name at once and is closed before it is removed.
 Fails: OSError. Does not: import slow modules (`outmail watch` uses it), or work on network file systems.
 """
 
@@ -31,11 +33,13 @@ class LockFile:
 
     def __init__(self, temporary: str, path: str, content: bytes = b"", flags: int = 0) -> None:
         self.path = path
+        temporary = temporary if can_lock() else path
         self.fd = _locked(temporary, flags)
         try:
             if content:
                 os.write(self.fd, content)
-            os.rename(temporary, path)
+            if temporary != path:
+                os.rename(temporary, path)
         except OSError:
             os.close(self.fd)
             raise
@@ -43,12 +47,15 @@ class LockFile:
 
     def end(self) -> None:
         """What the file stood for has ended and is recorded: remove it."""
-        if self.fd >= 0:
-            try:
-                os.unlink(self.path)
-            except FileNotFoundError:
-                pass
+        if self.fd < 0:
+            return
+        if not can_lock():
             self.abandon()
+        try:
+            os.unlink(self.path)
+        except FileNotFoundError:
+            pass
+        self.abandon()
 
     def abandon(self) -> None:
         """Close the descriptor, and leave the file to whoever finds it."""
@@ -69,8 +76,12 @@ def clock_id() -> str:
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:
-    """When this returns, names that were made or changed in the folder are on disk."""
-    fd = os.open(folder or ".", os.O_RDONLY | os.O_CLOEXEC)
+    """When this returns, names that were made or changed in the folder are on disk. Windows opens no folders:
+    there the file system's own journal has to do.
+    """
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    fd = os.open(folder or ".", os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:
@@ -136,7 +147,7 @@ def _locked(temporary: str, flags: int) -> int:
     more.
     """
     for _ in range(1000):
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | flags, 0o600)
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | flags, 0o600)
         if not can_lock() or (try_lock(fd) and same_file(temporary, fd)):
             return fd
         os.close(fd)

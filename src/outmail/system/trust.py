@@ -61,15 +61,9 @@ def read_found(path: str) -> Document:
 
 
 def _found(path: str, target: str) -> Document:
-    folder = os.open(
-        os.path.dirname(target), getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
-    )
+    folder = os.open(os.path.dirname(target), getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY)
     try:
-        fd = os.open(
-            os.path.basename(target),
-            os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC,
-            dir_fd=folder,
-        )
+        fd = os.open(os.path.basename(target), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
         with open(fd, "rb") as file:
             status = os.fstat(fd)
             doubt = _doubt(status, "it", target) if stat.S_ISREG(status.st_mode) else "it is no regular file"

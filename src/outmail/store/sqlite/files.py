@@ -39,7 +39,7 @@ def create(path: str) -> None:
     """
     try:
         path.encode()
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     except FileExistsError:
         if not os.path.isfile(path):
             raise StoreError(
