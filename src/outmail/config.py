@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,10 +29,9 @@ from outmail.policy.retry import Retry, Schedule
 from outmail.policy.route import RELAY_SETTINGS, Relay, Routes, Rule, is_loopback, parse_relay
 from outmail.policy.selection import parse_size
 from outmail.policy.veil import known
-from outmail.smtp.syntax import AddressError, parse_mailbox
+from outmail.smtp.syntax import AddressError, parse_mailbox, qualified
 from outmail.store import shown
-from outmail.system import trust
-from outmail.system.host import hostname
+from outmail.system import host, trust
 
 DEFAULT_RELAY = "smtp://localhost:25"
 
@@ -40,7 +40,7 @@ _TOP: dict[str, tuple[type, ...]] = {
     "route": (list,), "outbox": (list,),
     "retry": (dict,), "listen": (dict,), "limits": (dict,), "safety": (dict,), "retention": (dict,),
     "transcripts": (str,), "loop": (str,),
-    "hostname": (str,), "loopback": (dict,), "reports": (dict,), "receive": (dict,),
+    "hostname": (str,), "loopback": (dict,), "reports": (dict,), "receive": (dict,), "accept": (dict,),
 }  # fmt: skip
 _TABLES: dict[str, dict[str, tuple[type, ...]]] = {
     "retry": {"schedule": (str,), "expire": (str,), "soft_bounce": (bool,), "on_uncertain": (str,)},
@@ -50,6 +50,7 @@ _TABLES: dict[str, dict[str, tuple[type, ...]]] = {
     "limits": {"message_size": (str, int), "recipients": (int,), "queue": (int,)},
     "safety": {"only_to": (list,), "redirect_to": (str,)},
     "retention": {"bodies": (str,), "records": (str,), "transcripts": (str,)},
+    "accept": {"origin": (str,)},
     "loopback": {"address": (str,), "mode": (str,), "sample": (int, float, str), "canary": (str,),
     "within": (str,), "message_id": (str,)},
     "reports": {"templates": (str,)},
@@ -137,6 +138,8 @@ class Config:
     transcripts: str = "failures"
     loop: str = "asyncio"
     hostname: str = ""
+    #: The domain that bare names of this machine's own programs get; "" refuses bare names.
+    origin: str = ""
     #: Applications' own databases, as URLs.
     outboxes: tuple[str, ...] = field(default=(), repr=False)
     templates: str = ""
@@ -203,6 +206,7 @@ class Config:
             "retention_ms": dict(self.retention),
             "transcripts": self.transcripts,
             "hostname": self.hostname,
+            "accept": {"origin": self.origin or None},
             "reports": {"templates": self.templates or None},
         }
 
@@ -299,24 +303,26 @@ def _build(data: dict[str, Any], source: str, env: Mapping[str, str]) -> Config:
     loopback = _loopback(data.get("loopback", {}))
     relays = _relays(data, env)
     retention, limits, safety = data.get("retention", {}), data.get("limits", {}), data.get("safety", {})
+    origin = _origin(data)
     to = env["OUTMAIL_TO"].split(",") if env.get("OUTMAIL_TO") else data.get("to", [])
     config = Config(
         store=env.get("OUTMAIL_STORE") or data.get("store") or default_store(env),
         routes=Routes(relays, _rules(data.get("route", []), relays)),
         secrets=_secrets(data, env, source),
-        sender=_mailbox("from", env.get("OUTMAIL_FROM") or data.get("from", "")),
-        to=tuple(_mailbox("to", item) for item in ([to] if isinstance(to, str) else to)),
+        sender=_mailbox("from", env.get("OUTMAIL_FROM") or data.get("from", ""), origin),
+        to=tuple(_mailbox("to", item, origin) for item in ([to] if isinstance(to, str) else to)),
         retry=_retry(data.get("retry", {}), loopback),
         loopback=loopback,
         listen=_listen(data.get("listen", {})),
         receive=_receive(data.get("receive", {})),
         only_to=tuple(_texts("[safety] only_to", safety.get("only_to", []))),
-        redirect_to=_mailbox("[safety] redirect_to", safety.get("redirect_to", "")),
+        redirect_to=_mailbox("[safety] redirect_to", safety.get("redirect_to", ""), origin),
         transcripts=_one_of("transcripts", data.get("transcripts", "failures"), ("failures", "all", "none")),
         loop=_one_of("loop", data.get("loop", "asyncio"), ("asyncio", "uvloop")),
         templates=data.get("reports", {}).get("templates", ""),
         outboxes=_outboxes(data.get("outbox", []), env.get("OUTMAIL_OUTBOX", "")),
-        hostname=data.get("hostname") or hostname(),
+        hostname=data.get("hostname") or host.hostname(),
+        origin=origin,
         source=source,
     )
     known.add(env.get("OUTMAIL_PASSWORD", ""), lasting=True)
@@ -714,10 +720,26 @@ def _texts(where: str, value: Any) -> list[str]:
     return list(items)
 
 
-def _mailbox(where: str, text: str) -> str:
+def _origin(data: Mapping[str, Any]) -> str:
+    """``[accept] origin``, else what the machine calls itself in mail; a name that is no domain is passed
+    over.
+    """
+    given = data.get("accept", {}).get("origin")
+    if given is not None:
+        try:
+            return parse_mailbox(f"x@{given}").domain if given else ""
+        except AddressError:
+            raise ValueError(f"[accept] origin = {given!r} is no domain: write such as example.org") from None
+    for name in (host.mail_name(), data.get("hostname") or host.full_name()):
+        with suppress(AddressError):
+            return parse_mailbox(f"x@{name}").domain
+    return "localhost"
+
+
+def _mailbox(where: str, text: str, origin: str = "") -> str:
     if not text:
         return ""
     try:
-        return str(parse_mailbox(text.strip()))
+        return str(parse_mailbox(qualified(text.strip(), origin)))
     except AddressError as problem:
         raise ValueError(f"{where}: {problem}") from None

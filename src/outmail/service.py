@@ -128,6 +128,7 @@ def settings_for(
     )
     dialogue = protocol.ServerSettings(
         hostname=config.hostname or "localhost",
+        origin=config.origin,
         lmtp=kind == "lmtp",
         size=config.message_size,
         recipients=min(config.recipients, 10_000),
@@ -281,7 +282,7 @@ def _text_of(path: str) -> str:
     """A file of aliases or of targets: regular and of bounded size, for whoever may name files here must not
     make the server wait or read without end.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise AliasError(f"{path} is not a regular file")
@@ -316,6 +317,7 @@ async def receive(
     """Until a signal: listen, deliver to mailboxes, hand on what is not local."""
     config = box.config
     known = None if catch else directory(config)
+    origin = local_domains(config)[0] if known is not None and config.origin else config.origin
     tls = certificate("receive", config.receive.certificate, config.receive.key)
 
     def open_listeners(door: AsyncAcceptance) -> list[tuple[str, Listener, str]]:
@@ -324,7 +326,7 @@ async def receive(
             for address in getattr(config.receive, kind):
                 hostname = config.hostname or "localhost"
                 dialogue = protocol.ServerSettings(
-                    hostname, lmtp=kind == "lmtp", size=config.message_size, starttls=tls is not None
+                    hostname, origin, lmtp=kind == "lmtp", size=config.message_size, starttls=tls is not None
                 )
                 if known is None:
                     made = Listener(

@@ -87,10 +87,46 @@ def test_raw_keeps_the_bytes(outmail: Run) -> None:
     assert outmail("show", *S, id, "--raw").stdout == content
 
 
+def test_the_command_qualifies_what_it_composes_and_the_envelope_of_what_comes_whole(
+    outmail: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "c.toml").write_text('[accept]\norigin = "o.test"\n')
+    words = ("--config", "c.toml", "--store", "q.db", "-f", "root", "john")
+    sent = outmail("send", *words, stdin=b"hello\n")
+    whole = b"From: root\r\n\r\nx\r\n"
+    given = [outmail(*name, *words, stdin=whole) for name in (("submit",), ("send", "--raw"))]
+    assert [done.returncode for done in (sent, *given)] == [0, 0, 0], (sent.stderr, given)
+    content = outmail("show", "--store", "q.db", sent.stdout.decode().strip(), "--raw").stdout
+    assert b"From: root@o.test\r\nTo: john@o.test\r\n" in content
+    for done in given:
+        id = done.stdout.decode().strip()
+        shown = json.loads(outmail("show", "--store", "q.db", id, "--json").stdout)
+        assert (shown["sender"], shown["recipients"][0]["address"]) == ("root@o.test", "john@o.test")
+        assert outmail("show", "--store", "q.db", id, "--raw").stdout.endswith(whole)
+
+
+def test_submit_is_the_name_of_send_raw(outmail: Run, sink: Sink) -> None:
+    content = b"Date: Thu, 01 Jan 1970 00:00:00 +0000\r\nMessage-ID: <a@b>\r\n\r\nbody\r\n"
+    words = [
+        *S, "-f", "me@x.test", "--cc", "c@x.test", "--bcc", "b@x.test", "--key", "k", "--tag", "t",
+        "--expires", "1d", "--priority", "low", "--relay", sink.url, "--wait", "10", "--json", "a@x.test",
+    ]  # fmt: skip
+    done = outmail("submit", *words, stdin=content)
+    again = outmail("send", "--raw", *words, stdin=content)
+    told, retold = json.loads(done.stdout), json.loads(again.stdout)
+    assert (done.returncode, again.returncode) == (0, 0), done.stderr
+    assert told["id"] == retold["id"] and not told["duplicate"] and retold["duplicate"]
+    (got,) = sink.messages
+    assert got.content == content and got.recipients == ("a@x.test", "c@x.test", "b@x.test")
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
-        (("send", *S, "-f", "me@x.test", "broken"), 65),
+        (("send", *S, "-f", "me@x.test", "broken@"), 65),
+        (("submit", *S, "-f", "me@x.test", "broken@"), 65),
+        (("submit", *S), 64),
+        (("submit", *S, "-s", "a subject", "a@x.test"), 64),
         (("send", *S), 64),
         (("frobnicate",), 64),
         ((), 64),
@@ -119,7 +155,7 @@ def test_exit_codes_and_one_sentence(outmail: Run, arguments: tuple[str, ...], c
 
 
 def test_errors_as_json(outmail: Run) -> None:
-    done = outmail("send", *S, "-f", "me@x.test", "--json", "broken")
+    done = outmail("send", *S, "-f", "me@x.test", "--json", "broken@")
     assert json.loads(done.stderr)["error"]["code"] == "bad-address"
 
 
@@ -254,7 +290,9 @@ def test_store_and_config(outmail: Run, tmp_path: Path) -> None:
         ("[relay]\nurl = 'null:'\nurll = 1", "did you mean 'url'"),
         ("[[route]]\nrelays = ['defualt']", "did you mean 'default'"),
         ("x = ", "Invalid value"),
-        ("from = 'nobody'", "has no @"),
+        ("from = 'some body'", "has no @"),
+        ("[accept]\norigin = 'a b'", "is no domain"),
+        ("[accept]\norigins = 'a.test'", "did you mean 'origin'"),
         ("[limits]\nmessage_size = '50 potatoes'", "not a size"),
         ("[limits]\nrecipients = true", "whole number"),
         ("[retention]\nbodies = '7'", "span of time"),

@@ -319,6 +319,42 @@ def test_an_address_that_two_readers_read_differently_is_refused(project: Projec
     )
 
 
+def test_bare_names_get_the_origin_in_envelope_and_header(project: Project) -> None:
+    project.folder.joinpath("outmail.toml").write_text('[accept]\norigin = "o.test"\n')
+    project.story("""
+        import outmail
+
+        message = mail.EmailMessage(
+            "s", "t", "Cron <root>", ["John", "Ann <ann>", "a@x.test"], ["eve"], cc=["cc"], reply_to=["help"],
+            headers={"Sender": "daemon", "X-Names": "root"},
+        )
+        names = ("from_email", "to", "cc", "bcc", "reply_to", "extra_headers")
+        kept = {name: getattr(message, name) for name in names}
+        assert message.send() == 1
+        assert {name: getattr(message, name) for name in names} == kept
+        message.from_email = None
+        try:
+            message.send()
+        except (outmail.Refused, ValueError):
+            pass
+        else:
+            raise AssertionError
+    """)
+    (status,) = project.statuses()
+    assert status.sender == "root@o.test"
+    assert [r.address for r in status.recipients] == [
+        "John@o.test", "ann@o.test", "a@x.test", "cc@o.test", "eve@o.test",
+    ]  # fmt: skip
+    with Outbox(project.folder / "queue.db", deliver="never") as box:
+        head = box.content(status.id).partition(b"\r\n\r\n")[0] + b"\r\n"
+    for line in (
+        b"From: Cron <root@o.test>", b"To: John@o.test, Ann <ann@o.test>, a@x.test", b"Cc: cc@o.test",
+        b"Reply-To: help@o.test", b"Sender: daemon@o.test", b"X-Names: root",
+    ):  # fmt: skip
+        assert line + b"\r\n" in head, head
+    assert b"eve" not in head
+
+
 def test_attributes_of_anymail_are_mapped_refused_or_named(project: Project) -> None:
     out = project.story("""
         import datetime

@@ -422,6 +422,56 @@ def test_whose_line_ends_are_mended(
     ] * 4
 
 
+def test_who_may_write_bare_names_and_no_brackets(
+    listening: Callable[..., None], make_box: Callable[..., Outbox], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients of this machine and of trusted networks, and nobody else, even where everybody may relay."""
+    from outmail.intake import smtp as intake
+    from outmail.policy.admission import networks
+    from outmail.smtp.server import ServerSettings
+
+    client = [""]
+    made = intake.ClientConnection.connection_made
+    monkeypatch.setattr(
+        intake.ClientConnection,
+        "connection_made",
+        lambda self, transport: made(self, _From(transport, client[0])),
+    )
+    monkeypatch.setattr(intake.RelayPolicy, "mail", lambda self, session, sender: None)
+    talk = (
+        b"EHLO me\r\nMAIL FROM:root SIZE=9\r\nRCPT TO:<john>\r\nDATA\r\n"
+        b"From: root\r\nTo: john\r\n\r\nx\r\n.\r\nQUIT\r\n"
+    )
+
+    async def codes(port: int) -> list[str]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(talk)
+        lines = (await reader.read()).decode().splitlines()
+        writer.close()
+        return [line[:3] for line in lines if line[3] == " "]
+
+    async def scene(_: int, first: Any) -> None:
+        listener = intake.Listener(
+            first.door, intake.ListenerSettings(ServerSettings(origin="o.test"), networks(["10.0.0.0/8"]))
+        )
+        port = int((await listener.listen("127.0.0.1:0")).rpartition(":")[2])
+        for address in ("127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1", "", "10.1.2.3"):
+            client[0] = address
+            assert (await codes(port))[2:5] == ["250", "250", "354"], address
+        for address in ("192.0.2.7", "2001:db8::1", "::ffff:192.0.2.7", "no address"):
+            client[0] = address
+            assert (await codes(port))[2:5] == ["501", "503", "503"], address
+        await listener.close()
+
+    listening(intake.ListenerSettings(), scene)
+    box = make_box(deliver="never")
+    stored = list(box.find())
+    assert {(s.sender, s.recipients[0].address) for s in stored} == {("root@o.test", "john@o.test")}
+    assert len(stored) == 6
+    for status in stored:
+        assert box.content(status.id).endswith(b"\r\nFrom: root\r\nTo: john\r\n\r\nx\r\n")
+
+
 class _From:
     """A transport whose peer has another address."""
 

@@ -77,6 +77,29 @@ def _common() -> _Parser:
     return common
 
 
+def _envelope(parser: argparse.ArgumentParser) -> None:
+    """What is said of a message beside what stands in it."""
+    parser.add_argument("recipients", nargs="+", metavar="RCPT")
+    parser.add_argument(
+        "-f",
+        "--from",
+        dest="sender",
+        metavar="A",
+        help="sender (default: from of the configuration, or user@host)",
+    )
+    parser.add_argument("--cc", action="append", default=[], metavar="A")
+    parser.add_argument("--bcc", action="append", default=[], metavar="A")
+    parser.add_argument("--key", metavar="K", help="idempotency key: the same key stores one message only")
+    parser.add_argument(
+        "--at", metavar="T", help="not before: 2h, 18:00, tomorrow 9:00, 2026-12-24 (local time)"
+    )
+    parser.add_argument("--expires", metavar="D", help="give up after: 1d, or a time as for --at")
+    parser.add_argument("--priority", default="normal", choices=("high", "normal", "low"))
+    parser.add_argument("--tag", metavar="T")
+    parser.add_argument("--wait", type=float, metavar="S", help="run the engine here for up to S seconds")
+    parser.add_argument("--json", action="store_true")
+
+
 def parser() -> _Parser:
     """The whole command line."""
     top = _Parser(
@@ -96,31 +119,22 @@ def parser() -> _Parser:
     send = sub.add_parser(
         "send", parents=common, help="store a message; body (with --raw: the message) on stdin; prints the id"
     )
-    send.add_argument("recipients", nargs="+", metavar="RCPT")
-    send.add_argument(
-        "-f",
-        "--from",
-        dest="sender",
-        metavar="A",
-        help="sender (default: from of the configuration, or user@host)",
-    )
     send.add_argument("-s", "--subject", default="", metavar="S")
-    send.add_argument("--cc", action="append", default=[], metavar="A")
-    send.add_argument("--bcc", action="append", default=[], metavar="A")
     send.add_argument("-a", "--attach", action="append", default=[], metavar="FILE")
     send.add_argument("--html", metavar="FILE", help="an HTML version of the body")
     send.add_argument("-H", "--header", action="append", default=[], metavar="'K: v'")
-    send.add_argument("--key", metavar="K", help="idempotency key: the same key stores one message only")
-    send.add_argument(
-        "--at", metavar="T", help="not before: 2h, 18:00, tomorrow 9:00, 2026-12-24 (local time)"
-    )
-    send.add_argument("--expires", metavar="D", help="give up after: 1d, or a time as for --at")
-    send.add_argument("--priority", default="normal", choices=("high", "normal", "low"))
-    send.add_argument("--tag", metavar="T")
-    send.add_argument("--raw", action="store_true", help="stdin is a complete message")
-    send.add_argument("--wait", type=float, metavar="S", help="run the engine here for up to S seconds")
-    send.add_argument("--json", action="store_true")
+    send.add_argument("--raw", action="store_true", help="stdin is a complete message (as for submit)")
+    _envelope(send)
     send.set_defaults(run="send")
+
+    submit = sub.add_parser(
+        "submit",
+        parents=common,
+        help="store a complete message from stdin, bytes unchanged; prints the id",
+        description="As send --raw: the header is not read for recipients, --cc and --bcc add some.",
+    )
+    _envelope(submit)
+    submit.set_defaults(run="send", raw=True)
 
     run = sub.add_parser("run", parents=common, help="the engine: deliver what waits, until SIGTERM")
     run.add_argument(

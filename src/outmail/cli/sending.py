@@ -61,8 +61,8 @@ def send(arguments: argparse.Namespace) -> int:
 
 
 def sender_of(config: Config, given: str | None) -> str:
-    """``-f``, else the configured ``from``, else user@host."""
-    return given or config.sender or local_sender(config.hostname)
+    """``-f``, else the configured ``from``, else user@origin."""
+    return given or config.sender or local_sender(config)
 
 
 def _text(body: bytes) -> str:

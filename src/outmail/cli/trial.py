@@ -56,10 +56,11 @@ def _message(config: Config, arguments: argparse.Namespace) -> Delivery:
     draft = api.composed(
         now,
         config.hostname,
+        config.origin,
         to=to,
         subject="outmail test",
         text="This is a test message of outmail: this relay takes mail.\n",
-        sender=arguments.sender or config.sender or local_sender(config.hostname),
+        sender=arguments.sender or config.sender or local_sender(config),
     )
     if len(draft.recipients) != 1:
         raise Refused("--to takes one address", code="bad-address")

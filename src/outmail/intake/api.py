@@ -1,15 +1,18 @@
 """The library's way in: Python values → complete messages.
 
 Promises: everything is checked before anything is stored; what cannot be meant raises `Refused` with a
-sentence that names the argument. Bcc recipients are in the envelope only. Does not: store (`accept` does), or
-touch the network.
+sentence that names the argument. Bcc recipients are in the envelope only. Bare names (``root``) get the
+domain ``origin``: in header fields too where the message is composed here, in the envelope alone where it
+came complete. Does not: store (`accept` does), or touch the network.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
@@ -19,7 +22,7 @@ from outmail.errors import ConfigError, Refused
 from outmail.mime import splice
 from outmail.mime.compose import Attachment, Parts, Person, compose
 from outmail.model import Dsn, keyed_id, new_id
-from outmail.smtp.syntax import AddressError, parse_mailbox, printable
+from outmail.smtp.syntax import AddressError, parse_mailbox, printable, qualified
 from outmail.system.loading import loading
 
 if TYPE_CHECKING:
@@ -32,17 +35,24 @@ Buffer = bytes | bytearray | memoryview
 Content: TypeAlias = "Buffer | EmailMessage | Message | BinaryIO"
 File = str | os.PathLike[str] | tuple[str, bytes] | tuple[str, bytes, str]
 
+#: One address of a list, up to a comma that is outside quotes.
+_LISTED = re.compile(r'(?:"(?:[^"\\]|\\.)*"|[^,])+', re.DOTALL)
+_ADDRESS_FIELDS = frozenset(
+    f"{prefix}{name}" for prefix in ("", "resent-") for name in ("from", "sender", "to", "cc", "reply-to")
+)
 
-def people(value: Addresses, where: str) -> list[Person]:
+
+def people(value: Addresses, where: str, origin: str = "") -> list[Person]:
     """``str``, ``(name, address)`` or an iterable of them → (display name, mailbox) pairs."""
     if isinstance(value, str):
-        return [_person(value, where)]
+        return [_person(value, where, origin)]
     if value == ():
         return []
     if isinstance(value, tuple) and len(value) == 2:
         name, address = value
         if isinstance(name, str) and isinstance(address, str) and "@" not in name:
-            return [(name, _mailbox(address, where))]
+            _check_pair(name, address, where, origin)
+            return [(name, _mailbox(address, where, origin))]
     if not isinstance(value, Iterable) or isinstance(value, (bytes, Mapping)):
         raise Refused(
             f"{where} must be an address, a (name, address) pair, or several of them, not {value!r}",
@@ -55,23 +65,53 @@ def people(value: Addresses, where: str) -> list[Person]:
                 f"{where} holds {item!r}, which is neither an address nor a (name, address) pair",
                 code="bad-address",
             )
-        found += people(item, where)
+        found += people(item, where, origin)
     return found
 
 
-def _person(text: str, where: str) -> Person:
+def _check_pair(name: str, address: str, where: str, origin: str) -> None:
+    """Two bare names in a tuple may be two recipients: one of them would get nothing."""
+    if name != qualified(name, origin) and address != qualified(address, origin):
+        raise Refused(
+            f"{where}: {(name, address)!r} may be two addresses, or a name and an address: write a list of "
+            f"addresses, or give the address its domain",
+            code="bad-address",
+        )
+
+
+def whole(text: str, origin: str) -> str:
+    """``root`` and ``Name <root>`` with the domain ``origin``; any other text as it is."""
+    head, bracket, tail = text.rpartition("<")
+    inner = tail.strip().removesuffix(">").strip() if bracket else text.strip()
+    address = qualified(inner, origin)
+    if address == inner:
+        return text
+    return f"{head}<{address}>" if bracket else text.replace(inner, address)
+
+
+def whole_fields(fields: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """Header fields with the domain ``origin`` behind the bare names of their address lists."""
+    return {
+        name: _LISTED.sub(lambda one: whole(one[0], origin), value)
+        if isinstance(value, str) and name.lower() in _ADDRESS_FIELDS
+        else value
+        for name, value in fields.items()
+    }
+
+
+def _person(text: str, where: str, origin: str) -> Person:
     head, bracket, tail = text.strip().rpartition("<")
     if bracket and tail.endswith(">"):
         name = head.strip()
         if len(name) > 1 and name[0] == name[-1] == '"':
             name = name[1:-1].replace('\\"', '"').replace("\\\\", "\\")
-        return name, _mailbox(tail[:-1], where)
-    return "", _mailbox(text, where)
+        return name, _mailbox(tail[:-1], where, origin)
+    return "", _mailbox(text, where, origin)
 
 
-def _mailbox(text: str, where: str) -> Any:
+def _mailbox(text: str, where: str, origin: str) -> Any:
     try:
-        return parse_mailbox(text.strip(" "))
+        return parse_mailbox(qualified(text.strip(" "), origin))
     except AddressError as problem:
         raise Refused(f"{where}: {problem}", code="bad-address") from None
 
@@ -118,6 +158,7 @@ def _instant(name: str, value: When | None, now: int) -> int | None:
 def composed(
     now: int,
     hostname: str,
+    origin: str,
     *,
     to: Addresses = (),
     subject: str | None = "",
@@ -150,11 +191,11 @@ def composed(
         raise Refused("headers is a mapping of names to texts", code="bad-header")
     if inline and not isinstance(inline, Mapping):
         raise Refused("inline is a mapping of Content-IDs to files", code="bad-attachment")
-    author = people(sender, "sender")
+    author = people(sender, "sender", origin)
     if len(author) != 1:
         raise Refused("sender must be one address", code="bad-address")
     groups = {
-        where: people(value, where)
+        where: people(value, where, origin)
         for where, value in (("to", to), ("cc", cc), ("bcc", bcc), ("reply_to", reply_to))
     }
     due, end = timing(now, at, expires)
@@ -171,7 +212,7 @@ def composed(
         subject or "",
         text,
         html,
-        dict(headers or {}),
+        whole_fields(headers or {}, origin),
         [attachment(a) for a in attachments or ()],
         {cid: attachment(file) for cid, file in (inline or {}).items()},
         now,
@@ -242,8 +283,14 @@ def _flattened(message: Message) -> bytes:
     return content
 
 
+def _enveloped(address: Any, origin: str) -> Any:
+    """What is no text is refused by acceptance."""
+    return qualified(address, origin) if isinstance(address, str) else address
+
+
 def complete(
     now: int,
+    origin: str,
     content: Content,
     *,
     sender: str | None,
@@ -256,7 +303,9 @@ def complete(
     route: str | None = None,
     dsn: Dsn | None = None,
 ) -> Draft:
-    """The arguments of ``submit`` → a draft. The bytes are kept as they are but for line ends."""
+    """The arguments of ``submit`` → a draft. The bytes are kept as they are but for line ends; bare names of
+    the envelope get the ``origin``.
+    """
     if not isinstance(content, (bytes, bytearray, memoryview)):
         content = _as_bytes(content)
     if not isinstance(recipients, Iterable) or not isinstance(dsn, Dsn | None):
@@ -265,10 +314,15 @@ def complete(
         due, end = timing(now, at, expires)
     else:
         due = end = None
+    if dsn is not None and dsn.each:
+        dsn = replace(dsn, each={_enveloped(address, origin): asked for address, asked in dsn.each.items()})
     return Draft(
         bytes(content),
-        sender or "",
-        [recipients] if isinstance(recipients, str) else list(recipients),
+        _enveloped(sender or "", origin),
+        [
+            _enveloped(address, origin)
+            for address in ([recipients] if isinstance(recipients, str) else recipients)
+        ],
         key,
         due,
         end,

@@ -154,7 +154,12 @@ class ClientConnection(asyncio.BufferedProtocol):
         settings = self.listener.settings
         normalise = self.trusted if settings.normalise is None else settings.normalise
         self._session = protocol.Server(
-            settings.dialogue, self.listener.policy, self, tls=settings.implicit_tls, normalise=normalise
+            settings.dialogue,
+            self.listener.policy,
+            self,
+            tls=settings.implicit_tls,
+            normalise=normalise,
+            local=self.trusted,
         )
         self.listener.joined(self)
         crowded = self.crowded

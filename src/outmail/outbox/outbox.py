@@ -47,15 +47,15 @@ _NOTHING: Mapping[str, Any] = MappingProxyType({})
 WAIT_WITH_USING = "wait= with using=: nothing is sent before your transaction is committed"
 
 
-def local_sender(hostname: str = "") -> str:
-    """user@host, for whoever names no sender."""
+def local_sender(config: Config) -> str:
+    """user@origin, for whoever names no sender."""
     import getpass
 
     try:
         user = getpass.getuser()
     except (OSError, KeyError):
         user = "outmail"
-    return f"{user}@{hostname or host.hostname()}"
+    return f"{user}@{config.origin or config.hostname or host.hostname()}"
 
 
 class Outbox:
@@ -213,22 +213,24 @@ class Outbox:
 
     def _composed(self, words: dict[str, Any]) -> Draft:
         self._learn(words.get("relay"))
-        return self._draft(self._named(words))
+        return self._draft(self._named(words), self.config.origin)
 
     def _drafted(self, words: dict[str, Any]) -> Draft:
         """The words of ``send`` from a row of somebody's database: nothing is learned from them, neither
-        relays nor passwords.
+        relays nor passwords, and bare names stay refused: whoever wrote them may be another machine's root.
         """
-        return self._draft(self._named(words, parse_relay))
+        return self._draft(self._named(words, parse_relay), "")
 
-    def _draft(self, words: dict[str, Any]) -> Draft:
+    def _draft(self, words: dict[str, Any], origin: str) -> Draft:
         words.setdefault("sender", None)
         words["sender"] = words["sender"] or self.config.sender or None
-        return _call(api.composed, "send", self.clock.now(), self.config.hostname, **words)  # type: ignore[no-any-return]
+        return _call(api.composed, "send", self.clock.now(), self.config.hostname, origin, **words)  # type: ignore[no-any-return]
 
     def _complete(self, words: dict[str, Any]) -> Draft:
         self._learn(words.get("relay"))
-        return _call(api.complete, "submit", self.clock.now(), **self._named(words))  # type: ignore[no-any-return]
+        return _call(  # type: ignore[no-any-return]
+            api.complete, "submit", self.clock.now(), self.config.origin, **self._named(words)
+        )
 
     def _named(self, words: dict[str, Any], read: Callable[[str], Relay] = relay_in_code) -> dict[str, Any]:
         words = dict(words)
@@ -294,7 +296,7 @@ class Outbox:
         return f"<{keyed_id(key)}@{self._report_sender().rpartition('@')[2]}>"
 
     def _report_sender(self) -> str:
-        return self.config.sender or local_sender(self.config.hostname)
+        return self.config.sender or local_sender(self.config)
 
     def report(
         self, words: dict[str, Any] | None, *, supersede: str | None = None, when: When | None = None

@@ -30,7 +30,7 @@ from typing import Any, Protocol
 
 from outmail.model import Reply
 from outmail.smtp.lines import has_bare, mended, unstuffed
-from outmail.smtp.syntax import AddressError, parse_mailbox, valid_notify, valid_original
+from outmail.smtp.syntax import AddressError, parse_mailbox, qualified, valid_notify, valid_original
 
 MAX_LINE = 2048
 MAX_AUTH_LINE = 12_288
@@ -50,9 +50,12 @@ class Policy(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """What is offered and what is bounded. ``auth`` needs TLS unless ``auth_clear``."""
+    """What is offered and what is bounded. ``auth`` needs TLS unless ``auth_clear``. ``origin``: the domain
+    that bare names of local clients get; "" refuses bare names.
+    """
 
     hostname: str = "localhost"
+    origin: str = ""
     lmtp: bool = False
     size: int = 50_000_000
     recipients: int = 10_000
@@ -99,12 +102,16 @@ class Close:
 Request = Deliver | Verify | StartTls | Close
 
 _PATH = re.compile(rb'<((?:"(?:[^"\\\r\n]|\\.)*"|[^<>"\s])*)>(?:[ \t]+(.*))?')
+#: What scripts write instead: no brackets.
+_UNBRACKETED = re.compile(rb'([^<>"\s]+)(?:[ \t]+(.*))?')
 _PARAMETER = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([!-<>-~]+))?")
 _XTEXT = re.compile(r"\+([0-9A-F]{2})")
 _OK = b"250 2.1.0 Ok\r\n"
 _RCPT_OK = b"250 2.1.5 Ok\r\n"
 _TOO_LONG = Reply(421, "Line too long", "4.5.2")
 _HTTP = frozenset((b"GET", b"POST", b"PUT", b"HEAD", b"OPTIONS", b"CONNECT"))
+#: Known, and not implemented (RFC 5321 §4.2.4).
+_NOT_HERE = frozenset((b"EXPN", b"TURN", b"ETRN", b"ATRN", b"SEND", b"SOML", b"SAML"))
 #: The commands that are answered where TLS is required and not in place yet (RFC 3207 §4). All others get
 #: 530.
 _BEFORE_TLS = frozenset((b"EHLO", b"LHLO", b"NOOP", b"STARTTLS", b"QUIT", b"HELP")) | _HTTP
@@ -112,7 +119,8 @@ _BEFORE_TLS = frozenset((b"EHLO", b"LHLO", b"NOOP", b"STARTTLS", b"QUIT", b"HELP
 
 class Server:
     """One session. ``peer`` is the object that drives it, for the policy. ``user`` is set after
-    authentication. With ``normalise`` bare line ends are replaced.
+    authentication. With ``normalise`` bare line ends are replaced. A ``local`` client is a program of this
+    machine: it may write bare names (where there is an origin), and paths without brackets.
     """
 
     def __init__(
@@ -123,12 +131,15 @@ class Server:
         *,
         tls: bool = False,
         normalise: bool = False,
+        local: bool = False,
     ) -> None:
         self.settings = settings
         self.policy = policy
         self.peer = peer
         self.tls = tls
         self.normalise = normalise
+        self.local = local
+        self._origin = settings.origin if local else ""
         self.user = ""
         self.helo = ""
         self.extended = False
@@ -347,8 +358,8 @@ class Server:
         times = len(envelope.recipients) if self.settings.lmtp and envelope else 1
         for _ in range(times):
             self._reply(reply)
-        self.errors += 1
         self._reset()
+        self._count_error()
 
     # -- commands --------------------------------------------------------------------------------------------
 
@@ -373,6 +384,10 @@ class Server:
             self._fatal(Reply(421, "This is a mail server", "4.7.0"))
         elif verb.upper() in (b"MAIL", b"RCPT"):
             self._error(Reply(501, "Write MAIL FROM:<address> and RCPT TO:<address>", "5.5.4"))
+        elif verb.upper() == b"BDAT":
+            self._fatal(Reply(421, "CHUNKING is not offered: what follows is no command", "4.7.0"))
+        elif verb.upper() in _NOT_HERE:
+            self._error(Reply(502, "Command not implemented", "5.5.1"))
         else:
             self._error(Reply(500, "Command not known", "5.5.1"))
 
@@ -430,7 +445,7 @@ class Server:
         if self._envelope is not None:
             self._error(Reply(503, "A message has begun already", "5.5.1"))
             return
-        path, parameters = _path(rest)
+        path, parameters = _path(rest, self.local)
         if parameters is None:
             self._error(Reply(501, "Write MAIL FROM:<address>", "5.5.4"))
             return
@@ -446,7 +461,7 @@ class Server:
     def _sender(self, envelope: Deliver, path: bytes) -> Reply | None:
         if not path:
             return None
-        address, problem = _address(path, envelope.smtputf8, self.settings.hostname)
+        address, problem = _address(path, envelope.smtputf8, self.settings.hostname, self._origin)
         envelope.sender = address
         return problem
 
@@ -476,7 +491,7 @@ class Server:
         if envelope is None:
             self._error(Reply(503, "Say MAIL first", "5.5.1"))
             return
-        path, parameters = _path(rest)
+        path, parameters = _path(rest, self.local)
         if parameters is None or not path:
             self._error(Reply(501, "Write RCPT TO:<address>", "5.5.4"))
             return
@@ -492,7 +507,7 @@ class Server:
             else:
                 self._error(Reply(555, f"The parameter {name} is not known or has a wrong value", "5.5.4"))
                 return
-        address, problem = _address(path, envelope.smtputf8, self.settings.hostname)
+        address, problem = _address(path, envelope.smtputf8, self.settings.hostname, self._origin)
         problem = problem or self.policy.rcpt(self, address)
         if problem is not None:
             self._error(problem)
@@ -616,6 +631,9 @@ class Server:
 
     def _error(self, reply: Reply) -> None:
         self._reply(reply)
+        self._count_error()
+
+    def _count_error(self) -> None:
         self.errors += 1
         if self.errors >= self.settings.max_errors:
             self._fatal(Reply(421, "Too many errors", "4.7.0"))
@@ -646,11 +664,15 @@ _COMMANDS = {
 
 
 @lru_cache(1024)
-def _path(rest: bytes) -> tuple[bytes, Mapping[str, str] | None]:
-    """``<address> PARAMETER=value …`` → (address, parameters, or None when they are malformed). Cached,
-    because clients repeat themselves.
+def _path(rest: bytes, local: bool) -> tuple[bytes, Mapping[str, str] | None]:
+    """``<address> PARAMETER=value …`` → (address, parameters, or None when they are malformed). ``local``
+    clients may leave out the brackets. Cached, because clients repeat themselves.
     """
     match = _PATH.fullmatch(rest)
+    if match is None and local:
+        match = _UNBRACKETED.fullmatch(rest)
+        if match is not None and b"=" in match[1] and b"@" not in match[1]:
+            return b"", None  # a parameter behind an address that is missing
     return (match[1], _parameters(match[2])) if match else (b"", None)
 
 
@@ -672,9 +694,9 @@ def _parameters(raw: bytes | None) -> dict[str, str] | None:
 
 
 @lru_cache(1024)
-def _address(path: bytes, utf8: bool, hostname: str) -> tuple[str, Reply | None]:
-    """A path → (address, problem). Source routes are cut off (RFC 5321 §4.1.2). A bare postmaster is local
-    (§4.5.1).
+def _address(path: bytes, utf8: bool, hostname: str, origin: str) -> tuple[str, Reply | None]:
+    """A path → (address, problem). Source routes are cut off (RFC 5321 §4.1.2). A bare name gets the
+    ``origin``, where there is one; a bare postmaster is local in any case (§4.5.1).
     """
     try:
         text = path.decode("utf-8")
@@ -682,8 +704,7 @@ def _address(path: bytes, utf8: bool, hostname: str) -> tuple[str, Reply | None]
         return "", Reply(501, "The address is not UTF-8", "5.5.2")
     if text.startswith("@") and ":" in text:
         text = text.partition(":")[2]
-    if text.lower() == "postmaster":
-        text = f"{text}@{hostname}"
+    text = qualified(text, origin or (hostname if text.lower() == "postmaster" else ""))
     if not text.isascii() and not utf8:
         return "", Reply(553, "The address needs SMTPUTF8", "5.6.7")
     try:

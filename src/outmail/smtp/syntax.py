@@ -60,6 +60,15 @@ def parse_mailbox(text: str) -> Mailbox:
     return mailbox
 
 
+def qualified(text: str, origin: str) -> str:
+    """``root`` → ``root@origin``. Text with an @, and text that is no local part, stays as it is, and so does
+    everything where ``origin`` is "".
+    """
+    if "@" in text or not origin or not _DOT_STRING.fullmatch(text):
+        return text
+    return f"{text}@{origin}"
+
+
 def printable(text: str) -> str:
     """Any text, made safe for one line of an error or a log."""
     return repr(text if len(text) <= 120 else text[:117] + "…")

@@ -3,9 +3,9 @@ however it dies.
 
 Engines, runs of jobs, and spools of log records are known to be alive or dead by such files.
 Promises: a file gets its name only when it is locked. Only this process holds it (a forked child closes its
-copy, and a new program inherits none: PEP 446). Where ``fcntl`` does not exist, files are made without a lock,
-and nothing is ever found dead. Windows neither renames nor removes an open file, so without locks a file gets
-its name at once and is closed before it is removed.
+copy, and a new program inherits none: PEP 446). Where ``fcntl`` does not exist, files are made without a
+lock, and nothing is ever found dead. Windows neither renames nor removes an open file, so without locks a
+file gets its name at once and is closed before it is removed.
 Fails: OSError. Does not: import slow modules (`outmail watch` uses it), or work on network file systems.
 """
 

@@ -31,8 +31,11 @@ class Anyone:
 class Drive:
     """Feeds in any portions and answers requests."""
 
-    def __init__(self, portion: int = 0, normalise: bool = False, **words: object) -> None:
-        self.server = Server(ServerSettings(**words), Anyone(), normalise=normalise)  # type: ignore[arg-type]
+    def __init__(
+        self, portion: int = 0, normalise: bool = False, local: bool = False, **words: object
+    ) -> None:
+        settings = ServerSettings(**words)  # type: ignore[arg-type]
+        self.server = Server(settings, Anyone(), normalise=normalise, local=local)
         self.portion = portion
         self.got: list[Deliver] = []
         self.said = self.server.outgoing()
@@ -125,10 +128,8 @@ def test_several_messages_and_clean_states(portion: int) -> None:
             b"NOTIFY=SUCCESS,DELAY ORCPT=rfc822;b@x.test\r\nRCPT TO:<c@x.test> NOTIFY=NEVER,DELAY\r\n",
             ["250", "250", "250", "555"],
         ),
-        (
-            b"NOOP\r\nRSET\r\nVRFY a\r\nHELP\r\nEXPN a\r\nBDAT 5\r\nWHAT\r\n",
-            ["250", "250", "252", "214", "500", "500", "500"],
-        ),
+        (b"NOOP\r\nRSET\r\nVRFY a\r\nHELP\r\nEXPN a\r\nWHAT\r\n", ["250", "250", "252", "214", "502", "500"]),
+        (b"BDAT 5\r\nNOOP\r\n", ["421"]),
         (b"STARTTLS\r\n", ["502"]),
         (b"EHLO me\r\nAUTH PLAIN\r\n", ["250", "503"]),
         (b"LHLO me\r\n", ["500"]),
@@ -312,3 +313,67 @@ def test_whole_conversations_of_anything(pieces: list[bytes], portion: int) -> N
         assert got.recipients and got.content.count(b"\r\n") == got.content.count(b"\n") == got.content.count(
             b"\r"
         )
+
+
+ENVELOPE = "EHLO me\r\nMAIL FROM:{}\r\nRCPT TO:{}\r\nDATA\r\nA: b\r\n\r\n.\r\n"
+
+
+@pytest.mark.parametrize("portion", [0, 1])
+@pytest.mark.parametrize("lmtp", [False, True])
+@pytest.mark.parametrize(
+    ("sender", "recipient", "meant"),
+    [
+        ("<root>", "<John>", ("root@o.test", "John@o.test")),
+        ("<>", "<Postmaster>", ("", "Postmaster@o.test")),
+        ("<a@x.test>", "<@h.test:john>", ("a@x.test", "john@o.test")),
+        ("a@x.test", "b@x.test", ("a@x.test", "b@x.test")),
+        (" a@x.test SIZE=9 BODY=8BITMIME", "b@x.test NOTIFY=NEVER", ("a@x.test", "b@x.test")),
+        ("root", "SRS0=a=b@x.test", ("root@o.test", "SRS0=a=b@x.test")),
+    ],
+)
+def test_programs_of_this_machine_may_write_less(
+    sender: str, recipient: str, meant: tuple[str, str], lmtp: bool, portion: int
+) -> None:
+    said = ENVELOPE.format(sender, recipient).encode().replace(b"EHLO", b"LHLO" if lmtp else b"EHLO")
+    drive = Drive(portion, local=True, lmtp=lmtp, origin="o.test")
+    assert drive(said) == ["250", "250", "250", "354", "250"]
+    assert (drive.got[0].sender, drive.got[0].recipients) == (meant[0], [meant[1]])
+
+
+@pytest.mark.parametrize(
+    "path", ["root", "<root>", "<John>", "a@x.test", "a@x.test SIZE=9", "<@h.test:john>"]
+)
+def test_nobody_else_may_also_after_they_did(path: str) -> None:
+    """What one session may is not remembered for another."""
+    whole = f"EHLO me\r\nMAIL FROM:{path}\r\nMAIL FROM:<a@x.test>\r\nRCPT TO:{path}\r\nRCPT TO:<b@x.test>\r\n"
+    ours = f"EHLO me\r\nMAIL FROM:{path}\r\nRCPT TO:{path.partition(' ')[0]}\r\n".encode()
+    for _ in range(2):
+        assert Drive(local=True, origin="o.test")(ours) == ["250"] * 3
+        assert Drive(local=False, origin="o.test")(whole.encode()) == ["250", "501", "250", "501", "250"]
+    assert Drive(local=True, origin="")(b"EHLO me\r\nMAIL FROM:<root>\r\n") == ["250", "501"]
+    assert (
+        Drive(local=False, origin="o.test")(b"EHLO me\r\nMAIL FROM:<>\r\nRCPT TO:<postmaster>\r\n")
+        == ["250"] * 3
+    )
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "", "SIZE=9", " SIZE=9 BODY=7BIT", "a@x.test>", "<a@x.test", "a@x.test> <b@x.test", "a b@x.test",
+        '"a b"@x.test',
+        "a@x.test FOO=1", "a@x.test\x0b", "a\x01@x.test", "a@x.test\x00", "a,b@x.test", "a@b@x.test",
+        "root..",         "John Smith",
+        "<a@x.test>,<b@x.test>", "a@x.test;QUIT", "o@x.test\u2028RCPT",
+    ],
+)  # fmt: skip
+def test_without_brackets_nothing_else_gets_in(path: str) -> None:
+    drive = Drive(local=True, origin="o.test")
+    codes = drive(f"EHLO me\r\nMAIL FROM:{path}\r\n".encode())
+    assert codes[0] == "250" and codes[1] in ("500", "501", "553", "555") and not drive.server.begun
+
+
+def test_refused_contents_are_errors_like_others() -> None:
+    drive = Drive(max_errors=3)
+    message = b"MAIL FROM:<a@x.test>\r\nRCPT TO:<b@x.test>\r\nDATA\r\na\nb\r\n.\r\n"
+    assert drive(b"EHLO me\r\n" + message * 4)[-5:] == ["250", "250", "354", "554", "421"] and drive.ended

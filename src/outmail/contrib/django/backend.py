@@ -1,7 +1,8 @@
 """The e-mail backend: what Django sends is queued, inside the running transaction where there is one.
 
 Promises: inside ``transaction.atomic`` mail goes out if and only if the block commits; outside it is on disk
-when `send_messages` returns; Bcc is in the envelope only; a message refused raises before anything of the
+when `send_messages` returns; Bcc is in the envelope only; bare names (``root``) get the configured origin, in
+the envelope and in the header; a message refused raises before anything of the
 call is queued (with ``fail_silently`` it is left out); the number of messages queued is returned. Priority
 and the like: an attribute ``outmail`` of the message, a dict of the words of ``submit`` (``priority, at,
 expires, tag, key, relay``), or headers X-Outmail-Priority, -At, -Expires, -Tag, -Key, -Relay, which are taken
@@ -12,7 +13,8 @@ Fails: `outmail.Refused` (a ValueError, also for every address that Django's own
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from email.errors import InvalidHeaderDefect
 from email.policy import default as modern
 from typing import Any
@@ -45,52 +47,84 @@ class EmailBackend(BaseEmailBackend):
         if not messages:
             return 0
         box, using = queue.outbox(self.options), queue.transaction(self.options)
+        origin = box.config.origin
         if not self.fail_silently:
-            return len(box.submit_many({**submitted(message), "using": using} for message in messages))
+            return len(
+                box.submit_many({**submitted(message, origin), "using": using} for message in messages)
+            )
         count = 0
         for message in messages:
             try:
-                box.submit(**submitted(message), using=using)
+                box.submit(**submitted(message, origin), using=using)
                 count += 1
             except Error:
                 pass
         return count
 
 
-def submitted(message: Any) -> dict[str, Any]:
+def submitted(message: Any, origin: str) -> dict[str, Any]:
     """A message of Django → the words of ``Outbox.submit``."""
     theirs = anymail.words(message)
     kept = dict(message.extra_headers)
     own = {_HEADERS[name.lower()]: str(value) for name, value in kept.items() if name.lower() in _HEADERS}
-    message.extra_headers = {
+    headers = {
         **theirs.headers,
         **{name: value for name, value in kept.items() if name.lower() not in _HEADERS},
     }
-    try:
+    with _changed(message, _qualified(message, headers, origin)):
         content = message.message().as_bytes()
-    finally:
-        message.extra_headers = kept
     return {
         "content": content,
-        "sender": _addresses([theirs.sender or message.from_email], "from_email")[0],
-        "recipients": _addresses(message.recipients(), "recipient"),
+        "sender": _addresses([theirs.sender or message.from_email], "from_email", origin)[0],
+        "recipients": _addresses(message.recipients(), "recipient", origin),
         **theirs.words,
         **own,
         **dict(getattr(message, "outmail", None) or {}),
     }
 
 
-def _addresses(values: Iterable[Any], where: str) -> list[str]:
-    return [_address(str(value), where) for value in values]
+def _qualified(message: Any, headers: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """The attributes that become address fields, with the domain ``origin`` behind bare names."""
+    lists = {
+        name: [api.whole(_text(one), origin) for one in getattr(message, name)]
+        for name in ("to", "cc", "reply_to")
+    }
+    return {
+        "from_email": api.whole(_text(message.from_email), origin),
+        **lists,
+        "extra_headers": api.whole_fields(headers, origin),
+    }
 
 
-def _address(text: str, where: str) -> str:
+@contextmanager
+def _changed(message: Any, values: Mapping[str, Any]) -> Iterator[None]:
+    """The message with other attributes for a while."""
+    kept = {name: getattr(message, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(message, name, value)
+        yield
+    finally:
+        for name, value in kept.items():
+            setattr(message, name, value)
+
+
+def _text(value: Any) -> str:
+    """Lazy texts, too. None is no name."""
+    return "" if value is None else str(value)
+
+
+def _addresses(values: Iterable[Any], where: str, origin: str) -> list[str]:
+    return [_address(_text(value), where, origin) for value in values]
+
+
+def _address(text: str, where: str, origin: str) -> str:
     """The mailbox of one address, as the email package reads it, too: where the two readings differ (a second
     ``@`` in a name without quotes, two addresses in one), the mail could go to somebody whom nobody meant.
     """
-    mailbox = api.people(text, where)[0][1]
+    mailbox = api.people(text, where, origin)[0][1]
     read, sound = _read(text)
-    if not sound or len(read) != 1 or api.people(read[0], where)[0][1] != mailbox:
+    if not sound or len(read) != 1 or api.people(read[0], where, origin)[0][1] != mailbox:
         raise Refused(
             f"{where}: Invalid address {text!r}; write one mailbox, and put a name that is not plain words "
             f"in quotes",
