@@ -1,1 +1,3 @@
-"""Decisions: pure functions of values; time, chance and settings are passed in. Nothing here does I/O."""
+"""Decisions: pure functions of values. Time, random numbers and settings are passed in. Nothing here does
+I/O.
+"""

@@ -1,7 +1,7 @@
-"""Who may hand mail in by SMTP, and how fast.
+"""Who may hand in mail by SMTP, and how fast.
 
 Promises: pure; addresses and times are passed in. A client is trusted when it comes over a unix socket, from
-loopback, or from a listed network, or has authenticated. Does not: look names up.
+loopback or from a listed network, or has authenticated. Does not: look up names.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def is_trusted(peer: str, trusted: tuple[Network, ...]) -> bool:
 
 
 def neighbourhood(peer: str) -> str:
-    """What a client is counted by: its address, of IPv6 the first half, for whoever has one address there has
-    2^64.
+    """The key by which a client is counted: its address. For IPv6 the first half of it, because whoever has
+    one address there has 2^64.
     """
     try:
         address = ipaddress.ip_address(peer.partition("%")[0])

@@ -1,13 +1,13 @@
-"""How old mail is although clocks are set: ages count the time that engines have seen pass.
+"""How old mail is although somebody sets clocks: ages count the time that engines have seen pass.
 
-Mail is dated by a clock that somebody may set. So engines leave a `Sign` in the store every half minute: what
-the clocks said, and the newest message. From one sign to the next, in one boot of the machine, a second clock
-that nobody sets says how much time has passed. What the first one says beyond that was set, and does not
-count.
-Promises: a clock set ahead makes nothing older; a clock set back makes new mail no older; a life that has
-truly passed ends, at the latest one life after the clock was set.
-Does not: read a clock or write a sign (`engine` does), or know how much time passed between two boots: then
-the clock is believed, and the engine gives what became too old meanwhile one attempt.
+Mail is dated by a clock that somebody may set. So every half minute an engine leaves a `Sign` in the store:
+what the clocks showed, and the number of the newest message. Within one boot of the machine, a second clock
+that nobody can set says how much time has passed between two signs. If the first clock says more than that,
+somebody set it, and the difference does not count.
+Promises: setting a clock ahead makes no mail older. Setting it back makes new mail no older. A life that has
+really passed does end, at the latest one life after the clock was set.
+Does not: read a clock or write a sign (the engine does), or know how much time passed between two boots.
+There the clock is believed, and the engine gives mail that became too old in between one attempt.
 """
 
 from __future__ import annotations
@@ -16,37 +16,38 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
-#: Milliseconds that a clock may be off without anybody calling it a jump.
+#: Milliseconds that a clock may be off without counting as set.
 JUMP = 5_000
 
-#: (message, milliseconds): all with a higher number are not older than that, whatever the clock said that
-#: dated them.
+#: (message, milliseconds): messages with a higher number are not older than that, whatever the clock said
+#: that dated them.
 Mark = tuple[int, int]
 NO_MARK: Mark = (1 << 62, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Sign:
-    """What an engine saw in one moment. Milliseconds, but for ``up``."""
+    """What an engine saw at one moment. Times are milliseconds, except ``up``."""
 
     #: The machine's clock.
     wall: int
-    #: The clock that ages go by: the store's own where it has one, else the machine's.
+    #: The clock that ages go by: the store's own if it has one, else the machine's.
     at: int
-    #: Seconds since the machine's start; they go on while a process is stopped or the machine sleeps.
+    #: Seconds since the machine's start. They go on while a process is stopped or the machine sleeps.
     up: float
     #: The highest number of a message.
     newest: int
-    #: What ages of messages up to ``since`` are counted by: ``at``, less what it was set ahead.
+    #: The time by which messages up to ``since`` are aged: ``at`` minus what the clock was set ahead.
     age: int
-    #: By ``at``: until then ``age`` may stay behind it.
+    #: Until this time (by ``at``) ``age`` may be behind ``at``.
     until: int = 0
-    #: The highest number when the clock was last set ahead: later messages are dated by the clock as it is.
+    #: The highest number when the clock was last set ahead. Later messages are dated by the clock as it is
+    #: now.
     since: int = 0
 
     @classmethod
     def of(cls, note: Any) -> Sign | None:
-        """As it was kept, also by a version that keeps more; None for what is no sign."""
+        """A sign from a stored note, also from a version that stores more; None when the note is no sign."""
         names = {field.name for field in fields(cls)}
         if not isinstance(note, dict) or not names <= note.keys():
             return None
@@ -57,27 +58,27 @@ class Sign:
         return cls(**kept)
 
     def later(self, up: float) -> Sign:
-        """What would be seen when the machine has been up for so long, had nobody set a clock."""
+        """What the engine would see when the machine has been up for so long, if nobody had set a clock."""
         passed = int((up - self.up) * 1000)
         return Sign(
             self.wall + passed, self.at + passed, up, self.newest, self.age + passed, self.until, self.since
         )
 
     def time_of(self, message: int) -> int:
-        """What a message's age is counted by."""
+        """The time by which this message is aged."""
         return self.at if message > self.since else self.age
 
 
 def mark_of(sign: Sign, now: Sign) -> Mark:
-    """What an earlier sign says of messages, now."""
+    """What an earlier sign says about the age of messages now."""
     return sign.newest, max(0, now.age - sign.age)
 
 
 def following(
     before: Sign | None, same_boot: bool, wall: int, at: int, up: float, newest: int, life: int
 ) -> Sign:
-    """The next sign. ``life``: the longest that mail usually has; then what was dated before a jump is
-    over.
+    """The next sign. ``life``: how long mail usually waits at most; after that time, all mail that was dated
+    before a jump is gone.
     """
     if before is None or (not same_boot and at < before.at):
         return Sign(wall, at, up, newest, at)
@@ -95,8 +96,8 @@ def following(
 
 
 def was_set(before: Sign | None, same_boot: bool, after: Sign) -> tuple[int, int]:
-    """By how much the machine's clock, and the one that ages go by, were set between two signs; 0 for what is
-    no jump.
+    """By how much the machine's clock, and the clock that ages go by, were set between two signs; 0 where
+    neither jumped.
     """
     if before is None or not same_boot:
         return 0, 0
@@ -106,11 +107,11 @@ def was_set(before: Sign | None, same_boot: bool, after: Sign) -> tuple[int, int
 
 
 def latest(signs: Iterable[Sign], at: int) -> Sign | None:
-    """The last one of other boots and machines. One from the future was left by a clock that was ahead, and
-    says nothing.
+    """The last sign of other boots and machines. A sign from the future comes from a clock that was ahead; it
+    is ignored.
     """
     return max((sign for sign in signs if sign.at <= at + JUMP), key=lambda sign: sign.at, default=None)
 
 
-#: No clock and no number goes further.
+#: No clock and no number goes beyond this.
 _MOST = 1 << 62

@@ -1,8 +1,9 @@
 """aliases(5): who gets mail for a name.
 
-Promises: pure (``:include:`` files are read by a function passed in); names are folded to lower case;
-expansion ends and is bounded in depth, steps and bytes read: a name that leads to itself means the user, a
-circle of several names is an error. Rules of the table in docs/receive.md, one test a row.
+Promises: pure (``:include:`` files are read by a function that is passed in). Names are compared in lower
+case. Expansion always ends, and its depth, steps and bytes read are bounded. A name that leads to itself
+means the user; a circle of several names is an error. The rules are the table in docs/receive.md, with one
+test for each row.
 Fails: `AliasError` with file and line. Does not: write to files or pipes, or read ~/.forward (later).
 """
 
@@ -12,26 +13,26 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 MAX_TARGETS = 10_000
-#: Names and files that lead from one to the next; targets looked at, and characters of included files, for
-#: one name.
+#: For one name: how many names and files may lead to one another, how many targets are looked at, and how
+#: many characters of included files are read.
 MAX_DEPTH = 50
 MAX_STEPS = 100_000
 MAX_INCLUDED = 5_000_000
 
 
 class AliasError(ValueError):
-    """The alias file cannot be meant so."""
+    """The alias file is wrong."""
 
 
 def parse(text: str, source: str = "aliases") -> dict[str, tuple[str, ...]]:
-    """``name: target, target`` lines → name → targets. Lines that begin with white space continue the one
+    """``name: target, target`` lines → name → targets. A line that begins with white space continues the line
     before.
     """
     found: dict[str, tuple[str, ...]] = {}
     for number, line in _logical(text):
         name, rest = _name(line, f"{source}, line {number}")
         if name in found:
-            raise AliasError(f"{source}, line {number}: {name} stands there twice")
+            raise AliasError(f"{source}, line {number}: {name} is defined twice")
         found[name] = tuple(_targets(rest, f"{source}, line {number}"))
         if not found[name]:
             raise AliasError(f"{source}, line {number}: {name} has no target")
@@ -39,14 +40,14 @@ def parse(text: str, source: str = "aliases") -> dict[str, tuple[str, ...]]:
 
 
 def included(text: str, source: str) -> list[str]:
-    """The targets of an ``:include:`` file: lists, comments and blank lines."""
+    """The targets in an ``:include:`` file, which has lists, comments and blank lines."""
     return [
         target for number, line in _logical(text) for target in _targets(line, f"{source}, line {number}")
     ]
 
 
 def _logical(text: str) -> Iterator[tuple[int, str]]:
-    """Lines without comments, continuations joined, with the number of their first line."""
+    """Lines without comments, with continuations joined, and the number of their first line."""
     start, current = 0, ""
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):
@@ -108,7 +109,7 @@ def _checked(target: str, where: str) -> str:
 
 @dataclass(slots=True)
 class Directory:
-    """Users and aliases of the local domains. ``knows`` says whether a user exists; ``read`` gives the text
+    """Users and aliases of the local domains. ``knows`` says whether a user exists; ``read`` returns the text
     of an included file.
     """
 
@@ -126,7 +127,7 @@ class Directory:
         """A local part → users (plain names) and addresses elsewhere (with @), each once; None when nobody
         has this name.
 
-        Raises `AliasError` for circles, and for what is too deep or too much.
+        Raises `AliasError` for circles, and when the expansion is too deep or too large.
         """
         self._steps = self._included = 0
         found: dict[str, None] = {}

@@ -1,9 +1,9 @@
-"""Log records gathered into groups, and whether they are worth a mail.
+"""Groups of log records, and whether they are worth a mail.
 
-Promises: pure; bounded (groups, first and last lines, samples), whatever comes in, with the number of what
-was left out; counts are exact. A record belongs to the group of its logger, level, message template,
-exception and key. A key fails in a run when the run has a record of it at the trigger level; in how many runs
-in a row is counted by `incident`.
+Promises: pure. Groups, first and last lines and samples are bounded, whatever comes in; how many were left
+out is counted, and counts are exact. Records with the same logger, level, message template, exception and key
+are one group. A key has failed in a run when the run has a record of it at the trigger level or above;
+`incident` counts in how many runs in a row.
 Does not: read clocks or files, format records, or send.
 """
 
@@ -20,10 +20,10 @@ MAX_GROUPS = 1000
 MAX_KEYS = 5000
 SAMPLE = 500
 TRACE = 4000
-#: Groups whose traceback is kept.
+#: How many groups keep a traceback.
 TRACES = 50
 BUCKETS = 60
-#: Characters of the time in front of a line, which do not count when lines are compared.
+#: How many characters of a line are the time, which is ignored when lines are compared.
 STAMP = 15
 
 LEVELS = ((50, "CRITICAL"), (40, "ERROR"), (30, "WARNING"), (20, "INFO"), (10, "DEBUG"))
@@ -36,8 +36,8 @@ def level_name(number: int) -> str:
 
 @dataclass(slots=True)
 class Line:
-    """One log record as the spool holds it. ``template`` is the unformatted message; ``frame`` the innermost
-    own frame.
+    """One log record as the spool stores it. ``template`` is the unformatted message; ``frame`` the innermost
+    frame of the program's own code.
     """
 
     at: float
@@ -57,7 +57,7 @@ class Line:
 
 @dataclass(slots=True)
 class Group:
-    """Records that are alike. ``times`` counts by minute, coarser when there are many."""
+    """Records that are alike. ``times`` counts them by minute, or by longer intervals when there are many."""
 
     level: int
     logger: str
@@ -84,7 +84,7 @@ class Group:
             self.times = coarse
 
     def course(self) -> list[int]:
-        """Counts over time, gaps as zero."""
+        """Counts over time, with zeros for gaps."""
         if not self.times:
             return []
         slots = sorted(map(int, self.times))
@@ -96,7 +96,7 @@ class Group:
 
 @dataclass(slots=True)
 class Gathered:
-    """What waits for a mail: groups, the first and the last lines, and what did not fit."""
+    """What waits for a mail: groups, the first and the last lines, and the number of what was left out."""
 
     groups: dict[str, Group] = field(default_factory=dict)
     head: list[str] = field(default_factory=list)
@@ -112,7 +112,7 @@ class Gathered:
     tail_size: int = 20
 
     def add(self, line: Line, text: str, *, counts: bool) -> None:
-        """One more record; ``text`` is the line for the mail, ``counts`` whether it counts for the
+        """Add one record. ``text`` is its line in the mail; ``counts`` says whether it counts towards the
         threshold.
         """
         self.total += 1
@@ -149,7 +149,7 @@ class Gathered:
         group.add(line.at)
 
     def ranked(self) -> list[Group]:
-        """Worst first, then most frequent."""
+        """The worst first, then the most frequent."""
         return sorted(self.groups.values(), key=lambda group: (-group.level, -group.count, group.first))
 
     def dump(self) -> dict[str, Any]:
@@ -178,7 +178,9 @@ class Gathered:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """When a digest is worth a mail. ``at_most`` mails an hour; ``keys``: failures in a row by key."""
+    """When a digest is worth a mail. ``at_most``: mails an hour; ``keys``: how many failures in a row of a
+    key.
+    """
 
     trigger: int = 40
     min_records: int = 1
@@ -186,8 +188,8 @@ class Rules:
     at_most: int = 4
 
     def counts(self, line: Line, muted: Mapping[str, int], now: int) -> bool:
-        """True when a record counts for the threshold by itself: with runs in a row, a key's records do
-        not.
+        """True when a record counts towards the threshold by itself. When failures in a row are counted, a
+        record with a key does not.
         """
         if line.level < self.trigger or (line.key and self.keys.after > 1):
             return False
@@ -206,7 +208,7 @@ class Rules:
 
 @dataclass(slots=True)
 class Run:
-    """What one run said of keys."""
+    """What one run said about keys."""
 
     failed: set[str] = field(default_factory=set)
     well: set[str] = field(default_factory=set)
@@ -223,10 +225,11 @@ class Run:
 def after_run(
     incidents: dict[str, Incident], run: Run, rules: Rules, now: int, *, in_order: bool
 ) -> tuple[list[str], list[str], list[str]]:
-    """A run is over: (keys to alert, to remind of, that recovered); ``incidents`` is changed in place.
+    """A run has ended. Returns (keys to alert, keys to remind of, keys that recovered); ``incidents`` is
+    changed in place.
 
-    A key that the run said is well, or that a run which ended in order did not fail, begins again at zero. A
-    run that died resets only what it had said is well: it may not have reached the rest.
+    A key starts again at zero if the run said that it is well, or if the run ended in order without a failure
+    of it. A run that died resets only the keys that it said are well: it may not have reached the others.
     """
     alert, remind, recovered = [], [], []
     for key in (
@@ -256,7 +259,7 @@ def worth_a_mail(gathered: Gathered, rules: Rules, alerts: Iterable[str]) -> boo
 
 
 def allowed_now(mails: Sequence[int], rules: Rules, now: int) -> bool:
-    """True when one more mail within this hour is not too many."""
+    """True when one more mail in this hour is allowed."""
     return sum(at > now - 3_600_000 for at in mails) < rules.at_most
 
 

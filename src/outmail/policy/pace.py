@@ -1,12 +1,12 @@
-"""How hard a next hop may be pressed: sessions at once, messages a second, and a circuit breaker.
+"""How much a next hop may be given: sessions at once, messages a second, and a circuit breaker.
 
-Promises: pure arithmetic on numbers passed in (``now`` is monotonic seconds). Concurrency starts small and
-grows by one for every round of successes (the idea of Postfix's SCHEDULER_README); it is halved by trouble
-with the *connection* only, never by a refused recipient. After `TRIP` such faults in a row the breaker opens:
-nothing is tried until a pause is over, then one session probes; a success closes it, a fault doubles the
-pause up to five minutes. What a next hop refuses that was sent ahead is remembered as a note (milliseconds
-UTC) and tried again later.
-Does not: count by destination (a route's fallback relays each have their own pace), sleep, or open anything.
+Promises: pure arithmetic on numbers that are passed in (``now`` is monotonic seconds). The number of sessions
+starts small and grows by one for each round of successes (the idea of Postfix's SCHEDULER_README). Only
+trouble with the *connection* halves it, never a refused recipient. After `TRIP` such faults in a row the
+breaker opens: nothing is tried until a pause is over, then one session probes. A success closes the breaker;
+a fault doubles the pause, up to five minutes. A next hop that refuses what is sent ahead gets a note (times
+in milliseconds UTC), and is tried again later.
+Does not: count by destination (each fallback relay of a route has its own pace), sleep, or open connections.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ INITIAL = 5
 TRIP = 3
 FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 300.0
-#: With a quick next hop, several messages go to one session rather than one each to several: behind each
-#: other they share round trips. So many at most, and only while the last of them waits no longer than this
-#: for the others (seconds).
+#: With a fast next hop it is better to give several messages to one session than one each to several
+#: sessions: together they share round trips. At most this many, and only while the last one does not wait
+#: longer (seconds) than this.
 BUNCH = 6
 BUNCH_WAIT = 0.02
-#: For how long nothing is sent ahead to a next hop that said no to it, and to one whose session only broke
-#: off over it.
+#: How long nothing is sent ahead to a next hop that refused it, and to one that only ended the session
+#: because of it.
 AHEAD_REFUSED = 7 * DAY
 AHEAD_BROKE_OFF = HOUR
 
@@ -47,7 +47,7 @@ class Pace:
     tokens: float = 1.0
     filled: float = 0.0
     trouble: str = ""
-    #: How long a message takes on its session, smoothed; 0 = not known yet.
+    #: How long a message takes in its session (seconds, smoothed); 0 = not known yet.
     took: float = 0.0
 
     def __post_init__(self) -> None:
@@ -70,16 +70,16 @@ class Pace:
         return sessions < int(self.limit)
 
     def has_room(self, now: float) -> bool:
-        """True when leasing mail for this hop makes sense."""
+        """True when it makes sense to lease mail for this next hop."""
         return not self.tripped or (not self.probing and now >= self.open_until)
 
     def opening(self) -> None:
-        """A session is being opened; under an open breaker it is the probe."""
+        """A session is being opened; with an open breaker it is the probe."""
         if self.tripped:
             self.probing = True
 
     def success(self) -> None:
-        """A dialogue went well as a dialogue, whatever was said in it."""
+        """A dialogue worked, whatever was said in it."""
         self.faults = 0
         self.pause = self.open_until = 0.0
         self.probing = False
@@ -88,25 +88,26 @@ class Pace:
             self.limit = min(self.ceiling, self.limit + 1 / self.limit)
 
     def lasted(self, seconds: float) -> None:
-        """A message was on its session for so long."""
+        """A message took so long in its session."""
         self.took += (seconds - self.took) / 8 if self.took else seconds
 
     @property
     def bunch(self) -> int:
-        """How many waiting messages make it worth waking one more idle session."""
+        """How many messages must wait before one more idle session is woken."""
         return max(1, min(BUNCH, int(BUNCH_WAIT / self.took))) if self.took else 1
 
     def fault(self, now: float, trouble: str, *, fatal: bool = False) -> bool:
-        """Connecting or shaking hands failed. ``fatal`` (wrong password, bad certificate) trips at once.
+        """Connecting or a handshake failed. ``fatal`` (wrong password, bad certificate) opens the breaker at
+        once.
 
-        Returns True when this fault opened the breaker: the moment to say so, once.
+        Returns True when this fault has opened the breaker: the moment to log it, once.
         """
         self.faults += 1
         self.trouble = trouble
         self.limit = max(1.0, self.limit / 2)
         was_open = self.tripped
         if was_open and not self.probing:
-            return False  # a session that began before the breaker opened: nothing new
+            return False  # a session that began before the breaker opened tells nothing new
         if was_open or fatal or self.faults >= TRIP:
             self.pause = min(LONGEST_PAUSE, max(FIRST_PAUSE, self.pause * 2))
             self.open_until = now + self.pause
@@ -114,7 +115,7 @@ class Pace:
         return self.tripped and not was_open
 
     def take(self, now: float) -> float:
-        """Take one message's worth of the rate limit; returns the seconds to wait first (0 = go)."""
+        """Take one message out of the rate limit. Returns how many seconds to wait first (0 = go)."""
         if not self.rate:
             return 0.0
         burst = max(1.0, self.rate)
@@ -126,11 +127,10 @@ class Pace:
 
 
 def ahead_note(reply: Reply, now: int) -> dict[str, Any]:
-    """What is kept of a next hop that did not take what was sent ahead; ``reply`` has code 0 when it said
-    nothing.
+    """The note about a next hop that refused what was sent ahead. ``reply`` has code 0 when it said nothing.
 
-    421 may be about the number of messages in a connection as well, so that it counts no more than a session
-    that broke off.
+    421 may also be about the number of messages in a connection, so it counts no more than a session that was
+    ended.
     """
     return {
         "since": now,
@@ -140,15 +140,17 @@ def ahead_note(reply: Reply, now: int) -> dict[str, Any]:
 
 
 def may_send_ahead(note: Mapping[str, Any] | None, now: int) -> bool:
-    """Without a note, when its time is over, and when it comes from the future of a clock that jumped."""
+    """True without a note, when its time is over, and when it comes from the future of a clock that
+    jumped.
+    """
     return note is None or not note["since"] <= now < note["until"]
 
 
 def shares(n: int, waiting: tuple[int, int, int], turn: int) -> tuple[int, int, int]:
-    """How many of (high, normal, low) a lease of ``n`` takes when so many wait of each.
+    """How many of (high, normal, low) a lease of ``n`` takes, when ``waiting`` of each wait.
 
-    High goes first at any age, but n/8 stays for normal and n/16 for low where they wait; below 16 those
-    seats rotate with ``turn``, so that even leases of one starve nobody.
+    High goes first at any age, but n/8 places are kept for normal and n/16 for low where they wait. Below 16
+    these places rotate with ``turn``, so that even leases of one message starve nobody.
     """
     high, normal, low = waiting
     seats = (n // 8, n // 16)

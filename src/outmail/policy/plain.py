@@ -1,11 +1,12 @@
-r"""Text from outside, made safe to show: what a terminal or a mail reader obeys becomes a visible escape.
+r"""Text from outside, made safe to show: characters that a terminal or a mail reader would obey become
+visible escapes.
 
-Odd are control characters (C0 but tab and line feed, DEL, C1), line and paragraph separators, the byte order
-mark, the marks and overrides of writing direction (CVE-2021-42574), and surrogates, which no encoding can
-carry. They are shown as ``\x1b``, ``\u202e``, ``\udc80``.
-Promises: pure, linear; what comes out can be encoded, stored and printed; normal text comes back as the same
-object.
-Does not: hide secrets (`secrets`), or cut (who shows decides how much).
+These are control characters (C0 except tab and line feed, DEL, C1), line and paragraph separators, the byte
+order mark, the marks and overrides of writing direction (CVE-2021-42574), and surrogates, which no encoding
+can represent. They are shown as ``\x1b``, ``\u202e``, ``\udc80``.
+Promises: pure, linear in the text. The result can be encoded, stored and printed. Normal text is returned as
+the same object.
+Does not: hide secrets (`secrets`), or cut (the caller decides how much to show).
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ def plain(text: str) -> str:
 
 
 def plain_line(text: str) -> str:
-    """Text that has to stay within its line."""
+    """Text that must stay in one line."""
     return text if text.isprintable() else _ODD_IN_A_LINE.sub(_escape, text)
 
 
 def plain_value(value: Any) -> Any:
-    """A JSON value, every text in it plain."""
+    """A JSON value with every text in it made plain."""
     if isinstance(value, str):
         return plain(value)
     if isinstance(value, dict):
@@ -43,7 +44,7 @@ def plain_value(value: Any) -> Any:
 
 
 def as_json(value: Any) -> str:
-    """JSON for people and programs: the data are whole, and odd characters are JSON's own escapes."""
+    """JSON for people and programs: the data are complete, and odd characters are JSON's own escapes."""
     return _ODD_IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(value, ensure_ascii=False))
 
 

@@ -1,9 +1,9 @@
 """How far a job is, how long it will take, and when that is worth a mail.
 
-Promises: pure; time is passed in as monotonic seconds. A rate is items that were done over the time that
-they took, and is told only where there were enough of both. The remaining time is a range between what the
-rate of the last minute and the mean of the whole run say; while that would be a guess it is said in words. A
-milestone is reached once, also when the counter stands still or jumps over several: the last one counts.
+Promises: pure; time is passed in as monotonic seconds. The remaining time is a range between what the recent
+rate (exponential mean, 0.3, as in tqdm) and the mean rate of the whole run predict; while that would be a
+guess, it says so in words. A milestone is reached once, even when the counter stands still; when the counter
+jumps over several, only the last one counts.
 Fails: `parse_every` raises ValueError with a sentence. Does not: read clocks, or know mail.
 """
 
@@ -31,8 +31,8 @@ Every = int | str | Iterable[int] | Callable[[int], bool] | None
 
 @dataclass(slots=True)
 class Marks:
-    """When the next milestone is. ``count`` is the count at which to ask `reached` again; None = by time or
-    function.
+    """When the next milestone is due. ``count``: the count at which to call `reached` again; None: milestones
+    by time or function.
     """
 
     step: float = 0.0
@@ -43,7 +43,7 @@ class Marks:
     at: float = 0.0
 
     def next_count(self) -> float:
-        """The count at which something may be due; infinity when counts do not matter."""
+        """The count at which a milestone may be due; infinity when counts do not matter."""
         if self.asks is not None:
             return self.done + 1
         if self.step:
@@ -51,7 +51,7 @@ class Marks:
         return next((float(mark) for mark in self.marks if mark > self.done), float("inf"))
 
     def reached(self, done: int, now: float) -> bool:
-        """True once for each milestone; remembers."""
+        """True once for each milestone; it is remembered."""
         if self.asks is not None:
             hit = done > self.done and bool(self.asks(done))
         elif self.seconds:
@@ -114,7 +114,7 @@ def _parse_text(text: str, total: int | None) -> Marks:
 
 @dataclass(slots=True)
 class Estimate:
-    """Rate and remaining time of this run. ``initial`` is what an earlier run had done: it does not count for
+    """Rate and remaining time of this run. ``initial``: what an earlier run had done; it does not count for
     the rate.
     """
 
@@ -143,7 +143,7 @@ class Estimate:
         return moved
 
     def mean(self, done: int, now: float) -> float:
-        """Items a second over the whole of this run."""
+        """Items a second over the whole run."""
         return (done - self.initial) / (now - self.started) if now > self.started else 0.0
 
     def recent(self, done: int, now: float) -> float:
@@ -166,7 +166,7 @@ class Estimate:
         return [max(0.0, (b - a) * parts / span) for a, b in pairwise(edges)]
 
     def remaining(self, done: int, now: float) -> tuple[float, float] | None:
-        """Seconds at least and at most, or None while nobody can know."""
+        """(least, most) seconds that are left, or None while that cannot be known."""
         if not self.total:
             return None
         left = self.total - done

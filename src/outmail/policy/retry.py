@@ -1,13 +1,13 @@
-"""What to make of an outcome: the arrow, the next try, the reason.
+"""What to do about an outcome: the change of state, the next try, the reason.
 
 Promises: pure; the same arguments give the same verdict. A schedule is data (``1m, 5m*2, 1h*3``): each step
-is the wait before the next attempt, ``*n`` repeats it, a closing ``…`` (or ``...``) repeats the last step
-until the message expires; without it attempts are used up after the last step. Waits vary by ±20 % so that
-what failed together does not come back together (the remedy of chasquid's queue and of RFC 5321 §4.5.4.1's
-retry pacing).
+is the wait before the next attempt, ``*n`` repeats it, a ``…`` (or ``...``) at the end repeats the last step
+until the message expires. Without it the attempts are used up after the last step. Waits vary by ±20 %, so
+that messages which failed together do not come back together (as in chasquid's queue and the retry advice of
+RFC 5321 §4.5.4.1).
 Fails: `Schedule.parse` raises ValueError with a sentence.
-Does not: change a state (that is `lifecycle`) or know SMTP beyond the first digit, which the outcome's kind
-carries.
+Does not: change a state (`lifecycle` does) or know SMTP, except the first digit of a reply, which is in the
+outcome's kind.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ class Schedule:
         return cls(tuple(steps), endless)
 
     def wait(self, attempts: int, chance: float) -> int | None:
-        """The wait after ``attempts`` attempts, or None when they are used up. ``chance`` is in [0, 1)."""
+        """The wait after ``attempts`` attempts, or None when they are used up. ``chance`` is a random number
+        in [0, 1).
+        """
         if attempts > len(self.steps) and not self.endless:
             return None
         step = self.steps[min(attempts, len(self.steps)) - 1]
@@ -72,7 +74,7 @@ class Retry:
 
     @property
     def longest(self) -> int:
-        """No retry may wait longer than this: what a clock that jumped left behind is due at once."""
+        """No retry waits longer than this. Mail that does (a clock has jumped) is due at once."""
         wait = self.within if self.on_uncertain == "verify" else 0
         return max(wait, int(max(self.schedule.steps) * 1.2)) + MINUTE
 
@@ -127,5 +129,5 @@ def verdict(
 
 
 def lost_due(losses: int, now: int) -> int:
-    """A first loss is due at once, the first one as a suspect a minute later."""
+    """When a lost recipient is due: the first time at once, as a suspect one minute later."""
     return now + (MINUTE if losses > 1 else 0)

@@ -1,10 +1,10 @@
 """Relays and routes: what a relay URL means, and which relays a recipient's mail may take.
 
 Promises: pure. `parse_relay` turns a URL and its settings into one immutable `Relay`, or raises ValueError
-with a sentence; its ``name`` for a relay given in code is the URL itself in canonical form and without the
-password (``smtps://me@isp.example:465``). A route's name is the list of its relays' names joined by commas,
-so a name in the store can always be read back, and reordering the rules of a configuration strands nothing.
-Does not: resolve names, open files or read passwords (`config` does).
+with a sentence. A relay given in code has its own URL as its name, in canonical form and without the password
+(``smtps://me@isp.example:465``). A route's name is the names of its relays joined by commas, so a name in the
+store says which relays are meant, even after the rules of the configuration were reordered.
+Does not: resolve host names, open files or read passwords (`config` does).
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class Relay:
 
     @property
     def acts_here(self) -> bool:
-        """True when it starts a program, writes files or opens a socket file on this machine: only
-        configuration and code may say so.
+        """True when it starts a program, writes files or opens a socket file on this machine. Only
+        configuration and code may name such a relay.
         """
         return self.scheme != "null" and (self.scheme in _LOCAL or bool(self.path))
 
@@ -91,11 +91,12 @@ class Relay:
         return f"{scheme}://{user}{host}:{self.port}"
 
 
-#: Characters of a relay's URL, and of a route that a stranger names: a store's index takes 2,700 bytes.
+#: Limits in characters: of a relay's URL, and of a route that a stranger names (an index entry of a store has
+#: at most 2,700 bytes).
 MAX_URL = 2000
 MAX_STORED = 600
 
-#: What a relay table may hold beside ``url`` and the password's three sources.
+#: The keys of a relay table, besides ``url`` and the three sources of its password.
 RELAY_SETTINGS: dict[str, type] = {
     "tls": str,
     "verify": bool,
@@ -202,8 +203,8 @@ def _pattern(glob: str) -> re.Pattern[str]:
 
 
 def matches(glob: str, value: str) -> bool:
-    """Shell pattern against an address or tag, case folded. A pattern without ``@`` and wildcards is a
-    domain.
+    """A shell pattern against an address or tag; case does not matter. A pattern without ``@`` and wildcards
+    is a domain.
     """
     if "@" not in glob and not any(c in glob for c in "*?["):
         return value.lower().rpartition("@")[2] == glob.lower()
@@ -212,7 +213,9 @@ def matches(glob: str, value: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One ``[[route]]``: patterns of sender, recipient and tag, and the relays in fallback order."""
+    """One ``[[route]]``: patterns for sender, recipient and tag, and the relays in the order in which they
+    are tried.
+    """
 
     sender: tuple[str, ...]
     recipient: tuple[str, ...]
@@ -236,18 +239,19 @@ class Routes:
     fallback: str = "default"
 
     def choose(self, sender: str, recipient: str, tag: str | None) -> str:
-        """The route's name for one recipient: the first rule that fits, else the default."""
+        """The route's name for one recipient: of the first rule that matches, else the default."""
         for rule in self.rules:
             if rule.fits(sender, recipient, tag or ""):
                 return ",".join(rule.relays)
         return self.fallback
 
     def resolve(self, route: str) -> tuple[Relay, ...]:
-        """The relays of a stored route name in fallback order; empty = unknown here, leave it queued.
+        """The relays of a stored route name, in the order in which they are tried; empty = unknown here,
+        leave the mail queued.
 
         Known are configured names, URLs given in code, URLs equal to a configured relay's, and every URL that
-        needs no secret and only talks to a server. A program, a file or a socket on this machine that a row
-        of the store names is not touched: whoever may leave mail must not thereby act as the user who sends
+        needs no secret and only talks to a server. A program, file or socket on this machine is not used
+        because a row in the store names it: whoever can leave mail could otherwise act as the user who sends
         it.
         """
         return tuple(relay for relay in map(self._relay, route.split(",")) if relay is not None)
@@ -263,8 +267,8 @@ class Routes:
 
     def hopeless(self, route: str) -> str:
         """The first part of a route's name that no engine may use unless it is configured there, and that is
-        not known here; "" for none. A URL with a user name is not hopeless: another engine may know its
-        password.
+        not known here; "" if there is none. A URL with a user name is not such a part: another engine may
+        know its password.
         """
         if len(route) > MAX_STORED:
             return route
@@ -296,12 +300,12 @@ class Routes:
         return url
 
     def with_relays(self, extra: Iterable[Relay]) -> Routes:
-        """The same rules with more relays, which win over those of the same name."""
+        """The same rules with more relays; these replace relays of the same name."""
         return replace(self, relays={**self.relays, **{relay.name: relay for relay in extra}})
 
 
 def _parsed(name: str) -> Relay | None:
-    """A URL that stands for itself; None for what is none."""
+    """The relay of a URL that is its own name; None when it is no URL."""
     if ":" not in name or len(name) > MAX_URL or not name.isprintable():
         return None
     try:

@@ -1,9 +1,10 @@
-"""Secrets out of text: what kinds there are, as data.
+"""Masks secrets in text. The kinds of secrets are data.
 
-A kind is an expression or a scanner with examples: ``«…»`` marks what must be masked; ``NOT_SECRET`` must
-come back unchanged. The tests are made of these examples, so a new kind is one line here.
-Promises: never raises; linear in the text: every expression is bounded, or consumes what it has looked at.
-Does not: find a secret that neither a name nor its own form gives away, unless `veil.known` was told of it.
+A kind is an expression or a scanner, with examples: ``«…»`` marks what must be masked, and the texts in
+``NOT_SECRET`` must stay unchanged. The tests are made of these examples, so a new kind is one entry here.
+Promises: never raises; takes time linear in the text, because every expression is bounded or consumes what it
+has looked at.
+Does not: find a secret that neither its name nor its form reveals, unless `veil.known` has been told it.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ Put = Callable[[re.Match[str]], str]
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One kind of secret. ``hints``: texts in lower case, one of which stands wherever the kind does;
-    ``found``: text → masked text.
+    """One kind of secret. ``hints``: texts in lower case, of which at least one occurs wherever this kind
+    occurs; ``found``: text → masked text.
     """
 
     name: str
@@ -48,7 +49,7 @@ _NAME = (
     r"(?<![A-Za-z])(?i:pass|pwd|pw|auth)(?![A-Za-z])"
     r"|(?<=[a-z])(?:Pwd|Auth)(?![a-z]))"
 )
-#: What may follow the telling part of a name; a name that ends like this names something else than the
+#: What may follow the telling part of a name. A name with another ending names something else than the
 #: secret.
 _TAIL = r"(?P<many>s?)(?![a-z])(?P<tail>[\w-]{0,40}+)"
 _NOT_THE_SECRET = re.compile(
@@ -86,17 +87,17 @@ _EMPTY = re.compile(
     r"|%\(\w{1,40}\)s|\$\{|\$\(|\$[A-Z_]{2,40}\b|\{\{?|[\[({\])},.;]|\.{3}"
 )
 _COUNT = re.compile(r"\d[\d,.]{0,20}(?![\w-])")
-#: Where a secret lies is none: an absolute path, a URL without user and query.
+#: The place of a secret is not secret: an absolute path, or a URL without user and query.
 _PLACE = re.compile(
     r"(?:/[a-z]{2,20}(?:/[\w.-]{1,80}){1,20}+/?|https?://[\w.-]{1,200}(?::\d{1,5})?"
     r"(?:/[\w.-]{1,80}){0,20}+/?)(?=[\s\"'`&;,)\]}]|\Z)"
 )
-#: The rest of a file's name: `/etc/passwd: Permission denied` tells of a file.
+#: The rest of a file's name: `/etc/passwd: Permission denied` is about a file.
 _FILE = re.compile(r"[\w.-]*+")
 _LIST = re.compile(r"\[[ \t]{0,4}(?=[bu]?[\"'])([^\]\n]++)")
 _BARE_END = "\"'`&; \t\r\n\f\v"
 _WHOLE_WORD = re.compile(r"[^\s&;]++")
-#: In a line that names a user, a short name's value is theirs: "user=bob pass: x".
+#: In a line that names a user, the value of a short name is that user's password: "user=bob pass: x".
 _LOGIN = re.compile(r"(?i:\b(?:user|login|uid|account)\w{0,20}[=:])")
 _LOGGED = re.compile(r"(?i:users?|clients?|login|session|request|server)(?=[ \t])")
 _FEW = re.compile(r"\d{1,4}(?![\w.-])")
@@ -105,14 +106,14 @@ _SCHEME = re.compile(r"[A-Za-z][\w-]{1,30}[ \t]{1,4}(?=\S)")
 _LINE_START = re.compile(
     r"[\s>|#*-]{0,40}(?:export |set |env |[CS<>]: ?|-H )?[\"'\[]{0,2}[\w.-]{0,60}\Z", re.I
 )
-#: Names that are words of prose too.
+#: Names that are also ordinary words.
 _SHORT = ("pass:", "pass ", "pass=", "pw:", "pwd:", "auth:", "auth ")
-#: Characters that are looked at in front of a name.
+#: How many characters before a name are looked at.
 _BACK = 400
 
 
 def _assignments(text: str) -> str:
-    """Values behind telling names: ``password: x``, ``"token": "x"``, ``API_KEY=x``, ``('secret', 'x')`` …"""
+    """Values after telling names: ``password: x``, ``"token": "x"``, ``API_KEY=x``, ``('secret', 'x')`` …"""
     out: list[str] = []
     at = 0
     for head in _HEAD.finditer(text):
@@ -126,11 +127,12 @@ def _assignments(text: str) -> str:
 
 
 def _value(text: str, head: re.Match[str]) -> tuple[int, int] | None:
-    """Where the value stands that this name tells of, or None for what is no secret."""
+    """Where the value of this name stands, or None when it is no secret."""
     at, name = head.end(), head[0].lower()
     if _NOT_THE_SECRET.match(head["tail"]):
         return None
-    wide = name.startswith(("authorization", "cookie"))  # a header's value reaches to the end of its line
+    # the value of a header extends to the end of its line
+    wide = name.startswith(("authorization", "cookie"))
     opened = _OPEN.match(text, at)
     if opened:
         return _quoted(text, opened, wide)
@@ -152,7 +154,7 @@ def _value(text: str, head: re.Match[str]) -> tuple[int, int] | None:
     start = before.rpartition("\n")[2]
     if name.startswith(_SHORT) and _is_prose(text, head, start):
         return None
-    # from here on something is masked, so that what is looked at is not looked at again
+    # from here on something is masked, so nothing is looked at twice
     if head["close"]:
         return at, _bare(text, at, start)
     spaced = text[at - 1] in " \t" or name.rstrip()[-1:] == ":"
@@ -163,8 +165,8 @@ def _value(text: str, head: re.Match[str]) -> tuple[int, int] | None:
 
 
 def _says_nothing(text: str, head: re.Match[str], before: str) -> bool:
-    """True for what stands where a secret could stand and is none: an empty value, prose, a place, what is
-    said of a file.
+    """True for text that only looks like a secret: an empty value, prose, a place, a statement about a
+    file.
     """
     at, sep = head.end(), head["sep"]
     first, second = text[at : at + 1], text[at + 1 : at + 2]
@@ -199,7 +201,7 @@ def _is_prose(text: str, head: re.Match[str], start: str) -> bool:
 
 
 def _bare(text: str, at: int, start: str) -> int:
-    """Where a value without quotes ends. A quote within it belongs to it, unless it closes one that was
+    """Where a value without quotes ends. A quote inside it belongs to it, unless it closes one that was
     opened before.
     """
     word = _BARE.match(text, at)
@@ -225,7 +227,7 @@ def _quoted(text: str, opened: re.Match[str], wide: bool) -> tuple[int, int] | N
     elif len(quoting) == 1:
         inside = _INSIDE[quoting].match(text, at)
         end = inside.end() if inside else at
-    else:  # quotes within quotes: JSON in JSON, a repr of a repr
+    else:  # quotes within quotes: JSON in JSON, or a repr of a repr
         near = text[at : at + 4096].partition("\n")[0]
         size = near.find(quoting)
         rest = _REST.match(text, at) if size < 0 else None
@@ -239,7 +241,7 @@ def _quoted(text: str, opened: re.Match[str], wide: bool) -> tuple[int, int] | N
 
 
 def _in_source(before: str) -> bool:
-    """True behind the start of a source line in a traceback."""
+    """True after the start of a source line in a traceback."""
     *_, above, line = ["", *before.split("\n")]
     return above.lstrip("→ ").startswith('File "') and line[:1] in (" ", "→", "+")
 
@@ -250,7 +252,7 @@ _expressions: dict[tuple[str, int], re.Pattern[str]] = {}
 
 
 def _expression(pattern: str, flags: int) -> re.Pattern[str]:
-    """Compiled when it is first wanted: most texts give no reason to try most kinds."""
+    """Compiled on first use: most texts contain no hint of most kinds."""
     found = _expressions.get((pattern, flags))
     if found is None:
         found = _expressions[pattern, flags] = re.compile(pattern, flags)
@@ -262,7 +264,7 @@ def _sub(pattern: str, put: str | Put = MASK, flags: int = 0) -> Callable[[str],
 
 
 def _behind(pattern: str, flags: int = 0) -> Callable[[str], str]:
-    """Mask what the expression's last group holds; the rest stays."""
+    """Mask what the last group of the expression matches; the rest stays."""
 
     def put(match: re.Match[str]) -> str:
         start, end = match.span(match.re.groups)
@@ -272,14 +274,14 @@ def _behind(pattern: str, flags: int = 0) -> Callable[[str], str]:
 
 
 def _prefixed(name: str, prefix: str, least: int, example: str, chars: str = r"A-Za-z0-9_-") -> Kind:
-    """A token whose own first letters say what it is."""
+    """A token whose first letters reveal what it is."""
     hint = re.split(r"[(\[\\]", prefix)[0].lower()
     return Kind(
         name, (hint,), _sub(rf"(?<![\w-]){prefix}[{chars}]{{{least},}}+"), (f"seen «{example}» in a log",)
     )
 
 
-#: A word of a shell: the last group is what it says.
+#: A word of a shell; the last group is its value.
 _WORD = r"(?:[\"'](?![\"']))?((?<=')[^'\n]{1,400}+|(?<=\")[^\"\n]{1,400}+|[^\s\"'-][^\s\"']*+)"
 _A40 = "aB3dE6gH1jK2mN4pQ5rS7tU8vW9xY0zA1bC2dE3f"
 
@@ -674,7 +676,7 @@ KINDS: tuple[Kind, ...] = (
     ),
 )
 
-#: What ordinary text looks like: it comes back unchanged.
+#: Ordinary texts, which must come back unchanged.
 NOT_SECRET: tuple[str, ...] = (
     "the password: was changed",
     "Password was changed for bob",

@@ -1,9 +1,9 @@
-"""Filter text → `model.Filter`: the one language of library, command and, later, web.
+"""Filter text → `model.Filter`: the same language in library, command and (later) web.
 
-``state: to: from: subject: tag: key: code: route: before: after: larger: is: was:`` words are and-ed, ``-``
-negates, a bare word looks in addresses and the subject, quotes keep blanks together. Promises: a word that is
-not understood raises `Refused` naming it; nothing is guessed, because the same text may select what to
-cancel.
+The words ``state: to: from: subject: tag: key: code: route: before: after: larger: is: was:`` are and-ed;
+``-`` negates; a word without a name is looked for in addresses and subjects; quotes keep blanks together.
+Promises: an unknown word raises `Refused` and names it. Nothing is guessed, because the same text may select
+what to cancel.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def parse_size(text: str) -> int:
 
 
 def select(selection: str, now: int) -> Filter:
-    """An id (``<id>`` or ``<id>/<n>``) or filter text → Filter. The empty text raises: write ALL words
-    out.
+    """An id (``<id>`` or ``<id>/<n>``) or filter text → Filter. Empty text raises: to select everything,
+    people write ALL.
     """
     if is_id(selection):
         head, _, n = selection.partition("/")
