@@ -395,9 +395,9 @@ def test_a_missing_table_or_file_is_said_once_and_waited_for(
         app.commit()
         sink.wait_for(1, timeout=10)
         app.close()
-    assert [r for r in caplog.messages if "cannot be taken over" in r and "does not exist" in r] and len(
-        caplog.messages
-    ) < 10
+    assert [
+        r for r in caplog.messages if "cannot be moved into the queue" in r and "does not exist" in r
+    ] and len(caplog.messages) < 10
 
 
 def test_check_shows_and_frees_claims_of_a_vanished_store(

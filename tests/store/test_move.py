@@ -408,7 +408,7 @@ def test_giving_up_that_was_killed_is_to_be_given_again(
         patched.setattr(moving, "_forget", lambda *args: die(""))
         abandon(old, new)
     for _ in range(2):
-        with pytest.raises(ConfigError, match="giving up") as refused:
+        with pytest.raises(ConfigError, match="to give up the move") as refused:
             move(old, new, NOW)
         assert f"outmail move --abandon {old.url} {new.url}" in refused.value.hint
     abandon(old, new)

@@ -1,4 +1,6 @@
-"""Messages as bytes: composing new ones, and cutting and prepending whole header fields of foreign ones.
+"""Messages as bytes: composing new ones, and cutting and prepending whole header fields of messages from
+outside.
 
-Foreign mail is never parsed and written anew: CPython's email package does not give the same bytes back.
+Messages from outside are never parsed and written again, because CPython's email package does not give back
+the same bytes.
 """

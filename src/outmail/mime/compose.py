@@ -1,9 +1,9 @@
-"""A new message from what a program has: texts, files, addresses → complete bytes.
+"""Composes a new message: texts, files and addresses become complete bytes.
 
-Promises: 7-bit, lines of at most 998 octets, CRLF; headers by `headers`; plain text goes in as it is, other
-bodies by the standard library with 7-bit transfer encodings; the finished *bytes* are checked: the header
-block splits back into exactly the fields written. Bcc is never written. Fails: `ValueError`
-(`headers.HeaderError`, `splice.ContentError`) with a sentence.
+Promises: 7-bit, lines of at most 998 octets, CRLF. Headers are written by `headers`. Plain ASCII text goes in
+as it is; other bodies are written by the standard library with 7-bit transfer encodings. The finished *bytes*
+are checked: the header splits back into exactly the fields that were written. Bcc is never written. Fails:
+`ValueError` (`headers.HeaderError`, `splice.ContentError`) with a sentence.
 Does not: read files, know the time, or choose recipients.
 """
 
@@ -20,7 +20,7 @@ from outmail.smtp.syntax import Mailbox, printable, valid_key
 
 Person = tuple[str, Mailbox]
 
-#: Fields that `Parts` has its own place for, or that only the transport may write.
+#: Fields for which `Parts` has a place of its own, or that only the transport may write.
 _OURS = frozenset(
     [
         "from",
@@ -45,7 +45,7 @@ _OURS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """One file: name as the reader sees it, content, MIME type (guessed from the name when empty)."""
+    """One file: its name as the reader sees it, content, MIME type (guessed from the name when empty)."""
 
     name: str
     content: bytes
@@ -54,7 +54,7 @@ class Attachment:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a message is made of. ``inline`` maps Content-IDs (``cid:logo``) to files of the HTML part."""
+    """The parts of a message. ``inline`` maps Content-IDs (``cid:logo``) to files of the HTML part."""
 
     sender: Person
     to: Sequence[Person] = ()
@@ -74,7 +74,7 @@ _UNGUARDED: AbstractContextManager[None] = nullcontext()
 
 
 def compose(parts: Parts, loading: AbstractContextManager[None] = _UNGUARDED) -> bytes:
-    """The finished message. ``loading`` is around the import of what is needed for the first time."""
+    """The finished message. ``loading`` is entered around imports that happen on first use."""
     block = _head(parts)
     mime_head, body = _body(parts, loading)
     head = b"".join(block) + mime_head
@@ -102,7 +102,7 @@ def _head(parts: Parts) -> list[bytes]:
 
 
 def _body(parts: Parts, loading: AbstractContextManager[None]) -> tuple[bytes, bytes]:
-    """(MIME header fields, body), both with CRLF and no line too long."""
+    """(MIME header fields, body), both with CRLF and without lines that are too long."""
     if parts.html is None and not parts.attachments and not parts.inline:
         text = parts.text or ""
         if "\r" in text:
@@ -121,12 +121,12 @@ _PLAIN = b'MIME-Version: 1.0\r\nContent-Type: text/plain; charset="us-ascii"\r\n
 
 
 def _plain(text: str) -> bool:
-    """True for text (line ends LF) that needs no transfer encoding at all."""
+    """True for text (line ends LF) that needs no transfer encoding."""
     return text.isascii() and "\0" not in text and len(max(text.split("\n"), key=len)) <= headers.LINE
 
 
 def _mime(parts: Parts, loading: AbstractContextManager[None]) -> Any:
-    with loading:  # all that is used from here on, and what that loads by itself
+    with loading:  # everything that is used from here on, and what that loads by itself
         import email.generator  # noqa: F401
         import mimetypes  # noqa: F401
         from email.message import EmailMessage
@@ -187,9 +187,9 @@ def _cid(cid: str) -> str:
 
 
 def _verify(head: bytes, block: list[bytes]) -> None:
-    """The bytes decide, not the library's version."""
+    """Check the bytes themselves, because versions of the library differ."""
     if not head.isascii():
-        head.decode("utf-8")  # only UTF-8 local parts in address fields are left; they go out by SMTPUTF8
+        head.decode("utf-8")  # only UTF-8 local parts in address fields are left; such mail needs SMTPUTF8
     _bounded(head)
     written = splice.split(head)
     rest = written[len(block) :]

@@ -1,9 +1,10 @@
-"""Header fields as bytes (RFC 5322, 2047): our own writer.
+"""Header fields as bytes (RFC 5322, 2047), by a writer of our own.
 
 Why our own: the standard library drops the quotes of long display names, encodes structured tokens such as
-Message-IDs, and let a newline through an encoded word become a header (CVE-2024-6923 and its successors).
-Promises: folds only at white space that is there; encoded words of at most 75 characters, never inside a
-structured field; a control character is refused; the bytes end in CRLF and hold no 8-bit character.
+Message-IDs, and let a newline inside an encoded word become a header (CVE-2024-6923 and its successors).
+Promises: lines are folded only at existing white space. Encoded words have at most 75 characters and never
+occur in a structured field. Control characters are refused. The bytes end in CRLF and contain no 8-bit
+character.
 Fails: `HeaderError`, a ValueError. Does not: parse, or know which fields a message should have.
 """
 
@@ -27,7 +28,7 @@ _Q_SAFE = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz012345
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
-#: Fields whose tokens mean something: outside ASCII they are refused, never encoded.
+#: Fields whose tokens have a meaning: outside ASCII they are refused, never encoded.
 STRUCTURED = frozenset(
     [
         "message-id",
@@ -63,8 +64,8 @@ class HeaderError(ValueError):
 
 
 def unstructured(name: str, value: str) -> bytes:
-    """``name: value`` for free text; outside ASCII it becomes encoded words, or HeaderError in a structured
-    field.
+    """``name: value`` for free text. Outside ASCII it becomes encoded words; in a structured field that is a
+    HeaderError.
     """
     _check(name, value)
     value = value.strip(" \t")
@@ -84,9 +85,7 @@ def unstructured(name: str, value: str) -> bytes:
 
 
 def addresses(name: str, people: Iterable[tuple[str, Mailbox]]) -> bytes:
-    """``name: A <a@x>, b@y`` from (display name, mailbox) pairs; display names keep their commas by
-    quoting.
-    """
+    """``name: A <a@x>, b@y`` from (display name, mailbox) pairs. Display names with commas are quoted."""
     _check(name, "")
     tokens: list[str] = []
     for display, mailbox in people:
@@ -99,7 +98,7 @@ def addresses(name: str, people: Iterable[tuple[str, Mailbox]]) -> bytes:
 
 
 def folded(name: str, tokens: list[str], *, ascii_only: bool = True) -> bytes:
-    """Tokens, each with the white space before it, as one field; a line is broken only before such white
+    """One field of tokens, each with the white space before it. A line is broken only before such white
     space.
     """
     whole = f"{name}: {''.join(tokens)}\r\n"
@@ -119,8 +118,8 @@ def folded(name: str, tokens: list[str], *, ascii_only: bool = True) -> bytes:
 
 
 def encoded_words(text: str, used: int = 0) -> list[str]:
-    """RFC 2047 words for ``text``: UTF-8, B or Q by which is shorter, no character split, each at most 75
-    long.
+    """Encoded words (RFC 2047) for ``text``: UTF-8, B or Q, whichever is shorter; no character is split; each
+    has at most 75 characters.
     """
     raw = text.encode("utf-8")
     quoted = sum(1 if b in _Q_SAFE or b == 32 else 3 for b in raw) <= 4 * len(raw) / 3

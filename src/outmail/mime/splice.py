@@ -1,9 +1,9 @@
-"""Foreign messages as bytes: normalise once, look at header fields, cut or prepend whole ones.
+"""Messages from outside, as bytes: normalise them once, read header fields, cut or prepend whole fields.
 
-Promises: apart from line ends (`normalised`) no byte changes that a function was not asked to change; fields
-are found by their bytes, so a message that no parser likes passes unharmed; time is linear, and memory does
-not grow with the number of fields.
-Fails: `ContentError`, a ValueError with a stable ``code``. Does not: decode bodies, or write a header
+Promises: besides line ends (`normalised`) no byte changes unless a function is asked to change it. Fields are
+found by their bytes, so a message that no parser accepts passes unharmed. Time is linear, and memory does not
+grow with the number of fields.
+Fails: `ContentError`, a ValueError with a stable ``code``. Does not: decode bodies, or write header fields
 (`headers` does).
 """
 
@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 from outmail.smtp.lines import has_bare
 
-#: Octets of a header block: ten thousand recipients by name fit in. Exim's header_maxsize is the same.
+#: Octets of a header: ten thousand recipients with names fit in. Exim's header_maxsize is the same.
 MAX_HEAD = 1_000_000
-#: Octets of a value that are looked at for people, and characters of a Message-ID that are remembered.
+#: How many octets of a value are read for people, and how many characters of a Message-ID are kept.
 _LOOKED_AT = 8192
 _MESSAGE_ID = 998
 
@@ -26,8 +26,8 @@ _FIELD = re.compile(rb"(?im)^([!-9;-~]+)[ \t]*:[^\r\n]*\r\n(?:[ \t][^\r\n]*\r\n)
 _RECEIVED = re.compile(rb"(?im)^received[ \t]*:")
 _DELIVERED_TO = re.compile(rb"(?m)^delivered-to[ \t]*:([^\r\n]*(?:\r\n[ \t][^\r\n]*)*)")
 _REST = re.compile(rb"[^\r\n]*(?:\r\n[ \t][^\r\n]*)*")
-#: Controls of both sets, marks that turn the direction of writing, line separators, halves of surrogate
-#: pairs.
+#: Control characters of both sets, marks that change the direction of writing, line separators, unpaired
+#: surrogates.
 _OBEYED = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]+")
 _BARE_CR = re.compile(rb"\r(?!\n)")
 
@@ -41,8 +41,8 @@ class ContentError(ValueError):
 
 
 def normalised(content: bytes) -> bytes:
-    """CRLF line ends and a last CRLF. NUL and bare CR are errors; lone LF becomes CRLF. Normal content comes
-    back as it is.
+    """The content with CRLF line ends and a CRLF at the end. NUL and bare CR are errors; a bare LF becomes
+    CRLF. Normal content is returned as the same object.
     """
     if b"\0" in content:
         raise ContentError("the message contains a NUL byte, which no mail server may pass on", "bad-content")
@@ -57,22 +57,20 @@ def normalised(content: bytes) -> bytes:
 
 
 def check_first(content: bytes, *, headless: bool = False) -> None:
-    """Raises `ContentError` when the first line is no header field; with ``headless`` an empty line or
-    nothing at all will do.
+    """Raises `ContentError` when the first line is no header field. With ``headless`` an empty line, or no
+    content at all, is accepted.
     """
     if _FIRST.match(content) or (headless and (not content or content.startswith(b"\r\n"))):
         return
     first = content[:60].split(b"\r")[0].decode("utf-8", "replace")
-    hint = "; such a line belongs to a mailbox file: leave it out" if first.startswith("From ") else ""
+    hint = "; such a line belongs into a mailbox file only: remove it" if first.startswith("From ") else ""
     raise ContentError(
         f"the message does not begin with a header field but with {first!r}{hint}", "bad-content"
     )
 
 
 def check_head(content: bytes) -> None:
-    """Raises `ContentError` when the header block is too long to be walked. Looks at no more than the
-    limit.
-    """
+    """Raises `ContentError` when the header is too long. Reads no more than the limit."""
     if (
         len(content) > MAX_HEAD
         and not content.startswith(b"\r\n")
@@ -82,16 +80,16 @@ def check_head(content: bytes) -> None:
 
 
 def has_passed(content: bytes, servers: int) -> bool:
-    """True when so many servers have passed the message on: each adds a Received field, however it writes the
-    name.
+    """True when so many servers have passed the message on. Each adds a Received field; the spelling of its
+    name does not matter.
     """
     head = content[: head_end(content)]
     return head.lower().count(b"received") >= servers and len(_RECEIVED.findall(head)) >= servers
 
 
 def delivered_to(content: bytes) -> set[str]:
-    """Whom the message says it has been delivered to, in lower case. A header without that name is not
-    walked.
+    """The addresses in Delivered-To fields, in lower case. A header without that name is not walked
+    through.
     """
     head = content[: head_end(content)].lower()
     return (
@@ -102,7 +100,7 @@ def delivered_to(content: bytes) -> set[str]:
 
 
 def head_end(content: bytes) -> int:
-    """The offset behind the header block's last CRLF, which is also where the empty line or the end is."""
+    """The offset after the last CRLF of the header, where the empty line or the end of the message is."""
     if content.startswith(b"\r\n"):
         return 0
     end = content.find(b"\r\n\r\n")
@@ -111,7 +109,7 @@ def head_end(content: bytes) -> int:
 
 @dataclass(slots=True)
 class Head:
-    """What acceptance needs to know of a header block. Empty strings for what is missing."""
+    """What acceptance must know of a header. Empty strings for missing fields."""
 
     message_id: str
     subject: str
@@ -120,9 +118,9 @@ class Head:
 
 
 def look(content: bytes, *, headless: bool = False) -> Head:
-    """Read Message-ID, Subject and Date; raises `ContentError` when the first line is no header field.
+    """Read Message-ID, Subject and Date. Raises `ContentError` when the first line is no header field.
 
-    ``headless``: an empty header block will do, because fields are put in front of it.
+    ``headless``: an empty header is accepted, because fields are put in front of it.
     """
     check_first(content, headless=headless)
     check_head(content)
@@ -142,10 +140,12 @@ _KNOWN = (b"message-id", b"subject", b"date")
 
 
 def _value(head: bytes, at: int) -> bytes:
-    """The field's value that begins at ``at`` in the head behind one line feed; nothing for -1."""
+    """The value of the field that begins at ``at`` in the header with a line feed in front; nothing for
+    -1.
+    """
     if at < 0:
         return b""
-    match = _REST.match(head, at - 1)  # low has one byte more in front
+    match = _REST.match(head, at - 1)  # `low` has one more byte in front
     return match[0].strip(b" \t") if match else b""
 
 
@@ -160,25 +160,27 @@ def _readable(raw: bytes) -> str:
         try:
             text = str(make_header(decode_header(text)))
         except (MessageError, LookupError, UnicodeError, ValueError):
-            pass  # shown as it stands: this text is for people, the bytes are kept
+            pass  # shown as it is: this text is for people, and the bytes are kept
     return short(text)
 
 
 def short(text: str) -> str:
-    """A subject for lists: one line of at most 500 characters, and nothing that a terminal or a page would
-    obey.
+    """A subject for lists: one line of at most 500 characters, without anything that a terminal or a page
+    would obey.
     """
     text = text[:2000]
     return text[:500] if text.isprintable() else _OBEYED.sub(" ", text)[:500]
 
 
 def split(head: bytes) -> list[bytes]:
-    """The fields of a header block, as they stand; what is no field is left out."""
+    """The fields of a header, unchanged. Lines that are no field are left out."""
     return [match[0] for match in _FIELD.finditer(head)]
 
 
 def fields(content: bytes) -> Iterator[tuple[str, bytes]]:
-    """The header fields in order as (lower-case name, whole bytes), one at a time: there may be millions."""
+    """The header fields in order, as (lower-case name, whole bytes), one at a time, because there may be
+    millions.
+    """
     for match in _FIELD.finditer(content, 0, head_end(content)):
         yield match[1].decode("ascii").lower(), match[0]
 

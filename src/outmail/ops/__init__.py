@@ -1,1 +1,3 @@
-"""Looking on: what is told while mail moves. Given the store or the engine's facts, never building them."""
+"""Working on a queue from outside: moving it, backups, the delivery log. These are given the store, and never
+open it.
+"""

@@ -1,12 +1,12 @@
-"""A file that is made whole before it has its name: backups.
+"""Makes a file complete before it gets its name; used for backups.
 
-How: it is written as ``FILE.unfinished.<random>`` in the same folder, flushed, linked to its name, and the
-folder is flushed.
-Promises: under its name there is a whole file, on disk, or none (where the file system has no links, and the
-program is killed in that moment: an empty one, which is no store); a file that is there already is never
-touched; only its owner can read it. What a killed program leaves has the word ``unfinished`` in its name, and
-`refuse_unfinished` keeps it from being opened as a store.
-Fails: `Refused` for a file that exists, `NotStored` for what cannot be written. Does not: know what is
+How: the file is written as ``FILE.unfinished.<random>`` in the same folder, flushed, linked to its name, and
+the folder is flushed.
+Promises: under the name there is a complete file, on disk, or none. (Exception: the file system has no links
+and the program is killed at that moment; then there is an empty file, which is no store.) An existing file is
+never touched. Only the owner can read the file. What a killed program leaves has ``unfinished`` in its name,
+and `refuse_unfinished` keeps it from being opened as a store.
+Fails: `Refused` for a file that exists, `NotStored` for one that cannot be written. Does not: know what is
 written.
 """
 
@@ -26,14 +26,14 @@ from outmail.store.sqlite.files import file_trouble
 from outmail.system.lockfile import sync_folder
 
 _WORD = ".unfinished."
-#: What SQLite may have made beside it.
+#: Endings of the files that SQLite may make beside it.
 _BESIDE = ("", "-journal", "-wal", "-shm")
 _LEFTOVER = re.compile(rf"{re.escape(_WORD)}[0-9a-f]{{12}}$")
 
 
 @contextlib.contextmanager
 def whole(path: str) -> Iterator[str]:
-    """A name to write to; what is there at the end of the block gets the name ``path``."""
+    """A name to write to. At the end of the block the file gets the name ``path``."""
     if os.path.lexists(path):
         raise _exists(path)
     temporary = f"{path}{_WORD}{os.urandom(6).hex()}"
@@ -55,14 +55,14 @@ def whole(path: str) -> Iterator[str]:
 
 
 def leftovers(path: str) -> list[str]:
-    """What killed backups to this file, or some under way, have left beside it."""
+    """Files that killed or running backups to this file have left beside it."""
     return sorted(name for name in glob(f"{escape(path)}{_WORD}*") if _LEFTOVER.search(name))
 
 
 def refuse_unfinished(path: str) -> None:
-    """What a killed backup left is no backup."""
+    """Raises ConfigError for what a killed backup left."""
     if _LEFTOVER.search(path):
-        raise ConfigError(f"{path} is what an unfinished backup left: delete it, and make another")
+        raise ConfigError(f"{path} is an unfinished backup: delete it, and make another one")
 
 
 def _sync(path: str) -> None:
@@ -74,8 +74,8 @@ def _sync(path: str) -> None:
 
 
 def _check_no_log(path: str) -> None:
-    """What SQLite could not move from its log into the file, on a full disk say, would be missing; closing
-    does not tell of it.
+    """Content that SQLite could not move from its log into the file (a full disk, say) would be missing from
+    the backup, and closing does not report that.
     """
     for end in _BESIDE[1:3]:
         if os.path.exists(path + end) and os.path.getsize(path + end):
@@ -83,7 +83,9 @@ def _check_no_log(path: str) -> None:
 
 
 def _name(temporary: str, path: str) -> None:
-    """A link fails when the name is taken, which a rename does not; some file systems have no links."""
+    """Give it the name. A link fails when the name is taken; a rename does not. But some file systems have no
+    links.
+    """
     try:
         os.link(temporary, path)
     except FileExistsError:
@@ -95,7 +97,7 @@ def _name(temporary: str, path: str) -> None:
 
 
 def _rename(temporary: str, path: str) -> None:
-    """The name is taken first, by an empty file, and so is never somebody else's."""
+    """Take the name first, by an empty file, so that it is never another program's."""
     try:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     except FileExistsError:

@@ -1,4 +1,4 @@
-"""The delivery log: one logfmt line per attempt and outcome on the logger ``outmail.delivery``.
+"""The delivery log: one logfmt line for each attempt and recipient, on the logger ``outmail.delivery``.
 
 Fields: status, id, to, msgid, from, via, attempts, delay, code, text. Nothing is formatted when nobody
 listens.
@@ -29,7 +29,7 @@ _STATUS = {
 
 
 def observe(items: Sequence[Settled]) -> None:
-    """Log what was settled together."""
+    """Log deliveries that were settled together."""
     if not logger.isEnabledFor(logging.INFO):
         return
     for item in items:
@@ -41,8 +41,8 @@ def observe(items: Sequence[Settled]) -> None:
 
 
 class Batched:
-    """The same lines for the service's stderr, one write for all that were settled together, without a record
-    each.
+    """The same lines for the service's stderr: one write for all deliveries that were settled together, and
+    no log record for each.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -63,11 +63,11 @@ class Batched:
             self._stream.write("".join(lines))
             self._stream.flush()
         except (OSError, ValueError):
-            pass  # nobody reads the log any more; mail goes on
+            pass  # nobody reads the log any more; deliveries go on
 
 
 def line(item: Settled, recipient: Leased, verdict: Verdict) -> str:
-    """logfmt: one attempt of one recipient."""
+    """logfmt for one attempt of one recipient."""
     delivery, outcome = item.delivery, recipient.outcome
     assert outcome is not None
     code = f" code={outcome.reply.code}" if outcome.reply.code else ""
@@ -83,7 +83,7 @@ def line(item: Settled, recipient: Leased, verdict: Verdict) -> str:
 
 @lru_cache(2048)
 def _quoted(value: str) -> str:
-    """What comes again and again: addresses, routes, what servers say."""
+    """Cached, because addresses, routes and server texts repeat themselves."""
     return _written(value)
 
 

@@ -1,17 +1,17 @@
-"""A queue moves from one store to another while its mail waits.
+"""Moves a queue from one store to another while its mail waits.
 
 How: the old store gets a note that says where it is being moved, so that no engine starts on it and no other
-move begins. Then, batch by batch, messages are added to the new store, with everything that is known of them,
-and after that commit forgotten in the old one. In the same commit the new store notes which batch came last
-(`_Arrivals`): whoever goes on forgets that batch in the old store and adds none of it again, whatever became
-of it in the new one.
-Promises: nothing is lost, nothing doubled; ids, keys, bodies, attempts, events and notes come along; a killed
-move goes on when the same command is given again; two of the same command at once share the work; a move to
-another store is refused while one is under way, until that is finished or given up (`abandon`); an engine
-alive on the old store stops the move before it begins; the new store may be in use. A copy (`copied`) is one
+move begins. Then, batch by batch, messages are added to the new store, with everything that is known of them;
+after that commit they are removed from the old store. The same commit notes in the new store which batch came
+last (`_Arrivals`). Whoever continues the move removes that batch from the old store and adds none of it
+again, whatever has happened to it in the new store since.
+Promises: nothing is lost, nothing is stored twice. Ids, keys, bodies, attempts, events and notes are moved.
+The same command continues a killed move. Two of the same command at once share the work. While a move is
+under way, a move to another store is refused, until the first one is finished or given up (`abandon`). A live
+engine on the old store stops the move before it begins. The new store may be in use. A copy (`copied`) is one
 snapshot and leaves the old store as it is.
-Fails: `ConfigError` for an engine that is alive or another move, `StoreError`. Does not: move files of the
-spool, or keep the cursors of events.
+Fails: `ConfigError` when an engine is alive or another move is under way; `StoreError`. Does not: move files
+of the spool, or keep the cursors of events.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from outmail.store.verbs.export import Parcel
 
 log = logging.getLogger("outmail")
 
-#: Notes that belong to a store and its engines, not to its mail.
+#: Kinds of notes that belong to a store and its engines, not to its mail.
 _OWN = ("engine", "hop", "knows", "store")
 NOTE = ("store", "moving")
 
@@ -38,8 +38,8 @@ Tell = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """A move under way, as the old store notes it: a name of its own, where it goes, and which store
-    that is.
+    """A move that is under way, as the old store notes it: its own name, where it goes, and the id of that
+    store.
     """
 
     id: str
@@ -48,22 +48,22 @@ class Way:
 
     @property
     def arrivals(self) -> tuple[str, str]:
-        """The note in the new store."""
+        """The key of its note in the new store."""
         return "store", f"arriving.{self.id}"
 
 
 class _Overtaken(Exception):
-    """Another process has brought a batch of the same move meanwhile: look again."""
+    """Another process has brought a batch of the same move: look again."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Arrivals:
-    """What the new store notes of a move, from before it begins until it is over, and anew in the commit of
-    each batch.
+    """The note about a move in the new store. It exists from before the move begins until it is over, and is
+    written again in the commit of each batch.
     """
 
     count: int = 0
-    #: The ids of the last batch. Perhaps the old store has not forgotten them yet.
+    #: The ids of the last batch. The old store may not have removed them yet.
     last: Sequence[str] = ()
     over: bool = False
     version: int = 0
@@ -79,7 +79,7 @@ def move(
     tell: Tell = lambda done, total: None,
     fail: Callable[[str], None] = lambda point: None,
 ) -> int:
-    """Everything; returns how many messages. ``tell(done, total)`` is called after each batch."""
+    """Move everything. Returns how many messages. ``tell(done, total)`` is called after each batch."""
     way, begun = _begin(old, new, now)
     old.reclaim(now, hold=False)
     alive = old.read(old.verbs.owners())
@@ -88,7 +88,7 @@ def move(
             old.run(_let_go(old, way))
             new.run(new.verbs.note_drop(*way.arrivals))
         raise ConfigError(
-            f"an engine is working on {old.url} (pid {alive[0][2]}): stop it first, a moment later move again"
+            f"an engine is working on {old.url} (pid {alive[0][2]}): stop it first, then move again"
         )
     total, done = sum_of(old), 0
     while (step := _step(old, new, way, now, fail)) is not None:
@@ -98,7 +98,7 @@ def move(
 
 
 def under_way(old: Store) -> Way | None:
-    """The move that has begun here, if one has."""
+    """The move that is under way from this store, or None."""
     found = old.read(old.verbs.note_get(*NOTE))
     return _way(found[0]) if found else None
 
@@ -108,7 +108,7 @@ def _way(value: dict[str, Any]) -> Way:
 
 
 def _begin(old: Store, new: Store, now: int) -> tuple[Way, bool]:
-    """The move that this command is: a new one (True), or the one that is under way to the same store."""
+    """The move of this command: a new one (True), or the one that is under way to the same store."""
     if old.url == new.url:
         raise ConfigError("a queue cannot be moved onto itself")
     way = Way(os.urandom(16).hex(), new.url, store_id(new))
@@ -120,7 +120,7 @@ def _begin(old: Store, new: Store, now: int) -> tuple[Way, bool]:
         new.run(new.verbs.note_drop(*way.arrivals))
         found = under_way(old)
         if found is None:
-            return _begin(old, new, now)  # it ended in this moment
+            return _begin(old, new, now)  # that move ended just now
         if found.target != way.target:
             raise ConfigError(
                 f"{old.url} is already being moved to {found.to}",
@@ -133,7 +133,7 @@ def _begin(old: Store, new: Store, now: int) -> tuple[Way, bool]:
         if begun:
             old.run(_let_go(old, way))
             new.run(new.verbs.note_drop(*way.arrivals))
-        same = there.id == way.id  # one database by two names
+        same = there.id == way.id  # one database under two names
         raise ConfigError(
             "a queue cannot be moved onto itself"
             if same
@@ -143,19 +143,19 @@ def _begin(old: Store, new: Store, now: int) -> tuple[Way, bool]:
 
 
 def _step(old: Store, new: Store, way: Way, now: int, fail: Callable[[str], None]) -> int | None:
-    """One batch, or at last the notes; returns how many messages arrived, None when the move is over."""
+    """One batch, or finally the notes. Returns how many messages arrived, None when the move is over."""
     arrived = _arrived(new, way)
     batch = old.read(_waiting(way))
     if batch is not None and arrived.over:
         raise ConfigError(
-            f"giving up the move of {old.url} to {way.to} has begun and is not finished",
+            f"somebody began to give up the move of {old.url} to {way.to} and has not finished that",
             hint=f"finish that: outmail move --abandon {old.url} {way.to}",
         )
     if batch is None:
         left = sum_of(old)
         if left:
             raise ConfigError(
-                f"another command has ended this move, and {left} messages are in {old.url}: move again"
+                f"another command has ended this move, and {left} messages are left in {old.url}: move again"
             )
         return None
     if not batch:
@@ -170,7 +170,7 @@ def _step(old: Store, new: Store, way: Way, now: int, fail: Callable[[str], None
 
 
 def _waiting(way: Way) -> Verb[list[Parcel] | None]:
-    """The next batch; None when this move is no longer the one that is under way. One snapshot says both."""
+    """The next batch; None when this move is no longer the one under way. Both come from one snapshot."""
     rows = yield from export.note(*NOTE)
     return None if rows is None or rows["id"] != way.id else (yield from export.parcels(0))
 
@@ -181,8 +181,8 @@ def _arrived(new: Store, way: Way) -> _Arrivals:
 
 
 def _arrive(new: Store, way: Way, arrived: _Arrivals, batch: Sequence[Parcel], now: int) -> Verb[int]:
-    """A batch comes into the new store, unless anybody brought one since ``arrived`` was read. What came with
-    the last one is there already.
+    """Add a batch to the new store, unless somebody has added one since ``arrived`` was read. Messages of the
+    last batch are there already.
     """
     fresh = [parcel for parcel in batch if parcel.id not in arrived.last]
     after = _Arrivals(arrived.count + len(fresh), [parcel.id for parcel in batch])
@@ -193,7 +193,7 @@ def _arrive(new: Store, way: Way, arrived: _Arrivals, batch: Sequence[Parcel], n
 
 
 def _finish(old: Store, new: Store, way: Way) -> bool:
-    """The notes, and the end; False when mail has come into the old store meanwhile, which comes first."""
+    """Move the notes and end. False when mail has come into the old store meanwhile; that is moved first."""
     for kind, key, value in old.read(export.notes()):
         if kind in _OWN:
             continue
@@ -201,7 +201,7 @@ def _finish(old: Store, new: Store, way: Way) -> bool:
             old.run(old.verbs.note_drop(kind, key))
         else:
             log.warning(
-                "%s has a note %s/%s of its own, which stays; the other one stays in %s",
+                "%s has its own note %s/%s and keeps it; the one to be moved stays in %s",
                 new.url,
                 kind,
                 key,
@@ -221,17 +221,17 @@ def _let_go_empty(old: Store, way: Way) -> Verb[bool]:
 
 
 def _let_go(old: Store, way: Way) -> Verb[None]:
-    """The note of this move goes, and of no later one."""
+    """Remove the note of this move, but not of a later one."""
     found = yield from old.verbs.note_get(*NOTE)
     if found and found[0]["id"] == way.id and (yield from old.verbs.note_put(*NOTE, *found)):
         yield from old.verbs.note_drop(*NOTE)
 
 
 def abandon(old: Store, new: Store | None) -> tuple[int, int]:
-    """Give a move up: what has arrived stays in the new store, the rest in the old one; returns how many
+    """Give up a move. What has arrived stays in the new store, the rest in the old one. Returns how many
     (arrived, stayed).
 
-    ``new`` is None when the new store is gone, and what had arrived with it.
+    ``new`` is None when the new store is gone, together with what had arrived.
     """
     way = under_way(old)
     if way is None:
@@ -249,7 +249,7 @@ def abandon(old: Store, new: Store | None) -> tuple[int, int]:
 
 
 def _shut(new: Store, way: Way) -> _Arrivals:
-    """From now on nothing of this move arrives, should another process still be at it."""
+    """From now on nothing of this move can arrive, even if another process is still working on it."""
     while True:
         arrived = _arrived(new, way)
         if new.run(new.verbs.note_put(*way.arrivals, replace(arrived, over=True).value(), arrived.version)):
@@ -257,7 +257,7 @@ def _shut(new: Store, way: Way) -> _Arrivals:
 
 
 def _forget(old: Store, ids: Sequence[str]) -> Verb[int]:
-    """What has arrived already, if the old store still has it."""
+    """Remove messages that have arrived from the old store, if it still has them."""
     seqs = []
     for id in sorted(ids):
         seq = yield from old.verbs.seq_of(id)
@@ -282,7 +282,7 @@ def sum_of(store: Store) -> int:
 
 
 def copied(old: Store, new: Store, now: int, tell: Tell = lambda done, total: None) -> int:
-    """A copy of one moment of a live queue; what was being sent in that moment is uncertain in the copy."""
+    """Copy one moment of a live queue. What was being sent at that moment is uncertain in the copy."""
     done, total = 0, sum_of(old)
 
     def all_of() -> Verb[list[tuple[str, str, Any]]]:

@@ -1,7 +1,7 @@
-"""The public face: send, ask, change.
+"""The public classes: send, read, change.
 
-Importing it registers what is done at the program's end (`ending`), and tells reports where their default
-Outbox is (`default`), which is loaded when it is first asked for.
+Importing this package registers what is done at the program's end (`ending`), and tells reports where their
+default Outbox is (`default`), which is loaded on first use.
 """
 
 from __future__ import annotations

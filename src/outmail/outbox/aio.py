@@ -1,8 +1,8 @@
-"""`AsyncOutbox`: the same calls, awaited.
+"""`AsyncOutbox`: the calls of `Outbox`, awaited.
 
-Promises: calls are made on threads of its own, so the loop never waits for a disk; concurrent sends share
-commits; what ``using`` writes is written in the caller's loop. Fails: as `Outbox`. Does not: deliver in the
-caller's loop.
+Promises: calls run on threads of its own, so the loop never waits for a disk. Concurrent sends share commits.
+What is written on a connection given as ``using`` is written in the caller's loop. Fails: as `Outbox`. Does
+not: deliver in the caller's loop.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class AsyncOutbox:
         return receipt
 
     async def _with(self, using: Any, call: Callable[..., Any]) -> Any:
-        """The call on a thread; what it would write on the caller's connection is written here, where that
-        belongs.
+        """Make the call on a thread. Rows for the caller's connection are collected there and written here,
+        in the caller's loop.
         """
         if using is None:
             return await self._workers.run(call)

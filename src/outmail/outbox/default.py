@@ -1,7 +1,7 @@
-"""The default Outbox of reports: what a job, a digest or `outmail watch` uses that was given none.
+"""The default Outbox of reports: used by a job, a digest or `outmail watch` that was given none.
 
-Promises: one for the program, of the configured store, opened on first use and again after it was closed; it
-delivers by itself unless a live service does. Fails: `ConfigError`, `NotStored`.
+Promises: the program has one, on the configured store; it is opened on first use, and again after it was
+closed. It delivers by itself unless a live service does. Fails: `ConfigError`, `NotStored`.
 Does not: open anything when it is imported.
 """
 
@@ -17,7 +17,7 @@ from outmail.wiring import spool_of
 
 
 class _Default:
-    """The one of this program; None until it is asked for."""
+    """The default Outbox of this program; None until somebody asks for it."""
 
     def __init__(self) -> None:
         self.box: Outbox | None = None
@@ -25,7 +25,7 @@ class _Default:
         forks.in_child(self, _Default.begin_anew)
 
     def begin_anew(self) -> None:
-        """Also in a forked child: a thread of the parent may have been opening it."""
+        """Also in a forked child, because a thread of the parent may have been opening it."""
         self.guard = threading.Lock()
 
 
@@ -33,8 +33,8 @@ _default = _Default()
 
 
 def default_outbox() -> Outbox:
-    """What reports use that were given none: the configured store, and an engine here unless a service serves
-    its route.
+    """The Outbox for reports that were given none: on the configured store, with an engine here unless a
+    service serves its route.
     """
     with _default.guard:
         if _default.box is None or _default.box.closed:
@@ -51,5 +51,5 @@ def with_engine_if_needed(config: Config, **words: Any) -> Outbox:
 
 
 def default_spool() -> str:
-    """Its spool folder, from the configuration alone."""
+    """The spool folder of the default Outbox, from the configuration alone."""
     return spool_of(load().store)

@@ -1,13 +1,14 @@
 """The end of the program: the last reports are made, then every Outbox is closed.
 
-Promises: what is registered with `reports.door.at_close` runs first; one Outbox that cannot be closed does
-not keep the others from it. Fails: never; it logs. Does not: run after ``os._exit`` or a signal that kills.
+Promises: functions registered with `reports.door.at_close` run first. An Outbox that cannot be closed does
+not keep the others from being closed. Fails: never; it logs. Does not: run after ``os._exit`` or a signal
+that kills.
 """
 
 from __future__ import annotations
 
 import atexit
-import logging  # before we register: its own end must come after ours
+import logging  # before we register, so that logging ends after us
 import weakref
 from typing import Protocol
 

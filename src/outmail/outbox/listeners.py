@@ -1,8 +1,8 @@
 """Functions that are called when something happens in the queue (``Outbox.on``).
 
-Promises: each event from the first registration on is told once, in the order of commit, in one thread; a
-listener that raises is logged, and the next one is called. Fails: `ConfigError` for an unknown event. Does
-not: outlive its Outbox, or tell what happened while the program did not run (``Outbox.events`` does).
+Promises: from the first registration on, each event is reported once, in the order of commits, on one thread.
+When a listener raises, that is logged and the next one is called. Fails: `ConfigError` for an unknown event.
+Does not: outlive its Outbox, or report what happened while the program did not run (``Outbox.events`` does).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Listeners:
     def on(self, event: str) -> Callable[[Listener], Listener]:
         """A decorator that registers a function for one event, or for all ("*")."""
         if event not in (*EVENTS, "*"):
-            raise ConfigError(f"no event is named {event!r}; they are {', '.join(EVENTS)}")
+            raise ConfigError(f"no event is named {event!r}; known are {', '.join(EVENTS)}")
 
         def register(listener: Listener) -> Listener:
             self.registered.append((event, listener))
@@ -53,12 +53,12 @@ class Listeners:
         return register
 
     def close(self) -> None:
-        """Tell nothing more; does not wait for the thread."""
+        """Report nothing more. Does not wait for the thread."""
         self.closed = True
 
 
 def _watch(those: weakref.ref[Listeners], cursor: int) -> None:
-    """The listeners' thread: ends with its Outbox."""
+    """The thread of the listeners. It ends with its Outbox."""
     while (listeners := those()) is not None and not listeners.closed:
         try:
             for event in list(listeners.queue.events(cursor)):

@@ -1,12 +1,11 @@
-"""The library's face: `Outbox`.
+"""`Outbox`, the main class of the library.
 
-Promises: sending is a local durable write: no network in the calling thread; thread-safe; usable after a
-fork; with an engine in the program (``deliver``), whatever was accepted is delivered within the program's
-life or within ``exit_wait`` of its end; what is left is told in one line on stderr with the command that
-sends it, or handed to a process of its own (`detached`). What needs an event loop (the engine, `AsyncOutbox`)
-is loaded when it is first used.
+Promises: sending is a local durable write, without network in the calling thread. It is thread-safe and
+usable after a fork. With an engine in the program (``deliver``) accepted mail is delivered while the program
+runs or within ``exit_wait`` seconds of its end; what is left is reported in one line on stderr, with the
+command that sends it. Code that needs an event loop (the engine, `AsyncOutbox`) is loaded on first use.
 Fails: `Refused`, `NotStored`, `ConfigError`, `NotFound`; never because a relay is down.
-Does not: start a thread after the program's exit has begun.
+Does not: start anything after the program's exit has begun.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ WAIT_WITH_USING = "wait= with using=: nothing is sent before your transaction is
 
 
 def local_sender(config: Config) -> str:
-    """user@origin, for whoever names no sender."""
+    """user@origin, for callers that name no sender."""
     import getpass
 
     try:
@@ -59,13 +58,12 @@ def local_sender(config: Config) -> str:
 
 
 class Outbox:
-    """A door to a queue, and where a relay was given in code, an engine that empties it.
+    """A queue to put mail into, and, when a relay was given in code, an engine that empties it.
 
-    ``store``: path or URL (default: the configuration's); ``relay``: a configured name or a URL, the route of
-    what this Outbox sends; ``config``: a path or a `Config`; ``deliver``: "auto" (an engine in this program
-    when a relay was given), "thread", "never", or "detached" (an engine in this program, and what it leaves
-    goes to a process of its own that works on for up to ten minutes); ``exit_wait``: seconds to deliver at
-    the end.
+    ``store``: a path or URL (default: the configuration's). ``relay``: a configured name or a URL, the route
+    of what this Outbox sends. ``config``: a path or a `Config`. ``deliver``: "auto" (an engine in this
+    program when a relay was given), "thread" or "never". ``exit_wait``: seconds to deliver at the program's
+    end.
 
     ``store``, ``config``, ``routes``, ``door``, ``clock``, `take_over` and `deliver_here` are for the
     package, not for users.
@@ -93,7 +91,7 @@ class Outbox:
         self.store = opened(place)
         #: The program may go to another folder.
         self._place = absolute(place)
-        #: Reading and changing: what `status`, `find`, `hold` and the like do.
+        #: Reads and changes the queue, for `status`, `find`, `hold` and so on.
         self.queue = Queue(self.store, self.routes, self.clock, self._wake)
         self.door = Door(self.store, _terms(self.config, self.routes), self.clock, self._wake, failpoints.hit)
         self._engine: EngineThread | None = None
@@ -132,14 +130,13 @@ class Outbox:
         using: Any = None,
         wait: float | None = None,
     ) -> Receipt:
-        """Compose and store one message. With ``using``, a connection or session of yours, it is stored in
-        your transaction. With ``wait`` return when every recipient is final or held, or so many seconds
-        later; `status` says how they stand.
+        """Compose and store one message. With ``using``, your own connection or session, it is stored in your
+        transaction.
 
-        Addresses are text, ``(name, address)`` or several of them; attachments a path or ``(name, bytes[,
-        type])``; ``at`` (not before) and ``expires`` are aware datetimes, timedeltas or "2h"/"5d"; with
-        ``key`` the same key stores one message only. Returns when the message is on disk. Raises `Refused`,
-        `NotStored`, `ConfigError`.
+        Addresses are text, ``(name, address)`` or several of them. Attachments are a path or ``(name, bytes[,
+        type])``. ``at`` (not before) and ``expires`` are aware datetimes, timedeltas or "2h"/"5d". With
+        ``key``, only one message is stored for the same key. Returns when the message is on disk. Raises
+        `Refused`, `NotStored`, `ConfigError`.
         """
         words = {
             "to": to,
@@ -165,7 +162,7 @@ class Outbox:
         return self._awaited(self._accept([self._composed(words)], using)[0], wait)
 
     def send_many(self, items: Iterable[dict[str, Any]]) -> list[Receipt]:
-        """Many messages in one transaction, all or none; `Refused.index` names the first bad one."""
+        """Store many messages in one transaction, all or none. `Refused.index` names the first bad one."""
         items, using = one_using(items)
         return self._accept(_indexed(items, self._composed), using)
 
@@ -185,8 +182,8 @@ class Outbox:
         dsn: Dsn | None = None,
         wait: float | None = None,
     ) -> Receipt:
-        """Store a complete message (bytes, a message of the email package, or a binary file) for an explicit
-        envelope, bytes unchanged.
+        """Store a complete message (bytes, a message of the email package, or a binary file) for the given
+        envelope. Its bytes are not changed.
 
         ``sender`` None is the null sender of bounces. Raises as `send` does.
         """
@@ -207,7 +204,7 @@ class Outbox:
         return self._awaited(self._accept([self._complete(words)], using)[0], wait)
 
     def submit_many(self, items: Iterable[dict[str, Any]]) -> list[Receipt]:
-        """Many complete messages in one transaction, all or none."""
+        """Store many complete messages in one transaction, all or none."""
         items, using = one_using(items)
         return self._accept(_indexed(items, self._complete), using)
 
@@ -216,8 +213,9 @@ class Outbox:
         return self._draft(self._named(words), self.config.origin)
 
     def _drafted(self, words: dict[str, Any]) -> Draft:
-        """The words of ``send`` from a row of somebody's database: nothing is learned from them, neither
-        relays nor passwords, and bare names stay refused: whoever wrote them may be another machine's root.
+        """The draft for the arguments of ``send`` that somebody has written into a row of a database. Neither
+        relays nor passwords are learned from them, and addresses without a domain are refused, because the
+        row may have been written on another machine.
         """
         return self._draft(self._named(words, parse_relay), "")
 
@@ -239,8 +237,8 @@ class Outbox:
         return words
 
     def _learn(self, relay: Any) -> None:
-        """A relay named in code, for the engine of this program: it knows then what a stored name alone would
-        not tell (`Routes.resolve`).
+        """Tell this program's engine about a relay that was given in code; a stored name alone would not be
+        enough (`Routes.resolve`).
         """
         if relay is None or not self._threaded:
             return
@@ -314,45 +312,45 @@ class Outbox:
     # -- asking ----------------------------------------------------------------------------------------------
 
     def status(self, id: str) -> Status:
-        """Where a message stands; raises `NotFound`."""
+        """The state of a message and its recipients. Raises `NotFound`."""
         return self.queue.status(id)
 
     def find(self, filter: str = "", **words: str) -> Iterator[Status]:
-        """Messages with a matching recipient, oldest first. ``find(state="queued", to="*@x.org")`` is the
-        same as text.
+        """Messages with a matching recipient, oldest first. ``find(state="queued", to="*@x.org")`` does the
+        same as filter text.
         """
         return self.queue.find(filter, **words)
 
     def content(self, id: str) -> bytes:
-        """The bytes of the next DATA before dot-stuffing; raises `NotFound` also when retention has taken
+        """The bytes of the next DATA, before dot-stuffing. Raises `NotFound`, also when retention has removed
         them.
         """
         return self.queue.content(id)
 
     def attempts(self, id: str) -> list[Attempt]:
-        """Every try, oldest first, with its transcript as far as kept."""
+        """All attempts, oldest first, with their transcripts as far as they were kept."""
         return self.queue.attempts(id)
 
     def wait(self, id: str, timeout: float) -> Status:
-        """The status once every recipient is final or held, or the present one when ``timeout`` seconds are
-        over.
-        """
+        """The status when every recipient is final or held, or the present one after ``timeout`` seconds."""
         return self.queue.wait(id, timeout)
 
     def events(self, after: int = 0) -> Iterator[Event]:
-        """Facts in the order of commit, behind the cursor ``after``, up to now."""
+        """Events after the cursor ``after``, in the order of commits, up to now."""
         return self.queue.events(after)
 
     def on(self, event: str) -> Callable[[Listener], Listener]:
-        """A decorator: call the function for each such event from now on, in a thread of its own. "*" means
-        all.
+        """A decorator: call the function for each such event from now on, on a thread of its own. "*" means
+        all events.
         """
         return self._listeners.on(event)
 
     # -- changing --------------------------------------------------------------------------------------------
 
     def cancel(self, what: str) -> int:
-        """End waiting recipients; returns how many changed, wishes for those being sent included."""
+        """Cancel waiting recipients. Returns how many changed; recipients that are being sent count, too (as
+        a wish).
+        """
         return self.queue.cancel(what)
 
     def hold(self, what: str) -> int:
@@ -368,13 +366,15 @@ class Outbox:
         return self.queue.retry(what)
 
     def requeue(self, what: str) -> int:
-        """Failed or cancelled recipients begin anew; those whose content is gone stay as they are."""
+        """Queue failed or cancelled recipients again, with new attempts and a new age. Without content
+        nothing changes.
+        """
         return self.queue.requeue(what)
 
     # -- life ------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Deliver what can be delivered within ``exit_wait``, tell what is left, close."""
+        """Deliver for at most ``exit_wait`` seconds, report what is left, close."""
         if self._closed:
             return
         self._closed = True
@@ -396,7 +396,7 @@ class Outbox:
         self.close()
 
     def deliver_here(self) -> None:
-        """From now on an engine in this program, too."""
+        """From now on run an engine in this program, too."""
         self._threaded = True
         self._start()
 
@@ -406,7 +406,7 @@ class Outbox:
     def _start(self) -> None:
         with self._starting:
             if self._engine is not None and self._pid == os.getpid():
-                return  # another thread of a forked child was first
+                return  # another thread of a forked child was faster
             with loading:
                 from outmail.outbox.thread import EngineThread
 
@@ -417,8 +417,8 @@ class Outbox:
             self._pid = os.getpid()
 
     def take_over(self, library: str, engine: Any) -> TakeOver | None:
-        """What empties the tables of ``[[outbox]]`` into this queue beside an engine; ``library`` opens the
-        SQLite files among them.
+        """The object that moves rows of ``[[outbox]]`` tables into this queue, to run beside an engine.
+        ``library`` opens the SQLite files among them.
         """
         if not self.config.outboxes:
             return None
@@ -438,7 +438,7 @@ class Outbox:
         if self._closed:
             raise ConfigError("this Outbox is closed")
         if self._threaded and self._pid != os.getpid():
-            self._start()  # we are a forked child: the engine's thread stayed behind
+            self._start()  # this is a forked child; the engine's thread exists only in the parent
 
     def _wake(self) -> None:
         if self._engine is not None and self._pid == os.getpid():
@@ -460,7 +460,7 @@ class Outbox:
         return not problem
 
     def _tell_rest(self) -> None:
-        """One line on stderr about what could not be delivered in this program's life."""
+        """One line on stderr about what could not be delivered while the program ran."""
         try:
             left = [
                 r
@@ -477,7 +477,7 @@ class Outbox:
             why = f" ({'; '.join(reasons)})" if reasons else ""
             command = f"outmail run --once --store {self.store.url}"
             if self._route is not None and not self.config.routes.resolve(self._route):
-                command += f" --relay {self._route}"  # nobody else would know it
+                command += f" --relay {self._route}"  # no configuration knows it
             print(
                 f"outmail: {len(left)} recipient{'s' if len(left) > 1 else ''} still queued{why}; to go out "
                 f"with the next run, or by: {command}",
@@ -519,7 +519,7 @@ def _call(function: Any, name: str, *args: Any, **words: Any) -> Any:
 
 
 def one_using(items: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], Any]:
-    """Items without their ``using``, and what it was: one and the same for all."""
+    """The items without their ``using``, and its value, which must be the same for all."""
     found = [dict(item) for item in items]
     given = [item.pop("using", None) for item in found]
     if any(one is not given[0] for one in given):

@@ -1,11 +1,12 @@
-"""Reading and changing a queue: where messages stand, what happened to them, and the operator's changes.
+"""Reading and changing a queue: the state of messages, what happened to them, and changes that people ask
+for.
 
-`Outbox` has one (``box.queue``); the command, Django's admin and later a web page use one without an Outbox
+`Outbox` has one (``box.queue``). The command, Django's admin and later a web page use one without an Outbox
 (`Queue.open`).
-Promises: what it says is from one consistent snapshot a page; a change is committed when the call returns,
-page by page, and engines are told to look. It may be shared by threads.
-Fails: `NotFound` for an id the store does not know, `Refused` for a filter that cannot be read, `NotStored`
-when the store cannot be read or written.
+Promises: each page that it returns comes from one consistent snapshot. A change is committed, page by page,
+when the call returns, and engines are told to look. Threads may share it.
+Fails: `NotFound` for an id that the store does not know, `Refused` for a filter that cannot be read,
+`NotStored` when the store cannot be read or written.
 Does not: accept or deliver messages, or start anything.
 """
 
@@ -34,7 +35,7 @@ from outmail.system.lockfile import boot_id
 from outmail.wiring import open_store
 
 R = TypeVar("R")
-#: What a recipient waits for whose route the engines of this configuration do not know.
+#: The reason shown for a recipient whose route the engines of this configuration do not know.
 UNKNOWN_ROUTE = "route unknown here"
 #: A service that gave its last sign of life longer ago than this is no longer relied on.
 SERVICE_MS = 90_000
@@ -72,11 +73,9 @@ def _hops(text: str | None) -> tuple[tuple[str, int | None], ...]:
 
 
 def _dead(engine: EngineSeen) -> bool:
-    """True where its process can be looked for, and is not there."""
+    """True when its process could be looked for here and does not exist."""
     if engine.boot != boot_id():
-        return (
-            False  # of another machine, or of this one before it started anew: nobody has looked after it yet
-        )
+        return False  # of another machine or another boot: this cannot be known here
     try:
         os.kill(engine.pid, 0)
     except ProcessLookupError:
@@ -87,7 +86,7 @@ def _dead(engine: EngineSeen) -> bool:
 
 
 def opened(place: str) -> Store:
-    """The store at a path or URL; raises `NotStored` when it cannot be opened."""
+    """The store at a path or URL. Raises `NotStored` when it cannot be opened."""
     try:
         return open_store(place)
     except StoreError as problem:
@@ -95,8 +94,8 @@ def opened(place: str) -> Store:
 
 
 class Queue:
-    """The messages in ``store``. ``routes`` are those an engine of this configuration knows: what waits for
-    another one is explained. ``wake`` is called after each change.
+    """The messages in ``store``. ``routes`` are those that an engine of this configuration knows; recipients
+    with another route are explained. ``wake`` is called after each change.
 
     ``store``, ``clock`` and ``routes`` are for the package, not for users.
     """
@@ -115,7 +114,7 @@ class Queue:
         return cls(opened(config.store), config.routes)
 
     def close(self) -> None:
-        """Close the store; only for a queue that was opened by `open`."""
+        """Close the store; only for a queue that `open` has opened."""
         self.store.close()
 
     def __enter__(self) -> Queue:
@@ -127,25 +126,25 @@ class Queue:
     # -- messages --------------------------------------------------------------------------------------------
 
     def status(self, id: str) -> Status:
-        """Where a message stands; raises `NotFound`."""
+        """The state of a message and its recipients. Raises `NotFound`."""
         return self._explained(self._read(self.store.verbs.statuses([self.seq(id)]))[0])
 
     def find(self, filter: str = "", **words: str) -> Iterator[Status]:
-        """Messages with a matching recipient, oldest first. ``find(state="queued", to="*@x.org")`` is the
-        same as text.
+        """Messages with a matching recipient, oldest first. ``find(state="queued", to="*@x.org")`` does the
+        same as filter text.
         """
         text = " ".join([filter, *(f"{key}:{shlex.quote(str(value))}" for key, value in words.items())])
         yield from self.matching(selection.parse(text, self.clock.now()))
 
     def matching(self, selected: Filter) -> Iterator[Status]:
-        """`find` by a filter that was read already."""
+        """`find`, with a filter that was read already."""
         after: int | None = 0
         while after is not None:
             page, after = self._read(self.store.verbs.find(selected, self.clock.now(), after))
             yield from map(self._explained, page)
 
     def content(self, id: str) -> bytes:
-        """The bytes of the next DATA before dot-stuffing; raises `NotFound` also when retention has taken
+        """The bytes of the next DATA, before dot-stuffing. Raises `NotFound`, also when retention has removed
         them.
         """
         content = self._read(self.store.verbs.content(self.seq(id)))
@@ -156,13 +155,11 @@ class Queue:
         return content
 
     def attempts(self, id: str) -> list[Attempt]:
-        """Every try, oldest first, with its transcript as far as kept."""
+        """All attempts, oldest first, with their transcripts as far as they were kept."""
         return self._read(self.store.verbs.attempts(self.seq(id)))
 
     def wait(self, id: str, timeout: float) -> Status:
-        """The status once every recipient is final or held, or the present one when ``timeout`` seconds are
-        over.
-        """
+        """The status when every recipient is final or held, or the present one after ``timeout`` seconds."""
         deadline = time.monotonic() + timeout
         while not (status := self.status(id)).settled and time.monotonic() < deadline:
             time.sleep(min(0.02, max(0.0, deadline - time.monotonic())))
@@ -181,7 +178,7 @@ class Queue:
     # -- what happened, and what is to come ------------------------------------------------------------------
 
     def events(self, after: int = 0) -> Iterator[Event]:
-        """Facts in the order of commit, behind the cursor ``after``, up to now."""
+        """Events after the cursor ``after``, in the order of commits, up to now."""
         while page := self._read(self.store.verbs.events_after(after)):
             yield from page
             after = page[-1].cursor
@@ -201,7 +198,7 @@ class Queue:
         return self._read(self.store.verbs.stats(self.clock.now()))
 
     def next_due(self) -> dict[str, int]:
-        """When each route has something to do, in ms."""
+        """When each route has something due, in ms."""
         return self._read(self.store.verbs.next_due(self.clock.now()))
 
     def engines(self) -> list[EngineSeen]:
@@ -226,9 +223,8 @@ class Queue:
         )
 
     def paused_hops(self) -> dict[str, dict[str, Any]]:
-        """Next hops that get nothing for a while, as live engines find: ``since`` (ms), ``trouble`` and
-        ``url`` of each. What an engine found that has ended, or at another URL than is configured now, is
-        not among them.
+        """Next hops that live engines have paused: ``since`` (ms), ``trouble`` and ``url`` of each. Left out
+        are notes of engines that have ended, and notes about a URL that is no longer configured.
         """
         notes = self._read(self.store.verbs.note_list("hop"))
         living = self._living() if notes else set()
@@ -240,7 +236,7 @@ class Queue:
         }
 
     def known_elsewhere(self) -> set[str]:
-        """Names and URLs of the relays that live engines know, whatever this process does."""
+        """Names and URLs of the relays that live engines know, even if this process does not."""
         notes = self._read(self.store.verbs.note_list("knows"))
         living = self._living() if notes else set()
         return {name for engine, names in notes.items() if engine in living for name in names}
@@ -250,8 +246,8 @@ class Queue:
         return {engine.uuid for engine in self.engines() if not _dead(engine)}
 
     def ahead_notes(self) -> dict[str, dict[str, Any]]:
-        """What is known of relays that refuse what is sent ahead: ``since``, ``until`` (ms) and ``reply`` of
-        each (`policy.pace.may_send_ahead`).
+        """Relays that are known to refuse what is sent ahead: ``since``, ``until`` (ms) and ``reply`` of each
+        (`policy.pace.may_send_ahead`).
         """
         return self._read(self.store.verbs.note_list("ahead"))
 
@@ -279,7 +275,9 @@ class Queue:
     # -- changing --------------------------------------------------------------------------------------------
 
     def cancel(self, what: str | Filter) -> int:
-        """End waiting recipients; returns how many changed, wishes for those being sent included."""
+        """Cancel waiting recipients. Returns how many changed; recipients that are being sent count, too (as
+        a wish).
+        """
         return self.change(what, "cancel")
 
     def hold(self, what: str | Filter) -> int:
@@ -295,7 +293,9 @@ class Queue:
         return self.change(what, "due")
 
     def requeue(self, what: str | Filter) -> int:
-        """Failed or cancelled recipients begin anew; those whose content is gone stay as they are."""
+        """Queue failed or cancelled recipients again, with new attempts and a new age. Without content
+        nothing changes.
+        """
         return self.change(what, "requeue")
 
     def reroute(self, what: str | Filter, relay: str) -> int:
@@ -313,7 +313,7 @@ class Queue:
         return self._paged(what, partial(self.store.verbs.reroute, route=route))
 
     def change(self, what: str | Filter, event: str) -> int:
-        """One arrow of the lifecycle for an id or a filter. The empty text raises `Refused`."""
+        """One change of the lifecycle for an id or a filter. Empty text raises `Refused`."""
         return self._paged(what, partial(self.store.verbs.change, event=event))
 
     def _paged(
@@ -332,7 +332,7 @@ class Queue:
         return count
 
     def purge(self, what: str | Filter) -> int:
-        """Forget messages all of whose recipients are final; returns how many messages."""
+        """Remove messages all of whose recipients are final. Returns how many messages."""
         selected = self._selected(what, self.clock.now())
         seqs = [self.seq(s.id) for s in self.matching(selected) if all(r.final for r in s.recipients)]
         return self._write(self.store.verbs.forget_messages(seqs))
@@ -349,7 +349,7 @@ class Queue:
         return selection.select(what, now)
 
     def _changed(self, page: Callable[[], Verb[R]]) -> R:
-        """One page; where an engine settles the same rows in that moment, again."""
+        """One page; tried again when an engine settles the same rows at that moment."""
         for last in (False, False, True):
             try:
                 return self._write(page())
@@ -361,7 +361,7 @@ class Queue:
     # -- underneath ------------------------------------------------------------------------------------------
 
     def _explained(self, status: Status) -> Status:
-        """Why a recipient waits, where no engine with our configuration would take it."""
+        """Add why a recipient waits, where no engine with our configuration would take it."""
         if all(r.state != "queued" or self.routes.resolve(r.route) for r in status.recipients):
             return status
         return replace(status, recipients=tuple(_stranded(r, self.routes) for r in status.recipients))

@@ -1,8 +1,8 @@
-"""The engine's thread in a program.
+"""The thread of an engine in a program.
 
-Promises: the engine runs in a daemon thread; at the program's end, where no thread can be started any more,
-in whoever calls `drain`. Fails: never into the program; a bug that ends the engine is logged, and mail stays
-queued. Does not: build the engine, or start it again.
+Promises: the engine runs in a daemon thread. At the program's end, when no thread can be started any more, it
+runs in the thread that calls `drain`. Fails: never into the program; a bug that ends the engine is logged,
+and mail stays queued. Does not: build the engine, or start it again.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class EngineThread:
         try:
             asyncio.run(work())
         except KeyboardInterrupt:
-            pass  # whoever waits at the end has had enough
+            pass  # whoever waited at the end has given up
         except BaseException as problem:
             self.failure = problem
-            log.exception("the engine ended by a bug of outmail; mail stays queued")
+            log.exception("the engine ended because of a bug of outmail; mail stays queued")
 
     def drain(self, seconds: float) -> None:
-        """Wait until there is nothing left that can be tried now."""
+        """Wait until nothing is left that could be tried now."""
         deadline = time.monotonic() + seconds
         if self._thread is None:
             self._run(partial(self._briefly, deadline))

@@ -58,7 +58,7 @@ class Pace:
         return self.pause > 0
 
     def divide(self, ceiling: int, rate: float, engines: int) -> None:
-        """This engine's part when so many engines keep one limit together; one session each at the least."""
+        """This engine's share when so many engines share one limit; at least one session each."""
         self.ceiling = max(1, ceiling // engines)
         self.limit = min(self.limit, float(self.ceiling))
         self.rate = rate / engines

@@ -1,1 +1,3 @@
-"""The transactional outbox: a table in somebody else's database, written in the caller's transaction."""
+"""The transactional outbox: a table in an application's own database, written in the application's
+transaction.
+"""

@@ -1,11 +1,11 @@
-"""An application's own connection: one row of ``outmail_outbox`` in the caller's transaction.
+"""Writes one row of ``outmail_outbox`` on an application's own connection, in the application's transaction.
 
-Promises: one INSERT on the connection or session given, and nothing else: no commit, no rollback, no setting,
-cursor or row factory of the caller is touched; none of the packages is imported by us (the caller has done
-that). The row is an envelope as JSON and the content as bytes, as `store.source` takes it over.
-Fails: the driver's own exceptions, so that the caller's handling of a lost connection or a serialization
-failure works as ever; only a missing table becomes `NotStored`, with the way to make it. `ConfigError` for
-what is no connection.
+Promises: one INSERT on the given connection or session, and nothing else: no commit, no rollback, and no
+change of the caller's settings, cursors or row factory. We import none of the database packages; the caller
+has done that. The row is an envelope as JSON and the content as bytes, as `store.verbs.outbox_rows` reads it.
+Fails: the driver's own exceptions, so that the caller can handle a lost connection or a serialization failure
+as usual. Only a missing table becomes `NotStored`, with a sentence that says how to create it. `ConfigError`
+when the argument is no connection.
 Does not: open connections, or know what is in the row.
 """
 
@@ -25,8 +25,8 @@ from outmail.store.sqlite import drivers
 
 
 def outbox_ddl(dialect: str = "sqlite") -> str:
-    """The SQL that makes the table ``outmail_outbox`` ("sqlite" or "postgresql"), for your own migrations. It
-    may be run again.
+    """The SQL that creates the table ``outmail_outbox`` ("sqlite" or "postgresql"), for your own migrations.
+    It may be run again.
     """
     if dialect not in ("sqlite", "postgresql"):
         raise ConfigError(f"there is no outbox table for {dialect!r}: it is sqlite or postgresql")
@@ -43,19 +43,19 @@ def row(id: str, now: int, content: bytes, envelope: Mapping[str, Any]) -> Value
 
 
 class Rows(list[Values]):
-    """As ``using=``: rows are collected, for somebody else to write."""
+    """For ``using=``: rows are collected, and somebody else writes them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """How rows are written on one connection. ``write`` returns an awaitable where ``awaited``."""
+    """How to write rows on one connection. ``write`` returns an awaitable if ``awaited``."""
 
     write: Callable[[Sequence[Values]], Awaitable[None] | None]
     awaited: bool = False
 
 
 def caller(using: Any) -> Caller:
-    """What was given as ``using=`` → how to write on it."""
+    """The argument ``using=`` → how to write on it."""
     if isinstance(using, Rows):
         return Caller(using.extend)
     for cls in type(using).__mro__:
@@ -98,13 +98,13 @@ def _apsw(connection: Any, rows: Sequence[Values]) -> None:
 
 
 def _check_library(databases: Sequence[Any], library: str) -> None:
-    for _, name, path in databases:  # bytes where the caller's text_factory says so
+    for _, name, path in databases:  # bytes where the caller's text_factory is bytes
         if os.fsdecode(name) == "main" and path and os.path.exists(path):
             drivers.check(os.fsdecode(path), library)
 
 
 def _cursor(connection: Any, rows: Sequence[Values]) -> None:
-    """psycopg, psycopg2, Django: a cursor as a context manager and %s."""
+    """psycopg, psycopg2, Django: a cursor as a context manager, and %s."""
     with connection.cursor() as cursor:
         for values in rows:
             cursor.execute(_PERCENT, values)
@@ -190,16 +190,16 @@ async def _guarded_later(adapter: Any, using: Any, rows: Sequence[Values]) -> No
 
 
 def lacks_table(problem: Exception) -> bool:
-    """True when a database says that the table ``outmail_outbox`` was never made."""
+    """True when a database says that the table ``outmail_outbox`` does not exist."""
     text = str(problem)
     return "outmail_outbox" in text and ("no such table" in text or "does not exist" in text)
 
 
 def _say_missing(problem: Exception) -> None:
-    """The commonest mistake, in a sentence: the table was never made."""
+    """The most common mistake as a sentence: the table was never created."""
     if lacks_table(problem):
         raise NotStored(
             "your database has no table outmail_outbox",
-            hint="make it with what `outmail store ddl` prints, in a migration of your own",
+            hint="create it in a migration of your own, with the SQL that `outmail store ddl` prints",
             code="no-outbox-table",
         ) from problem

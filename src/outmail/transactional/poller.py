@@ -1,16 +1,18 @@
-"""Mail that applications left in their own databases (``using=``): taken over into the queue.
+"""Moves mail that applications left in their own databases (``using=``) into the queue.
 
-How: a thread looks at each source several times a second: claim, add to the store, delete; see
-`reader`. Rows are claimed for the engine that we run beside; what an engine has claimed that the store
-does not know any more (`Store.reclaim` forgets the dead) is freed. A table in the store's own database is
-emptied in one transaction. A row of ours carries a complete message; a row made by SQL (``outmail.enqueue``,
-``outmail.draft``) is checked and composed here for the first time.
-Promises: a committed row is in the queue within a second, one that a dead engine had claimed within seconds
-after its death is known; killed or stopped anywhere, nothing is lost, and nothing doubled while the store
-keeps the record of a message; a row that cannot be sent ends as failed, with the reason, and stops nothing;
-whoever may write rows can make outmail send mail, not run programs or write files; a source in trouble is
-told once, left alone for a moment, and tried again; the others go on.
-Fails: never into the program; it logs. Does not: hold an application's database, or deliver.
+How: a thread looks at each source several times a second: it claims rows, adds their messages to the store,
+and deletes the rows (`reader`). Rows are claimed in the name of the engine beside which this thread runs.
+Claims of an engine that the store no longer knows (`Store.reclaim` removes dead ones) are released. A table
+in the store's own database is emptied in one transaction. A row that the library wrote contains a complete
+message; a row that was written in SQL (``outmail.enqueue``, ``outmail.draft``) is checked and composed here
+for the first time.
+Promises: a committed row is in the queue within a second; one that a dead engine had claimed, within seconds
+after the death is known. Wherever the process is killed or stopped, nothing is lost, and nothing is stored
+twice while the store keeps the record of a message. A row that cannot be sent becomes a failed message with
+the reason, and stops no other row. Whoever can write rows can make outmail send mail, but not run programs or
+write files. A source in trouble is logged once, left alone for a moment, and tried again; the other sources
+go on.
+Fails: never into the program; it logs. Does not: keep an application's database locked, or deliver.
 """
 
 from __future__ import annotations
@@ -41,20 +43,20 @@ log = logging.getLogger("outmail")
 #: Seconds between looks at an empty table, and after trouble.
 PAUSE = 0.25
 TROUBLE_PAUSE = 2.0
-#: Seconds between looks for what dead engines have claimed; more where a look takes long, so that it is one
-#: part in `SHARE` of all time.
+#: Seconds between looks for claims of dead engines. Longer where such a look takes long, so that the looks
+#: take at most one part in `SHARE` of all time.
 FREE = 2.0
 SHARE = 20
-#: So many seconds a claim in the store's own name stands beside other engines: one of an older version may be
-#: at it.
+#: Seconds after which a claim in the store's own name is released although other engines exist. An engine of
+#: an older version, which claims in that name, may still be working on it.
 STANDS = 10.0
 
-#: Seconds until what the store could not take by itself is tried again.
+#: Seconds until rows that the store could not accept one by one are tried again.
 AGAIN = 60.0
 #: Codes of `NotStored` that may be about one message and not about the store.
 _OF_THE_ROWS = ("store-missing", "store-conflict", "store-other")
-#: Bytes of an envelope, and characters of a draft's header values in all: JSON and folding cost many times
-#: what they are given.
+#: Limits: bytes of an envelope, and characters of all header values of a draft. JSON and folding use many
+#: times the memory of their input.
 MOST_ENVELOPE = 16 * 1024 * 1024
 MOST_HEADER = 1_000_000
 
@@ -62,7 +64,7 @@ Compose = Callable[[dict[str, Any]], Draft]
 
 
 def written(message: Message, draft: Draft, now: int) -> Values:
-    """A message that acceptance has checked → the row that carries it."""
+    """The row for a message that acceptance has checked."""
     envelope = {
         "sender": message.sender,
         "recipients": [r.address for r in message.recipients],
@@ -79,7 +81,7 @@ def written(message: Message, draft: Draft, now: int) -> Values:
 
 
 def drafted(found: Row, compose: Compose, recipients: int = 10_000) -> Draft:
-    """A row → what it asks for; raises `Refused` for what cannot be read, or asks for more than it may."""
+    """The draft that a row asks for. Raises `Refused` when the row cannot be read or asks for too much."""
     if len(found.envelope) > MOST_ENVELOPE:
         raise Refused(
             f"the envelope has {len(found.envelope)} bytes; the limit is {MOST_ENVELOPE}", code="too-large"
@@ -103,7 +105,7 @@ def drafted(found: Row, compose: Compose, recipients: int = 10_000) -> Draft:
     return draft
 
 
-#: The envelope's words and what each may be; all but recipients may be missing or null.
+#: The keys of the envelope and their types. All but recipients may be missing or null.
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     "sender": str, "recipients": (str, list), "suppressed": dict, "key": str, "due": int, "expires_at": int,
     "priority": str, "tag": str, "route": str,
@@ -137,7 +139,7 @@ def _enveloped(content: bytes, envelope: Mapping[str, Any]) -> Draft:
     )
 
 
-#: What a draft in SQL may say. Files of the engine's machine are not among it.
+#: The arguments of a draft in SQL. Files of the engine's machine are not among them.
 WORDS = (
     "to",
     "cc",
@@ -157,12 +159,12 @@ WORDS = (
 )
 
 
-#: Those of them that become fields of the header.
+#: Those that become header fields.
 _IN_HEADER = ("to", "cc", "bcc", "subject", "sender", "reply_to", "headers")
 
 
 def _check_counts(given: Sequence[Any], most: int) -> None:
-    """Before anything is made of them."""
+    """Check the number of recipients before anything is built from them."""
     count = sum(
         value.count("@") if isinstance(value, str) else len(value) if isinstance(value, (list, dict)) else 0
         for value in given
@@ -175,7 +177,7 @@ def _check_counts(given: Sequence[Any], most: int) -> None:
 
 
 def _weight(value: Any) -> int:
-    """Characters of all texts within, and some for each."""
+    """The number of characters in all texts, plus some for each text."""
     total, left = 0, [value]
     while left:
         one = left.pop()
@@ -216,8 +218,8 @@ def _composed(words: Mapping[str, Any], compose: Compose) -> Draft:
 
 
 def check_storable(message: Message) -> None:
-    """What every store can take: one row that it cannot would keep all others of its batch from being stored.
-    Raises `Refused`.
+    """Raises `Refused` for a message that not every store can store: it would keep all others of its batch
+    from being stored.
     """
     texts = (message.sender, message.message_id, message.subject, message.key or "", message.tag or "")
     for text in (
@@ -231,16 +233,16 @@ def check_storable(message: Message) -> None:
 
 
 def usable(id: str) -> bool:
-    """True for what can be a message's id."""
+    """True for text that can be a message's id."""
     return is_id(id) and "/" not in id
 
 
 def abandoned(
     claims: Sequence[Claim], store: str, me: str, living: Collection[str], stood: bool
 ) -> list[str]:
-    """Claimants of our store whose rows may be taken by others. ``living``: the engines that it knows;
-    ``stood``: the claim in the store's own name has stood for long enough. Whoever claims in an engine's name
-    was known before.
+    """Claims of our store that others may take over. ``living``: the engines that the store knows. ``stood``:
+    the claim in the store's own name has existed for long enough. An engine is always registered before it
+    claims.
     """
     known = {claimant(store, engine) for engine in living}
     alone = known <= {me}
@@ -254,9 +256,9 @@ def abandoned(
 
 
 class TakeOver:
-    """All sources of one store. ``open_source`` opens one by its URL; ``compose`` makes a draft of the words
-    of ``send``; ``engine`` says by what name the store knows the engine that we run beside, "" while it does
-    not.
+    """All sources of one store. ``open_source`` opens one by its URL. ``compose`` makes a draft from the
+    arguments of ``send``. ``engine`` returns the name under which the store knows the engine beside which
+    this runs, "" while it is not registered.
     """
 
     def __init__(
@@ -274,12 +276,13 @@ class TakeOver:
         self._engine = engine
         self._sources: dict[str, Source] = {}
         self._inside: dict[str, bool] = {}
-        #: Numbers that are ours and not taken over yet; none for a source where that is not known.
+        #: For each source, the numbers of rows that are ours and not moved yet; no entry while that is
+        #: unknown.
         self._claimed: dict[str, list[int]] = {}
-        #: When those that the store could not take are tried again.
+        #: When the rows that the store could not accept are tried again.
         self._again_at: dict[str, float] = {}
         self._free_at: dict[str, float] = {}
-        #: A claim in the store's own name, and since when it has stood like this.
+        #: For each source, a claim in the store's own name and since when it has been unchanged.
         self._standing: dict[str, tuple[Claim, float]] = {}
         self._troubles: dict[str, str] = {}
         self._seldom = Throttle(log)
@@ -292,16 +295,16 @@ class TakeOver:
     # -- life ------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Look on in a thread of its own."""
+        """Start a thread that looks again and again."""
         thread = threading.Thread(target=self._run, name="outmail-takeover", daemon=True)
         self._thread = thread if started(thread) else None
 
     def finish(self) -> None:
-        """No further batch. Does not wait."""
+        """Begin no further batch. Does not wait."""
         self._over.set()
 
     def stop(self) -> None:
-        """One batch may be under way: it is finished first."""
+        """Stop, after a running batch has finished."""
         self._over.set()
         if self._thread is not None:
             self._thread.join(30)
@@ -312,7 +315,9 @@ class TakeOver:
             self._sources.clear()
 
     def all(self) -> int:
-        """Take over what is there now, also where there was trouble a moment ago; returns how many rows."""
+        """Move everything that is there now, also where there was trouble a moment ago. Returns how many
+        rows.
+        """
         count = 0
         self._rest_until.clear()
         self._again_at = dict.fromkeys(self._again_at, 0.0)
@@ -329,7 +334,7 @@ class TakeOver:
     # -- work ------------------------------------------------------------------------------------------------
 
     def look(self) -> int:
-        """One batch of each source; returns how many rows were taken over."""
+        """Move one batch of each source. Returns how many rows were moved."""
         with self._guard:
             return sum(self._guarded(url) for url in self._urls)
 
@@ -341,10 +346,10 @@ class TakeOver:
             count = self._step(url)
         except (StoreError, NotStored, ConfigError) as problem:
             if isinstance(problem, StoreError) and problem.kind in ("busy", "conflict"):
-                return 0  # somebody writes for long; nothing is wrong
+                return 0  # somebody else writes for long; nothing is wrong
             self._complain(url, str(problem))
         except Exception:
-            log.exception("a bug of outmail while mail was taken over; it stays where it is")
+            log.exception("a bug of outmail while mail was moved into the queue; it stays in the table")
             self._complain(url, "internal error")
         else:
             if self._troubles.pop(url, None):
@@ -359,7 +364,7 @@ class TakeOver:
     def _complain(self, url: str, text: str) -> None:
         if self._troubles.get(url) != text:
             self._troubles[url] = text
-            log.error("mail cannot be taken over: %s; trying again", text)
+            log.error("mail cannot be moved into the queue: %s; trying again", text)
 
     def _step(self, url: str) -> int:
         self._store = self._store or store_id(self._door.store)
@@ -372,7 +377,7 @@ class TakeOver:
         return self._step_inside(me) if self._inside[url] else self._step_across(url, source, me)
 
     def _free_abandoned(self, url: str, source: Source, me: str) -> None:
-        """What is claimed in our store's name and nobody will finish."""
+        """Release claims in our store's name that nobody will finish."""
         began = self._door.clock.monotonic()
         if began < self._free_at.get(url, 0.0):
             return
@@ -381,7 +386,7 @@ class TakeOver:
             living = {row[1] for row in self._door.store.read(self._door.store.verbs.owners())}
             for name in abandoned(claims, self._store, me, living, self._stood(url, claims, began)):
                 log.info(
-                    "%d messages in %s that an engine had claimed and not finished are free again",
+                    "%d rows in %s that a dead engine had claimed can be moved again",
                     source.free(name),
                     source.name,
                 )
@@ -397,7 +402,7 @@ class TakeOver:
         return named == before and now - since >= STANDS
 
     def _step_across(self, url: str, source: Source, me: str) -> int:
-        """Three transactions; whatever breaks them off, the next look asks anew what is ours."""
+        """Move rows by three transactions. Whatever interrupts them, the next look finds out what is ours."""
         numbers = self._claimed.pop(url, None)
         if numbers is None or self._door.clock.monotonic() >= self._again_at.get(url, inf):
             self._again_at.pop(url, None)
@@ -426,8 +431,8 @@ class TakeOver:
         return len(rows)
 
     def _kept_each(self, rows: Sequence[Row], messages: Sequence[Message]) -> list[Row]:
-        """One that the store cannot take keeps no other from being taken; returns the rows of those that it
-        has.
+        """Store each message alone, so that one which the store cannot accept does not hold up the others.
+        Returns the rows of the messages that are stored.
         """
         kept: list[Row] = []
         for found, message in zip(rows, messages):
@@ -440,8 +445,8 @@ class TakeOver:
         return kept
 
     def _name(self, source: Source, me: str, rows: Sequence[Row]) -> None:
-        """Rows whose id can be none get one of ours, and there first: killed behind the next step, the row is
-        known again by it.
+        """Give rows with an impossible id one of ours, in the table first: if we are killed after the next
+        step, the row is recognised by it.
         """
         ids = {found.n: new_id(self._door.clock.now()) for found in rows if not usable(found.id)}
         if ids:
@@ -450,7 +455,7 @@ class TakeOver:
             found.id = ids.get(found.n, found.id)
 
     def _step_inside(self, me: str) -> int:
-        """The table is in the store's own database: one transaction moves the rows."""
+        """The table is in the store's own database: move the rows in one transaction."""
 
         def move() -> Verb[int]:
             messages = [self._message(found) for found in (yield from take(me))]
@@ -468,8 +473,8 @@ class TakeOver:
         return count
 
     def _check_route(self, route: str | None) -> None:
-        """Who may write a row may not thereby run a program or write a file here: such relays must be
-        configured.
+        """Whoever can write a row must not be able to run a program or write a file here by it: such relays
+        must be configured.
         """
         if route and (name := self._door.terms.routes.hopeless(route)):
             raise Refused(
@@ -495,7 +500,7 @@ class TakeOver:
             self._seldom.say(
                 logging.ERROR,
                 "unfit",
-                "a message that was left in a database cannot be sent: %s (%s)",
+                "a row of outmail_outbox cannot be sent: %s (%s)",
                 plain_line(str(refusal)[:500]),
                 found.id,
             )
@@ -504,7 +509,7 @@ class TakeOver:
             self._seldom.say(
                 logging.ERROR,
                 "bug",
-                "a bug of outmail: a message that was left in a database cannot be read (%s)",
+                "a bug of outmail: a row of outmail_outbox cannot be read (%s)",
                 found.id,
                 exc_info=bug,
             )

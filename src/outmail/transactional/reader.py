@@ -1,19 +1,18 @@
-"""An application's database from the engine's side: rows of ``outmail_outbox`` are claimed by an engine,
-read, and deleted.
+"""An application's database from the engine's side: rows of ``outmail_outbox`` are claimed, read and deleted.
 
-How: three short transactions, with the store's own commit between the second and the third: `claim` (rows
-nobody has claimed become ours), the caller adds them to its store, `done` (they are deleted). Who claims is
-an engine of a store (`claimant`): engines of one store do not read the same rows, and what a dead one has
-left is freed by the others (`poller`). A row claimed is finished by that store alone, whatever is killed
-when; a row that the store has already is dropped, so nothing is doubled. Why a delete names number, id and
-claimant: an engine that stood still may come back when its rows were freed, taken by another engine, and
-deleted. SQLite gives the number of a deleted row again where the table was made without AUTOINCREMENT, so a
-delete by number alone would remove a row that nobody has stored.
-Promises: the application's database is never held while the store is written; an empty table costs one read;
-SQLite files are opened by one library a process (`drivers.claim`), and their journal mode is left as it is.
-Whoever may write rows may write anything, and SQLite's columns take anything: text, id and envelope are read
-as bytes, at most `outbox_rows.MOST` of each, and nothing that stands there keeps other rows from being read.
-Fails: `StoreError`; kind "schema" where the table is missing. Does not: understand rows, or wait.
+How: three short transactions. `claim` marks rows that nobody has claimed as ours, and `rows` reads them; then
+the caller adds their messages to its store and commits; then `done` deletes the rows. A claim names an engine
+of a store (`claimant`), so engines of one store do not read the same rows. Another engine releases what a
+dead one had claimed (`poller`). Whatever is killed at whatever moment, a claimed row is finished by its store
+alone; a message that the store has already is not added again.
+Why a delete names number, id and claimant: an engine that was stopped may go on after its rows were released,
+moved by another engine, and deleted. SQLite reuses the number of a deleted row if the table was created
+without AUTOINCREMENT. So a delete by number alone could remove a new row that nobody has stored.
+Promises: no transaction in the application's database is open while the store is written. An empty table
+costs one read. A process opens SQLite files with one library (`drivers.claim`), and leaves their journal mode
+as it is. Whoever can write rows can write anything, and SQLite's columns accept any type; so text, id and
+envelope are read as bytes, at most `outbox_rows.MOST` of each, and no row keeps others from being read.
+Fails: `StoreError`; kind "schema" when the table is missing. Does not: understand rows, or wait.
 """
 
 from __future__ import annotations
@@ -42,12 +41,14 @@ class Claim:
 
     @property
     def store(self) -> str:
-        """Whose engine it is."""
+        """The store of the engine that claimed."""
         return self.claimant.partition("/")[0]
 
 
 def claimant(store: str, engine: str) -> str:
-    """The name in claims. Without an engine it is the store's alone, as older versions wrote it."""
+    """The name that is written into a claim. Without an engine it is the store's own name, which older
+    versions used.
+    """
     return f"{store}/{engine}" if engine else store
 
 
@@ -57,30 +58,30 @@ class Source(Protocol):
     name: str
 
     def claimed(self, claimant: str) -> list[int]:
-        """The numbers of rows that we have claimed already, at most a batch. Walks over the table."""
+        """The numbers of rows that we have claimed already, at most a batch. Reads the whole table."""
 
     def claim(self, claimant: str) -> list[int]:
-        """Claim what nobody has claimed, oldest first, at most a batch; their numbers."""
+        """Claim rows that nobody has claimed, oldest first, at most a batch. Returns their numbers."""
 
     def rows(self, claimant: str, numbers: Sequence[int]) -> list[Row]:
         """Those of these rows that are still ours, oldest first, up to `BATCH_BYTES` of content; at least one
-        where there is one.
+        if there is any.
         """
 
     def rename(self, claimant: str, ids: Mapping[int, str]) -> None:
         """Give these rows of ours other ids."""
 
     def done(self, claimant: str, rows: Sequence[Row]) -> None:
-        """They are in the store: delete them, unless they are not ours any more."""
+        """Their messages are in the store: delete the rows, unless they are no longer ours."""
 
     def inside(self, store: Store) -> bool:
         """True when the table is in the store's own database: then `take` moves rows in one transaction."""
 
     def claims(self) -> list[Claim]:
-        """Who has claimed what. Walks over the table."""
+        """Who has claimed how much. Reads the whole table."""
 
     def free(self, claimant: str) -> int:
-        """Make a vanished claimant's rows claimable again; returns how many."""
+        """Release the claims of a vanished claimant. Returns how many rows."""
 
     def close(self) -> None: ...
 
@@ -94,7 +95,7 @@ _CLAIM = (
 _SIZES = f"SELECT n, {BYTES} FROM outmail_outbox WHERE store = ? AND n IN ({{marks}}) ORDER BY n"
 _ROWS = f"SELECT {COLUMNS} FROM outmail_outbox WHERE store = ? AND n IN ({{marks}}) ORDER BY n"
 _RENAME = "UPDATE outmail_outbox SET id = ? WHERE n = ? AND store = ? RETURNING n"
-#: An id may be there as a BLOB: it is read as the text that its bytes are.
+#: An id may be stored as a BLOB; it is read as the text of its bytes.
 _DONE = "DELETE FROM outmail_outbox WHERE n = ? AND CAST(id AS TEXT) = ? AND store = ?"
 _CLAIMS = (
     "SELECT CAST(store AS BLOB), count(*), coalesce(min(CASE typeof(added_at) WHEN 'integer' THEN added_at "
@@ -104,7 +105,7 @@ _CLAIMS = (
 _FREE = "UPDATE outmail_outbox SET store = NULL WHERE store = ? RETURNING n"
 
 
-#: The same on PostgreSQL.
+#: The same for PostgreSQL.
 _PG_CLAIMS = (
     "SELECT store, count(*), min(added_at) FROM outmail_outbox WHERE store IS NOT NULL GROUP BY "
     "store ORDER BY store"
@@ -205,7 +206,7 @@ class SqliteSource:
         drivers.patient(lambda: self._db.execute("BEGIN IMMEDIATE"), 5.0)
         try:
             rows = [row for sql, params in statements for row in self._db.execute(sql, params)]
-            # with a rollback journal, readers hold a commit up
+            # with a rollback journal, readers delay a commit
             drivers.patient(lambda: self._db.execute("COMMIT"), 5.0)
         except BaseException:
             if self._db.in_transaction():
@@ -215,15 +216,16 @@ class SqliteSource:
 
 
 def missing_table(problem: StoreError, name: str) -> StoreError:
-    """The commonest trouble, in a sentence."""
+    """The most common trouble, as a sentence."""
     if lacks_table(problem):
         return StoreError(
-            "schema", f"{name} has no table outmail_outbox: make it with what `outmail store ddl` prints"
+            "schema",
+            f"{name} has no table outmail_outbox: create it with the SQL that `outmail store ddl` prints",
         )
     return problem
 
 
-#: What tells one table of one database of one server from all others.
+#: Identifies one table of one database of one server.
 IDENTITY = (
     "SELECT pg_postmaster_start_time(), current_setting('port'), current_database(), "
     "to_regclass('outmail_outbox')::oid"
@@ -231,9 +233,7 @@ IDENTITY = (
 
 
 class PostgresSource:
-    """``outmail_outbox`` in an application's PostgreSQL database, where the connection's search path finds
-    it.
-    """
+    """``outmail_outbox`` in an application's PostgreSQL database, found by the connection's search path."""
 
     def __init__(self, url: str) -> None:
         from outmail.store.postgres.connection import Connection
@@ -286,7 +286,7 @@ class PostgresSource:
         self._connection.drop()
 
     def _run(self, sql: str, params: Sequence[Any] = ()) -> list[Any]:
-        """One statement, one transaction."""
+        """One statement, in a transaction of its own."""
         from outmail.store.postgres.connection import psycopg, trouble
 
         try:
