@@ -49,7 +49,7 @@ def main() -> None:
     arguments.add_argument("--only-text", action="store_true")
     options = arguments.parse_args()
     HERE.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder, mock.patch("socket.gethostname", lambda: "web1.example.org"), mock.patch("os.getcwd", lambda: "/srv/backup"):
+    with tempfile.TemporaryDirectory() as folder, mock.patch("outmail.reports.post.hostname", lambda: "web1.example.org"), mock.patch("os.getcwd", lambda: "/srv/backup"):
         box = Outbox(Path(folder) / "q.db", config=from_toml('from = "robot@example.org"\nto = ["me@example.org"]', "pictures", {}), deliver="never")
         sys.argv = ["crawl.py", "--all"]
         for name, mail in samples(box, Path(folder)).items():
@@ -111,7 +111,9 @@ def samples(box: Outbox, folder: Path) -> dict[str, EmailMessage]:
                                 ("watch-recovered", "echo 'sent 18,204 files'", ["--after", "1"])):
         options, command = parse([*words, "--name", "backup", "--quiet", "--", "sh", "-c", script])
         time.sleep(0.01)
-        watch.ended(box, options, ["backup", "--all", "/home"], child.run(command, options))
+        result = child.run(command, options)
+        result.duration_ms = 754_000
+        watch.ended(box, options, ["backup", "--all", "/home"], result)
         newest(name)
     state.remember(box, "job", "nightly", {"late": {"every_ms": 93_600_000, "seen_at": int(time.time() * 1000) - 100_000_000, "to": []}})
     watchdog.late_jobs(box)
@@ -196,7 +198,7 @@ def picture(page: str, target: Path, mode: str, folder: Path, width: int = 760) 
     source, window = folder / "page.html", folder / "window.html"
     script = "<script>onload = () => document.title = [document.querySelector('.page').offsetHeight, document.documentElement.scrollWidth]</script>"
     source.write_text(page.replace("</body>", f"{script}</body>"))
-    frame = "<body style='margin:0'><iframe src='page.html' style='border:0;width:{}px;height:{}px'></iframe><script>onload = () => document.title = frames[0].document.title</script>"
+    frame = "<body style='margin:0;background:#b4bcc6;text-align:center'><iframe src='page.html' style='border:0;display:block;margin:auto;width:{}px;height:{}px'></iframe><script>onload = () => document.title = frames[0].document.title</script>"
     window.write_text(frame.format(width, 800))
     common = [program, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--allow-file-access-from-files",
               f"--blink-settings=preferredColorScheme={'01'[mode == 'light']}"]  # fmt: skip

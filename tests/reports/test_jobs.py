@@ -347,7 +347,7 @@ def test_the_living_are_not_declared_dead(box: Outbox, mails: Mails) -> None:
     assert poster().drain(5) and not mails.sink.messages
 
 
-def test_no_configuration_at_all_and_a_read_only_home(tmp_path: Path) -> None:
+def test_no_place_for_a_store(tmp_path: Path) -> None:
     code = "import outmail\nwith outmail.job('x') as job:\n    job.update()\nprint('ran on')"
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -355,9 +355,16 @@ def test_no_configuration_at_all_and_a_read_only_home(tmp_path: Path) -> None:
         capture_output=True,
         timeout=60,
         check=False,
-        env={**os.environ, "OUTMAIL_STORE": "/proc/nowhere/q.db", "OUTMAIL_TO": "me@x.test"},
+        env={
+            **os.environ,
+            "OUTMAIL_STORE": "/proc/nowhere/q.db",
+            "OUTMAIL_TO": "me@x.test",
+            "OUTMAIL_RELAY": "null:",
+        },
     )
-    assert done.returncode == 0 and done.stdout == b"ran on\n" and done.stderr.count(b"\n") == 1, done.stderr
+    assert done.returncode == 0 and done.stdout == b"ran on\n", done.stderr
+    start, end = done.stderr.decode().splitlines()
+    assert "reports of x cannot be stored" in start and end.endswith("it went straight to the relay")
 
 
 def test_templates_can_be_replaced(box: Outbox, mails: Mails, tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def test_wrong_options_are_64_and_nothing_runs(watch: Watch, tmp_path: Path, wor
 
 def test_outmails_own_trouble_is_said_and_changes_nothing(watch: Watch) -> None:
     done = watch(*sh("exit 3"), OUTMAIL_STORE="/proc/nowhere/q.db")
-    assert done.returncode == 3 and b"outmail watch: " in done.stderr
+    assert done.returncode == 3 and b"the report of sh was not stored" in done.stderr
     assert watch("--", "true", OUTMAIL_STORE="/proc/nowhere/q.db").returncode == 0
     done = watch(*sh("exit 5"), OUTMAIL_TO="")
     assert done.returncode == 5 and b"nobody is told" in done.stderr

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from outmail.cli.exits import EX_CONFIG, EX_DATAERR, EX_NOINPUT, EX_NOPERM, EX_SOFTWARE, EX_TEMPFAIL, EX_USAGE
 from outmail.errors import ConfigError, Error, NotFound, NotStored, Refused
 from outmail.policy.plain import plain_line
+from outmail.reports import lastresort
 
 _HOMES = {
     "sending": ("send",),
@@ -34,6 +35,13 @@ _WHERE = {command: home for home, commands in _HOMES.items() for command in comm
 def main(argv: Sequence[str] | None = None) -> int:
     """The entry point; returns the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if os.environ.get(lastresort.MARK):
+        print(
+            "outmail: called as the sendmail program of an outmail that could not store a report: that would "
+            "go round in a circle, so it is refused",
+            file=sys.stderr,
+        )
+        return EX_TEMPFAIL
     if words[:1] == ["watch"]:
         from outmail.cli import watch
 

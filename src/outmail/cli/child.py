@@ -31,6 +31,8 @@ class Result:
         self.signal = 0
         self.timed_out = False
         self.failed = False
+        #: What there was to say of it is stored, or was sent.
+        self.told = False
         self.reason = ""
         self.output = b""
         self.cut = 0

@@ -12,7 +12,8 @@ from outmail.clock import Clock
 from outmail.config import Config
 from outmail.errors import Refused
 from outmail.model import Status
-from outmail.outbox.outbox import Outbox, local_sender
+from outmail.outbox.direct import local_sender
+from outmail.outbox.outbox import Outbox
 from outmail.policy.plain import as_json, plain_line
 from outmail.wiring import build_engine, route_of
 

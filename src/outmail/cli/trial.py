@@ -23,7 +23,7 @@ from outmail.config import Config
 from outmail.errors import ConfigError, NotStored, Refused
 from outmail.intake import api
 from outmail.model import NEEDS_UTF8, Delivery, Leased, Outcome, Reply
-from outmail.outbox.outbox import local_sender
+from outmail.outbox.direct import local_sender
 from outmail.policy.plain import plain_line
 from outmail.policy.route import Relay, allowed
 from outmail.transport import probe

@@ -190,7 +190,7 @@ def _tell(options: Options, command: list[str], result: Any, spool: str) -> None
         except OSError as problem:
             print(f"outmail watch: the run could not be recorded: {problem}", file=sys.stderr)
         return
-    _heavy(options, lambda report, box: report.ended(box, options, command, result))
+    _heavy(options, lambda report, box: report.ended(box, options, command, result), command, result)
 
 
 def _alive(spool: str, options: Options, command: list[str]) -> LockFile | None:
@@ -214,8 +214,10 @@ def _alive(spool: str, options: Options, command: list[str]) -> LockFile | None:
         return None  # a run is not refused for want of a file; its death is then found by --late only
 
 
-def _heavy(options: Options, action: Any) -> bool:
-    """With all of outmail; whatever goes wrong there is said, and changes nothing of the command's result."""
+def _heavy(options: Options, action: Any, command: list[str] | None = None, result: Any = None) -> None:
+    """With all of outmail; whatever goes wrong there is said, and changes nothing of the command's result.
+    What there was to say of ``result`` and was not stored goes past the store.
+    """
     try:
         from outmail.cli.common import configured
         from outmail.outbox.default import with_engine_if_needed
@@ -225,12 +227,28 @@ def _heavy(options: Options, action: Any) -> bool:
             action(report, box)
     except BaseException as problem:
         hint = getattr(problem, "hint", "")
-        print(
-            f"outmail watch: the report failed: {problem or type(problem).__name__}"
-            + (f" ({hint})" if hint else ""),
-            file=sys.stderr,
-        )
-    return True
+        why = f"{problem or type(problem).__name__}" + (f" ({hint})" if hint else "")
+        if result is not None and not result.told:
+            _past_the_store(options, command or [], result, why)
+        else:
+            print(f"outmail watch: the report failed: {why}", file=sys.stderr)
+
+
+def _past_the_store(options: Options, command: list[str], result: Any, why: str) -> None:
+    try:
+        from outmail.cli.common import configured
+        from outmail.errors import ConfigError
+        from outmail.outbox.default import direct
+        from outmail.reports import watch as report
+
+        try:
+            box = direct(configured(options.config or None, options.store, options.relay))
+        except ConfigError as problem:  # whom it may be told, nobody knows
+            report.headline_only(options, result, why, str(problem))
+        else:
+            report.past_the_store(box, options, command, result, why)
+    except BaseException as problem:
+        print(f"outmail watch: the report failed: {why}; and {problem!r}", file=sys.stderr)
 
 
 def _nothing_to_say(options: Options, result: Any, spool: str) -> bool:

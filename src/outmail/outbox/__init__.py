@@ -22,4 +22,10 @@ def _default_spool() -> str:
     return default_spool()
 
 
-door.register(_default_outbox, _default_spool)
+def _default_direct() -> door.Unstored:
+    from outmail.outbox.default import default_direct
+
+    return default_direct()
+
+
+door.register(_default_outbox, _default_spool, _default_direct)

@@ -10,7 +10,9 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+from outmail.clock import Clock
 from outmail.config import Config, load
+from outmail.outbox.direct import Direct
 from outmail.outbox.outbox import Outbox
 from outmail.store import forks
 from outmail.wiring import spool_of
@@ -48,6 +50,16 @@ def with_engine_if_needed(config: Config, **words: Any) -> Outbox:
     if not box.queue.is_served("default"):
         box.deliver_here()
     return box
+
+
+def default_direct() -> Direct:
+    """The way past its store, from the configuration alone."""
+    return direct(load())
+
+
+def direct(config: Config) -> Direct:
+    """The way past the store of a configuration."""
+    return Direct(config, config.routes, Clock(), None)
 
 
 def default_spool() -> str:

@@ -20,19 +20,20 @@ from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
-from outmail.accept.acceptance import Door, Draft, Terms, When
-from outmail.clock import Clock, as_datetime
+from outmail.accept.acceptance import Door, Draft, When
+from outmail.clock import Clock, as_datetime, rfc3339
 from outmail.config import Config, load, relay_in_code
 from outmail.errors import ConfigError, NotStored, Refused
 from outmail.intake import api
-from outmail.model import Attempt, Dsn, Event, Receipt, Status, keyed_id
+from outmail.model import Attempt, Dsn, Event, Message, Receipt, Status
 from outmail.outbox import ending
+from outmail.outbox.direct import Direct, terms
 from outmail.outbox.listeners import Listener, Listeners
 from outmail.outbox.queue import Queue, opened
 from outmail.outbox.stranded import stranded
-from outmail.policy.route import Relay, Routes, parse_relay
+from outmail.policy.route import Relay, parse_relay
 from outmail.store import forks
-from outmail.system import failpoints, host
+from outmail.system import failpoints
 from outmail.system.loading import loading
 from outmail.wiring import absolute, build_engine, open_source, route_of
 
@@ -44,17 +45,6 @@ log = logging.getLogger("outmail")
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 WAIT_WITH_USING = "wait= with using=: nothing is sent before your transaction is committed"
-
-
-def local_sender(config: Config) -> str:
-    """user@origin, for callers that name no sender."""
-    import getpass
-
-    try:
-        user = getpass.getuser()
-    except (OSError, KeyError):
-        user = "outmail"
-    return f"{user}@{config.origin or config.hostname or host.hostname()}"
 
 
 class Outbox:
@@ -93,7 +83,7 @@ class Outbox:
         self._place = absolute(place)
         #: Reads and changes the queue, for `status`, `find`, `hold` and so on.
         self.queue = Queue(self.store, self.routes, self.clock, self._wake)
-        self.door = Door(self.store, _terms(self.config, self.routes), self.clock, self._wake, failpoints.hit)
+        self.door = Door(self.store, terms(self.config, self.routes), self.clock, self._wake, failpoints.hit)
         self._engine: EngineThread | None = None
         self._takeover: TakeOver | None = None
         self._pid = os.getpid()
@@ -291,10 +281,36 @@ class Outbox:
         return self.store.spool
 
     def message_id(self, key: str) -> str:
-        return f"<{keyed_id(key)}@{self._report_sender().rpartition('@')[2]}>"
+        return self._direct.message_id(key)
 
-    def _report_sender(self) -> str:
-        return self.config.sender or local_sender(self.config)
+    @property
+    def exit_wait(self) -> float:
+        return self._exit_wait
+
+    @property
+    def _direct(self) -> Direct:
+        return Direct(self.config, self.routes, self.clock, self._route, self._exit_wait)
+
+    def compose(self, words: dict[str, Any]) -> Message:
+        return self._direct.compose(words)
+
+    def hand_over(self, message: Message, seconds: float) -> dict[str, str]:
+        return self._direct.hand_over(message, seconds)
+
+    def relay_trouble(self) -> str:
+        route = self._route or "default"
+        paused = self.queue.paused_hops()
+        relays = self.routes.resolve(route)
+        if relays and all(relay.name in paused for relay in relays):
+            note = paused[relays[0].name]
+            return f"{relays[0].url} is paused since {rfc3339(int(note['since']))}: {note['trouble']}"
+        for status in self.find("is:deferred", route=route):
+            waiting = [
+                r for r in status.recipients if r.state == "queued" and r.attempts and r.route == route
+            ]
+            if waiting:
+                return f"has deferred mail since {rfc3339(status.accepted_at)}: {waiting[0].reason}"
+        return ""
 
     def report(
         self, words: dict[str, Any] | None, *, supersede: str | None = None, when: When | None = None
@@ -304,7 +320,7 @@ class Outbox:
         drafts = []
         if words is not None:
             words = dict(words)
-            words["sender"] = (words.pop("author", ""), self._report_sender())
+            words["sender"] = (words.pop("author", ""), self._direct.sender)
             drafts = [self._composed(words)]
         receipts = self.door.accept(drafts, supersede=supersede, when=when)
         return receipts[0] if receipts else None
@@ -495,18 +511,6 @@ class Outbox:
                 print(f"outmail: {sentence}", file=sys.stderr)
         except NotStored as problem:
             log.error("outmail could not look what waits for other routes: %s", problem)
-
-
-def _terms(config: Config, routes: Routes) -> Terms:
-    return Terms(
-        routes,
-        config.message_size,
-        config.recipients,
-        config.only_to,
-        config.redirect_to,
-        config.retry.expire,
-        config.hostname or "localhost",
-    )
 
 
 def _call(function: Any, name: str, *args: Any, **words: Any) -> Any:

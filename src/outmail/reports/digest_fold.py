@@ -297,10 +297,10 @@ def digest_report(
     badge = "" if alerts else policy.in_words(gathered).partition(" and ")[0].partition(" in ")[0]
     facts = [("Host", host()), ("Records", f"{gathered.total:,}")]
     if groups:
-        facts += [
-            ("From", local_time(int(min(g.first for g in groups) * 1000))),
-            ("To", local_time(int(max(g.last for g in groups) * 1000))),
-        ]
+        begin, end = (
+            local_time(int(at * 1000)) for at in (min(g.first for g in groups), max(g.last for g in groups))
+        )
+        facts += [("At", begin)] if begin == end else [("From", begin), ("To", end)]
     sections = []
     if alerts:
         rows = [

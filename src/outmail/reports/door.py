@@ -9,15 +9,13 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from outmail.clock import Clock
-from outmail.model import Receipt
+from outmail.model import Message, Receipt
 from outmail.store import Store, Verb
 
 
-class ReportDoor(Protocol):
-    """An Outbox as reports see it."""
+class Unstored(Protocol):
+    """What reports need of an Outbox when its store does not take them."""
 
-    @property
-    def store(self) -> Store: ...
     @property
     def clock(self) -> Clock: ...
     @property
@@ -28,8 +26,30 @@ class ReportDoor(Protocol):
     def spool(self) -> str:
         """The folder for what is written before it is stored; it may not exist yet."""
 
+    @property
+    def exit_wait(self) -> float:
+        """Seconds that the end of a program may wait for mail."""
+
     def message_id(self, key: str) -> str:
         """The Message-ID that a report with this idempotency key has or will have."""
+
+    def compose(self, words: dict[str, Any]) -> Message:
+        """The message that `ReportDoor.report` would store. Raises `Refused` and `ConfigError`."""
+
+    def hand_over(self, message: Message, seconds: float) -> dict[str, str]:
+        """Give it straight to its relay, within so many seconds; returns why, for each recipient that no
+        relay took.
+        """
+
+
+class ReportDoor(Unstored, Protocol):
+    """An Outbox as reports see it."""
+
+    @property
+    def store(self) -> Store: ...
+
+    def relay_trouble(self) -> str:
+        """Why the relay of reports takes nothing, where that is known already; else ""."""
 
     def report(
         self,
@@ -61,12 +81,24 @@ def closing() -> None:
 
 _factory: Callable[[], ReportDoor] | None = None
 _spool: Callable[[], str] | None = None
+_unstored: Callable[[], Unstored] | None = None
 
 
-def register(factory: Callable[[], ReportDoor], spool: Callable[[], str]) -> None:
-    """Called by the wiring. ``spool`` answers without opening anything."""
-    global _factory, _spool
-    _factory, _spool = factory, spool
+def register(
+    factory: Callable[[], ReportDoor], spool: Callable[[], str], unstored: Callable[[], Unstored]
+) -> None:
+    """Called by the wiring. ``spool`` and ``unstored`` answer without opening anything."""
+    global _factory, _spool, _unstored
+    _factory, _spool, _unstored = factory, spool, unstored
+
+
+def unstored(given: ReportDoor | None) -> Unstored:
+    """The way past the store of the Outbox given, or of the program's default one. Raises `ConfigError`."""
+    if given is not None:
+        return given
+    if _unstored is None:
+        raise RuntimeError("no Outbox was given and outmail.outbox was not imported")
+    return _unstored()
 
 
 def default_spool() -> str:

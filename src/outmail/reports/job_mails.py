@@ -23,6 +23,8 @@ from outmail.reports.post import host
 
 #: MB of memory that are worth a line.
 MEMORY = 100
+#: Values that are worth a drawing.
+DRAWN = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,9 @@ def progress(run: Run, milestones: Sequence[str]) -> Report:
     shown = f"{run.done:,} of {run.total:,}" if run.total else f"{run.done:,} done"
     badge = f"{part} %" if (part := percent(run.done, run.total)) is not None else shown
     preview = _line(*milestones, shown, left or took(run.elapsed))
-    return _report(run, "progress", f"{run.name}: {reached}.", badge=badge, preview=preview)
+    return _report(
+        run, "progress", f"{run.name}: {reached}.", badge=badge, preview=preview, milestones=milestones
+    )
 
 
 def stalled(run: Run, seconds: float) -> Report:
@@ -164,6 +168,7 @@ def _report(
     sections: Sequence[Section] = (),
     badge: str = "",
     preview: str = "",
+    milestones: Sequence[str] = (),
 ) -> Report:
     """A report with everything there is to say now."""
     parts = list(sections)
@@ -171,7 +176,9 @@ def _report(
         peak = rate_in_words(max(run.course))
         parts.append(Section("Rate over time", courses=[Course(run.course, f"up to {peak}" if peak else "")]))
     parts += [
-        Section(name, courses=[Course(series, f"{series[-1]:g}")]) for name, series in run.metrics.items()
+        Section(name, courses=[Course(series, f"now {series[-1]:g}, at most {max(series):g}")])
+        for name, series in run.metrics.items()
+        if len(series) >= DRAWN
     ]
     parts += [Section(title, table=rows) for title, rows in run.tables]
     if run.notes:
@@ -184,7 +191,7 @@ def _report(
         word,
         subject or _thread_subject(run),
         headline,
-        _facts(run),
+        _facts(run, left=word != "progress" or bool(milestones)),
         parts,
         footer,
         progress=(run.done, run.total) if run.total and not complete else None,
@@ -213,7 +220,8 @@ def _why(run: Run, word: str) -> str:
     }[word]
 
 
-def _facts(run: Run) -> list[tuple[str, str]]:
+def _facts(run: Run, *, left: bool) -> list[tuple[str, str]]:
+    """``left``: with the time that is left, because the headline does not say it."""
     going = run.state == "running"
     facts = [
         ("Host", f"{host()}, process {run.pid}"),
@@ -226,8 +234,13 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         facts.append(("Done", f"{run.done:,}" + (f" of {run.total:,}" if run.total else "")))
     if rates := _rates(run, going):
         facts.append(("Rate", rates))
-    if going and run.eta and run.total and run.done < run.total:
+    if left and going and run.eta and run.total and run.done < run.total:
         facts.append(("Remaining", remaining_in_words(run.eta)))
+    facts += [
+        (records.in_words(name), f"{series[-1]:g}")
+        for name, series in run.metrics.items()
+        if len(series) < DRAWN
+    ]
     facts += [("At the same time", f"{run.name} is also run by {other}") for other in run.others[:5]]
     facts += [
         (records.in_words(name), records.in_words(value)) for name, value in list(run.fields.items())[:30]

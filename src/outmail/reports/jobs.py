@@ -27,9 +27,19 @@ from outmail.errors import ConfigError
 from outmail.model import new_id
 from outmail.policy import incident
 from outmail.policy.progress import Estimate, Every, parse_every, rate_in_words
-from outmail.reports import job_mails, job_signals, liveness, records, spoolfiles, state, watchdog, workers
+from outmail.reports import (
+    job_mails,
+    job_signals,
+    lastresort,
+    liveness,
+    records,
+    spoolfiles,
+    state,
+    watchdog,
+    workers,
+)
 from outmail.reports.bar import Bar
-from outmail.reports.door import ReportDoor, default_spool, door
+from outmail.reports.door import ReportDoor, Unstored, default_spool, door, unstored
 from outmail.reports.mail import Report, named
 from outmail.reports.post import guarded, host, poster, root_id, tell, words
 from outmail.store import StoreError
@@ -37,8 +47,9 @@ from outmail.system.lockfile import LockFile
 
 T = TypeVar("T")
 
-#: How long the end of a job waits for its last report to be stored.
-LAST_WORD = 10.0
+#: How long `Job.wait` waits, and the end of a job, where no Outbox says otherwise, for its last report.
+WAIT = 10.0
+EXIT_WAIT = 5.0
 HEARTBEAT = 30.0
 
 
@@ -170,7 +181,7 @@ class Job:
         self._bar = Bar.wanted(self._bar_wanted, self)
         poster().tick(self._tick)
         try:
-            self._act(self._register)
+            self._act(self._enrol)
         except BaseException:  # strict
             self._let_go("quiet")
             raise
@@ -291,7 +302,7 @@ class Job:
         """Seconds left, at least and at most; None while unknown."""
         return self._estimate.remaining(self.done, self._ended or time.monotonic())
 
-    def wait(self, seconds: float = LAST_WORD) -> bool:
+    def wait(self, seconds: float = WAIT) -> bool:
         """Until all reports so far are stored."""
         return poster().drain(seconds)
 
@@ -431,7 +442,7 @@ class Job:
         receipt = box.report(self._words(box, report, to, **more), supersede=self._progress_id)
         self._progress_id = receipt.id if receipt and report.state == "progress" else None
 
-    def _recipients(self, box: ReportDoor) -> tuple[str, ...]:
+    def _recipients(self, box: Unstored) -> tuple[str, ...]:
         to = self._to or box.report_to
         if not to:
             tell(
@@ -440,7 +451,7 @@ class Job:
             )
         return to
 
-    def _words(self, box: ReportDoor, report: Report, to: tuple[str, ...], **more: Any) -> dict[str, Any]:
+    def _words(self, box: Unstored, report: Report, to: tuple[str, ...], **more: Any) -> dict[str, Any]:
         thread = (self._root, *more.pop("thread", ()))
         return words(
             report,
@@ -530,24 +541,68 @@ class Job:
 
     def _hand_in(self, word: str, problem: BaseException | None) -> None:
         """The last word, by the poster's thread and in a bounded time; by this one where no thread can be
-        started any more.
+        started any more. Where the store does not take it, past the store.
         """
         if problem is not None:
             problem = job_mails.Frozen(problem)
+        claim = lastresort.Claim()
         if threading.current_thread() is poster()._thread:
-            self._last_word(word, problem)
+            self._told(word, problem, claim)
             return
-        poster().later(lambda: self._last_word(word, problem), f"end:{self.id}")
-        if not poster().drain(LAST_WORD):
-            if poster()._thread is None or not poster()._thread.is_alive():  # type: ignore[union-attr]
-                self._last_word(word, problem)
-            else:
-                tell(
-                    f"the last report of {self.name} is not stored yet: the store did not answer for "
-                    f"{LAST_WORD:.0f} s"
-                )
+        poster().later(lambda: self._told(word, problem, claim), f"end:{self.id}")
+        seconds = self._given.exit_wait if self._given is not None else EXIT_WAIT
+        if poster().drain(seconds):
+            return
+        thread = poster()._thread
+        if thread is None or not thread.is_alive():
+            self._told(word, problem, claim)
+        elif claim.take():
+            self._past_the_store(word, problem, f"the store did not answer within {seconds:g} s")
+        elif not poster().drain(seconds + 1):  # it is being committed, or is on its way past the store
+            tell(f"the end of {self.name} is on its way, and nobody knows yet whether it arrives")
 
-    def _last_word(self, word: str, problem: BaseException | None) -> None:
+    def _told(self, word: str, problem: BaseException | None, claim: lastresort.Claim) -> None:
+        try:
+            self._last_word(word, problem, claim)
+        except lastresort.TooLate:
+            return
+        except Exception as trouble:
+            if claim.take():
+                self._past_the_store(word, problem, records.in_words(trouble) or type(trouble).__name__)
+
+    def _past_the_store(self, word: str, problem: BaseException | None, why: str) -> None:
+        """The last word by mail only. Failures in a row cannot be counted: each one is told."""
+        run = self._run()
+        if word == "failed":
+            made = job_mails.failed(run, problem, job_mails.failure_subject(run, problem, 1), 1)
+        else:
+            made = job_mails.finished(run) if word == "finished" else job_mails.stopped(run, problem)
+        says = self._says[{"finished": "finish", "stopped": "stop", "failed": "fail"}[word]]
+        headline = f"{made.called.upper()}: {made.headline}"
+        try:
+            box = unstored(self._given)
+            to = self._recipients(box)
+            if says and to:
+                words = self._words(box, made, to, key=f"report:{self.id}:{word}")
+                lastresort.tell(box, words, headline, why, box.exit_wait)
+            else:
+                tell(f"the end of {self.name} is not on record: {why}")
+        except ConfigError as trouble:  # whom it may be told, nobody knows
+            lastresort.headline_only(headline, self.name, why, str(trouble))
+        self._life_is_over()
+
+    def _life_is_over(self) -> None:
+        """The end was told: whoever comes next must not take the run for dead."""
+        guarded(self._clear, f"what {self.name} has left beside its store could not be removed")
+
+    def _clear(self) -> None:
+        if self._life is not None:
+            self._life.end()
+        workers.forget(self._place(), self.id)
+
+    def _last_word(
+        self, word: str, problem: BaseException | None, claim: lastresort.Claim | None = None
+    ) -> None:
         """The end, on record and by mail, together with where the job now stands."""
         box = door(self._given)
         to = self._recipients(box)
@@ -587,12 +642,10 @@ class Job:
                 "last": {"run": self.id, "state": word, "at": now},
             }, mail
 
-        state.change(box, "job", self.name, decide, supersede=self._progress_id)
-        self._register()
-        if self._life is not None:
-            self._life.end()
-        workers.forget(self._place(), self.id)
-        state.forget_old_runs(box, self.name)
+        noted = ("run", self.id, self._document())
+        state.change(box, "job", self.name, decide, supersede=self._progress_id, claim=claim, also=noted)
+        self._life_is_over()
+        guarded(lambda: state.forget_old_runs(box, self.name), "old runs were not forgotten")
 
     def _register(self) -> None:
         """The run's note: who it is, how far, and (by the lock on its file) that it lives."""
@@ -604,6 +657,21 @@ class Job:
             workers.sweep(self._place(), time.time() - 86_400)
             self._known = True
         state.remember(box, "run", self.id, self._document())
+
+    def _enrol(self) -> None:
+        """The first registration: what will be in the way of the last word is said now."""
+        try:
+            self._register()
+        except Exception as problem:
+            if self.strict:
+                raise
+            tell(
+                f"reports of {self.name} cannot be stored: {records.in_words(problem)}; how it ends will go "
+                f"straight to the relay"
+            )
+            return
+        if trouble := guarded(door(self._given).relay_trouble, "the relay of reports is not known"):
+            tell(f"reports of {self.name} may have to wait: the relay {trouble}")
 
     def _begin_life(self) -> None:
         try:

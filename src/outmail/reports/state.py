@@ -14,6 +14,7 @@ from typing import Any
 from outmail.clock import END
 from outmail.model import Receipt
 from outmail.reports.door import ReportDoor
+from outmail.reports.lastresort import Claim, TooLate
 from outmail.reports.post import tell
 from outmail.store import StoreError, Verb
 
@@ -31,9 +32,12 @@ def change(
     decide: Callable[[Document], Decision],
     *,
     supersede: str | None = None,
+    claim: Claim | None = None,
+    also: tuple[str, str, Document] | None = None,
 ) -> Receipt | None:
     """``decide(document)`` → (the new document, arguments of a mail or None); both are stored together or not
-    at all.
+    at all, and with them the note ``also`` (kind, key, document). With ``claim`` only while nobody else has
+    told it meanwhile, else it raises `TooLate`.
     """
     verbs = door.store.verbs
     for _ in range(50):
@@ -47,7 +51,11 @@ def change(
         landed: list[bool] = []
 
         def when(after: Document = after, version: int = version, landed: list[bool] = landed) -> Verb[bool]:
+            if claim is not None and not claim.take():
+                raise TooLate
             done = yield from verbs.note_put(kind, key, after, version)
+            if done and also is not None:
+                yield from verbs.note_put(*also)
             landed.append(done)
             return bool(done)
 

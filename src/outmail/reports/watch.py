@@ -22,8 +22,8 @@ from outmail.model import keyed_id
 from outmail.policy import incident
 from outmail.policy.progress import took
 from outmail.policy.secrets import masked
-from outmail.reports import spoolfiles, state, watchdog
-from outmail.reports.door import ReportDoor
+from outmail.reports import lastresort, spoolfiles, state, watchdog
+from outmail.reports.door import ReportDoor, Unstored
 from outmail.reports.job_mails import MEMORY
 from outmail.reports.mail import Report, Section, local_time, named, one_line, safe, subject_line
 from outmail.reports.post import host, root_id, tell, words
@@ -103,8 +103,9 @@ def ended(door: ReportDoor, options: Any, command: list[str], result: Any) -> No
             changed.pop("late", None)
         return changed, mail
 
-    state.change(door, "job", options.name, decide)
-    state.remember(door, "run", run, _run(options, command, result))
+    noted = ("run", run, _run(options, command, result))
+    state.change(door, "job", options.name, decide, also=noted)
+    result.told = True
     state.forget_old_runs(door, options.name)
     if standing[0].quiet:
         _try(lambda: spoolfiles.drop(attention))
@@ -115,6 +116,31 @@ def ended(door: ReportDoor, options: Any, command: list[str], result: Any) -> No
             else spoolfiles.drop(spoolfiles.late(door.spool, options.name))
         )
     )
+
+
+def past_the_store(door: Unstored, options: Any, command: list[str], result: Any, why: str) -> None:
+    """What a run is worth, by mail only. Failures in a row cannot be counted: each one is told."""
+    standing = incident.Incident()
+    word = _word(options, result, "alert" if result.failed else "", changed=False)
+    to = _to(door, options)
+    if not word or not to:
+        tell(f"the run of {options.name} is not on record: {why}")
+        return
+    run = keyed_id(f"watch:{options.name}:{result.began_ms}:{os.getpid()}")
+    key = f"report:{run}:{word}"
+    mail = _mail(door, options, command, result, word, standing, standing, to, run, key)
+    lastresort.tell(door, mail, _headline(options, result), why, door.exit_wait)
+
+
+def headline_only(options: Any, result: Any, why: str, how: str) -> None:
+    """Where no mail may be sent at all."""
+    if _word(options, result, "alert" if result.failed else "", changed=False):
+        lastresort.headline_only(_headline(options, result), options.name, why, how)
+
+
+def _headline(options: Any, result: Any) -> str:
+    lasted = took(result.duration_ms / 1000)
+    return f"{'FAILED' if result.failed else 'FINISHED'}: {options.name}: {result.reason or lasted}"
 
 
 def _word(options: Any, result: Any, say: incident.Say, *, changed: bool) -> str:
@@ -131,7 +157,7 @@ def _word(options: Any, result: Any, say: incident.Say, *, changed: bool) -> str
 
 
 def _mail(
-    door: ReportDoor,
+    door: Unstored,
     options: Any,
     command: list[str],
     result: Any,
@@ -220,7 +246,7 @@ def _mail(
     )
 
 
-def _for(door: ReportDoor, standing: incident.Incident) -> str:
+def _for(door: Unstored, standing: incident.Incident) -> str:
     """How long the trouble lasts or lasted; "" where that is no time."""
     seconds = (door.clock.now() - standing.since) / 1000
     return f", for {took(seconds)}" if seconds >= 1 else ""
@@ -310,7 +336,7 @@ def _facts(command: list[str], began: int, result: Any, failures: int = 0) -> li
     return facts
 
 
-def _others(door: ReportDoor, name: str) -> list[tuple[str, str]]:
+def _others(door: Unstored, name: str) -> list[tuple[str, str]]:
     """Runs of the same job that are going on beside this one."""
     return [
         ("At the same time", f"{name} is also run by {other}")
@@ -332,7 +358,7 @@ def _tail(result: Any, lines: int) -> str:
     return "\n".join(kept)
 
 
-def _to(door: ReportDoor, options: Any) -> tuple[str, ...]:
+def _to(door: Unstored, options: Any) -> tuple[str, ...]:
     to = tuple(options.to) or door.report_to
     if not to:
         tell(
