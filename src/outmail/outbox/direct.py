@@ -190,5 +190,8 @@ class _One:
     def refuses_ahead(self, reply: Reply) -> None:
         """There is nothing to send ahead."""
 
+    def refuses_copy(self, delivery: Delivery, reply: Reply, *, whole: bool) -> None:
+        """No copy of a report past the store comes home."""
+
     def failed(self, outcome: Outcome, transcript: Sequence[tuple[int, str, bytes]] = ()) -> None:
         self.failure = outcome

@@ -305,11 +305,9 @@ class Outbox:
             note = paused[relays[0].name]
             return f"{relays[0].url} is paused since {rfc3339(int(note['since']))}: {note['trouble']}"
         for status in self.find("is:deferred", route=route):
-            waiting = [
-                r for r in status.recipients if r.state == "queued" and r.attempts and r.route == route
-            ]
-            if waiting:
-                return f"has deferred mail since {rfc3339(status.accepted_at)}: {waiting[0].reason}"
+            for r in status.recipients:
+                if r.state == "queued" and r.attempts and r.route == route:
+                    return f"has deferred mail since {rfc3339(status.accepted_at)}: {r.reason}"
         return ""
 
     def report(
