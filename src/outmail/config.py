@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from outmail.clock import parse_span
+from outmail.clock import MINUTE, parse_span
 from outmail.errors import ConfigError
 from outmail.policy.admission import Network, networks
 from outmail.policy.loopback import LONGEST_NAME, Loopback, parse_sample
@@ -52,7 +52,8 @@ _TABLES: dict[str, dict[str, tuple[type, ...]]] = {
     "retention": {"bodies": (str,), "records": (str,), "transcripts": (str,)},
     "accept": {"origin": (str,)},
     "loopback": {"address": (str,), "mode": (str,), "sample": (int, float, str), "canary": (str,),
-    "within": (str,), "message_id": (str,)},
+    "within": (str,), "message_id": (str,), "maildir": (str,), "mbox": (str,), "imap": (str,),
+    "password_file": (str,), "ca": (str,)},
     "reports": {"templates": (str,)},
     "receive": {"smtp": (list,), "lmtp": (list,), "domains": (list,), "aliases": (str,), "mailboxes": (str,),
     "users": (list, str), "networks": (list,), "certificate": (str,), "key": (str,)},
@@ -69,6 +70,7 @@ _PATHS = {
     "listen": ("certificate", "key", "users_file"),
     "receive": ("aliases", "certificate", "key"),
     "reports": ("templates",),
+    "loopback": ("maildir", "mbox", "password_file", "ca"),
 }
 _RELAY_PATHS = ("password_file", "ca")
 _ROUTE_KEYS = {"from": (str, list), "to": (str, list), "tag": (str, list), "relays": (list,)}
@@ -111,6 +113,19 @@ class Receive:
 
 
 @dataclass(frozen=True, slots=True)
+class Homes:
+    """Mailboxes of ``[loopback]`` in which copies come home; "" for none. ``imap`` is a URL without a
+    password.
+    """
+
+    maildir: str = ""
+    mbox: str = ""
+    imap: str = ""
+    password_file: str = ""
+    ca: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """Everything a configuration can say, checked."""
 
@@ -122,6 +137,7 @@ class Config:
     listen: Listen = field(default_factory=Listen)
     receive: Receive = field(default_factory=Receive)
     loopback: Loopback = field(default_factory=Loopback)
+    homes: Homes = field(default_factory=Homes)
     message_size: int = 50_000_000
     recipients: int = 10_000
     #: Recipients that may wait before listeners ask clients to come back later; 0 for no limit.
@@ -200,6 +216,8 @@ class Config:
                 "mode": self.loopback.mode,
                 "sample": f"tag:{self.loopback.tag}" if self.loopback.tag else self.loopback.share,
                 "within_ms": self.loopback.within,
+                "canary_ms": self.loopback.canary or None,
+                **{key: getattr(self.homes, key) or None for key in ("maildir", "mbox", "imap")},
             },
             "safety": {"only_to": list(self.only_to), "redirect_to": self.redirect_to or None},
             "outboxes": [shown(url) for url in self.outboxes],
@@ -313,6 +331,7 @@ def _build(data: dict[str, Any], source: str, env: Mapping[str, str]) -> Config:
         to=tuple(_mailbox("to", item, origin) for item in ([to] if isinstance(to, str) else to)),
         retry=_retry(data.get("retry", {}), loopback),
         loopback=loopback,
+        homes=Homes(**{key: data["loopback"][key] for key in _HOMES if key in data.get("loopback", {})}),
         listen=_listen(data.get("listen", {})),
         receive=_receive(data.get("receive", {})),
         only_to=tuple(_texts("[safety] only_to", safety.get("only_to", []))),
@@ -584,12 +603,14 @@ def _outboxes(tables: list[Any], more: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(urls))
 
 
+_HOMES = ("maildir", "mbox", "imap", "password_file", "ca")
+
+
 def _loopback(table: Mapping[str, Any]) -> Loopback:
-    for key in ("canary", "message_id"):
-        if table.get(key):
-            raise ValueError(f"[loopback] {key} is not part of this version yet")
-    if table.get("mode", "token") == "message-id":
-        raise ValueError('[loopback] mode = "message-id" is not part of this version yet')
+    if table.get("message_id", "keep") != "keep":
+        raise ValueError(
+            "[loopback] message_id is not part of this version yet: use outmail loopback --assign"
+        )
     if not table:
         return Loopback()
     address = _mailbox("[loopback] address", table.get("address", ""))
@@ -609,7 +630,10 @@ def _loopback(table: Mapping[str, Any]) -> Loopback:
     if within <= 0:
         raise ValueError("[loopback] within must be longer than nothing")
     mode = _one_of("[loopback] mode", table.get("mode", "token"), ("token", "message-id"))
-    return Loopback(address, mode, share, tag, 0, within)  # type: ignore[arg-type]
+    canary = _age("[loopback] canary", table["canary"]) if table.get("canary") else 0
+    if table.get("canary") and canary < MINUTE:
+        raise ValueError("[loopback] canary: one mail a minute by each relay is the most")
+    return Loopback(address, mode, share, tag, canary, within)  # type: ignore[arg-type]
 
 
 def _retry(table: Mapping[str, Any], loopback: Loopback) -> Retry:

@@ -193,11 +193,13 @@ class Leased:
 @dataclass(slots=True, eq=False)
 class Copies:
     """The loopback copies of one delivery. ``address`` makes the one for a transaction, by its number;
-    ``sent`` has when (ms) each of their final dots went out. ``refused``: what the relay said to one; then
+    ``sent`` has when (ms) each of their final dots went out. ``by_id``: they are known by the message's
+    Message-ID alone, and prove nothing about a transaction. ``refused``: what the relay said to one; then
     there are no more.
     """
 
     address: Callable[[int], str]
+    by_id: bool = False
     made: int = 0
     sent: dict[int, int] = field(default_factory=dict)
     refused: Reply | None = None

@@ -31,8 +31,11 @@ from outmail.intake.smtp import Listener, ListenerSettings
 from outmail.outbox.outbox import Outbox
 from outmail.policy.aliases import MAX_INCLUDED, AliasError, Directory, parse
 from outmail.policy.route import Routes, Rule, parse_relay
+from outmail.policy.veil import known
 from outmail.reports import post, watch, watchdog
+from outmail.returns import canary
 from outmail.returns.listening import listens_for_copies
+from outmail.returns.watching import Maildir, Mbox, Watcher
 from outmail.smtp import server as protocol
 from outmail.transport.mailbox import Mailboxes
 from outmail.wiring import arrivals_of
@@ -83,14 +86,19 @@ async def serve(box: Outbox, engine: Engine, started: Callable[[list[str]], None
                 found.append((kind, _hearing(made, box, config), address))
         return found
 
+    watching = watchers(box)
     looking = asyncio.ensure_future(_keep_looking(box))
     takeover = box.take_over("apsw", engine)
     if takeover is not None:
         takeover.start()
+    for watcher in watching:
+        watcher.start()
     try:
         await _until_signal(box, engine, listeners, started, tls=tls)
     finally:
         looking.cancel()
+        for watcher in watching:
+            watcher.stop()
         if takeover is not None:
             takeover.stop()
 
@@ -220,9 +228,15 @@ def _look(box: Outbox) -> None:
     watchdog.look(box)
 
 
+def _look_as_service(box: Outbox) -> None:
+    """The same, and canaries."""
+    _look(box)
+    canary.send_due(box.store, box.config.loopback, box.routes, box.clock.now(), box.send)
+
+
 async def _keep_looking(box: Outbox) -> None:
     while True:
-        post.poster().later(lambda: _look(box), "vigil")
+        post.poster().later(lambda: _look_as_service(box), "vigil")
         await asyncio.sleep(VIGIL)
 
 
@@ -345,6 +359,32 @@ async def receive(
         return found
 
     await _until_signal(box, engine, open_listeners, started, "receive", tls)
+
+
+def watchers(box: Outbox) -> list[Watcher]:
+    """One for each mailbox of ``[loopback]``. Raises `ConfigError`; the password is read here."""
+    homes = box.config.homes
+    found: list[Watcher] = []
+    if not (homes.maildir or homes.mbox or homes.imap):
+        return found
+    arrivals = arrivals_of(box.store, box.config, box.clock)
+    if homes.maildir:
+        found.append(Watcher(Maildir(homes.maildir, arrivals), homes.maildir))
+    if homes.mbox:
+        found.append(Watcher(Mbox(homes.mbox, arrivals, box.store), homes.mbox))
+    if homes.imap:
+        from outmail.returns import imap
+
+        try:
+            url = imap.parse(homes.imap)
+        except ValueError as problem:
+            raise ConfigError(f"[loopback] imap: {problem}") from None
+        if not homes.password_file:
+            raise ConfigError("[loopback] imap needs password_file, too")
+        password = secret_text(homes.password_file, "[loopback] password_file").rstrip("\r\n")
+        known.add(password, lasting=True)
+        found.append(Watcher(imap.Mailbox(replace(url, password=password, ca=homes.ca), arrivals), url.host))
+    return found
 
 
 def _hearing(listener: Listener, box: Outbox, config: Config) -> Listener:

@@ -44,7 +44,7 @@ COMMANDS = {
     "run": "--once --strict --only",
     "queue": "--dry-run --ids --json --jsonl", "show": "--raw --json", "log": "--jsonl",
     "events": "--follow --after --jsonl", "why": "", "explain": "",
-    "test": "--to", "store": "--dialect", "move": "", "config": "--json", "loopback": "--json",
+    "test": "--to", "store": "--dialect", "move": "", "config": "--json", "loopback": "--json --assign",
 }  # fmt: skip
 LATER = ("certify", "init")
 

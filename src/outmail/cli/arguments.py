@@ -245,6 +245,11 @@ def parser() -> _Parser:
         help="times by route, and what is missing; exit status 2 when copies are missing",
     )
     loopback.add_argument("--json", action="store_true", help="stats as JSON")
+    loopback.add_argument(
+        "--assign",
+        metavar="ID",
+        help="give a message that was not tried yet a Message-ID by which its copy is known; prints it",
+    )
     loopback.set_defaults(run="loopback")
 
     jobs = sub.add_parser("jobs", parents=common, help="jobs and watched commands: how they stand")

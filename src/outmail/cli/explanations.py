@@ -33,6 +33,8 @@ CODES = {
     "store-other": "The store reported an unexpected error. Nothing was stored.",
     "store-readonly": "The store's file or file system is read-only. Nothing was stored.",
     "store-schema": "The store was made by a later version of outmail; upgrade outmail.",
+    "too-late": "The message was tried already, or its content is gone: what it says cannot be changed any "
+    "more.",
     "too-large": "The message is larger than [limits] message_size.",
     "too-many-recipients": "The message has more recipients than [limits] recipients.",
 }

@@ -30,6 +30,10 @@ def loopback(arguments: argparse.Namespace) -> int:
     """Record what came, or tell how copies fare."""
     if arguments.verb == "stats":
         return _stats(arguments)
+    if arguments.assign:
+        with Queue.open(config_of(arguments)) as queue:
+            print(queue.assign(arguments.assign))
+        return 0
     if sys.stdin.isatty():
         print("outmail: give the mail that came home on stdin (a pipe alias does)", file=sys.stderr)
         return EX_USAGE

@@ -38,7 +38,11 @@ class CopyMaker:
             return None
         if not self._always and not self.settings.wants(delivery.id, delivery.tag):
             return None
-        return Copies(partial(self._address, delivery))
+        if self.settings.mode == "token":
+            return Copies(partial(self._address, delivery))
+        if not delivery.message_id.startswith(f"<{delivery.id}@"):
+            return None  # it would not be known again: outmail loopback --assign
+        return Copies(lambda part: self.settings.address, by_id=True)
 
     def without(self, delivery: Delivery) -> None:
         """It goes without a copy from now on."""
@@ -47,8 +51,6 @@ class CopyMaker:
             del self._without[next(iter(self._without))]
 
     def _address(self, delivery: Delivery, part: int) -> str:
-        if self.settings.mode == "message-id":
-            return self.settings.address
         minute = self._clock.now() // MINUTE
         return self.settings.to(
             mint(self._key, Token(delivery.seq, delivery.owner, delivery.lease, part, minute))

@@ -261,6 +261,20 @@ class Queue:
             for _, route, host, people, outcome, sent, home, hops, late in rows
         ]
 
+    def assign(self, id: str) -> str:
+        """Give a message that was not tried yet a Message-ID by which it is known when it comes home; returns
+        it. A second call changes nothing. Raises `Refused` where it is too late.
+        """
+        status = self.status(id)
+        domain = status.sender.rpartition("@")[2] or "localhost"
+        done = self._write(self.store.verbs.assign(self.seq(id), domain, self.clock.now()))
+        if done is None:
+            raise Refused(
+                f"{id} was tried already, or its content is gone: its Message-ID stays {status.message_id}",
+                code="too-late",
+            )
+        return done[0]
+
     def loopback_stats(self, span: int) -> dict[str, Any]:
         """How the copies of the last ``span`` ms fare (`policy.loopback.statistics`)."""
         now, verbs = self.clock.now(), self.store.verbs

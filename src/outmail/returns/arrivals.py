@@ -32,8 +32,9 @@ class Arrivals:
         self._clock = clock or Clock()
 
     def takes(self, address: str) -> bool:
-        """Is mail for this address ours to take?"""
-        return self.settings.is_ours(address) and "+" in address.rpartition("@")[0]
+        """Is mail for this address ours to take? Without a token only where copies or canaries go there."""
+        bare = self.settings.mode == "message-id" or self.settings.canary
+        return self.settings.is_ours(address) and bool(bare or "+" in address.rpartition("@")[0])
 
     def take(self, content: bytes, recipients: Sequence[str] = (), sender: str | None = None) -> str:
         """Record one mail; what it was (`store.verbs.loopback.WORDS`). It is on disk when this returns."""
@@ -45,17 +46,19 @@ class Arrivals:
         """
         found = trace.read(content)
         now = self._clock.now()
-        word, token = self._judged(self.settings.words([*recipients, *found.texts]), now)
-        if token is None:
-            return self._counted(word)
         hops = json.dumps([[hop.name, hop.at] for hop in found.hops[-KEPT:]])
         bounce = found.bounce or sender == ""
+        words = self.settings.words([*recipients, *found.texts])
+        if not words:
+            mark = self.settings.mode == "message-id"
+            return self._store.verbs.came_home_by_id(found.message_id, now, hops, bounce, mark=mark)
+        word, token = self._judged(words, now)
+        if token is None:
+            return self._counted(word)
         return self._store.verbs.came_home(token, now, hops, found.message_id, bounce)
 
     def _judged(self, words: Sequence[str], now: int) -> tuple[str, Token | None]:
         """The first token that is believed, or what the mail is counted as."""
-        if not words:
-            return "foreign", None
         for word in words:
             token = read(self._key, word)
             if token is not None:

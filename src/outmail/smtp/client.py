@@ -768,7 +768,8 @@ class Client:
         delivery, offered = current.delivery, self.extensions
         if delivery.copies is not None and delivery.copies.refused is None:
             delivery.copies.made += 1
-            current.part = delivery.copies.made | (APART if self.settings.lmtp else 0)
+            apart = self.settings.lmtp or delivery.copies.by_id
+            current.part = delivery.copies.made | (APART if apart else 0)
             current.copy = delivery.copies.address(current.part)
         words = [f"MAIL FROM:<{delivery.sender}>"]
         if "SIZE" in offered:

@@ -318,6 +318,16 @@ class Verbs(Protocol):
         JSON list of [name, ms or null]; ``message_id`` and ``bounce`` are as it came.
         """
 
+    def came_home_by_id(self, message_id: str, now: int, hops: str, bounce: bool, *, mark: bool) -> Verb[str]:
+        """A mail without a token is there. With ``mark`` it is seen, where its Message-ID is one that we
+        gave. Says what it was ("canary" and "foreign" as well), and counts it.
+        """
+
+    def assign(self, seq: int, domain: str, now: int) -> Verb[tuple[str, str] | None]:
+        """Give a message that was not tried yet the Message-ID ``<id@domain>``, unless it has one of that
+        form: (present, what it was before or ""). None where it is too late, or the content is gone.
+        """
+
     def loopback_count(self, word: str, n: int = 1) -> Verb[None]:
         """So many more of this word came to the loopback address."""
 

@@ -402,7 +402,9 @@ class PostgresVerbs:
 
     # -- loopback --------------------------------------------------------------------------------------------
 
+    assign = staticmethod(verbs.assign)
     came_home = staticmethod(verbs.came_home)
+    came_home_by_id = staticmethod(verbs.came_home_by_id)
     loopback_count = staticmethod(verbs.loopback_count)
     loopback_counts = staticmethod(verbs.loopback_counts)
     miss = staticmethod(verbs.miss)

@@ -23,7 +23,16 @@ from outmail.store.verbs.delivery import (
     unlease,
 )
 from outmail.store.verbs.hops import forget_hops, pause_hop, resume_hop
-from outmail.store.verbs.loopback import came_home, copies_of, copies_since, forget_copies, miss, missing
+from outmail.store.verbs.loopback import (
+    assign,
+    came_home,
+    came_home_by_id,
+    copies_of,
+    copies_since,
+    forget_copies,
+    miss,
+    missing,
+)
 from outmail.store.verbs.loopback import count as loopback_count
 from outmail.store.verbs.loopback import counts as loopback_counts
 from outmail.store.verbs.queue import (
@@ -63,8 +72,10 @@ from outmail.store.verbs.upkeep import (
 __all__ = [
     "add",
     "add_chunks",
+    "assign",
     "attempts",
     "came_home",
+    "came_home_by_id",
     "change",
     "clamp",
     "content",

@@ -12,20 +12,26 @@ Does not: believe tokens (`policy.loopback.read`), or look at a clock (``now`` i
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from outmail.model import Settled
-from outmail.policy.loopback import APART, Token
+from outmail.clock import MINUTE
+from outmail.mime import splice
+from outmail.model import Settled, is_id
+from outmail.policy.loopback import APART, CANARY, Token
 from outmail.store import Many, Verb
-from outmail.store.verbs.queue import apply
-from outmail.store.verbs.rows import EVENT, MAX_BATCH, event_rows, json_list
+from outmail.store.verbs.queue import apply, content
+from outmail.store.verbs.rows import EVENT, MAX_BATCH, PIECE, event_rows, json_list
 
 #: A row of `sent`: message, owner, lease, part, at, route, host, recipients, outcome, sent_at.
 Sent = tuple[int, int, int, int, int, str, str, str, str, int]
-#: What `came_home` and others count.
-WORDS = ("home", "duplicate", "unknown", "expired", "forged", "foreign", "bounced", "refused")
+#: What is counted: `came_home` and `came_home_by_id` say the most; "refused" are copies that a relay did not
+#: take.
+WORDS = (*("home", "duplicate", "unknown", "expired", "forged", "foreign", "bounced", "canary", "refused"),)
+#: The part of all copies of a message that are known by its Message-ID; owner and lease are 0.
+BY_ID = APART | 1
 _SENT = (
     "INSERT INTO loopback (message, owner, lease, part, at, route, host, recipients, outcome, sent_at)"
     " VALUES (?,?,?,?,?,?,?,?,?,?) ON CONFLICT (message, owner, lease, part) DO UPDATE SET"
@@ -62,6 +68,9 @@ def of_settled(owner: int, settled: Iterable[Settled]) -> list[Sent]:
         delivery = item.delivery
         if delivery.copies is None:
             continue
+        if delivery.copies.by_id:
+            rows += _of_settled_by_id(item)
+            continue
         groups: dict[tuple[int, str], list[int]] = {}
         for leased, _ in item.verdicts:
             kind = leased.outcome.kind if leased.outcome is not None else ""
@@ -83,6 +92,37 @@ def of_settled(owner: int, settled: Iterable[Settled]) -> list[Sent]:
             for (part, kind), people in groups.items()
         ]
     return rows
+
+
+def _of_settled_by_id(item: Settled) -> list[Sent]:
+    """One row for a message, whatever its transactions: its copies are known by the Message-ID alone."""
+    delivery = item.delivery
+    assert delivery.copies is not None
+    people = [leased.n for leased, _ in item.verdicts if leased.copy in delivery.copies.sent]
+    if not people:
+        return []
+    sent = min(delivery.copies.sent.values())
+    where = delivery.destination, delivery.host
+    return [(delivery.seq, 0, 0, BY_ID, item.at, *where, json_list(people), "unproven", sent)]
+
+
+def came_home_by_id(message_id: str, now: int, hops: str, bounce: bool, *, mark: bool) -> Verb[str]:
+    """A mail without a token is there; what it was, as counted: as of `came_home`, or "canary", or "foreign"
+    where its Message-ID is none of ours. Unless ``mark`` it is counted only.
+    """
+    id = message_id[1:].partition("@")[0]
+    rows = (yield "SELECT seq, message_id, tag FROM message WHERE id = ?", (id,)) if is_id(id) else []
+    if rows and rows[0][1] == message_id and rows[0][2] == CANARY:
+        word = "canary"  # whether it came home is told by its copy
+    elif not mark or not is_id(id):
+        word = "foreign"
+    elif not rows or rows[0][1] != message_id:
+        word = "unknown"
+    else:
+        token = Token(rows[0][0], 0, 0, BY_ID, now // MINUTE)
+        return (yield from came_home(token, now, hops, message_id, bounce))
+    yield from count(word)
+    return word
 
 
 def came_home(
@@ -244,3 +284,41 @@ def forget_copies(before: int) -> Verb[int]:
         (before,),
     )
     return len(rows)
+
+
+# -- a Message-ID by which a message is known ----------------------------------------------------------------
+
+
+def assign(seq: int, domain: str, now: int) -> Verb[tuple[str, str] | None]:
+    """Give a message that was not tried yet the Message-ID ``<id@domain>``, unless it has one of that form.
+
+    Returns (the Message-ID, the one that it replaced or ""). The one before is kept in an event ``assigned``.
+    None where it is too late (a retry must carry the Message-ID of the first try), or the content is gone.
+    """
+    ((id, before, upload),) = yield "SELECT id, message_id, upload FROM message WHERE seq = ?", (seq,)
+    if before.startswith(f"<{id}@"):
+        return before, ""
+    untried = yield (
+        "UPDATE recipient SET attempts = attempts WHERE message = ? AND state IN ('queued', 'held')"
+        " AND attempts = 0 AND uncertain = 0 AND losses = 0 RETURNING n",
+        (seq,),
+    )
+    ((people,),) = yield "SELECT count(*) FROM recipient WHERE message = ?", (seq,)
+    old = yield from content(seq)
+    if len(untried) < people or old is None:
+        return None
+    message_id = f"<{id}@{domain}>"
+    new = f"Message-ID: {message_id}\r\n".encode() + splice.cut(old, "message-id")
+    if upload is None:
+        yield "UPDATE body SET content = ? WHERE seq = ?", (new, seq)
+    else:
+        yield "DELETE FROM chunk WHERE upload = ?", (upload,)
+        pieces = [new[start : start + PIECE] for start in range(0, len(new), PIECE)]
+        rows = [(upload, i, now, piece) for i, piece in enumerate(pieces)]
+        yield Many("INSERT INTO chunk (upload, n, added_at, content) VALUES (?,?,?,?)", rows)
+    yield (
+        "UPDATE message SET message_id = ?, size = ?, sha256 = ? WHERE seq = ?",
+        (message_id, len(new), hashlib.sha256(new).digest(), seq),
+    )
+    yield EVENT, (now, "assigned", seq, None, "queued", 0, f"the Message-ID was {before}", 0, None)
+    return message_id, before

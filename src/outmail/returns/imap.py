@@ -1,0 +1,167 @@
+"""A mailbox on an IMAP server in which loopback copies arrive.
+
+How: a connection is kept; what is unseen is fetched, only its header (BODY.PEEK[HEADER], at most `trace.MOST`
+bytes), recorded, and then flagged ``\\Seen``. Where the server offers IDLE (RFC 2177) `wait` waits for news
+by it, else for the time that it is given.
+Promises: TLS with the certificate verified (``imaps://``), or STARTTLS (``imap://``), but for loopback
+addresses; no password goes out in clear. Every step has a time-out. A server that is away, slow or hostile
+costs this thread its time and nothing else: the next look connects anew.
+Fails: `OSError` (imaplib's errors become one). Does not: delete mail, or read bodies.
+"""
+
+from __future__ import annotations
+
+import imaplib
+import re
+import socket
+import ssl
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from outmail.mime import trace
+from outmail.policy.route import is_loopback
+from outmail.returns.arrivals import Arrivals
+from outmail.returns.watching import MOST
+
+#: Seconds for each step of the dialogue, and for one IDLE (RFC 2177 says less than 29 minutes).
+STEP = 60.0
+IDLE = 600.0
+_EXISTS = re.compile(rb"\* \d+ (EXISTS|RECENT)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class ImapUrl:
+    """``imaps://user@host[:port][/folder]``. ``ca``: an authority of one's own."""
+
+    host: str
+    port: int
+    user: str
+    folder: str = "INBOX"
+    tls: bool = True
+    password: str = field(default="", repr=False)
+    ca: str = ""
+
+
+def parse(text: str) -> ImapUrl:
+    """Raises ValueError with a sentence."""
+    parts = urlsplit(text)
+    if parts.scheme not in ("imap", "imaps") or not parts.hostname or not parts.username:
+        raise ValueError(f"{text!r} is no mailbox: write such as imaps://user@imap.example.org/INBOX")
+    if parts.password:
+        raise ValueError("a password does not belong into the URL of a mailbox: set password_file")
+    tls = parts.scheme == "imaps"
+    folder = unquote(parts.path.lstrip("/")) or "INBOX"
+    if not folder.isascii() or not folder.isprintable() or '"' in folder or "\\" in folder:
+        raise ValueError(
+            f"{folder!r}: a mailbox's name is ASCII here, without quotation marks or backslashes"
+        )
+    port = parts.port or (993 if tls else 143)
+    return ImapUrl(parts.hostname, port, unquote(parts.username), folder, tls)
+
+
+class Mailbox:
+    """One mailbox. Not thread-safe."""
+
+    def __init__(self, url: ImapUrl, arrivals: Arrivals) -> None:
+        self.url = url
+        self._arrivals = arrivals
+        self._server: imaplib.IMAP4 | None = None
+
+    def look(self) -> int:
+        """Take what is unseen; how many mails. Raises `OSError`."""
+        try:
+            return self._look(self._connected())
+        except (imaplib.IMAP4.error, OSError, ValueError) as problem:
+            self.close()
+            raise OSError(0, _said(problem), f"imap://{self.url.user}@{self.url.host}") from None
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for news that long at most; False where the server offers no IDLE, and nothing was waited for.
+        Raises `OSError`.
+        """
+        server = self._server
+        if server is None or "IDLE" not in server.capabilities:
+            return False
+        try:
+            self._idle(server, min(seconds, IDLE))
+        except (imaplib.IMAP4.error, OSError, ValueError) as problem:
+            self.close()
+            raise OSError(0, _said(problem), f"imap://{self.url.user}@{self.url.host}") from None
+        return True
+
+    def close(self) -> None:
+        """Hang up."""
+        server, self._server = self._server, None
+        if server is not None:
+            with suppress(OSError, imaplib.IMAP4.error):
+                server.shutdown()
+
+    def wake(self) -> None:
+        """Wake whoever waits, from another thread. (`close` there would wait for the lock of its reader.)"""
+        server = self._server
+        if server is not None:
+            with suppress(OSError):
+                server.sock.shutdown(socket.SHUT_RDWR)
+
+    def _connected(self) -> imaplib.IMAP4:
+        if self._server is not None:
+            self._done(self._server.noop())
+            return self._server
+        url = self.url
+        context = ssl.create_default_context(cafile=url.ca or None)
+        server: imaplib.IMAP4
+        if url.tls:
+            server = imaplib.IMAP4_SSL(url.host, url.port, ssl_context=context, timeout=STEP)
+        else:
+            server = imaplib.IMAP4(url.host, url.port, timeout=STEP)
+        self._server = server
+        if not url.tls and not is_loopback(url.host):
+            self._done(server.starttls(context))
+        self._done(server.login(url.user, url.password))
+        self._done(server.select(f'"{url.folder}"'))
+        return server
+
+    def _look(self, server: imaplib.IMAP4) -> int:
+        found = self._done(server.uid("SEARCH", "UNSEEN"))
+        uids = (found[0] or b"").split()[:MOST]
+        for uid in uids:
+            number = uid.decode("ascii")
+            parts = self._done(server.uid("FETCH", number, f"(BODY.PEEK[HEADER]<0.{trace.MOST}>)"))
+            head = b"".join(part[1] for part in parts if isinstance(part, tuple))
+            self._arrivals.take(head)
+            self._done(server.uid("STORE", number, "+FLAGS.SILENT", "(\\Seen)"))
+        return len(uids)
+
+    @staticmethod
+    def _done(answer: tuple[str, Any]) -> Any:
+        if answer[0] != "OK":
+            raise imaplib.IMAP4.error(f"the server says {answer[0]} {answer[1]!r:.200}")
+        return answer[1]
+
+    def _idle(self, server: imaplib.IMAP4, seconds: float) -> None:
+        """imaplib has no IDLE before Python 3.14. A time-out may have cut a line: then the next look connects
+        anew.
+        """
+        tag = server._new_tag()
+        server.send(tag + b" IDLE\r\n")
+        server.sock.settimeout(seconds)
+        try:
+            while not _EXISTS.match(line := server.readline()):
+                if not line:
+                    raise OSError("the server hung up")
+        except TimeoutError:
+            self.close()
+            return
+        finally:
+            if self._server is not None:
+                server.sock.settimeout(STEP)
+        server.send(b"DONE\r\n")
+        while not (line := server.readline()).startswith(tag):
+            if not line:
+                raise OSError("the server hung up")
+
+
+def _said(problem: Exception) -> str:
+    return getattr(problem, "strerror", None) or str(problem) or type(problem).__name__
