@@ -1,11 +1,11 @@
 """Time: instants are whole milliseconds since 1970 UTC, spans are whole milliseconds.
 
-A machine has two clocks: the wall's, which somebody may set, and one that only goes on (`elapsed`); see
-`policy.age`.
-Promises: one place that reads the system's clocks, so that a test can put `outmail.testing.FakeClock` in its
-stead; parsing of what people write ("2h", "5d", an ISO date) raises `ValueError` with a sentence.
-Does not: know time zones other than UTC; naive datetimes are refused, because they are how mail goes out an
-hour late.
+A machine has two clocks: one that somebody may set (the wall clock), and one that only goes on (`elapsed`);
+see `policy.age`.
+Promises: this is the only place that reads the system's clocks, so a test can use `outmail.testing.FakeClock`
+instead. Parsing what people write ("2h", "5d", an ISO date) raises `ValueError` with a sentence.
+Does not: know time zones other than UTC. Naive datetimes are refused, because with them mail goes out an hour
+late.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ SECOND = 1_000
 MINUTE = 60 * SECOND
 HOUR = 60 * MINUTE
 DAY = 24 * HOUR
-#: Characters of a time or span as people write it.
+#: Characters of a time or span that people write.
 LONGEST = 100
-#: The first instant that no date can say: the year 10000.
+#: The first instant that no date can express: the year 10000.
 END = 253_402_300_800 * SECOND
 
 _UNITS = {"ms": 1, "s": SECOND, "m": MINUTE, "h": HOUR, "d": DAY, "w": 7 * DAY}
@@ -33,9 +33,7 @@ _AWAKE = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC if sys.platform ==
 
 
 def elapsed() -> float:
-    """Seconds from an arbitrary start, those in which the process was stopped or the machine slept among
-    them.
-    """
+    """Seconds from an arbitrary start, including times when the process was stopped or the machine slept."""
     return time.monotonic() if _AWAKE is None else time.clock_gettime(_AWAKE)
 
 
@@ -51,12 +49,12 @@ class Clock:
         return time.monotonic()
 
     def elapsed(self) -> float:
-        """See the function of this name."""
+        """See the function `elapsed`."""
         return elapsed()
 
 
 def parse_span(text: str) -> int:
-    """``"90s"``, ``"2h"``, ``"1d12h"`` → milliseconds. A bare number is refused: say the unit."""
+    """``"90s"``, ``"2h"``, ``"1d12h"`` → milliseconds. A number without a unit is refused."""
     if len(text) > LONGEST:
         raise ValueError(f"{text[:40]!r}… is too long for a span of time: write such as 90s, 15m, 2h or 5d")
     compact = text.strip()
@@ -83,7 +81,7 @@ def span(value: str | timedelta) -> int:
 
 
 def instant(value: str | datetime | timedelta, now: int) -> int:
-    """An aware datetime, a timedelta from now, ``"2h"`` from now, or an ISO 8601 time with its offset →
+    """An aware datetime, a timedelta from now, ``"2h"`` from now, or an ISO 8601 time with its offset, as
     milliseconds.
     """
     if isinstance(value, timedelta):

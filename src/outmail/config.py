@@ -1,13 +1,13 @@
-"""Configuration: TOML, environment, defaults → one immutable `Config`.
+"""Configuration: TOML, environment and defaults become one immutable `Config`.
 
-Promises: the first file found wins (``--config``, ``$OUTMAIL_CONFIG``, ``./outmail.toml``, the user's, the
-system's); one that was found and that somebody else may have written (`trust`) is an error, never passed
-over: the next one might name another relay, or lack the ``[safety]`` that holds a test machine's mail back,
-and mail that went out cannot be called back; from one that was named, and that somebody else may have
-written, neither passwords nor what acts on this machine are taken, and it gets none of ours; relative paths
-in a file are beside that file; unknown keys are errors that suggest the nearest known one; every error names
-the file and the key. Passwords are read when an engine needs them, from a file, a command or
-``$OUTMAIL_PASSWORD``, and are never printed.
+Promises: the first file wins (``--config``, ``$OUTMAIL_CONFIG``, ``./outmail.toml``, the user's, the
+system's). A file that was *found* (not named) and that somebody else may have written (`trust`) is an error
+and is never skipped: the next file might name another relay, or lack the ``[safety]`` that holds back a test
+machine's mail, and mail cannot be called back. From a *named* file that somebody else may have written,
+neither passwords nor relays that act on this machine are taken, and none of our passwords are sent to its
+relays. Relative paths in a file are relative to that file. Unknown keys are errors that suggest the nearest
+known key. Every error names the file and the key. Passwords are read when an engine needs them, from a file,
+a command or ``$OUTMAIL_PASSWORD``, and are never printed.
 Fails: `ConfigError`. Does not: open stores or connect.
 """
 
@@ -65,7 +65,7 @@ _RELAY_KEYS = {
     "password_command": (str, list),
     **RELAY_SETTINGS,
 }
-#: What names a file. A password_command runs in the file's folder.
+#: The keys that contain file names. (A password_command runs in the configuration's folder.)
 _PATHS = {
     "listen": ("certificate", "key", "users_file"),
     "receive": ("aliases", "certificate", "key"),
@@ -90,10 +90,10 @@ class Listen:
     key: str = ""
     users_file: str = ""
     connections: int = 1000
-    #: None: a quarter of them; 0: no limit.
+    #: None: a quarter of ``connections``; 0: no limit.
     connections_per_client: int | None = None
     rate: int = 0
-    #: None: for clients of this machine and of the networks.
+    #: None: for clients of this machine and of ``networks``.
     normalise: bool | None = None
 
 
@@ -140,7 +140,7 @@ class Config:
     homes: Homes = field(default_factory=Homes)
     message_size: int = 50_000_000
     recipients: int = 10_000
-    #: Recipients that may wait before listeners ask clients to come back later; 0 for no limit.
+    #: How many recipients may wait before listeners ask clients to come back later; 0 for no limit.
     deepest: int = 0
     only_to: tuple[str, ...] = ()
     redirect_to: str = ""
@@ -156,7 +156,7 @@ class Config:
     hostname: str = ""
     #: The domain that bare names of this machine's own programs get; "" refuses bare names.
     origin: str = ""
-    #: Applications' own databases, as URLs.
+    #: Databases of applications, as URLs.
     outboxes: tuple[str, ...] = field(default=(), repr=False)
     templates: str = ""
     source: str = "defaults"
@@ -164,8 +164,8 @@ class Config:
     secrets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
 
     def with_passwords(self, routes: Routes) -> Routes:
-        """The same routes with the passwords that files and commands hold, read now: only an engine needs
-        them.
+        """The same routes with their passwords, which are read now from files and commands. Only an engine
+        needs them.
         """
         filled = [
             replace(relay, password=_password(self.secrets[name], name))
@@ -230,7 +230,7 @@ class Config:
 
 
 def default_store(env: Mapping[str, str]) -> str:
-    """``/var/lib/outmail/queue.db`` for root, else below the user's data folder."""
+    """``/var/lib/outmail/queue.db`` for root, else a file in the user's data folder."""
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         return "/var/lib/outmail/queue.db"
     data = env.get("XDG_DATA_HOME") or os.path.join(
@@ -240,7 +240,7 @@ def default_store(env: Mapping[str, str]) -> str:
 
 
 def load(path: str | None = None, env: Mapping[str, str] | None = None) -> Config:
-    """Find and read the configuration; with nothing found the defaults hold."""
+    """Find and read the configuration. Without a file the defaults hold."""
     env = os.environ if env is None else env
     try:
         file = trust.configuration(path or "", env)
@@ -252,10 +252,10 @@ def load(path: str | None = None, env: Mapping[str, str] | None = None) -> Confi
         return from_toml("", "defaults", env)
     if file.found and file.doubt:
         raise ConfigError(
-            f"{file.path} lies here and is not read, because {file.doubt}, and a configuration can run "
+            f"{file.path} was found here but is not read, because {file.doubt}, and a configuration can run "
             f"programs",
-            hint=f"if it is yours, let only you write it and its folder ({_remedy(file.path)}), or name it: "
-            f"--config {file.path}; if not, name the one you mean",
+            hint=f"if it is yours, let nobody else write it and its folder ({_remedy(file.path)}), or name "
+            f"it: --config {file.path}; if not, name the file you mean",
         )
     try:
         data = _parsed(file.content.decode("utf-8"), file.path)
@@ -276,7 +276,7 @@ def _holds_secret(data: dict[str, Any]) -> bool:
 
 
 def from_toml(text: str, source: str, env: Mapping[str, str], doubt: str = "") -> Config:
-    """The checked configuration of a TOML text and the ``OUTMAIL_*`` variables that override it. ``doubt``:
+    """The checked configuration of a TOML text, with the ``OUTMAIL_*`` variables that override it. ``doubt``:
     see `trust`.
     """
     return _checked(_parsed(text, source) if text else {}, source, env, doubt)
@@ -397,8 +397,8 @@ def _check(table: Mapping[str, Any], known: Mapping[str, Any], where: str) -> No
 
 
 def _check_harmless(data: dict[str, Any], env: Mapping[str, str], why: str) -> None:
-    """Somebody else may have written this: no passwords in it, none of ours for its hosts, and nothing that
-    acts on this machine.
+    """Raise for what must not come from a file that somebody else may have written: passwords, hosts that
+    would get ours, and anything that acts on this machine.
     """
     for name, relay in _relays(data, {}).items():
         table = {"default": data.get("relay"), **data.get("relays", {})}.get(name)
@@ -439,8 +439,8 @@ def _remedy(path: str) -> str:
 
 
 def _beside(data: dict[str, Any], source: str) -> dict[str, Any]:
-    """The same with the paths that are relative to the file made whole: where a command happens to run, a
-    stranger's file may lie.
+    """The same with relative paths made absolute, relative to the file. The current folder does not count,
+    because a stranger's file may lie there.
     """
     data = {key: dict(value) if isinstance(value, dict) else value for key, value in data.items()}
     relays = data.get("relays", {})
@@ -516,8 +516,8 @@ def _password(source: Mapping[str, Any], name: str) -> str:
 
 
 def secret_text(path: str, what: str) -> str:
-    """The text of a file that says who may do what: believed only when nobody else may have written it.
-    Raises `ConfigError`.
+    """The text of a file that decides who may do what. It is trusted only when nobody else may have written
+    it. Raises `ConfigError`.
     """
     try:
         file = trust.read(path)
@@ -554,7 +554,7 @@ def _command(command: str | list[str], folder: str, where: str) -> str:
 
 
 def relay_in_code(url: str, env: Mapping[str, str] | None = None, name: str = "") -> Relay:
-    """A relay given in code or on the command line; ``$OUTMAIL_PASSWORD`` serves where the URL has a user and
+    """A relay given in code or on the command line. ``$OUTMAIL_PASSWORD`` is used when the URL has a user and
     no password.
     """
     try:
@@ -695,7 +695,7 @@ def _receive(table: dict[str, Any]) -> Receive:
 
 
 def _check_address(listen: Listen, kind: str, address: str) -> None:
-    """Loopback and unix sockets are open to this machine; anything else must say for whom."""
+    """Loopback and unix sockets are open to this machine. Any other address must say for whom it is."""
     if address.startswith("unix:/"):
         return
     host, colon, port = address.rpartition(":")

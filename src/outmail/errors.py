@@ -1,6 +1,6 @@
-"""What can go wrong for a caller, as five classes.
+"""The errors that a caller can get, as five classes.
 
-Promises: every message is a sentence that names what happened and what to do; ``code`` is one stable
+Promises: every message is a sentence that says what happened and what to do. ``code`` is one stable
 lower-case word, the same in ``Refused.code``, in the command's JSON errors and in ``outmail explain``.
 Does not: cover delivery. A relay that refuses a recipient is a value (`model.Outcome`), never an exception.
 """

@@ -7,16 +7,17 @@ Rules of this file
   2. An event that is not listed for the present state raises `Illegal` and changes nothing.
 
 Theory of operation
-  A recipient waits (QUEUED), is taken by one engine (SENDING), and comes back by the next hop's word
-  (DELIVERED, FAILED) or to wait again. Two things are remembered across all of it. ``uncertain`` is a fact
-  about the past: once a final dot went out and no answer was recorded, the next hop may have the mail, and no
-  later event can make that untrue; the mark is set once and never cleared. ``losses`` counts engines that
-  died while they worked on the recipient: a first loss makes it a suspect, which is leased alone; the third
-  loss holds it as poison, so that a message which kills engines takes no bystander with it. Any settle clears
-  the suspicion, and what was leased and never begun is under none (decision 6). While SENDING nobody but the
-  engine may move the recipient: an operator's hold or cancel becomes a ``wish``, and every arrow from SENDING
-  back to QUEUED honours it. A new route is a wish too, and needs no word of its own: ``route`` says where the
-  recipient goes when it is leased the next time, and an attempt under way keeps the route it was leased with.
+  A recipient waits (QUEUED). One engine leases it (SENDING). The answer of the next hop makes it DELIVERED or
+  FAILED, or it goes back to wait (QUEUED). Two facts are kept with the state. ``uncertain``: a final dot was
+  sent and no answer was recorded, so the next hop may have the mail. No later event can make that untrue; the
+  mark is set once and never cleared. ``losses``: how many engines died while they worked on the recipient. A
+  first loss makes it a *suspect*, which is leased alone; the third loss holds it as *poison*. So a message
+  that kills engines takes no other mail with it. Any settle clears the suspicion. What was leased and never
+  begun is not suspected (decision 6).
+  While a recipient is SENDING, only the engine may move it. An operator's hold or cancel becomes a ``wish``,
+  and every arrow from SENDING back to QUEUED fulfils it. A new route is a wish, too, without a word of its
+  own: ``route`` says where the recipient goes when it is leased the next time; an attempt under way keeps the
+  route it was leased with.
 
 Does not: know time, SQL or SMTP. When something is due, and why, is decided by `policy.retry` and passed in.
 """
@@ -61,10 +62,10 @@ ARROWS: dict[str, dict[State, tuple[State, ...]]] = {
     "requeue": {FAILED: (QUEUED,), CANCELLED: (QUEUED,)},
 }
 
-#: Arrows whose record is the attempt, not an event row.
+#: These arrows are recorded by the attempt, not by an event row.
 SILENT: frozenset[str] = frozenset(("lease", "returned"))
 
-#: The third engine that dies while it works on a recipient is the last one.
+#: When the third engine dies while it works on a recipient, the recipient is held as poison.
 POISON_LOSSES = 3
 
 
@@ -79,7 +80,7 @@ class Illegal(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Where a recipient stands: the part of its row that the lifecycle owns."""
+    """The state of a recipient: the part of its row that the lifecycle owns."""
 
     state: State = QUEUED
     reason: str = ""
@@ -97,7 +98,7 @@ def _step(now: Standing, event: str, to: State, reason: str, **changes: object) 
 
 
 def _back(now: Standing, event: str, reason: str, **changes: object) -> Standing:
-    """From SENDING back to waiting, honouring a wish."""
+    """From SENDING back to QUEUED, or to what the wish says."""
     if now.wish == "cancel":
         why = REPLACED if now.reason == REPLACED else BY_OPERATOR
         return _step(now, event, CANCELLED, why, wish=None, **changes)
@@ -122,7 +123,7 @@ def refused(now: Standing, reason: str) -> Standing:
 
 
 def deferred(now: Standing, reason: str) -> Standing:
-    """4xx, or trouble with the connection."""
+    """The next hop answered 4xx, or the connection failed."""
     return _back(now, "deferred", reason, losses=0)
 
 
@@ -134,13 +135,15 @@ def unknown(now: Standing, reason: str, *, hold: bool) -> Standing:
 
 
 def returned(now: Standing, why: str = "") -> Standing:
-    """Handed back untried: what is known of the recipient stays, unless there is a reason for the return."""
+    """Put back untried. The reason why the recipient waits stays, unless the return has a reason of its
+    own.
+    """
     return _back(now, "returned", why or now.reason)
 
 
 def lost(now: Standing, *, dot: bool, begun: bool, hold: bool) -> Standing:
-    """The lease's owner is gone. ``dot``: it had noted a final dot. ``begun``: it died while it worked on
-    this.
+    """The engine that leased it is dead. ``dot``: it had recorded a final dot. ``begun``: it died while it
+    worked on this recipient.
     """
     losses = now.losses + begun
     marked = now.uncertain or dot
@@ -152,14 +155,14 @@ def lost(now: Standing, *, dot: bool, begun: bool, hold: bool) -> Standing:
 
 
 def confirm(now: Standing, route: str = "") -> Standing:
-    """Evidence that an uncertain delivery happened. ``route``: the one that it took, where that is known."""
+    """It turned out that an uncertain delivery happened. ``route``: the route that it took, if known."""
     if not now.uncertain:
         raise Illegal("confirm: only a recipient marked uncertain can be confirmed")
     return _step(now, "confirm", DELIVERED, "confirmed", wish=None, losses=0, route=route or now.route)
 
 
 def expired(now: Standing, reason: str) -> Standing:
-    """Age or attempts are used up."""
+    """It is too old, or its attempts are used up."""
     return _step(now, "expired", FAILED, reason, wish=None)
 
 
@@ -169,7 +172,7 @@ def due(now: Standing) -> Standing:
 
 
 def suppress(now: Standing, reason: str) -> Standing:
-    """Not to be contacted at all."""
+    """It must not be contacted at all."""
     return _step(now, "suppress", FAILED, reason)
 
 
@@ -183,7 +186,7 @@ def hold(now: Standing) -> Standing:
 
 
 def release(now: Standing) -> Standing:
-    """An operator lets it go on; poison and corruption are forgiven once."""
+    """An operator lets it continue. Poison and corruption are forgiven once."""
     if now.state == SENDING:
         if now.wish != "hold":
             raise Illegal("release: nothing to release")
@@ -225,17 +228,17 @@ def quarantine(now: Standing, reason: str = "corrupt") -> Standing:
 
 
 def requeue(now: Standing) -> Standing:
-    """An operator's second chance: age and attempts restart."""
+    """An operator gives it a second chance: age and attempts start again."""
     return _step(now, "requeue", QUEUED, "", losses=0)
 
 
 def sources(event: str) -> tuple[State, ...]:
-    """The states from which ``event`` is possible: what a store's WHERE clause must name."""
+    """The states from which ``event`` is possible. A store's WHERE clause must name them."""
     return tuple(ARROWS[event])
 
 
 def diagram() -> str:
-    """The table as a Mermaid state diagram; the docs hold its output, and a test compares them."""
+    """The table as a Mermaid state diagram. The docs contain its output; a test compares them."""
     lines = ["stateDiagram-v2", "    [*] --> queued : accepted"]
     for event, arrows in ARROWS.items():
         for origin, targets in arrows.items():

@@ -1,10 +1,10 @@
-"""The nouns: what is stored, what is tried, what is learned, what is told.
+"""The nouns: the values that are stored, attempted, found out and reported.
 
-Promises: plain values without behaviour beyond turning themselves into the JSON of the interface; nobody
-changes one that was handed out (those made once a message are not frozen, because that costs microseconds
-each; `Leased` and `Delivery` are an engine's own); ``None`` stands only where the docs say so. Times are
-milliseconds UTC (`outmail.clock`), spans milliseconds.
-Does not: any I/O, and imports nothing of outmail but the clock's formats and the lifecycle's words.
+Promises: plain values whose only behaviour is to become the JSON of the interface. Nobody changes a value
+that was handed out. (Those that are made once for each message are not frozen, because that costs
+microseconds each; `Leased` and `Delivery` belong to one engine.) ``None`` occurs only where the docs say so.
+Times are milliseconds UTC (`outmail.clock`), spans are milliseconds.
+Does not: any I/O. Of outmail it imports only the clock's formats and the words of the lifecycle.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from outmail.clock import as_datetime, rfc3339
 from outmail.lifecycle import FINAL, State
 
 PRIORITIES = ("high", "normal", "low")
-#: Needs of a message that a next hop must meet (`Message.needs`).
+#: What a next hop must be able to do for a message (`Message.needs`).
 NEEDS_8BIT = 1
 NEEDS_UTF8 = 2
 
@@ -37,14 +37,14 @@ def _base32hex(number: int) -> str:
 
 
 _AHEAD = 64
-#: The random parts of coming ids: asking the system for each would cost more than all the rest of it.
+#: Random parts of the next ids. Asking the system for each one would cost more than all the rest.
 _chances: list[str] = []
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_chances.clear)
 
 
 def new_id(now: int) -> str:
-    """26 characters of base32hex: 48 bits of time, 80 bits of chance; sorts by time."""
+    """26 characters of base32hex: 48 bits of time, 80 random bits; sorts by time."""
     while True:
         try:
             return _time_part(now) + _chances.pop()
@@ -60,8 +60,8 @@ def _time_part(now: int) -> str:
 
 
 def keyed_id(key: str, namespace: str = "") -> str:
-    """The id of a message with an idempotency key: the same on every host, so the primary key is the
-    idempotency.
+    """The id of a message with an idempotency key. It is the same on every host, and ids are unique in a
+    store, so a key is used once.
     """
     digest = hashlib.sha256(
         b"outmail key\0" + namespace.encode() + b"\0" + key.encode("utf-8", "surrogatepass")
@@ -70,14 +70,14 @@ def keyed_id(key: str, namespace: str = "") -> str:
 
 
 def is_id(text: str) -> bool:
-    """True for a message id, or a recipient's (``<id>/<n>``)."""
+    """True for the id of a message or of a recipient (``<id>/<n>``)."""
     head, slash, n = text.partition("/")
     return len(head) == 26 and not head.strip(_ALPHABET) and (not slash or n.isdecimal())
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a server said. ``code`` is 0 when nobody said anything and ``text`` is our own words."""
+    """What a server said. ``code`` is 0 when no server said anything; ``text`` is then our own."""
 
     code: int
     text: str
@@ -96,11 +96,11 @@ Scope = Literal["recipient", "message", "destination", "session"]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What an attempt learned for a recipient. A failure to deliver is this value, never an exception.
+    """What an attempt found out about a recipient. A failed delivery is this value, never an exception.
 
     ``stage`` is the step of the dialogue: connect, banner, ehlo, tls, auth, mail, rcpt, data, dot, local.
-    Scope ``session`` says nothing about the mail: it costs no attempt.
-    ``fault`` is True when the connection or handshake itself failed, which is what opens a circuit breaker.
+    An outcome of scope ``session`` says nothing about the mail, and is charged no attempt.
+    ``fault`` is True when the connection or a handshake failed; that is what opens a circuit breaker.
     """
 
     kind: Kind
@@ -112,11 +112,11 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Dsn:
-    """What the sender asks of delivery status notifications (RFC 3461).
+    """Which delivery status notifications the sender asks for (RFC 3461).
 
-    ``notify``: "never", or words of "success,failure,delay"; ``ret``: "full" or "hdrs"; ``envid``: any
-    printable text. ``each``: recipients of which something of their own is asked, as address → (notify,
-    original recipient as ``type;xtext``, either may be "").
+    ``notify``: "never", or words of "success,failure,delay". ``ret``: "full" or "hdrs". ``envid``: any
+    printable text. ``each``: recipients with requests of their own, as address → (notify, original recipient
+    as ``type;xtext``; either may be "").
     """
 
     notify: str = ""
@@ -127,7 +127,7 @@ class Dsn:
 
 @dataclass(slots=True)
 class Recipient:
-    """One address of one message as it is accepted. ``destination`` is the route's name."""
+    """One address of one message when it is accepted. ``destination`` is the name of its route."""
 
     address: str
     destination: str
@@ -136,7 +136,7 @@ class Recipient:
 
 @dataclass(slots=True)
 class Message:
-    """A complete message as acceptance hands it to a store: immutable bytes plus envelope."""
+    """A complete message, as acceptance gives it to a store: immutable bytes with an envelope."""
 
     id: str
     content: bytes
@@ -157,10 +157,10 @@ class Message:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Receipt:
-    """The caller's proof of acceptance.
+    """What the caller gets for an accepted message.
 
-    ``durable`` is True when the commit reached the disk; ``duplicate`` when the key was known and nothing was
-    added.
+    ``durable``: True when the commit has reached the disk. ``duplicate``: True when the key was known and
+    nothing was added.
     """
 
     id: str
@@ -176,8 +176,8 @@ class Receipt:
 
 @dataclass(slots=True, eq=False)
 class Leased:
-    """One recipient in an engine's hands. ``outcome`` is filled in by the transport, ``dotted`` when its dot
-    is on record, ``copy`` when its transaction takes a loopback copy along (`policy.loopback.Token.part`).
+    """One recipient that an engine has leased. The transport sets ``outcome``; ``dotted`` is set when its
+    final dot is recorded.
     """
 
     n: int
@@ -225,16 +225,16 @@ class Delivery:
     host: str = ""
     dsn: Dsn | None = None
     transcript: list[tuple[int, str, bytes]] = field(default_factory=list)
-    #: The number of the engine's registration that leased it; with ``lease`` it says whose it is.
+    #: The number of the engine that leased it; together with ``lease`` it identifies the lease.
     owner: int = 0
-    #: How long (ms) the message may wait from its acceptance on.
+    #: How long (ms) after its acceptance the message may wait.
     life: int = 0
     tag: str | None = None
     #: None for mail that goes without a loopback copy.
     copies: Copies | None = None
 
     def all(self, outcome: Outcome) -> None:
-        """The same outcome for every recipient that has none yet."""
+        """Give the same outcome to every recipient that has none yet."""
         for recipient in self.recipients:
             if recipient.outcome is None:
                 recipient.outcome = outcome
@@ -242,7 +242,7 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What policy makes of an outcome: the arrow to take, when it is due again, and why."""
+    """What is to be done because of an outcome: the change of state, when it is due again, and why."""
 
     event: str
     due: int = 0
@@ -252,7 +252,9 @@ class Verdict:
 
 @dataclass(slots=True)
 class Settled:
-    """A delivery with its verdicts, as an engine hands it to `store.settle`. ``verdicts`` go by recipient."""
+    """A delivery with its verdicts, as an engine gives it to `store.settle`. ``verdicts`` are by
+    recipient.
+    """
 
     delivery: Delivery
     verdicts: tuple[tuple[Leased, Verdict], ...]
@@ -263,7 +265,7 @@ class Settled:
 
 @dataclass(frozen=True, slots=True)
 class RecipientStatus:
-    """Where one recipient stands."""
+    """The state of one recipient."""
 
     n: int
     address: str
@@ -295,7 +297,7 @@ class RecipientStatus:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Status:
-    """A message and where each of its recipients stands; ``status`` is derived, never stored."""
+    """A message with the states of its recipients. ``status`` is derived, never stored."""
 
     id: str
     message_id: str
@@ -317,7 +319,7 @@ class Status:
 
     @property
     def status(self) -> str:
-        """The recipients' state if all agree, else ``mixed``."""
+        """The recipients' state if all have the same one, else ``mixed``."""
         states = {recipient.state for recipient in self.recipients}
         return states.pop() if len(states) == 1 else "mixed"
 
@@ -347,7 +349,7 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One try of one or more recipients of a message, with the dialogue as far as it was kept."""
+    """One try for one or more recipients of a message, with its dialogue as far as that was kept."""
 
     at: int
     recipients: tuple[int, ...]
@@ -374,10 +376,10 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A fact, written in the same transaction as the change it tells.
+    """One change, stored in the same transaction as the change itself.
 
-    ``route``: where a recipient was rerouted to; or the name of a next hop that was paused or answers again,
-    then ``id`` and ``state`` are None. ``address`` is None where the event is about a whole message.
+    ``route``: the new route of a recipient; or the name of a next hop that was paused or answers again; then
+    ``id`` and ``state`` are None. ``address`` is None when the event is about a whole message.
     """
 
     cursor: int
@@ -426,7 +428,7 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which recipients an operation means. The terms are and-ed; no term selects everything."""
+    """The recipients that an operation is about. The terms are and-ed; without terms all recipients match."""
 
     terms: tuple[Term, ...] = ()
     #: (message id, recipient number or None) pairs, or-ed; empty = any.

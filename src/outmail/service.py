@@ -1,9 +1,9 @@
-"""The service: one loop with the engine, what listens, and the watch over jobs. Also its one-time form, for
-cron.
+"""The service: one event loop with the engine, the listeners, and the watch over jobs. Also its form for
+cron, which runs once.
 
-Promises: SIGHUP makes it look at the queue and at its certificate's files at once; SIGTERM and SIGINT stop it
-in order: nothing new comes in, what is being stored is answered, dialogues in flight end, the rest goes back
-to the queue. Sockets handed over by systemd are used under their names (smtp, lmtp, submission).
+Promises: on SIGHUP it looks at the queue and at its certificate files at once. SIGTERM and SIGINT stop it in
+order: no new mail comes in, messages that are being stored are answered, running dialogues end, and the rest
+goes back into the queue. Sockets handed over by systemd are used under their names (smtp, lmtp, submission).
 Fails: `ConfigError` before anything starts. Does not: fork, write a pid file, or change its user.
 """
 
@@ -42,15 +42,15 @@ from outmail.wiring import arrivals_of
 
 log = logging.getLogger("outmail")
 
-#: How often the service looks for dead runs and late jobs, in seconds.
+#: Seconds between two looks for dead runs and late jobs.
 VIGIL = 20.0
-#: And whether the files of its certificate have changed.
+#: Seconds between two looks whether the certificate's files have changed.
 FRESH = 60.0
 KINDS = ("smtp", "submission", "lmtp")
 
 
 async def once(box: Outbox, engine: Engine) -> None:
-    """What is due now, and then the end."""
+    """Send what is due now, then end."""
     takeover = box.take_over("apsw", engine)
 
     def stop() -> None:
@@ -69,7 +69,7 @@ async def once(box: Outbox, engine: Engine) -> None:
 
 
 async def serve(box: Outbox, engine: Engine, started: Callable[[list[str]], None] | None = None) -> None:
-    """Until a signal. ``started`` hears where it listens."""
+    """Run until a signal. ``started`` is told where the service listens."""
     config = box.config
     _enough_descriptors(config.listen.connections)
     tls = certificate("listen", config.listen.certificate, config.listen.key)
@@ -104,7 +104,7 @@ async def serve(box: Outbox, engine: Engine, started: Callable[[list[str]], None
 
 
 def _enough_descriptors(connections: int) -> None:
-    """Each connection is a descriptor: raise the soft limit as far as it takes, or say what cannot be had."""
+    """Each connection needs a file descriptor: raise the soft limit as far as needed, or warn."""
     try:
         import resource
     except ImportError:
@@ -160,7 +160,7 @@ def settings_for(
 
 
 def certificate(section: str, path: str, key: str) -> Certificate | None:
-    """A section's TLS, if it has any; raises `ConfigError`."""
+    """The TLS of a section, or None. Raises `ConfigError`."""
     return Certificate(section, path, key) if path else None
 
 
@@ -169,7 +169,9 @@ def _context(tls: Certificate | None) -> ssl.SSLContext | None:
 
 
 async def _keep_fresh(tls: Certificate, listeners: Sequence[Listener], look: asyncio.Event) -> None:
-    """New handshakes use what the files hold now: looked at from time to time, and when asked to."""
+    """Let new handshakes use what the files contain now: checked from time to time, and when ``look``
+    is set.
+    """
     while True:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FRESH):
@@ -181,7 +183,7 @@ async def _keep_fresh(tls: Certificate, listeners: Sequence[Listener], look: asy
 
 
 def read_users(path: str) -> dict[str, str]:
-    """``name:scrypt$…`` a line; # begins a comment."""
+    """Lines of ``name:scrypt$…``; # begins a comment."""
     users = {}
     for number, line in enumerate(secret_text(path, "[listen] users_file").splitlines(), 1):
         if not line.strip() or line.startswith("#"):
@@ -196,7 +198,9 @@ def read_users(path: str) -> dict[str, str]:
 
 
 def handed_over(env: Any) -> dict[str, list[socket.socket]]:
-    """Sockets from the service manager (sd_listen_fds): LISTEN_FDS from 3 on, named by LISTEN_FDNAMES."""
+    """Sockets from the service manager (sd_listen_fds): LISTEN_FDS descriptors from 3 on, named by
+    LISTEN_FDNAMES.
+    """
     if env.get("LISTEN_PID") != str(os.getpid()) or not env.get("LISTEN_FDS", "").isdecimal():
         return {}
     count = int(env["LISTEN_FDS"])
@@ -223,7 +227,7 @@ def _on_signals(engine: Engine, call: Callable[[], None], look: Callable[[], Non
 
 
 def _look(box: Outbox) -> None:
-    """Deaths, late jobs, and runs that were only noted."""
+    """Look for runs that died, jobs that are late, and runs of which only a note exists."""
     watch.fold(box)
     watchdog.look(box)
 
@@ -244,7 +248,7 @@ async def _keep_looking(box: Outbox) -> None:
 
 
 def receiving(config: Config, *, catch: bool) -> Config:
-    """The configuration of `outmail receive`: local domains go to mailboxes, everything else by the
+    """The configuration of `outmail receive`: local domains go to mailboxes, everything else to the
     relays.
     """
     receive = config.receive
@@ -267,7 +271,7 @@ def receiving(config: Config, *, catch: bool) -> Config:
 
 
 def local_domains(config: Config) -> tuple[str, ...]:
-    """The first one names mailboxes' addresses."""
+    """The local domains. The first one is used in the addresses of mailboxes."""
     own = config.hostname or "localhost"
     return tuple(
         dict.fromkeys(domain.lower() for domain in (*(config.receive.domains or (own,)), own, "localhost"))
@@ -275,7 +279,7 @@ def local_domains(config: Config) -> tuple[str, ...]:
 
 
 def directory(config: Config) -> Directory:
-    """Users and aliases; raises `ConfigError` when the file is wrong or nobody is postmaster."""
+    """Users and aliases. Raises `ConfigError` when the file is wrong or nobody gets mail for postmaster."""
     receive = config.receive
     try:
         aliases = parse(_text_of(receive.aliases), receive.aliases) if receive.aliases else {}
@@ -293,8 +297,8 @@ def directory(config: Config) -> Directory:
 
 
 def _text_of(path: str) -> str:
-    """A file of aliases or of targets: regular and of bounded size, for whoever may name files here must not
-    make the server wait or read without end.
+    """The text of an alias file or an included file. It must be a regular file of bounded size, so that
+    whoever can name files here cannot make the server wait or read without end.
     """
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
@@ -328,7 +332,7 @@ def _knows(users: tuple[str, ...]) -> Callable[[str], bool]:
 async def receive(
     box: Outbox, engine: Engine, *, catch: bool, started: Callable[[list[str]], None] | None = None
 ) -> None:
-    """Until a signal: listen, deliver to mailboxes, hand on what is not local."""
+    """Run until a signal: listen, deliver to mailboxes, pass on what is not local."""
     config = box.config
     known = None if catch else directory(config)
     origin = local_domains(config)[0] if known is not None and config.origin else config.origin

@@ -1,8 +1,8 @@
-"""The wiring: which classes stand behind a store's URL, a relay, an application's database. The only place
-that names them.
+"""The wiring: which classes implement a store's URL, a relay, or an application's database. No other module
+names them.
 
-Fails: `ConfigError` for what a URL cannot mean, `StoreError` for a store that does not open. Does not: hold
-anything.
+Fails: `ConfigError` for a URL that makes no sense, `StoreError` for a store that cannot be opened. Does not:
+keep state.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def open_store(url: str) -> Store:
 
 @contextmanager
 def sqlite_copy(path: str) -> Iterator[Store]:
-    """A new store in a file that nobody knows yet, to be filled; the whole file is on disk in the end."""
+    """A new store in a new file, to be filled. At the end of the block the whole file is on disk."""
     from outmail.store.sqlite.store import SqliteStore
 
     with closing(SqliteStore(path)) as store:
@@ -61,7 +61,7 @@ def is_postgres(url: str) -> bool:
 
 
 def _place(url: str) -> str:
-    """Where files of this host for a PostgreSQL store are: spool, engines' signs of life."""
+    """The folder for this host's files of a PostgreSQL store: the spool, and engines' lock files."""
     from outmail.store.postgres.url import place_of
 
     state = os.environ.get("XDG_STATE_HOME")
@@ -71,7 +71,7 @@ def _place(url: str) -> str:
 
 
 def store_path(url: str) -> tuple[str, str]:
-    """(path, library) of a SQLite store; other kinds are a ConfigError until they exist."""
+    """(path, library) of a SQLite store. Raises ConfigError for kinds that do not exist yet."""
     scheme, colon, rest = url.partition(":")
     if not colon or "/" in scheme or scheme not in ("sqlite", "sqlite+apsw", "sqlite+stdlib", "maildir"):
         if colon and rest.startswith("//"):
@@ -95,7 +95,7 @@ def absolute(url: str) -> str:
 
 def open_source(url: str, library: str) -> Source:
     """An application's database (``[[outbox]]``). ``library`` opens SQLite files, unless the URL names
-    one.
+    another one.
     """
     with loading:
         from outmail.transactional.reader import PostgresSource, SqliteSource
@@ -121,8 +121,8 @@ def no_relay(name: str, routes: Routes) -> ConfigError:
 def route_of(
     relay: str | None, config: Config, read: Callable[[str], Relay] = relay_in_code
 ) -> tuple[str | None, Routes]:
-    """(forced route name or None, routes) for ``relay=``: a configured name, or a URL named by itself, which
-    ``read`` makes a relay of.
+    """The value of ``relay=``, a configured name or a URL, as (name of the forced route or None, routes).
+    ``read`` makes a relay of a URL.
     """
     routes = config.routes
     if relay is None:
@@ -167,7 +167,7 @@ def build_engine(
     service: bool = False,
     observe: Any = None,
 ) -> Any:
-    """An engine with everything it needs; here, and not before, the relays' passwords are read."""
+    """An engine with all its parts. The relays' passwords are read here, and not earlier."""
     with loading:
         from outmail.engine.engine import Engine
         from outmail.engine.settings import EngineSettings

@@ -78,7 +78,7 @@ def test_a_hostile_folder_runs_nothing(tmp_path: Path, outmail: Run, hostile: st
     done = outmail("run", "--once")
     assert (done.returncode, sprung.exists()) == (78, False)
     assert (
-        b"outmail.toml lies here and is not read" in done.stderr
+        b"outmail.toml was found here but is not read" in done.stderr
         and b"--config" in done.stderr
         and done.stderr.count(b"\n") == 1
     )
@@ -249,7 +249,7 @@ def test_the_users_own_file_is_looked_at_the_same_way(here: Path, tmp_path: Path
     (folder / "config.toml").write_text("")
     assert load(env={"XDG_CONFIG_HOME": str(folder.parent)}).source == str(folder / "config.toml")
     foreign(folder / "config.toml")
-    with pytest.raises(ConfigError, match=r"config\.toml lies here and is not read"):
+    with pytest.raises(ConfigError, match=r"config\.toml was found here but is not read"):
         load(env={"XDG_CONFIG_HOME": str(folder.parent)})
 
 
