@@ -251,6 +251,7 @@ def test_show_log_events_why(outmail: Run, sink: Sink) -> None:
         "reason",
         "attempts",
         "reply",
+        "route",
     }
     assert outmail("events", *S, "--after", str(events[0]["cursor"])).stdout.count(b"\n") == 1
     for what in (id, "a@x.test"):

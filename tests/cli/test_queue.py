@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import sqlite3
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import pytest
+
+from outmail.cli import terminal
+from outmail.cli.queue_help import VERBS
 from outmail.outbox.outbox import Outbox
+from outmail.store import schemas
 from outmail.testing import Sink
 from tests.cli.conftest import Command
+from tests.waiting import until
 
 MakeBox = Callable[..., Outbox]
 S = ("--store", "q.db")
@@ -26,3 +37,139 @@ def test_reroute(command: Command, make_box: MakeBox, sink: Sink) -> None:
     assert "1 recipient changed" in command("queue", "reroute", *S, "-", sink.url, stdin=both).err
     assert {box.status(id).recipients[0].route for id in (waiting, held)} == {sink.url}
     assert box.status(held).status == "held"
+
+
+def test_all_with_words_is_the_words_over_everything(command: Command, make_box: MakeBox, sink: Sink) -> None:
+    sink.script("RCPT bad*: 550 5.1.1 nobody here")
+    box = make_box(relay=sink.url)
+    for to in ("bad@x.test", "good@x.test"):
+        box.wait(box.send(to, "s", "t").id, 10)
+    listed = command("queue", "list", *S, "ALL", "state:failed")
+    assert "bad@x.test" in listed.out and "good@x.test" not in listed.out and "1 message" in listed.err
+    assert command("queue", "list", *S, "ALL").out.count(".test via") == 2
+    told = command("queue", "list", *S).err
+    assert "1 recipient failed in the last day: outmail queue list ALL state:failed" in told
+
+
+def test_an_id_that_is_not_known_changes_nothing(command: Command, make_box: MakeBox) -> None:
+    box = make_box(deliver="never")
+    known, unknown = box.send("a@x.test", "s", "t").id, "0" * 26
+    for verb in ("cancel", "hold", "retry"):
+        done = command("queue", verb, *S, known, unknown)
+        assert done.status == 66 and unknown in done.err
+    assert command("queue", "list", *S, unknown).status == 66
+    assert command("queue", "cancel", *S, f"{known}/2").status == 66
+    assert box.status(known).status == "queued"
+    piped = command("queue", "hold", *S, "-", stdin=f"{known} {unknown}".encode())
+    assert piped.status == 66 and box.status(known).status == "held"
+
+
+def test_another_verb_is_named_where_it_was_meant(command: Command, make_box: MakeBox) -> None:
+    box = make_box(deliver="never")
+    id = box.send("a@x.test", "s", "t").id
+    box.cancel(id)
+    assert "queue requeue" in command("queue", "retry", *S, "state:cancelled").err
+    box.requeue(id)
+    box.hold(id)
+    assert "queue release" in command("queue", "retry", *S, id).err
+
+
+def test_the_beginning_of_an_id_is_enough(command: Command, make_box: MakeBox) -> None:
+    box = make_box(deliver="never")
+    id, other = box.send("a@x.test", "aaa111", "t").id, box.send("b@x.test", "s", "t", key="k").id
+    short = id[:12]
+    for words in (("show", short), ("log", short), ("why", short), ("queue", "list", short)):
+        done = command(*words, *S)
+        assert done.status == 0 and (words[0] == "log" or id in done.out), words
+    assert command("queue", "list", *S, "aaa111", "--ids").out.split() == [id]  # no id begins so: a word
+    box.queue.store.run(_renamed(other, f"{id[:20]}vvvvvv"))
+    doubtful = command("show", *S, id[:20])
+    assert doubtful.status == 65 and id in doubtful.err
+    assert command("show", *S, "zzz").status == 66 and command("show", *S, "00000099").status == 66
+
+
+def _renamed(id: str, to: str) -> Any:
+    return (yield "UPDATE message SET id = ? WHERE id = ?", (to, id))
+
+
+def test_stats_by_relay_domain_and_reason(command: Command, make_box: MakeBox, sink: Sink) -> None:
+    sink.script("RCPT *@grey.test: 451 4.7.1 later\nRCPT *@shut.test: 450 4.2.1 full")
+    box = make_box(relay=sink.url, exit_wait=5)
+    for to in ("a@grey.test", "b@GREY.test", "c@shut.test"):
+        box.send(to, "s", "t")
+    until(lambda: all(s.recipients[0].attempts for s in box.find()))
+    box.send("d@x.test", "s", "t", at="3h")
+    held = box.send("e@x.test", "s", "t", relay="default").id
+    box.hold(held)
+    until(lambda: box.status(held).status == "held")
+    stats = json.loads(command("queue", "stats", *S, "--json").out)
+    waiting = {by: {row["which"]: row["recipients"] for row in rows} for by, rows in stats["waiting"].items()}
+    assert waiting["relay"] == {sink.url: 3, "default": 1}
+    assert waiting["domain"] == {"grey.test": 2, "shut.test": 1, "x.test": 1}
+    assert waiting["reason"] == {"451 4.7.1": 2, "450 4.2.1": 1, "operator": 1}
+    plain = command("queue", "stats", *S, "--by", "reason").out
+    assert "450 4.2.1" in plain and "RELAY" not in plain and "queued 4" in plain
+
+
+def test_stats_for_monitoring(command: Command, make_box: MakeBox) -> None:
+    box = make_box(deliver="never")
+    for _ in range(3):
+        box.send("a@x.test", "s", "t")
+    for options, status, word in (
+        (("--warn", "3", "--crit", "1h"), 0, "OK: 3 recipients waiting"),
+        (("--warn", "2", "--crit", "5"), 1, "WARNING: 3 recipients wait, more than 2"),
+        (("--warn", "2", "--crit", "2"), 2, "CRITICAL"),
+        (("--warn", "0ms"), 1, "WARNING: the oldest waits"),
+        (("--crit", "1h", "--crit", "1"), 2, "waiting=3"),
+    ):
+        done = command("queue", "stats", *S, *options)
+        assert (done.status, word in done.out) == (status, True), (options, done)
+    assert command("queue", "stats", *S, "--crit", "soon").status == 65
+    assert json.loads(command("queue", "stats", *S, "--json", "--crit", "1").out)["status"] == 2
+
+
+def test_rows_that_wait_to_be_taken_over_are_counted_and_found(
+    command: Command, make_box: MakeBox, tmp_path: Path
+) -> None:
+    shop = tmp_path / "shop.db"
+    (tmp_path / "outmail.toml").write_text(f'[[outbox]]\nurl = "{shop}"\n[[outbox]]\nurl = "missing.db"\n')
+    with contextlib.closing(sqlite3.connect(shop)) as db:
+        db.executescript(schemas.sql("outbox-sqlite"))
+        make_box(deliver="never").send("anna@x.test", "s", "t", using=db)
+        db.commit()
+    listed = command("queue", "list", *S)
+    assert "1 message in sqlite:" in listed.err and "to be taken over" in listed.err
+    assert "missing.db" in listed.err and listed.status == 0
+    assert "1 message in sqlite:" in command("queue", "stats", *S).out
+    assert json.loads(command("queue", "stats", *S, "--json").out)["outboxes"][0]["rows"] == 1
+    assert command("queue", "stats", *S, "--crit", "0").status == 2
+    told = command("why", *S, "anna@x.test")
+    assert told.status == 0 and "shop.db" in told.out and "outmail run" in told.out
+    assert command("why", *S, "berta@x.test").status == 66
+
+
+def test_help_for_each_verb(command: Command) -> None:
+    whole = command("queue", "--help")
+    assert whole.status == 0 and "queue VERB --help" in whole.out
+    for verb in VERBS:
+        told = command("queue", verb, "--help")
+        assert told.status == 0 and f"usage: outmail queue {verb}" in told.out and "examples" in told.out
+
+
+def test_a_terminal_gets_a_table_and_a_pipe_does_not(
+    command: Command, make_box: MakeBox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = make_box(deliver="never")
+    first = box.send(["a@x.test", "b@x.test"], "A subject that is longer than the table is wide" * 2, "t").id
+    second = box.send("c@x.test", "日本語 subject", "t").id
+    box.hold(f"{first}/2")
+    piped = command("queue", "list", *S).out
+    assert first in piped and "\x1b" not in piped and "via default" in piped
+    monkeypatch.setattr(terminal, "columns", lambda: 80)
+    table = command("queue", "list", *S).out.splitlines()
+    assert table[0].split() == ["ID", "AGE", "TO", "STATE", "RELAY", "NEXT", "SUBJECT,", "REASON"]
+    assert len(table) == 4 and all(terminal.cells(line) <= 80 for line in table)
+    assert table[1].startswith(first[:12]) and "held" in table[2] and "…" in table[1]
+    assert command("show", *S, table[3].split()[0]).out.split()[1] == second
+    monkeypatch.setattr(terminal, "coloured", lambda: True)
+    assert "\x1b[33mheld\x1b[0m" in command("queue", "list", *S).out

@@ -31,7 +31,7 @@ def test_a_pause_ends_with_its_engine_and_with_the_first_success(
         box.retry("state:queued")
     assert told(box) == [("paused", "default")]
     listed = outmail("queue", "list", "--store", "q.db")
-    assert b"is paused" not in listed.stderr and b"refused" in listed.stdout
+    assert b"takes nothing" not in listed.stderr and b"refused" in listed.stdout
     settings.write_text(f'relay = "{sink.url}"\n')
     assert outmail("run", "--once", "--store", "q.db").returncode == 0
     assert told(box) == [("paused", "default"), ("resumed", "default")]

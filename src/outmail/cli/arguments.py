@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from outmail.cli.exits import EX_USAGE
+from outmail.cli.queue_help import FILTERS, VERBS, VerbHelp
 
 
 class _Help(argparse.HelpFormatter):
@@ -160,14 +161,28 @@ def parser() -> _Parser:
     receive.set_defaults(run="receive")
 
     queue = sub.add_parser(
-        "queue", parents=common, help="list and change what is in the queue", description=_FILTER_HELP
+        "queue",
+        parents=common,
+        add_help=False,
+        help="list and change what is in the queue",
+        description=FILTERS,
+        epilog="For one of them: outmail queue VERB --help",
     )
-    queue.add_argument(
-        "verb", choices=("list", "stats", "hold", "release", "retry", "requeue", "reroute", "cancel", "purge")
-    )
+    queue.add_argument("-h", "--help", action=VerbHelp, nargs=0, help="this, or help for the verb before it")
+    queue.add_argument("verb", choices=tuple(VERBS))
     queue.add_argument("selection", nargs="*", metavar="ID|FILTER|-|ALL [RELAY]")
     queue.add_argument("--dry-run", action="store_true", help="say how many, change nothing")
-    queue.add_argument("--ids", action="store_true", help="list ids only")
+    queue.add_argument("--ids", action="store_true", help="list: ids only")
+    queue.add_argument("--utc", action="store_true", help=f"list: {_UTC}")
+    queue.add_argument("--by", choices=("relay", "domain", "reason"), help="stats: only by this")
+    for option, status in (("--warn", 1), ("--crit", 2)):
+        queue.add_argument(
+            option,
+            action="append",
+            default=[],
+            metavar="AGE|COUNT",
+            help=f"stats: exit status {status} when more wait, or the oldest for longer: 500, 2h",
+        )
     queue.add_argument("--json", action="store_true")
     queue.add_argument("--jsonl", action="store_true")
     queue.set_defaults(run="queue")
@@ -176,6 +191,7 @@ def parser() -> _Parser:
     show.add_argument("id", metavar="ID")
     show.add_argument("--raw", action="store_true", help="the bytes of the next DATA")
     show.add_argument("--json", action="store_true")
+    show.add_argument("--utc", action="store_true", help=_UTC)
     show.set_defaults(run="show")
 
     log = sub.add_parser(
@@ -183,20 +199,30 @@ def parser() -> _Parser:
     )
     log.add_argument("id", metavar="ID")
     log.add_argument("--jsonl", action="store_true")
+    log.add_argument("--utc", action="store_true", help=_UTC)
     log.set_defaults(run="log")
 
     events = sub.add_parser("events", parents=common, help="what happened, in order")
-    events.add_argument("--follow", action="store_true")
-    events.add_argument("--after", type=int, default=0, metavar="C")
+    events.add_argument(
+        "--follow", action="store_true", help="go on with what happens from now on (or --after, --since)"
+    )
+    events.add_argument("--after", type=int, metavar="C", help="behind this cursor")
+    events.add_argument("--since", metavar="T", help="since then: 2h (ago), 18:00, 2026-11-28")
+    events.add_argument("--utc", action="store_true", help=_UTC)
     events.add_argument("--jsonl", action="store_true")
     events.set_defaults(run="events")
 
     why = sub.add_parser("why", parents=common, help="the story of a message or an address, in sentences")
     why.add_argument("what", metavar="ID|ADDRESS")
+    why.add_argument("--utc", action="store_true", help=_UTC)
     why.set_defaults(run="why")
 
-    explain = sub.add_parser("explain", help="what an error code means")
-    explain.add_argument("code", metavar="CODE")
+    explain = sub.add_parser(
+        "explain", help="what an error code, an SMTP code or a server's reply means, and what to do"
+    )
+    explain.add_argument(
+        "code", nargs="+", metavar="CODE", help="such as bad-address, 550, 5.1.1, or a whole reply"
+    )
     explain.set_defaults(run="explain")
 
     test = sub.add_parser("test", parents=common, help="send a test message now, showing the dialogue")
@@ -278,13 +304,7 @@ def parser() -> _Parser:
     return top
 
 
-_FILTER_HELP = (
-    "Filter words are and-ed, - negates: state: to: from: subject: tag: key: code: route: before: after: "
-    "larger: is:live is:uncertain"
-    " was:uncertain is:deferred. ALL means everything; - reads ids from stdin. retry = due now; requeue = "
-    "failed or cancelled again;"
-    " reroute = another relay for what waits, named behind the selection; purge = forget finished ones."
-)
+_UTC = "times in UTC, not in local time"
 
 
 def place(top: _Parser, arguments: argparse.Namespace, rest: list[str]) -> None:

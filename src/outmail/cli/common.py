@@ -9,20 +9,28 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import sys
+from collections import Counter
 from dataclasses import replace
 from datetime import datetime
 
-from outmail.clock import Clock, human_span, instant, rfc3339
+from outmail.cli.terminal import when
+from outmail.clock import Clock, human_span, instant, parse_span
 from outmail.config import Config, load, relay_in_code
-from outmail.errors import Refused
-from outmail.model import RecipientStatus
+from outmail.errors import NotFound, Refused
+from outmail.model import RecipientStatus, is_id
 from outmail.outbox.queue import Queue
 from outmail.outbox.stranded import stranded
 from outmail.policy.pace import may_send_ahead
 from outmail.policy.plain import plain_line
+from outmail.policy.story import relay_told
 from outmail.policy.typed import EXAMPLES, typed
+from outmail.smtp.syntax import printable
 from outmail.wiring import is_postgres, no_relay, store_path
+
+#: The beginning of an id as people type it: with a digit, so that it is no word.
+PREFIX = re.compile("(?=.*[0-9])[0-9a-v]{6,25}")
 
 
 def config_of(arguments: argparse.Namespace, *, replace_default: bool = True) -> Config:
@@ -64,9 +72,47 @@ def moment(option: str, text: str | None) -> str | datetime | None:
     raise Refused(f"{option} {text!r} is no time{why}: write such as {EXAMPLES}", code="bad-argument")
 
 
+def past(option: str, text: str) -> int:
+    """A moment that is over, as people type it: how long ago ("2h"), or a time. Milliseconds; raises
+    `Refused`.
+    """
+    now = Clock().now()
+    with contextlib.suppress(ValueError):
+        return now - parse_span(text)
+    found = moment(option, text)
+    return instant(found, now) if found is not None else now
+
+
 def queue_of(arguments: argparse.Namespace) -> Queue:
     """For reading and changing; to be closed."""
     return Queue.open(config_of(arguments))
+
+
+def known_id(queue: Queue, text: str) -> str:
+    """The id that is meant: a whole one, or the beginning of one (`PREFIX`); "" for what is none. Raises
+    `Refused` where more than one message has such an id.
+    """
+    if is_id(text):
+        return text
+    head, slash, n = text.partition("/")
+    if not PREFIX.fullmatch(head) or (slash and not n.isdecimal()):
+        return ""
+    found = queue.ids_beginning(head)
+    if len(found) > 1:
+        raise Refused(
+            f"more than one id begins with {head}: {', '.join(found)}",
+            code="bad-filter",
+            hint="write more of it",
+        )
+    return found[0] + slash + n if found else ""
+
+
+def named_id(queue: Queue, text: str) -> str:
+    """`known_id` where nothing but an id can be meant; raises `NotFound`."""
+    id = known_id(queue, text)
+    if not id:
+        raise NotFound(f"no message's id begins with {printable(text)}")
+    return id
 
 
 def is_there(url: str) -> bool:
@@ -88,7 +134,7 @@ def warn_idle(queue: Queue) -> None:
         )
 
 
-def tell_engines(queue: Queue) -> None:
+def tell_engines(queue: Queue, *, utc: bool = False) -> None:
     """What is out of the ordinary: engines that hold mail for long, next hops that are paused."""
     now = Clock().now()
     for engine in queue.engines():
@@ -98,12 +144,23 @@ def tell_engines(queue: Queue) -> None:
                 f"up to {human_span(now - engine.oldest)}",
                 file=sys.stderr,
             )
-    for hop, note in queue.paused_hops().items():
-        print(
-            f"outmail: {hop} is paused since {rfc3339(note['since'])}: {plain_line(str(note['trouble']))}",
-            file=sys.stderr,
-        )
+    tell_hops(queue, utc=utc)
     tell_ahead(queue)
+
+
+def tell_hops(queue: Queue, *, utc: bool = False) -> None:
+    """Next hops that take nothing: since when, why, what to do, how much waits."""
+    paused = queue.paused_hops()
+    if not paused:
+        return
+    waiting: Counter[str] = Counter()
+    for row in queue.stats()["routes"]:
+        if row["state"] in ("queued", "deferred"):
+            waiting.update(dict.fromkeys(row["route"].split(","), row["recipients"]))
+    for hop, note in paused.items():
+        name = hop if hop == note["url"] else f"{hop} ({note['url']})"
+        told = relay_told(name, when(note["since"], utc=utc), str(note["trouble"]), waiting[hop])
+        print(plain_line(f"outmail: {told}"), file=sys.stderr)
 
 
 def tell_stranded(queue: Queue, arguments: argparse.Namespace) -> None:
@@ -120,7 +177,7 @@ def tell_ahead(queue: Queue) -> None:
     now = Clock().now()
     for url, note in queue.ahead_notes().items():
         if not may_send_ahead(note, now):
-            since, until = rfc3339(note["since"]), rfc3339(note["until"])
+            since, until = when(note["since"]), when(note["until"])
             print(
                 f"outmail: nothing is sent ahead to {url} since {since}, and again from {until}: "
                 f"{plain_line(str(note['reply']))}",
@@ -128,14 +185,14 @@ def tell_ahead(queue: Queue) -> None:
             )
 
 
-def in_words(r: RecipientStatus) -> str:
+def in_words(r: RecipientStatus, *, utc: bool = False) -> str:
     """How a recipient stands, in words."""
     state = "deferred" if r.state == "queued" and r.attempts else r.state
     parts = [state + (" (uncertain: it may have arrived)" if r.uncertain else "")]
     if r.reason:
         parts.append(r.reason)
     if r.state == "queued" and r.next_try_at and r.attempts:
-        parts.append(f"next try {rfc3339(r.next_try_at)}")
+        parts.append(f"next try {when(r.next_try_at, utc=utc)}")
     if r.attempts:
         parts.append(counted(r.attempts, "attempt"))
     return "; ".join(parts)

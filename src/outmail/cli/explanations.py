@@ -1,4 +1,15 @@
-"""What each stable code of `Refused` and the JSON errors means, for `outmail explain`."""
+"""What codes mean, for ``outmail explain``: the stable ones of `Refused` and of JSON errors, and SMTP's.
+
+Promises: pure, and works offline. Does not: know SMTP's codes (`policy.reply_codes`) or the words of servers
+(`policy.reply_texts`).
+"""
+
+from __future__ import annotations
+
+import difflib
+
+from outmail.policy.replies import explained, parsed
+from outmail.policy.reply_codes import BASIC, CLASSES, ENHANCED
 
 CODES = {
     "bad-address": "An address is not of the form name@domain (RFC 5321), or holds a character that may not "
@@ -38,3 +49,31 @@ CODES = {
     "too-large": "The message is larger than [limits] message_size.",
     "too-many-recipients": "The message has more recipients than [limits] recipients.",
 }
+
+
+def explanation(text: str) -> list[str] | None:
+    """Lines about a code, or about a reply that somebody pastes; None for what is not known."""
+    if text in CODES:
+        return [CODES[text]]
+    reply = parsed(text)
+    found = explained(reply)
+    if found is None:
+        return None
+    who = f"{found.who} says so. " if found.who and found.who != "this machine" else ""
+    lines = [f"{who}{found.cause}"]
+    first = (reply.enhanced or str(reply.code or ""))[:1]
+    if first in CLASSES and (reply.enhanced or first != "2"):
+        lines.append(CLASSES[first])
+    if found.remedy:
+        lines.append(f"What to do: {found.remedy}")
+    return lines
+
+
+def unknown(text: str) -> str:
+    """For what `explanation` does not know."""
+    near = difflib.get_close_matches(text, CODES, 1)
+    meant = f"; did you mean {near[0]}?" if near else ""
+    return (
+        f"outmail: nothing is known of {text!r}{meant} Known are SMTP's codes ({min(BASIC)} to {max(BASIC)}, "
+        f"{len(ENHANCED)} such as 5.1.1), replies of servers as they are, and {', '.join(sorted(CODES))}"
+    )

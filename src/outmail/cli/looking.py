@@ -1,60 +1,67 @@
-"""``outmail show``, ``log``, ``events``, ``why``, ``explain`` and ``config``: they only look."""
+"""``outmail show``, ``log``, ``events``, ``explain`` and ``config``: they only look."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 import time
+from functools import partial
 
-from outmail.cli.common import config_of, in_words, queue_of, tell_engines, tell_stranded
+from outmail.cli.common import config_of, in_words, named_id, past, queue_of
 from outmail.cli.exits import EX_NOINPUT
-from outmail.cli.explanations import CODES
-from outmail.clock import rfc3339
-from outmail.errors import NotFound
-from outmail.model import is_id
+from outmail.cli.explanations import explanation, unknown
+from outmail.cli.terminal import when
+from outmail.model import Event
+from outmail.outbox.queue import Queue
 from outmail.policy.plain import as_json, plain_line
 
 
 def show(arguments: argparse.Namespace) -> int:
     """One message."""
     with queue_of(arguments) as queue:
+        id = named_id(queue, arguments.id)
         if arguments.raw:
-            sys.stdout.buffer.write(queue.content(arguments.id))
+            sys.stdout.buffer.write(queue.content(id))
             sys.stdout.buffer.flush()
             return 0
-        status = queue.status(arguments.id)
-        if arguments.json:
-            print(as_json(status.as_dict()))
-            return 0
-        print(
-            f"id         {status.id}\nmessage-id {plain_line(status.message_id)}\nfrom       "
-            f"{plain_line(status.sender or '<>')}\nsubject    {plain_line(status.subject)}"
-        )
-        print(
-            f"size       {status.size} bytes, sha256 {status.sha256}\naccepted   "
-            f"{rfc3339(status.accepted_at)}, expires {rfc3339(status.expires_at)}"
-        )
-        for name in ("key", "tag"):
-            if getattr(status, name):
-                print(plain_line(f"{name:<10} {getattr(status, name)}"))
-        for r in status.recipients:
-            print(plain_line(f"  {r.n}. {r.address} via {r.route}: {in_words(r)}"))
+        status = queue.status(id)
+    if arguments.json:
+        print(as_json(status.as_dict()))
         return 0
+    moment = partial(when, utc=arguments.utc)
+    lines = {
+        "id": status.id,
+        "message-id": status.message_id,
+        "from": status.sender or "<>",
+        "subject": status.subject,
+        "size": f"{status.size} bytes, sha256 {status.sha256}",
+        "accepted": f"{moment(status.accepted_at)}, expires {moment(status.expires_at)}",
+        "key": status.key,
+        "tag": status.tag,
+    }
+    for name, value in lines.items():
+        if value is not None:
+            print(plain_line(f"{name:<10} {value}"))
+    for r in status.recipients:
+        print(plain_line(f"  {r.n}. {r.address} via {r.route}: {in_words(r, utc=arguments.utc)}"))
+    return 0
 
 
 def log(arguments: argparse.Namespace) -> int:
     """Every attempt."""
     with queue_of(arguments) as queue:
-        attempts = queue.attempts(arguments.id)
+        id = named_id(queue, arguments.id)
+        attempts = queue.attempts(id)
+        people = {r.n: r.address for r in queue.status(id).recipients}
     for attempt in attempts:
         if arguments.jsonl:
             print(as_json(attempt.as_dict()))
             continue
+        to = ", ".join(people.get(n, f"recipient {n}") for n in attempt.recipients)
         print(
             plain_line(
-                f"{rfc3339(attempt.at)} {attempt.outcome} recipients "
-                f"{','.join(map(str, attempt.recipients))} via {attempt.host or attempt.route}"
-                f" in {attempt.duration_ms} ms: {attempt.reply}"
+                f"{when(attempt.at, utc=arguments.utc)} {attempt.outcome} {to} via "
+                f"{attempt.host or attempt.route} in {attempt.duration_ms} ms: {attempt.reply}"
             )
         )
         for line in attempt.transcript:
@@ -68,63 +75,40 @@ def log(arguments: argparse.Namespace) -> int:
 def events(arguments: argparse.Namespace) -> int:
     """What happened."""
     with queue_of(arguments) as queue:
-        after = arguments.after
+        after = _beginning(queue, arguments)
         while True:
             for event in queue.events(after):
                 after = event.cursor
-                if arguments.jsonl:
-                    print(as_json(event.as_dict()), flush=True)
-                else:
-                    who = f"{event.id}/{event.n} {event.address}" if event.n else event.id
-                    print(
-                        plain_line(
-                            f"{event.cursor} {rfc3339(event.at)} {event.event} {who}"
-                            + (f" {event.reason}" if event.reason else "")
-                        ),
-                        flush=True,
-                    )
+                words = as_json(event.as_dict()) if arguments.jsonl else _event(event, arguments.utc)
+                print(words, flush=True)
             if not arguments.follow:
                 return 0
             time.sleep(0.2)
 
 
-def why(arguments: argparse.Namespace) -> int:
-    """The story in sentences."""
-    with queue_of(arguments) as queue:
-        if is_id(arguments.what):
-            stories = [queue.status(arguments.what)]
-        else:
-            stories = list(queue.find(to=arguments.what))
-        if not stories:
-            raise NotFound(f"no message to {arguments.what} is in the queue's records")
-        for status in stories:
-            print(
-                plain_line(
-                    f"{status.id} “{status.subject}” from {status.sender or '<>'}, accepted "
-                    f"{rfc3339(status.accepted_at)}"
-                )
-            )
-            for r in status.recipients:
-                print(plain_line(f"  {r.address}: {in_words(r)}"))
-            for attempt in queue.attempts(status.id):
-                print(
-                    plain_line(
-                        f"    {rfc3339(attempt.at)} {attempt.host or attempt.route}: {attempt.outcome}; "
-                        f"{attempt.reply}"
-                    )
-                )
-        tell_engines(queue)
-        tell_stranded(queue, arguments)
-        return 0
+def _beginning(queue: Queue, arguments: argparse.Namespace) -> int:
+    """The cursor that events are shown behind: ``--follow`` alone begins now."""
+    if arguments.after is not None:
+        return int(arguments.after)
+    if arguments.since is not None:
+        return queue.cursor_at(past("--since", arguments.since))
+    return queue.last_cursor() if arguments.follow else 0
+
+
+def _event(event: Event, utc: bool) -> str:
+    who = f"{event.id}/{event.n} {event.address}" if event.n else event.id or event.route
+    to = f" to {event.route}" if event.id and event.route else ""
+    reason = f" {event.reason}" if event.reason else ""
+    return plain_line(f"{event.cursor} {when(event.at, utc=utc)} {event.event} {who}{to}{reason}")
 
 
 def explain(arguments: argparse.Namespace) -> int:
-    """What a code means."""
-    text = CODES.get(arguments.code)
-    if text is None:
-        print(f"outmail: no code {arguments.code!r}; known are {', '.join(sorted(CODES))}", file=sys.stderr)
+    """What a code or a server's words mean."""
+    found = explanation(" ".join(arguments.code))
+    if found is None:
+        print(unknown(" ".join(arguments.code)), file=sys.stderr)
         return EX_NOINPUT
-    print(text)
+    print("\n".join(map(plain_line, found)))
     return 0
 
 

@@ -1,19 +1,42 @@
-"""``outmail queue``: list, count, change. Changing needs a selection: nothing is meant by default."""
+"""``outmail queue``: list, count, change. Changing needs a selection: nothing is meant by default.
+
+Promises: on a terminal a table fitted to its width, elsewhere the same words line by line; an id may be typed
+by its beginning; an id that is not known changes nothing (66). ``stats --warn`` and ``--crit`` are for
+monitoring: 0 all is well, 1 warning, 2 critical.
+"""
 
 from __future__ import annotations
 
 import argparse
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 
-from outmail.cli.common import counted, in_words, queue_of, tell_engines, tell_stranded, warn_idle
-from outmail.cli.exits import EX_USAGE
-from outmail.clock import Clock, human_span
-from outmail.model import Filter, Status, Term, is_id
-from outmail.outbox.queue import Queue
+from outmail.cli import outboxes, terminal
+from outmail.cli.common import (
+    config_of,
+    counted,
+    in_words,
+    known_id,
+    queue_of,
+    tell_engines,
+    tell_stranded,
+    warn_idle,
+)
+from outmail.cli.exits import EX_NOINPUT, EX_USAGE
+from outmail.cli.terminal import Column, painted
+from outmail.clock import DAY, Clock, human_span
+from outmail.errors import Refused
+from outmail.model import Filter, RecipientStatus, Status, Term
+from outmail.outbox.queue import Queue, Waiting
 from outmail.policy import selection
+from outmail.policy.alarm import Limit, broken
 from outmail.policy.plain import as_json, plain_line
+
+#: Characters of an id in a table, at the least: those of its time, and two more.
+SHORT = 12
 
 
 def queue(arguments: argparse.Namespace) -> int:
@@ -26,6 +49,9 @@ def queue(arguments: argparse.Namespace) -> int:
         return _change(opened, arguments)
 
 
+# -- changing ------------------------------------------------------------------------------------------------
+
+
 def _change(queue: Queue, arguments: argparse.Namespace) -> int:
     """hold, release, retry, requeue, reroute, cancel, purge."""
     relay = arguments.selection.pop() if arguments.verb == "reroute" and arguments.selection else None
@@ -36,81 +62,266 @@ def _change(queue: Queue, arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return EX_USAGE
-    selected = _selections(arguments.selection, Clock().now())
-    if arguments.dry_run:
-        count = sum(1 for one in selected for s in queue.matching(one) for _ in s.recipients)
-        print(f"{counted(count, 'recipient')} of matching messages; nothing was changed", file=sys.stderr)
-        return 0
-    if arguments.verb == "purge":
-        count = sum(queue.purge(one) for one in selected)
-        print(f"{counted(count, 'message')} forgotten", file=sys.stderr)
-        return 0
-    change = getattr(queue, arguments.verb) if relay is None else partial(queue.reroute, relay=relay)
-    count = sum(change(one) for one in selected)
-    print(f"{counted(count, 'recipient')} changed", file=sys.stderr)
-    if not count and arguments.verb == "requeue":
+    selected, unknown = _selected(queue, arguments.selection)
+    if unknown:
+        print(plain_line(f"outmail: no message is {', '.join(unknown[:5])}"), file=sys.stderr)
+        if arguments.selection != ["-"]:
+            return EX_NOINPUT
+    if selected is not None:
+        if arguments.dry_run:
+            count = sum(len(status.recipients) for status in queue.matching(selected))
+            print(f"{counted(count, 'recipient')} of matching messages; nothing was changed", file=sys.stderr)
+        elif arguments.verb == "purge":
+            print(f"{counted(queue.purge(selected), 'message')} forgotten", file=sys.stderr)
+        else:
+            change = getattr(queue, arguments.verb) if relay is None else partial(queue.reroute, relay=relay)
+            count = change(selected)
+            print(f"{counted(count, 'recipient')} changed", file=sys.stderr)
+            if not count:
+                _tell_why_not(queue, arguments.verb, selected)
+    return EX_NOINPUT if unknown else 0
+
+
+def _tell_why_not(queue: Queue, verb: str, selected: Filter) -> None:
+    """Another verb was meant, perhaps."""
+    if verb == "requeue":
         print(
             "outmail: only failed or cancelled recipients whose content is still kept can be queued again",
             file=sys.stderr,
         )
-    return 0
+        return
+    states = {r.state for status in queue.matching(selected) for r in status.recipients}
+    if verb in ("retry", "release", "reroute", "hold") and states & {"failed", "cancelled"}:
+        print(
+            "outmail: what has failed or was cancelled is queued again by: outmail queue requeue",
+            file=sys.stderr,
+        )
+    elif verb == "retry" and "held" in states:
+        print("outmail: what is held goes on by: outmail queue release", file=sys.stderr)
 
 
-def _selections(words: list[str], now: int) -> list[Filter]:
-    """Ids and filter words of a command line → filters: ids are or-ed, the other words make one filter."""
+def _selected(queue: Queue, words: list[str]) -> tuple[Filter | None, list[str]]:
+    """Ids and filter words of a command line → (a filter: ids are or-ed, with the other words as one; None
+    where only unknown ids were given; ids that are not known). ALL with other words means just these.
+    """
     if words == ["ALL"]:
-        return [Filter()]
+        return Filter(), []
     if words == ["-"]:
         words = sys.stdin.buffer.read().decode("utf-8", "replace").split()
-    ids = tuple(pair for word in words if is_id(word) for pair in selection.select(word, now).ids)
-    rest = [word for word in words if not is_id(word)]
+    now = Clock().now()
+    ids: list[tuple[str, int | None]] = []
+    unknown: list[str] = []
+    rest: list[str] = []
+    for word in (word for word in words if word != "ALL"):
+        id = known_id(queue, word)
+        if not id:
+            rest.append(word)
+        elif queue.is_known(id):
+            ids += selection.select(id, now).ids
+        else:
+            unknown.append(word)
     terms = tuple(term for word in rest for term in selection.parse(shlex.quote(word), now).terms)
-    return [Filter(terms, ids)]
+    found = Filter(terms, tuple(ids)) if ids or terms else None
+    return found, unknown
+
+
+# -- listing -------------------------------------------------------------------------------------------------
 
 
 def _list(queue: Queue, arguments: argparse.Namespace) -> int:
     words = arguments.selection
-    selected = _selections(words, Clock().now())[0] if words else Filter((Term("is", "live"),))
-    found = 0
-    for status in queue.matching(selected):
-        found += 1
-        if arguments.ids:
-            print(status.id)
-        elif arguments.json or arguments.jsonl:
-            print(as_json(status.as_dict()))
-        else:
-            _print_message(status)
-    if not (arguments.ids or arguments.json or arguments.jsonl):
-        print(counted(found, "message") + ("" if words else " not finished"), file=sys.stderr)
-        tell_engines(queue)
-        tell_stranded(queue, arguments)
-        warn_idle(queue)
-    return 0
+    selected, unknown = _selected(queue, words) if words else (Filter((Term("is", "live"),)), [])
+    if unknown:
+        print(plain_line(f"outmail: no message is {', '.join(unknown[:5])}"), file=sys.stderr)
+    found = queue.matching(selected) if selected is not None else iter(())
+    count = 0
+    if arguments.ids or arguments.json or arguments.jsonl:
+        for status in found:
+            print(status.id if arguments.ids else as_json(status.as_dict()))
+        return EX_NOINPUT if unknown else 0
+    if width := terminal.columns():
+        shown = list(found)
+        count = len(shown)
+        _print_table(shown, width)
+    else:
+        for status in found:
+            count += 1
+            _print_message(status, utc=arguments.utc)
+    print(counted(count, "message") + ("" if words else " not finished"), file=sys.stderr)
+    _tell_outboxes(arguments)
+    if not words:
+        _tell_failed(queue)
+    tell_engines(queue, utc=arguments.utc)
+    tell_stranded(queue, arguments)
+    warn_idle(queue)
+    return EX_NOINPUT if unknown else 0
 
 
-def _print_message(status: Status) -> None:
+def _print_message(status: Status, *, utc: bool) -> None:
     age = human_span(Clock().now() - status.accepted_at)
     print(
         f"{status.id}  {age:>6}  {status.size:>9}  {plain_line(status.sender or '<>')}  "
         f"{plain_line(status.subject[:50])}"
     )
     for r in status.recipients:
-        print(plain_line(f"    {r.address}: {in_words(r)}"))
+        print(plain_line(f"    {r.address} via {r.route}: {in_words(r, utc=utc)}"))
+
+
+_HEAD = (
+    Column("ID"),
+    Column("AGE", right=True),
+    Column("TO", 16),
+    Column("STATE"),
+    Column("RELAY", 7),
+    Column("NEXT", right=True),
+    Column("SUBJECT, REASON", 13),
+)
+_COLOURS = {
+    "queued": "blue",
+    "deferred": "yellow",
+    "sending": "cyan",
+    "held": "yellow",
+    "failed": "red",
+    "delivered": "green",
+    "cancelled": "dim",
+}
+
+
+def _print_table(found: list[Status], width: int) -> None:
+    if not found:
+        return
+    now, short = Clock().now(), _short_ids([status.id for status in found])
+    rows, styles = [], []
+    for status, id in zip(found, short):
+        for i, r in enumerate(_shown(status)):
+            state = _state(r)
+            rows.append(
+                [
+                    id if not i else "",
+                    human_span(now - status.accepted_at) if not i else "",
+                    r.address,
+                    state + ("*" if r.uncertain else ""),
+                    r.route,
+                    f"in {human_span(r.next_try_at - now)}" if r.next_try_at and r.next_try_at > now else "",
+                    " — ".join(filter(None, (status.subject if not i else "", r.reason))),
+                ]
+            )
+            styles.append(["bold", "", "", _COLOURS[state], "", "", ""])
+    for line in terminal.table(_HEAD, rows, styles, width):
+        print(line)
+    if any(r.uncertain for status in found for r in status.recipients):
+        print(painted("* it may have arrived: a message was sent whole and no answer came back", "dim"))
+
+
+def _state(r: RecipientStatus) -> str:
+    return "deferred" if r.state == "queued" and r.attempts else r.state
+
+
+#: Recipients of one message that a table shows.
+MOST = 10
+
+
+def _shown(status: Status) -> list[RecipientStatus]:
+    """Those that are not done first."""
+    return sorted(status.recipients, key=lambda r: (r.state in ("delivered", "cancelled"), r.n))[:MOST]
+
+
+def _short_ids(ids: Sequence[str]) -> list[str]:
+    """The beginnings of ids, as long as it takes to tell them apart."""
+    alike: dict[str, int] = {}
+    for one, other in pairwise(sorted(set(ids))):
+        same = next(i for i, (a, b) in enumerate(zip(one, other)) if a != b)
+        for id in (one, other):
+            alike[id] = max(alike.get(id, 0), same + 1)
+    return [id[: max(SHORT, alike.get(id, 0))] for id in ids]
+
+
+def _tell_failed(queue: Queue) -> None:
+    count = queue.failed_since(Clock().now() - DAY)
+    if count:
+        print(
+            f"{counted(count, 'recipient')} failed in the last day: outmail queue list ALL state:failed",
+            file=sys.stderr,
+        )
+
+
+def _tell_outboxes(arguments: argparse.Namespace) -> None:
+    now = Clock().now()
+    for one in outboxes.waiting(config_of(arguments).outboxes):
+        since = f", the oldest for {human_span(now - one.oldest)}" if one.oldest else ""
+        print(
+            plain_line(f"{counted(one.rows, 'message')} in {one.name} to be taken over{since}"),
+            file=sys.stderr,
+        )
+
+
+# -- counting ------------------------------------------------------------------------------------------------
+
+_BY = ("relay", "domain", "reason")
 
 
 def _stats(queue: Queue, arguments: argparse.Namespace) -> int:
+    warn, crit = (_limits(option, getattr(arguments, option)) for option in ("warn", "crit"))
+    now = Clock().now()
     stats = queue.stats()
+    sums = queue.waiting("relay", limit=1_000_000)
+    waiting = {by: queue.waiting(by) for by in ([arguments.by] if arguments.by else _BY)}
+    outside = outboxes.waiting(config_of(arguments).outboxes)
+    count = sum(one.recipients for one in sums) + sum(one.rows for one in outside)
+    since = min([*(one.since for one in sums), *(one.oldest or now for one in outside)], default=now)
+    age = max(0, now - since)
+    status, words = _verdict(warn, crit, count, age)
     if arguments.json or arguments.jsonl:
-        print(as_json(stats))
-        return 0
-    for row in stats["routes"]:
-        age = human_span(Clock().now() - row["oldest_at"])
-        print(
-            f"{plain_line(row['route']):<40} {row['state']:<9} {row['recipients']:>9}  oldest {age}"
-            + (f"  uncertain {row['uncertain']}" if row["uncertain"] else "")
+        found = {by: [one._asdict() for one in ones] for by, ones in waiting.items()}
+        rows = [{"name": one.name, "rows": one.rows, "oldest_at": one.oldest} for one in outside]
+        print(as_json({**stats, "waiting": found, "outboxes": rows, "status": status}))
+        return status
+    if words:
+        print(words)
+    _print_waiting(waiting, now)
+    for one in outside:
+        print(plain_line(f"{counted(one.rows, 'message')} in {one.name} to be taken over"))
+    states = "  ".join(f"{state} {n}" for state, n in sorted(stats["states"].items()))
+    print(states or "the queue is empty")
+    return status
+
+
+def _limits(option: str, texts: list[str]) -> list[Limit]:
+    try:
+        return [Limit.parse(text) for text in texts]
+    except ValueError as problem:
+        raise Refused(f"--{option}: {problem}", code="bad-argument") from None
+
+
+def _verdict(warn: list[Limit], crit: list[Limit], count: int, age: int) -> tuple[int, str]:
+    """(exit status, a line that monitoring shows; "" where no limit was given)."""
+    if not warn and not crit:
+        return 0, ""
+    numbers = f"waiting={count} oldest={age // 1000}s"
+    for status, word, limits in ((2, "CRITICAL", crit), (1, "WARNING", warn)):
+        if why := broken(limits, count, age):
+            return status, f"{word}: {why} | {numbers}"
+    oldest = f", the oldest for {human_span(age)}" if count else ""
+    return 0, f"OK: {counted(count, 'recipient')} waiting{oldest} | {numbers}"
+
+
+def _print_waiting(waiting: Mapping[str, Sequence[Waiting]], now: int) -> None:
+    width = terminal.columns() or 1 << 30
+    for by, ones in waiting.items():
+        head = (
+            Column(by.upper(), 20),
+            Column("WAITING", right=True),
+            Column("HELD", right=True),
+            Column("OLDEST", right=True),
         )
-    print(
-        "  ".join(f"{state} {count}" for state, count in sorted(stats["states"].items()))
-        or "the queue is empty"
-    )
-    return 0
+        rows = [
+            [
+                one.which or "not tried yet",
+                str(one.recipients),
+                str(one.held or ""),
+                human_span(now - one.since),
+            ]
+            for one in ones
+        ]
+        if rows:
+            print("\n".join([*terminal.table(head, rows, [[""] * 4] * len(rows), width), ""]))

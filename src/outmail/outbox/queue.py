@@ -72,6 +72,17 @@ def _hops(text: str | None) -> tuple[tuple[str, int | None], ...]:
     return tuple((name, at) for name, at in json.loads(text)) if text else ()
 
 
+class Waiting(NamedTuple):
+    """What waits for one relay, to one domain or for one reason. ``since`` (ms): the oldest; ``held``: how
+    many of the recipients an engine does not touch.
+    """
+
+    which: str
+    recipients: int
+    since: int
+    held: int
+
+
 def _dead(engine: EngineSeen) -> bool:
     """True when its process could be looked for here and does not exist."""
     if engine.boot != boot_id():
@@ -165,6 +176,14 @@ class Queue:
             time.sleep(min(0.02, max(0.0, deadline - time.monotonic())))
         return status
 
+    def is_known(self, id: str) -> bool:
+        """True for a message, or a recipient ``id/n``, that is in the records."""
+        try:
+            self.seq(id)
+        except NotFound:
+            return False
+        return True
+
     def seq(self, id: str) -> int:
         """The store's own number of the message ``id`` or ``id/n``; raises `NotFound`."""
         head, _, n = str(id).partition("/")
@@ -174,6 +193,14 @@ class Queue:
         ):
             raise NotFound(f"no message {printable(str(id))} is in {self.store.url}")
         return seq
+
+    def ids_beginning(self, prefix: str) -> list[str]:
+        """The ids of messages that begin so; three at most."""
+        return self._read(self.store.verbs.ids_beginning(prefix))
+
+    def failed_since(self, since: int) -> int:
+        """How many recipients have failed since then (ms), among the newest 100,000 events."""
+        return self._read(self.store.verbs.failed_since(since))
 
     # -- what happened, and what is to come ------------------------------------------------------------------
 
@@ -196,6 +223,10 @@ class Queue:
         due, uncertain``); ``states``: how many recipients are in each state.
         """
         return self._read(self.store.verbs.stats(self.clock.now()))
+
+    def waiting(self, by: str = "relay", limit: int = 100) -> list[Waiting]:
+        """What waits and whose time has come, by "relay", recipient "domain" or "reason"; most first."""
+        return [Waiting(*row) for row in self._read(self.store.verbs.waiting(by, self.clock.now(), limit))]
 
     def next_due(self) -> dict[str, int]:
         """When each route has something due, in ms."""

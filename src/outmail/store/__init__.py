@@ -279,6 +279,12 @@ class Verbs(Protocol):
         next page begins, or None.
         """
 
+    def ids_beginning(self, prefix: str, limit: int = 3) -> Verb[list[str]]:
+        """The ids of messages that begin so, at most so many."""
+
+    def failed_since(self, since: int, most: int = 100_000) -> Verb[int]:
+        """How many recipients have failed since then (ms), among so many of the newest events."""
+
     def statuses(self, seqs: Sequence[int]) -> Verb[list[Status]]:
         """Messages with their recipients, by the store's numbers."""
 
@@ -300,6 +306,11 @@ class Verbs(Protocol):
     def stats(self, now: int) -> Verb[dict[str, Any]]:
         """Numbers about the queue: live recipients by route and state, with the oldest; all recipients by
         state.
+        """
+
+    def waiting(self, by: str, now: int, limit: int) -> Verb[list[tuple[str, int, int, int]]]:
+        """What waits and whose time has come, by "relay" (the route's name), recipient "domain" or "reason",
+        as (which, recipients, since when (ms) the oldest, how many of them held); most first.
         """
 
     def deeper(self, limit: int) -> Verb[bool]:

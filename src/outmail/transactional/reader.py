@@ -83,6 +83,16 @@ class Source(Protocol):
     def free(self, claimant: str) -> int:
         """Release the claims of a vanished claimant. Returns how many rows."""
 
+    def waiting(self) -> tuple[int, int | None]:
+        """How many rows wait to be taken over, claimed or not, and since when (ms) the oldest. Walks over the
+        table.
+        """
+
+    def naming(self, word: str, limit: int) -> list[tuple[str, int]]:
+        """Rows whose envelope holds this word, oldest first, as (id, since when in ms). Walks over the
+        table.
+        """
+
     def close(self) -> None: ...
 
 
@@ -102,14 +112,34 @@ _CLAIMS = (
     "END), 0)"
     " FROM outmail_outbox WHERE store IS NOT NULL GROUP BY store ORDER BY store"
 )
+_SINCE = "CASE typeof(added_at) WHEN 'integer' THEN added_at END"
+_WAITING = f"SELECT count(*), min({_SINCE}) FROM outmail_outbox"
+_NAMING = (
+    f"SELECT substr(CAST(id AS BLOB), 1, 100), coalesce({_SINCE}, 0) FROM outmail_outbox WHERE "
+    "CAST(envelope AS TEXT) LIKE ? ESCAPE '\\' ORDER BY n LIMIT ?"
+)
 _FREE = "UPDATE outmail_outbox SET store = NULL WHERE store = ? RETURNING n"
 
 
 #: The same for PostgreSQL.
+_PG_WAITING = "SELECT count(*), min(added_at) FROM outmail_outbox"
+_PG_NAMING = (
+    "SELECT convert_to(left(id, 100), 'UTF8'), added_at FROM outmail_outbox WHERE envelope ILIKE %s ORDER BY "
+    "n LIMIT %s"
+)
 _PG_CLAIMS = (
     "SELECT store, count(*), min(added_at) FROM outmail_outbox WHERE store IS NOT NULL GROUP BY "
     "store ORDER BY store"
 )
+
+
+def _pattern(word: str) -> str:
+    escaped = word.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    return f"%{escaped}%"
+
+
+def _named(rows: Sequence[Any]) -> list[tuple[str, int]]:
+    return [(bytes(id).decode("utf-8", "replace"), since) for id, since in rows]
 
 
 def _claim(store: Any, rows: int, oldest: int) -> Claim:
@@ -184,6 +214,12 @@ class SqliteSource:
 
     def free(self, claimant: str) -> int:
         return len(self._write([(_FREE, (claimant,))]))
+
+    def waiting(self) -> tuple[int, int | None]:
+        return tuple(self._read(_WAITING, ())[0])
+
+    def naming(self, word: str, limit: int) -> list[tuple[str, int]]:
+        return _named(self._read(_NAMING, (_pattern(word), limit)))
 
     def close(self) -> None:
         if not self._over:
@@ -278,6 +314,12 @@ class PostgresSource:
 
     def claims(self) -> list[Claim]:
         return [_claim(*row) for row in self._run(_PG_CLAIMS)]
+
+    def waiting(self) -> tuple[int, int | None]:
+        return tuple(self._run(_PG_WAITING)[0])
+
+    def naming(self, word: str, limit: int) -> list[tuple[str, int]]:
+        return _named(self._run(_PG_NAMING, (_pattern(word), limit)))
 
     def free(self, claimant: str) -> int:
         return len(self._run(_FREE.replace("?", "%s"), (claimant,)))

@@ -28,6 +28,7 @@ _SEQS = "ANY(ARRAY(SELECT json_array_elements_text(?::json)::bigint))"
 _CLAIMED = " FOR UPDATE SKIP LOCKED"
 
 _OWN = {
+    queue.BY_DOMAIN: queue.BY_DOMAIN.replace("instr(r.address, '@')", "strpos(r.address, '@')"),
     queue.FIRST_DESTINATION: "SELECT min(name) FROM destination",
     queue.NEXT_DESTINATION: "SELECT min(name) FROM destination WHERE name > ?",
     upkeep.NEWEST: "SELECT NULL::bigint, NULL::bigint",  # sequences never give a number twice

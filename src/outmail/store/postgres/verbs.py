@@ -377,10 +377,13 @@ class PostgresVerbs:
     reroute = staticmethod(reroute)
     seq_of = staticmethod(verbs.seq_of)
     find = staticmethod(verbs.find)
+    ids_beginning = staticmethod(verbs.ids_beginning)
+    failed_since = staticmethod(verbs.failed_since)
     statuses = staticmethod(verbs.statuses)
     content = staticmethod(verbs.content)
     attempts = staticmethod(verbs.attempts)
     stats = staticmethod(verbs.stats)
+    waiting = staticmethod(verbs.waiting)
     deeper = staticmethod(verbs.deeper)
     destinations = staticmethod(verbs.destinations)
 

@@ -151,6 +151,26 @@ def seq_of(id: str) -> Verb[int | None]:
     return rows[0][0] if rows else None
 
 
+def ids_beginning(prefix: str, limit: int = 3) -> Verb[list[str]]:
+    """The ids of messages that begin so, at most so many."""
+    rows = yield (
+        "SELECT id FROM message m WHERE id >= ? AND id < ? AND EXISTS (SELECT 1 FROM recipient r WHERE "
+        "r.message = m.seq) ORDER BY id LIMIT ?",
+        (prefix, f"{prefix}w", limit),  # an id has no letter behind v
+    )
+    return [row[0] for row in rows]
+
+
+def failed_since(since: int, most: int = 100_000) -> Verb[int]:
+    """How many recipients have failed since then, among the newest events."""
+    rows = yield (
+        "SELECT count(*) FROM (SELECT at, state FROM event WHERE cursor IS NOT NULL ORDER BY cursor DESC "
+        "LIMIT ?) e WHERE at >= ? AND state = 'failed'",
+        (most, since),
+    )
+    return int(rows[0][0])
+
+
 def find(
     selection: Filter, now: int, after: int = 0, limit: int = 500
 ) -> Verb[tuple[list[Status], int | None]]:
@@ -283,10 +303,12 @@ def last_cursor() -> Verb[int]:
     return rows[0][0] or 0
 
 
+#: Since when something waits: scheduled mail from its time on, and not before.
+_WAITS_SINCE = "CASE WHEN r.not_before > m.accepted_at THEN r.not_before ELSE m.accepted_at END"
+
+
 def stats(now: int) -> Verb[dict[str, Any]]:
-    """Numbers about the queue: live recipients by route and state, with the oldest; all recipients by
-    state.
-    """
+    """The queue in numbers: live recipients by route and state, with the oldest; everything by state."""
     routes = yield (
         "SELECT r.destination, r.state, r.attempts > 0, count(*), min(m.accepted_at), count(CASE WHEN r.due "
         "<= ? THEN 1 END), sum(r.uncertain)"
@@ -309,6 +331,32 @@ def stats(now: int) -> Verb[dict[str, Any]]:
         ],
         "states": dict(totals),
     }
+
+
+_WAITING = (
+    "SELECT {what}, count(*), min(" + _WAITS_SINCE + "), sum(CASE WHEN r.state = 'held' THEN 1 ELSE 0 END)"
+    " FROM recipient r JOIN message m ON m.seq = r.message LEFT JOIN attempt a ON a.id = r.attempt AND "
+    "a.message = r.message WHERE r.state IN ('queued', 'sending', 'held') AND r.not_before <= ?"
+    " GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT ?"
+)
+#: `postgres.dialect` has another word for the domain.
+BY_ROUTE = _WAITING.format(what="r.destination")
+BY_DOMAIN = _WAITING.format(what="lower(substr(r.address, instr(r.address, '@') + 1))")
+#: A server's code and enhanced code, which do not change from one message to the next as its words do; the
+#: reason where nobody answered.
+BY_REASON = _WAITING.format(
+    what="CASE WHEN a.code > 0 AND r.reason <> '' THEN CAST(a.code AS TEXT) || ' ' || a.enhanced ELSE "
+    "r.reason END"
+)
+_BY = {"relay": BY_ROUTE, "domain": BY_DOMAIN, "reason": BY_REASON}
+
+
+def waiting(by: str, now: int, limit: int) -> Verb[list[tuple[str, int, int, int]]]:
+    """What waits and whose time has come, by "relay" (the route's name), recipient "domain" or "reason", as
+    (which, recipients, since when the oldest, how many of them held); most first.
+    """
+    rows = yield _BY[by], (now, limit)
+    return [(which.strip(), count, since, int(held)) for which, count, since, held in rows]
 
 
 def deeper(limit: int) -> Verb[bool]:

@@ -1,0 +1,80 @@
+"""Help for ``outmail queue`` and for each of its verbs. Does not: parse (`arguments`)."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from typing import Any
+
+FILTERS = (
+    "A selection is ids (or their beginnings, six characters and more with a digit among them), filter "
+    "words, - for ids on stdin, or ALL. Filter words are and-ed, a - before one negates it: state: to: from: "
+    "subject: tag: key: code: route: before: after: larger: is:live is:uncertain was:uncertain is:deferred."
+)
+
+#: verb of ``outmail queue`` → (its operands and options, what it does, examples).
+VERBS = {
+    "list": (
+        "[ID|FILTER…|-|ALL] [--ids | --json | --jsonl] [--utc]",
+        "What waits; with a selection, what fits it, finished mail too. ALL is everything on record.",
+        ("list", "list to:@gmail.com is:deferred", "list ALL state:failed", "list --ids tag:news"),
+    ),
+    "stats": (
+        "[--by relay|domain|reason] [--warn AGE|COUNT] [--crit AGE|COUNT] [--json]",
+        "How much waits, by relay, by the recipients' domain and by the reason, with the age of the oldest. "
+        "Mail that is scheduled for later does not count. With --warn or --crit it is a check for "
+        "monitoring: exit status 0, 1 or 2.",
+        ("stats", "stats --by reason", "stats --warn 500 --warn 30m --crit 4h"),
+    ),
+    "hold": (
+        "ID|FILTER…|-|ALL [--dry-run]",
+        "Stop what waits until release. What is being sent is stopped when it comes back.",
+        ("hold tag:news",),
+    ),
+    "release": (
+        "ID|FILTER…|-|ALL [--dry-run]",
+        "Let what is held go on; what was held because engines died of it is tried once more.",
+        ("release ALL state:held",),
+    ),
+    "retry": (
+        "ID|FILTER…|-|ALL [--dry-run]",
+        "Make what waits due now; an engine tries it with its next look. Failed mail needs requeue.",
+        ("retry code:451 to:@example.org",),
+    ),
+    "requeue": (
+        "ID|FILTER…|-|ALL [--dry-run]",
+        "Queue what has failed or was cancelled again; age and attempts begin anew.",
+        ("requeue ALL state:failed after:2h",),
+    ),
+    "reroute": (
+        "ID|FILTER…|-|ALL RELAY [--dry-run]",
+        "Send what waits or is held by another relay: a configured name, a URL that needs no password, or "
+        "several with commas, the first that answers. What is being sent takes it when it comes back.",
+        ("reroute route:smtp://localhost:2599 default", "reroute ALL is:deferred backup,default"),
+    ),
+    "cancel": (
+        "ID|FILTER…|-|ALL [--dry-run]",
+        "End what waits or is held. What is being sent ends when it comes back undelivered.",
+        ("cancel key:order-17",),
+    ),
+    "purge": (
+        "ID|FILTER…|-|ALL [--dry-run]",
+        "Forget finished messages and all that is on record of them.",
+        ("purge ALL state:delivered before:30d",),
+    ),
+}
+
+
+class VerbHelp(argparse.Action):
+    """``--help`` behind a verb is about that verb."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        verb = getattr(namespace, "verb", None)
+        if verb is None:
+            parser.print_help()
+        else:
+            operands, what, examples = VERBS[verb]
+            lines = [f"usage: outmail queue {verb} {operands}", "", *textwrap.wrap(what, 78), "", "examples:"]
+            lines += [f"  outmail queue {example}" for example in examples]
+            print("\n".join([*lines, "", *textwrap.wrap(FILTERS, 78)]))
+        parser.exit()
