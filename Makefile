@@ -1,6 +1,7 @@
 # make demo: the main job · make test: all tests · make check: layout, lint, types, tests · make format: lay the code out
 # make cover: what the tests run · make dist: wheel and sdist, each installed into an empty environment and tried
 # make bench: ratios against peers in one run · make campaigns: random programs, kills and faults, ten minutes in all · make soak: hours of it · make fuzz: hostile input. Each sets up what it needs.
+# make interop: other programs' test suites against outmail, as a table; INTEROP="--short" for three minutes of it, or names of peers
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -10,13 +11,14 @@ SOAK_KILLS ?= 500
 SOAK_ROWS  ?= 10000000
 SOAK_MINUTES ?= 10
 FUZZ_SECONDS ?= 30
+INTEROP ?=
 CODE := src tests bench examples
 FUZZ := server client headers addresses filters configuration outbox_rows redaction mime records
 
-.PHONY: help demo test check format lint types cover dist campaigns bench soak fuzz clean setup
+.PHONY: help demo test check format lint types cover dist campaigns bench soak fuzz interop clean setup
 
 help:
-	@sed -n '1,3s/^# //p' Makefile
+	@sed -n '1,4s/^# //p' Makefile
 
 $(READY): pyproject.toml requirements-dev.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "outmail needs Python 3.11 or later; say which: make PYTHON=python3.12" >&2; exit 69; }
@@ -68,6 +70,9 @@ bench: $(READY)
 
 fuzz: $(READY)
 	@for target in $(FUZZ); do $(BIN)/python tests/fuzz/$$target.py --seconds $(FUZZ_SECONDS) || exit 1; done
+
+interop: $(READY)
+	$(BIN)/python tests/interop/compare.py $(INTEROP)
 
 campaigns: $(READY)
 	$(BIN)/python tests/campaigns/outboxes.py --minutes 1

@@ -34,10 +34,8 @@ class EmailBackend(BaseEmailBackend):
 
     def __init__(self, fail_silently: bool = False, *, alias: str | None = None, **options: Any) -> None:
         own = {name: options.pop(name) for name in queue.WORDS if name in options}
-        if alias is not None:
-            super().__init__(alias=alias, **options)
-        else:
-            super().__init__()  # Django 5.2 passes host, username and more, which mean nothing here
+        # The base class judges the rest: 5.2 takes anything (host, username), 6.1 warns or raises.
+        super().__init__(**({} if alias is None else {"alias": alias}), **options)
         self.fail_silently = fail_silently
         self.options = own
 
