@@ -41,6 +41,7 @@ _TOP: dict[str, tuple[type, ...]] = {
     "retry": (dict,), "listen": (dict,), "limits": (dict,), "safety": (dict,), "retention": (dict,),
     "transcripts": (str,), "loop": (str,),
     "hostname": (str,), "loopback": (dict,), "reports": (dict,), "receive": (dict,), "accept": (dict,),
+    "notify": (dict,),
 }  # fmt: skip
 _TABLES: dict[str, dict[str, tuple[type, ...]]] = {
     "retry": {"schedule": (str,), "expire": (str,), "soft_bounce": (bool,), "on_uncertain": (str,)},
@@ -55,6 +56,7 @@ _TABLES: dict[str, dict[str, tuple[type, ...]]] = {
     "within": (str,), "message_id": (str,), "maildir": (str,), "mbox": (str,), "imap": (str,),
     "password_file": (str,), "ca": (str,)},
     "reports": {"templates": (str,)},
+    "notify": {"failed": (list, str)},
     "receive": {"smtp": (list,), "lmtp": (list,), "domains": (list,), "aliases": (str,), "mailboxes": (str,),
     "users": (list, str), "networks": (list,), "certificate": (str,), "key": (str,)},
 }  # fmt: skip
@@ -159,6 +161,8 @@ class Config:
     #: Databases of applications, as URLs.
     outboxes: tuple[str, ...] = field(default=(), repr=False)
     templates: str = ""
+    #: Who is told of failed mail.
+    notify_failed: tuple[str, ...] = ()
     source: str = "defaults"
     #: Relay name → the part of its table that says where the password is.
     secrets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
@@ -226,6 +230,7 @@ class Config:
             "hostname": self.hostname,
             "accept": {"origin": self.origin or None},
             "reports": {"templates": self.templates or None},
+            "notify": {"failed": list(self.notify_failed)},
         }
 
 
@@ -339,6 +344,10 @@ def _build(data: dict[str, Any], source: str, env: Mapping[str, str]) -> Config:
         transcripts=_one_of("transcripts", data.get("transcripts", "failures"), ("failures", "all", "none")),
         loop=_one_of("loop", data.get("loop", "asyncio"), ("asyncio", "uvloop")),
         templates=data.get("reports", {}).get("templates", ""),
+        notify_failed=tuple(
+            _mailbox("[notify] failed", item)
+            for item in _texts("[notify] failed", data.get("notify", {}).get("failed", []))
+        ),
         outboxes=_outboxes(data.get("outbox", []), env.get("OUTMAIL_OUTBOX", "")),
         hostname=data.get("hostname") or host.hostname(),
         origin=origin,

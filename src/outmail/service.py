@@ -32,7 +32,7 @@ from outmail.outbox.outbox import Outbox
 from outmail.policy.aliases import MAX_INCLUDED, AliasError, Directory, parse
 from outmail.policy.route import Routes, Rule, parse_relay
 from outmail.policy.veil import known
-from outmail.reports import post, watch, watchdog
+from outmail.reports import failures, post, watch, watchdog
 from outmail.returns import canary
 from outmail.returns.listening import listens_for_copies
 from outmail.returns.watching import Maildir, Mbox, Watcher
@@ -227,9 +227,12 @@ def _on_signals(engine: Engine, call: Callable[[], None], look: Callable[[], Non
 
 
 def _look(box: Outbox) -> None:
-    """Look for runs that died, jobs that are late, and runs of which only a note exists."""
+    """Look for runs that died, jobs that are late, runs of which only a note exists, and mail that failed."""
     watch.fold(box)
     watchdog.look(box)
+    post.guarded(
+        lambda: failures.look(box, box.config.notify_failed), "failed mail could not be looked after"
+    )
 
 
 def _look_as_service(box: Outbox) -> None:

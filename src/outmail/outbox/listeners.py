@@ -36,9 +36,11 @@ class Listeners:
         self._thread: threading.Thread | None = None
 
     def on(self, event: str) -> Callable[[Listener], Listener]:
-        """A decorator that registers a function for one event, or for all ("*")."""
-        if event not in (*EVENTS, "*"):
-            raise ConfigError(f"no event is named {event!r}; known are {', '.join(EVENTS)}")
+        """A decorator that registers a function for one event, for all ("*"), or for whatever ends a
+        recipient as failed ("failed").
+        """
+        if event not in (*EVENTS, "*", "failed"):
+            raise ConfigError(f"no event is named {event!r}; known are {', '.join(EVENTS)}, failed and *")
 
         def register(listener: Listener) -> Listener:
             self.registered.append((event, listener))
@@ -64,7 +66,7 @@ def _watch(those: weakref.ref[Listeners], cursor: int) -> None:
             for event in list(listeners.queue.events(cursor)):
                 cursor = event.cursor
                 for name, listener in list(listeners.registered):
-                    if name in (event.event, "*"):
+                    if name in (event.event, "*") or name == event.state == "failed":
                         _tell(listener, event)
         except Exception:
             if listeners.closed:
