@@ -47,7 +47,8 @@ _TABLES: dict[str, dict[str, tuple[type, ...]]] = {
     "retry": {"schedule": (str,), "expire": (str,), "soft_bounce": (bool,), "on_uncertain": (str,)},
     "listen": {"smtp": (list,), "lmtp": (list,), "submission": (list,), "networks": (list,),
     "certificate": (str,), "key": (str,), "users_file": (str,),
-               "connections": (int,), "connections_per_client": (int,), "rate": (int,), "normalise": (bool,)},
+               "connections": (int,), "connections_per_client": (int,), "rate": (int,), "normalise": (bool,),
+               "accounts": (list,)},
     "limits": {"message_size": (str, int), "recipients": (int,), "queue": (int,)},
     "safety": {"only_to": (list,), "redirect_to": (str,)},
     "retention": {"bodies": (str,), "records": (str,), "transcripts": (str,)},
@@ -97,6 +98,8 @@ class Listen:
     rate: int = 0
     #: None: for clients of this machine and of ``networks``.
     normalise: bool | None = None
+    #: Users of this machine who may use unix sockets; empty: all.
+    accounts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +164,9 @@ class Config:
     #: Databases of applications, as URLs.
     outboxes: tuple[str, ...] = field(default=(), repr=False)
     templates: str = ""
+    #: Where the service listens that owns the configured store, if that is another user's: this user's mail
+    #: goes there, from a queue of its own (`_through_service`).
+    through: str = ""
     #: Who is told of failed mail.
     notify_failed: tuple[str, ...] = ()
     source: str = "defaults"
@@ -238,14 +244,21 @@ def default_store(env: Mapping[str, str]) -> str:
     """``/var/lib/outmail/queue.db`` for root, else a file in the user's data folder."""
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         return "/var/lib/outmail/queue.db"
+    return user_store(env)
+
+
+def user_store(env: Mapping[str, str]) -> str:
+    """``queue.db`` in the user's data folder; root has one, too."""
     data = env.get("XDG_DATA_HOME") or os.path.join(
         env.get("HOME") or os.path.expanduser("~"), ".local", "share"
     )
     return os.path.join(data, "outmail", "queue.db")
 
 
-def load(path: str | None = None, env: Mapping[str, str] | None = None) -> Config:
-    """Find and read the configuration. Without a file the defaults hold."""
+def load(path: str | None = None, env: Mapping[str, str] | None = None, *, through: bool = True) -> Config:
+    """Find and read the configuration. Without a file the defaults hold. ``through`` False: as if the
+    configured store were this user's.
+    """
     env = os.environ if env is None else env
     try:
         file = trust.configuration(path or "", env)
@@ -269,7 +282,45 @@ def load(path: str | None = None, env: Mapping[str, str] | None = None) -> Confi
     config = _checked(data, file.path, env, file.doubt)
     if _holds_secret(data):
         trust.warn_if_open(file.path, "the configuration, which holds a password,")
-    return config
+    return _through_service(config, env) if through else config
+
+
+def _through_service(config: Config, env: Mapping[str, str]) -> Config:
+    """For users who share a configuration, and do not own its store: a queue of their own, from which the
+    service takes by its LMTP socket. Nobody writes to another user's store: files that root makes beside
+    it, say, would lock its owner out.
+    """
+    path = next((one[5:] for one in config.listen.lmtp if one.startswith("unix:")), "")
+    if not path or env.get("OUTMAIL_STORE") or env.get("OUTMAIL_RELAY") or not _is_anothers(config.store):
+        return config
+    return replace(
+        config,
+        store=user_store(env),
+        routes=Routes({"default": parse_relay(f"lmtp:{path}", "default")}),
+        secrets={},
+        listen=Listen(),
+        loopback=Loopback(),
+        outboxes=(),
+        notify_failed=(),
+        through=path,
+    )
+
+
+def _is_anothers(store: str) -> bool:
+    """True for a SQLite file that belongs to another user, or that only another user may make."""
+    scheme, _, rest = store.partition(":")
+    if not hasattr(os, "geteuid") or scheme.startswith("postgres"):
+        return False
+    path = os.path.abspath(("/" + rest.lstrip("/") if rest.startswith("//") else rest) or store)
+    me, folder = os.geteuid(), os.path.dirname(path)
+    try:
+        return os.stat(path).st_uid != me
+    except OSError:
+        pass  # it is not there, or its folder is closed to us
+    try:
+        return os.stat(folder).st_uid != me and (me == 0 or not os.access(folder, os.W_OK))
+    except OSError:
+        return False
 
 
 def _holds_secret(data: dict[str, Any]) -> bool:
@@ -665,12 +716,17 @@ def _retry(table: Mapping[str, Any], loopback: Loopback) -> Retry:
 def _listen(table: dict[str, Any]) -> Listen:
     texts = {
         key: tuple(_texts(f"[listen] {key}", table.get(key, [])))
-        for key in ("smtp", "lmtp", "submission", "networks")
+        for key in ("smtp", "lmtp", "submission", "networks", "accounts")
     }
     plain = ("certificate", "key", "users_file", "connections", "connections_per_client", "rate", "normalise")
     settings = {key: table[key] for key in plain if key in table}
     listen = Listen(
-        texts["smtp"], texts["lmtp"], texts["submission"], networks(texts["networks"]), **settings
+        texts["smtp"],
+        texts["lmtp"],
+        texts["submission"],
+        networks(texts["networks"]),
+        accounts=texts["accounts"],
+        **settings,
     )
     if listen.connections < 1 or listen.rate < 0 or (listen.connections_per_client or 0) < 0:
         raise ValueError(

@@ -156,6 +156,7 @@ def settings_for(
         rate=listen.rate,
         normalise=listen.normalise,
         deepest=config.deepest,
+        accounts=listen.accounts,
     )
 
 

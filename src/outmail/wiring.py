@@ -7,17 +7,18 @@ keep state.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from outmail.clock import Clock
-from outmail.config import Config, default_store, relay_in_code
+from outmail.config import Config, default_store, relay_in_code, user_store
 from outmail.errors import ConfigError
 from outmail.policy.route import Relay, Routes, allowed
 from outmail.policy.veil import known
-from outmail.store import Store
+from outmail.store import Store, StoreError
 from outmail.system import failpoints
 from outmail.system.loading import loading
 
@@ -41,9 +42,21 @@ def open_store(url: str) -> Store:
 
     path, library = store_path(url)
     refuse_unfinished(path)
-    if url == default_store(os.environ):
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    if url in (default_store(os.environ), user_store(os.environ)):
+        _make_folder(os.path.dirname(path))
     return SqliteStore(path, library)
+
+
+def _make_folder(path: str) -> None:
+    try:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+    except OSError as problem:
+        raise StoreError(
+            "forbidden" if problem.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else "io",
+            f"its folder cannot be made: {problem.strerror}",
+            problem.errno,
+            "set XDG_DATA_HOME to a folder of yours, or name a store",
+        ) from None
 
 
 @contextmanager

@@ -40,7 +40,7 @@ def config_of(arguments: argparse.Namespace, *, replace_default: bool = True) ->
 
 def configured(file: str | None, store: str | None, relay: str | None) -> Config:
     """The configuration of ``--config``, with ``--store`` and ``--relay`` in their places."""
-    config = load(file)
+    config = load(file, through=not (store or relay))
     if store:
         config = replace(config, store=store)
     if relay:
@@ -85,7 +85,13 @@ def past(option: str, text: str) -> int:
 
 def queue_of(arguments: argparse.Namespace) -> Queue:
     """For reading and changing; to be closed."""
-    return Queue.open(config_of(arguments))
+    config = config_of(arguments)
+    if config.through:
+        print(
+            f"outmail: this is your own queue; {config.through} takes from it, and has a queue of its own",
+            file=sys.stderr,
+        )
+    return Queue.open(config)
 
 
 def known_id(queue: Queue, text: str) -> str:

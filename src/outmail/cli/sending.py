@@ -17,6 +17,9 @@ from outmail.outbox.outbox import Outbox
 from outmail.policy.plain import as_json, plain_line
 from outmail.wiring import build_engine, route_of
 
+#: Seconds for the way to a service on this machine.
+PASS_ON = 5.0
+
 
 def send(arguments: argparse.Namespace) -> int:
     """Store one message; with --wait deliver it here."""
@@ -54,11 +57,23 @@ def send(arguments: argparse.Namespace) -> int:
         else receipt.id,
         flush=True,
     )
+    if arguments.wait is None and config.through:
+        pass_on(box, config, receipt.id)
+        return 0
     if arguments.wait is None:
         _warn_unknown(config, arguments.relay)
         warn_idle(box.queue)
         return 0
     return _deliver_here(box, config, arguments.relay, receipt.id, arguments.wait)
+
+
+def pass_on(box: Outbox, config: Config, id: str) -> None:
+    """From this user's own queue to the service that they share, at once; what stays is told."""
+    if _deliver_here(box, config, None, id, PASS_ON) == EX_TEMPFAIL:
+        print(
+            f"outmail: it waits in your own queue until {config.through} takes it, by: outmail run --once",
+            file=sys.stderr,
+        )
 
 
 def sender_of(config: Config, given: str | None) -> str:

@@ -20,9 +20,11 @@ import os
 import socket
 import ssl
 import stat
+import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from time import monotonic
 from typing import Any
 
@@ -84,6 +86,8 @@ class ListenerSettings:
     rate: int = 0
     normalise: bool | None = None
     idle: float = IDLE
+    #: Users of this machine who may use unix sockets; empty: all.
+    accounts: Sequence[str] = ()
     #: Recipients that may wait in the queue, beyond which no new mail is taken; 0 for no limit.
     deepest: int = 0
 
@@ -115,7 +119,9 @@ class RelayPolicy:
         line: ClientConnection = session.peer
         if not session.user and not line.trusted:
             return Reply(550, "Relaying denied: authenticate, or ask for your network to be listed", "5.7.1")
-        if not self._meter.take(session.user or line.client, line.now()):
+        if line.account and self._settings.accounts and line.account not in self._settings.accounts:
+            return Reply(550, f"The user {line.account} may not send by this socket", "5.7.1")
+        if not self._meter.take(session.user or line.account or line.client, line.now()):
             return Reply(450, "Too many messages: come back in a minute", "4.7.1")
         return None
 
@@ -129,6 +135,8 @@ class ClientConnection(asyncio.BufferedProtocol):
     def __init__(self, listener: Listener) -> None:
         self.listener = listener
         self.client = ""
+        #: The user of this machine at the other end of a unix socket.
+        self.account = ""
         self.trusted = False
         self.transport: Any = None
         self.began = self.moved = monotonic()
@@ -150,6 +158,7 @@ class ClientConnection(asyncio.BufferedProtocol):
         if self._session is not None:  # the second time: TLS stands
             return
         if self._counted is None:
+            self.account = account(transport.get_extra_info("socket"))
             self.enter(transport.get_extra_info("peername"))
         settings = self.listener.settings
         normalise = self.trusted if settings.normalise is None else settings.normalise
@@ -412,6 +421,7 @@ class Listener:
             _remove_stale(path)
             sockets = [socket.socket(socket.AF_UNIX)]
             sockets[0].bind(path)
+            os.chmod(path, 0o666)  # for this machine: who may reach it, its folder says
         else:
             host, _, port = address.rpartition(":")
             sockets = list(_bound(host.strip("[]"), int(port)))
@@ -632,7 +642,7 @@ def traced(
         + ("S" if session.tls else "")
         + ("A" if session.user else "")
     )
-    where = f" ([{line.client}])" if line.client else ""
+    where = f" ([{line.client}])" if line.client else f" (user {line.account})" if line.account else ""
     trace = (
         f"Received: from {session.helo}{where}\r\n\tby {settings.hostname} with {how} id "
         f"{id};\r\n\t{headers.date(now)}\r\n"
@@ -670,6 +680,29 @@ def _bound(host: str, port: int) -> Iterator[socket.socket]:
             sock.close()
             raise
         yield sock
+
+
+def account(sock: Any) -> str:
+    """The user of this machine who has connected to a unix socket; "" for other sockets, and where the system
+    does not say.
+    """
+    if sock is None or sock.family != getattr(socket, "AF_UNIX", None) or not hasattr(socket, "SO_PEERCRED"):
+        return ""
+    try:
+        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    except OSError:
+        return ""
+    return _name(struct.unpack("3i", credentials)[1])
+
+
+@lru_cache(256)
+def _name(uid: int) -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"
 
 
 def _remove_stale(path: str) -> None:

@@ -76,7 +76,8 @@ class Outbox:
         self._exit_wait = exit_wait
         self._route, self.routes = route_of(relay, self.config)
         self._detached = deliver == "detached"
-        self._threaded = deliver == "thread" or self._detached or (deliver == "auto" and relay is not None)
+        here = relay is not None or bool(self.config.through)
+        self._threaded = deliver == "thread" or self._detached or (deliver == "auto" and here)
         place = os.fspath(store) if store is not None else self.config.store
         self.store = opened(place)
         #: The program may go to another folder.
