@@ -88,6 +88,10 @@ def test_the_beginning_of_an_id_is_enough(command: Command, make_box: MakeBox) -
     assert command("show", *S, "zzz").status == 66 and command("show", *S, "00000099").status == 66
 
 
+def _waits_for(reason: str) -> Any:
+    return (yield "UPDATE recipient SET reason = ?", (reason,))
+
+
 def _renamed(id: str, to: str) -> Any:
     return (yield "UPDATE message SET id = ? WHERE id = ?", (to, id))
 
@@ -167,9 +171,12 @@ def test_a_terminal_gets_a_table_and_a_pipe_does_not(
     assert first in piped and "\x1b" not in piped and "via default" in piped
     monkeypatch.setattr(terminal, "columns", lambda: 80)
     table = command("queue", "list", *S).out.splitlines()
-    assert table[0].split() == ["ID", "AGE", "TO", "STATE", "RELAY", "NEXT", "SUBJECT,", "REASON"]
+    assert table[0].split() == ["ID", "AGE", "TO", "STATE", "RELAY", "NEXT", "SUBJECT"]
     assert len(table) == 4 and all(terminal.cells(line) <= 80 for line in table)
     assert table[1].startswith(first[:12]) and "held" in table[2] and "…" in table[1]
     assert command("show", *S, table[3].split()[0]).out.split()[1] == second
+    box.queue.store.run(_waits_for("451 4.7.1 later"))
+    table = command("queue", "list", *S).out.splitlines()
+    assert [line.strip() for line in table].count("451 4.7.1 later") == 1 and len(table) == 5
     monkeypatch.setattr(terminal, "coloured", lambda: True)
     assert "\x1b[33mheld\x1b[0m" in command("queue", "list", *S).out

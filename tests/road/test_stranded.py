@@ -28,7 +28,7 @@ def test_a_relay_that_only_an_ended_program_knew(
     assert stranded(reader.queue) == []
     box.close()
     (one,) = stranded(reader.queue)
-    assert (one.route, one.recipients, one.known) == ("smtps://me@localhost:1", 1, False)
+    assert (one.route, one.recipients, one.why) == ("smtps://me@localhost:1", 1, "unknown")
     assert "no engine knows" in capsys.readouterr().err
     for words in (("queue", "list"), ("why", id)):
         told = command(*words, *S).err
@@ -46,7 +46,7 @@ def test_a_slip_in_the_port(make_box: MakeBox, sink: Sink, capsys: pytest.Captur
     assert "if that relay is wrong" in capsys.readouterr().err.lower()
     reader = make_box(deliver="never")
     (one,) = stranded(reader.queue)
-    assert one.known and "route:smtp://localhost:1 backup" in one.sentence("backup")
+    assert one.why == "silent" and "route:smtp://localhost:1 backup" in one.sentence("backup")
     reader.queue.reroute(id, sink.url)
     assert stranded(reader.queue) == []  # nobody has tried it there
 
@@ -58,3 +58,14 @@ def test_a_relay_that_asks_to_wait_is_not_told_of(make_box: MakeBox, sink: Sink)
     until(lambda: box.status(id).recipients[0].attempts)
     box.close()
     assert stranded(make_box(deliver="never").queue) == []
+
+
+def test_an_engine_that_was_started_before_the_relay_was_configured(make_box: MakeBox, sink: Sink) -> None:
+    engine = make_box(toml=f'relay = "{sink.url}"', deliver="thread")
+    later = make_box(toml='[relays.backup]\nurl = "smtps://me@localhost:1"', deliver="never")
+    until(lambda: "default" in later.queue.known_elsewhere())
+    later.send("a@x.test", "s", "t", relay="backup")
+    (one,) = stranded(later.queue)
+    assert one.why == "started before" and "Start them anew" in one.sentence("default")
+    engine.close()
+    assert stranded(later.queue) == []  # the next run knows it

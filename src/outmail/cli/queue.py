@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 from outmail.cli import outboxes, terminal
 from outmail.cli.common import (
@@ -27,7 +28,7 @@ from outmail.cli.common import (
 )
 from outmail.cli.exits import EX_NOINPUT, EX_USAGE
 from outmail.cli.terminal import Column, painted
-from outmail.clock import DAY, Clock, human_span
+from outmail.clock import DAY, Clock, human_span, rfc3339
 from outmail.errors import Refused
 from outmail.model import Filter, RecipientStatus, Status, Term
 from outmail.outbox.queue import Queue, Waiting
@@ -174,7 +175,7 @@ _HEAD = (
     Column("STATE"),
     Column("RELAY", 7),
     Column("NEXT", right=True),
-    Column("SUBJECT, REASON", 13),
+    Column("SUBJECT", 10),
 )
 _COLOURS = {
     "queued": "blue",
@@ -191,7 +192,7 @@ def _print_table(found: list[Status], width: int) -> None:
     if not found:
         return
     now, short = Clock().now(), _short_ids([status.id for status in found])
-    rows, styles = [], []
+    rows, styles, reasons = [], [], []
     for status, id in zip(found, short):
         for i, r in enumerate(_shown(status)):
             state = _state(r)
@@ -203,12 +204,19 @@ def _print_table(found: list[Status], width: int) -> None:
                     state + ("*" if r.uncertain else ""),
                     r.route,
                     f"in {human_span(r.next_try_at - now)}" if r.next_try_at and r.next_try_at > now else "",
-                    " — ".join(filter(None, (status.subject if not i else "", r.reason))),
+                    status.subject if not i else "",
                 ]
             )
             styles.append(["bold", "", "", _COLOURS[state], "", "", ""])
-    for line in terminal.table(_HEAD, rows, styles, width):
+            reasons.append(r.reason if r.reason != "operator" else "")
+    title, *lines = terminal.table(_HEAD, rows, styles, width)
+    print(title)
+    before = ""
+    for line, reason in zip(lines, reasons):
         print(line)
+        if reason and reason != before:  # once for all behind each other that wait for the same
+            print(painted(terminal.cut(plain_line(f"    {reason}"), width), "dim"))
+        before = reason
     if any(r.uncertain for status in found for r in status.recipients):
         print(painted("* it may have arrived: a message was sent whole and no answer came back", "dim"))
 
@@ -272,9 +280,7 @@ def _stats(queue: Queue, arguments: argparse.Namespace) -> int:
     age = max(0, now - since)
     status, words = _verdict(warn, crit, count, age)
     if arguments.json or arguments.jsonl:
-        found = {by: [one._asdict() for one in ones] for by, ones in waiting.items()}
-        rows = [{"name": one.name, "rows": one.rows, "oldest_at": one.oldest} for one in outside]
-        print(as_json({**stats, "waiting": found, "outboxes": rows, "status": status}))
+        print(as_json({**_dated(stats, waiting, outside), "status": status}))
         return status
     if words:
         print(words)
@@ -284,6 +290,24 @@ def _stats(queue: Queue, arguments: argparse.Namespace) -> int:
     states = "  ".join(f"{state} {n}" for state, n in sorted(stats["states"].items()))
     print(states or "the queue is empty")
     return status
+
+
+def _dated(
+    stats: dict[str, Any], waiting: Mapping[str, Sequence[Waiting]], outside: Sequence[outboxes.Waiting]
+) -> dict[str, Any]:
+    """As JSON has it: times in RFC 3339."""
+    return {
+        "v": 1,
+        "routes": [{**row, "oldest_at": rfc3339(row["oldest_at"])} for row in stats["routes"]],
+        "states": stats["states"],
+        "waiting": {
+            by: [{**one._asdict(), "since": rfc3339(one.since)} for one in ones]
+            for by, ones in waiting.items()
+        },
+        "outboxes": [
+            {"name": one.name, "rows": one.rows, "oldest_at": rfc3339(one.oldest)} for one in outside
+        ],
+    }
 
 
 def _limits(option: str, texts: list[str]) -> list[Limit]:

@@ -4,67 +4,76 @@ moves it.
 A relay given in code is a route of its own, named by its URL. When its program has ended, an engine takes
 that mail only if it knows the relay, or if the URL asks for no password; and a URL with a slip of the
 keyboard never answers.
-Promises: a route that the configuration names, or that a live engine was given, is never told of. Where
-nothing is stranded, finding so costs a few seeks, however much waits.
+Promises: a route that a live engine was given is never told of. Where nothing is stranded, finding so costs a
+few seeks, however much waits.
 Fails: as `Queue` does. Does not: move anything.
 """
 
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from dataclasses import dataclass
+from typing import Literal
 
 from outmail.model import Filter, Term
 from outmail.outbox.queue import Queue
 
+#: Why mail waits for a route in vain: no engine knows it; it is a URL that any may try, and does not answer;
+#: or the configuration names it, but the engines that run were started before.
+Why = Literal["unknown", "silent", "started before"]
+_WORDS: dict[Why, str] = {
+    "unknown": "which no engine knows. Name it in [relays], or send it another way",
+    "silent": (
+        "which the configuration does not name and which does not answer. If that relay is wrong, send it "
+        "another way"
+    ),
+    "started before": (
+        "which the configuration names and no running engine knows. Start them anew, or send it another way"
+    ),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Stranded:
-    """A route and what waits for it. ``oldest`` is when (ms) the first was accepted. ``known``: an engine of
-    this configuration would try it, because a URL without a user name may be tried by any.
-    """
+    """A route and how many recipients wait for it."""
 
     route: str
     recipients: int
-    oldest: int
-    known: bool
+    why: Why
 
     def sentence(self, target: str, *options: str) -> str:
         """What waits, why, and the command that sends it by ``target`` instead."""
         many = "recipient waits" if self.recipients == 1 else "recipients wait"
-        why = (
-            "which the configuration does not name and which does not answer. If that relay is wrong"
-            if self.known
-            else "which no engine knows. Name it in [relays], or"
-        )
-        return f"{self.recipients} {many} for {self.route}, {why}, send it another way: " + shlex.join(
-            ["outmail", "queue", "reroute", *options, f"route:{self.route}", target]
-        )
+        command = ["outmail", "queue", "reroute", *options, f"route:{self.route}", target]
+        return f"{self.recipients} {many} for {self.route}, {_WORDS[self.why]}: {shlex.join(command)}"
 
 
 def stranded(queue: Queue) -> list[Stranded]:
-    """The routes that no live engine was given and that the configuration does not name, if no engine will
-    try them, or one has and no server answered.
-    """
-    relays = queue.routes.relays
-    named = {name for relay in relays.values() for name in (relay.name, relay.url)} | set(relays)
-    strange = {route for route in queue.next_due() if named.isdisjoint(route.split(","))}
-    if strange:
-        elsewhere = queue.known_elsewhere()
-        strange = {route for route in strange if elsewhere.isdisjoint(route.split(","))}
-    if not strange:
+    """The routes for which mail waits in vain, as far as that can be known here."""
+    routes = list(queue.next_due())
+    elsewhere = queue.known_elsewhere() if routes else set()
+    found = {route: why for route in routes if (why := _why(queue, route, elsewhere))}
+    if not found:
         return []
-    found: dict[str, Stranded] = {}
+    counts: Counter[str] = Counter()
     for row in queue.stats()["routes"]:
-        route, known = row["route"], bool(queue.routes.resolve(row["route"]))
-        if route not in strange or row["state"] not in ("queued", "deferred"):
-            continue
-        if known and not _unanswered(queue, route):
-            continue
-        before = found.get(route, Stranded(route, 0, row["oldest_at"], known))
-        count = before.recipients + row["recipients"]
-        found[route] = Stranded(route, count, min(before.oldest, row["oldest_at"]), known)
-    return list(found.values())
+        if row["state"] in ("queued", "deferred"):
+            counts[row["route"]] += row["recipients"]
+    return [Stranded(route, counts[route], why) for route, why in found.items() if counts[route]]
+
+
+def _why(queue: Queue, route: str, elsewhere: set[str]) -> Why | None:
+    """None where there is hope. ``elsewhere``: what live engines know; empty where none runs."""
+    names, relays = route.split(","), queue.routes.relays
+    if not elsewhere.isdisjoint(names):
+        return None
+    mine = any(name in names or relay.url in names for name, relay in relays.items())
+    if any(name not in relays and queue.routes.resolve(name) for name in names):  # any engine tries it
+        return "silent" if not mine and _unanswered(queue, route) else None
+    if mine:
+        return "started before" if elsewhere else None
+    return "unknown"
 
 
 def _unanswered(queue: Queue, route: str) -> bool:

@@ -42,7 +42,7 @@ def _queued(
         found += [f"It waits after {_times(r.attempts)}. {_said(last, when)}", *_meaning(last)]
     due = r.next_try_at or now
     if due > now:
-        found.append(f"Next try {when(due)}; given up {when(status.expires_at)}.")
+        found.append(f"Next try at {when(due)}; given up at {when(status.expires_at)}.")
         found.append(f"To try it at once: outmail queue retry {name}")
     elif last is None or r.reason:
         found.append("It is due now, and goes out with the next run of an engine.")
@@ -128,10 +128,10 @@ def _said(last: Attempt, when: When) -> str:
     """What came of the last attempt."""
     where = last.host or last.route
     if last.reply.code:
-        return f"{where} said {when(last.at)}: “{last.reply}”."
+        return f"At {when(last.at)} {where} said: “{last.reply}”."
     if last.outcome == "unknown":
-        return f"{where} did not answer the end of the message {when(last.at)}: {last.reply.text}."
-    return f"{where}, {when(last.at)}: {last.reply.text}."
+        return f"At {when(last.at)} {where} did not answer the end of the message: {last.reply.text}."
+    return f"At {when(last.at)}: {last.reply.text}."
 
 
 def _meaning(last: Attempt) -> list[str]:

@@ -507,6 +507,44 @@ def test_events_since_a_moment_begin_there(store: Any) -> None:
     assert since == [first.cursor - 1, second.cursor - 1, second.cursor - 1, second.cursor]
 
 
+def test_what_waits_is_counted_by_relay_domain_and_reason(store: Any) -> None:
+    verbs = store.verbs
+    late, refused = (
+        message("a@one.test", "b@ONE.test", now=NOW - 5000),
+        message("c@two.test", destination="x"),
+    )
+    add(store, late, refused, message("d@two.test", due=NOW + 9000), message("e@two.test", due=NOW - 1))
+    owner = store.register(NOW)
+    (delivery,) = lease(store, owner, 1, NOW, 1, "x")
+    settle(store, owner, delivery, "deferred", due=NOW + 60_000)
+    store.run(verbs.change(Filter(ids=((late.id, 2),)), "hold", NOW))
+    assert store.read(verbs.waiting("relay", NOW, 9)) == [("default", 3, NOW - 5000, 1), ("x", 1, NOW, 0)]
+    assert store.read(verbs.waiting("domain", NOW, 1)) == [("one.test", 2, NOW - 5000, 1)]
+    found = {which: n for which, n, *_ in store.read(verbs.waiting("reason", NOW, 9))}
+    assert found == {"": 2, "operator": 1, "250": 1}
+
+
+def test_ids_are_found_by_their_beginning(store: Any) -> None:
+    one, other = message(), message(key="k")
+    add(store, one, other)
+    for made in (one, other):
+        assert store.read(store.verbs.ids_beginning(made.id[:20])) == [made.id]
+        assert store.read(store.verbs.ids_beginning(made.id)) == [made.id]
+    assert store.read(store.verbs.ids_beginning("")) == sorted([one.id, other.id])
+    assert len(store.read(store.verbs.ids_beginning("", 1))) == 1
+    assert store.read(store.verbs.ids_beginning("vvvvvvvvvvvvvvvvvvvvvvvvvv")) == []
+
+
+def test_failures_are_counted_since_a_moment(store: Any) -> None:
+    add(store, message(expires=1000), message(expires=5000))
+    for now in (NOW + 1000, NOW + 5000):
+        store.run(store.verbs.expire(now))
+    store.read(store.verbs.last_cursor())
+    counts = [store.read(store.verbs.failed_since(NOW + ms)) for ms in (0, 1001, 5001)]
+    assert counts == [2, 1, 0]
+    assert store.read(store.verbs.failed_since(NOW, 1)) == 1
+
+
 #: step → what `lifecycle` says of it.
 _SAYS: dict[str, Callable[[Standing], Standing]] = {
     "lease": life.lease,

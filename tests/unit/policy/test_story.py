@@ -28,7 +28,7 @@ def tell(state: str, reason: str = "", *tries: Reply, **words: object) -> str:
         tries[-1] if tries else None,
     )
     status = Status(ID, "", "", "", 1, "", None, None, "normal", NOW, NOW + 9, (r,))
-    return " ".join(told(status, r, attempts, NOW, lambda ms: f"at {ms - NOW}"))
+    return " ".join(told(status, r, attempts, NOW, lambda ms: f"{ms - NOW}"))
 
 
 GREY = Reply(451, "Greylisted", "4.7.1")
@@ -50,14 +50,14 @@ GONE = Reply(550, "user unknown in virtual mailbox table", "5.1.1")
         (tell("held", "poison"), "three engines died"),
         (tell("held", "uncertain", uncertain=True), f"outmail queue cancel {ID}"),
         (tell("held", "corrupt: x"), "corrupt: x"),
-        (tell("failed", "550", GONE), "mx.test said at 0: “550 5.1.1 user unknown"),
+        (tell("failed", "550", GONE), "At 0 mx.test said: “550 5.1.1 user unknown"),
         (tell("failed", "550", GONE), "no such mailbox"),
         (tell("failed", "attempts used up (1); last: 451", GREY), "given up after one try"),
         (tell("failed", "safety"), "only_to"),
         (tell("failed", "too old"), f"outmail queue requeue {ID}"),
         (tell("cancelled", lifecycle.BY_OPERATOR), "cancelled by operator"),
         (tell("cancelled", lifecycle.REPLACED), "newer message"),
-        (tell("delivered", "", Reply(250, "ok")), "mx.test said at 0: “250 ok”"),
+        (tell("delivered", "", Reply(250, "ok")), "At 0 mx.test said: “250 ok”"),
         (tell("delivered", "confirmed", uncertain=True), "arrived twice"),
     ],
 )
