@@ -13,7 +13,7 @@ SOAK_MINUTES ?= 10
 FUZZ_SECONDS ?= 30
 INTEROP ?=
 CODE := src tests bench examples
-FUZZ := server client headers addresses filters configuration outbox_rows redaction mime records
+FUZZ := server client dialogue_grammar headers addresses filters configuration outbox_rows redaction mime records
 
 .PHONY: help demo test check format lint types cover dist campaigns bench soak fuzz interop clean setup
 
