@@ -233,9 +233,7 @@ class Door:
         """
         now = self.clock.now()
         id = draft.id or new_id(now)
-        people = [printable(str(address))[:254] for address in draft.recipients[: self.terms.recipients]] or [
-            "(none)"
-        ]
+        people = [_shown(address) for address in draft.recipients[: self.terms.recipients]] or ["(none)"]
         route = draft.route if draft.route and draft.route in self.terms.routes.relays else "default"
         recipients = tuple(
             Recipient(address, route, f"refused: {plain_line(str(refusal)[:500])}")
@@ -245,7 +243,7 @@ class Door:
         return Message(
             id,
             draft.content,
-            printable(str(draft.sender)),
+            _shown(draft.sender),
             recipients,
             message_id,
             "",
@@ -399,6 +397,14 @@ def _asks_well(dsn: Dsn) -> bool:
             for notify, original in asked
         )
     )
+
+
+def _shown(address: object) -> str:
+    """An address as it is, anything else printable."""
+    try:
+        return _address(address)  # type: ignore[arg-type]
+    except Refused:
+        return printable(str(address))[:254]
 
 
 def _address(text: str) -> str:

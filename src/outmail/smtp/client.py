@@ -51,6 +51,8 @@ from outmail.smtp.lines import stuffed
 from outmail.smtp.reply import ProtocolError, ReplyReader, read
 
 MAX_RECIPIENTS = 100
+#: Characters of an original recipient (RFC 3461). As xtext an address can have three times its length.
+MAX_ORIGINAL = 500
 #: A longer envelope is not sent ahead. That would gain little, and servers buffer only a limited amount.
 AHEAD_BYTES = 4096
 #: How many bytes an envelope that was sent ahead can have.
@@ -893,10 +895,12 @@ def _extensions(lines: list[bytes]) -> dict[str, str]:
 
 def _rcpt(address: str, notify: str, original: str) -> str:
     """RCPT with the requests for notifications. The original recipient is the one that the client named, else
-    the recipient itself.
+    the recipient itself; one that is longer than servers must take is left out.
     """
     if notify and not original and address.isascii():
         original = f"rfc822;{xtext(address)}"
+    if len(original) > MAX_ORIGINAL:
+        original = ""
     return (
         f"RCPT TO:<{address}>"
         + (f" NOTIFY={notify.upper()}" if notify else "")
