@@ -564,7 +564,10 @@ def test_new_certificates_serve_new_handshakes_and_broken_ones_do_not(tmp_path: 
             standing.starttls(context=ssl.create_default_context(cafile=str(tmp_path / "ca.pem")))
             pair(tmp_path, ca, key_of=first)
             service.process.send_signal(signal.SIGHUP)
-            assert said(service.log, "the old one goes on", 1) and serial(port, tmp_path / "ca.pem") == before
+            assert (
+                said(service.log, "the old one stays in use", 1)
+                and serial(port, tmp_path / "ca.pem") == before
+            )
             pair(tmp_path, ca)
             service.process.send_signal(signal.SIGHUP)
             assert said(service.log, "was read again", 1)
@@ -593,14 +596,14 @@ def test_a_certificate_is_looked_at_by_its_files_and_said_once(
         not tls.renew()
         and not tls.renew()
         and tls.context is first
-        and caplog.text.count("the old one goes on") == 1
+        and caplog.text.count("the old one stays in use") == 1
     )
     pair(tmp_path, ca, key_of=ca.issue_cert("other.test"))
     assert (
         not tls.renew()
         and not tls.renew()
         and tls.context is first
-        and caplog.text.count("the old one goes on") == 2
+        and caplog.text.count("the old one stays in use") == 2
     )
     pair(tmp_path, ca)
     assert tls.renew() and tls.context is not first

@@ -1,3 +1,3 @@
-"""Interfaces of predecessors, so that a program moves here by changing an import. Nothing of outmail depends
-on them. What differs from each original is listed in docs/compat.md.
+"""Interfaces of other libraries, so that a program can change to outmail by changing an import. Nothing else
+in outmail depends on them. docs/compat.md lists each difference.
 """

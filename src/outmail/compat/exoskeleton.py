@@ -1,11 +1,11 @@
 """`NotificationManager` of exoskeleton 2.1: start, milestone, finish and abort mails of a bot.
 
-In place: ``exoskeleton.notification_manager.NotificationManager = NotificationManager`` before the bot is
-made. By itself: without the objects that only exoskeleton has, the numbers are given to the calls.
-What stays: the arguments and methods, the keys of ``mail_settings`` and ``mail_behavior``, their defaults,
-the subjects. What is better: everything is checked before the first mail; without ``mail_settings`` nothing
-is mailed and nothing crashes; a mail server that is down costs the job nothing, nor does a database that is
-gone; each milestone is mailed once; a remaining time that nobody knows is said so.
+Inside exoskeleton: ``exoskeleton.notification_manager.NotificationManager = NotificationManager`` before the
+bot is made. Without exoskeleton: the numbers are given to the calls.
+The same as in exoskeleton: the arguments and methods, the keys of ``mail_settings`` and ``mail_behavior``,
+their defaults, the subjects. Better: everything is checked before the first mail. Without ``mail_settings``
+nothing is mailed and nothing crashes. A mail server or a database that is down does not stop the job. Each
+milestone is mailed once. An unknown remaining time is called unknown.
 Fails: ValueError and the exceptions of `outmail.compat.bote` from the constructor. Does not: import
 exoskeleton.
 """
@@ -27,8 +27,8 @@ Found = TypeVar("Found")
 
 class NotificationManager:
     """``NotificationManager(project_name, mail_settings, mail_behavior, time, stats, milestone)``; sends the
-    start mail unless told not to. ``store`` says where the queue is; with ``strict`` a mail that cannot be
-    queued raises.
+    start mail unless told not to. ``store``: where the queue is. With ``strict`` a mail that cannot be stored
+    raises.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class NotificationManager:
             self.send_msg_start()
 
     def send_msg_start(self) -> None:
-        """The bot has started. The constructor calls it."""
+        """The bot has started. The constructor calls this."""
         self._send(
             f"Project {self.project_name} just started.",
             "The bot has just started. This mail also shows that sending mail works.",
@@ -69,8 +69,8 @@ class NotificationManager:
         time_to_finish_seconds: float | None = None,
         **_: Any,
     ) -> bool:
-        """A mail for each ``milestone_num`` items, once; True when this call reached one. Without
-        ``processed`` the numbers are asked of exoskeleton's objects. Negative seconds mean unknown.
+        """Send one mail for each ``milestone_num`` items. True when this call reached a milestone. Without
+        ``processed`` the numbers come from exoskeleton's objects. Negative seconds mean unknown.
         """
         if self._marks is None:
             return False
@@ -97,7 +97,7 @@ class NotificationManager:
         return True
 
     def send_msg_finish(self, permanent_errors: int | None = None) -> None:
-        """The queue is empty and the bot stopped; only if ``send_finish_msg`` asks for it."""
+        """The queue is empty and the bot has stopped. Only if ``send_finish_msg`` is set."""
         if not (self.send_mails and self.send_finish_msg):
             return
         errors = permanent_errors
@@ -117,7 +117,7 @@ class NotificationManager:
         )
 
     def send_custom_msg(self, subject: str, body: str) -> None:
-        """Any mail; nothing without ``mail_settings``."""
+        """Send any mail; nothing without ``mail_settings``."""
         self._send(subject, body)
 
     def _remaining(self) -> int:
@@ -125,7 +125,7 @@ class NotificationManager:
         return int(stats["tasks_without_error"]) + int(stats["tasks_with_temp_errors"])
 
     def _asked(self, question: Callable[[], Found]) -> Found | None:
-        """What exoskeleton's object answers; None where it cannot (its database is gone)."""
+        """The answer of exoskeleton's object; None where it has none (its database is gone)."""
         found: Found | None = guarded(question, "a number for a report is not known")
         return found
 
@@ -140,7 +140,7 @@ class NotificationManager:
             guarded(lambda: mailer.send_mail(subject, body))
 
     def close(self) -> None:
-        """Deliver what can be delivered in a few seconds."""
+        """Deliver for a few seconds; the rest stays queued."""
         if self.mailer is not None:
             try:
                 self.mailer.close()
@@ -150,7 +150,7 @@ class NotificationManager:
 
 
 def checked_behavior(given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """``mail_behavior`` with its defaults; ValueError with a sentence, before any mail."""
+    """``mail_behavior`` with its defaults. Raises ValueError with a sentence, before any mail."""
     given = given or {}
     if not isinstance(given, Mapping):
         raise ValueError("mail_behavior must be a dictionary")
@@ -168,7 +168,7 @@ def checked_behavior(given: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def checked_milestone(number: Any) -> int | None:
-    """After how many items a mail goes; None for never."""
+    """After how many items a mail is sent; None for never."""
     if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 0):
         raise ValueError(
             f"mail_behavior: milestone_num must be a whole number of items, or None, not {number!r}"

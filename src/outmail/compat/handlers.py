@@ -1,12 +1,12 @@
-"""Drop-in classes for logging handlers that mail: `SMTPHandler` of the standard library, the well-known
+"""Replacements for logging handlers that send mail: `SMTPHandler` of the standard library, the well-known
 recipe `BufferingSMTPHandler` by Vinay Sajip, and `BufferSMTPHandler` of the podcast client poca.
 
-What stays: the arguments, the attributes, which may be changed at any time, ``getSubject``; one mail a
-record, one a full buffer, or one a run. What is better: a mail is queued on disk and delivered by an engine
-in the program, so a logging call never waits for the network and no record is lost when the server is down;
-port 465 means implicit TLS; the server's certificate is verified off loopback. Prefer `outmail.DigestHandler`
-for new programs.
-Fails: never while logging: trouble is a line on stderr; `outmail.ConfigError` and `outmail.NotStored` from
+The same as in the originals: the arguments, the attributes (which may be changed at any time),
+``getSubject``; one mail for each record, for a full buffer, or for a run. Better: a mail is stored on disk
+and delivered by an engine in the program, so a logging call never waits for the network, and no record is
+lost when the server is down. Port 465 means implicit TLS. The server's certificate is verified off loopback.
+For new programs prefer `outmail.DigestHandler`.
+Fails: never while logging; trouble is a line on stderr. `outmail.ConfigError` and `outmail.NotStored` from
 the constructor. Does not: read what the originals left behind.
 """
 
@@ -35,9 +35,7 @@ _SUBMISSION = 587
 
 
 class _Server:
-    """What the mailing handlers have in common: where to send and from whom to whom, as attributes of these
-    names.
-    """
+    """What the handlers share: server, sender and recipients, as attributes with the originals' names."""
 
     def _configure(
         self,
@@ -76,7 +74,7 @@ class _Server:
         return outbox(relay_url(self.mailhost, port, encryption, self.username, self.password), self._store)
 
     def _send(self, subject: str, text: str) -> bool:
-        """Queue it; False when that failed, and stderr says why."""
+        """Store a mail. False when that failed; stderr then says why."""
 
         def queue() -> Any:
             return self._outbox().send(
@@ -91,7 +89,7 @@ class _Server:
 
 
 def _people(addresses: Sequence[str]) -> list[str | tuple[str, str]]:
-    """Each address; one text may hold several, as in a header field."""
+    """The addresses, one by one; a text may contain several, as in a header field."""
     field = modern.header_factory("to", ", ".join(addresses))
     if any(isinstance(one, InvalidHeaderDefect) and "no domain" not in str(one) for one in field.defects):
         return list(addresses)
@@ -99,7 +97,7 @@ def _people(addresses: Sequence[str]) -> list[str | tuple[str, str]]:
 
 
 class SMTPHandler(_Server, logging.Handler):
-    """`logging.handlers.SMTPHandler`: one mail a record, queued."""
+    """`logging.handlers.SMTPHandler`: one mail for each record, stored in the queue."""
 
     def __init__(
         self,
@@ -118,7 +116,7 @@ class SMTPHandler(_Server, logging.Handler):
         self._configure(mailhost, fromaddr, toaddrs, subject, credentials, secure, store)
 
     def getSubject(self, record: logging.LogRecord) -> str:
-        """The subject for a record; override it as with the standard library's."""
+        """The subject for a record. Override it as in the standard library."""
         return self.subject
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -130,8 +128,8 @@ class SMTPHandler(_Server, logging.Handler):
 
 
 class BufferingSMTPHandler(_Server, BufferingHandler):
-    """Vinay Sajip's recipe: ``capacity`` records a mail, the rest at close. What cannot be queued stays in
-    the buffer.
+    """Vinay Sajip's recipe: a mail for each ``capacity`` records, and for the rest at close. Records that
+    cannot be stored stay in the buffer.
     """
 
     def __init__(
@@ -156,7 +154,7 @@ class BufferingSMTPHandler(_Server, BufferingHandler):
             super().emit(record)
 
     def flush(self) -> None:
-        """A mail of what is in the buffer."""
+        """Send what is in the buffer as a mail."""
         with self.lock:  # type: ignore[union-attr]
             if not self.buffer:
                 return
@@ -166,19 +164,19 @@ class BufferingSMTPHandler(_Server, BufferingHandler):
 
 
 class Outcome(NamedTuple):
-    """What became of a run's records: True queued, None nothing to send, False not stored."""
+    """What happened to a run's records: True stored, None nothing to send, False not stored."""
 
     success: bool | None
     msg: str
 
 
 class BufferSMTPHandler(DigestHandler):
-    """poca's handler: one mail at the end of a run, when this and earlier runs have gathered ``threshold``
-    records; what is fewer is kept.
+    """poca's handler: one mail at the end of a run, if this and earlier runs have collected ``threshold``
+    records; otherwise they are kept.
 
     ``email``: the element of that name in poca's settings (``fromaddr``, ``toaddr``, ``host``, ``starttls``,
-    ``password``, ``threshold``); ``paths`` has the folder ``db_dir``, which keeps several configurations
-    apart. ``host`` may name a port. ``outcome`` is valid after `close`.
+    ``password``, ``threshold``). ``paths`` has the folder ``db_dir``, which distinguishes several
+    configurations. ``host`` may include a port. ``outcome`` is valid after `close`.
     """
 
     def __init__(self, email: Any, paths: Any, *, store: str | None = None) -> None:
@@ -197,7 +195,7 @@ class BufferSMTPHandler(DigestHandler):
         )
 
     def _tick(self) -> None:
-        """A mail goes at the end of a run only."""
+        """Nothing: a mail is sent only at the end of a run."""
 
     def _fold(self, in_order: bool | None) -> None:
         try:

@@ -1,7 +1,6 @@
-"""The settings of a mail program as people write them (host, port, encryption, login) → the `Outbox` that
-delivers there.
+"""Turns the usual mail settings (host, port, encryption, login) into the `Outbox` that delivers there.
 
-Promises: one Outbox in this process for each server, store and login; opened anew after it was closed.
+Promises: one Outbox in this process for each server, store and login; it is opened again after it was closed.
 Fails: `outmail.ConfigError`, `outmail.NotStored`. Does not: connect to anything.
 """
 
@@ -23,7 +22,7 @@ _PORTS: dict[Encryption, int] = {"off": 25, "starttls": 25, "ssl": 465}
 def relay_url(
     host: str, port: int | None, encryption: Encryption, user: str | None = "", password: str | None = ""
 ) -> str:
-    """A relay's URL. Without a port: the one that smtplib takes, 465 for ``ssl`` and 25 else."""
+    """A relay's URL. Without a port it is smtplib's default: 465 for ``ssl``, else 25."""
     login = f"{quote(user, safe='')}:{quote(password or '', safe='')}@" if user else ""
     shown = f"[{host}]" if ":" in host else host
     return f"{_SCHEMES[encryption]}://{login}{shown}:{port or _PORTS[encryption]}"
@@ -38,7 +37,7 @@ class _Boxes:
         forks.in_child(self, _Boxes.begin_anew)
 
     def begin_anew(self) -> None:
-        """Also in a forked child: a thread of the parent may have been opening one."""
+        """Also in a forked child, because a thread of the parent may have been opening an Outbox."""
         self.guard = threading.Lock()
 
 
@@ -52,7 +51,7 @@ def outbox(
     config: Config | None = None,
     sender: str = "",
 ) -> Outbox:
-    """The Outbox whose mail goes to this relay. ``config`` is the one that names ``sender``."""
+    """The Outbox whose mail goes to this relay. ``config``: the configuration that names ``sender``."""
     key = (relay, store, exit_wait, sender)
     with _boxes.guard:
         box = _boxes.open.get(key)

@@ -1,1 +1,1 @@
-"""outmail inside other people's frameworks. Nothing here is imported by the rest."""
+"""outmail in other frameworks. The rest of outmail imports nothing from here."""

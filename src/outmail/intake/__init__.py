@@ -1,1 +1,1 @@
-"""Ways in. Each is given the door (`outmail.accept.Door`) and turns what people have into drafts for it."""
+"""Ways in. Each one is given the door (`outmail.accept.Door`) and turns what it gets into drafts for it."""

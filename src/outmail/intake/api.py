@@ -1,9 +1,9 @@
-"""The library's way in: Python values → complete messages.
+"""The library's way in: Python values become complete messages.
 
-Promises: everything is checked before anything is stored; what cannot be meant raises `Refused` with a
-sentence that names the argument. Bcc recipients are in the envelope only. Bare names (``root``) get the
-domain ``origin``: in header fields too where the message is composed here, in the envelope alone where it
-came complete. Does not: store (`accept` does), or touch the network.
+Promises: everything is checked before anything is stored. Wrong arguments raise `Refused` with a sentence
+that names the argument. Bcc recipients are in the envelope only. Bare names (``root``) get the domain
+``origin``: in the envelope, and in header fields if the message is composed here. Does not: store (`accept`
+does), or touch the network.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Buffer = bytes | bytearray | memoryview
 Content: TypeAlias = "Buffer | EmailMessage | Message | BinaryIO"
 File = str | os.PathLike[str] | tuple[str, bytes] | tuple[str, bytes, str]
 
-#: One address of a list, up to a comma that is outside quotes.
+#: One address of a list, up to a comma outside quotes.
 _LISTED = re.compile(r'(?:"(?:[^"\\]|\\.)*"|[^,])+', re.DOTALL)
 _ADDRESS_FIELDS = frozenset(
     f"{prefix}{name}" for prefix in ("", "resent-") for name in ("from", "sender", "to", "cc", "reply-to")
@@ -70,7 +70,7 @@ def people(value: Addresses, where: str, origin: str = "") -> list[Person]:
 
 
 def _check_pair(name: str, address: str, where: str, origin: str) -> None:
-    """Two bare names in a tuple may be two recipients: one of them would get nothing."""
+    """Two bare names in a tuple may be two recipients, of whom one would get nothing: refuse them."""
     if name != qualified(name, origin) and address != qualified(address, origin):
         raise Refused(
             f"{where}: {(name, address)!r} may be two addresses, or a name and an address: write a list of "
@@ -80,7 +80,9 @@ def _check_pair(name: str, address: str, where: str, origin: str) -> None:
 
 
 def whole(text: str, origin: str) -> str:
-    """``root`` and ``Name <root>`` with the domain ``origin``; any other text as it is."""
+    """Put the domain ``origin`` behind ``root`` and in ``Name <root>``; any other text is returned
+    unchanged.
+    """
     head, bracket, tail = text.rpartition("<")
     inner = tail.strip().removesuffix(">").strip() if bracket else text.strip()
     address = qualified(inner, origin)
@@ -90,7 +92,7 @@ def whole(text: str, origin: str) -> str:
 
 
 def whole_fields(fields: Mapping[str, Any], origin: str) -> dict[str, Any]:
-    """Header fields with the domain ``origin`` behind the bare names of their address lists."""
+    """Header fields in which bare names in address lists have got the domain ``origin``."""
     return {
         name: _LISTED.sub(lambda one: whole(one[0], origin), value)
         if isinstance(value, str) and name.lower() in _ADDRESS_FIELDS
@@ -133,7 +135,7 @@ def attachment(value: File) -> Attachment:
     path = Path(value)
     try:
         return Attachment(path.name, path.read_bytes())
-    except (OSError, ValueError) as problem:  # ValueError: no name that a file could have
+    except (OSError, ValueError) as problem:  # ValueError: no file can have this name
         why = getattr(problem, "strerror", None) or str(problem)
         raise Refused(
             f"the attachment {printable(str(path))} cannot be read: {why}", code="bad-attachment"
@@ -144,7 +146,7 @@ _FILE = "an attachment is a path, or (name, bytes) or (name, bytes, type)"
 
 
 def timing(now: int, at: When | None, expires: When | None) -> tuple[int | None, int | None]:
-    """``at=`` and ``expires=`` → instants."""
+    """``at=`` and ``expires=`` as instants."""
     return _instant("at", at, now), _instant("expires", expires, now)
 
 
@@ -178,7 +180,7 @@ def composed(
     tag: str | None = None,
     route: str | None = None,
 ) -> Draft:
-    """The arguments of ``send`` → a draft."""
+    """The arguments of ``send`` as a draft."""
     if not sender:
         raise ConfigError("no sender: give sender=, or set `from` in the configuration or $OUTMAIL_FROM")
     for name, value in (("subject", subject), ("text", text), ("html", html)):
@@ -241,8 +243,8 @@ def composed(
 
 
 def _as_bytes(content: Message | BinaryIO) -> Buffer:
-    package = sys.modules.get("email.message")  # loaded already, if this is one of its messages
-    kind = getattr(package, "Message", None)  # none while another thread is just loading it
+    package = sys.modules.get("email.message")  # it is loaded if this is one of its messages
+    kind = getattr(package, "Message", None)  # missing while another thread is loading the package
     if kind is not None and isinstance(content, kind):
         return _flattened(content)
     if not hasattr(content, "read"):
@@ -257,8 +259,8 @@ def _as_bytes(content: Message | BinaryIO) -> Buffer:
 
 
 def _flattened(message: Message) -> bytes:
-    """A message of the email package as bytes. Parsed fields are not folded anew, and none may appear or
-    vanish (header injection).
+    """The bytes of a message of the email package. Parsed fields are not folded again, and no field may
+    appear or vanish (header injection).
     """
     from email.errors import MessageError
 
@@ -268,7 +270,9 @@ def _flattened(message: Message) -> bytes:
     try:
         content = message.as_bytes(policy=policy)
     except (MessageError, ValueError, LookupError) as problem:
-        raise Refused(f"the email package cannot write this message: {problem}", code="bad-content") from None
+        raise Refused(
+            f"the email package cannot turn this message into bytes: {problem}", code="bad-content"
+        ) from None
     head = content.partition(b"\r\n\r\n")[0]
     names = [
         line.partition(b":")[0].decode("latin-1").lower()
@@ -277,14 +281,14 @@ def _flattened(message: Message) -> bytes:
     ]
     if names != [name.lower() for name in message]:
         raise Refused(
-            "a header value of the message carries a line break and would become fields of its own",
+            "a header value of the message contains a line break and would become several fields",
             code="bad-header",
         )
     return content
 
 
 def _enveloped(address: Any, origin: str) -> Any:
-    """What is no text is refused by acceptance."""
+    """Acceptance refuses whatever is no text."""
     return qualified(address, origin) if isinstance(address, str) else address
 
 
@@ -303,8 +307,8 @@ def complete(
     route: str | None = None,
     dsn: Dsn | None = None,
 ) -> Draft:
-    """The arguments of ``submit`` → a draft. The bytes are kept as they are but for line ends; bare names of
-    the envelope get the ``origin``.
+    """The arguments of ``submit`` as a draft. Only line ends of the bytes are changed. Bare names in the
+    envelope get the domain ``origin``.
     """
     if not isinstance(content, (bytes, bytearray, memoryview)):
         content = _as_bytes(content)

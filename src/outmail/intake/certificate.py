@@ -1,9 +1,9 @@
-"""A server's certificate and key, and the new ones when their files change.
+"""A server's certificate and key, which are read again when their files change.
 
-Promises: the first reading raises `ConfigError`; after that `renew` reads again only when a file is another
-one or has another time or size, and what cannot be used is said once in a sentence while the old pair goes
-on. A new pair serves new handshakes; connections that stand keep theirs. Does not: look by itself (the
-service does, at times and on SIGHUP), or ask for certificates.
+Promises: the first reading raises `ConfigError` on errors. Later `renew` reads the files only when one of
+them was exchanged or has another time or size. A pair that cannot be used is logged once, and the old pair
+stays in use. A new pair is used for new handshakes; existing connections keep theirs. Does not: look for
+changes by itself (the service does, regularly and on SIGHUP), or request certificates.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Mark = list[tuple[int, int, int]]
 
 
 class Certificate:
-    """``context`` is the one for the next handshake. ``key`` may be "": then it is in the certificate's
+    """``context`` is used for the next handshake. ``key`` may be "": then the key is in the certificate's
     file.
     """
 
@@ -30,7 +30,7 @@ class Certificate:
         self._mark = self._look()
         try:
             self.context = self._read()
-        except OSError as problem:  # which ssl's own errors are, too
+        except OSError as problem:  # ssl's own errors are OSErrors, too
             raise ConfigError(f"[{section}] certificate {path}: {problem.strerror or problem}") from None
         warn_if_open(key or path, f"[{section}] key")
 
@@ -41,11 +41,11 @@ class Certificate:
             return False
         self._mark = mark
         try:
-            self.context = self._read(password="")  # nobody is there to be asked for one
+            self.context = self._read(password="")  # nobody is there to be asked for a password
         except OSError as problem:
             said = problem.strerror or problem
             log.error(
-                "[%s] the new certificate %s cannot be used: %s; the old one goes on",
+                "[%s] the new certificate %s cannot be used: %s; the old one stays in use",
                 self._section,
                 self._path,
                 said,
@@ -55,7 +55,7 @@ class Certificate:
         return True
 
     def _look(self) -> Mark:
-        """What tells files from others of the same name; nothing while one is missing."""
+        """What distinguishes the files from others of the same name; nothing while one is missing."""
         try:
             found = [os.stat(path) for path in (self._path, self._key or self._path)]
         except OSError:

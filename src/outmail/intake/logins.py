@@ -1,10 +1,11 @@
-"""Passwords of clients: hashed, and verified in turn.
+"""Passwords of clients: stored as hashes, and verified one at a time.
 
-Verifying costs time on purpose (scrypt), so it is something to attack with. Promises: one password at a time,
-on a thread of its own; clients (addresses) take turns, so that a thousand guesses of one delay a log-in of
-another by one guess; of one client the newest comes first, and no more than `MOST_WAITING` wait: the oldest
-is told to come back. A user that does not exist costs the same time.
-Does not: count failures (the dialogue ends a session after a few), or know where users are kept.
+Verifying takes time on purpose (scrypt), so attackers could use it to block others.
+Promises: one password is verified at a time, on a thread of its own. Clients (addresses) take turns, so a
+thousand guesses of one client delay another client's log-in by one guess. For each client the newest attempt
+comes first, and at most `MOST_WAITING` wait; the oldest is told to try again. A user that does not exist
+costs the same time.
+Does not: count failures (the dialogue ends a session after a few), or know where users are stored.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from typing import Any
 
 from outmail.system.threads import CallThread
 
-#: Log-ins of one client that may wait.
+#: How many log-ins of one client may wait.
 MOST_WAITING = 10
 
 
 class Logins:
-    """Whoever waits to be let in. ``then`` hears True, False, or None: it was not looked at, too many
-    wait.
+    """The log-ins that wait. ``then`` gets True, False, or None when the password was not checked, because
+    too many wait.
     """
 
     def __init__(self) -> None:
@@ -34,7 +35,7 @@ class Logins:
         self._busy = False
 
     def ask(self, client: str, password: str, stored: str, then: Callable[[bool | None], None]) -> None:
-        """Is this the password? ``stored`` is what `hashed` made, "" for a user that does not exist."""
+        """Is this the password? ``stored`` comes from `hashed`; "" for a user that does not exist."""
         queue = self._waiting.setdefault(client, deque())
         queue.append((password, stored, then))
         if len(queue) > MOST_WAITING:
@@ -42,7 +43,7 @@ class Logins:
         self._next()
 
     def close(self) -> None:
-        """Nobody is waited for any more."""
+        """Drop the waiting log-ins and end the thread."""
         self._waiting.clear()
         if self._worker is not None:
             self._worker.close()
@@ -53,7 +54,7 @@ class Logins:
         client, queue = self._waiting.popitem(last=False)
         password, stored, then = queue.pop()
         if queue:
-            self._waiting[client] = queue  # behind all others
+            self._waiting[client] = queue  # behind all other clients
         self._busy = True
         self._worker = self._worker or CallThread("logins")
         self._worker.call(lambda: verified(password, stored), lambda answer: self._answer(then, answer))
@@ -71,7 +72,7 @@ def hashed(password: str) -> str:
 
 
 def verified(password: str, stored: str) -> bool:
-    """Constant time, also for a user that does not exist."""
+    """Takes the same time for a user that does not exist."""
     kind, _, rest = stored.partition("$")
     salt, _, digest = rest.partition("$")
     try:

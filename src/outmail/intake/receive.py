@@ -1,9 +1,9 @@
-"""The receiving server's policy: whose mail is taken, and what becomes of it.
+"""The policy of the receiving server: whose mail is accepted, and where it goes.
 
-Promises: relaying is refused at RCPT (550 5.7.1), an unknown user at RCPT (550 5.1.1); aliases are expanded
-when the mail comes in, each target is a recipient of its own in the queue; over LMTP a plain user's mailbox
-is written before the answer, and every recipient has its own; a message that bears our own Delivered-To is
-refused as a loop. Nothing is accepted and bounced later for want of a user.
+Promises: relaying is refused at RCPT (550 5.7.1), an unknown user at RCPT (550 5.1.1). Aliases are expanded
+when the mail comes in; each target is a recipient of its own in the queue. Over LMTP a plain user's mailbox
+is written before the answer, and every recipient gets its own answer. A message that has our own Delivered-To
+is refused as a loop. No mail is accepted first and bounced later because a user does not exist.
 Fails: as replies. Does not: write mailboxes (`transport.mailbox` does), or know where the queue is.
 """
 
@@ -31,7 +31,7 @@ UNKNOWN = Reply(550, "Nobody has this name here", "5.1.1")
 
 
 class Receiver:
-    """For local domains only, unless the client may relay (``networks``)."""
+    """Accepts mail for local domains only, unless the client may relay (``networks``)."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class Receiver:
         self._directory = directory
         self._domain = domain
         self._mailboxes = mailboxes
-        #: Deliveries by LMTP under way.
+        #: LMTP deliveries that are running.
         self._writing: set[asyncio.Future[Outcome]] = set()
         self._networks = networks
         self._gate = gate
@@ -76,7 +76,7 @@ class Receiver:
     # --------------------------------------------------------------------------------------------------------
 
     def targets(self, address: str) -> list[str]:
-        """An accepted recipient → the addresses its mail goes to."""
+        """The addresses to which the mail of an accepted recipient goes."""
         local, _, domain = address.rpartition("@")
         if not self._directory.is_local(domain):
             return [address]
@@ -112,7 +112,7 @@ class Receiver:
             then([Reply(451, "The aliases are in disorder: come back later", "4.3.5")] * times)
             return
         if not lmtp:
-            # who is nobody since RCPT stays a recipient, and has a story
+            # a user who was removed after RCPT stays a recipient, so that its failure is recorded
             reached = [target for address, found in targets.items() for target in found or [address]]
             unique = list(dict.fromkeys(reached))
             listener.door.accept(
@@ -150,7 +150,7 @@ class Receiver:
             self._write(sender, target, content, partial(answered, target))
 
     def _is_mailbox(self, found: Sequence[str]) -> bool:
-        """True for the targets of a plain user, whose mailbox is written before the answer."""
+        """True when the target is one plain user, whose mailbox is written before the answer."""
         return self._mailboxes is not None and len(found) == 1 and found[0].endswith(f"@{self._domain}")
 
     def _write(self, sender: str, target: str, content: bytes, then: Callable[[Reply], None]) -> None:
@@ -162,24 +162,24 @@ class Receiver:
     def _written(self, writing: asyncio.Future[Outcome], then: Callable[[Reply], None]) -> None:
         self._writing.discard(writing)
         if writing.cancelled():
-            return  # the service has ended: nobody is there to be answered
+            return  # the service has ended: nobody waits for an answer
         problem = writing.exception()
         if problem is None:
             then(writing.result().reply)
         else:
-            log.error("a delivery failed by a bug of outmail", exc_info=problem)
+            log.error("a delivery failed because of a bug of outmail", exc_info=problem)
             then(Reply(451, "Internal error: come back later", "4.3.0"))
 
 
-#: What the answer about the message in the queue is called.
+#: The key, in `replies`, of the answer about the message in the queue.
 QUEUE = ""
 
 
 class Copies:
-    """Who gets a message that came by LMTP: each target once, whichever recipients lead to it.
+    """Who gets a copy of a message that came by LMTP: each target once, whichever recipients lead to it.
 
-    ``found``: the targets of each recipient. ``alone``: users who are recipients themselves; their mailbox is
-    written before the answer. ``queued``: all other targets, by one message in the queue.
+    ``found``: the targets of each recipient. ``alone``: users who are recipients themselves; their mailboxes
+    are written before the answer. ``queued``: all other targets, which get one message in the queue.
     """
 
     def __init__(self, found: Sequence[Sequence[str]], is_mailbox: Callable[[Sequence[str]], bool]) -> None:
@@ -190,22 +190,25 @@ class Copies:
         )
 
     def replies(self, answers: Mapping[str, Reply]) -> list[Reply]:
-        """The reply for each recipient; ``answers``: for each of ``alone``, and for `QUEUE`."""
+        """The reply for each recipient. ``answers`` has one reply for each of ``alone``, and one for
+        `QUEUE`.
+        """
         return [self._reply(targets, answers) for targets in self._found]
 
     def _reply(self, targets: Sequence[str], answers: Mapping[str, Reply]) -> Reply:
         if not targets:
-            return UNKNOWN  # since RCPT
+            return UNKNOWN  # it was removed after RCPT
         if any(target in self.queued for target in targets):
             return answers[QUEUE]
         if len(targets) == 1:
             return answers[targets[0]]
-        # not the worst of theirs: the client tries each of them again, and would reach the others twice
+        # not the worst reply of the members: the client tries each failed one again anyway, and would send to
+        # the others twice
         return Reply(250, "delivered to its members as recipients", "2.0.0")
 
 
 class Everything:
-    """``--catch``: every sender and recipient is welcome, and nothing is delivered."""
+    """``--catch``: accept every sender and recipient, and deliver nothing."""
 
     def mail(self, session: protocol.Server, sender: str) -> Reply | None:
         return FULL if session.peer.listener.full else None
@@ -215,6 +218,8 @@ class Everything:
 
 
 def _no_loop(content: bytes, targets: set[str]) -> None:
-    """The header's length has been checked."""
+    """Raise `Refused` when the message was delivered here before. The length of the header has been
+    checked.
+    """
     if splice.delivered_to(content) & targets:
         raise Refused("the message has been delivered here before: a loop", code="loop")

@@ -1,14 +1,13 @@
-"""Mail comes in by SMTP or LMTP: listeners in the service's loop around the dialogue of
-`outmail.smtp.server`.
+"""SMTP and LMTP listeners in the service's event loop, around the dialogue of `outmail.smtp.server`.
 
-Promises: 250 only after the commit; a session that breaks off leaves nothing; bounded are what is held for
-clients (content and envelopes), connections, of all and of each client, and the time for a command, for a
-block of content and for a session; no byte but the last of a command puts its time off; what a client can
-have logged is logged once a minute; when the disk runs low, the store is slow or too much is in flight,
-clients are asked to come back later (4xx) instead of being kept waiting; stopping answers what is being
-stored, then says 421.
-Fails: as replies. Does not: decide who may relay (`RelayPolicy` below, or the receiving server's policy), or
-deliver.
+Promises: 250 is said only after the commit. A session that is interrupted leaves nothing behind. Bounded are:
+memory for clients (content and envelopes), connections (all, and of each client), and the time for a command,
+a block of content and a session; only a complete command meets its deadline, not single bytes. What clients
+can cause in the log is logged once a minute. When the disk is nearly full, the store is slow or too much mail
+is in memory, clients are asked to come back later (4xx) instead of being kept waiting. On stopping, messages
+that are being stored are answered; then clients get 421.
+Fails: as replies. Does not: decide who may relay (`RelayPolicy` below, or the receiving server's policy,
+does), or deliver.
 """
 
 from __future__ import annotations
@@ -41,26 +40,25 @@ from outmail.transport.wire import Wire
 
 log = logging.getLogger("outmail.intake")
 
-#: Seconds for a command, however it drips (RFC 5321 §4.5.3.2.7: five minutes).
+#: Seconds for a command, even if it arrives byte by byte (RFC 5321 §4.5.3.2.7: five minutes).
 IDLE = 300.0
-#: So many bytes of content have to come in so many seconds (§4.5.3.2.5 has three minutes for a block): 50 MB
-#: may take a day, but not stop on the way.
+#: This many bytes of content must arrive in this many seconds (§4.5.3.2.5 has three minutes for a block). So
+#: 50 MB may take a day, but may not stall.
 BLOCK = 64 * 1024
 CONTENT = 180.0
-#: A session ends after so many seconds, between messages if there is such a moment within the time of one
-#: more command.
+#: Seconds after which a session ends: between two messages, if one ends within the time of one more command.
 LONGEST = 3600.0
-#: A client that was said goodbye may take this long to read it.
+#: Seconds that a client may take to read the last reply.
 LINGER = 30.0
 TLS_HANDSHAKE = 30.0
 IN_FLIGHT = 256 * 1024 * 1024
 LEAST_DISK = 64 * 1024 * 1024
-#: Seconds: a commit that takes longer stops new mail; how often the queue's depth is counted.
+#: Seconds: a commit that takes longer stops new mail; the time between two counts of the queue.
 SLOW_STORE = 5.0
 COUNT_EVERY = 10.0
 HOPS = 50
 BACKLOG = 512
-#: Connections taken in one turn, before those that stand are served.
+#: How many new connections are accepted in one turn, before existing ones are served.
 AT_ONCE = 64
 _BUFFER = 64 * 1024
 _WRITE_LIMIT = 256 * 1024
@@ -68,11 +66,11 @@ _WRITE_LIMIT = 256 * 1024
 
 @dataclass(frozen=True, slots=True)
 class ListenerSettings:
-    """What listens, and for whom. ``users``: name → `hashed` password. ``rate``: messages a minute for each
-    client, 0 for no limit.
+    """What a listener offers, and to whom. ``users``: name → `hashed` password. ``rate``: messages a minute
+    for each client, 0 for no limit.
 
-    ``normalise``: whose line ends are mended instead of refused: everybody's, nobody's, or those of trusted
-    clients (None).
+    ``normalise``: whose bare line ends are replaced instead of refused: everybody's (True), nobody's (False),
+    or those of trusted clients (None).
     """
 
     dialogue: protocol.ServerSettings = field(default_factory=protocol.ServerSettings)
@@ -81,31 +79,32 @@ class ListenerSettings:
     tls: ssl.SSLContext | None = None
     implicit_tls: bool = False
     connections: int = 1000
-    #: Of one address (IPv6: of one /64) that is not trusted; None for a quarter of all, 0 for no limit.
+    #: Connections of one address (IPv6: one /64) that is not trusted; None for a quarter of all, 0 for no
+    #: limit.
     per_client: int | None = None
     rate: int = 0
     normalise: bool | None = None
     idle: float = IDLE
     #: Users of this machine who may use unix sockets; empty: all.
     accounts: Sequence[str] = ()
-    #: Recipients that may wait in the queue, beyond which no new mail is taken; 0 for no limit.
+    #: How many recipients may wait in the queue before no new mail is accepted; 0 for no limit.
     deepest: int = 0
 
     @property
     def most_of_one(self) -> int:
-        """Connections of one client."""
+        """How many connections one client may have."""
         if self.per_client is None:
             return max(1, self.connections // 4)
         return self.per_client or self.connections
 
 
-#: Said at MAIL and RCPT.
+#: The reply to MAIL and RCPT when too much is in memory.
 FULL = Reply(452, "Too much mail in flight: come back soon", "4.3.1")
 
 
 class RelayPolicy:
-    """The service's policy: trusted clients and authenticated users may send to anybody, nobody else to
-    anyone.
+    """The policy of the service: trusted clients and authenticated users may send to anybody, all others to
+    nobody.
     """
 
     def __init__(self, settings: ListenerSettings, gate: Callable[[], Reply | None], meter: Meter) -> None:
@@ -142,9 +141,10 @@ class ClientConnection(asyncio.BufferedProtocol):
         self.began = self.moved = monotonic()
         self._view = listener.buffer
         self._session: protocol.Server = None  # type: ignore[assignment]
-        #: What it is counted by among its listener's clients, once it is.
+        #: The key under which it is counted among its listener's clients; None while it is not counted.
         self._counted: str | None = None
-        #: Since when, and at how many bytes of which message, the present block of content has been awaited.
+        #: Since when the present block of content has been awaited, how many bytes had arrived then, and of
+        #: which message.
         self._block: tuple[float, int, int] | None = None
         self._shaking: asyncio.Task[None] | None = None
 
@@ -155,7 +155,7 @@ class ClientConnection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
-        if self._session is not None:  # the second time: TLS stands
+        if self._session is not None:  # the second call: TLS is established
             return
         if self._counted is None:
             self.account = account(transport.get_extra_info("socket"))
@@ -184,7 +184,7 @@ class ClientConnection(asyncio.BufferedProtocol):
         self._serve()
 
     def enter(self, peer: Any) -> None:
-        """Somebody has come, from there."""
+        """Count a new connection of this client."""
         self.client = peer[0] if isinstance(peer, tuple) else ""
         self.trusted = is_trusted(self.client, self.listener.settings.networks)
         self._counted = "" if self.trusted else neighbourhood(self.client)
@@ -192,7 +192,7 @@ class ClientConnection(asyncio.BufferedProtocol):
             self.listener.clients[self._counted] += 1
 
     def leave(self) -> None:
-        """And has gone. Called as often as you like."""
+        """Count it no more. May be called repeatedly."""
         self.listener.lines.discard(self)
         self.listener.shaking.discard(self)
         counted, self._counted = self._counted, ""
@@ -203,13 +203,13 @@ class ClientConnection(asyncio.BufferedProtocol):
 
     @property
     def crowded(self) -> bool:
-        """True when more have come from there than may."""
+        """True when this client has more connections than it may."""
         if not self._counted or self.listener.clients[self._counted] <= self.listener.settings.most_of_one:
             return False
         self.listener.seldom.say(
             logging.WARNING,
             "crowded",
-            "too many connections from %s at once: further ones are sent away",
+            "too many connections from %s at once: further ones are refused",
             self.client,
         )
         return True
@@ -249,7 +249,7 @@ class ClientConnection(asyncio.BufferedProtocol):
             elif isinstance(request, protocol.Verify):
                 self._verify(request)
             elif isinstance(request, protocol.StartTls):
-                self.transport.pause_reading()  # what comes now is the handshake's
+                self.transport.pause_reading()  # what comes now belongs to the TLS handshake
                 self.listener.speak()
                 self._shaking = self.listener.loop.create_task(self._shake_hands())
             else:
@@ -282,14 +282,14 @@ class ClientConnection(asyncio.BufferedProtocol):
             return
         if good is False:
             who = self.client or "a unix socket"
-            # fail2ban reads it
+            # fail2ban reads this line
             self.listener.seldom.say(logging.WARNING, f"auth {who}", "authentication failed from %s", who)
         self._session.authenticated(user if good else None, looked=good is not None)
         self.transport.resume_reading()
         self._serve()
 
     def encrypt(self, sock: socket.socket) -> None:
-        """A connection that begins with TLS; it has entered."""
+        """Begin TLS on a connection that starts with it; the connection is counted already."""
         self._shaking = self.listener.loop.create_task(self._encrypt(sock))
         self.listener.shaking.add(self)
 
@@ -324,7 +324,9 @@ class ClientConnection(asyncio.BufferedProtocol):
             )
             self._session.refuse(Reply(421, "TLS failed", "4.7.0"))
             self.transport.abort()
-            self.connection_lost(problem)  # nobody else says so: the wire was given away, and TLS never stood
+            # called here because nobody else calls it: the plain connection was given away, and TLS was never
+            # established
+            self.connection_lost(problem)
             return
         self._session.encrypted()
         self._serve()
@@ -332,12 +334,12 @@ class ClientConnection(asyncio.BufferedProtocol):
     # -- time and end ----------------------------------------------------------------------------------------
 
     def check(self, now: float) -> None:
-        """Called about once a second."""
+        """Check the deadlines; called about once a second."""
         if self._session.waiting:
             return
         if self._session.closed:
             if now - self.moved > LINGER:
-                self.transport.abort()  # it does not even read our last word
+                self.transport.abort()  # the client does not even read our last reply
             return
         if self._session.collecting:
             if self._stopped(now):
@@ -351,7 +353,7 @@ class ClientConnection(asyncio.BufferedProtocol):
             self.refuse(Reply(421, "This session has lasted long enough: connect again", "4.3.2"))
 
     def _stopped(self, now: float) -> bool:
-        """True when the content comes too slowly to be waited for."""
+        """True when content arrives too slowly."""
         received, message = self._session.received, self._session.messages
         since, before, which = self._block or (now, received, message)
         if which != message or received - before >= BLOCK:
@@ -360,9 +362,7 @@ class ClientConnection(asyncio.BufferedProtocol):
         return now - since > CONTENT
 
     def refuse(self, reply: Reply) -> None:
-        """Say a last word and hang up; a message that is being stored is answered first by whoever waits for
-        it.
-        """
+        """Send a last reply and hang up. A message that is being stored is answered first."""
         self._session.refuse(reply)
         self._serve()
 
@@ -372,7 +372,7 @@ class ClientConnection(asyncio.BufferedProtocol):
 
     @property
     def buffered(self) -> int:
-        """Bytes held for this client."""
+        """How many bytes are held for this client."""
         return self._session.buffered
 
 
@@ -390,13 +390,13 @@ class Listener:
         self.settings = settings
         self.loop = asyncio.get_running_loop()
         self.lines: set[ClientConnection] = set()
-        #: Connections by client, of those who are not trusted.
+        #: How many connections each client has that is not trusted.
         self.clients: Counter[str] = Counter()
         self.logins = Logins()
         self.seldom = Throttle(log)
-        #: True while more is held than may be.
+        #: True while more bytes are held than allowed.
         self.full = False
-        #: Connections whose first TLS handshake is under way.
+        #: Connections whose first TLS handshake is running.
         self.shaking: set[ClientConnection] = set()
         self.buffer = memoryview(bytearray(_BUFFER))
         self.policy = policy(self) if policy else RelayPolicy(settings, self.gate, Meter(settings.rate))
@@ -411,8 +411,8 @@ class Listener:
         self._check()
 
     async def listen(self, address: str | socket.socket) -> str:
-        """``host:port``, ``[::1]:port``, ``unix:/path`` or a socket that is bound already; returns where it
-        listens.
+        """Listen on ``host:port``, ``[::1]:port``, ``unix:/path`` or a socket that is bound already. Returns
+        where it listens.
         """
         if isinstance(address, socket.socket):
             sockets = [address]
@@ -428,7 +428,7 @@ class Listener:
         for sock in sockets:
             sock.setblocking(False)
             if sock.family != socket.AF_UNIX:
-                # those that are accepted inherit it
+                # accepted connections inherit this
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.listen(BACKLOG)
             self.loop.add_reader(sock, self._accept, sock)
@@ -437,14 +437,16 @@ class Listener:
         return name if isinstance(name, str) else f"{name[0]}:{name[1]}"
 
     def _accept(self, listening: socket.socket) -> None:
-        """Whoever has knocked; a task or a future for each would cost more than the rest of it."""
+        """Accept connections. A task or a future for each would cost more than all the rest."""
         for _ in range(AT_ONCE):
             try:
                 sock, peer = listening.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
-            except OSError as problem:  # no descriptors or no memory left: the others go on
-                self.seldom.say(logging.ERROR, "accept", "no connection can be taken: %s", problem.strerror)
+            except OSError as problem:  # no descriptors or no memory left: existing connections go on
+                self.seldom.say(
+                    logging.ERROR, "accept", "no connection can be accepted: %s", problem.strerror
+                )
                 self.loop.remove_reader(listening)
                 self.loop.call_later(1.0, self._listen_again, listening)
                 return
@@ -456,7 +458,7 @@ class Listener:
             line.enter(peer)
             if len(self.lines) + len(self.shaking) < self.settings.connections and not line.crowded:
                 line.encrypt(sock)
-            else:  # too many, and no word can be said before the handshake
+            else:  # too many, and nothing can be said before the TLS handshake
                 line.leave()
                 sock.close()
 
@@ -468,7 +470,7 @@ class Listener:
         self.lines.add(line)
 
     def say(self, transport: Any, out: bytes) -> None:
-        """Bytes for a client, at the end of this turn: a peer on this machine that is woken once for many
+        """Send bytes to a client at the end of this turn. A peer on this machine that is woken once for many
         replies answers them together.
         """
         if not self._said:
@@ -476,13 +478,13 @@ class Listener:
         self._said.append((transport, out))
 
     def speak(self) -> None:
-        """Now."""
+        """Send what `say` has collected."""
         said, self._said = self._said, []
         for transport, out in said:
             transport.write(out)
 
     async def close(self, patience: float = 10.0) -> None:
-        """No new connections; what is being stored is answered; then 421 to everybody."""
+        """Accept no new connections, answer messages that are being stored, then send 421 to everybody."""
         for sock in self._sockets:
             self.loop.remove_reader(sock)
             sock.close()
@@ -519,7 +521,7 @@ class Listener:
         request: protocol.Deliver,
         then: Callable[[Sequence[Reply]], None],
     ) -> None:
-        """Into the queue, for every recipient; LMTP gets the same answer for each."""
+        """Put the message into the queue for all recipients. LMTP gets the same answer for each."""
         times = len(request.recipients) if self.settings.dialogue.lmtp else 1
         id = new_id(self.door.door.clock.now())
         try:
@@ -537,7 +539,7 @@ class Listener:
     # -- pressure --------------------------------------------------------------------------------------------
 
     def gate(self) -> Reply | None:
-        """Asked at MAIL: may mail come in at all now?"""
+        """Called at MAIL. A reply when no mail can be accepted now, else None."""
         if self._trouble is None and self.door.in_flight > IN_FLIGHT:
             return FULL
         if self._trouble is None and self.door.longest() > SLOW_STORE:
@@ -552,14 +554,14 @@ class Listener:
         self._deep = bool(answer)
         if answer:
             log.warning(
-                "more than %d recipients wait in the queue: clients are asked to come back later",
+                "more than %d recipients wait in the queue: clients are told to come back later",
                 self.settings.deepest,
             )
         else:
-            log.warning("the queue is shorter again: mail is taken")
+            log.warning("the queue is shorter again: mail is accepted")
 
     def _check(self) -> None:
-        """Once a second: idle lines, memory, free disk."""
+        """Once a second: idle connections, memory, free disk space."""
         now = monotonic()
         for line in list(self.lines):
             line.check(now)
@@ -577,7 +579,7 @@ class Listener:
             self.seldom.say(
                 logging.WARNING,
                 "full",
-                "%d bytes are held for clients: the largest are asked to come back later",
+                "%d bytes are held for clients: the largest sessions are told to come back later",
                 held,
             )
             idle = (line for line in lines if line.buffered and not line.busy)
@@ -601,7 +603,7 @@ Take = Callable[
 
 
 def reply_for(answer: str | Exception) -> Reply:
-    """What acceptance said, as a reply."""
+    """The reply for the answer of acceptance."""
     if isinstance(answer, str):
         return Reply(250, f"queued as {answer}", "2.0.0")
     if isinstance(answer, Refused):
@@ -625,10 +627,10 @@ def traced(
     settings: protocol.ServerSettings,
     now: int,
 ) -> tuple[bytes, bytes]:
-    """(Received field (RFC 5321 §4.4), content); raises `Refused` when it has been around too often, or its
-    header is none or too long.
+    """(Received field (RFC 5321 §4.4), content). Raises `Refused` when the message has passed too many
+    servers, or its header is missing or too long.
 
-    An empty header block will do: the fields that are put in front become the header.
+    An empty header is accepted: the fields that are put in front become the header.
     """
     try:
         splice.check_head(content)
@@ -651,7 +653,7 @@ def traced(
 
 
 def _dsn(request: protocol.Deliver) -> Dsn | None:
-    """What the client asks of notifications; what it asks of some recipients only stands with them."""
+    """The client's requests for notifications; requests about single recipients are kept with them."""
     if not (request.ret or request.envid or any(request.notify) or any(request.originals)):
         return None
     if len(set(request.notify)) == 1 and not any(request.originals):
@@ -666,7 +668,7 @@ def _dsn(request: protocol.Deliver) -> Dsn | None:
 
 
 def _bound(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket for each address of this name; "" = all addresses of this host."""
+    """A socket for each address of this name; "" means all addresses of this host."""
     for family, kind, proto, _, address in dict.fromkeys(
         socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     ):
@@ -706,9 +708,9 @@ def _name(uid: int) -> str:
 
 
 def _remove_stale(path: str) -> None:
-    """A unix socket nobody listens on any more, from a service that was killed.
+    """Remove a unix socket that a killed service has left and nobody listens on.
 
-    Whatever else has the name stays: binding says that it is taken.
+    Anything else with this name stays: binding then reports that the name is taken.
     """
     with contextlib.suppress(FileNotFoundError):
         found = os.stat(path, follow_symlinks=False)
@@ -721,4 +723,4 @@ def _remove_stale(path: str) -> None:
             except ConnectionRefusedError:
                 os.unlink(path)
             except (TimeoutError, BlockingIOError):
-                pass  # somebody is there, and very busy
+                pass  # somebody listens, and is very busy

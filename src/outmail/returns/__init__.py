@@ -1,1 +1,1 @@
-"""Mail that comes back: loopback copies. Bounces will have their door here."""
+"""Mail that comes back: loopback copies. (Bounces will come here, too.)"""

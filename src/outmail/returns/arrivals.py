@@ -1,9 +1,9 @@
-"""What comes to the loopback address: a copy of ours, or something else that is only counted.
+"""Mail that arrives at the loopback address: a copy of ours, or something else, which is only counted.
 
-Promises: a copy is believed by its token alone (`policy.loopback.read`); where the mail came from and what it
-says in its body does not matter. Forged, foreign, expired and bounced tokens, and second ones, are counted
-and change nothing else. Only the header block is read; whatever the mail is, nothing raises for it.
-Fails: `StoreError` when the answer cannot be stored: then the mail should come again.
+Promises: a copy is believed because of its token alone (`policy.loopback.read`); its origin and its body do
+not matter. Tokens that are forged, foreign, expired, bounced or repeated are counted and change nothing else.
+Only the header is read. No mail makes this raise.
+Fails: `StoreError` when the result cannot be stored: then the mail should be offered again.
 Does not: fetch mail (`returns.watching`, `returns.imap`, a listener, or a pipe does).
 """
 
@@ -18,12 +18,12 @@ from outmail.mime import trace
 from outmail.policy.loopback import Loopback, Token, read
 from outmail.store import Store, Verb
 
-#: Hops that are kept, newest last.
+#: How many Received hops are kept; the newest is the last.
 KEPT = 20
 
 
 class Arrivals:
-    """One store's, with the key that signs its tokens."""
+    """The arrivals of one store, with the key that signs its tokens."""
 
     def __init__(self, store: Store, settings: Loopback, key: bytes, clock: Clock | None = None) -> None:
         self.settings = settings
@@ -32,17 +32,21 @@ class Arrivals:
         self._clock = clock or Clock()
 
     def takes(self, address: str) -> bool:
-        """Is mail for this address ours to take? Without a token only where copies or canaries go there."""
+        """True when mail for this address is for us. Without a token only if copies or canaries go to the
+        address.
+        """
         bare = self.settings.mode == "message-id" or self.settings.canary
         return self.settings.is_ours(address) and bool(bare or "+" in address.rpartition("@")[0])
 
     def take(self, content: bytes, recipients: Sequence[str] = (), sender: str | None = None) -> str:
-        """Record one mail; what it was (`store.verbs.loopback.WORDS`). It is on disk when this returns."""
+        """Record one mail. Returns what it was (`store.verbs.loopback.WORDS`); it is on disk when this
+        returns.
+        """
         return str(self._store.run(self.verb(content, recipients, sender)))
 
     def verb(self, content: bytes, recipients: Sequence[str] = (), sender: str | None = None) -> Verb[Any]:
-        """`take` for whoever commits by himself. ``recipients``: for whom it came, where that is known beside
-        its header; ``sender``: its envelope's, "" for the null sender, None where it is not known.
+        """`take`, for callers that commit by themselves. ``recipients``: the envelope's, if known.
+        ``sender``: the envelope's, "" for the null sender, None if unknown.
         """
         found = trace.read(content)
         now = self._clock.now()
@@ -58,7 +62,7 @@ class Arrivals:
         return self._store.verbs.came_home(token, now, hops, found.message_id, bounce)
 
     def _judged(self, words: Sequence[str], now: int) -> tuple[str, Token | None]:
-        """The first token that is believed, or what the mail is counted as."""
+        """The first valid token, or the word under which the mail is counted."""
         for word in words:
             token = read(self._key, word)
             if token is not None:

@@ -1,11 +1,11 @@
-"""Canaries: a small mail of our own by each relay, from time to time, so that a way that nobody uses is known
-to work.
+"""Canaries: from time to time a small mail of outmail's own goes through each relay, so that you know that a
+relay works even if nobody uses it.
 
-How: the mail goes to the loopback address itself, with the tag `CANARY`, so it always has a loopback copy;
-that the copy comes home, and after how long, is told as of any other (`outmail loopback stats`).
-Promises: one canary a relay and interval, however many services share the store; one that cannot be accepted
-is logged and tried in the next interval; canaries expire after one interval.
-Does not: go by ways that have no copies (programs, mailboxes, files), or know what became of one.
+How: the mail goes to the loopback address itself, with the tag `CANARY`, so it always has a loopback copy.
+Like any other copy, it is shown by `outmail loopback stats`.
+Promises: one canary for each relay and interval, however many services share the store. A canary that is not
+accepted is logged and tried in the next interval. Canaries expire after one interval.
+Does not: use relays that have no copies (programs, mailboxes, files), or know whether a canary arrived.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ log = logging.getLogger("outmail")
 def send_due(
     store: Store, settings: Loopback, routes: Routes, now: int, send: Callable[..., Any]
 ) -> list[str]:
-    """Send what is due; the relays that got one. ``send`` is `Outbox.send`."""
+    """Send canaries that are due. Returns the relays that got one. ``send`` is `Outbox.send`."""
     if not settings.canary:
         return []
     return [
@@ -36,13 +36,13 @@ def send_due(
 
 
 def _relays(routes: Routes) -> list[str]:
-    """Relays that mail may go by: those of the rules, and the default one."""
+    """The relays that mail may use: those of the rules, and the default one."""
     named = dict.fromkeys(["default", *[name for rule in routes.rules for name in rule.relays]])
     return [name for name in named if routes.relays[name].scheme in ("smtp", "lmtp")]
 
 
 def _claimed(store: Store, name: str, interval: int, now: int) -> bool:
-    """True for the one service whose turn it is. A last one in the future was dated by a wrong clock."""
+    """True for the one service whose turn it is. A last time in the future was written with a wrong clock."""
     found = store.read(store.verbs.note_get("canary", name))
     last, version = found or (0, 0)
     if 0 <= now - last < interval:
@@ -55,7 +55,7 @@ def _sent(name: str, settings: Loopback, send: Callable[..., Any]) -> bool:
         send(
             settings.address,
             f"canary by {name}",
-            f"This mail of outmail itself went by the relay {name}. It only has to come home.\n",
+            f"outmail has sent this mail through the relay {name}. It only has to come home.\n",
             headers={"Auto-Submitted": "auto-generated"},
             tag=CANARY,
             relay=name,

@@ -1,11 +1,11 @@
 """A mailbox on an IMAP server in which loopback copies arrive.
 
-How: a connection is kept; what is unseen is fetched, only its header (BODY.PEEK[HEADER], at most `trace.MOST`
-bytes), recorded, and then flagged ``\\Seen``. Where the server offers IDLE (RFC 2177) `wait` waits for news
-by it, else for the time that it is given.
-Promises: TLS with the certificate verified (``imaps://``), or STARTTLS (``imap://``), but for loopback
-addresses; no password goes out in clear. Every step has a time-out. A server that is away, slow or hostile
-costs this thread its time and nothing else: the next look connects anew.
+How: the connection is kept open. The headers of unseen mails are fetched (BODY.PEEK[HEADER], at most
+`trace.MOST` bytes) and recorded; then the mails are flagged ``\\Seen``. `wait` uses IDLE (RFC 2177) where the
+server offers it.
+Promises: TLS with a verified certificate (``imaps://``), or STARTTLS (``imap://``), except on loopback
+addresses; no password is sent in clear. Every step has a time-out. A server that is away, slow or hostile
+costs time on this thread and nothing else; the next look connects again.
 Fails: `OSError` (imaplib's errors become one). Does not: delete mail, or read bodies.
 """
 
@@ -33,7 +33,7 @@ _EXISTS = re.compile(rb"\* \d+ (EXISTS|RECENT)", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class ImapUrl:
-    """``imaps://user@host[:port][/folder]``. ``ca``: an authority of one's own."""
+    """``imaps://user@host[:port][/folder]``. ``ca``: the file of a certificate authority of your own."""
 
     host: str
     port: int
@@ -70,7 +70,7 @@ class Mailbox:
         self._server: imaplib.IMAP4 | None = None
 
     def look(self) -> int:
-        """Take what is unseen; how many mails. Raises `OSError`."""
+        """Record what is unseen. Returns how many mails. Raises `OSError`."""
         try:
             return self._look(self._connected())
         except (imaplib.IMAP4.error, OSError, ValueError) as problem:
@@ -78,7 +78,7 @@ class Mailbox:
             raise OSError(0, _said(problem), f"imap://{self.url.user}@{self.url.host}") from None
 
     def wait(self, seconds: float) -> bool:
-        """Wait for news that long at most; False where the server offers no IDLE, and nothing was waited for.
+        """Wait for new mail, at most ``seconds``. False, without waiting, where the server offers no IDLE.
         Raises `OSError`.
         """
         server = self._server
@@ -99,7 +99,9 @@ class Mailbox:
                 server.shutdown()
 
     def wake(self) -> None:
-        """Wake whoever waits, from another thread. (`close` there would wait for the lock of its reader.)"""
+        """Wake the thread that waits, from another thread. (`close` would wait for the reader's lock
+        there.)
+        """
         server = self._server
         if server is not None:
             with suppress(OSError):
@@ -141,8 +143,8 @@ class Mailbox:
         return answer[1]
 
     def _idle(self, server: imaplib.IMAP4, seconds: float) -> None:
-        """imaplib has no IDLE before Python 3.14. A time-out may have cut a line: then the next look connects
-        anew.
+        """IDLE by hand, because imaplib has it only from Python 3.14 on. A time-out may have cut a line in
+        two; then the next look connects again.
         """
         tag = server._new_tag()
         server.send(tag + b" IDLE\r\n")

@@ -1,13 +1,13 @@
 """The key that signs loopback tokens: one for each store, made on first use.
 
-Where: beside a SQLite store, in the file ``<store>.loopback.key``, which only its owner may read; in the
-store itself on PostgreSQL, because engines on all hosts sign and several places may hear what comes home, so
-that whoever may read that database may make tokens (what they are worth: `docs/loopback.md`).
-Promises: a key appears whole under its name, and on disk, before a token is made with it; of several makers
-one wins, and all use its key. It is never part of an export or a move: what tokens name are one store's own
-numbers.
-Fails: `ConfigError` for a key that cannot be made or read, that others may read, or that is no key.
-Does not: rotate keys: to do so remove the file; tokens that are under way then count as forged.
+Where: beside a SQLite store in the file ``<store>.loopback.key``, which only its owner may read. On
+PostgreSQL in the store itself, because engines on all hosts sign, and copies may come home at several places;
+so whoever can read that database can make tokens (docs/loopback.md says what they are worth).
+Promises: before a token is made, the key is complete under its name and on disk. When several processes make
+a key, one wins and all use its key. The key is never part of an export or a move, because tokens refer to
+numbers of one store.
+Fails: `ConfigError` when the key cannot be made or read, when others can read it, or when it is no key.
+Does not: rotate keys. To do that remove the file; tokens that are on their way then count as forged.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from outmail.errors import ConfigError
 from outmail.store import Store
 from outmail.system.lockfile import sync_folder
 
-#: Octets of a key.
+#: How many octets a key has.
 LENGTH = 32
 
 
 def signing_key(store: Store) -> bytes:
-    """The store's key."""
+    """The key of the store."""
     return _in_store(store) if store.blocking else _in_file(path_of(store))
 
 
 def path_of(store: Store) -> str:
-    """Where the key of a SQLite store is."""
+    """The file with the key of a SQLite store."""
     return f"{store.spool.removesuffix('.spool')}.loopback.key"
 
 
@@ -76,7 +76,7 @@ def _checked(key: bytes, where: str) -> bytes:
 
 
 def _make(path: str) -> None:
-    """Whole, on disk, and then by its name; one that is there already stays."""
+    """Write the key to disk, then give the file its name. An existing file stays."""
     temporary = f"{path}.{os.getpid()}.{os.urandom(4).hex()}"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:

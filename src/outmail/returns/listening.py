@@ -1,10 +1,11 @@
-"""Loopback copies that come by SMTP or LMTP: the listeners of `run` and `receive` take them by themselves.
+"""Loopback copies that come by SMTP or LMTP: the listeners of `outmail run` and `outmail receive` recognise
+them.
 
-How: a listener is wrapped: recipients whose address has a token of ours are taken out of a message before its
-own policy and its own taking see them.
-Promises: the answer to a copy comes after the commit that records it; a store in trouble is answered with
-4xx, so that the copy comes again; whatever else the message is for goes on as it would.
-Does not: decide who may connect, or take mail for the address without a token.
+How: a listener is wrapped. Recipients whose address has a token of ours are taken out of a message before the
+listener's own policy and queue see them.
+Promises: the answer to a copy comes after the commit that records it. When the store is in trouble the answer
+is 4xx, so that the copy comes again. The message's other recipients are treated as usual.
+Does not: decide who may connect, or accept mail for the address without a token.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ LATER = Reply(451, "The store is in trouble: come back later", "4.3.0")
 
 
 class LoopbackPolicy:
-    """A listener's policy, and copies are welcome from whoever may send at all."""
+    """A listener's policy that also accepts copies, from everybody who may send at all."""
 
     def __init__(self, inner: protocol.Policy, arrivals: Arrivals) -> None:
         self._inner = inner
@@ -38,7 +39,7 @@ class LoopbackPolicy:
 
 
 def listens_for_copies(listener: Listener, arrivals: Arrivals) -> Listener:
-    """The same listener, and it takes loopback copies."""
+    """The same listener; it accepts loopback copies, too."""
     inner = listener.take
 
     def take(line: ClientConnection, session: protocol.Server, request: protocol.Deliver, then: Then) -> None:
@@ -57,7 +58,7 @@ def listens_for_copies(listener: Listener, arrivals: Arrivals) -> Listener:
             elif lmtp or reply is HOME:
                 inner(line, session, rest, lambda replies: then(_woven(copies, reply, replies, lmtp=lmtp)))
             else:
-                then([reply])  # one answer for all: all of it comes again
+                then([reply])  # one answer for all, so everything comes again
 
         listener.door.ask(arrivals.verb(request.content, homes, request.sender), recorded)
 
@@ -67,7 +68,7 @@ def listens_for_copies(listener: Listener, arrivals: Arrivals) -> Listener:
 
 
 def _others(request: protocol.Deliver, copies: Sequence[bool]) -> protocol.Deliver:
-    """The same message for those that are no copies."""
+    """The same message for the recipients that are no copies."""
 
     def rest(values: list[str]) -> list[str]:
         return [value for value, copy in zip(values, copies) if not copy]
@@ -81,7 +82,7 @@ def _others(request: protocol.Deliver, copies: Sequence[bool]) -> protocol.Deliv
 
 
 def _woven(copies: Sequence[bool], reply: Reply, replies: Sequence[Reply], *, lmtp: bool) -> list[Reply]:
-    """The answers in the order of the recipients."""
+    """The answers, in the order of the recipients."""
     if not lmtp:
         return list(replies)
     others = iter(replies)

@@ -1,16 +1,16 @@
-"""Mailboxes in which loopback copies arrive: a Maildir, an mbox, or one on an IMAP server, looked at by the
-service.
+"""Mailboxes in which loopback copies arrive: a Maildir, an mbox, or one on an IMAP server. The service looks
+at them.
 
-How: `Watch.look` is called from time to time, on a thread of its own; it takes what is new. A Maildir's
-messages move from ``new`` to ``cur`` (flag S) once they are on record. Of an mbox it is noted how far it was
-read (length, inode and a hash of what stands right before that place); nothing in it is changed. `imap` has
-the third.
-Promises: a mail is recorded before the mailbox is told so; after a crash in between it is taken again, as a
-duplicate. What cannot be read is named once and passed over; nothing stops delivery. A look takes at most
-`MOST` mails. Of a mail only what is looked at is read.
-Fails: `OSError` and `StoreError` out of `look`: the next look goes on.
-Does not: delete mail, or lock an mbox: a mail that is being appended is taken when it is whole (it is
-followed by another, or has not grown since the last look).
+How: `Watch.look` is called again and again, on a thread of its own, and records what is new. Messages of a
+Maildir are moved from ``new`` to ``cur`` (flag S) when they are recorded. Of an mbox, a note says how far it
+was read (length, inode, and a hash of the bytes before that place); the mbox is not changed. `imap` has the
+third kind.
+Promises: a mail is recorded before the mailbox is changed. After a crash in between it is recorded again, as
+a duplicate. What cannot be read is named once in the log and skipped; nothing stops delivery. One look takes
+at most `MOST` mails and reads only what is needed of each.
+Fails: `OSError` and `StoreError` from `look`; the next look goes on.
+Does not: delete mail, or lock an mbox. A mail that is being appended is read when it is complete: when
+another one follows, or it has not grown since the last look.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from outmail.store import Store, StoreError
 
 log = logging.getLogger("outmail.loopback")
 
-#: Mails that one look takes, and bytes of an mbox that it reads.
+#: How many mails one look takes, and how many bytes of an mbox it reads.
 MOST = 1000
 MOST_BYTES = 16 * 1024 * 1024
-#: Bytes in front of the place where reading goes on, by which an mbox is known again.
+#: How many bytes before the present place identify an mbox.
 _KNOWN = 64
 
 
 class Watch(Protocol):
-    """A mailbox that is looked at."""
+    """A mailbox in which copies arrive."""
 
     def look(self) -> int:
-        """Take what is new; how many mails."""
+        """Record what is new. Returns how many mails."""
 
 
 class Maildir:
@@ -51,7 +51,7 @@ class Maildir:
         self._named: set[str] = set()
 
     def look(self) -> int:
-        """Take what is in ``new``."""
+        """Record what is in ``new``."""
         folder = os.path.join(self.path, "new")
         names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
         count = 0
@@ -66,7 +66,7 @@ class Maildir:
         return count
 
     def _read(self, path: str) -> bytes | None:
-        """The beginning of a regular file; None for anything else, which may not hold us up."""
+        """The beginning of a regular file; None for anything else, because that could block us."""
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             with open(fd, "rb") as file:
@@ -79,12 +79,14 @@ class Maildir:
             why = problem.strerror or str(problem)
         if path not in self._named:
             self._named.add(path)
-            log.warning("%s is passed over: %s", path, why)
+            log.warning("%s is skipped: %s", path, why)
         return None
 
 
 class Mbox:
-    """An mbox that others append to, and may empty. How far it was read is a note in the store."""
+    """An mbox to which others append, and which they may empty. A note in the store says how far it was
+    read.
+    """
 
     def __init__(self, path: str, arrivals: Arrivals, store: Store) -> None:
         self.path = path
@@ -94,7 +96,7 @@ class Mbox:
         self._before = -1
 
     def look(self) -> int:
-        """Take the mails behind the place up to which it was read."""
+        """Record the mails after the place up to which it was read."""
         fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(fd, "rb"):
             here = os.fstat(fd)
@@ -105,7 +107,7 @@ class Mbox:
             data = os.pread(fd, MOST_BYTES, at)
             whole = quiet and at + len(data) == here.st_size
             mails, used = entries(data, last=whole)
-            if not mails and len(data) == MOST_BYTES:  # one mail that is longer: its header is in there
+            if not mails and len(data) == MOST_BYTES:  # one mail that is longer; its header is in the data
                 mails, used = [data], len(data)
             for mail in mails[:MOST]:
                 if mail.startswith(b"From "):
@@ -117,7 +119,7 @@ class Mbox:
         return len(mails[:MOST])
 
     def _place(self, fd: int, here: os.stat_result) -> int:
-        """Where to go on: at the beginning when it is another file, was emptied, or written anew."""
+        """Where to go on. At the beginning, if it is another file, or was emptied or rewritten."""
         found = self._store.read(self._store.verbs.note_get("mbox", self.path))
         note: dict[str, Any] = found[0] if found else {}
         at = int(note.get("at", 0))
@@ -136,8 +138,8 @@ def _known(fd: int, at: int) -> str:
 
 
 def entries(data: bytes, *, last: bool) -> tuple[list[bytes], int]:
-    """(whole entries, bytes they take). An entry begins at a line ``From `` at the beginning or behind an
-    empty line; the last one is whole only if the caller says so.
+    """(complete entries, the bytes that they take). An entry begins with a line ``From `` at the beginning or
+    after an empty line. The last entry is complete only if the caller says so.
     """
     starts = [0]
     at = 0
@@ -152,23 +154,23 @@ def _found(data: bytes, mark: bytes, after: int, skip: int) -> int:
     return len(data) if at < 0 else at + skip
 
 
-#: Seconds between two looks, and after one that failed.
+#: Seconds between two looks, and after a failed one.
 POLL = 5.0
 PAUSE = 30.0
 
 
 class Idling(Watch, Protocol):
-    """One that can be waited at."""
+    """A mailbox that can wait for new mail."""
 
     def wait(self, seconds: float) -> bool:
-        """Wait for news; False where that is not to be had."""
+        """Wait for new mail. False where that is not possible."""
 
     def wake(self) -> None:
-        """Wake whoever waits; may be called from another thread."""
+        """Wake the thread that waits. May be called from another thread."""
 
 
 class Watcher:
-    """A thread of its own for one mailbox."""
+    """A thread for one mailbox."""
 
     def __init__(self, watch: Watch | Idling, name: str) -> None:
         self._watch = watch
@@ -181,7 +183,7 @@ class Watcher:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ask it to end; what it has begun is finished. Returns within seconds."""
+        """Ask the thread to end. It finishes what it has begun. Returns within seconds."""
         self._over.set()
         if hasattr(self._watch, "wake"):
             self._watch.wake()
@@ -193,8 +195,8 @@ class Watcher:
             self._over.wait(pause)
 
     def _looked(self) -> bool:
-        """Take what is there, and wait for more where that can be done. False when it should be left
-        alone.
+        """Record what is there, and wait for more where that is possible. False when the mailbox should be
+        left alone for a while.
         """
         try:
             more = self._watch.look() == MOST

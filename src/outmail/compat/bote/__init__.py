@@ -1,7 +1,7 @@
-"""The package bote, 1.2 and 2.0: ``from outmail.compat import bote`` instead of ``import bote``.
+"""The package bote, 1.2 and 2.0: write ``from outmail.compat import bote`` instead of ``import bote``.
 
-A dictionary of settings, and plain-text mails from them. See `mailer` for what stays and what is better, and
-docs/compat.md for each difference.
+A dictionary of settings, and plain-text mails with them. `mailer` says what is the same and what is better;
+docs/compat.md lists each difference.
 """
 
 from outmail import __version__

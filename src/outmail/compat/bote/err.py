@@ -1,5 +1,5 @@
-"""The exceptions of the package bote, with its names and hierarchy, and one more for what its versions raise
-differently.
+"""The exceptions of the package bote, with its names and hierarchy, and one that is both of those which its
+versions raise in the same case.
 """
 
 

@@ -1,12 +1,12 @@
-"""`Mailer` of the package bote: a dictionary of settings, and plain-text mails from them.
+"""`Mailer` of the package bote: a dictionary of settings, and plain-text mails with them.
 
-What stays: the settings, their defaults, what is refused and with which exception; the attributes, which may
-be changed until a mail is sent; `Mailer.send_mail` and `Mailer.send_mail_to_admin`. What is better: a mail is
-queued on disk and delivered by an engine in the program, so a server that is down raises nothing; Date and
-Message-ID are set; long URLs are not broken; addresses that bote's pattern does not know (``dev@localhost``)
-are accepted.
+The same as in bote: the settings, their defaults, what is refused and with which exception; the attributes,
+which may be changed until a mail is sent; `Mailer.send_mail` and `Mailer.send_mail_to_admin`. Better than
+bote: a mail is stored on disk and delivered by an engine in the program, so a server that is down raises
+nothing; Date and Message-ID are set; long URLs are not broken; addresses that bote's pattern does not know
+(``dev@localhost``) are accepted.
 Fails: ValueError, TypeError and `err` as in bote; `outmail.NotStored` when the queue cannot be written. Does
-not: send when the settings are wrong (everything is checked in the constructor).
+not: send with wrong settings; everything is checked in the constructor.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from outmail.model import Receipt
 from outmail.outbox.outbox import Outbox
 from outmail.smtp.syntax import AddressError, parse_mailbox
 
-#: bote's own logger: who configured it finds the warning there.
+#: bote's own logger, so that programs which have configured it get the warning there.
 log = logging.getLogger("bote.mailer")
 
 KEYS = (
@@ -38,14 +38,14 @@ KEYS = (
     "wrap_width",
     "timeout",
 )
-#: Names of older versions of exoskeleton.
+#: Setting names of older versions of exoskeleton.
 ALIASES = {"mail_admin": "recipient", "mail_sender": "sender"}
 LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
 class Mailer:
-    """``Mailer(settings)``; ``store`` says where the queue is (default: the configured store), ``exit_wait``
-    how many seconds the program's end waits for deliveries.
+    """``Mailer(settings)``. ``store``: where the queue is (default: the configured store). ``exit_wait``:
+    seconds that the program's end waits for deliveries.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Mailer:
 
     @property
     def context(self) -> NoReturn:
-        """bote's TLS context, which does not exist here."""
+        """bote's TLS context; it does not exist here."""
         raise AttributeError(
             "this Mailer has no TLS context; say which certificates to trust in outmail's configuration: "
             "[relay] ca, fingerprint or verify"
@@ -103,11 +103,11 @@ class Mailer:
         return self.send_mail(message_subject, message_text, self.recipient["admin"])
 
     def close(self) -> None:
-        """Deliver what can be delivered in a few seconds; the rest stays queued."""
+        """Deliver for a few seconds; the rest stays queued."""
         self._outbox().close()
 
     def relay(self) -> str:
-        """The server as the attributes say now, as a relay's URL. Without encryption bote does not log in."""
+        """The relay URL for the present attributes. Without encryption bote does not log in."""
         login = (self.username, self.passphrase) if self.encryption != "off" else ("", "")
         return relay_url(self.server, self.server_port, self.encryption, *login)
 
@@ -128,7 +128,7 @@ def is_address(value: Any) -> bool:
 
 
 def _known(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings under their present names; raises for what is unknown or missing."""
+    """The settings under their present names. Raises for unknown and missing ones."""
     if not isinstance(given, Mapping):
         raise err.WrongType("mail_settings must be a dictionary")
     for old, new in ALIASES.items():
@@ -183,7 +183,7 @@ def _credentials(settings: Mapping[str, Any]) -> tuple[str | None, str | None]:
 
 
 def _text(name: str, value: Any) -> str:
-    """Trimmed; None is empty."""
+    """The text without white space at its ends; None becomes empty."""
     if value is not None and not isinstance(value, str):
         raise err.WrongType(f"the {name} must be text, not {value!r}")
     return (value or "").strip()

@@ -1,9 +1,9 @@
-"""The queue in Django's admin: a list to look at and search, one message with its recipients, attempts and a
-preview, and two buttons: retry and cancel.
+"""The queue in Django's admin: a list with a search, a page for each message (recipients, attempts, preview),
+and two buttons: retry and cancel.
 
-Promises: text from outside is escaped; the HTML of a message is shown in a sandboxed frame that loads
-nothing; times are in Django's time zone, and name it. Fails: what the queue refuses is a message on the page.
-Does not: add, edit or delete.
+Promises: text from outside is escaped. The HTML of a message is shown in a sandboxed frame that loads
+nothing. Times are in Django's time zone, which is named. Fails: when the queue refuses something, the page
+shows a message. Does not: add, edit or delete.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from outmail.policy import selection
 from outmail.policy.plain import plain, plain_line
 
 PAGE = 100
-#: Recipients of a message that the list shows.
+#: How many recipients of a message the list shows.
 FIRST = 5
 
 
@@ -44,7 +44,7 @@ class MessageAdmin(admin.ModelAdmin):
         return False
 
     def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
-        """What a filter finds, the oldest first; by default what is not finished."""
+        """What a filter finds, oldest first; without a filter everything that is not finished."""
         if not self.has_view_permission(request):
             raise PermissionDenied
         if request.method == "POST":
@@ -73,7 +73,7 @@ class MessageAdmin(admin.ModelAdmin):
     def change_view(
         self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: Any = None
     ) -> HttpResponse:
-        """One message: its recipients, every try, and what it looks like."""
+        """One message: its recipients, all attempts, and a preview."""
         if not self.has_view_permission(request):
             raise PermissionDenied
         if request.method == "POST":
@@ -99,7 +99,7 @@ class MessageAdmin(admin.ModelAdmin):
         return TemplateResponse(request, "admin/outmail/message.html", context)
 
     def history_view(self, request: HttpRequest, object_id: str, extra_context: Any = None) -> HttpResponse:
-        """The message's own page is its history: every try is on it."""
+        """The page of the message is its history: it shows all attempts."""
         if not self.has_view_permission(request):
             raise PermissionDenied
         return HttpResponseRedirect(
@@ -111,7 +111,7 @@ class MessageAdmin(admin.ModelAdmin):
         raise PermissionDenied
 
     def _act(self, request: HttpRequest, ids: list[str]) -> None:
-        """Retry or cancel what was chosen."""
+        """Retry or cancel the chosen messages."""
         if not self.has_change_permission(request):
             raise PermissionDenied
         action = request.POST.get("action")
@@ -119,7 +119,7 @@ class MessageAdmin(admin.ModelAdmin):
         if call is None:
             return
         count = 0
-        for id in filter(is_id, ids):  # anything else would be a filter
+        for id in filter(is_id, ids):  # anything else would be read as a filter
             try:
                 count += call(id)
             except Error as problem:
@@ -133,7 +133,7 @@ class MessageAdmin(admin.ModelAdmin):
 
 
 def _retry(id: str) -> int:
-    """Waiting recipients are due now, failed ones begin anew."""
+    """Make waiting recipients due now, and queue failed ones again."""
     opened = queue.outbox().queue
     chosen = selection.select(id, 0)
     failed = replace(chosen, terms=(Term("state", "failed"),))
@@ -141,7 +141,9 @@ def _retry(id: str) -> int:
 
 
 def _selected(words: str, now: int) -> Filter:
-    """As `outmail queue list` takes them: ALL is everything, nothing is what is not finished."""
+    """The filter for the search box, as in `outmail queue list`: ALL means everything, empty means what is
+    not finished.
+    """
     text = words.strip()
     if not text:
         return Filter((Term("is", "live"),))

@@ -1,10 +1,11 @@
-"""Attributes of django-anymail's messages → outmail's words, so that a program that sent through an e-mail
-service sends through outmail unchanged.
+"""Translates the attributes of django-anymail's messages, so that a program that used an e-mail service can
+use outmail without a change.
 
-What becomes of them: ``envelope_sender`` is the envelope's sender; ``send_at`` is ``at``; the first of
-``tags`` is the tag, and all stand in an X-Tag field; ``metadata`` is an X-Metadata field in JSON. Recipients
-can read both fields, as where anymail sends through Amazon SES. What `IGNORED` names is passed over: the mail
-is the same without it. What `REFUSED` names raises: the service, not the message, holds the text.
+How: ``envelope_sender`` becomes the envelope's sender, ``send_at`` becomes ``at``, and the first of ``tags``
+becomes the tag; all tags are put into an X-Tag field. ``metadata`` becomes an X-Metadata field in JSON.
+Recipients can read both fields, as with anymail and Amazon SES. Attributes in `IGNORED` are ignored, because
+the mail is the same without them. Attributes in `REFUSED` raise, because the text is at the service and not
+in the message.
 Fails: `outmail.Refused`. Does not: import anymail.
 
 Source: https://anymail.dev/en/stable/sending/anymail_additions/
@@ -28,7 +29,7 @@ REFUSED = ("template_id", "merge_data", "merge_global_data", "merge_metadata", "
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """What a message says with anymail's attributes: the envelope's sender, header fields, words of
+    """What anymail's attributes of a message become: the envelope's sender, header fields, arguments of
     ``submit``.
     """
 
@@ -38,7 +39,7 @@ class Words:
 
 
 def words(message: Any) -> Words:
-    """Read the attributes of a message of Django."""
+    """Read the attributes of a Django message."""
     for name in REFUSED:
         if getattr(message, name, None):
             raise Refused(
@@ -61,7 +62,7 @@ def words(message: Any) -> Words:
 
 
 def _folded(where: str, value: str) -> str:
-    """The value of a field whose lines can be kept within 998 octets (RFC 5322, section 2.1.1)."""
+    """A field's value, if its lines can be kept within 998 octets (RFC 5322, section 2.1.1)."""
     if value.isascii() and max(map(len, value.split()), default=0) > 900:
         raise Refused(f"{where} holds a word of more than 900 characters", code="bad-argument")
     return value
@@ -77,9 +78,7 @@ def _as_json(metadata: Any) -> str:
 
 
 def _moment(value: Any) -> datetime:
-    """A datetime, a date (its midnight; both in Django's time zone when they name none), or seconds since
-    1970.
-    """
+    """A datetime, a date (its midnight), or seconds since 1970. Without a time zone Django's is used."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         try:
             return datetime.fromtimestamp(value, UTC)

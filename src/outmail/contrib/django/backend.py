@@ -1,12 +1,12 @@
-"""The e-mail backend: what Django sends is queued, inside the running transaction where there is one.
+"""The e-mail backend: mail that Django sends is stored, in the running transaction if there is one.
 
-Promises: inside ``transaction.atomic`` mail goes out if and only if the block commits; outside it is on disk
-when `send_messages` returns; Bcc is in the envelope only; bare names (``root``) get the configured origin, in
-the envelope and in the header; a message refused raises before anything of the
-call is queued (with ``fail_silently`` it is left out); the number of messages queued is returned. Priority
-and the like: an attribute ``outmail`` of the message, a dict of the words of ``submit`` (``priority, at,
-expires, tag, key, relay``), or headers X-Outmail-Priority, -At, -Expires, -Tag, -Key, -Relay, which are taken
-out. The attributes that django-anymail reads are understood as `anymail` says.
+Promises: inside ``transaction.atomic`` mail goes out if and only if the block commits. Outside, it is on disk
+when `send_messages` returns. Bcc is in the envelope only. Bare names (``root``) get the configured origin, in
+the envelope and in the header. A message that is refused raises before any message of the call is stored
+(with ``fail_silently`` it is left out). The number of stored messages is returned. Priority and so on are set
+by an attribute ``outmail`` of the message, a dict of arguments of ``submit`` (``priority, at, expires, tag,
+key, relay``), or by headers X-Outmail-Priority, -At, -Expires, -Tag, -Key, -Relay, which are removed. The
+attributes of django-anymail are translated by `anymail`.
 Fails: `outmail.Refused` (a ValueError, also for every address that Django's own SMTP backend refuses),
 `outmail.NotStored`, `outmail.ConfigError`. Does not: deliver.
 """
@@ -34,13 +34,13 @@ class EmailBackend(BaseEmailBackend):
 
     def __init__(self, fail_silently: bool = False, *, alias: str | None = None, **options: Any) -> None:
         own = {name: options.pop(name) for name in queue.WORDS if name in options}
-        # The base class judges the rest: 5.2 takes anything (host, username), 6.1 warns or raises.
+        # The base class judges the rest: 5.2 accepts anything (host, username), 6.1 warns or raises.
         super().__init__(**({} if alias is None else {"alias": alias}), **options)
         self.fail_silently = fail_silently
         self.options = own
 
     def send_messages(self, email_messages: Sequence[Any]) -> int:
-        """Queue them; returns how many."""
+        """Store the messages. Returns how many."""
         messages = [message for message in email_messages or () if message.recipients()]
         if not messages:
             return 0
@@ -61,7 +61,7 @@ class EmailBackend(BaseEmailBackend):
 
 
 def submitted(message: Any, origin: str) -> dict[str, Any]:
-    """A message of Django → the words of ``Outbox.submit``."""
+    """The arguments of ``Outbox.submit`` for a Django message."""
     theirs = anymail.words(message)
     kept = dict(message.extra_headers)
     own = {_HEADERS[name.lower()]: str(value) for name, value in kept.items() if name.lower() in _HEADERS}
@@ -96,7 +96,7 @@ def _qualified(message: Any, headers: Mapping[str, Any], origin: str) -> dict[st
 
 @contextmanager
 def _changed(message: Any, values: Mapping[str, Any]) -> Iterator[None]:
-    """The message with other attributes for a while."""
+    """The message with other attributes, inside the block."""
     kept = {name: getattr(message, name) for name in values}
     try:
         for name, value in values.items():
@@ -108,7 +108,7 @@ def _changed(message: Any, values: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _text(value: Any) -> str:
-    """Lazy texts, too. None is no name."""
+    """Text, also of lazy texts. None is no name."""
     return "" if value is None else str(value)
 
 
@@ -117,8 +117,9 @@ def _addresses(values: Iterable[Any], where: str, origin: str) -> list[str]:
 
 
 def _address(text: str, where: str, origin: str) -> str:
-    """The mailbox of one address, as the email package reads it, too: where the two readings differ (a second
-    ``@`` in a name without quotes, two addresses in one), the mail could go to somebody whom nobody meant.
+    """The mailbox of one address, read by us and by the email package. If the two readings differ (a second
+    ``@`` in a name without quotes, two addresses in one), the mail could go to a stranger; then it is
+    refused.
     """
     mailbox = api.people(text, where, origin)[0][1]
     read, sound = _read(text)
@@ -132,8 +133,8 @@ def _address(text: str, where: str, origin: str) -> str:
 
 
 def _read(text: str) -> tuple[list[str], bool]:
-    """The mailboxes that the email package finds, and whether RFC 5322, section 3.4, allows what it read. A
-    mailbox without a domain is for `api.people` to judge.
+    """The mailboxes that the email package finds, and whether RFC 5322, section 3.4, allows the text. Whether
+    a mailbox without a domain is allowed is decided by `api.people`.
     """
     try:
         field = modern.header_factory("to", text)

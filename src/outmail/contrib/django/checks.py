@@ -1,4 +1,4 @@
-"""System checks: what would go wrong with the first mail is said by ``manage.py check``."""
+"""System checks: ``manage.py check`` says what would go wrong with the first mail."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ BACKENDS = ("outmail.contrib.django.EmailBackend", "outmail.contrib.django.backe
 
 @register("outmail")
 def settings_make_sense(app_configs: Any = None, **_: Any) -> list[CheckMessage]:
-    """E001: a setting is wrong; E002: the database is one outmail cannot empty; W001: nothing uses the
-    backend; W002 and I001: what is ignored of django-anymail's settings and message attributes.
+    """E001: a setting is wrong. E002: outmail cannot empty this database. W001: nothing uses the backend.
+    W002 and I001: django-anymail settings and message attributes that are ignored.
     """
     found: list[CheckMessage] = []
     mailers = getattr(settings, "MAILERS", {}) or {}

@@ -1,4 +1,4 @@
-"""The table that carries mail in your transactions, and a name for the queue in the admin."""
+"""The table for mail in your transactions, and a model that gives the queue a name in the admin."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from django.db import models
 
 
 class OutboxRow(models.Model):
-    """One message between your commit and the queue (`outmail store ddl` prints the same table)."""
+    """One message on its way from your transaction to the queue (`outmail store ddl` prints the same
+    table).
+    """
 
     n = models.BigAutoField(primary_key=True)
     id = models.TextField()
@@ -21,14 +23,16 @@ class OutboxRow(models.Model):
 
 
 class Nothing(models.Manager["Message"]):
-    """Whoever asks the database (the admin's links to objects do) finds no message, instead of no table."""
+    """Finds no message, where Django would ask for a table that does not exist (the admin's links to objects
+    do).
+    """
 
     def get_queryset(self) -> models.QuerySet[Message]:
         return super().get_queryset().none()
 
 
 class Message(models.Model):
-    """What is in the queue. It has no table: the admin asks the queue."""
+    """A message in the queue. The model has no table: the admin asks the queue."""
 
     id = models.CharField(primary_key=True, max_length=26)
     objects = Nothing()

@@ -1,7 +1,8 @@
-"""Django's settings → the `Outbox` of this process, and the database's URL for whoever empties it.
+"""Django's settings: the `Outbox` of this process for them, and the URL of the database whose table is
+emptied.
 
-``OUTMAIL`` in the settings, and a mailer's OPTIONS over it: ``store``, ``relay``, ``config``, ``deliver`` as
-of `Outbox`, and ``database``: the alias of the database whose transactions mail belongs to, or None.
+``OUTMAIL`` in the settings, overridden by a mailer's OPTIONS: ``store``, ``relay``, ``config``, ``deliver``
+as for `Outbox`, and ``database``: the alias of the database whose transactions mail belongs to, or None.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _guard = threading.Lock()
 
 
 def options(own: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What the settings say, and a mailer's own options over it."""
+    """The settings, overridden by a mailer's own options."""
     found = {"database": "default", "deliver": "never", **getattr(settings, "OUTMAIL", {}), **(own or {})}
     unknown = sorted(set(found) - set(WORDS))
     if unknown:
@@ -30,7 +31,7 @@ def options(own: dict[str, Any] | None = None) -> dict[str, Any]:
 
 
 def outbox(own: dict[str, Any] | None = None) -> Outbox:
-    """The process's `Outbox` for these options; opened on first use."""
+    """The `Outbox` of this process for these options, opened on first use."""
     found = options(own)
     words = {
         name: found[name] for name in ("store", "relay", "config", "deliver") if found.get(name) is not None
@@ -44,15 +45,15 @@ def outbox(own: dict[str, Any] | None = None) -> Outbox:
 
 
 def transaction(own: dict[str, Any] | None = None) -> Any:
-    """The connection whose transaction is open, for ``using=``; None outside of one."""
+    """The connection with an open transaction, for ``using=``; None outside a transaction."""
     alias = options(own)["database"]
     connection = connections[alias] if alias else None
     return connection if connection is not None and connection.in_atomic_block else None
 
 
 def database_url(own: dict[str, Any] | None = None) -> str:
-    """Where `outmail run` finds the table; "" when mail is not bound to a database. Raises ConfigError for
-    databases that outmail cannot empty.
+    """The URL at which `outmail run` finds the table; "" when mail belongs to no database. Raises ConfigError
+    for databases that outmail cannot empty.
     """
     alias = options(own)["database"]
     if not alias:
@@ -62,7 +63,7 @@ def database_url(own: dict[str, Any] | None = None) -> str:
         return f"sqlite:{found['NAME']}"
     if connections[alias].vendor != "postgresql":
         raise ConfigError(
-            f"outmail takes mail over from SQLite and PostgreSQL, not from {connections[alias].vendor}",
+            f"outmail can empty a table in SQLite and PostgreSQL, not in {connections[alias].vendor}",
             hint='OUTMAIL = {"database": None}',
         )
     who = quote(str(found.get("USER") or ""), safe="") + (

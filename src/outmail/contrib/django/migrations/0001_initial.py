@@ -8,7 +8,7 @@ from outmail import outbox_ddl
 
 
 def make_functions(apps: Any, schema_editor: Any) -> None:
-    """What `outmail store ddl --dialect postgresql` prints; its CREATE TABLE finds the table made."""
+    """Run what `outmail store ddl --dialect postgresql` prints. Its CREATE TABLE finds the existing table."""
     if schema_editor.connection.vendor == "postgresql":
         with schema_editor.connection.cursor() as cursor:
             cursor.execute(outbox_ddl("postgresql"))

@@ -1,5 +1,5 @@
-"""``manage.py outmail …``: the command `outmail` with Django's settings: its queue, its relay, and the
-database to take mail over from.
+"""``manage.py outmail …``: the command `outmail` with the queue, the relay and the database of Django's
+settings.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Command(BaseCommand):
     requires_system_checks: list[str] = []
 
     def run_from_argv(self, argv: list[str]) -> None:
-        """Everything behind the name is outmail's own."""
+        """Everything after the name is outmail's own."""
         sys.exit(main(argv[2:]) if not self.prepare() else 78)
 
     def add_arguments(self, parser: Any) -> None:
@@ -32,7 +32,7 @@ class Command(BaseCommand):
             sys.exit(status)
 
     def prepare(self) -> int:
-        """The settings as outmail's environment variables; what is set there already wins."""
+        """Turn the settings into outmail's environment variables. Variables that are set already win."""
         found = queue.options()
         values = {
             "OUTMAIL_STORE": found.get("store"),
