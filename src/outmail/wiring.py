@@ -26,9 +26,13 @@ if TYPE_CHECKING:
     from outmail.transactional.reader import Source
 
 
-def open_store(url: str) -> Store:
+#: What keeps a store from being written, and perhaps not from being read.
+UNWRITABLE = ("full", "readonly", "forbidden", "io")
+
+
+def open_store(url: str, *, reading: bool = False) -> Store:
     """``mail.db``, ``sqlite:rel/path``, ``sqlite:///abs/path``, ``sqlite+stdlib:…``, ``postgresql://…`` → an
-    open store.
+    open store. ``reading``: one that can be read only is enough.
     """
     if is_postgres(url):
         with loading:
@@ -44,7 +48,14 @@ def open_store(url: str) -> Store:
     refuse_unfinished(path)
     if url in (default_store(os.environ), user_store(os.environ)):
         _make_folder(os.path.dirname(path))
-    return SqliteStore(path, library)
+    try:
+        return SqliteStore(path, library)
+    except StoreError as problem:
+        if not reading or problem.kind not in UNWRITABLE or not os.path.isfile(path):
+            raise
+        from outmail.store.sqlite.reading import SqliteReading
+
+        return SqliteReading(path, library, problem)
 
 
 def _make_folder(path: str) -> None:

@@ -83,15 +83,20 @@ def past(option: str, text: str) -> int:
     return instant(found, now) if found is not None else now
 
 
-def queue_of(arguments: argparse.Namespace) -> Queue:
-    """For reading and changing; to be closed."""
+def queue_of(arguments: argparse.Namespace, *, reading: bool = False) -> Queue:
+    """For reading and changing; to be closed. With ``reading`` also one that can only be read, which is
+    said.
+    """
     config = config_of(arguments)
     if config.through:
         print(
             f"outmail: this is your own queue; {config.through} takes from it, and has a queue of its own",
             file=sys.stderr,
         )
-    return Queue.open(config)
+    queue = Queue.open(config, reading=reading)
+    if queue.only_reads:
+        print(plain_line(f"outmail: {queue.only_reads}"), file=sys.stderr)
+    return queue
 
 
 def known_id(queue: Queue, text: str) -> str:

@@ -18,7 +18,7 @@ from outmail.policy.plain import as_json, plain_line
 
 def show(arguments: argparse.Namespace) -> int:
     """One message."""
-    with queue_of(arguments) as queue:
+    with queue_of(arguments, reading=True) as queue:
         id = named_id(queue, arguments.id)
         if arguments.raw:
             sys.stdout.buffer.write(queue.content(id))
@@ -49,7 +49,7 @@ def show(arguments: argparse.Namespace) -> int:
 
 def log(arguments: argparse.Namespace) -> int:
     """Every attempt."""
-    with queue_of(arguments) as queue:
+    with queue_of(arguments, reading=True) as queue:
         id = named_id(queue, arguments.id)
         attempts = queue.attempts(id)
         people = {r.n: r.address for r in queue.status(id).recipients}
@@ -74,7 +74,7 @@ def log(arguments: argparse.Namespace) -> int:
 
 def events(arguments: argparse.Namespace) -> int:
     """What happened."""
-    with queue_of(arguments) as queue:
+    with queue_of(arguments, reading=True) as queue:
         after = _beginning(queue, arguments)
         while True:
             for event in queue.events(after):

@@ -42,7 +42,7 @@ SHORT = 12
 
 def queue(arguments: argparse.Namespace) -> int:
     """List, count, change."""
-    with queue_of(arguments) as opened:
+    with queue_of(arguments, reading=arguments.verb in ("list", "stats")) as opened:
         if arguments.verb == "list":
             return _list(opened, arguments)
         if arguments.verb == "stats":

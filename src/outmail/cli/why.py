@@ -29,7 +29,7 @@ HEADER = 64 * 1024
 def why(arguments: argparse.Namespace) -> int:
     """The story in sentences."""
     config = config_of(arguments)
-    with queue_of(arguments) as queue:
+    with queue_of(arguments, reading=True) as queue:
         id = known_id(queue, arguments.what)
         stories = [queue.status(id)] if id else list(queue.find(to=arguments.what))
         if not id:

@@ -96,10 +96,10 @@ def _dead(engine: EngineSeen) -> bool:
     return False
 
 
-def opened(place: str) -> Store:
+def opened(place: str, *, reading: bool = False) -> Store:
     """The store at a path or URL. Raises `NotStored` when it cannot be opened."""
     try:
-        return open_store(place)
+        return open_store(place, reading=reading)
     except StoreError as problem:
         raise not_stored(problem, f"the store {shown(place)} cannot be opened") from None
 
@@ -120,9 +120,16 @@ class Queue:
         self._wake = wake
 
     @classmethod
-    def open(cls, config: Config) -> Queue:
-        """The queue of a configuration, without an Outbox. Raises `NotStored`; to be closed."""
-        return cls(opened(config.store), config.routes)
+    def open(cls, config: Config, *, reading: bool = False) -> Queue:
+        """The queue of a configuration, without an Outbox. ``reading``: one that can only be read is enough
+        (`only_reads` says why). Raises `NotStored`; to be closed.
+        """
+        return cls(opened(config.store, reading=reading), config.routes)
+
+    @property
+    def only_reads(self) -> str:
+        """Why nothing can be changed, as a sentence; "" where it can."""
+        return getattr(self.store, "only_reads", "")
 
     def close(self) -> None:
         """Close the store; only for a queue that `open` has opened."""

@@ -139,15 +139,28 @@ def _numbers(driver: Driver, request: Numbers) -> list[int]:
 _ODD = (UnicodeEncodeError, OverflowError)
 
 
+def _name_of(path: str, how: str) -> str:
+    """The file's name for SQLite. ``how``: parameters of SQLite's URIs, such as ``mode=ro``."""
+    if not how:
+        return path
+    from urllib.parse import quote
+
+    return f"file:{quote(path)}?{how}"
+
+
 class Apsw:
     """A connection by apsw, whose own copy of SQLite has no WAL-reset bug."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, how: str = "") -> None:
         import apsw
 
         self._apsw = apsw
         try:
-            self._db = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE, statementcachesize=200)
+            self._db = apsw.Connection(
+                _name_of(path, how),
+                flags=apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_URI if how else 0),
+                statementcachesize=200,
+            )
         except apsw.Error as problem:
             raise self._trouble(problem) from None
 
@@ -202,13 +215,18 @@ class Apsw:
 class Stdlib:
     """A connection by the standard library's sqlite3."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, how: str = "") -> None:
         import sqlite3
 
         self._sqlite3 = sqlite3
         try:
             self._db = sqlite3.connect(
-                path, timeout=0, isolation_level=None, check_same_thread=False, cached_statements=200
+                _name_of(path, how),
+                timeout=0,
+                isolation_level=None,
+                check_same_thread=False,
+                cached_statements=200,
+                uri=bool(how),
             )
         except sqlite3.Error as problem:
             raise self._trouble(problem) from None

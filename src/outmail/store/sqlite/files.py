@@ -46,6 +46,12 @@ def create(path: str) -> None:
                 "forbidden", f"{path} cannot be opened for writing: it is no file", errno.EISDIR
             ) from None
         if not os.access(path, os.R_OK | os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+            if _is_read_only(path):
+                raise StoreError(
+                    "readonly",
+                    f"{path} cannot be opened for writing: the file system is read-only",
+                    errno.EROFS,
+                ) from None
             raise StoreError(
                 "forbidden", f"{path} cannot be opened for writing: permission denied", errno.EACCES
             ) from None
@@ -59,6 +65,22 @@ def create(path: str) -> None:
         raise StoreError(
             "forbidden", f"{path} cannot be opened for writing: {problem.strerror}", problem.errno
         ) from None
+
+
+def _is_read_only(path: str) -> bool:
+    try:
+        return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+    except (OSError, AttributeError):
+        return False
+
+
+def is_full(path: str) -> bool:
+    """True when the disk of a file has no space left for it."""
+    try:
+        found = os.statvfs(os.path.dirname(path) or ".")
+    except (OSError, AttributeError):
+        return False
+    return found.f_blocks > 0 and found.f_bavail == 0
 
 
 def is_store(path: str) -> bool:

@@ -26,7 +26,7 @@ from outmail.store.commit_threads import GroupCommit
 from outmail.store.owner import Owner, OwnerFile, dead_files, gone
 from outmail.store.sqlite import drivers
 from outmail.store.sqlite.checkpoint import PAGES, Checkpoints
-from outmail.store.sqlite.files import create, file_trouble
+from outmail.store.sqlite.files import create, file_trouble, is_full
 from outmail.store.verbs.rows import GONE
 from outmail.store.verbs.upkeep import CHECKS
 from outmail.system.host import hostname
@@ -97,11 +97,19 @@ class SqliteStore(GroupCommit):
                 drivers.patient(partial(_prepared, made[-1], _PRAGMAS))
             self._writer, self._reader = made
             self._upgrade()
-        except BaseException:
+        except BaseException as problem:
             for driver in made:
                 driver.close()
             drivers.release(self._claim)
+            if isinstance(problem, StoreError) and problem.kind in ("io", "forbidden") and is_full(self.path):
+                raise StoreError(
+                    "full", f"no space is left on the disk of {self.path}", errno.ENOSPC
+                ) from None
             raise
+        self._begin_use()
+
+    def _begin_use(self) -> None:
+        """The connections are open."""
         self._checkpoints = (
             Checkpoints(self._writer, lambda: _prepared(drivers.Apsw(self.path), _DURABLE))
             if isinstance(self._writer, drivers.Apsw)
@@ -210,6 +218,7 @@ class SqliteStore(GroupCommit):
     def _begin(self, verbs: Sequence[Verb[Any]], wait: float) -> list[Any]:
         if self._pid < 0:
             raise StoreError("closed", f"{self.path} is closed")
+        self._writable()
         # a file that has lost its name is lost when the program ends: write nothing more to it
         if drivers.identity(self.path) != self._claim:
             raise StoreError(
@@ -224,6 +233,9 @@ class SqliteStore(GroupCommit):
         except BaseException:
             self._rollback()
             raise
+
+    def _writable(self) -> None:
+        """Raises `StoreError` where nothing may be written."""
 
     def _commit(self) -> None:
         try:
