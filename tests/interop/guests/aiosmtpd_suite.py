@@ -61,6 +61,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         others = options is not None and any(
             value not in ALIKE.get(name, []) for name, value in options.kwargs.items()
         )
+        others = others or item.name == "test_data_354"  # it ends the server in the middle of a message
         own = others or item.get_closest_marker("handler_data")
         inside = names & {"mocker", "monkeypatch", "caplog"}
         (chosen if names & PLAIN and not own and not inside else rest).append(item)
