@@ -240,7 +240,7 @@ def judge(row: Row, results: Path, ended: str) -> None:
         if found["outcome"] == "failed":
             explain(row, found["test"], found["detail"], used)
     for pattern in row.peer.differs:
-        if pattern not in used and not ended and not any(re.search(o, pattern) for o in row.peer.maybe):
+        if pattern not in used and not ended:
             row.unexplained.append((pattern, "differs no more: take the reason out of the table"))
     if ended:
         row.unexplained.append((row.peer.name, ended))
