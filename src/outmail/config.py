@@ -52,7 +52,7 @@ _TABLES: dict[str, dict[str, tuple[type, ...]]] = {
     "limits": {"message_size": (str, int), "recipients": (int,), "queue": (int,)},
     "safety": {"only_to": (list,), "redirect_to": (str,)},
     "retention": {"bodies": (str,), "records": (str,), "transcripts": (str,)},
-    "accept": {"origin": (str,)},
+    "accept": {"origin": (str,), "aliases": (str,), "drop": (str,), "masquerade": (str,)},
     "loopback": {"address": (str,), "mode": (str,), "sample": (int, float, str), "canary": (str,),
     "within": (str,), "message_id": (str,), "maildir": (str,), "mbox": (str,), "imap": (str,),
     "password_file": (str,), "ca": (str,)},
@@ -161,6 +161,11 @@ class Config:
     hostname: str = ""
     #: The domain that bare names of this machine's own programs get; "" refuses bare names.
     origin: str = ""
+    #: For what sendmail hands in: the aliases of bare names, the service's drop folder ("" for the machine's
+    #: own, if the service owns it), and the address that authors of this machine are written as.
+    aliases: str = "/etc/aliases"
+    drop: str = ""
+    masquerade: str = ""
     #: Databases of applications, as URLs.
     outboxes: tuple[str, ...] = field(default=(), repr=False)
     templates: str = ""
@@ -234,7 +239,12 @@ class Config:
             "retention_ms": dict(self.retention),
             "transcripts": self.transcripts,
             "hostname": self.hostname,
-            "accept": {"origin": self.origin or None},
+            "accept": {
+                "origin": self.origin or None,
+                "aliases": self.aliases,
+                "drop": self.drop or None,
+                "masquerade": self.masquerade or None,
+            },
             "reports": {"templates": self.templates or None},
             "notify": {"failed": list(self.notify_failed)},
         }
@@ -377,7 +387,7 @@ def _build(data: dict[str, Any], source: str, env: Mapping[str, str]) -> Config:
     loopback = _loopback(data.get("loopback", {}))
     relays = _relays(data, env)
     retention, limits, safety = data.get("retention", {}), data.get("limits", {}), data.get("safety", {})
-    origin = _origin(data)
+    origin, accept = _origin(data), data.get("accept", {})
     to = env["OUTMAIL_TO"].split(",") if env.get("OUTMAIL_TO") else data.get("to", [])
     config = Config(
         store=env.get("OUTMAIL_STORE") or data.get("store") or default_store(env),
@@ -402,6 +412,9 @@ def _build(data: dict[str, Any], source: str, env: Mapping[str, str]) -> Config:
         outboxes=_outboxes(data.get("outbox", []), env.get("OUTMAIL_OUTBOX", "")),
         hostname=data.get("hostname") or host.hostname(),
         origin=origin,
+        aliases=accept.get("aliases", "/etc/aliases"),
+        drop=accept.get("drop", ""),
+        masquerade=_mailbox("[accept] masquerade", accept.get("masquerade", ""), origin),
         source=source,
     )
     known.add(env.get("OUTMAIL_PASSWORD", ""), lasting=True)

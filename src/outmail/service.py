@@ -4,6 +4,7 @@ cron, which runs once.
 Promises: on SIGHUP it looks at the queue and at its certificate files at once. SIGTERM and SIGINT stop it in
 order: no new mail comes in, messages that are being stored are answered, running dialogues end, and the rest
 goes back into the queue. Sockets handed over by systemd are used under their names (smtp, lmtp, submission).
+systemd is told when the service is ready, alive and stopping.
 Fails: `ConfigError` before anything starts. Does not: fork, write a pid file, or change its user.
 """
 
@@ -26,6 +27,7 @@ from outmail.config import Config, secret_text
 from outmail.engine.engine import Engine
 from outmail.errors import ConfigError
 from outmail.intake.certificate import Certificate
+from outmail.intake.drop import DropFolder
 from outmail.intake.receive import Everything, Receiver
 from outmail.intake.smtp import Listener, ListenerSettings
 from outmail.outbox.outbox import Outbox
@@ -37,8 +39,10 @@ from outmail.returns import canary
 from outmail.returns.listening import listens_for_copies
 from outmail.returns.watching import Maildir, Mbox, Watcher
 from outmail.smtp import server as protocol
+from outmail.system import dropbox
+from outmail.system.manager import Manager
 from outmail.transport.mailbox import Mailboxes
-from outmail.wiring import arrivals_of
+from outmail.wiring import arrivals_of, here
 
 log = logging.getLogger("outmail")
 
@@ -52,13 +56,18 @@ KINDS = ("smtp", "submission", "lmtp")
 async def once(box: Outbox, engine: Engine) -> None:
     """Send what is due now, then end."""
     takeover = box.take_over("apsw", engine)
+    drop = drop_folder(box, engine)
 
     def stop() -> None:
         if takeover is not None:
             takeover.finish()
+        if drop is not None:
+            drop.finish()
         engine.stop()
 
     def first() -> None:
+        if drop is not None:
+            drop.all()
         if takeover is not None:
             takeover.all()
             takeover.stop()
@@ -93,6 +102,9 @@ async def serve(box: Outbox, engine: Engine, started: Callable[[list[str]], None
         takeover.start()
     for watcher in watching:
         watcher.start()
+    drop = drop_folder(box, engine)
+    if drop is not None:
+        drop.start()
     try:
         await _until_signal(box, engine, listeners, started, tls=tls)
     finally:
@@ -101,6 +113,30 @@ async def serve(box: Outbox, engine: Engine, started: Callable[[list[str]], None
             watcher.stop()
         if takeover is not None:
             takeover.stop()
+        if drop is not None:
+            drop.stop()
+
+
+def drop_folder(box: Outbox, engine: Engine) -> DropFolder | None:
+    """What takes the messages that sendmail has left; None where there is no folder of ours. Raises
+    `ConfigError` for a folder that was named and is none of ours.
+    """
+    named = box.config.drop
+    folder = named or dropbox.FOLDER
+    try:
+        owner = os.stat(folder).st_uid
+    except OSError as problem:
+        if named:
+            raise ConfigError(f"[accept] drop: {folder} cannot be used: {problem.strerror}") from None
+        return None
+    if owner != os.geteuid():
+        if named:
+            raise ConfigError(
+                f"[accept] drop: {folder} belongs to userid {owner}, and this is {os.geteuid()}: only its "
+                f"owner can remove what others have left there"
+            )
+        return None
+    return DropFolder(folder, replace(box.door, wake=engine.wake), lambda: here(box.config))
 
 
 def _enough_descriptors(connections: int) -> None:
@@ -167,6 +203,13 @@ def certificate(section: str, path: str, key: str) -> Certificate | None:
 
 def _context(tls: Certificate | None) -> ssl.SSLContext | None:
     return tls.context if tls is not None else None
+
+
+async def _keep_alive(manager: Manager) -> None:
+    """Tell the service manager that the loop goes round."""
+    while True:
+        manager.alive()
+        await asyncio.sleep(manager.patience / 3)
 
 
 async def _keep_fresh(tls: Certificate, listeners: Sequence[Listener], look: asyncio.Event) -> None:
@@ -433,6 +476,8 @@ async def _until_signal(
 ) -> None:
     over, look = asyncio.Event(), asyncio.Event()
     _on_signals(engine, over.set, look.set)
+    manager = Manager(os.environ)
+    alive = asyncio.ensure_future(_keep_alive(manager)) if manager.patience else None
     running = asyncio.ensure_future(engine.run())
     waits = [running, asyncio.ensure_future(over.wait()), asyncio.ensure_future(engine.ready())]
     listeners: list[Listener] = []
@@ -454,10 +499,13 @@ async def _until_signal(
                 log.info("listening: %s", names[-1])
             if started is not None:
                 started(names)
+            manager.ready(f"listening: {', '.join(names)}" if names else "delivering")
         await asyncio.wait(waits[:2], return_when=asyncio.FIRST_COMPLETED)
     finally:
-        if fresh is not None:
-            fresh.cancel()
+        manager.stopping()
+        for task in (fresh, alive):
+            if task is not None:
+                task.cancel()
         await asyncio.gather(*(listener.close() for listener in listeners))
         engine.stop()
         await running

@@ -23,11 +23,20 @@ from outmail.system import failpoints
 from outmail.system.loading import loading
 
 if TYPE_CHECKING:
+    from outmail.intake.local import Here
     from outmail.transactional.reader import Source
 
 
 #: What keeps a store from being written, and perhaps not from being read.
 UNWRITABLE = ("full", "readonly", "forbidden", "io")
+
+
+def here(config: Config) -> Here:
+    """This machine, as far as messages need to know it that programs hand to sendmail."""
+    with loading:
+        from outmail.intake.local import Here, aliases
+
+    return Here(config.hostname, config.origin, aliases(config.aliases), config.masquerade)
 
 
 def open_store(url: str, *, reading: bool = False) -> Store:

@@ -19,6 +19,7 @@ from outmail import Outbox
 from outmail.reports import lastresort, liveness
 from outmail.reports.post import poster
 from outmail.store import StoreError
+from outmail.system import circle
 from outmail.testing import Sink
 from tests.waiting import until
 
@@ -243,6 +244,6 @@ def test_outmail_as_the_sendmail_program_of_outmail_refuses(tmp_path: Path) -> N
         cwd=tmp_path,
         timeout=60,
         check=False,
-        env={**os.environ, lastresort.MARK: "1", "OUTMAIL_STORE": str(tmp_path / "q.db")},
+        env={**os.environ, circle.MARK: "1", "OUTMAIL_STORE": str(tmp_path / "q.db")},
     )
     assert done.returncode == 75 and b"circle" in done.stderr and not (tmp_path / "q.db").exists()

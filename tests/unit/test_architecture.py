@@ -24,7 +24,7 @@ LAYERS = [
     ("accept", "engine"),
     ("transactional", "intake", "reports", "returns", "ops"),
     ("config", "wiring", "outbox", "service"),
-    ("cli", "compat", "contrib", "__main__"),
+    ("cli", "unix", "compat", "contrib", "__main__"),
 ]
 #: The package itself hands out names to programs, `testing` helps their tests: only faces may import these.
 BESIDE = ("__init__", "testing")

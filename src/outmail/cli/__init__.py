@@ -13,10 +13,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from outmail.cli.exits import EX_CONFIG, EX_DATAERR, EX_NOINPUT, EX_NOPERM, EX_SOFTWARE, EX_TEMPFAIL, EX_USAGE
-from outmail.errors import ConfigError, Error, NotFound, NotStored, Refused
-from outmail.policy.plain import plain_line
-from outmail.reports import lastresort
+from outmail.cli.exits import EX_SOFTWARE, EX_USAGE, sentence, status_of
+from outmail.errors import Error
+from outmail.system import circle
 
 _HOMES = {
     "sending": ("send",),
@@ -30,19 +29,22 @@ _HOMES = {
     "loopback": ("loopback",),
     "demo": ("demo",),
 }
+#: Names that programs on Unix know, as ours: by the name it is called with, or as the first word.
+UNIX = ("sendmail", "mailq", "newaliases", "mail", "mailx")
 _WHERE = {command: home for home, commands in _HOMES.items() for command in commands}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The entry point; returns the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if os.environ.get(lastresort.MARK):
-        print(
-            "outmail: called as the sendmail program of an outmail that could not store a report: that would "
-            "go round in a circle, so it is refused",
-            file=sys.stderr,
-        )
-        return EX_TEMPFAIL
+    if argv is None and (name := os.path.basename(sys.argv[0])) in UNIX:
+        words = [name, *words]
+    if circle.is_closed():
+        return circle.EX_TEMPFAIL
+    if words[:1] and words[0] in UNIX:
+        from outmail.unix.main import main as as_on_unix
+
+        return as_on_unix(words[0], words[1:])
     if words[:1] == ["watch"]:
         from outmail.cli import watch
 
@@ -103,17 +105,8 @@ def _told(problem: Error, as_json: bool) -> int:
             file=sys.stderr,
         )
     else:
-        print(
-            plain_line(f"outmail: {problem}" + (f" ({problem.hint})" if problem.hint else "")),
-            file=sys.stderr,
-        )
-    if isinstance(problem, ConfigError):
-        return EX_CONFIG
-    if isinstance(problem, NotFound):
-        return EX_NOINPUT
-    if isinstance(problem, NotStored):
-        return EX_NOPERM if problem.forbidden else EX_TEMPFAIL
-    return EX_DATAERR if isinstance(problem, Refused) else EX_SOFTWARE
+        print(sentence("outmail", problem), file=sys.stderr)
+    return status_of(problem)
 
 
 if __name__ == "__main__":

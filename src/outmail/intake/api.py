@@ -9,11 +9,11 @@ does), or touch the network.
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 from outmail import clock
@@ -21,6 +21,7 @@ from outmail.accept.acceptance import Draft
 from outmail.errors import ConfigError, Refused
 from outmail.mime import splice
 from outmail.mime.compose import Attachment, Parts, Person, compose
+from outmail.mime.mailboxes import rewritten
 from outmail.model import Dsn, keyed_id, new_id
 from outmail.smtp.syntax import AddressError, parse_mailbox, printable, qualified
 from outmail.system.loading import loading
@@ -35,8 +36,6 @@ Buffer = bytes | bytearray | memoryview
 Content: TypeAlias = "Buffer | EmailMessage | Message | BinaryIO"
 File = str | os.PathLike[str] | tuple[str, bytes] | tuple[str, bytes, str]
 
-#: One address of a list, up to a comma outside quotes.
-_LISTED = re.compile(r'(?:"(?:[^"\\]|\\.)*"|[^,])+', re.DOTALL)
 _ADDRESS_FIELDS = frozenset(
     f"{prefix}{name}" for prefix in ("", "resent-") for name in ("from", "sender", "to", "cc", "reply-to")
 )
@@ -80,23 +79,14 @@ def _check_pair(name: str, address: str, where: str, origin: str) -> None:
 
 
 def whole(text: str, origin: str) -> str:
-    """Put the domain ``origin`` behind ``root`` and in ``Name <root>``; any other text is returned
-    unchanged.
-    """
-    head, bracket, tail = text.rpartition("<")
-    inner = tail.strip().removesuffix(">").strip() if bracket else text.strip()
-    address = qualified(inner, origin)
-    if address == inner:
-        return text
-    return f"{head}<{address}>" if bracket else text.replace(inner, address)
+    """An address list with the domain ``origin`` behind its bare names; all else stays as it is."""
+    return rewritten(text, partial(qualified, origin=origin))
 
 
 def whole_fields(fields: Mapping[str, Any], origin: str) -> dict[str, Any]:
     """Header fields in which bare names in address lists have got the domain ``origin``."""
     return {
-        name: _LISTED.sub(lambda one: whole(one[0], origin), value)
-        if isinstance(value, str) and name.lower() in _ADDRESS_FIELDS
-        else value
+        name: whole(value, origin) if isinstance(value, str) and name.lower() in _ADDRESS_FIELDS else value
         for name, value in fields.items()
     }
 

@@ -96,6 +96,18 @@ def _dead(engine: EngineSeen) -> bool:
     return False
 
 
+class Unfinished(NamedTuple):
+    """A recipient that is not final, with what a list shows of its message. ``accepted_at``: ms."""
+
+    id: str
+    size: int
+    accepted_at: int
+    sender: str
+    address: str
+    state: str
+    reason: str
+
+
 def opened(place: str, *, reading: bool = False) -> Store:
     """The store at a path or URL. Raises `NotStored` when it cannot be opened."""
     try:
@@ -160,6 +172,13 @@ class Queue:
         while after is not None:
             page, after = self._read(self.store.verbs.find(selected, self.clock.now(), after))
             yield from map(self._explained, page)
+
+    def unfinished(self) -> Iterator[Unfinished]:
+        """Recipients that are not final, message by message, oldest first; faster than `find`."""
+        after: tuple[int, int] | None = (0, 0)
+        while after is not None:
+            page, after = self._read(self.store.verbs.unfinished(after))
+            yield from map(Unfinished._make, page)
 
     def content(self, id: str) -> bytes:
         """The bytes of the next DATA, before dot-stuffing. Raises `NotFound`, also when retention has removed

@@ -3,7 +3,8 @@ to the machine's sendmail program, else its headline to syslog, else to stderr.
 
 Promises: exactly one of these ways is taken for each recipient, and one line on stderr names it; syslog and
 stderr get the headline only, with secrets masked; all of it ends within the time given. A sendmail program
-that is outmail itself is passed over, and one that calls outmail all the same is refused by it (`MARK`).
+that is outmail itself is passed over, and one that calls outmail all the same is refused by it
+(`system.circle`).
 Fails: never; the last way is always there. Does not: store, retry, or decide whether something is worth it.
 Not certain: a relay or program that does not answer in time may have taken the mail; then it comes twice,
 with one Message-ID.
@@ -18,11 +19,11 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from outmail.system import circle
+
 if TYPE_CHECKING:
     from outmail.reports.door import Unstored
 
-#: In the environment of a sendmail program that we start: an outmail that sees it stores and sends nothing.
-MARK = "OUTMAIL_LAST_RESORT"
 #: Where the machine's sendmail program is; never looked for in $PATH.
 PROGRAMS = ("/usr/sbin/sendmail", "/usr/lib/sendmail", "/usr/bin/sendmail")
 SYSLOG = ("/dev/log", "/var/run/syslog")
@@ -134,7 +135,7 @@ def _run(arguments: list[str], content: bytes, seconds: float) -> str:
             (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
             (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
         ]
-        environment = {**os.environ, MARK: "1"}
+        environment = {**os.environ, circle.MARK: "1"}
         pid = os.posix_spawn(
             arguments[0], arguments, environment, file_actions=actions, setsigdef=[signal.SIGPIPE]
         )

@@ -285,6 +285,13 @@ class Verbs(Protocol):
     def failed_since(self, since: int, most: int = 100_000) -> Verb[int]:
         """How many recipients have failed since then (ms), among so many of the newest events."""
 
+    def unfinished(
+        self, after: tuple[int, int], limit: int = 5000
+    ) -> Verb[tuple[list[tuple[Any, ...]], tuple[int, int] | None]]:
+        """A page of recipients that are not final, as (id, size, accepted_at, sender, address, state,
+        reason), oldest first; and where the next page begins, or None.
+        """
+
     def statuses(self, seqs: Sequence[int]) -> Verb[list[Status]]:
         """Messages with their recipients, by the store's numbers."""
 

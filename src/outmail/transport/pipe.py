@@ -24,6 +24,7 @@ from collections.abc import Iterable, Iterator
 
 from outmail.model import Delivery, Outcome, Reply
 from outmail.policy.route import Relay
+from outmail.system import circle
 from outmail.transport import Awaited, places
 
 _LATER = {69: "service unavailable", 70: "internal error", 71: "system error", 72: "system file missing",
@@ -268,7 +269,7 @@ def _spawned(arguments: list[str], stdin: int, stderr: int) -> int:
         return os.posix_spawn(
             arguments[0],
             arguments,
-            os.environ,
+            {**os.environ, circle.MARK: "1"},
             file_actions=actions,
             setpgroup=0,
             setsigmask=(),

@@ -380,6 +380,7 @@ class PostgresVerbs:
     ids_beginning = staticmethod(verbs.ids_beginning)
     failed_since = staticmethod(verbs.failed_since)
     statuses = staticmethod(verbs.statuses)
+    unfinished = staticmethod(verbs.unfinished)
     content = staticmethod(verbs.content)
     attempts = staticmethod(verbs.attempts)
     stats = staticmethod(verbs.stats)

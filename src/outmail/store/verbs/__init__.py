@@ -51,6 +51,7 @@ from outmail.store.verbs.queue import (
     seq_of,
     stats,
     statuses,
+    unfinished,
     waiting,
 )
 from outmail.store.verbs.upkeep import (
@@ -130,6 +131,7 @@ __all__ = [
     "shorten",
     "stats",
     "statuses",
+    "unfinished",
     "unlease",
     "unused",
     "waiting",

@@ -188,6 +188,22 @@ def find(
     return (yield from statuses(seqs)), seqs[-1] if len(seqs) == limit else None
 
 
+def unfinished(
+    after: tuple[int, int], limit: int = 5000
+) -> Verb[tuple[list[tuple[Any, ...]], tuple[int, int] | None]]:
+    """A page of recipients that are not final, as (id, size, accepted_at, sender, address, state, reason),
+    oldest first; and where the next page begins, or None.
+    """
+    rows = yield (
+        "SELECT r.message, r.n, m.id, m.size, m.accepted_at, m.sender, r.address, r.state, r.reason"
+        " FROM recipient r JOIN message m ON m.seq = r.message"
+        " WHERE r.state IN ('queued', 'sending', 'held') AND (r.message, r.n) > (?, ?)"
+        " ORDER BY r.message, r.n LIMIT ?",
+        (*after, limit),
+    )
+    return [row[2:] for row in rows], (rows[-1][0], rows[-1][1]) if len(rows) == limit else None
+
+
 def statuses(seqs: Sequence[int]) -> Verb[list[Status]]:
     """Messages with their recipients, by the store's numbers."""
     keys = [(seq,) for seq in seqs]

@@ -1,0 +1,3 @@
+"""The names that programs on Unix know: sendmail, mailq, newaliases, mail. Little is loaded until it is
+needed.
+"""

@@ -1,0 +1,77 @@
+"""Where sendmail puts a message: into the service's drop folder where there is one that takes it, else into
+the caller's own queue.
+
+Promises: status 0 only when the message is on disk. Up to the drop folder little is loaded.
+Fails: as exit statuses with a line on stderr. Does not: check the message.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from outmail.intake.deposit import Deposit
+from outmail.system import dropbox
+from outmail.unix.user import login
+
+TYPE_CHECKING = False  # as in typing, without the price of importing it
+
+if TYPE_CHECKING:
+    from outmail.unix.flags import Call
+
+EX_DATAERR, EX_TEMPFAIL = 65, 75
+
+#: Whoever sets one of these means a queue of their own.
+_OWN = ("OUTMAIL_STORE", "OUTMAIL_CONFIG", "OUTMAIL_RELAY")
+
+
+def tell(name: str, problem: str, status: int) -> int:
+    """One line on stderr, safe for a terminal."""
+    shown = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in problem)
+    print(f"{name}: {shown}", file=sys.stderr)
+    return status
+
+
+def deposit(call: Call, content: bytes, recipients: list[str]) -> int:
+    """Put a checked message where it is safe; returns the exit status."""
+    return keep(call, made_of(call, content, recipients))
+
+
+def made_of(call: Call, content: bytes, recipients: list[str]) -> Deposit:
+    return Deposit(
+        content,
+        recipients,
+        user=login(),
+        sender=call.sender,
+        name=call.name,
+        notify=call.notify,
+        ret=call.ret,
+        envid=call.envid,
+        relay=call.relay,
+        as_is=call.gateway,
+    )
+
+
+def keep(call: Call, made: Deposit) -> int:
+    """Put it where it is safe; returns the exit status."""
+    folder = drop_folder(call)
+    if not folder:
+        from outmail.unix import own
+
+        return own.store(call, made)
+    try:
+        dropbox.put(folder, made.packed())
+    except ValueError as problem:
+        return tell("sendmail", str(problem), EX_DATAERR)
+    except OSError as problem:
+        return tell("sendmail", f"{folder} does not take the message: {problem.strerror}", EX_TEMPFAIL)
+    return 0
+
+
+def drop_folder(call: Call) -> str:
+    """The service's drop folder, or the one that $OUTMAIL_DROP names; "" where there is none, or where the
+    caller names a queue of their own.
+    """
+    folder = os.environ.get("OUTMAIL_DROP", dropbox.FOLDER)
+    own = call.config or call.store or call.relay or any(map(os.environ.get, _OWN))
+    return folder if folder and not own and dropbox.is_open(folder) else ""

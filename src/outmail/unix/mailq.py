@@ -1,0 +1,51 @@
+"""``mailq``: what waits, in the look of sendmail's and Postfix's, which monitoring programs match.
+
+A mark behind the id says how a message stands: ``*`` on its way now, ``!`` held; nothing: it waits. The last
+line is ``-- 23 Kbytes in 5 Requests.``, or all there is is ``Mail queue is empty``.
+Promises: the first line comes before the queue is read through; memory does not grow with the queue; nothing
+that a terminal obeys.
+Fails: `NotStored`. Does not: show finished mail (`outmail queue list` does).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from itertools import groupby
+
+from outmail.outbox.queue import Queue, Unfinished
+from outmail.policy.plain import plain_line
+
+_HEAD = f"{'-Queue ID-':<27} {'--Size--':>8} {'----Arrival Time----':<19} -Sender/Recipient-------\n"
+_INDENT = " " * 58
+_MARKS = {"sending": "*", "held": "!"}
+
+
+def listed(queue: Queue) -> Iterator[str]:
+    """Lines, each with its end."""
+    count = size = 0
+    for _, group in groupby(queue.unfinished(), key=lambda one: one.id):
+        people = list(group)
+        if not count:
+            yield _HEAD
+        count += 1
+        size += people[0].size
+        yield from _message(people)
+    yield f"-- {max(1, size // 1024)} Kbytes in {count} Request{'s' * (count != 1)}.\n" if count else _EMPTY
+
+
+_EMPTY = "Mail queue is empty\n"
+
+
+def _message(people: list[Unfinished]) -> Iterator[str]:
+    first = people[0]
+    states = {one.state for one in people}
+    mark = next((mark for state, mark in _MARKS.items() if state in states), " ")
+    arrived = time.strftime("%a %b %e %H:%M:%S", time.localtime(first.accepted_at / 1000))
+    yield f"{first.id + mark:<27} {first.size:>8} {arrived} {plain_line(first.sender or 'MAILER-DAEMON')}\n"
+    for reason, group in groupby(people, key=lambda one: one.reason):
+        if reason:
+            yield f"{f'({plain_line(reason)})':>78}\n"
+        for one in group:
+            yield f"{_INDENT}{plain_line(one.address)}\n"
+    yield "\n"

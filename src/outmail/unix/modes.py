@@ -1,0 +1,141 @@
+"""What sendmail does beside sending: list (-bp), flush (-q), SMTP on stdin (-bs), verify (-bv), aliases
+(-bi).
+
+Fails: as exit statuses, with a line on stderr. Does not: start a service.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+from outmail.cli.common import configured, is_there
+from outmail.cli.exits import sentence, status_of
+from outmail.clock import Clock
+from outmail.config import Config
+from outmail.errors import ConfigError, Error, Refused
+from outmail.outbox.queue import Queue
+from outmail.policy.aliases import AliasError, parse
+from outmail.smtp.syntax import AddressError, parse_mailbox
+from outmail.unix.flags import Call
+from outmail.wiring import here
+
+HELP = """\
+usage: sendmail [-t] [-i] [-f SENDER] [-F NAME] [RECIPIENT ...] < message
+       sendmail -bp | -bs | -bv ADDRESS ... | -bi | -q[IID|RSITE|SSENDER]
+       mailq     newaliases     mail -s SUBJECT ADDRESS ... < text
+
+A message on stdin is stored, and status 0 says that it is on disk. -t takes the recipients
+from To, Cc and Bcc; without -i a line with a dot alone ends the message.
+Every other flag of sendmail(1) is understood or ignored: see outmail's docs/unix.md.
+"""
+#: Milliseconds after which a service's last sign of life is old.
+SILENT = 60_000
+
+
+def run(call: Call) -> int:
+    """The mode that the flags ask for; returns the exit status."""
+    try:
+        return _MODES[call.mode](call)
+    except Error as problem:
+        print(sentence("sendmail", problem), file=sys.stderr)
+        return status_of(problem)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _config(call: Call) -> Config:
+    return configured(call.config, call.store, call.relay)
+
+
+def _list(call: Call) -> int:
+    from outmail.unix.mailq import listed
+
+    config = _config(call)
+    if not is_there(config.store):
+        print("Mail queue is empty")
+        return 0
+    with Queue.open(config) as queue:
+        for line in listed(queue):
+            sys.stdout.write(line)
+    return 0
+
+
+def _flush(call: Call) -> int:
+    """Everything that waits is due now; where no service works, this process does, once."""
+    config = _config(call)
+    if not is_there(config.store):
+        return 0
+    with Queue.open(config) as queue:
+        queue.retry(call.only or "state:queued")
+        seen = queue.service()
+    if seen and Clock().now() - seen["at"] < SILENT:
+        return 0
+    words = [sys.executable, "-m", "outmail", "run", "--once"]
+    for flag, value in (("--config", call.config), ("--store", call.store), ("--relay", call.relay)):
+        words += [flag, value] if value else []
+    sys.stdout.flush()
+    os.execv(sys.executable, words)
+
+
+def _verify(call: Call) -> int:
+    """Where mail for these addresses would go; nothing is sent."""
+    config = _config(call)
+    place = here(config)
+    sender = call.sender or config.sender
+    if not call.recipients:
+        raise Refused("-bv needs addresses", code="no-recipient")
+    for name in call.recipients:
+        for target in place.targets(name):
+            try:
+                address = str(parse_mailbox(target))
+            except AddressError as problem:
+                raise Refused(str(problem), code="bad-address") from None
+            print(f"{name} -> {address} by {config.routes.choose(sender, address, None)}")
+    return 0
+
+
+def _aliases(call: Call) -> int:
+    """Aliases are read where they are: there is nothing to build, but what is wrong can be told."""
+    path = _config(call).aliases
+    try:
+        with open(path, encoding="utf-8") as file:
+            count = len(parse(file.read(), path))
+    except FileNotFoundError:
+        print(f"{path} does not exist: no name is aliased")
+        return 0
+    except (AliasError, OSError, UnicodeDecodeError) as problem:
+        raise ConfigError(str(problem)) from None
+    print(f"{path}: {count} aliases; they are read with each message")
+    return 0
+
+
+def _smtp(call: Call) -> int:
+    from outmail.unix.smtp import session
+
+    return session(call)
+
+
+def _help(call: Call) -> int:
+    print(HELP, end="")
+    return 0
+
+
+def _version(call: Call) -> int:
+    from outmail import __version__
+
+    print(f"sendmail of outmail {__version__}")
+    return 0
+
+
+_MODES: dict[str, Callable[[Call], int]] = {
+    "list": _list,
+    "flush": _flush,
+    "verify": _verify,
+    "aliases": _aliases,
+    "smtp": _smtp,
+    "help": _help,
+    "version": _version,
+}

@@ -1,0 +1,81 @@
+"""``sendmail -bs``: SMTP on stdin and stdout, as Symfony Mailer and others speak it to a sendmail.
+
+Promises: each message that is answered 250 is on disk, as with ``sendmail -t``; bare line feeds are taken
+for line ends, as the listener takes them from this machine's programs; at the end of input the session is
+over.
+Fails: as replies of the dialogue. Does not: offer TLS or logins, or listen.
+"""
+
+from __future__ import annotations
+
+import os
+
+from outmail.cli.common import configured
+from outmail.errors import Error, NotStored
+from outmail.intake.deposit import Deposit
+from outmail.intake.smtp import reply_for
+from outmail.model import Reply
+from outmail.smtp import server as protocol
+from outmail.system import dropbox
+from outmail.unix import own
+from outmail.unix.flags import Call
+from outmail.unix.keeping import drop_folder
+from outmail.unix.user import login
+
+_BLOCK = 65536
+
+
+class _Anybody:
+    """Whoever may start a program here may send."""
+
+    def mail(self, session: protocol.Server, sender: str) -> Reply | None:
+        return None
+
+    def rcpt(self, session: protocol.Server, address: str) -> Reply | None:
+        return None
+
+
+def session(call: Call) -> int:
+    """One session, to its end; returns the exit status."""
+    config = configured(call.config, call.store, None)
+    settings = protocol.ServerSettings(
+        config.hostname, size=config.message_size, recipients=config.recipients, origin=config.origin
+    )
+    server = protocol.Server(settings, _Anybody(), normalise=True, local=True)
+    while True:
+        _say(server.outgoing())
+        if server.closed or not (data := os.read(0, _BLOCK)):
+            return 0
+        server.feed(data)
+        while server.requests:
+            request = server.requests.popleft()
+            if isinstance(request, protocol.Deliver):
+                server.answer([_kept(call, request)])
+
+
+def _say(data: bytes) -> None:
+    while data:
+        data = data[os.write(1, data) :]
+
+
+def _kept(call: Call, request: protocol.Deliver) -> Reply:
+    """The message is where it is safe, or why it is not."""
+    deposit = Deposit(
+        request.content,
+        request.recipients,
+        user=login(),
+        sender=request.sender,
+        notify=request.notify[0] if len(set(request.notify)) == 1 else "",
+        ret=request.ret,
+        envid=request.envid,
+        relay=call.relay,
+        as_is=True,
+    )
+    try:
+        if folder := drop_folder(call):
+            return reply_for(dropbox.put(folder, deposit.packed()))
+        return reply_for(own.kept(call, deposit))
+    except OSError as problem:
+        return reply_for(NotStored(str(problem), errno=problem.errno))
+    except Error as problem:
+        return reply_for(problem)

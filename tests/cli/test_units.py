@@ -1,0 +1,82 @@
+"""The units for systemd: they mean something, they are closed, and the service speaks as they say."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import programs
+
+UNITS = Path(__file__).parents[2] / "src/outmail/unix/units"
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in UNITS.glob("outmail*")))
+@programs.needs("systemd-analyze", "systemd")
+def test_systemd_understands_each_unit(name: str, tmp_path: Path) -> None:
+    for unit in UNITS.glob("outmail*"):
+        text = (
+            unit.read_text()
+            .replace("@OUTMAIL@", sys.executable)
+            .replace("Documentation=man:outmail(1)\n", "")
+        )
+        (tmp_path / unit.name).write_text(text)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(tmp_path / name)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    said = [line for line in done.stderr.splitlines() if str(tmp_path) in line or name in line]
+    assert not said
+
+
+@programs.needs("systemd-analyze", "systemd")
+def test_the_service_is_closed_to_all_it_does_not_need(tmp_path: Path) -> None:
+    unit = tmp_path / "outmail.service"
+    unit.write_text((UNITS / "outmail.service").read_text().replace("@OUTMAIL@", sys.executable))
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--no-pager", str(unit)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    found = re.search(r"exposure level for outmail.service: ([0-9.]+)", done.stdout)
+    assert found and float(found[1]) <= 2.0
+
+
+def test_every_unit_starts_what_exists() -> None:
+    for unit in UNITS.glob("*.service"):
+        parsed = configparser.RawConfigParser(strict=False)
+        parsed.optionxform = str  # type: ignore[assignment,method-assign]
+        parsed.read(unit)
+        assert parsed["Service"]["ExecStart"].startswith("@OUTMAIL@ run")
+
+
+def test_the_service_says_when_it_is_ready_alive_and_stopping(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as hearing:
+        hearing.bind(str(tmp_path / "notify"))
+        hearing.settimeout(30)
+        config = tmp_path / "outmail.toml"
+        config.write_text(f'store = "{tmp_path}/q.db"\n[listen]\nsmtp = ["127.0.0.1:0"]\n')
+        env = {**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "300000"}
+        with subprocess.Popen(
+            [sys.executable, "-m", "outmail", "run", "--config", str(config)],
+            env=env,
+            stderr=subprocess.DEVNULL,
+        ) as service:
+            heard = [hearing.recv(1000)]
+            while not heard[-1].startswith(b"READY=1\nSTATUS=listening: smtp 127.0.0.1:"):
+                heard.append(hearing.recv(1000))
+            assert hearing.recv(1000) == b"WATCHDOG=1"
+            service.send_signal(signal.SIGTERM)
+            while heard[-1] != b"STOPPING=1":
+                heard.append(hearing.recv(1000))
+            assert service.wait(30) == 0

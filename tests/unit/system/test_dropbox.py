@@ -1,0 +1,113 @@
+"""A folder in which everybody may leave a file for one service."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from pathlib import Path
+
+import pytest
+
+from outmail.system import dropbox
+
+MOST = 1_000_000
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    tmp_path.chmod(0o3777)
+    return str(tmp_path)
+
+
+def name_of(number: int) -> str:
+    return f"{number:012x}-{os.urandom(12).hex()}"
+
+
+def test_a_file_is_there_whole_under_a_name_of_its_own(folder: str) -> None:
+    name = dropbox.put(folder, b"text")
+    assert dropbox.waiting(folder) == [name]
+    assert dropbox.take(folder, name, MOST) == (os.getuid(), b"text")
+    dropbox.remove(folder, name)
+    dropbox.remove(folder, name)
+    assert dropbox.waiting(folder) == []
+
+
+def test_the_group_may_read_it_whatever_the_umask_and_others_may_not(folder: str) -> None:
+    before = os.umask(0o777)
+    try:
+        name = dropbox.put(folder, b"")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(os.stat(f"{folder}/{name}").st_mode) == 0o640
+
+
+def test_a_disk_that_is_full_leaves_nothing_behind(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(fd: int, data: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match="space"):
+        dropbox.put(folder, b"text")
+    assert os.listdir(folder) == []
+
+
+def test_what_is_written_in_parts_is_written_whole(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:3]))
+    name = dropbox.put(folder, b"0123456789")
+    assert dropbox.take(folder, name, MOST)[1] == b"0123456789"
+
+
+def test_the_oldest_comes_first_and_users_take_turns(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can make files of several users")
+    for number in range(250):
+        Path(folder, name_of(number)).touch()
+    late = Path(folder, name_of(999))
+    late.touch()
+    os.chown(late, 65534, 65534)
+    found = dropbox.waiting(folder)
+    assert len(found) == dropbox.PER_USER + 1
+    assert late.name in found[:2]
+    mine = [name for name in found if name != late.name]
+    assert [int(name[:12], 16) for name in mine] == list(range(dropbox.PER_USER))
+
+
+@pytest.mark.parametrize(
+    "name", ["x\ny", "..", "0" * 37, "a" * 12 + "-" + "G" * 24, ".hidden", "0" * 12 + "-" + "0" * 25]
+)
+def test_a_name_that_we_do_not_give_is_passed_over(folder: str, name: str) -> None:
+    if name != "..":
+        Path(folder, name).write_bytes(b"")
+    assert not dropbox.is_name(name) and dropbox.waiting(folder) == []
+
+
+def test_links_pipes_folders_and_second_names_are_never_read(
+    folder: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    secret = tmp_path_factory.mktemp("secret") / "file"
+    secret.write_text("secret")
+    symlink, hardlink, pipe, deep, long = (name_of(i) for i in range(5))
+    os.symlink(secret, f"{folder}/{symlink}")
+    os.link(secret, f"{folder}/{hardlink}")
+    os.mkfifo(f"{folder}/{pipe}")
+    os.mkdir(f"{folder}/{deep}")
+    Path(folder, long).write_bytes(b"x" * 11)
+    for name in (symlink, hardlink, pipe, deep, long):
+        with pytest.raises(dropbox.Strange):
+            dropbox.take(folder, name, 10)
+
+
+def test_what_is_gone_is_gone(folder: str) -> None:
+    with pytest.raises(FileNotFoundError):
+        dropbox.take(folder, name_of(1), MOST)
+
+
+def test_what_a_killed_process_left_half_written_is_removed_a_day_later(folder: str) -> None:
+    now = time.time_ns() // 1_000_000
+    old, young = (f"{name_of(at)}.half" for at in (now - dropbox.STALE - 1000, now))
+    for name in (old, young):
+        Path(folder, name).touch()
+    assert dropbox.waiting(folder) == []
+    assert os.listdir(folder) == [young]
