@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from outmail.errors import ConfigError
 from outmail.reports.jobs import Job
@@ -21,6 +21,17 @@ F = TypeVar("F", bound=Callable[..., Any])
 WORDS = ("start", "finish", "fail", "stop")
 
 
+@overload
+def notify(function: F) -> F: ...
+@overload
+def notify(
+    function: None = None,
+    *,
+    on: Iterable[str] = ...,
+    name: str | None = None,
+    result: Callable[[Any], str] | None = None,
+    **options: Any,
+) -> Callable[[F], F]: ...
 def notify(
     function: Any = None,
     *,
