@@ -411,7 +411,7 @@ def _compose(words: dict[str, Any]) -> Any:
     relay = words.pop("relay", None)
     if relay:
         route.parse_relay(relay)
-    return api.composed(1_800_000_000_000, "h", **{"sender": "a@b.example", "to": "c@d.example", **words})
+    return api.composed(1_800_000_000_000, "h", "", **{"sender": "a@b.example", "to": "c@d.example", **words})
 
 
 def _folded(text: str) -> None:

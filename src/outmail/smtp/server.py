@@ -101,9 +101,9 @@ class Close:
 
 Request = Deliver | Verify | StartTls | Close
 
-_PATH = re.compile(rb'<((?:"(?:[^"\\\r\n]|\\.)*"|[^<>"\s])*)>(?:[ \t]+(.*))?')
+_PATH = re.compile(rb'<((?:"(?:[^"\\\r\n]|\\.)*"|[^<>"\s])*)>(?:[ \t]++(.*))?')
 #: What scripts write instead: no brackets.
-_UNBRACKETED = re.compile(rb'([^<>"\s]+)(?:[ \t]+(.*))?')
+_UNBRACKETED = re.compile(rb'([^<>"\s]+)(?:[ \t]++(.*))?')
 _PARAMETER = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([!-<>-~]+))?")
 _XTEXT = re.compile(r"\+([0-9A-F]{2})")
 _OK = b"250 2.1.0 Ok\r\n"
