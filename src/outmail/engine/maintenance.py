@@ -137,7 +137,8 @@ class Maintenance:
 
         def answered(answer: Any) -> None:
             then(answer)
-            done.set_result(None)
+            if not done.done():  # else the engine was ended meanwhile
+                done.set_result(None)
 
         self._reclaim_at = self._loop.time() + RECLAIM
         self._commits.call(work, answered)

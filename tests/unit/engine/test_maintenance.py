@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,7 +28,7 @@ class Scene:
     def __init__(self, retention: dict[str, int] | None = None) -> None:
         self.loop, self.commits, self.clock = FakeLoop(), FakeCommits(), FakeClock(NOW)
         self.hop = hop(concurrency=8)
-        self.engine = Calls(
+        self.engine: Any = Calls(
             owner=Lease(), hops={"relay": self.hop}, engines=1, hungry=False, routes=Routes({})
         )
         store = SimpleNamespace(verbs=Spoken(), kept=lambda records: records)
@@ -130,10 +132,11 @@ def test_a_next_hop_that_answers_ends_what_any_engine_has_noted_of_it() -> None:
     scene = Scene()
     scene.maintenance.answers(scene.hop)
     assert not scene.commits.asks
-    for noted in (
+    ways: list[Callable[[], None]] = [
         lambda: scene.maintenance.paused(scene.hop, "refused"),
         lambda: scene.maintenance._reclaimed(([], 1, {}, [scene.hop.relay.name])),
-    ):
+    ]
+    for noted in ways:
         noted()
         scene.maintenance.answers(scene.hop)
         scene.maintenance.answers(scene.hop)
@@ -171,3 +174,19 @@ def test_what_is_too_old_is_looked_for_once_a_second() -> None:
     scene.maintenance.expire()
     assert scene.commits.asked() == ["expire"]
     assert scene.maintenance.expire_at == scene.loop.time() + module.EXPIRE
+
+
+def test_an_engine_that_ends_while_it_begins_takes_the_late_answer() -> None:
+    scene = Scene()
+
+    async def story() -> None:
+        scene.maintenance._loop = asyncio.get_running_loop()
+        beginning = asyncio.ensure_future(scene.maintenance.begin())
+        await asyncio.sleep(0)
+        ((_, then),) = scene.commits.calls
+        beginning.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await beginning
+        then(RuntimeError("too late"))
+
+    asyncio.run(story())
