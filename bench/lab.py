@@ -382,7 +382,8 @@ def latency(contestant: Contestant, rate: float, folder: Path, seconds: float) -
             subprocess.run(
                 [sys.executable, "-c", PACED, str(standing.port), str(rate), "1"], check=True, timeout=60
             )
-            warm = len(standing.delays()) if standing.delays and not time.sleep(1.0) else 0
+            time.sleep(1.0 if standing.delays else 0.0)  # its record is written a moment later
+            warm = len(standing.delays()) if standing.delays else 0
             subprocess.run(
                 [sys.executable, "-c", PACED, str(standing.port), str(rate), str(seconds)],
                 check=True,

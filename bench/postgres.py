@@ -290,7 +290,7 @@ def drain_all(
             "outmail": "outmail.message, outmail.body, outmail.recipient, outmail.event, outmail.attempt",
         }
         with psycopg.connect(url, autocommit=True) as db:
-            db.execute(f"TRUNCATE {tables[name]} CASCADE")  # type: ignore[arg-type]
+            db.execute(f"TRUNCATE {tables[name]} CASCADE")
         return
     if name == "outmail":
         subprocess.run(
@@ -327,7 +327,7 @@ def using(server: pgserver.PgServer, count: int) -> str:
         psycopg.connect(url) as db,
         Outbox(f"{folder}/q.db", deliver="never") as box,
     ):
-        db.execute((Path(__file__).parents[1] / "src/outmail/store/sql/outbox-postgresql.sql").read_text())  # type: ignore[arg-type]
+        db.execute((Path(__file__).parents[1] / "src/outmail/store/sql/outbox-postgresql.sql").read_text())
         db.execute("CREATE TABLE orders (id int)")
         db.commit()
         times: dict[bool, list[float]] = {True: [], False: []}

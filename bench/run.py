@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import apsw
 
@@ -212,7 +213,9 @@ def naive(path: Path, port: int, count: int) -> float:
         )
 
     async def work() -> None:
-        waiting = iter(db.execute("SELECT id, rcpt, content FROM mail WHERE sent = 0").fetchall())
+        waiting: Iterator[Any] = iter(
+            db.execute("SELECT id, rcpt, content FROM mail WHERE sent = 0").fetchall()
+        )
 
         async def one() -> None:
             client = aiosmtplib.SMTP(hostname="127.0.0.1", port=port, use_tls=False, start_tls=False)
@@ -434,14 +437,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="outmail-bench-", dir=os.environ.get("BENCH_DIR")) as temporary:
         folder = Path(temporary)
         os.environ["XDG_STATE_HOME"] = temporary
-        for section in (
+        sections: tuple[Callable[[], list[str]], ...] = (
             lambda: accepting(folder, count, rounds),
             lambda: draining(folder, drained, min(3, rounds)),
             lambda: peer(folder),
             lambda: waiting(folder, large),
             lambda: reporting(folder),
             importing,
-        ):
+        )
+        for section in sections:
             fresh = section()
             print("\n".join(fresh), flush=True)
             lines += fresh

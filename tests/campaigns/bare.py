@@ -82,7 +82,7 @@ def run(root: Path, suite: str, mirror: str, minutes: float) -> int:
         "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     }
     began = time.monotonic()
-    command = [
+    command: list[str | Path] = [
         "unshare",
         "--mount",
         "--pid",

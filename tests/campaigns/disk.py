@@ -101,8 +101,9 @@ class Shim(apsw.VFS):  # type: ignore[misc,unused-ignore]
         super().xDelete(name, flush)
         self.observer.after("delete", os.path.basename(name), folder=flush)
 
-    def excepthook(self, *_: Any) -> None:
+    def excepthook(self, *_: Any) -> bool:
         """A fault that was made on purpose is no news."""
+        return True
 
 
 class Log(Observer):
@@ -306,4 +307,5 @@ def watch_folders(log: Log, *, syncs: bool = True) -> None:
         link(old, new, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd, **words)
         log.note("renamed", there, here)
 
-    os.fsync, os.link = watched_fsync, watched_link
+    system: Any = os
+    system.fsync, system.link = watched_fsync, watched_link

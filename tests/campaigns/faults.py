@@ -158,7 +158,7 @@ def spoil_files(control: Control, chance: random.Random) -> None:
         return int(pwrite(fd, data[: len(data) // 2] if control.failing("half", chance) else data, offset))
 
     os.pwrite = half  # type: ignore[assignment]
-    os.open = spoiled(os.open, "create", making)  # type: ignore[assignment]
+    os.open = spoiled(os.open, "create", making)
     os.fsync = spoiled(os.fsync, "sync")
     os.ftruncate = spoiled(os.ftruncate, "truncate")
     for name in ("rename", "replace", "link"):

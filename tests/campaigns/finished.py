@@ -18,8 +18,8 @@ from pathlib import Path
 
 import apsw
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
-from run import CONFIG, drained_apart, sink_process
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from bench.run import CONFIG, drained_apart, sink_process
 
 from outmail.outbox.outbox import Outbox
 

@@ -66,10 +66,11 @@ def campaign(folder: Path, sink: Sink, kills: int, count: int, chance: random.Ra
             print(f"{done} kills, {len(ids)} messages, {sink.count} transmissions", flush=True)
     box.release("state:held")
     engine = _engine(store, settings, folder)
-    deadline = time.monotonic() + 60 + count / 200
+    deadline = time.monotonic() + 120 + count / 100
     while time.monotonic() < deadline and next(iter(box.find("-state:delivered -state:failed")), None):
-        time.sleep(0.1)
+        time.sleep(0.5)
         box.release("state:held")
+        box.retry("state:queued")  # a second loss would wait for a minute
     engine.send_signal(signal.SIGTERM)
     engine.wait(60)
     result = judge(box, ids, sink)

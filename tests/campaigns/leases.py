@@ -90,7 +90,8 @@ class Jumping:
         self.offset = 0.0
         self.read()
         true = clocks.Clock.now
-        clocks.Clock.now = lambda clock: true(clock) + int(self.offset * 1000)  # type: ignore[method-assign]
+        everybodys: Any = clocks.Clock
+        everybodys.now = lambda clock: true(clock) + int(self.offset * 1000)
         threading.Thread(target=self._follow, daemon=True).start()
 
     def read(self) -> None:
@@ -123,7 +124,7 @@ def run_engine(settings: str, clock: str) -> int:
         CONFIDENCE,
         DOUBT,
         0.5,
-    )  # type: ignore[assignment]
+    )
     if "postgresql" in Path(settings).read_text():
         for module in (owner, postgres, sqlite):
             if hasattr(module, "boot_id"):

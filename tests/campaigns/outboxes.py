@@ -434,14 +434,13 @@ def other_tables(server: pgserver.PgServer, store: str, inside: bool) -> Iterato
     places = {"postgresql": server.create("app")} | ({"inside": store} if inside else {})
     for name, url in places.items():
         with psycopg.connect(url, autocommit=True) as db:
-            db.execute(outbox_ddl("postgresql"))  # type: ignore[arg-type]
+            db.execute(outbox_ddl("postgresql"))
         yield Table(name, url, url, "psycopg")
     if not inside:
         import apsw
 
-        db = apsw.Connection(store)
-        db.execute(outbox_ddl("sqlite").replace(" AUTOINCREMENT", ""))
-        db.close()
+        with contextlib.closing(apsw.Connection(store)) as file:
+            file.execute(outbox_ddl("sqlite").replace(" AUTOINCREMENT", ""))
         yield Table("inside", f"sqlite+apsw:{store}", store, "apsw")
 
 

@@ -85,7 +85,8 @@ def child(folder: Path, seed: int, without: str | None) -> int:
     disk.Shim(log)
     disk.watch_folders(log, syncs=without != "fsync")
     if without == "synchronous":
-        sqlite._PRAGMAS = tuple(p.replace("synchronous = FULL", "synchronous = OFF") for p in sqlite._PRAGMAS)
+        weak: Any = sqlite
+        weak._PRAGMAS = tuple(p.replace("synchronous = FULL", "synchronous = OFF") for p in sqlite._PRAGMAS)
     sqlite_pages(chance.choice((20, 100, 1000)))
     with Sink(
         SCRIPT, seed=seed, on_message=lambda m: log.note("got", _name(m.content), m.recipients)
@@ -162,7 +163,8 @@ def _name(content: bytes) -> str:
 
 def campaign(chance: random.Random, seconds: float, cuts: int, without: str | None) -> dict[str, Any]:
     """Records and cuts until the time is over, or so many cuts are made."""
-    sqlite.boot_id = lambda: "another boot"
+    changed: Any = sqlite
+    changed.boot_id = lambda: "another boot"
     logging.getLogger("outmail").setLevel(logging.ERROR)  # what is taken back is no news here
     until = time.monotonic() + seconds
     bad: list[str] = []

@@ -70,7 +70,7 @@ def campaign(
             engine.wait()
         _until_all_is_final(box, settings, folder, count)
         bad = judge(box, ids, {"default": one, "other": other})
-        states = Counter(r.state for id in ids for r in box.status(id).recipients)
+        states: Counter[str] = Counter(r.state for id in ids for r in box.status(id).recipients)
         box.close()
     return bad, dict(states)
 
@@ -150,7 +150,7 @@ def _illegal(box: Outbox) -> list[str]:
     found = []
     states: dict[tuple[str, int], lifecycle.State] = {}
     for event in box.events():
-        if event.n is None:
+        if event.n is None or event.id is None or event.state is None:
             continue
         before = states.get((event.id, event.n), "queued")
         arrows = lifecycle.ARROWS[event.event]

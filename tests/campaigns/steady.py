@@ -122,16 +122,16 @@ def steady(
     status = engine.wait(90)
     box.close()
     fifth = max(1, len(rates) // 5)
-    first, last = statistics.mean(rates[:fifth]), statistics.mean(rates[-fifth:])
+    early, late = statistics.mean(rates[:fifth]), statistics.mean(rates[-fifth:])
     bad = {"lost": submitted - sink.count} if sink.count < submitted else {"exit": status} if status else {}
     return {
         "minutes": minutes,
         "finished": finished,
         "messages": submitted,
         "rates": [round(rate) for rate in rates],
-        "first": round(first),
-        "last": round(last),
-        "fall-off": round(last / first, 2),
+        "first": round(early),
+        "last": round(late),
+        "fall-off": round(late / early, 2),
         "bad": bad,
     }
 

@@ -295,7 +295,7 @@ class Round:
 
     def _states(self, ids: list[str]) -> list[list[tuple[str, str, bool, str]]]:
         box = self._box()
-        found = [
+        found: list[list[tuple[str, str, bool, str]]] = [
             [(r.address, r.state, r.uncertain, r.reason) for r in box.status(id).recipients] for id in ids
         ]
         box.close()

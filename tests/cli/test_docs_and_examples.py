@@ -11,6 +11,7 @@ import pytest
 
 from outmail import config
 from outmail.cli.explanations import CODES
+from outmail.policy.route import RELAY_SETTINGS
 from outmail.testing import Sink
 
 ROOT = Path(__file__).parents[2]
@@ -21,7 +22,7 @@ def test_every_setting_is_documented_and_the_sample_is_valid(tmp_path: Path) -> 
     sample = re.search(r"```toml\n(.*?)```", text, re.S)
     assert sample
     config.from_toml(sample[1], "docs", {})
-    keys = set(config.RELAY_SETTINGS) | {
+    keys = set(RELAY_SETTINGS) | {
         key for table in ("retry", "limits", "safety", "retention") for key in config._TABLES[table]
     }
     keys |= set(config._TOP) - {"outbox", "listen", "loopback"}

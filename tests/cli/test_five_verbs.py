@@ -138,7 +138,7 @@ def test_canaries_go_once_an_interval_by_each_relay(sink: Sink, make_box: MakeBo
         '[[route]]\nto = "*@x.test"\nrelays = ["other", "box"]\n'
     )
     box = make_box(toml=toml, deliver="thread")
-    words: Any = (box.store, box.config.loopback, box.routes)
+    words: tuple[Any, Any, Any] = (box.store, box.config.loopback, box.routes)
     now = box.clock.now()
     assert canary.send_due(*words, now, box.send) == ["default", "other"]
     assert canary.send_due(*words, now + 3_599_999, box.send) == []

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from outmail.cli import looking
 from outmail.outbox.outbox import Outbox
 from outmail.testing import Sink
 from tests.cli.conftest import Command
@@ -60,7 +59,7 @@ def test_events_since_and_from_now_on(
             raise KeyboardInterrupt
         box.send("later@x.test", "s", "t")
 
-    monkeypatch.setattr(looking.time, "sleep", sleep)
+    monkeypatch.setattr(time, "sleep", sleep)
     followed = command("events", *S, "--follow", "--jsonl")
     assert followed.status == 130 and followed.out.count('"accepted"') == 1
 

@@ -12,6 +12,7 @@ several lines the first and some of the others; ``(3000 letters)`` stands for wh
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,6 +55,7 @@ class Script:
         self.queue = [delivery(line[2:]) for line in lines if line.startswith("> ")]
         self.talk = [line for line in lines if line.startswith(("C: ", "S: "))]
         self.outcomes = [tuple(line[2:].split()) for line in lines if line.startswith("= ")]
+        self.done: list[Delivery] = []
         self.end = next((line[2:] for line in lines if line.startswith("! ")), "")
 
     def expect(self, said: bytes) -> None:
@@ -66,7 +68,7 @@ class Script:
 
     def answer(self) -> bytes | None:
         """The next S: lines; None when the connection is gone."""
-        lines = []
+        lines: list[str] = []
         while self.talk and self.talk[0].startswith("S: ") and not (lines and self.talk[0] == "S: <closed>"):
             lines.append(self.talk.pop(0)[3:])
         assert lines, "the client waits for more than the dialogue has"
@@ -89,14 +91,14 @@ def test_dialogue(path: Path, step: int) -> None:
         for d in script.done
         for r in d.recipients
         if r.outcome
-    ]  # type: ignore[attr-defined]
+    ]
     assert got == script.outcomes
     assert ended == script.end and not script.talk
 
 
 def run(client: Client, script: Script, step: int) -> str:
-    flow, answer, trouble, ahead = client.dialogue(), None, None, ""
-    script.done = []  # type: ignore[attr-defined]
+    flow, trouble, ahead = client.dialogue(), None, ""
+    answer: Delivery | bool | None = None
     buffered = b""
     while True:
         try:
@@ -130,7 +132,7 @@ def run(client: Client, script: Script, step: int) -> str:
             ahead = " ahead"
             client.ahead = False
         elif isinstance(request, Done):
-            script.done.append(request.delivery)  # type: ignore[attr-defined]
+            script.done.append(request.delivery)
 
 
 # -- the same from the server's side -------------------------------------------------------------------------
@@ -201,9 +203,8 @@ def test_the_servers_side(path: Path, step: int) -> None:
 def test_what_the_server_says(path: Path, step: int) -> None:
     first, *lines = path.read_text().splitlines()
     words = first.partition(":")[0].split()[2:]
-    server = Server(
-        ServerSettings(hostname="server.test", **dict.fromkeys(words, True)), Scripted([Reply(250, "ok")] * 9)
-    )  # type: ignore[arg-type]
+    said_so: dict[str, Any] = dict.fromkeys(words, True)
+    server = Server(ServerSettings(hostname="server.test", **said_so), Scripted([Reply(250, "ok")] * 9))
     closed = False
     said = server.outgoing().decode().splitlines()
     while lines:

@@ -57,7 +57,8 @@ def make() -> Callable[[bytes], None]:
             [Leased(n, f"u{n}@c.example", 0, False, 0) for n in (1, 2)],
         )
         waiting, at, size = [mail], 1, data[0] % 90 + 1
-        flow, answer, trouble, done, dotted = session.dialogue(), None, None, False, False
+        flow, trouble, done, dotted = session.dialogue(), None, False, False
+        answer: Delivery | bool | None = None
         try:
             while True:
                 request = flow.throw(trouble) if trouble else flow.send(answer)

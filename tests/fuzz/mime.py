@@ -41,7 +41,7 @@ def make() -> Callable[[bytes], None]:
         except Exception:
             return  # the email package's own affair: nobody has given us a message yet
         try:
-            draft = api.complete(0, message, sender="a@b.example", recipients="c@d.example")
+            draft = api.complete(0, "h.example", message, sender="a@b.example", recipients="c@d.example")
         except Refused:
             return
         assert isinstance(draft.content, bytes)

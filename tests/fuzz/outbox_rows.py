@@ -48,10 +48,12 @@ def make() -> Callable[[bytes], None]:
             if not isinstance(relay, str):
                 raise ConfigError("relay must be text")
             parse_relay(relay)
-        return api.composed(1_800_000_000_000, "h", **{"sender": "a@b.example", "to": "c@d.example", **words})
+        return api.composed(
+            1_800_000_000_000, "h", "", **{"sender": "a@b.example", "to": "c@d.example", **words}
+        )
 
     def target(data: bytes) -> None:
-        row = Row(1, "0" * 26, 0, b"Subject: x\r\n\r\n", data.decode("utf-8", "replace"))
+        row = Row(1, "0" * 26, b"Subject: x\r\n\r\n", data, len(data))
         try:
             draft = poller.drafted(row, compose)
         except Refused as refusal:

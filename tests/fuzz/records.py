@@ -30,7 +30,7 @@ def make() -> Callable[[bytes], None]:
         """Composes what is sent, and keeps nothing."""
 
         def send(self, to: Any, subject: str, text: str, **words: Any) -> Any:
-            return api.composed(0, "h.test", to=to, subject=subject, text=text, **words)
+            return api.composed(0, "h.test", "", to=to, subject=subject, text=text, **words)
 
     class Digest(DigestHandler):
         def _write(self, values: list[Any]) -> bool:
@@ -43,7 +43,8 @@ def make() -> Callable[[bytes], None]:
             return False
 
     box = Box()
-    handlers.outbox = lambda *_, **__: box  # type: ignore[assignment]
+    faked: Any = handlers
+    faked.outbox = lambda *_, **__: box
     gathered = Gathered()
     server = ("localhost", "bot@x.test", "me@x.test", "odd")
     buffering = handlers.BufferingSMTPHandler(*server, 1)

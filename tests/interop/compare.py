@@ -263,7 +263,7 @@ def explain(row: Row, test: str, detail: str, used: set[str]) -> None:
 
 def table(rows: list[Row]) -> str:
     head = ("peer", "version", "what", "ran", "passed", "differs", "left out", "seconds")
-    lines = [head]
+    lines: list[tuple[str, ...]] = [head]
     for row in rows:
         counts = row.counts
         if row.absent:

@@ -4,11 +4,13 @@ on later ones.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,7 @@ DATABASES = {{"default": {database}}}
 DEFAULT_FROM_EMAIL = "Shop <shop@outmail.test>"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 USE_TZ = True
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]  # the others are slow on purpose
 OUTMAIL = {{"store": STORE, "relay": "smtp://127.0.0.1:{port}"}}
 {mailer}
 """
@@ -111,36 +114,57 @@ class Project:
             return list(box.find())
 
 
+VERSION = max(pgserver.installed(), key=int, default="")
+
+
+def on_sqlite(file: Path) -> str:
+    return repr({"ENGINE": "django.db.backends.sqlite3", "NAME": str(file)})
+
+
+def on_postgresql(url: str) -> str:
+    return repr(
+        {
+            "ENGINE": "django.db.backends.postgresql",
+            "NAME": url.rpartition("/")[2],
+            "USER": "outmail",
+            "HOST": "127.0.0.1",
+            "PORT": pgserver.running(VERSION).port,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:
+    """migrated(kind) → an application's database after `manage.py migrate`, to be copied: a file or a URL."""
+    made: dict[str, str] = {}
+    with contextlib.ExitStack() as until_the_end:
+
+        def database(kind: str) -> str:
+            if kind not in made:
+                folder = tmp_path_factory.mktemp(kind)
+                if kind == "sqlite":
+                    made[kind], name = str(folder / "app.db"), on_sqlite(folder / "app.db")
+                else:
+                    made[kind] = until_the_end.enter_context(pgserver.database(VERSION))
+                    name = on_postgresql(made[kind])
+                Project(folder, name, 1).manage("migrate", "-v0")
+            return made[kind]
+
+        yield database
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
-def project(request: pytest.FixtureRequest, tmp_path: Path, sink: Sink) -> Iterator[Project]:
+def project(
+    request: pytest.FixtureRequest, migrated: Callable[[str], str], tmp_path: Path, sink: Sink
+) -> Iterator[Project]:
     folder = tmp_path / "shop"
     folder.mkdir()
     if request.param == "sqlite":
-        made = Project(
-            folder, repr({"ENGINE": "django.db.backends.sqlite3", "NAME": str(folder / "app.db")}), sink.port
-        )
-        made.manage("migrate", "-v0")
-        yield made
+        shutil.copy(migrated("sqlite"), folder / "app.db")
+        yield Project(folder, on_sqlite(folder / "app.db"), sink.port)
         return
-    version = max(pgserver.installed(), key=int)
-    with pgserver.database(version) as url:
-        name = url.rpartition("/")[2]
-        server = pgserver.running(version)
-        made = Project(
-            folder,
-            repr(
-                {
-                    "ENGINE": "django.db.backends.postgresql",
-                    "NAME": name,
-                    "USER": "outmail",
-                    "HOST": "127.0.0.1",
-                    "PORT": server.port,
-                }
-            ),
-            sink.port,
-        )
-        made.manage("migrate", "-v0")
-        yield made
+    with pgserver.database(VERSION, like=migrated("postgresql")) as url:
+        yield Project(folder, on_postgresql(url), sink.port)
 
 
 def test_mail_follows_the_transaction(project: Project, sink: Sink) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import time
 from collections import Counter
@@ -21,6 +20,7 @@ import pytest
 from outmail.outbox.outbox import Outbox
 from outmail.transport import smtp as transport
 from tests.pgserver import free_port
+from tests.waiting import listens, until
 
 HARAKA = os.environ.get("HARAKA") or shutil.which("haraka")
 COUNT = int(os.environ.get("HARAKA_MESSAGES", "400"))
@@ -56,12 +56,7 @@ def haraka(tmp_path: Path) -> Iterator[tuple[int, Path]]:
     with open(tmp_path / "haraka.log", "wb") as log:
         process = subprocess.Popen(["node", HARAKA, "-c", str(folder)], stdout=log, stderr=log)
     try:
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline and process.poll() is None:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
+        until(lambda: process.poll() is not None or listens(port))
         assert process.poll() is None, (tmp_path / "haraka.log").read_text()
         yield port, taken
     finally:

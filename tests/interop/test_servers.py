@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
-import socket
 import ssl
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from aiosmtpd.smtp import AuthResult
 from outmail.outbox.outbox import Outbox
 from tests import programs
 from tests.pgserver import free_port
+from tests.waiting import listens, until
 
 MakeBox = Callable[..., Outbox]
 
@@ -150,13 +149,7 @@ postlog unix-dgram n - n - 1 postlogd
     subprocess.run(
         [POSTFIX, "-c", str(folder / "conf"), "start"], capture_output=True, timeout=60, check=False
     )
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            break
-        except OSError:
-            time.sleep(0.1)
+    until(lambda: listens(port))
     yield port, folder / "mail" / "box" / "new"
     subprocess.run(
         [POSTFIX, "-c", str(folder / "conf"), "stop"], capture_output=True, timeout=60, check=False
@@ -179,9 +172,7 @@ def test_postfix(
     ]
     refused = box.send("a@elsewhere..test".replace("..", "."), "s", "t", sender="me@outmail.test").id
     assert [box.wait(id, 20).status for id in ids] == ["delivered"] * 5, box.status(ids[0]).recipients
-    deadline = time.monotonic() + 20
-    while (not maildir.exists() or len(os.listdir(maildir)) < 10) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    until(lambda: maildir.exists() and len(os.listdir(maildir)) == 10)
     files = [path.read_bytes() for path in maildir.iterdir()]
     assert len(files) == 10
     for id in ids:

@@ -14,9 +14,7 @@ import pwd
 import re
 import shutil
 import smtplib
-import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +31,7 @@ from outmail.wiring import build_engine
 from tests import programs
 from tests.interop.test_servers import POSTFIX, Keep, certificate, postfix  # noqa: F401  (fixtures)
 from tests.pgserver import free_port
+from tests.waiting import listens, stays, until, until_in_loop
 
 MakeBox = Callable[..., Outbox]
 ENDINGS = (
@@ -85,9 +84,7 @@ def through_us(make_box: MakeBox, port: int, messages: list[bytes], *, normalise
         )
         try:
             await asyncio.to_thread(client, int((await listener.listen("127.0.0.1:0")).rpartition(":")[2]))
-            async with asyncio.timeout(30):
-                while any(not status.settled for status in box.find()):
-                    await asyncio.sleep(0.02)
+            await until_in_loop(lambda: all(status.settled for status in box.find()))
         finally:
             await listener.close()
             engine.stop()
@@ -100,10 +97,8 @@ def through_us(make_box: MakeBox, port: int, messages: list[bytes], *, normalise
 
 def arrived(count: int, look: Callable[[], list[bytes]]) -> list[bytes]:
     """What is there once it is as much as expected, and a moment later: more would be a smuggled one."""
-    deadline = time.monotonic() + 30
-    while len(look()) < count and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.5)
+    until(lambda: len(look()) >= count)
+    stays(lambda: len(look()) == count, 0.5)
     return look()
 
 
@@ -184,13 +179,8 @@ match from any for any action box
 
 
 def _until_open(port: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and process.poll() is None:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.1)
-    raise AssertionError("the server does not listen")
+    until(lambda: process.poll() is not None or listens(port))
+    assert process.poll() is None, "the server has ended"
 
 
 def check(make_box: MakeBox, port: int, look: Callable[[], list[bytes]]) -> None:
@@ -204,10 +194,9 @@ def check(make_box: MakeBox, port: int, look: Callable[[], list[bytes]]) -> None
     assert through_us(make_box, port, messages, normalise=None) == ["250"] * len(ENDINGS)
     files = arrived(len(ENDINGS) + whole, look)
     assert len(files) == len(ENDINGS) + whole
-    numbers = [
-        int(re.search(rb"(?m)^Subject: number (\d+)", file.partition(b"before")[0])[1]) for file in files
-    ]  # type: ignore[index]
-    assert set(numbers) == set(range(len(ENDINGS)))
+    heads = b"".join(file.partition(b"before")[0] for file in files)
+    numbers = [int(number) for number in re.findall(rb"(?m)^Subject: number (\d+)", heads)]
+    assert len(numbers) == len(files) and set(numbers) == set(range(len(ENDINGS)))
     for file in files:
         assert file.count(b"MAIL FROM:<evil@example.test>") == 2 and file.rstrip().endswith(b"end")
 

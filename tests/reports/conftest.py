@@ -6,7 +6,6 @@ import email
 import email.policy
 from collections.abc import Callable, Iterator
 from email.message import EmailMessage
-from typing import cast
 
 import pytest
 
@@ -33,10 +32,7 @@ class Mails:
 
     def wait(self, count: int) -> list[EmailMessage]:
         self.sink.wait_for(count, 10)
-        found = [
-            cast(EmailMessage, email.message_from_bytes(m.content, policy=email.policy.default))
-            for m in self.sink.messages
-        ]
+        found = [email.message_from_bytes(m.content, policy=email.policy.default) for m in self.sink.messages]
         assert len(found) == count, [str(mail["subject"]) for mail in found]
         return found
 

@@ -64,7 +64,8 @@ def test_defaults_and_no_settings(settings: dict[str, Any], store: str, mails: M
     manager.close()
     assert mails.subjects(1) == ["Project Bot just started."]
     silent = NotificationManager("Bot", None, {"milestone_num": 1})
-    assert silent.send_msg_milestone(1) and silent.send_custom_msg("s", "b") is None
+    assert silent.send_msg_milestone(1)
+    silent.send_custom_msg("s", "b")
     silent.send_msg_abort_lost_db()
     silent.close()
 

@@ -11,7 +11,6 @@ import queue
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from outmail.policy.digest import MAX_GROUPS, Gathered, Line
 from outmail.reports import state
 from outmail.reports.post import host, poster
 from outmail.testing import Sink
+from tests.waiting import until
 
 from .conftest import Mails, page, text
 
@@ -61,7 +61,11 @@ def a_run(make: Handlers, work: Callable[[DigestHandler], None], **words: Any) -
 
 
 def errors(count: int, **extra: str) -> Callable[[DigestHandler], None]:
-    return lambda one: [log.error("it failed", extra=extra or None) for _ in range(count)] and None
+    def work(one: DigestHandler) -> None:
+        for _ in range(count):
+            log.error("it failed", extra=extra or None)
+
+    return work
 
 
 def test_one_mail_a_run_with_groups_and_traceback(handler: Handlers, mails: Mails) -> None:
@@ -71,7 +75,7 @@ def test_one_mail_a_run_with_groups_and_traceback(handler: Handlers, mails: Mail
         for i in range(3):
             log.error("feed %s failed", i)
         try:
-            {}["x"]
+            os.environ["NO_SUCH_FEED"]
         except KeyError:
             log.exception("no such feed, token=geheim")
         one.handle(logging.LogRecord("app", 20, "f", 1, "odd %d %d", ("one",), None))
@@ -163,10 +167,12 @@ def test_the_first_alert_goes_soon_and_the_rest_is_held_to_a_rate(
 ) -> None:
     monkeypatch.setattr("outmail.reports.digest.GATHER", 0.0)
     one = handler(at_most="2/h", max_delay="1s")
-    began = time.monotonic()
-    while len(mails.sink.messages) < 1 and time.monotonic() < began + 8:
+
+    def one_more() -> bool:
         log.error("storm")
-        time.sleep(0.02)
+        return bool(mails.sink.messages)
+
+    until(one_more)
     for _ in range(3):
         log.error("storm")
         one.flush()
@@ -211,7 +217,11 @@ def test_a_hundred_thousand_records(handler: Handlers, mails: Mails, monkeypatch
 
 
 def test_the_spool_is_bounded_and_says_what_it_left_out(handler: Handlers, mails: Mails) -> None:
-    a_run(handler, lambda one: [log.error("x" * 500) for _ in range(1000)] and None, spool_limit=50_000)
+    def work(one: DigestHandler) -> None:
+        for _ in range(1000):
+            log.error("x" * 500)
+
+    a_run(handler, work, spool_limit=50_000)
     assert "1,000" in text(mails.wait(1)[0])
 
 
@@ -350,7 +360,11 @@ def test_wrong_options_raise_at_configuration(words: dict[str, Any]) -> None:
 
 
 def test_the_predecessors_options(handler: Handlers, mails: Mails) -> None:
-    a_run(handler, lambda one: log.error("one") or log.info("not me"), only_errors=True, threshold=2)
+    def work(one: DigestHandler) -> None:
+        log.error("one")
+        log.info("not me")
+
+    a_run(handler, work, only_errors=True, threshold=2)
     assert not mails.sink.messages
     a_run(handler, errors(1), only_errors=True, threshold=2)
     assert "2 errors" in mails.subjects(1)[0]

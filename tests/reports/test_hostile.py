@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 import outmail
 from outmail import DigestHandler, Outbox, cli
+from outmail.compat import relays
 from outmail.compat.exoskeleton import NotificationManager
 from outmail.compat.handlers import BufferingSMTPHandler, SMTPHandler
 from outmail.reports import job_mails, jobs, post, spoolfiles, state, watch, watchdog
@@ -67,7 +68,7 @@ def clean(mail: Any) -> None:
     assert mail["bcc"] is None
 
 
-def options(**words: Any) -> watch.Any:
+def options(**words: Any) -> Any:
     return _Options(
         {
             "name": "crawl",
@@ -255,9 +256,7 @@ def test_no_record_makes_a_handler_raise(
     assert mails or state.read(quiet, "digest", "any")["pending"]["total"] > 10
     for id in [status.id for status in quiet.find()]:
         quiet.content(id)
-    from outmail.compat.handlers import _boxes
-
-    for box in list(_boxes.values()):
+    for box in list(relays._boxes.open.values()):
         box.close()
 
 

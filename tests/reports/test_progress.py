@@ -133,7 +133,7 @@ def test_words() -> None:
 
 def say(rule: Rule, story: str, step: int = 60_000) -> list[str]:
     """``story`` of f(ailure) and o(k) → what is said at each."""
-    standing, now, said = Incident(), 0, []
+    standing, now, said = Incident(), 0, list[str]()
     for letter in story:
         now += step
         standing, word = failed(standing, rule, now) if letter == "f" else succeeded(standing, rule, now)

@@ -274,8 +274,7 @@ def test_option_lock(watch: Watch, environment: dict[str, str], tmp_path: Path) 
 def test_option_late_by_cron_once_and_back(
     watch: Watch, mails: Mails, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    watch("--name", "nightly", "--late", "50ms", "--", "true")
-    time.sleep(0.1)
+    watch("--name", "nightly", "--late", "20ms", "--", "true")  # the next program needs longer to start
     for _ in range(2):
         subprocess.run(
             [sys.executable, "-m", "outmail", "run", "--once"],
@@ -287,7 +286,7 @@ def test_option_late_by_cron_once_and_back(
         )
     (late,) = mails.wait(1)
     assert str(late["subject"]).startswith("! nightly is late: no run for")
-    watch("--name", "nightly", "--late", "50ms", "--", "true")
+    watch("--name", "nightly", "--late", "20ms", "--", "true")
     back = mails.wait(2)[1]
     assert back["in-reply-to"] == late["message-id"] and "RECOVERED" in text(back)
 
@@ -299,7 +298,7 @@ def test_option_tail_attach_no_output_longer_than_start(watch: Watch, mails: Mai
     a, b, start, slow = mails.wait(4)
     assert "500" in text(a) and "498" not in text(a)
     attached = next(a.iter_attachments())
-    assert attached.get_filename() == "output.txt" and attached.get_content().startswith("1\n2\n")  # type: ignore[attr-defined]
+    assert attached.get_filename() == "output.txt" and attached.get_content().startswith("1\n2\n")
     assert "geheim" not in text(b).replace("echo geheim", "")
     assert text(start).startswith("STARTED: c on") and str(slow["subject"]).startswith("✓ c took ")
 

@@ -22,8 +22,10 @@ from outmail import Outbox
 from outmail.intake import logins
 from outmail.intake import smtp as intake
 from outmail.policy.admission import neighbourhood
+from outmail.smtp.server import ServerSettings
 from outmail.testing import Sink
 from tests.road.test_listen import BODY, Start, listening, start, toml  # noqa: F401 - fixtures
+from tests.waiting import until_in_loop
 
 LONG = "btv1==0123456789=" + "v" * 150 + "=example.org@x.test"
 
@@ -72,7 +74,7 @@ async def drip(
     reading = asyncio.ensure_future(reader.read())
     while not reading.done() and time.monotonic() - began < most:
         writer.write(portion)
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.1)  # this is the dripping
     lasted = time.monotonic() - began
     reading.done() or reading.cancel()
     said = (await asyncio.gather(reading, return_exceptions=True))[0]
@@ -116,13 +118,13 @@ def test_a_slow_but_honest_client_is_waited_for(
 ) -> None:
     """A block in its time is enough, however long the whole takes."""
     monkeypatch.setattr(intake, "BLOCK", 500)
-    monkeypatch.setattr(intake, "CONTENT", 3.0)
+    monkeypatch.setattr(intake, "CONTENT", 2.0)
 
     async def scene(port: int, listener: Any) -> None:
         reader, writer = await opened(port, "EHLO me", "MAIL FROM:<a@x.test>", "RCPT TO:<b@x.test>", "DATA")
-        for _ in range(70):
+        for _ in range(30):
             writer.write(b"Subject: " + b"x" * 80 + b"\r\n")
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)  # this is the slowness: 3 s where 2 are given to each block
         writer.write(b"\r\n.\r\n")
         assert (await reader.readline()).startswith(b"250 ")
         writer.close()
@@ -142,8 +144,7 @@ def test_envelopes_count_as_memory(listening: Callable[..., None], monkeypatch: 
         for command in ("RCPT TO:<b@x.test>", "RSET", "MAIL FROM:<a@x.test>"):
             small[1].write(command.encode() + b"\r\n")
             assert (await small[0].readline())[:9] == (b"250 2.0.0" if command == "RSET" else b"452 4.3.1")
-        while listener.full:
-            await asyncio.sleep(0.05)
+        await until_in_loop(lambda: not listener.full)
         small[1].write(b"MAIL FROM:<a@x.test>\r\n")
         assert (await small[0].readline())[:3] == b"250"
         for _, writer in (small, large):
@@ -186,9 +187,7 @@ def test_one_address_has_its_share_of_the_connections(
 
     async def scene(port: int, listener: Any) -> None:
         lines = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
-        until = time.monotonic() + 10
-        while len(listener.lines) + len(listener.shaking) < 3 and time.monotonic() < until:
-            await asyncio.sleep(0.01)
+        await until_in_loop(lambda: len(listener.lines) + len(listener.shaking) == 3)
         for _ in range(20):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             with contextlib.suppress(ConnectionError):
@@ -198,16 +197,13 @@ def test_one_address_has_its_share_of_the_connections(
             writer.close()
         assert sum("too many connections" in record.message for record in caplog.records) == 1
         lines.pop()[1].close()
-        while listener.clients["127.0.0.1"] > 2 and time.monotonic() < until:
-            await asyncio.sleep(0.01)
+        await until_in_loop(lambda: listener.clients["127.0.0.1"] == 2)
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         if not implicit:
             assert (await reader.readline())[:3] == b"220"
         for _, line in (*lines, (reader, writer)):
             line.close()
-        while listener.clients and time.monotonic() < until:
-            await asyncio.sleep(0.01)
-        assert not listener.clients
+        await until_in_loop(lambda: not listener.clients)
 
     listening(settings(per_client=3, tls=context, implicit_tls=implicit), scene)
     assert settings(connections=1000).most_of_one == 250 and settings(per_client=0).most_of_one == 1000
@@ -249,9 +245,7 @@ def test_guesses_of_one_client_delay_another_by_one(monkeypatch: pytest.MonkeyPa
             door.ask("192.0.2.1", f"guess{n}", "", functools.partial(answers.__setitem__, f"guess{n}"))
         door.ask("192.0.2.2", "right", "", functools.partial(answers.__setitem__, "right"))
         gate.set()
-        async with asyncio.timeout(20):
-            while len(answers) < 151:
-                await asyncio.sleep(0.01)
+        await until_in_loop(lambda: len(answers) == 151)
         door.close()
         assert answers["right"] is True and looked.index("right") <= 2
         assert looked[:2] == ["guess0", "guess149"] and len(looked) <= logins.MOST_WAITING + 2
@@ -274,10 +268,7 @@ def test_wrong_passwords_end_the_session_and_are_one_line_of_the_log(
             writer.close()
 
     listening(
-        settings(
-            dialogue=intake.protocol.ServerSettings(auth=True, auth_clear=True),
-            users={"me": logins.hashed("right")},
-        ),
+        settings(dialogue=ServerSettings(auth=True, auth_clear=True), users={"me": logins.hashed("right")}),
         scene,
     )
     assert sum("authentication failed" in record.message for record in caplog.records) == 1

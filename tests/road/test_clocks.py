@@ -16,6 +16,7 @@ from outmail.clock import DAY, HOUR, Clock
 from outmail.engine import ages, maintenance
 from outmail.testing import FakeClock, Sink
 from outmail.wiring import build_engine
+from tests.waiting import stays_in_loop
 from tests.waiting import until_in_loop as until
 
 MakeBox = Callable[..., Outbox]
@@ -111,8 +112,7 @@ def test_time_that_passes_still_ends_waiting_after_a_jump(make_box: MakeBox, sin
         await until(lambda: engine.counts["deferred"] == 1)
         clock.jump("6d")
         await until(lambda: engine.maintenance.ages._seen.at - engine.maintenance.ages._seen.age > DAY)
-        await asyncio.sleep(0.5)
-        assert box.status(id).status == "queued"
+        await stays_in_loop(lambda: box.status(id).status == "queued", 0.5)
         clock.advance("3h")
         await until(lambda: box.status(id).status == "failed")
 
@@ -169,7 +169,7 @@ def test_mail_dated_by_a_clock_that_was_wrong_does_not_fail_at_once(make_box: Ma
 
     async def scene(engine: Any) -> None:
         await until(lambda: engine.counts["deferred"] == 2)
-        await asyncio.sleep(0.5)
+        await stays_in_loop(lambda: "failed" not in states(box), 0.5)
         clock.advance("1m")
         await until(lambda: set(states(box)) == {"delivered"})
 
@@ -352,7 +352,7 @@ def test_after_a_doubt_about_the_lease_the_sessions_begin_again(make_box: MakeBo
 
         engine.distribute = distribute
         await until(lambda: engine.completer.out > 0)
-        await asyncio.sleep(0.2)
+        await stays_in_loop(lambda: not sink.messages, 0.2)
         engine.distribute, stands[0] = given, True
         await until(lambda: len(sink.messages) == 20)
 

@@ -23,13 +23,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 
 from outmail import Outbox
 from outmail.testing import Sink
 from outmail.transport import smtp as transport
+from tests.waiting import until
 
 MakeBox = Callable[..., Outbox]
 
@@ -352,13 +353,6 @@ def good() -> Iterator[Sink]:
         yield sink
 
 
-def until(condition: Callable[[], Any], seconds: float) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := condition()) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return found
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_a_hostile_relay_harms_only_itself(
     name: str, good: Sink, make_box: MakeBox, monkeypatch: pytest.MonkeyPatch
@@ -411,7 +405,7 @@ def test_a_hostile_relay_harms_only_itself(
         assert memory() - used < 60_000_000 + 6 * case.size
         if case.state == DELIVERED or "C: QUIT" in case.script:
             box.close()  # the session was kept
-        assert until(lambda: not relay.open, SLACK) is True, "the connection is hung up"
+        until(lambda: not relay.open, SLACK)  # the connection is hung up
 
 
 def test_the_table_is_long_enough() -> None:

@@ -103,7 +103,7 @@ def test_deliver_says_who_runs_the_engine(sink: Sink, make_box: MakeBox) -> None
         ({"deliver": "thread"}, True),
         ({"relay": sink.url, "deliver": "never"}, False),
     ):
-        assert (make_box(**words)._engine is not None) is running  # type: ignore[arg-type]
+        assert (make_box(**words)._engine is not None) is running
     with pytest.raises(ConfigError):
         make_box(deliver="perhaps")
 
@@ -182,7 +182,7 @@ def test_errors_are_values_of_five_classes(make_box: MakeBox, tmp_path: Path) ->
     with pytest.raises(ConfigError, match="no sender"):
         Outbox(tmp_path / "s.db", deliver="never").send("a@x.test")
     with pytest.raises(TypeError, match="send"):
-        box.send("a@x.test", colour="red")
+        box.send("a@x.test", colour="red")  # type: ignore[call-arg]
     for words in (
         {"to": 5},
         {"to": [b"a@x.test"]},

@@ -330,7 +330,10 @@ def test_our_own_listener_takes_copies_by_configuration_alone(tmp_path: Path, si
             [sys.executable, "-m", "outmail", "run", "--config", str(tmp_path / "c.toml")], stderr=log
         )
     try:
-        text = lambda: (tmp_path / "log").read_text()  # noqa: E731
+
+        def text() -> str:
+            return (tmp_path / "log").read_text()
+
         until(lambda: f"listening: {kind} 127.0.0.1:" in text())
         port = int(text().partition(f"listening: {kind} 127.0.0.1:")[2].split()[0])
         with Outbox(config=str(tmp_path / "c.toml"), deliver="never") as box:

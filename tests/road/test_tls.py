@@ -44,7 +44,7 @@ def test_trusted(
 ) -> None:
     context, ca, fingerprint = authority
     with Sink(tls=context, implicit_tls=implicit, users={"me": "pw"}) as sink:
-        settings = (
+        settings: dict[str, object] = (
             {"ca": ca}
             if trust == "ca"
             else {"fingerprint": fingerprint}

@@ -14,7 +14,6 @@ import smtplib
 import sqlite3
 import ssl
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from outmail.service import read_users
 from outmail.system import trust
 from outmail.testing import Sink
 from tests.road.test_listen import Service
+from tests.waiting import until, until_in_loop
 
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
 ROOT = os.geteuid() == 0
@@ -514,9 +514,8 @@ def test_a_row_learns_nothing_from_the_program_that_takes_it_over(tmp_path: Path
     app.close()
     config = from_toml(f'from = "me@x.test"\n[[outbox]]\nurl = "{tmp_path}/app.db"', "t", {})
     with Outbox(tmp_path / "q.db", relay="null:", config=config, deliver="thread") as box:
-        deadline = time.monotonic() + 10
-        while len(found := list(box.find())) < 2 and time.monotonic() < deadline:
-            time.sleep(0.02)
+        until(lambda: len(list(box.find())) == 2)
+        found = list(box.find())
         assert {s.status for s in found} == {"failed"} and all(
             "is not configured" in s.recipients[0].reason for s in found
         )
@@ -543,9 +542,7 @@ def serial(port: int, ca: Path) -> object:
 
 
 def said(log: Path, words: str, times: int) -> bool:
-    deadline = time.monotonic() + 20
-    while log.read_text().count(words) < times and time.monotonic() < deadline:
-        time.sleep(0.02)
+    until(lambda: log.read_text().count(words) >= times)
     return log.read_text().count(words) == times
 
 
@@ -627,9 +624,7 @@ def test_the_service_looks_at_its_certificate_by_itself(
     async def story() -> None:
         looking = asyncio.ensure_future(service._keep_fresh(tls, [listener], asyncio.Event()))  # type: ignore[list-item]
         pair(tmp_path, trustme.CA())
-        async with asyncio.timeout(10):
-            while listener.settings.tls is first:
-                await asyncio.sleep(0.01)
+        await until_in_loop(lambda: listener.settings.tls is not first)
         looking.cancel()
 
     asyncio.run(story())

@@ -32,6 +32,7 @@ from outmail.testing import FakeClock, Sink
 from outmail.transactional.poller import WORDS, abandoned
 from outmail.transactional.reader import Claim
 from tests import pgserver
+from tests.waiting import until
 
 DDL = (Path(__file__).parents[2] / "src/outmail/store/sql/outbox-sqlite.sql").read_text()
 
@@ -88,10 +89,8 @@ def test_rollback_sends_nothing_commit_sends_once(
         began = time.monotonic()
         sink.wait_for(1, timeout=10)
         assert time.monotonic() - began < 1.0
-        deadline = time.monotonic() + 5
-        while box.status(receipt.id).status != "delivered" and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert box.status(receipt.id).status == "delivered" and waiting(app) == 0
+        assert box.wait(receipt.id, 20).status == "delivered"
+        until(lambda: waiting(app) == 0)
     assert [m.content.count(b"Subject: once") for m in sink.messages] == [1]
     assert receipt.message_id.encode() in sink.messages[0].content
 
@@ -176,9 +175,7 @@ def test_a_repeated_key_is_dropped_at_take_over(tmp_path: Path, app: sqlite3.Con
             ids.add(box.send("a@x.test", "s", key="order-1", using=app).id)
             app.commit()
         sink.wait_for(1, timeout=10)
-        deadline = time.monotonic() + 5
-        while waiting(app) and time.monotonic() < deadline:
-            time.sleep(0.02)
+        until(lambda: waiting(app) == 0)
     assert len(ids) == 1 and len(sink.messages) == 1
 
 
@@ -226,7 +223,7 @@ def test_two_stores_that_see_one_table_never_double(
         one.send_many([{"to": f"u{i}@x.test", "subject": str(i), "using": app} for i in range(1000)])
         app.commit()
         sink.wait_for(1000, timeout=30)
-        time.sleep(0.6)
+        until(lambda: waiting(app) == 0 and all(s.settled for box in (one, two) for s in box.find()))
     finally:
         one.close()
         two.close()
@@ -279,9 +276,7 @@ def test_a_row_that_cannot_be_sent_fails_with_the_reason_and_stops_nothing(
     app.commit()
     with Outbox(tmp_path / "q.db", config=config(tmp_path, sink), deliver="thread") as box:
         sink.wait_for(1, timeout=10)
-        deadline = time.monotonic() + 5
-        while waiting(app) and time.monotonic() < deadline:
-            time.sleep(0.02)
+        until(lambda: waiting(app) == 0)
         for i in (0, 1, 2, 4, 5, 6, 7, 8, 9):
             for recipient in box.status(str(i) * 26).recipients:
                 assert recipient.state == "failed" and recipient.reason.startswith("refused: "), i
@@ -388,7 +383,7 @@ def test_a_missing_table_or_file_is_said_once_and_waited_for(
     tmp_path: Path, sink: Sink, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Outbox(tmp_path / "q.db", config=config(tmp_path, sink), deliver="thread") as box:
-        time.sleep(0.4)
+        until(lambda: "does not exist" in caplog.text)
         app = sqlite3.connect(tmp_path / "app.db")
         app.executescript(DDL)
         box.send("a@x.test", "s", using=app)
@@ -760,7 +755,7 @@ PG_DDL = (Path(__file__).parents[2] / "src/outmail/store/sql/outbox-postgresql.s
 def database() -> Iterator[str]:
     with pgserver.database(VERSION) as url:
         with psycopg.connect(url, autocommit=True) as db:
-            db.execute(PG_DDL)  # type: ignore[arg-type]
+            db.execute(PG_DDL)
         yield url
 
 
@@ -871,14 +866,8 @@ def test_postgresql_tables_are_taken_over(database: str, where: str, tmp_path: P
         sink.wait_for(49, timeout=20)
         assert time.monotonic() - began < 3
         assert box.wait(receipts[-1].id, 5).status == "delivered"
-        deadline = time.monotonic() + 5
-        while left(database) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert (
-            left(database) == 0
-            and box._takeover is not None
-            and box._takeover._inside[database] == (where == "same")
-        )
+        until(lambda: left(database) == 0)
+        assert box._takeover is not None and box._takeover._inside[database] == (where == "same")
     assert len(sink.messages) == 49
 
 
@@ -919,13 +908,12 @@ def test_an_engine_that_wakes_up_after_its_lease_loses_and_doubles_nothing(
     monkeypatch.setattr(pgsql, "DOUBT", 0)
     with contextlib.ExitStack() as boxes:
         queue = boxes.enter_context(pgserver.database(VERSION))
-        url, app = database, boxes.enter_context(contextlib.closing(psycopg.connect(database)))
+        url = database
+        app: Any = boxes.enter_context(contextlib.closing(psycopg.connect(database)))
         if table == "old SQLite table":
-            url, app = (
-                f"{tmp_path}/app.db",
-                boxes.enter_context(contextlib.closing(sqlite3.connect(tmp_path / "app.db"))),
-            )  # type: ignore[assignment]
-            app.executescript(OLD_DDL)  # type: ignore[attr-defined]
+            url = f"{tmp_path}/app.db"
+            app = boxes.enter_context(contextlib.closing(sqlite3.connect(tmp_path / "app.db")))
+            app.executescript(OLD_DDL)
         ((box, _),) = takeovers(tmp_path, sink, url, boxes, queue, "nobody")
         stopped, awake = box.store.register(0), box.store.register(0)
         (_, still), (_, other) = takeovers(tmp_path, sink, url, boxes, queue, stopped.uuid, awake.uuid)
@@ -1020,5 +1008,5 @@ def test_a_trigger_sends_with_the_row(database: str, sink: Sink) -> None:
     )
     with Outbox(database, config=found, deliver="thread"):
         sink.wait_for(1, timeout=10)
-        time.sleep(0.5)
+        until(lambda: left(database) == 0)
     assert [m.recipients for m in sink.messages] == [("kept@x.test",)]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from outmail.transport.wire import HIGH_WATER, Wire
+from tests.waiting import stays_in_loop, until_in_loop
 
 
 class Peer(asyncio.BufferedProtocol):
@@ -24,7 +25,7 @@ class Peer(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.seen.append("made")
 
-    def get_buffer(self, sizehint: int) -> memoryview:  # type: ignore[override]
+    def get_buffer(self, sizehint: int) -> memoryview:
         return self.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
@@ -51,7 +52,7 @@ def play(scene: Callable[[Wire, Peer, socket.socket], Awaitable[None]]) -> Peer:
 
     async def run() -> None:
         await scene(Wire(asyncio.get_running_loop(), ours, peer, "them"), peer, theirs)
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01)  # the turns of the loop in which a connection's end is told
 
     with theirs:
         asyncio.run(asyncio.wait_for(run(), 20))
@@ -100,15 +101,12 @@ def test_paused_reading_leaves_bytes_where_they_are() -> None:
         wire.pause_reading()
         wire.pause_reading()
         theirs.send(b"hello")
-        await asyncio.sleep(0.02)
-        assert peer.got == b""
+        await stays_in_loop(lambda: peer.got == b"", 0.02)
         wire.resume_reading()
         wire.resume_reading()
-        await asyncio.sleep(0.02)
-        assert peer.got == b"hello"
+        await until_in_loop(lambda: peer.got == b"hello")
         theirs.close()
-        await asyncio.sleep(0.02)
-        assert peer.seen == ["made", None]
+        await until_in_loop(lambda: peer.seen == ["made", None])
         wire.resume_reading()  # after the end: nothing
 
     play(scene)
@@ -129,7 +127,7 @@ def test_a_reset_is_said_once() -> None:
         theirs.close()
         for _ in range(3):
             wire.write(b"x")
-        await asyncio.sleep(0.01)
+        await until_in_loop(lambda: len(peer.seen) == 2)
 
     assert play(scene).seen == ["made", "BrokenPipeError"]
 
@@ -142,10 +140,10 @@ def test_the_bare_socket_is_given_away_only_when_nothing_is_unsent() -> None:
         await read(theirs, HIGH_WATER)
         sock = wire.detach()
         theirs.send(b"for somebody else")
-        await asyncio.sleep(0.01)
-        assert peer.got == b"" and sock.recv(100) == b"for somebody else"
+        await stays_in_loop(lambda: peer.got == b"", 0.02)
+        assert sock.recv(100) == b"for somebody else"
         wire.abort()  # no more ours
-        await asyncio.sleep(0.01)
+        await stays_in_loop(lambda: peer.seen == ["made"], 0.02)
         assert sock.send(b"y") == 1 and peer.seen == ["made"]
         sock.close()
 
@@ -158,13 +156,14 @@ def test_without_descriptors_the_listener_waits_and_goes_on(tmp_path: Any) -> No
 
     class Listening:
         def __init__(self, sock: socket.socket) -> None:
-            self.sock, self.failing = sock, True
+            self.sock, self.failing, self.failed = sock, True, 0
 
         def fileno(self) -> int:
             return self.sock.fileno()
 
         def accept(self) -> Any:
             if self.failing:
+                self.failed += 1
                 raise OSError(errno.EMFILE, "Too many open files")
             return self.sock.accept()
 
@@ -187,7 +186,7 @@ def test_without_descriptors_the_listener_waits_and_goes_on(tmp_path: Any) -> No
         listener.loop.add_reader(fake, listener._accept, fake)
         host, _, port = address.rpartition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
-        await asyncio.sleep(0.05)
+        await until_in_loop(lambda: fake.failed)
         fake.failing = False
         assert (await asyncio.wait_for(reader.readline(), 5)).startswith(b"220 ")
         writer.close()

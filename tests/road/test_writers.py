@@ -28,7 +28,7 @@ import pytest
 from outmail.clock import Clock
 from outmail.engine import engine as engine_module
 from outmail.intake.smtp import _remove_stale
-from outmail.model import Delivery, Leased
+from outmail.model import Delivery, Leased, Outcome, Reply
 from outmail.outbox.outbox import Outbox
 from outmail.policy.route import parse_relay
 from outmail.system.lockfile import boot_id, try_lock
@@ -37,7 +37,7 @@ from outmail.transport import dotlock, mbox, pipe, places
 from outmail.transport.local import LocalTransport
 from outmail.transport.mailbox import Mailboxes, deliver, to_mbox
 from outmail.wiring import build_engine, route_of
-from tests.waiting import until
+from tests.waiting import until, until_in_loop
 
 MakeBox = Callable[..., Outbox]
 SMALL = b"From: a@x.test\r\nSubject: small\r\n\r\nx\r\n"
@@ -102,8 +102,7 @@ def test_stopping_beyond_patience_ends_and_reaps_the_program(
 
     async def work() -> None:
         life = asyncio.ensure_future(engine.run())
-        while not (tmp_path / "pid").exists() and not life.done():
-            await asyncio.sleep(0.01)
+        await until_in_loop(lambda: (tmp_path / "pid").exists() or life.done())
         engine.stop()
         await life
 
@@ -408,7 +407,7 @@ def test_a_forked_child_does_not_keep_the_lock(tmp_path: Path) -> None:
         os.close(fd or -1)  # as if we were dead, though the child lives
         dotlock._held.discard(fd or -1)
         again = os.open(tmp_path / "box.lock", os.O_RDWR)
-        until(lambda: dotlock.try_lock(again))  # the child closes its copy as soon as it runs
+        until(lambda: try_lock(again))  # the child closes its copy as soon as it runs
         os.close(again)
     finally:
         os.kill(pid, signal.SIGKILL)
@@ -534,8 +533,10 @@ def test_what_root_makes_belongs_to_the_user(tmp_path: Path) -> None:
     assert attempt(f"{tmp_path}/{{user}}", "nobody@x.test").kind == "delivered"
 
 
-class Feed:
-    """One delivery."""
+class OneDelivery:
+    """A feed with no more than that."""
+
+    ahead = False
 
     def __init__(self, id: str, content: bytes = SMALL) -> None:
         self.delivery = Delivery(
@@ -556,13 +557,17 @@ class Feed:
 
     def done(self, delivery: Delivery) -> None: ...
 
-    def healthy(self) -> None: ...
+    def healthy(self, greeting: Any = ()) -> None: ...
 
     def failed(self, outcome: Any, transcript: Any = ()) -> None: ...
 
+    def refuses_ahead(self, reply: Reply) -> None: ...
+
+    def refuses_copy(self, delivery: Delivery, reply: Reply, *, whole: bool) -> None: ...
+
 
 def handed(url: str, id: str = "0" * 26) -> Any:
-    feed = Feed(id)
+    feed = OneDelivery(id)
     asyncio.run(LocalTransport(parse_relay(url)).session(feed))
     return feed.delivery.recipients[0].outcome
 
@@ -654,7 +659,8 @@ def once(
 def wrote(url: str) -> str:
     """One delivery of whatever kind; returns its outcome's kind."""
     scheme, _, path = url.partition(":")
-    return attempt(path, "alice@x.test").kind if scheme == "mailbox" else handed(url).kind
+    outcome: Outcome = attempt(path, "alice@x.test") if scheme == "mailbox" else handed(url)
+    return outcome.kind
 
 
 def there(folder: Path) -> int:

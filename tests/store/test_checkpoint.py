@@ -9,9 +9,9 @@ import os
 import signal
 import sqlite3
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -99,7 +99,12 @@ def test_beside_a_long_reader_it_is_not_tried_again_at_each_commit(
     store._reader.execute("SELECT count(*) FROM message")
     started = checkpoints._started
     starts: list[bool] = []
-    monkeypatch.setattr(checkpoints, "_started", lambda: starts.append(True) or started())
+
+    def start() -> Any:
+        starts.append(True)
+        return started()
+
+    monkeypatch.setattr(checkpoints, "_started", start)
     for _ in range(400):
         begun(store)
         checkpoints.wait(10)
@@ -146,15 +151,11 @@ def in_a_child(action: Callable[[], None]) -> int:
             os._exit(0)
         finally:
             os._exit(1)
-    deadline = time.monotonic() + 40
-    while time.monotonic() < deadline:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.005)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return -signal.SIGKILL
+    killer = threading.Timer(40, os.kill, (child, signal.SIGKILL))
+    killer.start()
+    _, status = os.waitpid(child, 0)
+    killer.cancel()
+    return os.waitstatus_to_exitcode(status)
 
 
 def test_forks_beside_threads_that_commit_and_checkpoint(store: SqliteStore) -> None:

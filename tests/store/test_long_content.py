@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from glob import glob
 from pathlib import Path
@@ -32,6 +31,7 @@ from outmail.store.sqlite.store import SqliteStore
 from outmail.testing import FakeClock
 from outmail.testing.conformance import NOW, add, message
 from tests.store.helpers import KINDS, opened
+from tests.waiting import until
 
 CONTENT = b"From: me@x.test\r\nSubject: long\r\n\r\n" + b"x" * 70 + b"\r\n" + b"line\r\n" * 300_000
 AGES = {"bodies": 7 * 86_400_000, "transcripts": 30 * 86_400_000, "records": 90 * 86_400_000}
@@ -288,7 +288,7 @@ def lines(letter: bytes, size: int = 1_500_000) -> bytes:
 def whole(store: Any, id: str) -> bool:
     """The bytes are those whose hash was stored."""
     found = store.read(store.verbs.statuses([store.read(store.verbs.seq_of(id))]))[0]
-    return hashlib.sha256(content_of(store, id)).hexdigest() == found.sha256
+    return bool(hashlib.sha256(content_of(store, id)).hexdigest() == found.sha256)
 
 
 def aged(store: Any) -> None:
@@ -352,9 +352,7 @@ def test_of_two_with_one_key_from_two_threads_the_first_keeps_its_own_content(
     with leader.lock:  # somebody is committing: both come behind, as one
         for thread in threads:
             thread.start()
-        deadline = time.monotonic() + 30
-        while len(leader.calls) < 2 and time.monotonic() < deadline:
-            threading.Event().wait(0.002)
+        until(lambda: len(leader.calls) == 2)
     for thread in threads:
         thread.join(30)
     ((stored, first),) = [one for one in heard if not one[1].duplicate]

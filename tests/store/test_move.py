@@ -204,7 +204,8 @@ def test_two_at_once_to_the_same_target_share_the_work(pair: tuple[Any, Any]) ->
     the old one.
     """
     old, new = pair
-    ids, counts = many(old), []
+    ids = many(old)
+    counts: list[Any] = []
 
     def meanwhile(point: str) -> None:
         if not counts:
@@ -221,7 +222,8 @@ def test_a_batch_that_was_read_before_another_brought_it_comes_once(
     pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old, new = pair
-    ids, real, again = many(old, 150), old.read, []
+    ids, real = many(old, 150), old.read
+    again: list[Any] = []
 
     def read(verb: Any) -> Any:
         found = real(verb)

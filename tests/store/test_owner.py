@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,12 @@ import pytest
 from outmail import Outbox
 from outmail.clock import Clock
 from outmail.engine import completer
-from outmail.store import owner as owner_module
-from outmail.store.owner import BEGUN, HARMLESS
 from outmail.store.sqlite.store import SqliteStore
+from outmail.store.verbs.delivery import BEGUN, HARMLESS
 from outmail.testing import Sink
 from outmail.testing.conformance import NOW, add, message, standing
 from outmail.wiring import build_engine
-from tests.waiting import until
+from tests.waiting import stays, until, until_in_loop
 
 MakeBox = Callable[..., Outbox]
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
@@ -72,7 +70,7 @@ def test_a_file_that_cannot_be_looked_at_is_named_once_and_stops_nobody(
                 raise OSError(number, os.strerror(number), path)
             return real(path, *words, **more)
 
-        monkeypatch.setattr(owner_module.os, "open", refusing)
+        monkeypatch.setattr(os, "open", refusing)
     with caplog.at_level(logging.WARNING, "outmail"):
         assert [found["leases"] for found in store.reclaim(NOW, hold=False)] == [1]
         for _ in range(3):
@@ -120,7 +118,7 @@ def test_a_folder_that_cannot_be_looked_into_is_no_proof_of_death(
     def refusing(path: Any, *words: Any, **more: Any) -> Any:
         raise OSError(errno.EIO, "Input/output error", path)
 
-    monkeypatch.setattr(owner_module.os, "lstat", refusing)
+    monkeypatch.setattr(os, "lstat", refusing)
     assert store.reclaim(NOW, hold=False) == [] and standing(store, one.id).state == "sending"
     monkeypatch.undo()
     alive.file.abandon()
@@ -181,11 +179,12 @@ def test_a_suspect_that_waits_for_its_answer_is_not_blamed(
     async def scene() -> None:
         running = asyncio.ensure_future(engine.run())
         seen: set[int] = set()
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline and HARMLESS not in seen:
-            seen |= {n for _, n, _ in engine.owner.file._live} if engine.owner else set()
-            await asyncio.sleep(0.01)
-        assert {BEGUN, HARMLESS} <= seen
+
+        def both() -> bool:
+            seen.update(n for _, n, _ in (engine.owner.file._live if engine.owner else ()))
+            return {BEGUN, HARMLESS} <= seen
+
+        await until_in_loop(both)
         engine.stop()
         await running
 
@@ -196,16 +195,16 @@ def test_a_suspect_that_waits_for_its_answer_is_not_blamed(
 # -- signals -------------------------------------------------------------------------------------------------
 
 
-def test_sighup_is_no_reason_to_end(sink: Sink, make_box: MakeBox) -> None:
+def test_sighup_is_no_reason_to_end(sink: Sink, make_box: MakeBox, tmp_path: Path) -> None:
     box = make_box(deliver="never", toml=f'relay = "{sink.url}"\n')
     service = subprocess.Popen(
-        [sys.executable, "-m", "outmail", "run", "--store", str(box.store.path), "--relay", sink.url]
-    )  # type: ignore[attr-defined]
+        [sys.executable, "-m", "outmail", "run", "--store", str(tmp_path / "q.db"), "--relay", sink.url]
+    )
     try:
         box.send("a@x.test", "s", "t")
         until(lambda: sink.count == 1)
         service.send_signal(signal.SIGHUP)
-        time.sleep(0.2)
+        stays(lambda: service.poll() is None, 0.2)
         box.send("b@x.test", "s", "t")
         until(lambda: sink.count == 2)
         service.terminate()

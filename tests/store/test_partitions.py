@@ -23,7 +23,7 @@ AGES = {"bodies": 10**9, "records": 1000, "transcripts": 10**9}
 LATER = NOW + 100_000
 
 
-@pytest.fixture(params=sorted(pgserver.installed(), key=int))
+@pytest.fixture(params=pgserver.versions())
 def url(request: pytest.FixtureRequest) -> Iterator[str]:
     with pgserver.database(request.param) as made:
         yield made

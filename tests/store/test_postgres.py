@@ -37,7 +37,8 @@ from outmail.testing import Sink
 from outmail.testing.conformance import NOW, add, lease, message, settle, standing
 from outmail.wiring import build_engine
 from tests import pgserver, programs
-from tests.waiting import until
+from tests.waiting import listens, stays_in_loop, until
+from tests.waiting import until_in_loop as sees
 
 VERSION = max(pgserver.installed(), key=int)
 
@@ -217,8 +218,8 @@ def test_an_engine_that_slept_beyond_its_lease_sends_nothing_of_it_and_begins_an
             await sees(lambda: engine.owner is not before and bool(engine.owner.id))
             assert before.lost and engine.owner.id != before.id
             await sees(lambda: sink.count >= len(out))
-            await asyncio.sleep(0.2)
-            assert sink.count == len(out), "final dots went out for what others held"
+            # no final dots for what others hold
+            await stays_in_loop(lambda: sink.count == len(out), 0.2)
             await asyncio.to_thread(box.release, "state:held")
             await sees(lambda: all(s.status == "delivered" for s in box.find()))
             engine.stop()
@@ -296,7 +297,7 @@ def test_looking_does_not_walk_over_what_a_stranger_keeps(
                 "EXPLAIN (ANALYZE, BUFFERS, COSTS OFF, TIMING OFF) " + sql,
                 ("default", 1, watermark, NOW + 500_000, 100),
             )
-        )  # type: ignore[arg-type]
+        )
         touched = int(re.search(r"Buffers: shared hit=(\d+)", plan)[1])  # type: ignore[index]
         everything = "\n".join(
             row[0]
@@ -304,7 +305,7 @@ def test_looking_does_not_walk_over_what_a_stranger_keeps(
                 "EXPLAIN (ANALYZE, BUFFERS, COSTS OFF, TIMING OFF) " + sql,
                 ("default", 1, 0, NOW + 500_000, 100),
             )
-        )  # type: ignore[arg-type]
+        )
         assert touched * 3 < int(re.search(r"Buffers: shared hit=(\d+)", everything)[1]), plan + everything  # type: ignore[index]
         stranger.rollback()
 
@@ -452,20 +453,22 @@ def test_a_table_that_somebody_holds_is_waited_for_and_then_said(
                 other.execute("ALTER ROLE outmail RESET lock_timeout")
 
 
-def test_a_commit_that_takes_long_does_not_hold_up_all_other_threads(stores: Any) -> None:
+def test_a_commit_that_takes_long_does_not_hold_up_all_other_threads(stores: Any, url: str) -> None:
     one = stores("one")
 
     def slow() -> Any:
-        yield "SELECT pg_sleep(3)", ()
+        yield "SELECT pg_advisory_xact_lock(7)", ()
 
-    thread = threading.Thread(target=lambda: one.run(slow()))
-    thread.start()
-    until(lambda: one._lanes[0].waiting)
-    began = time.monotonic()
-    for _ in range(5):
-        add(one, message())
-    assert time.monotonic() - began < 2
+    with psycopg.connect(url) as foreign:
+        foreign.execute("SELECT pg_advisory_xact_lock(7)")
+        thread = threading.Thread(target=lambda: one.run(slow()))
+        thread.start()
+        until(lambda: one._lanes[0].waiting)
+        for _ in range(5):
+            add(one, message())
+        assert thread.is_alive()
     thread.join(20)
+    assert not thread.is_alive()
     assert len(one.read(one.verbs.find(Filter(), NOW))[0]) == 5
 
 
@@ -497,9 +500,8 @@ def test_a_connection_lost_during_the_commit_is_no_error_and_no_double(url: str,
         store: Any = box.store
         for key in (None, "k"):
             line = socket.socket(fileno=os.dup(store._lanes[0].connection.open().fileno()))
-            threading.Timer(0.15, lambda line=line: line.shutdown(socket.SHUT_RDWR)).start()  # type: ignore[misc]
+            threading.Timer(0.15, lambda line=line: line.shutdown(socket.SHUT_RDWR)).start()
             receipt = box.send("a@x.test", "s", key=key)
-            time.sleep(0.3)
             assert receipt.durable and [s.id for s in box.find()].count(receipt.id) == 1
             line.close()
         assert len(list(box.find())) == 2
@@ -549,7 +551,7 @@ def test_an_operators_commands_work(url: str, sink: Sink) -> None:
             and box.requeue("state:cancelled") == 1
         )
         assert box.store.read(box.store.verbs.stats(box.clock.now()))["states"] == {"queued": 1}
-        assert box.store.check() == []  # type: ignore[attr-defined]
+        assert box.store.check() == []
 
 
 def test_mail_from_another_host_is_found_by_looking(url: str, sink: Sink, tmp_path: Path) -> None:
@@ -565,7 +567,7 @@ def test_several_engines_on_one_database_send_each_message_once(url: str, sink: 
     boxes = [Outbox(url, config=config(sink), deliver="thread") for _ in range(3)]
     boxes[0].send_many([{"to": f"u{i}@x.test", "subject": str(i)} for i in range(1500)])
     sink.wait_for(1500, timeout=60)
-    time.sleep(0.3)
+    until(lambda: all(status.settled for status in boxes[0].find()))
     for box in boxes:
         box.close()
     assert len(sink.messages) == 1500 == len({m.recipients for m in sink.messages})
@@ -616,14 +618,8 @@ def test_smtp_in_postgresql_smtp_out(url: str, sink: Sink, tmp_path: Path) -> No
         [sys.executable, "-m", "outmail", "run", "--config", str(tmp_path / "o.toml")], stderr=subprocess.PIPE
     )
     try:
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                client = smtplib.SMTP("127.0.0.1", port, timeout=10)
-                break
-            except OSError:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+        until(lambda: listens(port))
+        client = smtplib.SMTP("127.0.0.1", port, timeout=10)
         for i in range(20):
             client.sendmail("me@x.test", [f"u{i}@x.test"], b"Subject: x\r\n\r\nhello\r\n")
         client.quit()
@@ -644,9 +640,7 @@ def test_limits_are_divided_between_engines(url: str, sink: Sink) -> None:
         sink.wait_for(20, timeout=20)
         with Outbox(url, config=made, deliver="thread") as two:
             engines = [box._engine.engine for box in (one, two)]  # type: ignore[union-attr]
-            deadline = time.monotonic() + 10
-            while [engine.engines for engine in engines] != [2, 2] and time.monotonic() < deadline:
-                time.sleep(0.05)
+            until(lambda: [engine.engines for engine in engines] == [2, 2])
             one.send_many([{"to": f"v{i}@x.test", "subject": str(i)} for i in range(300)])
             sink.wait_for(450, timeout=30)
             for engine in engines:
@@ -662,13 +656,11 @@ def test_outcomes_learned_while_the_server_was_away_are_kept(sink: Sink) -> None
     try:
         with Outbox(server.create("q"), config=config(sink), deliver="thread") as box:
             receipt = box.send("a@x.test", "s")
-            deadline = time.monotonic() + 10
-            while box.status(receipt.id).status != "sending" and time.monotonic() < deadline:
-                time.sleep(0.01)
-            time.sleep(0.4)
+            until(lambda: "DATA" in sink.commands)
             server.stop()
             sink.wait_for(1, timeout=10)
-            time.sleep(0.5)
+            completer = box._engine.engine.completer  # type: ignore[union-attr]
+            until(lambda: completer._unsettled)
             server.start()
             assert box.wait(receipt.id, 20).status == "delivered"
     finally:
@@ -694,22 +686,14 @@ def test_pgbouncer_in_transaction_mode_may_stand_between(url: str, sink: Sink, t
             [str(programs.found("pgbouncer")), str(settings)], stderr=log, stdout=log, cwd=server.home, **who
         )
     try:
-        deadline = time.monotonic() + 10
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            except OSError:
-                assert time.monotonic() < deadline and bouncer.poll() is None, (
-                    tmp_path / "bouncer.log"
-                ).read_text()
-                time.sleep(0.05)
+        until(lambda: bouncer.poll() is not None or listens(port))
+        assert bouncer.poll() is None, (tmp_path / "bouncer.log").read_text()
         through = url.replace(f":{server.port}/", f":{port}/") + "?pgbouncer=1"
         boxes = [Outbox(through, config=config(sink), deliver="thread") for _ in range(3)]
         threads = [
             threading.Thread(target=lambda n=n: [boxes[n].send(f"u{n}-{i}@x.test", "s") for i in range(60)])
             for n in range(3)
-        ]  # type: ignore[misc]
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -865,7 +849,7 @@ def test_very_many_at_once_come_by_copy_and_are_the_same(stores: Any, url: str, 
                 " FROM outmail.message m JOIN outmail.body b USING (seq) JOIN outmail.recipient r ON "
                 "r.message = m.seq JOIN outmail.event e ON e.message = m.seq"
             )
-            return db.execute(f"{sql} WHERE {where} ORDER BY m.seq, r.n, e.id").fetchall()  # type: ignore[arg-type]
+            return db.execute(f"{sql} WHERE {where} ORDER BY m.seq, r.n, e.id").fetchall()
 
     first = few.run(few.verbs.add(made(10)))
     last = many.run(many.verbs.add(made(10) + made(200)))
@@ -963,6 +947,7 @@ def test_a_hint_brings_mail_of_another_host_at_once(
     monkeypatch.setattr(postgres, "POLL", 3600.0)
     monkeypatch.setattr(notify, "RETRY", 0.1)
     monkeypatch.setattr(notify, "LOOK", 0.1)
+    monkeypatch.setattr(notify, "PAUSE", 60.0)
     heard: list[float] = []
     here, there = (
         PostgresStore(f"{url}{'&' if '?' in url else '?'}notify=1", f"/nonexistent/{n}") for n in "ab"
@@ -974,9 +959,12 @@ def test_a_hint_brings_mail_of_another_host_at_once(
     there.announce()  # a moment later: not said again
     until(lambda: len(heard) == 2)
     with psycopg.connect(url, autocommit=True) as db:
-        db.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'")
+        db.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE query LIKE 'LISTEN%' AND datname = current_database()"
+        )
         until(lambda: len(heard) == 3)  # it listens again
-        time.sleep(0.15)
+    monkeypatch.setattr(notify, "PAUSE", 0.0)
     there.announce()
     until(lambda: len(heard) == 4)
     for store in (here, there):
@@ -1000,13 +988,6 @@ def test_hints_and_pgbouncer_exclude_each_other() -> None:
     assert "notify" not in conninfo_of("postgresql://u@h/db?notify=1&connect_timeout=3")[0]
 
 
-async def sees(condition: Any, seconds: float = 45.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        await asyncio.sleep(0.01)
-    assert condition()
-
-
 def test_numbering_begins_where_it_ended_and_still_finds_what_stood_still(
     stores: Any, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1015,7 +996,7 @@ def test_numbering_begins_where_it_ended_and_still_finds_what_stood_still(
     """
     store = stores("one")
     clock = [1000.0]
-    monkeypatch.setattr(pgsql.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     watermark = Watermark()
     insert = (
         "INSERT INTO outmail.event (at, event, message, state, uncertain, reason, attempts) VALUES (1, "
@@ -1052,7 +1033,7 @@ def test_a_look_from_the_beginning_that_takes_long_is_a_rare_one(monkeypatch: py
     all time is enough for it.
     """
     clock = [1000.0]
-    monkeypatch.setattr(pgsql.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     watermark = Watermark()
     watermark.seen("d", 1, 900_000)
 
@@ -1108,9 +1089,9 @@ def test_events_are_numbered_by_an_index(stores: Any, url: str) -> None:
     sql, _ = translated(pgsql._NUMBER)
     with psycopg.connect(url) as db:
         db.execute("SET LOCAL enable_seqscan = off")
-        db.execute(pgsql._NO_LOOPS)  # type: ignore[arg-type]
-        plan = "\n".join(row[0] for row in db.execute("EXPLAIN (COSTS OFF) " + sql, (7, 7)))  # type: ignore[arg-type]
-        db.execute(pgsql._LOOPS)  # type: ignore[arg-type]
+        db.execute(pgsql._NO_LOOPS)
+        plan = "\n".join(row[0] for row in db.execute("EXPLAIN (COSTS OFF) " + sql, (7, 7)))
+        db.execute(pgsql._LOOPS)
         assert db.execute("SHOW enable_nestloop").fetchone() == ("on",)
         db.rollback()
     assert (
@@ -1137,7 +1118,7 @@ def test_thousands_of_events_are_numbered_in_a_moment(stores: Any, url: str) -> 
 
 @pytest.mark.parametrize("few", [1, 30])
 @pytest.mark.parametrize("known", [False, True], ids=["never analysed", "analysed"])
-@pytest.mark.parametrize("version", sorted(pgserver.installed(), key=int))
+@pytest.mark.parametrize("version", pgserver.versions())
 def test_rows_are_found_by_their_keys_whatever_the_planner_knows(
     version: str, known: bool, few: int, tmp_path: Path
 ) -> None:

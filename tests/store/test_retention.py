@@ -19,6 +19,7 @@ from outmail.policy.route import Routes
 from outmail.testing.clock import FakeClock
 from outmail.testing.conformance import NOW, add, lease, message, settle
 from tests.store.helpers import KINDS, opened
+from tests.waiting import until
 
 AGES = {"bodies": 1_000, "transcripts": 2_000, "records": 10**9}
 
@@ -94,7 +95,7 @@ def test_where_everything_is_done_is_not_walked_over_again(store: Any) -> None:
         sweep_uploads=store.sweep_uploads,
         verbs=SimpleNamespace(purge=watched, **words),
     )
-    through(Retention(there, AGES), NOW + 3_000)  # type: ignore[arg-type]  # another engine
+    through(Retention(there, AGES), NOW + 3_000)  # another engine
     assert [kind for kind, _ in seen] == ["bodies", "transcripts", "records"]
     assert all(
         after == store.read(store.verbs.seq_of(young[0].id)) - 1 for kind, after in seen if kind != "records"
@@ -118,9 +119,11 @@ def test_only_the_eldest_engine_removes(store: Any) -> None:
     maintenance = Maintenance(*words)
     assert maintenance._retention is not None
     maintenance.ages._seen = Sign(NOW + 3_000, NOW + 3_000, clock.elapsed(), 0, NOW + 3_000)
-    assert maintenance._retain(maintenance._retention) is False and bodies(store) == 3
+    retention = maintenance._retention
+    assert maintenance._retain(retention) is False and bodies(store) == 3
     elder.close()
-    assert maintenance._retain(maintenance._retention) is False and bodies(store) == 0
+    until(lambda: maintenance._retain(retention) is False)  # on a slow machine in several turns
+    assert bodies(store) == 0
     engine.owner.close()
 
 

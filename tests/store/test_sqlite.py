@@ -86,11 +86,13 @@ def test_two_libraries_on_one_file_are_refused(tmp_path: Path) -> None:
 
 def test_a_foreign_lock_is_waited_for_or_said(store: SqliteStore) -> None:
     code = (
-        f"import sqlite3,time; c=sqlite3.connect({store.path!r}); c.execute('BEGIN IMMEDIATE'); "
-        f"print(flush=True); time.sleep(1.0); c.rollback()"
+        f"import sqlite3, sys; c=sqlite3.connect({store.path!r}); c.execute('BEGIN IMMEDIATE'); "
+        f"print(flush=True); sys.stdin.read(); c.rollback()"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as foreign:
-        assert foreign.stdout
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as foreign:
+        assert foreign.stdin and foreign.stdout
         foreign.stdout.readline()
         with pytest.raises(StoreError) as caught:
             store.commit([store.verbs.add([message()])], wait=0)
@@ -98,7 +100,10 @@ def test_a_foreign_lock_is_waited_for_or_said(store: SqliteStore) -> None:
         began = time.monotonic()
         store.read(store.verbs.next_due(NOW))
         assert time.monotonic() - began < 0.5
+        letting_go = threading.Timer(0.2, foreign.stdin.close)
+        letting_go.start()
         add(store, message())
+        letting_go.join()
     assert len(store.read(store.verbs.find(Filter(), NOW))[0]) == 1
 
 

@@ -116,7 +116,7 @@ class Lease:
         self.harmless_ones.append(delivery)
 
 
-def relay(url: str = "smtp://relay.test:25", **settings: object) -> Relay:
+def relay(url: str = "smtp://relay.test:25", **settings: Any) -> Relay:
     return parse_relay(url, **settings)
 
 

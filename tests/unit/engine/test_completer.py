@@ -32,10 +32,11 @@ class Scene:
         store = SimpleNamespace(verbs=Spoken(), dots=self.record, settled=self.forget)
         self.hop: Any = SimpleNamespace(out=0, queue=[], drop=list)
         self.counts = dict.fromkeys(("delivered", "deferred", "refused", "unknown", "expired"), 0)
-        ages: Any = SimpleNamespace(now=lambda: None, too_old=lambda delivery, now: False)
-        words: Any = (self.engine, store, self.commits, self.loop, FakeClock(NOW), EngineSettings(**settings))
+        ages = SimpleNamespace(now=lambda: None, too_old=lambda delivery, now: False)
         seldom = Throttle(logging.getLogger("outmail.engine"))
-        self.completer = Completer(*words, ages, seldom, self.counts)
+        clock, set_so = FakeClock(NOW), EngineSettings(**settings)
+        words: Any = (self.engine, store, self.commits, self.loop, clock, set_so, ages, seldom, self.counts)
+        self.completer = Completer(*words)
 
     def record(self, owner: Any, dots: Any) -> None:
         if self.trouble is not None:

@@ -36,10 +36,11 @@ class FakeHop:
 class Scene:
     def __init__(self, settings: EngineSettings | None = None) -> None:
         words: Any = (SimpleNamespace(), Routes({}), None, settings, FakeClock(NOW))
-        self.engine: Any = Engine(*words)
+        engine: Any = Engine(*words)
+        self.engine = engine
         self.loop = self.engine.loop = FakeLoop()
         self.hops: dict[str, FakeHop] = {}
-        self.completer = Calls(out=0, bytes=0, suspect=None, lost=[], safe=lambda hop, delivery: True)
+        self.completer: Any = Calls(out=0, bytes=0, suspect=None, lost=[], safe=lambda hop, delivery: True)
         self.too_old: set[int] = set()
         ages = SimpleNamespace(now=lambda: None, too_old=lambda one, now: one.seq in self.too_old)
         self.engine.completer, self.engine.maintenance = self.completer, SimpleNamespace(ages=ages)

@@ -9,6 +9,7 @@ import pytest
 
 from outmail.engine import handover as module
 from outmail.engine.handover import HandOver, made
+from outmail.engine.nexthop import WINDOW_BYTES
 from outmail.model import Delivery
 from outmail.policy.pace import Pace
 from outmail.testing import FakeClock
@@ -23,12 +24,13 @@ class Scene:
         self.lease: tuple[int, int] | None = LEASE
         self.given: list[Delivery] = []
         self.hop = SimpleNamespace(pace=self.pace, out=0)
-        self.completer: Any = SimpleNamespace(bytes=0, lost=[])
+        completer: Any = SimpleNamespace(bytes=0, lost=[])
+        self.completer = completer
         self.due: dict[str, int] = {}
         engine: Any = SimpleNamespace(
             due=self.due, new_lease=lambda: self.lease, hop_for=self.hop_for, distribute=self.distribute
         )
-        self.handover = HandOver(engine, self.completer, FakeClock(NOW))
+        self.handover = HandOver(engine, completer, FakeClock(NOW))
 
     def hop_for(self, destination: str) -> Any:
         return self.hop if destination == "default" else None
@@ -83,7 +85,7 @@ def test_nothing_is_handed_over_to_a_next_hop_that_is_paused_or_limited() -> Non
 def test_no_more_content_is_taken_than_the_engine_may_hold() -> None:
     scene = Scene()
     small = message()
-    scene.completer.bytes = module.WINDOW_BYTES - len(small.content)
+    scene.completer.bytes = WINDOW_BYTES - len(small.content)
     assert scene.handover.offer([small, message()]) == {small.id: LEASE}
 
 

@@ -93,7 +93,7 @@ def test_a_rate_is_leased_for_two_seconds_and_given_out_one_by_one() -> None:
 def test_no_dialogue_begins_while_the_lease_may_be_lost() -> None:
     scene = Scene()
     (one,) = scene.waiting()
-    feed, got = scene.session(), []
+    feed, got = scene.session(), list[Any]()
     scene.stands = False
     scene.hop.serve()
     assert feed.take_now() is None and scene.hop.feeds == {feed}
@@ -119,7 +119,7 @@ def test_sessions_beyond_a_limit_that_other_engines_share_now_are_sent_home() ->
 def test_a_session_that_takes_its_wish_back_leaves_the_mail_to_others() -> None:
     scene = Scene(rate=1.0)
     first, second = scene.waiting(2)
-    feed, got = scene.session(), []
+    feed, got = scene.session(), list[Any]()
     for _ in range(2):
         feed.ask(got.append)
         scene.loop.advance()
@@ -131,7 +131,7 @@ def test_a_session_that_takes_its_wish_back_leaves_the_mail_to_others() -> None:
 def test_stopping_gives_back_what_no_session_has_begun() -> None:
     scene = Scene()
     first, second = scene.waiting(2)
-    feed, got = scene.session(), []
+    feed, got = scene.session(), list[Any]()
     assert feed.take_now() is first
     idle = scene.session()
     idle.ask(got.append)
@@ -164,7 +164,7 @@ def test_a_next_hop_is_paused_after_trouble_and_said_so_once() -> None:
 
 def test_idle_sessions_are_sent_home_after_the_idle_time() -> None:
     scene = Scene()
-    feed, got = scene.session(), []
+    feed, got = scene.session(), list[Any]()
     feed.ask(got.append)
     scene.loop.advance(59)
     scene.hop.tidy()

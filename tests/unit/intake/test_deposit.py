@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from outmail.intake.deposit import Deposit, unpacked
 
-_WORD = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\n\r\0"), max_size=30)
+_WORD = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\r\0"), max_size=30)
 
 
 @given(st.binary(), st.lists(_WORD), _WORD, st.none() | _WORD, _WORD, st.none() | _WORD, st.booleans())

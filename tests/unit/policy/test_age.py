@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -62,14 +64,15 @@ def test_only_a_sign_is_a_sign() -> None:
 
     assert Sign.of(asdict(FIRST)) == FIRST
     assert Sign.of({**asdict(FIRST), "of a later version": 1}) == FIRST
-    for odd in (
+    odds: tuple[Any, ...] = (
         None,
         3,
         [],
         {},
         {"at": 1, "up": 2.0, "newest": 3},
         *({**asdict(FIRST), "up": up} for up in (None, "1", 1e300, float("nan"), -(10**30))),
-    ):
+    )
+    for odd in odds:
         assert Sign.of(odd) is None
 
 

@@ -94,9 +94,13 @@ def test_a_program_that_goes_through_many_passwords_does_not_grow_by_them() -> N
 
 def test_threads_that_add_at_the_same_time_lose_nothing_of_each_other() -> None:
     veil = Veil()
+
+    def add(secrets: list[str]) -> None:
+        for secret in secrets:
+            veil.add(secret)
+
     adding = [
-        threading.Thread(target=lambda n=n: [veil.add(f"secret of {n}, {i}") for i in range(60)])
-        for n in range(4)
+        threading.Thread(target=add, args=([f"secret of {n}, {i}" for i in range(60)],)) for n in range(4)
     ]
     for thread in adding:
         thread.start()
@@ -118,7 +122,10 @@ def test_the_password_of_a_stores_url_is_known_once_it_is_opened() -> None:
     from outmail.store import StoreError
     from outmail.wiring import open_source, open_store
 
-    for number, opened in enumerate((open_store, lambda url: open_source(url, "apsw").claims())):
+    def claims(url: str) -> object:
+        return open_source(url, "apsw").claims()
+
+    for number, opened in enumerate((open_store, claims)):
         password = f"quite-{number}-secret-9"
         with pytest.raises((StoreError, ConfigError)):
             opened(f"postgresql://mail:{password}@127.0.0.1:1/mail?connect_timeout=1")

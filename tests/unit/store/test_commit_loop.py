@@ -9,6 +9,7 @@ from typing import Any
 
 from outmail.store import StoreError
 from outmail.store.commit_loop import Committer
+from tests.waiting import until_in_loop
 
 
 class Store:
@@ -37,17 +38,16 @@ class Store:
         return rest
 
 
-def play(script: Callable[[Committer, Store, list[Any]], Any]) -> tuple[list[Any], list[list[Any]]]:
+def play(script: Callable[[Any, Store, list[Any]], Any]) -> tuple[list[Any], list[list[Any]]]:
     """Run a script until all is answered → (answers in the order in which they came, batches)."""
 
     async def main() -> tuple[list[Any], list[list[Any]]]:
         store, heard = Store(), list[Any]()
-        commits = Committer(store, asyncio.get_running_loop())
+        itself: Any = store
+        commits = Committer(itself, asyncio.get_running_loop())
         try:
             await script(commits, store, heard)
-            async with asyncio.timeout(20):
-                while not commits.idle:
-                    await asyncio.sleep(0.001)
+            await until_in_loop(lambda: commits.idle)
         finally:
             commits.close()
         return heard, store.begun
@@ -56,7 +56,7 @@ def play(script: Callable[[Committer, Store, list[Any]], Any]) -> tuple[list[Any
 
 
 def test_what_is_asked_in_one_turn_is_one_transaction() -> None:
-    async def script(commits: Committer, store: Store, heard: list[Any]) -> None:
+    async def script(commits: Any, store: Store, heard: list[Any]) -> None:
         commits.contributor(lambda: commits.ask("c", heard.append) if not heard else None)
         commits.ask("a", heard.append)
         commits.ask("b", heard.append)
@@ -66,7 +66,7 @@ def test_what_is_asked_in_one_turn_is_one_transaction() -> None:
 
 
 def test_one_batch_is_under_way_at_a_time_and_what_comes_meanwhile_is_the_next() -> None:
-    async def script(commits: Committer, store: Store, heard: list[Any]) -> None:
+    async def script(commits: Any, store: Store, heard: list[Any]) -> None:
         store.go.clear()
         for verb in "abc":
             commits.ask(verb, heard.append)
@@ -78,7 +78,7 @@ def test_one_batch_is_under_way_at_a_time_and_what_comes_meanwhile_is_the_next()
 
 
 def test_one_verbs_exception_stands_in_its_own_place() -> None:
-    async def script(commits: Committer, store: Store, heard: list[Any]) -> None:
+    async def script(commits: Any, store: Store, heard: list[Any]) -> None:
         for verb in ("a", "bad", "c"):
             commits.ask(verb, heard.append)
         commits.flush()
@@ -88,14 +88,13 @@ def test_one_verbs_exception_stands_in_its_own_place() -> None:
 
 
 def test_a_commit_that_fails_is_told_to_each_once_and_the_next_one_goes_on() -> None:
-    async def script(commits: Committer, store: Store, heard: list[Any]) -> None:
+    async def script(commits: Any, store: Store, heard: list[Any]) -> None:
         for place in ("at_once", "later"):
             setattr(store, place, StoreError("io", place))
             commits.ask("a", heard.append)
             commits.ask("b", heard.append)
             commits.flush()
-            while not commits.idle:
-                await asyncio.sleep(0.001)
+            await until_in_loop(lambda: commits.idle)
             setattr(store, place, None)
         commits.ask("c", heard.append)
         commits.flush()
@@ -106,7 +105,7 @@ def test_a_commit_that_fails_is_told_to_each_once_and_the_next_one_goes_on() -> 
 
 
 def test_an_answer_that_its_taker_stumbles_over_does_not_keep_the_others_from_theirs() -> None:
-    async def script(commits: Committer, store: Store, heard: list[Any]) -> None:
+    async def script(commits: Any, store: Store, heard: list[Any]) -> None:
         def stumble(answer: Any) -> None:
             raise RuntimeError
 
@@ -118,7 +117,7 @@ def test_an_answer_that_its_taker_stumbles_over_does_not_keep_the_others_from_th
 
 
 def test_a_blocking_call_keeps_its_place_between_commits() -> None:
-    async def script(commits: Committer, store: Store, heard: list[Any]) -> None:
+    async def script(commits: Any, store: Store, heard: list[Any]) -> None:
         commits.call(lambda: "called", heard.append)
         commits.ask("a", heard.append)
         commits.flush()

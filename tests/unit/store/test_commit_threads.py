@@ -79,7 +79,7 @@ def test_ctrl_c_is_for_one_thread_and_the_others_hear_that_they_cannot_know() ->
 
 
 def test_who_waits_too_long_hears_that_the_store_is_busy_and_stores_nothing() -> None:
-    store = Store()
+    store: Any = Store()
     with store._write_lock:
         with pytest.raises(StoreError, match="was busy") as caught:
             store.run("a", 0.01)
@@ -91,7 +91,7 @@ def test_who_waits_too_long_hears_that_the_store_is_busy_and_stores_nothing() ->
 
 
 def test_after_a_fork_neither_the_lock_nor_the_waiting_are_the_parents() -> None:
-    store = Store()
+    store: Any = Store()
     store._write_lock.acquire()
     store._leader.calls.append(None)
     store._begin_anew()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -38,7 +39,10 @@ class Crowd:
             before = len(self.leader.calls)
             self.threads.append(threading.Thread(target=self._ask, args=(name, wait)))
             self.threads[-1].start()
-            until(lambda before=before: len(self.leader.calls) > before)
+            until(partial(self._more_than, before))
+
+    def _more_than(self, count: int) -> bool:
+        return len(self.leader.calls) > count
 
     def _ask(self, name: str, wait: float | None) -> None:
         try:
