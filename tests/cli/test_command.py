@@ -120,6 +120,15 @@ def test_submit_is_the_name_of_send_raw(outmail: Run, sink: Sink) -> None:
     assert got.content == content and got.recipients == ("a@x.test", "c@x.test", "b@x.test")
 
 
+def test_a_complete_message_may_have_no_sender(outmail: Run) -> None:
+    for words, code in ((("submit",), 0), (("send", "--raw"), 0), (("send",), 65)):
+        done = outmail(*words, *S, "-f", "<>", "a@x.test", stdin=b"A: b\r\n\r\n")
+        assert done.returncode == code, done.stderr
+        if not code:
+            shown = outmail("show", *S, done.stdout.decode().strip(), "--json")
+            assert json.loads(shown.stdout)["sender"] == ""
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [

@@ -15,12 +15,13 @@ from collections import defaultdict
 from random import Random
 from typing import Any
 
-from outmail.model import NEEDS_8BIT, NEEDS_UTF8, Delivery, Dsn, Leased, Reply
+from outmail.model import NEEDS_8BIT, NEEDS_UTF8, Copies, Delivery, Dsn, Leased, Reply
 from outmail.smtp.client import (
     AheadRefused,
     Broken,
     Client,
     ClientSettings,
+    CopyRefused,
     Done,
     Dot,
     ProtocolError,
@@ -58,6 +59,19 @@ BAD = {
     "rset": (500, 421, 451),
     "quit": (421, 500),
 }
+
+
+def is_copy(address: str) -> bool:
+    """True for the loopback copy's address: no recipient, and its token is a secret."""
+    return address.startswith("loop+")
+
+
+def meant(delivery: Delivery, recipients: list[str]) -> set[str]:
+    """Whom this delivery may be sent to: its recipients, and one copy of its own."""
+    copies = [address for address in recipients if is_copy(address)]
+    if copies and (copies != recipients[-1:] or not copies[0].startswith(f"loop+{delivery.seq}.")):
+        raise Desync(f"the copy of another, or not the last: {recipients}")
+    return {r.address for r in delivery.recipients}.union(copies)
 
 
 class Ledger:
@@ -334,15 +348,16 @@ class Scripted:
         text = b"\r\n".join(line[1:] if line.startswith(b".") else line for line in wire.split(b"\r\n"))
         sender, recipients = self._envelope or ("?", [])
         self._envelope = None
-        if not recipients:
+        if all(map(is_copy, recipients)):  # DATA was granted all the same
             if text:
                 raise Desync("content for nobody")
-            self.answer("dot")
+            for _ in recipients if self.lmtp and recipients else (1,):
+                self.answer("dot")
             return True
         delivery = self.by_content.get(text)
         if delivery is None:
             raise Desync(f"nobody's content: {text[:200]!r}")
-        if sender != delivery.sender or not set(recipients) <= {r.address for r in delivery.recipients}:
+        if sender != delivery.sender or not set(recipients) <= meant(delivery, recipients):
             raise Desync(f"the envelope of another: {sender} {recipients}")
         self.dots([(delivery.seq, address) for address in recipients])
         return True
@@ -455,12 +470,15 @@ class Ours:
             self.hear()
 
     def store(self, request: Deliver) -> None:
+        if all(map(is_copy, request.recipients)) and not request.content:  # see `Scripted.content`
+            self.server.answer([Reply(250, "queued", "2.0.0")])
+            return
         delivery = self.by_content.get(request.content)
         if delivery is None:
             raise Desync(f"nobody's content: {request.content[:200]!r}")
-        if request.sender != delivery.sender or not set(request.recipients) <= {
-            r.address for r in delivery.recipients
-        }:
+        if request.sender != delivery.sender or not set(request.recipients) <= meant(
+            delivery, request.recipients
+        ):
             raise Desync(f"the envelope of another: {request}")
         keys = [(delivery.seq, address) for address in request.recipients]
         self.ledger.dotted.update(keys)
@@ -543,9 +561,27 @@ class Drive:
             )
         )
         sender = f"{'ü' if utf8 else 's'}{n}@s.test" if chance.random() < 0.9 or utf8 else ""
+        copies = (
+            Copies(f"loop+{n}.{{}}@loop.test".format, chance.random() < 0.3)
+            if chance.random() < 0.3
+            else None
+        )
         content = b"X-Token: %d\r\n\r\n" % n + body
         return Delivery(
-            n, f"{n:026}", 1, "r", sender, content, b"", needs, f"<{n}@x>", 0, 10**15, people, dsn=dsn
+            n,
+            f"{n:026}",
+            1,
+            "r",
+            sender,
+            content,
+            b"",
+            needs,
+            f"<{n}@x>",
+            0,
+            10**15,
+            people,
+            dsn=dsn,
+            copies=copies,
         )
 
     # -- driving ---------------------------------------------------------------------------------------------
@@ -572,6 +608,9 @@ class Drive:
                     self.finish(request.delivery)
                 elif isinstance(request, AheadRefused):
                     self.client.ahead = False
+                elif isinstance(request, CopyRefused):
+                    if request.delivery not in self.taken or request.delivery in self.done:
+                        raise Desync("a copy of nothing in hand")
                 elif isinstance(request, StartTls) and not self.shake():
                     break
         except (StopIteration, SessionFailed):
@@ -673,8 +712,9 @@ class Drive:
         for delivery in self.taken:
             for recipient in delivery.recipients:
                 self.check_outcome(delivery, recipient)
-        if any(PASSWORD.encode() in line for one in self.taken for _, _, line in one.transcript or ()):
-            raise Desync("the password is in the transcript")
+        for secret in (PASSWORD.encode(), b"loop+"):
+            if any(secret in line for one in self.taken for _, _, line in one.transcript):
+                raise Desync(f"{secret!r} is in the transcript")
 
     def check_outcome(self, delivery: Delivery, recipient: Leased) -> None:
         ledger, outcome = self.peer.ledger, recipient.outcome
@@ -695,6 +735,9 @@ class Drive:
             raise Desync(f"granted: {where}")
         if kind in ("delivered", "unknown") and id(recipient) not in self.granted:
             raise Desync(f"a dot without permission: {where}")
+        copies = delivery.copies if kind == "delivered" and recipient.copy else None
+        if copies and (delivery.seq, copies.address(recipient.copy)) not in ledger.dotted:
+            raise Desync(f"its copy was not sent with it: {where}")
         if kind == "unknown" and heard and not self.peer.lied:
             raise Desync(f"an answer was heard: {where}")
         if kind == "unknown" and self.cut_dot and key not in ledger.dotted:

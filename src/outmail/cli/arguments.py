@@ -132,7 +132,8 @@ def parser() -> _Parser:
         "submit",
         parents=common,
         help="store a complete message from stdin, bytes unchanged; prints the id",
-        description="As send --raw: the header is not read for recipients, --cc and --bcc add some.",
+        description="As send --raw: the header is not read for recipients, --cc and --bcc add some. "
+        "-f '<>' is the null sender.",
     )
     _envelope(submit)
     submit.set_defaults(run="send", raw=True)

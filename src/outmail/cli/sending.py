@@ -35,6 +35,7 @@ def send(arguments: argparse.Namespace) -> int:
     }
     sender = sender_of(config, arguments.sender)
     if arguments.raw:
+        sender = "" if arguments.sender == "<>" else sender  # the null sender, as of a bounce
         receipt = box.submit(
             body, sender=sender, recipients=[*arguments.recipients, *arguments.cc, *arguments.bcc], **common
         )
