@@ -144,7 +144,8 @@ def sdist(peer: Peer, folder: Path) -> Path:
     (archive,) = kept.glob("*.tar.gz")
     unpacked = kept / "source"
     shutil.rmtree(unpacked, ignore_errors=True)
-    shutil.unpack_archive(archive, unpacked, filter="data")
+    unpacked.mkdir()
+    run(["tar", "-xzf", str(archive), "-C", str(unpacked)])
     (source,) = unpacked.iterdir()
     return source
 

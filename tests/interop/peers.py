@@ -91,7 +91,7 @@ PEERS = {
             ".".join(map(str, sys.version_info[:3])),
             "test_smtplib against the listener; test_logging's SMTPHandler, both ways",
             (HERE + "cpython.py",),
-            module="test.test_smtplib (Debian: libpython3-testsuite)",
+            module="test.test_smtplib (Debian: libpython3.11-testsuite, or of another version)",
             quick=True,
             differs={
                 r"testELHO": TEXT,
