@@ -32,6 +32,8 @@ def test_a_pause_ends_with_its_engine_and_with_the_first_success(
     assert told(box) == [("paused", "default")]
     listed = outmail("queue", "list", "--store", "q.db")
     assert b"takes nothing" not in listed.stderr and b"refused" in listed.stdout
+    story = outmail("why", "a5@x.test", "--store", "q.db").stdout
+    assert b"took nothing when it was tried last" in story and b"nobody listens on this port" in story
     settings.write_text(f'relay = "{sink.url}"\n')
     assert outmail("run", "--once", "--store", "q.db").returncode == 0
     assert told(box) == [("paused", "default"), ("resumed", "default")]

@@ -12,7 +12,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 from outmail.cli import outboxes, terminal
@@ -141,9 +141,9 @@ def _list(queue: Queue, arguments: argparse.Namespace) -> int:
             print(status.id if arguments.ids else as_json(status.as_dict()))
         return EX_NOINPUT if unknown else 0
     if width := terminal.columns():
-        shown = list(found)
-        count = len(shown)
-        _print_table(shown, width)
+        while page := list(islice(found, PAGE)):
+            _print_table(page, width, head=not count)
+            count += len(page)
     else:
         for status in found:
             count += 1
@@ -188,9 +188,11 @@ _COLOURS = {
 }
 
 
-def _print_table(found: list[Status], width: int) -> None:
-    if not found:
-        return
+#: Messages that share one set of column widths.
+PAGE = 500
+
+
+def _print_table(found: list[Status], width: int, *, head: bool) -> None:
     now, short = Clock().now(), _short_ids([status.id for status in found])
     rows, styles, reasons = [], [], []
     for status, id in zip(found, short):
@@ -210,7 +212,8 @@ def _print_table(found: list[Status], width: int) -> None:
             styles.append(["bold", "", "", _COLOURS[state], "", "", ""])
             reasons.append(r.reason if r.reason != "operator" else "")
     title, *lines = terminal.table(_HEAD, rows, styles, width)
-    print(title)
+    if head:
+        print(title)
     before = ""
     for line, reason in zip(lines, reasons):
         print(line)

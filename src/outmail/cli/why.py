@@ -8,7 +8,7 @@ Fails: `NotFound` where there is nothing. Does not: change anything.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 from outmail.cli import outboxes
@@ -20,7 +20,7 @@ from outmail.errors import NotFound
 from outmail.model import Status
 from outmail.outbox.queue import Queue
 from outmail.policy.plain import plain_line
-from outmail.policy.story import told
+from outmail.policy.story import relay_told, told
 
 #: Bytes of a message within which its header is looked for.
 HEADER = 64 * 1024
@@ -40,6 +40,7 @@ def why(arguments: argparse.Namespace) -> int:
             raise NotFound(f"no message to {arguments.what} is in the queue's records")
         for status in stories:
             _print(queue, status, arguments.utc)
+        _print_troubled(queue, stories, arguments.utc)
         now = Clock().now()
         for name, row, since in rows:
             print(
@@ -64,6 +65,22 @@ def _print(queue: Queue, status: Status, utc: bool) -> None:
         print(plain_line(f"  {r.address}:"))
         for sentence in told(status, r, attempts, now, moment):
             print(plain_line(f"    {sentence}"))
+
+
+def _print_troubled(queue: Queue, stories: Sequence[Status], utc: bool) -> None:
+    """Relays that these messages wait for and that nobody tries now: what was the matter the last time."""
+    waits = {
+        name
+        for status in stories
+        for r in status.recipients
+        if r.state == "queued"
+        for name in r.route.split(",")
+    }
+    paused = queue.paused_hops()
+    for name, note in queue.troubled_hops().items():
+        if name in waits and name not in paused:
+            since, last = when(note["since"], utc=utc), when(note["at"], utc=utc)
+            print(plain_line(relay_told(name, since, str(note["trouble"]), last=last)))
 
 
 def _redirected(queue: Queue, config: Config, address: str) -> Iterator[Status]:

@@ -500,14 +500,15 @@ class Outbox:
             )
 
     def _tell_stranded(self) -> None:
-        """What no run will deliver by itself."""
+        """What waits for relays that only this program knows: no run will deliver it by itself."""
         routes = self.config.routes
-        mine = self._route is not None and bool(routes.resolve(self._route))
+        own = set(self.routes.relays) - set(routes.relays)
+        target = self._route if self._route and routes.resolve(self._route) else routes.fallback
         try:
-            for one in stranded(Queue(self.store, routes, self.clock)):
-                target = self._route if self._route and mine and self._route != one.route else routes.fallback
-                sentence = one.sentence(target, "--store", self.store.url)
-                print(f"outmail: {sentence}", file=sys.stderr)
+            for one in stranded(Queue(self.store, routes, self.clock)) if own else ():
+                if not own.isdisjoint(one.route.split(",")):
+                    other = target if target != one.route else routes.fallback
+                    print(f"outmail: {one.sentence(other, '--store', self.store.url)}", file=sys.stderr)
         except NotStored as problem:
             log.error("outmail could not look what waits for other routes: %s", problem)
 

@@ -283,13 +283,17 @@ class Queue:
         """Next hops that live engines have paused: ``since`` (ms), ``trouble`` and ``url`` of each. Left out
         are notes of engines that have ended, and notes about a URL that is no longer configured.
         """
-        notes = self._read(self.store.verbs.note_list("hop"))
+        notes = self.troubled_hops()
         living = self._living() if notes else set()
+        return {name: note for name, note in notes.items() if note["engine"] in living}
+
+    def troubled_hops(self) -> dict[str, dict[str, Any]]:
+        """`paused_hops`, and those that took nothing when an ended engine tried them last, ``at``."""
+        known = self.routes.relays
         return {
             name: note
-            for name, note in notes.items()
-            if note.get("engine") in living
-            and (name not in self.routes.relays or note["url"] == self.routes.relays[name].url)
+            for name, note in self._read(self.store.verbs.note_list("hop")).items()
+            if "url" in note and (name not in known or note["url"] == known[name].url)
         }
 
     def known_elsewhere(self) -> set[str]:

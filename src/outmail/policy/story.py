@@ -141,12 +141,13 @@ def _meaning(last: Attempt) -> list[str]:
     return [found.cause, *([found.remedy] if found.remedy else [])]
 
 
-def relay_told(name: str, since: str, text: str, waiting: int) -> str:
+def relay_told(name: str, since: str, text: str, waiting: int = 0, last: str = "") -> str:
     """Sentences about a next hop that takes nothing. ``text``: the trouble; ``waiting``: how many
-    recipients.
+    recipients; ``last``: when it was tried last, where nobody tries it now.
     """
     cause, remedy = trouble(text) or _by_reply(text)
-    sentences = [f"Relay {name} takes nothing since {since}: {cause.rstrip('.')}.", remedy]
+    takes = f"took nothing when it was tried last, at {last}" if last else f"takes nothing since {since}"
+    sentences = [f"Relay {name} {takes}: {cause.rstrip('.')}.", remedy]
     if waiting == 1:
         sentences.append("One recipient waits for it, and is sent when it answers again.")
     elif waiting:
