@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-TESTERS ?= 3
+TESTERS ?= 4
 SOAK_KILLS ?= 500
 SOAK_ROWS  ?= 10000000
 SOAK_MINUTES ?= 10
@@ -51,7 +51,7 @@ check: lint types test
 
 cover: $(READY)
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -q
+	$(BIN)/coverage run -m pytest -q -n $(TESTERS) --dist worksteal -o timeout=300
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --skip-covered
 

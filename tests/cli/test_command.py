@@ -268,9 +268,9 @@ def test_show_log_events_why(outmail: Run, sink: Sink) -> None:
 
 
 def test_test_shows_the_dialogue_and_advises(outmail: Run, sink: Sink) -> None:
-    done = outmail("test", "--to", "a@x.test", "-f", "me@x.test", "--relay", sink.url)
+    done = outmail("test", *S, "--to", "a@x.test", "-f", "me@x.test", "--relay", sink.url)
     assert done.returncode == 0 and b"MAIL FROM" in done.stderr and b"accepted by the relay" in done.stdout
-    done = outmail("test", "--to", "a@x.test", "-f", "me@x.test", "--relay", "smtp://127.0.0.1:1")
+    done = outmail("test", *S, "--to", "a@x.test", "-f", "me@x.test", "--relay", "smtp://127.0.0.1:1")
     assert done.returncode == 75 and b"Nobody listens there" in done.stderr
 
 

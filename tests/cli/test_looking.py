@@ -12,6 +12,7 @@ import pytest
 from outmail.outbox.outbox import Outbox
 from outmail.testing import Sink
 from tests.cli.conftest import Command
+from tests.waiting import until
 
 MakeBox = Callable[..., Outbox]
 S = ("--store", "q.db")
@@ -85,9 +86,7 @@ def test_why_tells_what_it_means_and_what_to_do(command: Command, make_box: Make
     )
     box = make_box(relay=sink.url)
     id = box.send(["grey@x.test", "bad@x.test", "good@x.test"], "s", "t").id
-    deadline = time.monotonic() + 10
-    while any(not r.attempts for r in box.status(id).recipients) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    until(lambda: all(r.attempts for r in box.status(id).recipients))
     told = command("why", *S, id).out
     for words in ("greylisting", f"outmail queue retry {id}/1", "no such mailbox", f"queue requeue {id}/2"):
         assert words in told, told
@@ -99,9 +98,7 @@ def test_why_tells_of_a_relay_that_takes_nothing(command: Command, make_box: Mak
     (tmp_path / "outmail.toml").write_text(relay)
     box = make_box(toml=relay, deliver="thread", exit_wait=0)
     ids = [box.send(f"a{n}@x.test", "s", "t").id for n in range(6)]
-    deadline = time.monotonic() + 10
-    while not box.queue.paused_hops() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    until(lambda: box.queue.paused_hops())
     told = command("why", *S, ids[0]).err
     assert "takes nothing since" in told and "nobody listens on this port" in told
     assert "recipients wait for it" in told

@@ -89,6 +89,8 @@ def test_send_raw_refuses_a_mailbox_line(outmail: Any) -> None:
     done = outmail(
         "send",
         "--raw",
+        "--store",
+        "q.db",
         "--from",
         "me@x.test",
         "a@x.test",
