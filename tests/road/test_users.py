@@ -124,7 +124,9 @@ def test_root_and_a_web_user_share_the_services_queue(
         shown = json.loads(machine.outmail(name, "show", id, "--json").stdout)
         assert shown["status"] == "delivered"
         assert shown["recipients"][0]["reply"]["text"].startswith("queued as ")
-    sink.wait_for(2)
+    done = machine.outmail("nobody", "sendmail", "-i", "you@x.test", stdin=b"Subject: s\n\nhello\n")
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    sink.wait_for(3)
     contents = b"".join(message.content for message in sink.messages)
     assert b"(user root)" in contents and b"(user nobody)" in contents
     # nobody but the service has a hand in its store

@@ -26,7 +26,11 @@ def kept(call: Call, deposit: Deposit) -> str:
     with Outbox(config=config, relay=deposit.relay, deliver="never") as box:
         draft = local.draft(deposit, here(config), uid=os.getuid(), now=Clock().now())
         receipt = box.door.accept([draft])[0]
-        if sys.stderr.isatty():
+        if config.through:
+            from outmail.cli.sending import pass_on
+
+            pass_on(box, config, receipt.id)
+        elif sys.stderr.isatty():
             warn_idle(box.queue)
         return receipt.id
 
