@@ -101,7 +101,7 @@ def test_each_trouble_with_a_certificate_has_its_own_advice(
         status, out, told = attempt(url, trust, *(() if implicit else (STARTTLS,)))
         assert (status, out) == (75, "") and advice in told, told
         assert "FAILED TLS" in told and _steps(told)[0] == "connect"
-        assert "thrown away" in told and not sink.messages
+        assert "dropped" in told and not sink.messages
         assert not any(command.startswith(("AUTH", "MAIL")) for command in sink.commands)
 
 
@@ -141,7 +141,7 @@ def test_a_refusal_is_explained_and_the_message_thrown_away(
 ) -> None:
     with Sink(script) as sink:
         found, _, told = attempt(f"smtp://localhost:{sink.port}")
-        assert found == status and advice in told and "thrown away" in told and "FAILED" in told
+        assert found == status and advice in told and "dropped" in told and "FAILED" in told
 
 
 def test_a_lost_answer_is_not_called_a_failure(attempt: Try) -> None:

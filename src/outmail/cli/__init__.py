@@ -1,9 +1,9 @@
-"""The command. `main` parses, calls one function of the module that has the command, and turns errors into
-sentences and sysexits. Only that module, and what it uses, is loaded.
+"""The command. `main` parses the arguments, calls one function of the command's module, and turns errors into
+sentences and exit statuses. Only that module, and what it uses, is loaded.
 
-stdout is data, stderr is talk. Exit codes (sysexits): 0 done, 64 usage, 65 refused, 66 not found, 69
-permanently failed, 70 our bug or quarantined, 75 not stored but may pass, 77 not stored for want of
-permission, 78 configuration.
+stdout is data, stderr is for people. Exit statuses (sysexits): 0 done, 64 usage, 65 refused, 66 not found, 69
+permanently failed, 70 a bug of outmail or quarantined, 75 not stored but may work later, 77 not stored
+because a permission is missing, 78 configuration.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # an ASCII terminal shows what it can
+            # an ASCII terminal shows escapes for other characters
+            stream.reconfigure(errors="backslashreplace")
     top = parser()
     arguments, rest = top.parse_known_args(words)
     if rest:
@@ -83,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _unexpected(problem: Exception, as_json: bool) -> int:
-    """The store's trouble where no message was at stake, or a bug of ours, which is shown whole."""
+    """Trouble with the store where no message was involved, or a bug of ours, which is shown completely."""
     from outmail.accept.acceptance import not_stored
     from outmail.store import StoreError
 

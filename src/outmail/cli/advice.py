@@ -1,7 +1,7 @@
-"""What to do about a test message that was not taken: one or two sentences for each kind of trouble.
+"""What to do when a test message was not accepted: one or two sentences for each kind of trouble.
 
-Promises: pure; each certificate trouble, each port that speaks another protocol than the URL says, and each
-step that failed has its own advice. Does not: connect (`transport.probe` has looked).
+Promises: pure. Each problem of a certificate, each port that speaks another protocol than the URL says, and
+each step that failed has its own advice. Does not: connect (`transport.probe` has done that).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from outmail.transport.probe import Seen
 
 
 def advice(outcome: Outcome, relay: Relay, seen: Seen | None) -> str:
-    """Sentences for a person. ``seen``: what answers at the relay's address, where somebody looked."""
+    """Sentences for a person. ``seen``: what answers at the relay's address, if somebody has looked."""
     said = str(outcome.reply)
     if seen is not None and (found := _wrong_protocol(relay, seen)):
         return found
@@ -74,7 +74,7 @@ def _certificate(said: str, relay: Relay, seen: Seen | None) -> str:
     )
 
 
-#: Stages of the dialogue, what stands in the reply, what to do. The first that fits.
+#: (stages of the dialogue, text in the reply, what to do). The first one that matches is used.
 _ADVICE = (
     (
         "tls",

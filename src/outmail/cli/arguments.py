@@ -1,4 +1,6 @@
-"""The command line as argparse knows it. `outmail watch` has its own, in `watch`: it must be fast."""
+"""The command line for argparse. `outmail watch` parses its own, in `watch`, because it must start
+quickly.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,8 @@ from outmail.cli.queue_help import FILTERS, VERBS, VerbHelp
 
 
 class _Help(argparse.HelpFormatter):
-    """argparse's own, made once for each argument. It asks for the terminal's width without `shutil`, which
-    loads the compressors of archives.
+    """argparse's own formatter, made once for each argument. It asks for the terminal's width without
+    `shutil`, which would load the compressors for archives.
     """
 
     def __init__(self, prog: str) -> None:
@@ -33,13 +35,13 @@ def _columns() -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse with the exit status of sysexits."""
+    """argparse with the exit statuses of sysexits."""
 
     def __init__(self, *arguments: Any, **words: Any) -> None:
         super().__init__(*arguments, **{"formatter_class": _Help, **words})
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        """argparse's own, with the nearest of what is possible."""
+        """argparse's own check, with the nearest possible value."""
         if action.choices is None or value in action.choices:
             return
         what = action.metavar if isinstance(action.metavar, str) else action.dest
@@ -49,7 +51,7 @@ class _Parser(argparse.ArgumentParser):
         )
 
     def unknown(self, words: list[str]) -> None:
-        """Words that are no option of this command."""
+        """Complain about words that are no option of this command."""
         option = next((word.partition("=")[0] for word in words if word.startswith("-")), "")
         if not option:
             self.error(f"unexpected: {' '.join(words)}")
@@ -79,7 +81,7 @@ def _common() -> _Parser:
 
 
 def _envelope(parser: argparse.ArgumentParser) -> None:
-    """What is said of a message beside what stands in it."""
+    """The options of a message's envelope and schedule."""
     parser.add_argument("recipients", nargs="+", metavar="RCPT")
     parser.add_argument(
         "-f",
@@ -309,7 +311,9 @@ _UTC = "times in UTC, not in local time"
 
 
 def place(top: _Parser, arguments: argparse.Namespace, rest: list[str]) -> None:
-    """Operands behind options, and negated filter words (-to:x), which argparse takes for options."""
+    """Put operands behind options into their place, and negated filter words (-to:x), which argparse takes
+    for options.
+    """
     words = [word for word in rest if not word.startswith("-") or ":" in word or word == "-"]
     if words == rest and arguments.command == "queue":
         arguments.selection += rest

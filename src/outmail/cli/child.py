@@ -1,8 +1,8 @@
 """The watched command: fork, exec, two pipes (or terminals), and a loop that passes bytes and signals on.
 
-Promises: bytes go through at once and unchanged; the last lines are kept, bounded; on a terminal the command
-sees a terminal; a time-out ends the command and, away from a terminal, everything it started. Does not:
-import anything of outmail.
+Promises: bytes are passed on at once and unchanged. The last lines are kept, up to a limit. On a terminal the
+command sees a terminal. A time-out ends the command and, without a terminal, everything that it started. Does
+not: import anything of outmail.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ import time
 from typing import Any
 
 _CHUNK = 65536
-#: Bytes of output kept for the mail, and for an attachment.
+#: How many bytes of output are kept for the mail, and for an attachment.
 KEEP = 256 * 1024
 KEEP_ALL = 10 * 1024 * 1024
 
 
 class Result:
-    """How it went. ``output`` is the end of both streams together, in the order seen."""
+    """The result of the command. ``output``: the end of both streams together, in the order in which they
+    were seen.
+    """
 
     def __init__(self) -> None:
         self.status = 0
@@ -31,7 +33,7 @@ class Result:
         self.signal = 0
         self.timed_out = False
         self.failed = False
-        #: What there was to say of it is stored, or was sent.
+        #: True when everything about it is stored or was sent.
         self.told = False
         self.reason = ""
         self.output = b""
@@ -42,7 +44,7 @@ class Result:
 
 
 def locked(spool: str, name: str, wait: bool) -> int | None:
-    """The job's lock as a descriptor, or None when another run holds it and ``wait`` is False."""
+    """The descriptor of the job's lock, or None when another run holds it and ``wait`` is False."""
     import fcntl
     import re
 
@@ -61,7 +63,7 @@ def locked(spool: str, name: str, wait: bool) -> int | None:
 
 
 def run(command: list[str], options: Any) -> Result:
-    """Run it to its end."""
+    """Run the command to its end."""
     result = Result()
     terminal = any(map(os.isatty, (0, 1, 2)))
     out, err = _channel(1), _channel(2)
@@ -127,7 +129,7 @@ def _signal_name(number: int) -> str:
 
 
 def _exec(command: list[str], out: int, err: int, own_group: bool) -> None:
-    """In the child: never returns."""
+    """In the child; never returns."""
     try:
         if own_group:
             os.setpgid(0, 0)
@@ -145,14 +147,14 @@ def _exec(command: list[str], out: int, err: int, own_group: bool) -> None:
 
 
 def _channel(fd: int) -> tuple[int, int]:
-    """(read, write) ends: a pseudo-terminal of the same size where ``fd`` is a terminal, else a pipe."""
+    """(read end, write end): a pseudo-terminal of the same size where ``fd`` is a terminal, else a pipe."""
     if not os.isatty(fd):
         return os.pipe()
     import termios
 
     master, slave = os.openpty()
     attributes = termios.tcgetattr(slave)
-    attributes[1] &= ~termios.OPOST  # the real terminal does it once
+    attributes[1] &= ~termios.OPOST  # the real terminal does this once
     termios.tcsetattr(slave, termios.TCSANOW, attributes)
     try:
         termios.tcsetwinsize(slave, termios.tcgetwinsize(fd))
@@ -173,7 +175,7 @@ def _same_file(a: int, b: int) -> bool:
 
 
 def _forward(pid: int, terminal: bool) -> Any:
-    """Signals that reach us reach the command. On a terminal Ctrl-C reaches both by itself."""
+    """Pass signals that reach us on to the command. On a terminal Ctrl-C reaches both by itself."""
     names = ["SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGINT", "SIGQUIT"]
     before = {}
 
@@ -209,8 +211,8 @@ def _kill(pid: int, number: int, group: bool) -> None:
 def _pump(
     pid: int, streams: dict[int, int], result: Result, options: Any, began: float, terminal: bool
 ) -> None:
-    """Until the command has ended and what it wrote is through. Grandchildren that keep the pipe do not hold
-    us.
+    """Pass output on until the command has ended and everything that it wrote was passed on. Grandchildren
+    that keep the pipe open do not hold us up.
     """
     limit = options.timeout / 1000 if options.timeout else None
     kill_at = None
@@ -233,7 +235,7 @@ def _pump(
             ended_at = now
         events = poll.poll(_patience(now, began, limit, kill_at, result.timed_out, ended_at))
         if not events and ended_at is not None:
-            break  # silent for a moment after its end: whoever still holds the pipe is not the command
+            break  # silent for a moment after its end: some other process holds the pipe
         for fd, _ in events:
             data = _take(fd)
             if not data:
@@ -250,7 +252,7 @@ def _pump(
                 result.cut += len(kept[0])
                 held -= len(kept.pop(0))
     result.output = b"".join(kept)
-    # the streams are closed, the command is not over
+    # the streams are closed, but the command has not ended
     while kill_at is not None or (limit is not None and not result.timed_out):
         if _has_ended(pid):
             break
@@ -272,7 +274,7 @@ def _patience(
     timed_out: bool,
     ended_at: float | None,
 ) -> float:
-    """Milliseconds to wait for output."""
+    """How many milliseconds to wait for output."""
     wait = 0.2 if ended_at is not None else 0.5
     if limit is not None and not timed_out:
         wait = min(wait, began + limit - now)
@@ -282,7 +284,7 @@ def _patience(
 
 
 def _has_ended(pid: int) -> bool:
-    """True when the command is a zombie: it stays one until it is waited for."""
+    """True when the command has ended: it is a zombie until somebody waits for it."""
     try:
         return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
     except ChildProcessError:
@@ -293,7 +295,7 @@ def _take(fd: int) -> bytes:
     try:
         return os.read(fd, _CHUNK)
     except OSError as problem:
-        if problem.errno == errno.EIO:  # how a pseudo-terminal says that its other end is closed
+        if problem.errno == errno.EIO:  # a pseudo-terminal reports like this that its other end is closed
             return b""
         raise
 

@@ -1,7 +1,6 @@
-"""What several commands share: the configuration they are given, the queue they open, and words for what is
-found there.
+"""What several commands share: finding the configuration, opening the queue, and words for what is in it.
 
-Fails: `ConfigError`, `NotStored`. Does not: print to stdout; what it tells goes to stderr.
+Fails: `ConfigError`, `NotStored`. Does not: print to stdout; messages go to stderr.
 """
 
 from __future__ import annotations
@@ -29,17 +28,17 @@ from outmail.policy.typed import EXAMPLES, typed
 from outmail.smtp.syntax import printable
 from outmail.wiring import is_postgres, no_relay, store_path
 
-#: The beginning of an id as people type it: with a digit, so that it is no word.
+#: The beginning of an id as people type it. It contains a digit, so it is no ordinary word.
 PREFIX = re.compile("(?=.*[0-9])[0-9a-v]{6,25}")
 
 
 def config_of(arguments: argparse.Namespace, *, replace_default: bool = True) -> Config:
-    """The configuration; ``--relay`` replaces the relay `default` for this process (but for `send`)."""
+    """The configuration. Except for `send`, ``--relay`` replaces the relay `default` for this process."""
     return configured(arguments.config, arguments.store, arguments.relay if replace_default else None)
 
 
 def configured(file: str | None, store: str | None, relay: str | None) -> Config:
-    """The configuration of ``--config``, with ``--store`` and ``--relay`` in their places."""
+    """The configuration of ``--config``, overridden by ``--store`` and ``--relay``."""
     config = load(file, through=not (store or relay))
     if store:
         config = replace(config, store=store)
@@ -53,7 +52,7 @@ def configured(file: str | None, store: str | None, relay: str | None) -> Config
 
 
 def moment(option: str, text: str | None) -> str | datetime | None:
-    """A time as people type it, in local time; what was understood is told. Raises `Refused`."""
+    """A time as people type it, in local time. What was understood is printed. Raises `Refused`."""
     if text is None:
         return None
     why = ""
@@ -73,9 +72,7 @@ def moment(option: str, text: str | None) -> str | datetime | None:
 
 
 def past(option: str, text: str) -> int:
-    """A moment that is over, as people type it: how long ago ("2h"), or a time. Milliseconds; raises
-    `Refused`.
-    """
+    """A past moment as people type it: how long ago ("2h"), or a time. Milliseconds. Raises `Refused`."""
     now = Clock().now()
     with contextlib.suppress(ValueError):
         return now - parse_span(text)
@@ -84,8 +81,8 @@ def past(option: str, text: str) -> int:
 
 
 def queue_of(arguments: argparse.Namespace, *, reading: bool = False) -> Queue:
-    """For reading and changing; to be closed. With ``reading`` also one that can only be read, which is
-    said.
+    """The queue, for reading and changing; the caller closes it. With ``reading`` also a queue that can only
+    be read; then stderr says so.
     """
     config = config_of(arguments)
     if config.through:
@@ -100,8 +97,8 @@ def queue_of(arguments: argparse.Namespace, *, reading: bool = False) -> Queue:
 
 
 def known_id(queue: Queue, text: str) -> str:
-    """The id that is meant: a whole one, or the beginning of one (`PREFIX`); "" for what is none. Raises
-    `Refused` where more than one message has such an id.
+    """The whole id for an id or the beginning of one (`PREFIX`); "" when there is none. Raises `Refused` when
+    more than one message fits.
     """
     if is_id(text):
         return text
@@ -119,7 +116,7 @@ def known_id(queue: Queue, text: str) -> str:
 
 
 def named_id(queue: Queue, text: str) -> str:
-    """`known_id` where nothing but an id can be meant; raises `NotFound`."""
+    """`known_id` where the word can only be an id. Raises `NotFound`."""
     id = known_id(queue, text)
     if not id:
         raise NotFound(f"no message's id begins with {printable(text)}")
@@ -127,12 +124,12 @@ def named_id(queue: Queue, text: str) -> str:
 
 
 def is_there(url: str) -> bool:
-    """True for a store that exists, as far as that can be said without opening it."""
+    """True when the store exists, as far as that can be known without opening it."""
     return is_postgres(url) or os.path.exists(store_path(url)[0])
 
 
 def warn_idle(queue: Queue) -> None:
-    """Say when mail waits and nobody has worked on this store for a minute."""
+    """Warn when mail waits and no engine has worked on this store for a minute."""
     last = queue.last_engine()
     now = Clock().now()
     due = queue.next_due()
@@ -146,7 +143,7 @@ def warn_idle(queue: Queue) -> None:
 
 
 def tell_engines(queue: Queue, *, utc: bool = False) -> None:
-    """What is out of the ordinary: engines that hold mail for long, next hops that are paused."""
+    """Report what is unusual: engines that have held mail for long, and paused next hops."""
     now = Clock().now()
     for engine in queue.engines():
         if engine.oldest is not None and now - engine.oldest > 15 * 60_000:
@@ -160,7 +157,7 @@ def tell_engines(queue: Queue, *, utc: bool = False) -> None:
 
 
 def tell_hops(queue: Queue, *, utc: bool = False) -> None:
-    """Next hops that take nothing: since when, why, what to do, how much waits."""
+    """Report paused next hops: since when, why, what to do, how much mail waits."""
     paused = queue.paused_hops()
     if not paused:
         return
@@ -175,7 +172,7 @@ def tell_hops(queue: Queue, *, utc: bool = False) -> None:
 
 
 def tell_stranded(queue: Queue, arguments: argparse.Namespace) -> None:
-    """Mail that waits for a route that nobody will serve, with the command that moves it."""
+    """Report mail for a route that nobody will serve, with the command that moves it to another one."""
     given = [("--config", arguments.config), ("--store", arguments.store)]
     options = [word for option, value in given if value for word in (option, value)]
     for one in stranded(queue):
@@ -184,20 +181,20 @@ def tell_stranded(queue: Queue, arguments: argparse.Namespace) -> None:
 
 
 def tell_ahead(queue: Queue) -> None:
-    """Next hops that get one message after the other, because they refuse what is sent ahead."""
+    """Report next hops that get one message after the other, because they refuse what is sent ahead."""
     now = Clock().now()
     for url, note in queue.ahead_notes().items():
         if not may_send_ahead(note, now):
             since, until = when(note["since"]), when(note["until"])
             print(
-                f"outmail: nothing is sent ahead to {url} since {since}, and again from {until}: "
-                f"{plain_line(str(note['reply']))}",
+                f"outmail: {url} gets one message after the other from {since} until {until}, because it "
+                f"refused an envelope that was sent ahead: {plain_line(str(note['reply']))}",
                 file=sys.stderr,
             )
 
 
 def in_words(r: RecipientStatus, *, utc: bool = False) -> str:
-    """How a recipient stands, in words."""
+    """The state of a recipient in words."""
     state = "deferred" if r.state == "queued" and r.attempts else r.state
     parts = [state + (" (uncertain: it may have arrived)" if r.uncertain else "")]
     if r.reason:
@@ -210,5 +207,5 @@ def in_words(r: RecipientStatus, *, utc: bool = False) -> str:
 
 
 def counted(n: int, noun: str) -> str:
-    """As in 1 message, 2 messages."""
+    """1 message, 2 messages."""
     return f"{n} {noun}" + ("" if n == 1 else "s")

@@ -1,9 +1,9 @@
-"""``outmail demo``: the whole road on this machine, and a check that its story is true.
+"""``outmail demo``: all of outmail on this machine, with a check of the result.
 
-A sink that refuses and defers, a queue in a temporary folder, 240 varied messages from this process, an
-engine in another one, which is killed in the middle and started again. Then every recipient is compared with
-what the sink took: nothing lost, whoever got it twice is marked uncertain, every byte as accepted. Exit
-status 0 only if all of it holds.
+A test server refuses and defers some mail. This process puts 240 different messages into a queue in a
+temporary folder. An engine in another process delivers them, is killed in the middle and started again. Then
+every recipient is compared with what the server accepted: nothing is lost, everybody who got a message twice
+is marked uncertain, and every byte is as accepted. The exit status is 0 only if all of this is true.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CONFIG = '[retry]\nschedule = "1s*20, 5s…"\nexpire = "10m"\n'
 
 
 def demo(arguments: argparse.Namespace) -> int:
-    """Tell and check the story."""
+    """Run the demo and check its result."""
     if arguments.messages < 200:
         print("outmail: demo needs at least 200 messages", file=sys.stderr)
         return 64
@@ -72,7 +72,9 @@ def _story(count: int, folder: str, sink: Sink) -> int:
 
 
 def _messages(count: int) -> list[dict[str, Any]]:
-    """Varied mail: names in UTF-8, attachments, dots at line starts, 8-bit text, several recipients."""
+    """Different messages: names in UTF-8, attachments, dots at line starts, 8-bit text, several
+    recipients.
+    """
     made = []
     for i in range(count):
         to: list[Any] = [("Żaneta Ünïcode, Ph.D.", f"user-{i}@example.test")]
@@ -122,7 +124,7 @@ def _kill_in_the_middle(store: str, settings: str, folder: str, sink: Sink, afte
 
 
 def _finish(store: str, settings: str, folder: str, box: Outbox, ids: list[str]) -> bool:
-    """Run a second engine until everything is final; True when it was."""
+    """Run a second engine until everything is final. True when it was."""
     engine = _engine(store, settings, folder)
     deadline = time.monotonic() + 90
     try:

@@ -1,4 +1,4 @@
-"""Exit statuses of the commands (sysexits). 0 is done; what each other one means stands in `outmail.cli`."""
+"""Exit statuses of the commands (sysexits). 0 means done; `outmail.cli` explains the others."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""What codes mean, for ``outmail explain``: the stable ones of `Refused` and of JSON errors, and SMTP's.
+"""Explanations for ``outmail explain``: outmail's own codes (of `Refused` and JSON errors), SMTP codes, and
+replies.
 
-Promises: pure, and works offline. Does not: know SMTP's codes (`policy.reply_codes`) or the words of servers
+Promises: pure; works offline. Does not: know SMTP's codes (`policy.reply_codes`) or servers' texts
 (`policy.reply_texts`).
 """
 
@@ -12,10 +13,9 @@ from outmail.policy.replies import explained, parsed
 from outmail.policy.reply_codes import BASIC, CLASSES, ENHANCED
 
 CODES = {
-    "bad-address": "An address is not of the form name@domain (RFC 5321), or holds a character that may not "
-    "stand in an envelope.",
-    "bad-argument": "An argument has a value that cannot be meant; the message names it and what is "
-    "possible.",
+    "bad-address": "An address is not of the form name@domain (RFC 5321), or contains a character that is "
+    "not allowed in an envelope.",
+    "bad-argument": "An argument has a wrong value; the message names the argument and what is possible.",
     "bad-attachment": "An attachment is neither a readable file nor (name, bytes[, type]).",
     "bad-content": "The message's bytes cannot be mail: a NUL, a bare carriage return, or no header field in "
     "the first line.",
@@ -23,36 +23,35 @@ CODES = {
     "bad-header": "A header field has a line break, a control character, a malformed name, or over-long "
     "words that may not be encoded.",
     "config": "A setting is wrong; the message names file and key.",
-    "exists": "The file exists already, and nothing is overwritten.",
+    "exists": "The file exists already. outmail overwrites nothing.",
     "loop": "The message has passed too many servers already: it goes round in a circle.",
-    "no-outbox-table": "using= needs the table outmail_outbox in your database: make it with what `outmail "
-    "store ddl` prints.",
+    "no-outbox-table": "using= needs the table outmail_outbox in your database: create it with the SQL that "
+    "`outmail store ddl` prints.",
     "no-recipient": "No recipient was given.",
     "not-found": "No message with this id is in the store; its record may have been purged ([retention] "
     "records).",
     "store-busy": "Another program held the store's write lock for too long. Nothing was stored; try again.",
-    "store-conflict": "Two programs wrote the same at one moment, three times over. Nothing was stored; try "
-    "again.",
+    "store-conflict": "Another program wrote the same at the same moment, three times in a row. Nothing was "
+    "stored; try again.",
     "store-corrupt": "The store's file is damaged, or is no outmail store. Run: outmail store check",
     "store-forbidden": "The store cannot be opened: the folder is missing or permissions forbid it. Nothing "
     "was stored.",
     "store-full": "The disk is full. Nothing was stored; what was accepted before is safe.",
     "store-io": "The disk reported an error, or the database's server cannot be reached. Nothing was stored, "
     "unless the text says that it may have been.",
-    "store-missing": "A long message is written in pieces first, and these were gone each time when it was "
-    "to be stored. Nothing was stored; try again.",
+    "store-missing": "A long message is written in pieces first. Each time these were gone before the "
+    "message was complete. Nothing was stored; try again.",
     "store-other": "The store reported an unexpected error. Nothing was stored.",
     "store-readonly": "The store's file or file system is read-only. Nothing was stored.",
     "store-schema": "The store was made by a later version of outmail; upgrade outmail.",
-    "too-late": "The message was tried already, or its content is gone: what it says cannot be changed any "
-    "more.",
+    "too-late": "The message was tried already, or its content is gone: it cannot be changed any more.",
     "too-large": "The message is larger than [limits] message_size.",
     "too-many-recipients": "The message has more recipients than [limits] recipients.",
 }
 
 
 def explanation(text: str) -> list[str] | None:
-    """Lines about a code, or about a reply that somebody pastes; None for what is not known."""
+    """Lines about a code, or about a reply that somebody pastes; None when it is unknown."""
     if text in CODES:
         return [CODES[text]]
     reply = parsed(text)
@@ -70,7 +69,7 @@ def explanation(text: str) -> list[str] | None:
 
 
 def unknown(text: str) -> str:
-    """For what `explanation` does not know."""
+    """The answer when `explanation` knows nothing."""
     near = difflib.get_close_matches(text, CODES, 1)
     meant = f"; did you mean {near[0]}?" if near else ""
     return (

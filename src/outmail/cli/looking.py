@@ -1,4 +1,4 @@
-"""``outmail show``, ``log``, ``events``, ``explain`` and ``config``: they only look."""
+"""``outmail show``, ``log``, ``events``, ``explain`` and ``config``: commands that only read."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def events(arguments: argparse.Namespace) -> int:
 
 
 def _beginning(queue: Queue, arguments: argparse.Namespace) -> int:
-    """The cursor that events are shown behind: ``--follow`` alone begins now."""
+    """The cursor after which events are shown; ``--follow`` alone begins now."""
     if arguments.after is not None:
         return int(arguments.after)
     if arguments.since is not None:
@@ -103,7 +103,7 @@ def _event(event: Event, utc: bool) -> str:
 
 
 def explain(arguments: argparse.Namespace) -> int:
-    """What a code or a server's words mean."""
+    """What a code or a server's reply means."""
     found = explanation(" ".join(arguments.code))
     if found is None:
         print(unknown(" ".join(arguments.code)), file=sys.stderr)
@@ -113,7 +113,7 @@ def explain(arguments: argparse.Namespace) -> int:
 
 
 def config(arguments: argparse.Namespace) -> int:
-    """The configuration in force, without passwords; or with --hash, a password from stdin hashed for
+    """The configuration in force, without passwords; or with --hash the hash of a password from stdin, for
     [listen] users_file.
     """
     if arguments.hash:

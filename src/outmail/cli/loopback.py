@@ -1,9 +1,9 @@
-"""``outmail loopback``: a mail that came to the loopback address on stdin; ``outmail loopback stats``: how
-the copies fare.
+"""``outmail loopback`` records a mail that arrived at the loopback address (on stdin); ``outmail loopback
+stats`` shows how many copies came home.
 
-Promises: exit status 0 once it is on record, whatever the mail was (a mail server that pipes it here must not
-bounce it); 75 when the store cannot be written, so that the server tries again; all of stdin is read, and no
-more of it kept than is looked at.
+Promises: exit status 0 when the mail is recorded, whatever it was, because a mail server that pipes mail here
+must not bounce it. 75 when the store cannot be written, so that the mail server tries again. All of stdin is
+read, but only what is needed is kept.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from outmail.policy.loopback import Loopback
 from outmail.policy.plain import as_json, plain_line
 from outmail.wiring import arrivals_of
 
-#: What Postfix, Exim, Courier and qmail tell a program about whom a mail is for (local(8), pipe transports).
+#: Environment variables in which Postfix, Exim, Courier and qmail name a mail's recipient (local(8), pipe
+#: transports).
 _TOLD = ("ORIGINAL_RECIPIENT", "RECIPIENT", "LOCAL_PART_SUFFIX", "EXT", "EXTENSION", "DELIVERED_TO", "LOCAL")
 
 
 def loopback(arguments: argparse.Namespace) -> int:
-    """Record what came, or tell how copies fare."""
+    """Record a mail, or show the statistics."""
     if arguments.verb == "stats":
         return _stats(arguments)
     if arguments.assign:
@@ -43,12 +44,12 @@ def loopback(arguments: argparse.Namespace) -> int:
         content = _head(sys.stdin.buffer)
         word = arrivals.take(content, _recipients(config.loopback), _sender())
     if word != "home":
-        print(f"outmail: {word}: counted, and nothing else", file=sys.stderr)
+        print(f"outmail: {word}: only counted", file=sys.stderr)
     return 0
 
 
 def _head(stream: BinaryIO) -> bytes:
-    """As much as is looked at; the rest is read and dropped, because whoever writes must not be stopped."""
+    """The part that is needed. The rest is read and dropped, because the writer must not be stopped."""
     kept = stream.read(MOST)
     while stream.read(256 * 1024):
         pass
@@ -56,14 +57,14 @@ def _head(stream: BinaryIO) -> bytes:
 
 
 def _recipients(settings: Loopback) -> list[str]:
-    """Whom the mail server says it is for, in its variables."""
+    """The recipients that the mail server names in its variables."""
     told = [os.environ[name] for name in _TOLD if os.environ.get(name)]
-    # some tell the part behind the plus alone
+    # some servers give only the part behind the plus
     return [*told, *[settings.to(word.lstrip("+-")) for word in told if "@" not in word]]
 
 
 def _sender() -> str | None:
-    """The envelope's sender; "" for the null sender, which Postfix writes as such."""
+    """The envelope's sender; "" for the null sender, which Postfix passes as an empty text."""
     sender = os.environ.get("SENDER")
     return "" if sender in ("", "<>", "MAILER-DAEMON") else sender
 
@@ -94,5 +95,5 @@ def _line(route: dict[str, Any]) -> str:
 
 
 def _exact(ms: int) -> str:
-    """As `human_span`, in milliseconds where it is short."""
+    """As `human_span`, but short times in milliseconds."""
     return f"{ms} ms" if ms < 10_000 else human_span(ms)

@@ -1,8 +1,8 @@
-"""Mail that waits in applications' own databases (``[[outbox]]``) for an engine that takes it over: counted
-and found, as far as those databases can be read.
+"""Mail that waits in applications' own databases (``[[outbox]]``) until an engine moves it into the queue:
+counting and finding it, as far as these databases can be read.
 
-Promises: a database that cannot be read is told on stderr and keeps the rest from nothing. Does not: take
-over, claim or free anything.
+Promises: a database that cannot be read is named on stderr and does not stop the rest. Does not: move, claim
+or release anything.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from outmail.transactional.reader import Source
 from outmail.wiring import open_source
 
 R = TypeVar("R")
-#: Rows that are named.
+#: How many rows are listed.
 MOST = 20
 
 

@@ -1,8 +1,8 @@
-"""``outmail queue``: list, count, change. Changing needs a selection: nothing is meant by default.
+"""``outmail queue``: list, count, change. Changes need a selection: without one nothing is changed.
 
-Promises: on a terminal a table fitted to its width, elsewhere the same words line by line; an id may be typed
-by its beginning; an id that is not known changes nothing (66). ``stats --warn`` and ``--crit`` are for
-monitoring: 0 all is well, 1 warning, 2 critical.
+Promises: on a terminal a table that fits its width; elsewhere the same words, line by line. The beginning of
+an id is enough. An unknown id changes nothing (66). ``stats --warn`` and ``--crit`` are for monitoring: 0 all
+is well, 1 warning, 2 critical.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from outmail.policy import selection
 from outmail.policy.alarm import Limit, broken
 from outmail.policy.plain import as_json, plain_line
 
-#: Characters of an id in a table, at the least: those of its time, and two more.
+#: How many characters of an id a table shows at least: those of its time, and two more.
 SHORT = 12
 
 
@@ -84,7 +84,7 @@ def _change(queue: Queue, arguments: argparse.Namespace) -> int:
 
 
 def _tell_why_not(queue: Queue, verb: str, selected: Filter) -> None:
-    """Another verb was meant, perhaps."""
+    """Say which other verb was perhaps meant."""
     if verb == "requeue":
         print(
             "outmail: only failed or cancelled recipients whose content is still kept can be queued again",
@@ -102,8 +102,9 @@ def _tell_why_not(queue: Queue, verb: str, selected: Filter) -> None:
 
 
 def _selected(queue: Queue, words: list[str]) -> tuple[Filter | None, list[str]]:
-    """Ids and filter words of a command line → (a filter: ids are or-ed, with the other words as one; None
-    where only unknown ids were given; ids that are not known). ALL with other words means just these.
+    """Ids and filter words of a command line → (a filter, the unknown ids). Ids are or-ed, together with the
+    other words as one term. The filter is None when only unknown ids were given. ALL together with other
+    words means just those.
     """
     if words == ["ALL"]:
         return Filter(), []
@@ -228,17 +229,17 @@ def _state(r: RecipientStatus) -> str:
     return "deferred" if r.state == "queued" and r.attempts else r.state
 
 
-#: Recipients of one message that a table shows.
+#: How many recipients of one message a table shows.
 MOST = 10
 
 
 def _shown(status: Status) -> list[RecipientStatus]:
-    """Those that are not done first."""
+    """Recipients that are not finished come first."""
     return sorted(status.recipients, key=lambda r: (r.state in ("delivered", "cancelled"), r.n))[:MOST]
 
 
 def _short_ids(ids: Sequence[str]) -> list[str]:
-    """The beginnings of ids, as long as it takes to tell them apart."""
+    """The beginnings of ids, long enough to tell them apart."""
     alike: dict[str, int] = {}
     for one, other in pairwise(sorted(set(ids))):
         same = next(i for i, (a, b) in enumerate(zip(one, other)) if a != b)
@@ -321,7 +322,7 @@ def _limits(option: str, texts: list[str]) -> list[Limit]:
 
 
 def _verdict(warn: list[Limit], crit: list[Limit], count: int, age: int) -> tuple[int, str]:
-    """(exit status, a line that monitoring shows; "" where no limit was given)."""
+    """(exit status, the line that monitoring shows; "" when no limit was given)."""
     if not warn and not crit:
         return 0, ""
     numbers = f"waiting={count} oldest={age // 1000}s"

@@ -1,4 +1,4 @@
-"""Help for ``outmail queue`` and for each of its verbs. Does not: parse (`arguments`)."""
+"""The help for ``outmail queue`` and for each of its verbs. Does not: parse (`arguments` does)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ FILTERS = (
 VERBS = {
     "list": (
         "[ID|FILTER…|-|ALL] [--ids | --json | --jsonl] [--utc]",
-        "What waits; with a selection, what fits it, finished mail too. ALL is everything on record.",
+        "List what waits. With a selection, list what matches it, finished mail too. ALL is "
+        "everything on record.",
         ("list", "list to:@gmail.com is:deferred", "list ALL state:failed", "list --ids tag:news"),
     ),
     "stats": (
@@ -33,12 +34,12 @@ VERBS = {
     ),
     "release": (
         "ID|FILTER…|-|ALL [--dry-run]",
-        "Let what is held go on; what was held because engines died of it is tried once more.",
+        "Release what is held. Mail that is held because engines died with it (poison) is tried once more.",
         ("release ALL state:held",),
     ),
     "retry": (
         "ID|FILTER…|-|ALL [--dry-run]",
-        "Make what waits due now; an engine tries it with its next look. Failed mail needs requeue.",
+        "Make what waits due now; an engine tries it when it looks next. Failed mail needs requeue.",
         ("retry code:451 to:@example.org",),
     ),
     "requeue": (
@@ -48,8 +49,9 @@ VERBS = {
     ),
     "reroute": (
         "ID|FILTER…|-|ALL RELAY [--dry-run]",
-        "Send what waits or is held by another relay: a configured name, a URL that needs no password, or "
-        "several with commas, the first that answers. What is being sent takes it when it comes back.",
+        "Send what waits or is held through another relay: a configured name, or a URL that needs no "
+        "password; or several with commas, of which the first that answers is used. What is being sent uses "
+        "it if it comes back.",
         ("reroute route:smtp://localhost:2599 default", "reroute ALL is:deferred backup,default"),
     ),
     "cancel": (
@@ -59,14 +61,14 @@ VERBS = {
     ),
     "purge": (
         "ID|FILTER…|-|ALL [--dry-run]",
-        "Forget finished messages and all that is on record of them.",
+        "Delete finished messages and all records of them.",
         ("purge ALL state:delivered before:30d",),
     ),
 }
 
 
 class VerbHelp(argparse.Action):
-    """``--help`` behind a verb is about that verb."""
+    """``--help`` after a verb explains that verb."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         verb = getattr(namespace, "verb", None)

@@ -1,4 +1,4 @@
-"""``outmail jobs`` and ``outmail digest``: what reports remember in the store, and how to change it."""
+"""``outmail jobs`` and ``outmail digest``: show and change what reports remember in the store."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def _mute(box: Outbox, arguments: argparse.Namespace, document: dict[str, Any]) 
 
 
 def _reset(box: Outbox, arguments: argparse.Namespace, document: dict[str, Any]) -> int:
-    """Forget failures, mutes and the expected interval; the runs stay."""
+    """Forget failures, mutes and the expected interval; the runs are kept."""
     state.change(
         box,
         "job",
@@ -191,7 +191,9 @@ def _digest(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fold_orphans(box: Outbox, name: str, send: bool | None) -> None:
-    """Without its program's rules: nothing is judged, only taken up (or, with ``send``, mailed)."""
+    """Process the lines of dead processes. The rules of their program are unknown here, so nothing is judged:
+    the lines are only counted, or with ``send`` mailed.
+    """
     digest_fold.fold(
         box,
         digest_fold.DigestSettings(name, tuple(state.read(box, "digest", name).get("to", ()))),

@@ -111,7 +111,7 @@ def receive(arguments: argparse.Namespace) -> int:
 
 
 class _Lines(logging.Formatter):
-    """A service's log: no known password, and nothing that a terminal obeys."""
+    """The log of a service: known passwords are masked, and nothing in it controls a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
         return plain(known.over(super().format(record)))

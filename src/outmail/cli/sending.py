@@ -1,4 +1,4 @@
-"""``outmail send``: one message in; with --wait delivered here."""
+"""``outmail send``: store one message; with --wait also deliver it."""
 
 from __future__ import annotations
 
@@ -135,8 +135,8 @@ def _deliver_here(box: Outbox, config: Config, relay: str | None, id: str, secon
 
 
 def _warn_unknown(config: Config, relay: str | None) -> None:
-    """Say when no engine with this configuration will take the message: what a relay in a store may do by its
-    name alone is little.
+    """Warn when no engine with this configuration will take the message: by its name alone, a relay in a
+    store is hardly allowed to do anything.
     """
     name = route_of(relay, config)[0]
     if name is not None and not config.routes.resolve(name):

@@ -1,4 +1,4 @@
-"""``outmail store`` and ``outmail move``: looking after the store itself."""
+"""``outmail store`` and ``outmail move``: maintenance of the store itself."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def store(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    """It looks before it opens: opening would make a store of an empty file."""
+    """Look before opening, because opening would turn an empty file into a store."""
     from outmail.store.sqlite.files import is_store
 
     place = config_of(arguments).store
@@ -70,14 +70,15 @@ def _problems(arguments: argparse.Namespace) -> list[str]:
 
 
 def _backup(store: Store, file: str) -> None:
-    """A copy of the live queue in a new file; of a PostgreSQL store as a SQLite file, which `outmail move`
-    brings back.
+    """Copy the live queue into a new file. A copy of a PostgreSQL store is a SQLite file; `outmail move`
+    brings it back.
     """
     from outmail.ops.backup import leftovers, whole
 
     for left in leftovers(file):
         print(
-            f"outmail: {left} is of a backup that was killed, or is still under way; delete it when none is",
+            f"outmail: {left} belongs to a backup that was killed or is still running; delete it if none "
+            f"is running",
             file=sys.stderr,
         )
     with whole(file) as temporary:
@@ -103,15 +104,15 @@ def move(arguments: argparse.Namespace) -> int:
             print(f"{count} messages moved from {old.url} to {new.url}", file=sys.stderr)
         if os.path.isdir(old.spool) and os.listdir(old.spool):
             print(
-                f"outmail: log records still lie in {old.spool}; they are mailed by whoever uses {old.url} "
-                f"next",
+                f"outmail: log records are still in {old.spool}; the next program that uses {old.url} "
+                f"mails them",
                 file=sys.stderr,
             )
     return 0
 
 
 def _abandon(old: Store, place: str | None) -> int:
-    """The new store, too, has a say: what it has must not stay in the old one."""
+    """Give a move up. The new store must be asked, because what it has must not stay in the old one."""
     way = under_way(old)
     place = place or (way.to if way else None)
     if way is None or place is None:
@@ -146,7 +147,7 @@ def _abandon(old: Store, place: str | None) -> int:
 
 @contextmanager
 def _progress(name: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal, nothing else where."""
+    """A progress bar on a terminal; nothing elsewhere."""
     if not sys.stderr.isatty():
         yield lambda done, total: None
         return
@@ -166,8 +167,8 @@ def _progress(name: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _foreign_claims(store: Store, outboxes: Sequence[str], free: str | None) -> list[str]:
-    """Rows in applications' databases that another store has claimed; those of the store ``free`` are made
-    claimable again.
+    """Rows in applications' databases that another store has claimed. Claims of the store ``free`` are
+    released.
     """
     found = []
     for url in outboxes:

@@ -1,9 +1,9 @@
-"""How the command looks: columns fitted to the terminal, colour, and times of this place.
+"""How output looks on a terminal: columns that fit its width, colour, and local times.
 
-Promises: where stdout is no terminal there is no colour and nothing is cut; ``NO_COLOR`` and TERM=dumb turn
-colour off. A time is local with its zone's name; JSON has RFC 3339 in UTC, which is made elsewhere.
-Does not: print, or know what a column means. rich is not needed: a table is a few lines, and start-up time
-matters.
+Promises: when stdout is no terminal there is no colour and nothing is cut. ``NO_COLOR`` and TERM=dumb turn
+colour off. Times are local, with the zone's name. (JSON has RFC 3339 times in UTC, which are made elsewhere.)
+Does not: print, or know what a column means. It does not use rich, because a table is a few lines of code and
+start-up time matters.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", 
 
 
 class Column(NamedTuple):
-    """``least``: the width that it keeps; 0 is for a column that is never cut."""
+    """``least``: the width that it keeps; 0 for a column that is never cut."""
 
     title: str
     least: int = 0
@@ -29,7 +29,7 @@ class Column(NamedTuple):
 
 
 def columns() -> int:
-    """The terminal's width; 0 where stdout is none."""
+    """The width of the terminal; 0 when stdout is none."""
     if not sys.stdout.isatty():
         return 0
     given = os.environ.get("COLUMNS", "")
@@ -46,7 +46,7 @@ def coloured() -> bool:
 
 
 def painted(text: str, style: str) -> str:
-    """With colour, where there is colour. ``style`` may be ""."""
+    """The text in colour, where there is colour. ``style`` may be ""."""
     return f"\x1b[{_STYLES[style]}m{text}\x1b[0m" if style and text and coloured() else text
 
 
@@ -74,7 +74,7 @@ def cells(text: str) -> int:
 
 
 def cut(text: str, width: int) -> str:
-    """At most so many columns; what is cut off is an ellipsis."""
+    """At most ``width`` columns; an ellipsis replaces what was cut."""
     if cells(text) <= width:
         return text
     kept = ""
@@ -88,8 +88,8 @@ def cut(text: str, width: int) -> str:
 def table(
     head: Sequence[Column], rows: Sequence[Sequence[str]], styles: Sequence[Sequence[str]], width: int
 ) -> list[str]:
-    """Lines with a header. ``styles`` has one for each cell. Columns are cut where all together are wider
-    than ``width``; the widest first.
+    """Lines with a header. ``styles``: one for each cell. When all columns together are wider than ``width``,
+    the widest are cut first.
     """
     clean = [[plain_line(cell) for cell in row] for row in rows]
     wide = [max([cells(c.title), *(cells(row[i]) for row in clean)]) for i, c in enumerate(head)]

@@ -1,9 +1,9 @@
-"""``outmail test``: one message straight to the relay, with every step and the whole dialogue shown.
+"""``outmail test``: send one message straight to the relay, and show every step and the whole dialogue.
 
-Promises: the message is in no queue, before or after; the last sentence says what became of it; ``[safety]``
-holds; whatever goes wrong has its own advice, for which the relay's address is looked at once more, without
-password and mail. Fails: 69 when the relay refused, 75 when it may work later. Does not: retry, or note
-anything in the store.
+Promises: the message is never in a queue. The last sentence says what happened to it. ``[safety]`` holds.
+Each problem has its own advice; for that, outmail looks at the relay's address once more, without password
+and mail. Fails: 69 when the relay refused, 75 when it may work later. Does not: try again, or write to the
+store.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from outmail.transport import probe
 from outmail.wiring import transports
 
 Lines = Sequence[tuple[int, str, bytes]]
-#: Seconds without a greeting, after which the address is looked at.
+#: Seconds without a greeting after which the address is looked at.
 SILENT = 4.0
 _QUEUE_ID = re.compile(r"queued (?:mail for delivery as|as)\s+(\S+)|\bid=(\S+)|\bqueued:?\s+id\s+(\S+)", re.I)
 
@@ -50,7 +50,7 @@ def test(arguments: argparse.Namespace) -> int:
 
 
 def _message(config: Config, arguments: argparse.Namespace) -> Delivery:
-    """In no store, and so without a number there."""
+    """The message. It is in no store, so it has no number there."""
     now = Clock().now()
     to = config.redirect_to or arguments.to
     draft = api.composed(
@@ -59,7 +59,7 @@ def _message(config: Config, arguments: argparse.Namespace) -> Delivery:
         config.origin,
         to=to,
         subject="outmail test",
-        text="This is a test message of outmail: this relay takes mail.\n",
+        text="This is a test message of outmail: this relay accepts mail.\n",
         sender=arguments.sender or config.sender or local_sender(config),
     )
     if len(draft.recipients) != 1:
@@ -86,7 +86,7 @@ def _message(config: Config, arguments: argparse.Namespace) -> Delivery:
 
 
 class _Feed:
-    """A session's view of one message (`transport.Feed`)."""
+    """What the session sees: one message (`transport.Feed`)."""
 
     ahead = False
 
@@ -106,7 +106,7 @@ class _Feed:
         asyncio.get_running_loop().call_soon(then, self.take_now())
 
     def leave(self) -> None:
-        """There is nothing to give to another session."""
+        """Nothing: no other session waits for a message."""
 
     def dot(self, delivery: Delivery, recipients: Sequence[Leased], then: Callable[[bool], None]) -> None:
         then(True)
@@ -122,7 +122,7 @@ class _Feed:
 
 
 async def _tried(relay: Relay, config: Config, delivery: Delivery) -> Outcome:
-    """One relay; tells the steps, the dialogue and the advice."""
+    """Try one relay, and print the steps, the dialogue and the advice."""
     _tell(f"relay {relay.url}" if relay.name == relay.url else f"relay {relay.name}: {relay.url}")
     delivery.recipients[0].outcome = None
     feed = _Feed(delivery)
@@ -147,7 +147,7 @@ async def _look(relay: Relay, config: Config, *, silent: bool = False) -> probe.
     return await probe.look(relay.host, relay.port, config.hostname or "localhost", encrypted=encrypted)
 
 
-#: Of a session that was broken off, because the look at the address said enough.
+#: The outcome of a session that was ended, because the look at the address explained the silence.
 _SILENCE = Outcome(
     "deferred",
     "destination",
@@ -161,8 +161,8 @@ _STANDS = {"refused": "refused", "deferred": "not taken", "unknown": "uncertain"
 async def _until_over(
     session: asyncio.Future[None], relay: Relay, config: Config, feed: _Feed
 ) -> probe.Seen | None:
-    """Wait for the session; where nothing is heard for a while, look what is there, and break off if that
-    explains it.
+    """Wait for the session. When nothing arrives for a while, look at the address, and end the session if
+    that explains the silence.
     """
     seen = None
     await asyncio.wait([session], timeout=SILENT)
@@ -185,7 +185,7 @@ def _tell(line: str) -> None:
 
 
 def _tell_steps(greeting: Lines, outcome: Outcome) -> None:
-    """What went well, and which step did not."""
+    """Print which steps worked, and which one failed."""
     for name, words in _steps(greeting):
         _tell(f"  ok     {name:<9} {words}")
     if outcome.kind == "delivered":
@@ -209,7 +209,7 @@ _NAMES = {
 
 
 def _steps(greeting: Lines) -> list[tuple[str, str]]:
-    """The good steps of a transcript: (name, words)."""
+    """The steps of a transcript that worked: (name, text)."""
     found: list[tuple[str, str]] = []
     asked = "greeting"
     for _, direction, raw in greeting:
@@ -234,7 +234,7 @@ def _steps(greeting: Lines) -> list[tuple[str, str]]:
 
 
 def _tell_ahead(arguments: argparse.Namespace, config: Config) -> None:
-    """What the queue's engines have learned of this relay."""
+    """Print what the queue's engines have learned about this relay."""
     if not is_there(config.store):
         return
     try:
@@ -245,7 +245,7 @@ def _tell_ahead(arguments: argparse.Namespace, config: Config) -> None:
 
 
 def _verdict(outcome: Outcome, delivery: Delivery) -> int:
-    """The last words, and the exit status."""
+    """Print the last sentence. Returns the exit status."""
     address = delivery.recipients[0].address
     if outcome.kind == "delivered":
         found = _QUEUE_ID.search(outcome.reply.text)
@@ -260,5 +260,5 @@ def _verdict(outcome: Outcome, delivery: Delivery) -> int:
     if outcome.kind == "unknown":
         _tell("The relay may have the message, and may not. It was never in the queue of this machine.")
         return EX_TEMPFAIL
-    _tell("The message is thrown away: it was never in the queue, and is not tried again.")
+    _tell("The message is dropped: it was never in the queue, and is not tried again.")
     return EX_UNAVAILABLE if outcome.kind == "refused" else EX_TEMPFAIL

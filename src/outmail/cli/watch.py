@@ -1,13 +1,13 @@
-"""``outmail watch [options] -- CMD``: run a command as it would run alone, and mail when there is something
-to say.
+"""``outmail watch [options] -- CMD``: run a command as if it ran alone, and mail when there is something to
+report.
 
-How it is fast: options by getopt, the child by fork and exec, and a run that has nothing to say is one line
-appended to a file beside the store; everything else of outmail is loaded only when a mail may be due. The
-line is folded into the store by the next run that opens it, `outmail jobs`, or the service.
-Promises: the command's own exit status (128+n on a signal, 124 on its time-out, 126/127 as the shell); its
-streams pass through unchanged, byte for byte and at once; signals reach it; silence on success; when outmail
-itself fails it says so on stderr and still returns the command's status. Fails: 64 for wrong options, before
-anything runs.
+Why it is fast: options by getopt, the child by fork and exec, and a run with nothing to report only appends
+one line to a file beside the store. All other code of outmail is loaded only when a mail may be due. The line
+is moved into the store by the next run that opens it, by `outmail jobs`, or by the service.
+Promises: the exit status is the command's own (128+n on a signal, 124 on its time-out, 126/127 as in the
+shell). Its streams pass through unchanged, byte for byte and at once. Signals reach it. A success is silent.
+When outmail itself fails, it says so on stderr and still returns the command's status. Fails: 64 for wrong
+options, before anything runs.
 Does not: use a shell, or change the command's environment.
 """
 
@@ -25,8 +25,8 @@ from outmail.system.lockfile import LockFile
 
 EX_USAGE, EX_TEMPFAIL = 64, 75
 
-#: option → (default, takes a value, what it does). The table in docs/reports.md is compared with this one by
-#: a test.
+#: option → (default, takes a value, what it does). A test compares the table in docs/reports.md with this
+#: one.
 OPTIONS: dict[str, tuple[Any, bool, str]] = {
     "name": ("", True, "the job's name (default: the command's)"),
     "to": ((), True, "who is told (several times possible; default: `to` of the configuration)"),
@@ -60,7 +60,7 @@ OPTIONS: dict[str, tuple[Any, bool, str]] = {
 
 
 class Options(dict[str, Any]):
-    """Checked options; numbers and spans in milliseconds under their names."""
+    """Checked options; numbers and times (in milliseconds) are attributes with the options' names."""
 
     def __getattr__(self, name: str) -> Any:
         return self[name.replace("_", "-")]
@@ -71,7 +71,7 @@ class Usage(Exception):
 
 
 def main(argv: list[str]) -> int:
-    """``argv`` is what follows ``watch``."""
+    """``argv``: the words after ``watch``."""
     try:
         options, command = parse(argv)
         if options.help:
@@ -125,7 +125,7 @@ def _number(name: str, text: str, least: int) -> int:
 
 
 def _named(name: str) -> str:
-    """A job's name as the store keeps it (`mail.named`), without importing more than an odd one needs."""
+    """A job's name as the store keeps it (`mail.named`). Only an unusual name needs an import."""
     if name.isprintable() and len(name) <= 200:
         return name
     from outmail.reports.mail import named
@@ -137,7 +137,7 @@ _UNITS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w":
 
 
 def _span(name: str, text: str) -> int:
-    """As `clock.parse_span`, without importing it: this is the fast path."""
+    """As `clock.parse_span`, but without importing it, because this must be fast."""
     parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)", text)
     if not parts or "".join(a + b for a, b in parts) != text.replace(" ", ""):
         raise Usage(f"--{name} {text!r}: write a number with its unit, such as 90s, 15m, 2h or 1d")
@@ -194,7 +194,7 @@ def _tell(options: Options, command: list[str], result: Any, spool: str) -> None
 
 
 def _alive(spool: str, options: Options, command: list[str]) -> LockFile | None:
-    """A held file that says what runs: should we be killed, the next run or the service tells it."""
+    """A locked file that says what is running. If we are killed, the next run or the service reports it."""
     import json
     import time
 
@@ -211,12 +211,12 @@ def _alive(spool: str, options: Options, command: list[str]) -> LockFile | None:
     try:
         return liveness.alive(spool, f"{began}-{os.getpid()}", json.dumps(said).encode())
     except OSError:
-        return None  # a run is not refused for want of a file; its death is then found by --late only
+        return None  # the command runs all the same; if it dies, only --late notices
 
 
 def _heavy(options: Options, action: Any, command: list[str] | None = None, result: Any = None) -> None:
-    """With all of outmail; whatever goes wrong there is said, and changes nothing of the command's result.
-    What there was to say of ``result`` and was not stored goes past the store.
+    """Run ``action`` with all of outmail loaded. A failure is printed and does not change the command's
+    result. What should be said about ``result`` and was not stored is sent without the store.
     """
     try:
         from outmail.cli.common import configured
@@ -243,7 +243,7 @@ def _past_the_store(options: Options, command: list[str], result: Any, why: str)
 
         try:
             box = direct(configured(options.config or None, options.store, options.relay))
-        except ConfigError as problem:  # whom it may be told, nobody knows
+        except ConfigError as problem:  # it is unknown who may be told
             report.headline_only(options, result, why, str(problem))
         else:
             report.past_the_store(box, options, command, result, why)
@@ -252,7 +252,7 @@ def _past_the_store(options: Options, command: list[str], result: Any, why: str)
 
 
 def _nothing_to_say(options: Options, result: Any, spool: str) -> bool:
-    """A plain success of a job that is not known to be in trouble."""
+    """True for a plain success of a job that is not known to have failed before."""
     if (
         options.on not in ("fail", "never")
         or result.failed
@@ -280,9 +280,7 @@ def _note(spool: str, options: Options, result: Any) -> None:
 
 
 def _spool(options: Options) -> str:
-    """The folder beside the store, found without loading the configuration's checks; "" where only they can
-    tell.
-    """
+    """The folder beside the store, found without checking the configuration; "" where only that can tell."""
     store = options.store or os.environ.get("OUTMAIL_STORE", "")
     if not store:
         import tomllib

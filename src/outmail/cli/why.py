@@ -1,8 +1,8 @@
 """``outmail why``: the story of a message, or of all mail to an address, in sentences with the next step.
 
-Besides the queue it looks where mail may be that seems lost: in the tables that applications wrote it to
-(``[[outbox]]``), and under the address that ``[safety] redirect_to`` put in place of the recipient's.
-Fails: `NotFound` where there is nothing. Does not: change anything.
+It also looks where mail may be that seems lost: in applications' outbox tables (``[[outbox]]``), and under
+the address that ``[safety] redirect_to`` has put in the recipient's place.
+Fails: `NotFound` when there is nothing. Does not: change anything.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from outmail.outbox.queue import Queue
 from outmail.policy.plain import plain_line
 from outmail.policy.story import relay_told, told
 
-#: Bytes of a message within which its header is looked for.
+#: How many bytes of a message are searched for its header.
 HEADER = 64 * 1024
 
 
@@ -84,7 +84,7 @@ def _print_troubled(queue: Queue, stories: Sequence[Status], utc: bool) -> None:
 
 
 def _redirected(queue: Queue, config: Config, address: str) -> Iterator[Status]:
-    """Messages that went to ``redirect_to`` in place of this address."""
+    """Messages that went to ``redirect_to`` instead of this address."""
     if not config.redirect_to:
         return
     for status in queue.find(to=config.redirect_to):
@@ -97,7 +97,7 @@ def _redirected(queue: Queue, config: Config, address: str) -> Iterator[Status]:
 
 
 def _originals(content: bytes) -> list[str]:
-    """For whom a redirected message was meant; lower case."""
+    """The original recipients of a redirected message, in lower case."""
     from email.parser import BytesHeaderParser
     from email.policy import default
 
