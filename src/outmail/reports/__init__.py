@@ -1,5 +1,5 @@
-"""The reporting side: jobs, digests of log records, watched commands. A report is a message like any other.
+"""Reports: jobs, digests of log records, watched commands. A report is a message like any other.
 
-Everything here is given the door (`door.ReportDoor`), never builds it; nothing here raises into the program
-it reports on.
+Everything here is given the door (`door.ReportDoor`) and never builds it. Nothing here raises into the
+program on which it reports.
 """

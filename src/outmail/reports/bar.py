@@ -1,5 +1,5 @@
-"""A bar on a terminal or in a notebook: tqdm's where tqdm is installed (`tqdm.auto` chooses which), else one
-plain line. It is redrawn once a second. Does not: mail.
+"""A progress bar on a terminal or in a notebook: tqdm's if tqdm is installed (`tqdm.auto` chooses which),
+else one plain line. It is redrawn once a second. Does not: mail.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from outmail.reports.job_mails import position
 
 
 class Counted(Protocol):
-    """What a bar shows of a job. ``rate`` in items a second; ``eta``: seconds left, at least and at most;
+    """What a bar shows of a job. ``rate``: items a second. ``eta``: seconds left (at least, at most).
     ``elapsed``: seconds since the start.
     """
 
@@ -44,7 +44,7 @@ class Bar:
 
     @classmethod
     def wanted(cls, wish: bool | None, job: Counted) -> Bar | None:
-        """A bar when asked for, or where stderr is a terminal or a notebook's."""
+        """A bar if it was asked for, or if stderr is a terminal or a notebook."""
         if wish is False or (wish is None and not (_terminal() or _notebook())):
             return None
         try:
@@ -81,6 +81,6 @@ def _terminal() -> bool:
 
 
 def _notebook() -> bool:
-    """True in a notebook's kernel, where `tqdm.auto` draws a bar too."""
+    """True in the kernel of a notebook, where `tqdm.auto` draws a bar, too."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return "IPKernelApp" in getattr(shell, "config", ())

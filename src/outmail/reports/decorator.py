@@ -1,7 +1,7 @@
 """``@outmail.notify()``: a job around each call of a function, coroutine function, generator or asynchronous
 generator.
 
-Promises: the result, the exception and the kind of function stay as they are. Does not: show arguments or
+Promises: the result, the exception and the kind of function are not changed. Does not: show arguments or
 results unless asked.
 """
 
@@ -42,8 +42,8 @@ def notify(
 ) -> Any:
     """Mail when a call of the function starts, finishes, fails or is stopped (``on``).
 
-    ``name``: the job's name (default: the function's); ``result``: turns the result into text for the finish
-    mail, such as ``repr``; the other options are those of `Job`: to, after_failures, remind, quiet_under,
+    ``name``: the job's name (default: the function's). ``result``: turns the result into text for the finish
+    mail, such as ``repr``. The other options are those of `Job`: to, after_failures, remind, quiet_under,
     outbox, strict …
     """
     words = (on,) if isinstance(on, str) else tuple(on)
@@ -56,7 +56,7 @@ def notify(
         def begin() -> Job:
             return Job(name or wrapped.__qualname__, bar=False, **{**says, **options})
 
-        begin()  # wrong options are told now
+        begin()  # wrong options raise now
         return _wrapper(wrapped, begin, result)  # type: ignore[return-value]
 
     return decorate(function) if function is not None else decorate
@@ -106,7 +106,7 @@ def _wrapper(
 
 
 def _counted(generator: Any, job: Job) -> Any:
-    """``yield from`` that counts; sends, throws and the return value pass through."""
+    """``yield from`` that counts; what is sent or thrown in and the return value pass through."""
     sent = None
     try:
         item = next(generator)

@@ -1,14 +1,13 @@
-"""`DigestHandler` for `logging`: records are gathered during a run and become at most a few mails.
+"""`DigestHandler` for `logging`: records are collected during a run and become a few mails.
 
-How: `emit` writes one line to this process's spool file and returns. At the end of the run, at most
-``max_delay`` later, or a few seconds after a first record that is worth a mail by itself, the lines are
-folded into the store's note of this handler (`digest_fold`). What a killed process left is folded by the
-next.
-Promises: `emit` never blocks on the network or the store and never raises; memory is flat; counts are exact
-(what the spool's limit left out is counted too); outmail's own logging never feeds it. Fails: one line on
-stderr.
-Does not: survive a power cut with the last lines (no fsync), or work where the spool folder cannot be written
-(it says so once).
+How: `emit` writes one line into this process's spool file and returns. The lines are folded into this
+handler's note in the store (`digest_fold`): at the end of the run, at the latest after ``max_delay``, or a
+few seconds after a first record that is worth a mail. Lines of a killed process are folded by the next one.
+Promises: `emit` never waits for the network or the store, and never raises. Memory is bounded. Counts are
+exact (what the spool's limit left out is counted, too). outmail's own log records are never taken. Fails: one
+line on stderr.
+Does not: keep the last lines after a power cut (there is no fsync), or work where the spool folder cannot be
+written (it says so once).
 """
 
 from __future__ import annotations
@@ -34,23 +33,23 @@ from outmail.reports.door import ReportDoor, at_close, default_spool, door
 from outmail.reports.mail import named
 from outmail.reports.post import guarded, poster, tell
 
-#: A first record that is worth a mail waits this long for others.
+#: Seconds that a first record which is worth a mail waits for others.
 GATHER = 3.0
 #: Characters of a logger's name, a template, a key.
 NAME = 1000
-#: Characters of a traceback: its end says what went wrong.
+#: Characters of a traceback that are kept: its end says what went wrong.
 TRACE = 16_000
 
 
 class DigestHandler(logging.Handler):
-    """Gather log records; mail when it is worth it.
+    """Collects log records, and mails when it is worth it.
 
-    ``name``: the handler's name in the store (default: the program's); ``trigger_level``: records at or above
-    count; ``min_records``: how many, over runs, until a mail goes; ``after_runs``: runs in a row in which a
-    key (``extra={"key": feed}``) fails until a mail goes; ``remind``: again every so often while it goes on;
-    ``max_delay``: at most so long until a mail, in a run that goes on; ``at_most``: mails an hour ("4/h").
-    ``only_errors`` and ``threshold`` are the older names for ``level="ERROR"`` and ``min_records`` of all
-    records.
+    ``name``: the handler's name in the store (default: the program's). ``trigger_level``: records at or above
+    it count. ``min_records``: how many of them, over several runs, make a mail. ``after_runs``: in how many
+    runs in a row a key (``extra={"key": feed}``) must fail for a mail. ``remind``: mail again after this time
+    while it goes on. ``max_delay``: the longest time until a mail in a run that goes on. ``at_most``: mails
+    an hour ("4/h"). ``only_errors`` and ``threshold`` are the older names for ``level="ERROR"`` and
+    ``min_records`` of all records.
     """
 
     def __init__(
@@ -91,7 +90,7 @@ class DigestHandler(logging.Handler):
             self._max_delay = parse_span(max_delay) / 1000
         except (ValueError, TypeError) as problem:
             raise ConfigError(f"DigestHandler: {problem}") from None
-        # `name` is dictConfig's to set
+        # dictConfig sets `name`
         self.title = named(name or os.path.basename(sys.argv[0] or "python")) or "python"
         self._to = (to,) if isinstance(to, str) else tuple(to or ())
         self._subject, self._group_by, self._given = subject, group_by, outbox
@@ -109,7 +108,7 @@ class DigestHandler(logging.Handler):
     # -- records ---------------------------------------------------------------------------------------------
 
     def emit(self, record: logging.LogRecord) -> None:
-        """One line into the spool."""
+        """Write one line into the spool."""
         if records.ours(record):
             return
         try:
@@ -149,7 +148,7 @@ class DigestHandler(logging.Handler):
             tell(f"a log record could not be kept for the digest: {records.in_words(problem)}")
 
     def ok(self, key: str) -> None:
-        """This key is well: its failures in a row begin again at zero."""
+        """This key is well: its count of failures in a row starts again at zero."""
         try:
             self.acquire()
             try:
@@ -184,7 +183,7 @@ class DigestHandler(logging.Handler):
 
     @contextmanager
     def run(self) -> Iterator[DigestHandler]:
-        """A run: at its end it is decided what to mail. An exception through it makes it a run that died."""
+        """A run. At its end it is decided what to mail. If an exception ends it, it is a run that died."""
         self._explicit = True
         try:
             yield self
@@ -194,7 +193,7 @@ class DigestHandler(logging.Handler):
         self._end_run(in_order=True)
 
     def flush(self) -> None:
-        """Decide now about what was gathered; the run goes on."""
+        """Decide now about what was collected; the run goes on."""
         if self._spool is not None and not self._closed:
             guarded(lambda: self._fold(None), "the digest was not folded")
 
@@ -210,7 +209,7 @@ class DigestHandler(logging.Handler):
             if self in _handlers:
                 _handlers.remove(self)
             if self._spool is not None:
-                self._spool.abandon()  # what could not be stored is the next run's
+                self._spool.abandon()  # what could not be stored is left to the next run
         super().close()
 
     def _end_run(self, *, in_order: bool) -> None:
@@ -235,8 +234,8 @@ class DigestHandler(logging.Handler):
     # -- folding ---------------------------------------------------------------------------------------------
 
     def _fold(self, in_order: bool | None) -> None:
-        """Own lines and orphans' into the store, and a mail if it is worth one. ``in_order`` None: the run
-        goes on.
+        """Fold the lines of this process and of dead ones into the store, and mail if it is worth it.
+        ``in_order`` None: the run goes on.
         """
         with self._folding:
             box = door(self._given)
@@ -259,7 +258,7 @@ class DigestHandler(logging.Handler):
 # -- small parts ---------------------------------------------------------------------------------------------
 
 
-#: Made once: json.dumps with arguments builds an encoder at every call.
+#: Made once, because json.dumps with arguments builds an encoder at each call.
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=repr).encode
 
 
@@ -270,7 +269,9 @@ def _bound(record: logging.LogRecord) -> Any:
 
 
 def _exception(record: logging.LogRecord) -> list[str]:
-    """(exception's type and words, innermost own frame, traceback) of a record."""
+    """(the exception's type and text, the innermost frame of the program's own code, the traceback) of a
+    record.
+    """
     found = records.problem_of(record)
     if found is None:
         return ["", "", records.in_words(getattr(record, "exc_text", None) or "")[-TRACE:]]

@@ -1,8 +1,8 @@
-"""Folding: the lines of a digest's spool become its note in the store and, where it is worth one, a mail.
+"""Folding: the lines in a digest's spool become its note in the store and, if it is worth it, a mail.
 
-Promises: note and mail are one transaction, so each line is counted once and told once; files of processes
-that died are folded and then removed; a file with lines that are not ours is set aside, and said.
-Fails: `StoreError` of the store, OSError of the spool; then the lines stay where they are. Does not: gather
+Promises: note and mail are one transaction, so each line is counted once and mailed once. Files of processes
+that died are folded and then removed. A file with lines that are not ours is set aside, and stderr says so.
+Fails: `StoreError` of the store, OSError of the spool; then the lines stay where they are. Does not: collect
 records (`digest`), or decide what is worth a mail (`policy.digest`).
 """
 
@@ -25,7 +25,9 @@ from outmail.reports.post import host, report_key, root_id, tell, words
 
 
 class DigestSettings:
-    """What folding needs to know of a handler; the command makes one for a handler it only knows by name."""
+    """What folding needs to know of a handler. The command makes one for a handler that it knows only by
+    name.
+    """
 
     def __init__(
         self,
@@ -54,8 +56,8 @@ def fold(
     *,
     send: bool | None = None,
 ) -> int:
-    """Lines → note and mail; returns up to which byte of ``own`` they were taken. ``send``: True mails
-    whatever waits, False never.
+    """Fold lines into the note and a mail. Returns up to which byte of ``own`` they were read. ``send``: True
+    mails everything that waits, False mails nothing.
     """
     lost = spool.orphans(box.spool, settings.name)
     try:
@@ -189,7 +191,9 @@ def _read(
     muted: dict[str, int],
     now: int,
 ) -> bool:
-    """Lines of a file into what waits and what the run said of keys; False when some are not ours."""
+    """Read the lines of a file into what waits and into what the run said about keys. False when some are not
+    ours.
+    """
     ours = True
     for at, values in spool.lines(path, start):
         if upto is not None and at > upto:
@@ -213,8 +217,8 @@ def _read(
 
 
 def _line(values: list[Any]) -> policy.Line | None:
-    """A record of the spool; None for what nobody of us wrote. The store gets no known password and no odd
-    character.
+    """A record of the spool; None when we have not written it. Known passwords are masked and odd characters
+    escaped.
     """
     if not 5 <= len(values) <= 9 or not all(isinstance(text, str) for text in values[2:]):
         return None
@@ -369,8 +373,8 @@ def _lines(gathered: policy.Gathered) -> str:
 
 
 def _say_recovered(box: ReportDoor, settings: DigestSettings) -> None:
-    """One mail for each key that is well again, answering its alert; what is owed stands in the note until it
-    is queued.
+    """One mail for each key that is well again, as a reply to its alert. The note keeps what is still to be
+    mailed until it is stored.
     """
     for _ in range(policy.MAX_KEYS):
         owed = state.read(box, "digest", settings.name).get("owed", [])

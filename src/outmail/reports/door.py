@@ -1,6 +1,7 @@
-"""What reports need of an Outbox, and the one place where those that were given none find it.
+"""What reports need of an Outbox, and the one place where reports that were given none find it.
 
-`outbox.py` registers a factory; it is asked on first use, never at import. Does not: know concrete classes.
+`outbox.py` registers a factory, which is called on first use and never at import. Does not: know concrete
+classes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from outmail.store import Store, Verb
 
 
 class Unstored(Protocol):
-    """What reports need of an Outbox when its store does not take them."""
+    """What reports need of an Outbox when its store refuses them."""
 
     @property
     def clock(self) -> Clock: ...
@@ -28,7 +29,7 @@ class Unstored(Protocol):
 
     @property
     def exit_wait(self) -> float:
-        """Seconds that the end of a program may wait for mail."""
+        """Seconds that the program's end may wait for mail."""
 
     def message_id(self, key: str) -> str:
         """The Message-ID that a report with this idempotency key has or will have."""
@@ -37,8 +38,8 @@ class Unstored(Protocol):
         """The message that `ReportDoor.report` would store. Raises `Refused` and `ConfigError`."""
 
     def hand_over(self, message: Message, seconds: float) -> dict[str, str]:
-        """Give it straight to its relay, within so many seconds; returns why, for each recipient that no
-        relay took.
+        """Give the message straight to its relay, within ``seconds``. Returns, for each recipient that no
+        relay accepted, the reason.
         """
 
 
@@ -49,7 +50,7 @@ class ReportDoor(Unstored, Protocol):
     def store(self) -> Store: ...
 
     def relay_trouble(self) -> str:
-        """Why the relay of reports takes nothing, where that is known already; else ""."""
+        """Why the relay of reports accepts nothing, if that is known already; else ""."""
 
     def report(
         self,
@@ -58,10 +59,11 @@ class ReportDoor(Unstored, Protocol):
         supersede: str | None = None,
         when: Callable[[], Verb[bool]] | None = None,
     ) -> Receipt | None:
-        """`send`; in the same transaction a waiting message is replaced and ``when`` is asked: False stores
-        nothing.
+        """`send`. In the same transaction a waiting message is replaced, and ``when`` is asked; if it says
+        False nothing is stored.
 
-        Without ``words`` only ``when`` is written; the answer is None then, and also when it said False.
+        Without ``words`` only what ``when`` writes is stored. Then, and when ``when`` said False, the answer
+        is None.
         """
 
 
@@ -69,12 +71,12 @@ _closers: list[Callable[[], None]] = []
 
 
 def at_close(function: Callable[[], None]) -> None:
-    """``function`` is called before the program's Outboxes are closed at exit: the last chance to report."""
+    """``function`` is called at exit, before the program's Outboxes are closed: the last chance to report."""
     _closers.append(function)
 
 
 def closing() -> None:
-    """Called by the wiring before it closes Outboxes at exit."""
+    """Called by the wiring at exit, before it closes Outboxes."""
     for function in _closers:
         function()
 
@@ -93,7 +95,9 @@ def register(
 
 
 def unstored(given: ReportDoor | None) -> Unstored:
-    """The way past the store of the Outbox given, or of the program's default one. Raises `ConfigError`."""
+    """The way around the store for the given Outbox, or for the program's default one. Raises
+    `ConfigError`.
+    """
     if given is not None:
         return given
     if _unstored is None:

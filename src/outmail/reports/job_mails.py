@@ -1,8 +1,8 @@
-"""What the mails of a job say: each state of a run as a report.
+"""The content of a job's mails: each state of a run as a report.
 
-Promises: a report is made of one look at the run (`Run`) and asks nobody, but for the host's name and the
-memory used; an exception is put into words even when its own text raises.
-Fails: never. Does not: decide whether a mail goes, or send it (`jobs` does).
+Promises: a report is made of one look at the run (`Run`). It asks nothing else, except for the host's name
+and the memory used. An exception is described even if its own text raises.
+Fails: never. Does not: decide whether a mail is sent, or send it (`jobs` does).
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from outmail.reports import records, traces
 from outmail.reports.mail import Course, Report, Section, local_time, one_line, subject_line
 from outmail.reports.post import host
 
-#: MB of memory that are worth a line.
+#: How many MB of memory are worth a line.
 MEMORY = 100
-#: Values that are worth a drawing.
+#: How many values are worth a drawing.
 DRAWN = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run of a job at one moment. ``elapsed`` in seconds, ``began_at`` in seconds since 1970; ``rate``:
-    items a second in the last minute, 0.0 where that cannot be said; ``course``: rates of equal parts of the
-    run; ``eta``: seconds left, at least and at most; ``others``: other runs of the job now, in words.
+    """A run of a job at one moment. ``elapsed``: seconds. ``began_at``: seconds since 1970. ``rate``: items a
+    second in the last minute, 0.0 if that cannot be said. ``course``: rates of equal parts of the run.
+    ``eta``: seconds left (at least, at most). ``others``: other runs of the job now, in words.
     """
 
     name: str
@@ -221,7 +221,7 @@ def _why(run: Run, word: str) -> str:
 
 
 def _facts(run: Run, *, left: bool) -> list[tuple[str, str]]:
-    """``left``: with the time that is left, because the headline does not say it."""
+    """``left``: also show the time that is left, because the headline does not."""
     going = run.state == "running"
     facts = [
         ("Host", f"{host()}, process {run.pid}"),
@@ -249,7 +249,7 @@ def _facts(run: Run, *, left: bool) -> list[tuple[str, str]]:
 
 
 def _rates(run: Run, going: bool) -> str:
-    """Over what was really done; "" where that was too little to tell."""
+    """The rates of what was really done; "" when that was too little."""
     mean = rate_in_words(rate(run.done - run.initial, run.elapsed))
     recent = rate_in_words(run.rate) if going and run.elapsed >= 90 else ""
     if mean and recent:
@@ -275,7 +275,7 @@ class Reason(Exception):
 
 
 class Frozen(BaseException):
-    """An exception as text, so that a thread may take its time with it."""
+    """An exception as text, so that a thread can describe it later."""
 
     def __init__(self, problem: BaseException) -> None:
         self.brief, self.trace = brief(problem), trace(problem)
@@ -283,7 +283,7 @@ class Frozen(BaseException):
 
 
 def brief(problem: BaseException | None) -> str:
-    """In one line; "" for none."""
+    """In one line; "" for None."""
     if problem is None:
         return ""
     if isinstance(problem, Frozen):
@@ -298,7 +298,7 @@ def brief(problem: BaseException | None) -> str:
 
 
 def trace(problem: BaseException | None) -> str:
-    """The traceback; "" where it would say nothing."""
+    """The traceback; "" if it would say nothing."""
     if isinstance(problem, Frozen):
         return problem.trace
     if problem is None or isinstance(problem, (Reason, SystemExit)):

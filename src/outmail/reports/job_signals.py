@@ -1,9 +1,10 @@
-"""Signals, the program's end and forks, for the jobs that run.
+"""Signals, the program's end, and forks, for running jobs.
 
-Promises: SIGTERM unwinds the program while a job runs, unless the program has a handler of its own, and the
-handler goes with the last job; jobs that nobody ended are closed at the program's end with its last
-exception; a forked child can go on counting.
-Fails: never; where a handler cannot be set, SIGTERM ends the program, and the run is found dead later.
+Promises: while a job runs, SIGTERM ends the program by an exception, unless the program has a handler of its
+own; our handler is removed with the last job. Jobs that nobody ended are closed at the program's end, with
+its last exception. A forked child can go on counting.
+Fails: never. Where a handler cannot be set, SIGTERM ends the program at once, and the run is found dead
+later.
 Does not: know what a job reports.
 """
 
@@ -20,14 +21,14 @@ from outmail.reports.post import guarded
 
 
 class Terminated(SystemExit):
-    """SIGTERM while a job runs: the program unwinds, and ends with 143 as the signal would have ended it."""
+    """SIGTERM while a job runs. The program ends with 143, as the signal would have ended it."""
 
     def __init__(self) -> None:
         super().__init__(128 + signal.SIGTERM)
 
 
 class Running(Protocol):
-    """A job that runs, as far as this module knows it."""
+    """A running job, as far as this module knows it."""
 
     _signal: str
 
@@ -86,7 +87,7 @@ def _on_sigterm(number: int, frame: Any) -> None:
 
 
 def _at_exit() -> None:
-    """Jobs that nobody ended: the program's last exception says how."""
+    """End jobs that nobody ended; the program's last exception says how."""
     for job in list(running):
         guarded(lambda job=job: job.close(traces.uncaught()))  # type: ignore[misc]
 

@@ -1,11 +1,11 @@
-"""Jobs: a program that takes its time says how it goes.
+"""Jobs: a long-running program reports its progress by mail.
 
 ``with outmail.job("crawl", total=48_000, every="10%") as job``, ``for x in outmail.track(xs, "crawl")``,
 ``@outmail.notify()``.
-Promises: reporting never raises into, blocks, or changes the result of the job; wrong options raise
-`ConfigError` at once; each milestone is mailed once, a waiting one is replaced by the next, the last word is
-always sent; a job ends in exactly one of finished, failed, stopped, or (told by whoever comes next) dead.
-``strict=True`` lets errors of reporting through, for tests.
+Promises: reporting never raises into the job, never blocks it and never changes its result. Wrong options
+raise `ConfigError` at once. Each milestone is mailed once; one that still waits is replaced by the next; the
+last mail is always sent. A job ends in exactly one way: finished, failed, stopped, or (reported by whoever
+finds it) dead. ``strict=True`` lets errors of reporting through, for tests.
 Fails: one line on stderr. Does not: report from forked children, or from ranks other than 0.
 """
 
@@ -47,7 +47,7 @@ from outmail.system.lockfile import LockFile
 
 T = TypeVar("T")
 
-#: How long `Job.wait` waits, and the end of a job, where no Outbox says otherwise, for its last report.
+#: Seconds that `Job.wait`, and the end of a job whose Outbox says nothing else, wait for the last report.
 WAIT = 10.0
 EXIT_WAIT = 5.0
 HEARTBEAT = 30.0
@@ -56,12 +56,12 @@ HEARTBEAT = 30.0
 class Job:
     """One run of a named job.
 
-    ``total``: how many items (None: unknown); ``every``: milestones (a count, "10%", "2h", a list of counts,
-    a function); ``start``: True, False or "auto" (a start mail once the job has lasted ``quiet_under``);
-    ``min_interval``: least time between progress mails; ``stall``: mail when nothing moves for so long;
-    ``initial``: what an earlier run had done; ``after_failures``: runs that fail in a row before a mail goes;
-    ``remind``: at most one mail in so long while it goes on failing; ``tail``: log lines kept for the mail;
-    ``bar``: a live bar (None: where stderr is a terminal).
+    ``total``: how many items (None: unknown). ``every``: milestones (a count, "10%", "2h", a list of counts,
+    a function). ``start``: True, False or "auto" (a start mail when the job has lasted ``quiet_under``).
+    ``min_interval``: the shortest time between progress mails. ``stall``: mail when there was no progress for
+    so long. ``initial``: what an earlier run had done. ``after_failures``: how many runs in a row must fail
+    for a mail. ``remind``: at most one mail in this time while failures go on. ``tail``: how many log lines
+    are kept for the mail. ``bar``: a live bar (None: if stderr is a terminal).
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class Job:
         self._began = self._ended = 0.0
         self._began_at = 0.0
         self._estimate = Estimate(total, 0.0, initial)
-        #: In another process than the one that started it: what is done here is counted there.
+        #: True in another process than the one that started the job; what is done here is counted there.
         self._elsewhere = False
         self._tally: workers.Tally | None = None
         self._theirs: float = 0
@@ -140,7 +140,7 @@ class Job:
     # -- life ------------------------------------------------------------------------------------------------
 
     def start(self) -> Job:
-        """Begin; `with` does it, and so does the first `update`. Another rank gets a job that says
+        """Begin. `with` does this, and so does the first `update`. In ranks other than 0 the job says
         nothing.
         """
         with self._starting:
@@ -149,7 +149,7 @@ class Job:
         return self
 
     def _begun(self) -> bool:
-        """Start it if nobody has; False for a job that another process made and did not start."""
+        """Start the job if nobody has. False for a job that another process made and did not start."""
         if self.state == "new":
             if self._maker != os.getpid():
                 self._next = float("inf")
@@ -195,8 +195,8 @@ class Job:
         self.close(problem)
 
     def close(self, problem: BaseException | None = None) -> None:
-        """End: finished, failed with ``problem``, or stopped when it is a signal, Ctrl-C or an exit status
-        other than 0.
+        """End as finished, as failed with ``problem``, or as stopped if that is a signal, Ctrl-C or an exit
+        status other than 0.
         """
         if not self._mine() or self.state != "running":
             return
@@ -212,7 +212,7 @@ class Job:
             self._end("failed", problem)
 
     def fail(self, problem: BaseException | str) -> None:
-        """End as failed without an exception passing through."""
+        """End as failed, without an exception."""
         if self._begun() and self._mine() and self.state == "running":
             self._end(
                 "failed",
@@ -248,20 +248,20 @@ class Job:
         del self._notes[:-200]
 
     def metric(self, name: str, value: float) -> None:
-        """One value of a series; the mail shows the last one and the course."""
+        """One value of a series. The mail shows the last value and a drawing of the series."""
         series = self._metrics.setdefault(name, [])
         series.append(float(value))
         if len(series) > 2000:
             del series[::2]
 
     def milestone(self, text: str) -> None:
-        """Something worth a mail of its own was reached."""
+        """Something was reached that is worth a mail of its own."""
         if self._begun() and self._mine() and self.state == "running":
             self._milestones.append(records.in_words(text)[:2000])
             self._say_progress()
 
     def table(self, rows: Iterable[Sequence[Any]], title: str = "Table") -> None:
-        """Rows for the next mail; the first one is the head."""
+        """Rows for the next mail; the first one is the header."""
         shown = [[records.in_words(cell) for cell in row] for row in islice(rows, 200)]
         width = max((len(row) for row in shown), default=0)
         if width:
@@ -273,7 +273,7 @@ class Job:
             yield item
             self.update()
 
-    # what a tqdm bar has, so that a job can stand in its place
+    # the interface of a tqdm bar, so that a job can replace one
     @property
     def n(self) -> int:
         return self.done
@@ -293,17 +293,17 @@ class Job:
 
     @property
     def rate(self) -> float:
-        """Items a second: in the last minute, or where too few were done in it, in this run."""
+        """Items a second: in the last minute, or, if too few were done in it, in this run."""
         now = self._ended or time.monotonic()
         return self._estimate.recent(self.done, now) or self._estimate.mean(self.done, now)
 
     @property
     def eta(self) -> tuple[float, float] | None:
-        """Seconds left, at least and at most; None while unknown."""
+        """(least, most) seconds left; None while unknown."""
         return self._estimate.remaining(self.done, self._ended or time.monotonic())
 
     def wait(self, seconds: float = WAIT) -> bool:
-        """Until all reports so far are stored."""
+        """Wait until all reports so far are stored."""
         return poster().drain(seconds)
 
     def __repr__(self) -> str:
@@ -316,7 +316,7 @@ class Job:
     # -- processes that work on it ---------------------------------------------------------------------------
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """For worker processes: there `update` counts for this job."""
+        """For worker processes: `update` counts for this job there."""
         if self.state == "new":
             raise ConfigError(
                 f"the job {self.name} is not started: start it before it is passed to other processes "
@@ -345,7 +345,7 @@ class Job:
             tell(f"what this process does for {self.name} is not counted: {records.in_words(problem)}")
 
     def _gather(self) -> None:
-        """What other processes have done since the last look."""
+        """Add what other processes have done since the last look."""
         theirs = workers.total(self._place(), self.id)
         with self._lock:
             self.done += theirs - self._theirs  # type: ignore[assignment]  # whole, if their updates were
@@ -386,7 +386,7 @@ class Job:
             self.close()
 
     def leave(self) -> None:
-        """The loop was left before its end: by `break`, unless an exception turns out to have ended the
+        """The loop was left before its end: by `break`, unless it turns out that an exception has ended the
         program.
         """
         self._left = time.monotonic()
@@ -469,9 +469,9 @@ class Job:
         return root_id("run", self.name, self.id)
 
     def _run(self) -> job_mails.Run:
-        """Everything there is to say now; notes and tables are said once."""
+        """Everything there is to say now. Notes and tables are said once."""
         notes, tables = list(self._notes), list(self._tables)
-        # the last word is laid out anew when somebody else changed the job's note meanwhile
+        # the last mail is made again when somebody else has changed the job's note meanwhile
         if self.state == "running":
             self._notes, self._tables = [], []
         now = self._ended or time.monotonic()
@@ -499,7 +499,7 @@ class Job:
         )
 
     def _others(self) -> list[str]:
-        """Other runs of this job that are going on now."""
+        """Other runs of this job that are running now."""
         try:
             return spoolfiles.others(self._place(), self.name, id=self.id)
         except Exception as problem:
@@ -509,7 +509,7 @@ class Job:
             return []
 
     def _note(self) -> None:
-        """How far it is, where whoever finds it dead will look."""
+        """Write down how far it is, where whoever finds it dead will look."""
         if self._life is not None:
             try:
                 liveness.write(self._life, json.dumps(self._document()).encode())
@@ -540,8 +540,8 @@ class Job:
         job_signals.leave(self)
 
     def _hand_in(self, word: str, problem: BaseException | None) -> None:
-        """The last word, by the poster's thread and in a bounded time; by this one where no thread can be
-        started any more. Where the store does not take it, past the store.
+        """Store and mail the end, in the poster's thread and within a bounded time; in this thread when no
+        thread can be started any more. If the store refuses, send the mail without it.
         """
         if problem is not None:
             problem = job_mails.Frozen(problem)
@@ -558,7 +558,7 @@ class Job:
             self._told(word, problem, claim)
         elif claim.take():
             self._past_the_store(word, problem, f"the store did not answer within {seconds:g} s")
-        elif not poster().drain(seconds + 1):  # it is being committed, or is on its way past the store
+        elif not poster().drain(seconds + 1):  # it is being committed, or is being sent without the store
             tell(f"the end of {self.name} is on its way, and nobody knows yet whether it arrives")
 
     def _told(self, word: str, problem: BaseException | None, claim: lastresort.Claim) -> None:
@@ -571,7 +571,7 @@ class Job:
                 self._past_the_store(word, problem, records.in_words(trouble) or type(trouble).__name__)
 
     def _past_the_store(self, word: str, problem: BaseException | None, why: str) -> None:
-        """The last word by mail only. Failures in a row cannot be counted: each one is told."""
+        """Report the end by mail only. Failures in a row cannot be counted then, so each one is mailed."""
         run = self._run()
         if word == "failed":
             made = job_mails.failed(run, problem, job_mails.failure_subject(run, problem, 1), 1)
@@ -587,12 +587,12 @@ class Job:
                 lastresort.tell(box, words, headline, why, box.exit_wait)
             else:
                 tell(f"the end of {self.name} is not on record: {why}")
-        except ConfigError as trouble:  # whom it may be told, nobody knows
+        except ConfigError as trouble:  # it is unknown who may be told
             lastresort.headline_only(headline, self.name, why, str(trouble))
         self._life_is_over()
 
     def _life_is_over(self) -> None:
-        """The end was told: whoever comes next must not take the run for dead."""
+        """The end was reported: nobody must take the run for dead."""
         guarded(self._clear, f"what {self.name} has left beside its store could not be removed")
 
     def _clear(self) -> None:
@@ -603,7 +603,7 @@ class Job:
     def _last_word(
         self, word: str, problem: BaseException | None, claim: lastresort.Claim | None = None
     ) -> None:
-        """The end, on record and by mail, together with where the job now stands."""
+        """The end, recorded and mailed, together with the new state of the job."""
         box = door(self._given)
         to = self._recipients(box)
         now = box.clock.now()
@@ -648,7 +648,9 @@ class Job:
         guarded(lambda: state.forget_old_runs(box, self.name), "old runs were not forgotten")
 
     def _register(self) -> None:
-        """The run's note: who it is, how far, and (by the lock on its file) that it lives."""
+        """The note about the run: which one it is, how far it is, and (by the lock on its file) that it is
+        alive.
+        """
         if self._life is None and self.state == "running":
             self._begin_life()
         box = door(self._given)
@@ -659,7 +661,7 @@ class Job:
         state.remember(box, "run", self.id, self._document())
 
     def _enrol(self) -> None:
-        """The first registration: what will be in the way of the last word is said now."""
+        """The first registration. Problems that will hinder the last report are reported now."""
         try:
             self._register()
         except Exception as problem:
@@ -696,7 +698,7 @@ class Job:
 
 
 def _in_worker(name: str, total: int | None, id: str, spool: str) -> Job:
-    """The job of another process, in a worker: it counts there. In its own process it is the job itself."""
+    """The job of another process, in a worker; it counts there. In its own process it is the job itself."""
     for known in [*job_signals.running, *_from_elsewhere]:
         if isinstance(known, Job) and known.id == id:
             return known
@@ -707,7 +709,7 @@ def _in_worker(name: str, total: int | None, id: str, spool: str) -> Job:
     return made
 
 
-#: Jobs of other processes that this one works on.
+#: Jobs of other processes on which this one works.
 _from_elsewhere: list[Job] = []
 
 
@@ -721,7 +723,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _strictly(action: Callable[[], Any]) -> None:
-    """For tests: trouble with the store is one of the public errors."""
+    """For tests: trouble with the store becomes one of the public errors."""
     try:
         action()
     except StoreError as problem:

@@ -1,13 +1,12 @@
-"""The last word of a job or a watched command, when the store does not take it: straight to the relay, else
-to the machine's sendmail program, else its headline to syslog, else to stderr.
+"""The last report of a job or a watched command, when the store refuses it: it goes straight to the relay,
+else to the machine's sendmail program; else its headline goes to syslog, else to stderr.
 
-Promises: exactly one of these ways is taken for each recipient, and one line on stderr names it; syslog and
-stderr get the headline only, with secrets masked; all of it ends within the time given. A sendmail program
-that is outmail itself is passed over, and one that calls outmail all the same is refused by it
-(`system.circle`).
-Fails: never; the last way is always there. Does not: store, retry, or decide whether something is worth it.
-Not certain: a relay or program that does not answer in time may have taken the mail; then it comes twice,
-with one Message-ID.
+Promises: for each recipient exactly one of these ways is used, and one line on stderr says which. syslog and
+stderr get only the headline, with secrets masked. All of this ends within the given time. A sendmail program
+that is outmail itself is not used; one that calls outmail all the same is refused by it (`MARK`).
+Fails: never; the last way always exists. Does not: store, try again, or decide whether something is worth it.
+Not certain: a relay or program that does not answer in time may have accepted the mail. Then it arrives
+twice, with one Message-ID.
 """
 
 from __future__ import annotations
@@ -24,24 +23,24 @@ from outmail.system import circle
 if TYPE_CHECKING:
     from outmail.reports.door import Unstored
 
-#: Where the machine's sendmail program is; never looked for in $PATH.
+#: The places of the machine's sendmail program; $PATH is never searched.
 PROGRAMS = ("/usr/sbin/sendmail", "/usr/lib/sendmail", "/usr/bin/sendmail")
 SYSLOG = ("/dev/log", "/var/run/syslog")
 #: Facility mail, severity error (RFC 5424 §6.2.1).
 _PRIORITY = 2 * 8 + 3
-#: Bytes of a program that are looked at.
+#: How many bytes of a program are looked at.
 _LOOK = 8192
 
 
 class Claim:
-    """Who tells the end of a run: the thread that asks first, and nobody else."""
+    """Decides who reports the end of a run: the thread that asks first, and nobody else."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._owner: int | None = None
 
     def take(self) -> bool:
-        """True for the first thread that asks, whenever it asks."""
+        """True for the first thread that asks."""
         with self._lock:
             if self._owner is None:
                 self._owner = threading.get_ident()
@@ -49,11 +48,11 @@ class Claim:
 
 
 class TooLate(Exception):
-    """Somebody else has told it."""
+    """Somebody else has reported it."""
 
 
 def tell(door: Unstored, words: dict[str, Any], headline: str, why: str, seconds: float) -> None:
-    """A mail that was not stored because of ``why``, by the first way that takes it."""
+    """Send a mail that was not stored because of ``why``, by the first way that accepts it."""
     from outmail.reports.post import tell as say
     from outmail.reports.records import in_words
 
@@ -81,7 +80,7 @@ def tell(door: Unstored, words: dict[str, Any], headline: str, why: str, seconds
 
 
 def headline_only(headline: str, name: str, why: str, how: str) -> None:
-    """Where no mail may be sent at all."""
+    """For when no mail may be sent at all."""
     from outmail.reports.post import tell as say
 
     say(f"{_begin(name, why)}; {_headline(headline, how)}")
@@ -92,7 +91,7 @@ def _begin(name: str, why: str) -> str:
 
 
 def _headline(headline: str, tried: str) -> str:
-    """Where the headline goes, once everything else was tried."""
+    """Where the headline goes when everything else was tried."""
     from outmail.reports.mail import one_line
 
     line = one_line(headline, 400)
@@ -105,7 +104,7 @@ def _headline(headline: str, tried: str) -> str:
 
 
 def by_sendmail(content: bytes, sender: str, recipients: Sequence[str], seconds: float) -> str:
-    """Give it to the machine's sendmail program; returns "" once that took it, else why not."""
+    """Give the mail to the machine's sendmail program. Returns "" when that accepted it, else the reason."""
     program = next((path for path in PROGRAMS if os.access(path, os.X_OK)), "")
     if not program:
         return "there is no sendmail program"
@@ -123,11 +122,11 @@ def is_ours(program: str) -> bool:
         with open(program, "rb") as file:
             return b"outmail" in os.path.realpath(program).encode() or b"outmail" in file.read(_LOOK)
     except OSError:
-        return True  # one that cannot be looked at is not trusted with it
+        return True  # a program that cannot be read is not trusted
 
 
 def _run(arguments: list[str], content: bytes, seconds: float) -> str:
-    """By posix_spawn: at the end of a program CPython 3.12 and later refuse to fork."""
+    """By posix_spawn, because CPython 3.12 and later refuse to fork at a program's end."""
     read, write = os.pipe()
     try:
         actions: list[Any] = [
@@ -146,7 +145,7 @@ def _run(arguments: list[str], content: bytes, seconds: float) -> str:
         os.close(read)
     deadline = time.monotonic() + seconds
     whole = _write(write, content.replace(b"\r\n", b"\n"), deadline)
-    if not whole:  # it must not take half of it for all
+    if not whole:  # it must not take half of the mail for all of it
         os.kill(pid, signal.SIGKILL)
     os.close(write)
     status = _ended(pid, deadline)
@@ -158,7 +157,7 @@ def _run(arguments: list[str], content: bytes, seconds: float) -> str:
 
 
 def _write(fd: int, content: bytes, deadline: float) -> bool:
-    """All of it, in the time there is."""
+    """Write everything, within the time that is left."""
     import select
 
     os.set_blocking(fd, False)
@@ -187,7 +186,7 @@ def _ended(pid: int, deadline: float) -> int | None:
 
 
 def to_syslog(line: str) -> bool:
-    """One line to the system's log; False where there is none that listens."""
+    """One line to the system's log. False when nobody listens there."""
     import socket
 
     text = f"<{_PRIORITY}>outmail[{os.getpid()}]: {line}".encode("utf-8", "backslashreplace")

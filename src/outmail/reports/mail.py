@@ -1,13 +1,13 @@
-"""A report as a value, and as text and HTML that read well in both, light and dark.
+"""A report as a value, and its rendering as text and as HTML, light and dark.
 
-Promises: the text part is complete by itself; its sentences are wrapped at 78 columns, words and lines of
-code or output stay whole; HTML is one column that fits a telephone (375 px), its CSS inline, no remote
-content; everything that came from outside is made safe in one place (`safe`): bounded, odd characters shown
-as escapes, secrets masked, and in HTML escaped. So any text can be reported. The same facts are in both. A
-list of mails shows the state: in the sender's name (`sender_name`), in the subject of whatever is not of the
-run's thread (`subject_line`), and in the preview. Templates can be replaced: a folder with ``report.txt`` and
-``report.html`` (or ``failed.txt`` …, by state), which `string.Template` fills with $subject, $state, $chip,
-$headline, $preview, $progress, $facts, $sections and $footer.
+Promises: the text part is complete by itself. Its sentences are wrapped at 78 columns; words and lines of
+code or output stay whole. The HTML is one column that fits a telephone (375 px), with inline CSS and no
+remote content. Everything from outside is made safe in one place (`safe`): it is bounded, odd characters are
+shown as escapes, secrets are masked, and HTML is escaped. So any text can be reported. Both parts have the
+same facts. A list of mails shows the state in the sender's name (`sender_name`), in the subject of mails
+outside the run's thread (`subject_line`), and in the preview. Templates can be replaced: a folder with
+``report.txt`` and ``report.html`` (or ``failed.txt`` …, by state), which `string.Template` fills with
+$subject, $state, $chip, $headline, $preview, $progress, $facts, $sections and $footer.
 Does not: send, thread, or decide anything.
 """
 
@@ -56,24 +56,24 @@ _TONE = {
     "dead": "bad", "reminder": "bad", "late": "warn",
     "stalled": "warn", "stopped": "warn", "digest": "warn",
 }  # fmt: skip
-#: What stands for a state in a list of mails, and what it is called where that is not its own name.
+#: The mark of a state in a list of mails, and its name for people where that differs.
 _MARK = {
     "started": "▶", "progress": "●", "finished": "✓", "recovered": "✓", "failed": "✗", "dead": "✗",
     "reminder": "✗", "stopped": "■", "stalled": "●", "late": "!", "digest": "●",
 }  # fmt: skip
 _CALLED = {"reminder": "still failing"}
 _COLOUR = {"info": "#2563a8", "good": "#1f7a3d", "bad": "#b3261e", "warn": "#8a5a00"}
-#: Looked at beyond what is shown, so that no secret is cut in two before it is masked.
+#: How many more characters than shown are looked at, so that no secret is cut in two before it is masked.
 _MARGIN = 16_000
-#: The note about what was left out may come on top of a limit.
+#: The note about what was left out may exceed a limit by this.
 _NOTE = 60
-#: What only colours text or moves the cursor says nothing; any other escape is shown.
+#: Sequences that only colour text or move the cursor are removed; any other escape is shown.
 _TERMINAL = re.compile(r"\x1b\[[0-9;?]{0,30}[A-Za-z]")
 
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """A series of values over time, to be drawn small, and what is said beside it."""
+    """A series of values over time, to be drawn small, and the remark beside it."""
 
     values: Sequence[float]
     remark: str = ""
@@ -81,8 +81,8 @@ class Course:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A titled part: lines of text kept as they are (``pre``), flowing text, a table whose first row is its
-    head, or courses.
+    """A part with a title: lines of text kept as they are (``pre``), running text, a table whose first row is
+    its header, or courses.
     """
 
     title: str
@@ -94,9 +94,9 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a mail says. ``headline`` is one sentence, which need not name the state; ``progress``: items done
-    and in all; ``badge``: what the sender's name says instead of the state's name; ``preview``: what a list
-    of mails shows after the subject; ``footer`` says why the reader got it.
+    """The content of a mail. ``headline``: one sentence, which need not name the state. ``progress``: items
+    done, and in all. ``badge``: what the sender's name says instead of the state's name. ``preview``: what a
+    list of mails shows after the subject. ``footer``: why the reader got it.
     """
 
     state: State
@@ -116,19 +116,21 @@ class Report:
 
 
 def sender_name(name: str, report: Report) -> str:
-    """Who writes, and how it stands: ``crawl ✓ finished``, ``crawl ● 30 %``."""
+    """The sender's name with the state: ``crawl ✓ finished``, ``crawl ● 30 %``."""
     return f"{one_line(name, 40)} {_MARK[report.state]} {one_line(report.badge, 20) or report.called}"
 
 
 def subject_line(state: State, text: str, where: str) -> str:
-    """A subject of its own, ``✗ crawl failed: ValueError: … [web1]``: the text is cut, the host is not."""
+    """A subject outside the thread, ``✗ crawl failed: ValueError: … [web1]``. The text may be cut, the host
+    is not.
+    """
     end = f" [{one_line(where, 20)}]"
     return one_line(f"{_MARK[state]} {text}", SUBJECT - len(end)) + end
 
 
 def safe(text: str, limit: int = SECTION_LIMIT) -> str:
-    """Any text as it may stand in a mail: its beginning, without terminal sequences, odd characters as
-    escapes, secrets masked.
+    """The beginning of any text, safe for a mail: without terminal sequences, odd characters as escapes,
+    secrets masked.
     """
     text = text[: limit + _MARGIN]
     if "\x1b" in text:
@@ -137,12 +139,12 @@ def safe(text: str, limit: int = SECTION_LIMIT) -> str:
 
 
 def named(text: str) -> str:
-    """A name of a job, a handler or a key: one line that can be stored, compared and shown."""
+    """The name of a job, a handler or a key: one line that can be stored, compared and shown."""
     return plain_line(text[:1000]).strip()[:200]
 
 
 def local_time(ms: int) -> str:
-    """An instant for people at this machine, with its zone."""
+    """An instant in this machine's local time, with its zone."""
     return time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(ms / 1000))
 
 
@@ -153,7 +155,7 @@ def one_line(text: str, limit: int = SUBJECT) -> str:
 
 
 def bounded(text: str, limit: int = SECTION_LIMIT) -> str:
-    """The end of a long text, and how much was left out before it."""
+    """The end of a long text, with how much was left out before it."""
     end = safe(text[-(limit + _MARGIN) :], limit + _MARGIN).strip("\n")
     if len(text) <= limit + _NOTE and len(end) <= limit + _NOTE:
         return end
@@ -261,7 +263,7 @@ def _numeric(cell: str) -> bool:
 
 
 def _wrapped(text: str) -> str:
-    """Lines of at most 78 columns; a word that is longer stays whole, so that it can be copied."""
+    """Lines of at most 78 columns. A longer word stays whole, so that it can be copied."""
     return "\n".join(
         textwrap.fill(line, WIDTH, break_on_hyphens=False, break_long_words=False)
         for line in text.split("\n")
@@ -272,9 +274,10 @@ def _wrapped(text: str) -> str:
 
 _FONT = "font-family:-apple-system,'Segoe UI',Roboto,Helvetica,Arial,sans-serif"
 _MONO = "font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;font-size:12px;line-height:1.45"
-#: A long word is broken rather than that the page grows wider than a telephone.
+#: A long word is broken, so that the page does not grow wider than a telephone.
 _BREAK = "overflow-wrap:anywhere;word-break:break-word"
-#: Mail programs show the beginning of a mail after its subject: behind the preview comes nothing.
+#: Mail programs show the beginning of a mail after its subject. This keeps them from showing more than the
+#: preview.
 _NOTHING_MORE = "&nbsp;&zwnj;" * 60
 _HTML = Template(
     """<!DOCTYPE html>
@@ -341,7 +344,7 @@ def as_html(report: Report, templates: str = "") -> str:
 
 
 def _html_bar(progress: tuple[float, float] | None, colour: str) -> str:
-    """How much is done, as a bar that every mail program draws: a table of two cells."""
+    """How much is done, as a bar that every mail program can draw: a table of two cells."""
     if progress is None or (part := percent(*progress)) is None:
         return ""
     full = min(100, max(0, part))
@@ -377,7 +380,7 @@ def _html_facts(facts: Sequence[tuple[str, str]]) -> str:
 
 
 def _whole(text: str) -> str:
-    """The style of what is short enough never to be broken."""
+    """The style for text that is short enough never to be broken."""
     return "white-space:nowrap" if len(text) <= 20 else _BREAK
 
 
@@ -405,7 +408,7 @@ def _html_section(section: Section) -> str:
 
 
 def _html_course(course: Course) -> str:
-    """The drawing on a line of its own, short enough for a telephone, and the remark below it."""
+    """The drawing on a line of its own, short enough for a telephone, with the remark below."""
     return (
         f'<div class="rule" style="margin-top:8px;border-bottom:1px solid #e3e7eb;white-space:nowrap;'
         f'overflow:hidden;{_MONO};line-height:1.1">{sparkline(course.values, 30)}</div>'
@@ -443,8 +446,8 @@ def _html_table(rows: Sequence[Sequence[str]]) -> str:
 
 @lru_cache(64)
 def _template(folder: str, state: str, kind: str, built_in: Template) -> Template:
-    """The user's template for this state, else for all, else ours. One that cannot be read, or that somebody
-    else may have written, is passed over: a report matters more.
+    """The user's template for this state, else the user's for all states, else ours. A template that cannot
+    be read, or that somebody else may have written, is skipped: the report is more important.
     """
     if folder:
         for name in (state, "report"):

@@ -1,9 +1,9 @@
-"""From a report to the queue: threading, headers, and a worker thread, so that the reporting program never
-waits.
+"""From a report to the queue: threads of mails, header fields, and a worker thread, so that the reporting
+program never waits.
 
-Promises: `Poster.later` returns at once; a report that waits is replaced by a newer one in the same slot;
-whatever goes wrong becomes one line on stderr (each text once), never an exception in the program; `drain`
-waits a bounded time.
+Promises: `Poster.later` returns at once. A waiting report is replaced by a newer one in the same slot. Any
+problem becomes one line on stderr (each text once), never an exception in the program. `drain` waits a
+bounded time.
 Does not: exist before the first report, start at exit, or survive a fork (a child does not report its
 parent's job).
 """
@@ -36,17 +36,17 @@ def host() -> str:
 
 
 def slug(text: str) -> str:
-    """A job's name where only letters, digits and dashes may stand."""
+    """A job's name with letters, digits and dashes only."""
     return re.sub(r"[^a-z0-9]+", "-", text[:1000].lower()).strip("-")[:50] or "job"
 
 
 def root_id(kind: str, name: str, run: str) -> str:
-    """The phantom Message-ID that all mails of one run refer to."""
+    """A Message-ID that belongs to no mail; all mails of one run refer to it."""
     return f"<{kind}.{slug(name)}.{slug(run)}@{slug(host())}.outmail.invalid>"
 
 
 def headers(kind: str, name: str, state: str, run: str, thread: tuple[str, ...]) -> dict[str, str]:
-    """What filters, vacation programs and mail readers' threads go by."""
+    """The fields that filters, vacation programs and threads in mail readers use."""
     found = {
         "Auto-Submitted": "auto-generated",
         "X-Auto-Response-Suppress": "All",
@@ -65,7 +65,7 @@ def headers(kind: str, name: str, state: str, run: str, thread: tuple[str, ...])
 
 
 def report_key(text: str) -> str:
-    """An idempotency key: as it is, or short where names make it long."""
+    """An idempotency key: unchanged, or shortened when names make it too long."""
     return text if len(text) <= 200 else f"{text[:120]}:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
@@ -80,7 +80,7 @@ def words(
     templates: str = "",
     **more: Any,
 ) -> dict[str, Any]:
-    """A report → the arguments of `send`."""
+    """The arguments of `send` for a report."""
     return {
         "to": list(to),
         "subject": one_line(report.subject),
@@ -97,7 +97,7 @@ _told: set[str] = set()
 
 
 def tell(text: str) -> None:
-    """One line on stderr, once."""
+    """Print one line on stderr, once."""
     text = plain_line(known.over(text[:2000]))
     if text in _told:
         return
@@ -105,11 +105,13 @@ def tell(text: str) -> None:
     try:
         print(f"outmail: {text}", file=sys.stderr, flush=True)
     except (OSError, ValueError, AttributeError):
-        pass  # no stderr left: there is nobody to tell
+        pass  # there is no stderr: nobody can be told
 
 
 class Poster:
-    """The process's thread for reports: posts what is put, and ticks once a second for whoever asked."""
+    """The process's thread for reports. It posts what is given to it, and calls registered functions once a
+    second.
+    """
 
     def __init__(self) -> None:
         self._pid = os.getpid()
@@ -121,7 +123,7 @@ class Poster:
         self._number = 0
 
     def later(self, function: Callable[[], Any], slot: str = "") -> None:
-        """Run it soon in the thread; a waiting one of the same slot is dropped."""
+        """Run the function soon, in the thread. A waiting one of the same slot is dropped."""
         with self._lock:
             self._number += 1
             self._jobs.pop(slot, None)
@@ -142,7 +144,7 @@ class Poster:
                 self._ticks.remove(function)
 
     def drain(self, seconds: float) -> bool:
-        """Wait until everything put was posted; False when time was up."""
+        """Wait until everything was posted; False when the time was over first."""
         deadline = time.monotonic() + seconds
         with self._lock:
             while self._jobs or self._busy:
@@ -160,7 +162,7 @@ class Poster:
     def _start(self) -> None:
         if self._thread is None or not self._thread.is_alive():
             thread = threading.Thread(target=self._run, name="outmail-reports", daemon=True)
-            # `drain` says so, and the caller posts by itself
+            # `drain` reports it, and the caller posts by itself
             self._thread = thread if started(thread) else None
 
     def _run(self) -> None:
@@ -183,7 +185,7 @@ class Poster:
 
 
 def guarded(function: Callable[[], Any], what: str = "a report was not stored") -> Any:
-    """Call it; trouble becomes a line on stderr."""
+    """Call it. A problem becomes a line on stderr."""
     try:
         return function()
     except Exception as problem:

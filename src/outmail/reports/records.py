@@ -1,8 +1,8 @@
 """Log records and values of programs as text, whatever they are.
 
-Promises: never raises, for no record: one without a name, with arguments that do not fit, or with attributes
-of any type; bounded.
-Does not: hold on to the record.
+Promises: never raises, whatever the record is: without a name, with arguments that do not fit, or with
+attributes of any type. The text is bounded.
+Does not: keep a reference to the record.
 """
 
 from __future__ import annotations
@@ -12,24 +12,26 @@ import time
 from types import TracebackType
 from typing import Any
 
-#: Characters of one message that are kept.
+#: How many characters of one message are kept.
 MESSAGE = 20_000
-#: The last instant that a record may name: the year 9999.
+#: The last instant that a record may have: the year 9999.
 _END = 253_402_300_000.0
 
 
 def in_words(value: Any) -> str:
-    """``str(value)``, also where that raises."""
+    """``str(value)``, even if that raises."""
     for made in (str, repr):
         try:
             return str(made(value))
-        except Exception:  # a program's own __str__: reporting goes on
+        except Exception:  # the program's own __str__ raised: reporting goes on
             continue
     return f"<{type(value).__name__}>"
 
 
 def ours(record: logging.LogRecord) -> bool:
-    """True for outmail's own records, which no handler of outmail may take: reporting would feed itself."""
+    """True for outmail's own records. No handler of outmail takes them, because reporting would then cause
+    reports.
+    """
     name = name_of(record)
     return name == "outmail" or name.startswith("outmail.")
 
@@ -40,10 +42,10 @@ def name_of(record: logging.LogRecord) -> str:
 
 
 def message_of(record: logging.LogRecord) -> str:
-    """The message with its arguments, or both side by side where they do not fit."""
+    """The message with its arguments, or both side by side when they do not fit together."""
     try:
         return str(record.getMessage())[:MESSAGE]
-    except Exception:  # the program's mistake, which the reader has to see
+    except Exception:  # the program's mistake, which the reader should see
         return (
             f"{in_words(getattr(record, 'msg', ''))} with arguments that do not fit: "
             f"{in_words(getattr(record, 'args', None))}"
@@ -59,7 +61,7 @@ def time_of(record: logging.LogRecord) -> float:
 
 
 def whole(value: Any) -> int:
-    """A level, 0 for what is none."""
+    """A level; 0 when it is none."""
     return (
         value
         if isinstance(value, int) and not isinstance(value, bool) and -1_000_000 < value < 1_000_000
@@ -68,14 +70,14 @@ def whole(value: Any) -> int:
 
 
 def moment(value: Any) -> float:
-    """Seconds since 1970; now for what no calendar can show."""
+    """Seconds since 1970; now when no calendar can show the time."""
     if isinstance(value, (int, float)) and 0 <= value < _END:  # false for NaN, right for any int
         return float(value)
     return time.time()
 
 
 def problem_of(record: logging.LogRecord) -> tuple[BaseException, TracebackType | None] | None:
-    """The exception of a record and where it came from."""
+    """The exception of a record, and its traceback."""
     info = getattr(record, "exc_info", None)
     if isinstance(info, tuple) and len(info) == 3 and isinstance(info[1], BaseException):
         return info[1], info[2] if isinstance(info[2], TracebackType) else None
@@ -83,7 +85,7 @@ def problem_of(record: logging.LogRecord) -> tuple[BaseException, TracebackType 
 
 
 def formatted(handler: logging.Handler, record: logging.LogRecord) -> str:
-    """What the handler's formatter makes of it; the message alone where that fails."""
+    """The record as the handler's formatter formats it; only the message when that fails."""
     try:
         return str(handler.format(record))
     except Exception:

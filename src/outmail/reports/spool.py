@@ -1,9 +1,9 @@
-"""A handler's file: every record one line, written at once, readable after a kill.
+"""A handler's file: one line for each record, written at once, readable after a kill.
 
-``<spool>/digest.<name>.<id>.jsonl``, locked as long as the process lives, so that the next run knows whose
-lines are orphans.
-Promises: one ``write`` a record; what was written survives the process (not a power cut: there is no fsync);
-bounded by ``limit`` bytes, beyond which records are only counted; a forked child writes to a file of its own.
+``<spool>/digest.<name>.<id>.jsonl`` is locked as long as the process lives, so that the next run knows which
+lines belong to nobody.
+Promises: one ``write`` for each record. What was written survives the process (but not a power cut: there is
+no fsync). After ``limit`` bytes records are only counted. A forked child writes to a file of its own.
 Fails: OSError from the constructor. Does not: understand the lines.
 """
 
@@ -22,7 +22,7 @@ from outmail.system.lockfile import LockFile, try_lock
 
 
 class Spool:
-    """This process's file of one handler."""
+    """This process's file for one handler."""
 
     def __init__(self, folder: str, name: str, limit: int) -> None:
         os.makedirs(folder, mode=0o700, exist_ok=True)
@@ -35,7 +35,7 @@ class Spool:
         self.dropped = 0
 
     def write(self, line: bytes) -> None:
-        """One whole line. Raises OSError (the disk is full)."""
+        """Write one whole line. Raises OSError (the disk is full)."""
         if self.size + len(line) > self.limit:
             self.dropped += 1
             return
@@ -44,11 +44,11 @@ class Spool:
         self.size += len(line)
 
     def remove(self) -> None:
-        """Everything in it is in the store."""
+        """Remove the file: everything in it is in the store."""
         self._held.end()
 
     def abandon(self) -> None:
-        """Leave it to the next run."""
+        """Leave the file to the next run."""
         self._held.abandon()
 
 
@@ -57,13 +57,13 @@ def _path(folder: str, name: str, id: str) -> str:
 
 
 def exists(folder: str, name: str, id: str) -> bool:
-    """True when the file of this process is still there."""
+    """True when the file of this process still exists."""
     return os.path.exists(_path(folder, name, id))
 
 
 def lines(path: str, start: int = 0) -> Iterator[tuple[int, Any]]:
-    """(offset behind it, value) of each whole line; None for one that is no JSON. A torn last line is left
-    out.
+    """(offset after it, value) of each whole line; None for a line that is no JSON. An incomplete last line
+    is left out.
     """
     with open(path, "rb") as file:
         file.seek(start)

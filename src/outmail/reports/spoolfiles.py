@@ -1,11 +1,11 @@
-"""Small files beside the store, for whoever must not load all of outmail to know whether there is something
-to say.
+"""Small files beside the store, for programs that must not load all of outmail just to know whether there is
+something to report.
 
-``attention.<job>`` exists at least as long as a job has something to be said about (it is made before the
-state is stored and removed after); ``late.<job>`` holds the interval that is registered in the store;
-``run.<id>`` says what runs, and by its lock that it still does; ``watch.jsonl`` holds runs that are not in
-the store yet, a line each, appended under a lock.
-Does not: import anything that takes time.
+``attention.<job>`` exists at least as long as there is something to report about a job: it is made before the
+state is stored, and removed after. ``late.<job>`` contains the interval that is registered in the store.
+``run.<id>`` says what is running, and its lock says that it is alive. ``watch.jsonl`` contains runs that are
+not in the store yet, one line each, appended under a lock.
+Does not: import slow modules.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ from __future__ import annotations
 import os
 import re
 
-#: Bytes of a mark: a watched command's line of arguments fits in.
+#: How many bytes a mark may have; a watched command's arguments fit in.
 _LONGEST = 1_000_000
-#: What is put behind the name of a file that nobody of us can read.
+#: The ending for the name of a file that cannot be read.
 UNREADABLE = ".unreadable"
 
 
 def set_aside(path: str) -> str:
-    """A file out of the way of the next run, under another name; says so. Where even that fails, it stays."""
+    """Rename a file, out of the way of the next run. Returns a sentence about it. If it cannot be renamed, it
+    stays.
+    """
     try:
         os.replace(path, path + UNREADABLE)
     except OSError as problem:
@@ -29,7 +31,7 @@ def set_aside(path: str) -> str:
 
 
 def slug(name: str) -> str:
-    """A job's name as part of a file's."""
+    """A job's name as a part of a file's name."""
     return re.sub(r"[^A-Za-z0-9_-]", "_", name)[:100]
 
 
@@ -48,7 +50,7 @@ def runs(spool: str) -> str:
 def read(path: str) -> str:
     """The text of a mark, "" when there is none."""
     try:
-        # a pipe in its place does not make us wait
+        # a pipe in the place of the file must not make us wait
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return ""
@@ -61,7 +63,9 @@ def read(path: str) -> str:
 
 
 def others(spool: str, name: str, *, id: str = "", pid: int = 0) -> list[str]:
-    """Runs of a job that are going on, in words; all but one, or but those of a process."""
+    """Other runs of a job that are running now, in words: all except one run, or except those of one
+    process.
+    """
     import json
     import time
 
@@ -75,12 +79,12 @@ def others(spool: str, name: str, *, id: str = "", pid: int = 0) -> list[str]:
                 began = time.strftime("%H:%M:%S", time.localtime(run["started_at"] / 1000))
                 found.append(f"process {run['pid']}, since {began}")
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
-            continue  # it ended in this moment, or is none of ours
+            continue  # it ended at this moment, or is not ours
     return found
 
 
 def put(path: str, text: str = "") -> None:
-    """Make or replace a mark, whole."""
+    """Make or replace a mark; its content is complete at any moment."""
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     temporary = f"{path}.{os.getpid()}.tmp"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -97,7 +101,7 @@ def drop(path: str) -> None:
 
 
 def append(path: str, line: str) -> None:
-    """One line, whole, in front of whoever folds the lines into the store."""
+    """Append one whole line, for whoever folds the lines into the store."""
     import fcntl
 
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)

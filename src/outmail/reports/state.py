@@ -1,9 +1,10 @@
-"""What reports remember, in the store's notes: where a job stands, which runs there were.
+"""What reports remember, in notes of the store: the state of each job, and its runs.
 
 Kinds: ``job`` (name → incident, last run, rule, …), ``run`` (run id → one run), ``digest`` (handler name →
-pending groups and incidents). Promises: a change of a note and the mail it causes are one transaction;
-whoever was slower decides again; a note that cannot be read (no JSON, no document, not what we write) is set
-aside under the kind ``<kind>.unreadable`` with a sentence, and stops nobody. Does not: decide.
+waiting groups and incidents).
+Promises: a change of a note and the mail that it causes are one transaction; if somebody else was faster, the
+decision is made again. A note that cannot be read (no JSON, no document, not written by us) is set aside
+under the kind ``<kind>.unreadable`` with a sentence, and stops nothing. Does not: decide.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from outmail.reports.lastresort import Claim, TooLate
 from outmail.reports.post import tell
 from outmail.store import StoreError, Verb
 
-#: Runs kept for each job.
+#: How many runs of each job are kept.
 HISTORY = 100
 
 Document = dict[str, Any]
@@ -35,9 +36,9 @@ def change(
     claim: Claim | None = None,
     also: tuple[str, str, Document] | None = None,
 ) -> Receipt | None:
-    """``decide(document)`` → (the new document, arguments of a mail or None); both are stored together or not
-    at all, and with them the note ``also`` (kind, key, document). With ``claim`` only while nobody else has
-    told it meanwhile, else it raises `TooLate`.
+    """``decide(document)`` → (the new document, arguments of a mail or None). Both are stored together or not
+    at all, together with the note ``also`` (kind, key, document). With ``claim`` only if nobody else has
+    reported it meanwhile; otherwise `TooLate` is raised.
     """
     verbs = door.store.verbs
     for _ in range(50):
@@ -45,7 +46,7 @@ def change(
         try:
             after, words = decide(before)
         except _MALFORMED:
-            decide({})  # raises again where it is not the note's fault
+            decide({})  # raises again when the note is not the reason
             _set_aside(door, kind, key)
             continue
         landed: list[bool] = []
@@ -68,7 +69,7 @@ def change(
 
 
 def read(door: ReportDoor, kind: str, key: str) -> Document:
-    """A note, empty if there is none."""
+    """A note; empty if there is none."""
     return _found(door, kind, key)[0]
 
 
@@ -85,7 +86,7 @@ def documents(door: ReportDoor, kind: str) -> dict[str, Document]:
     }
 
 
-#: What a document that is not ours makes of the code that takes it for one.
+#: The errors of code that reads a document which is not ours.
 _MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
 
 
@@ -108,18 +109,18 @@ def _set_aside(door: ReportDoor, kind: str, key: str) -> None:
 
 
 def remember(door: ReportDoor, kind: str, key: str, document: Document) -> None:
-    """Write a note, whatever was there."""
+    """Write a note, whatever was there before."""
     door.store.run(door.store.verbs.note_put(kind, key, document))
 
 
 def runs(door: ReportDoor, job: str = "") -> dict[str, Document]:
-    """Known runs, oldest first; of one job when it is named."""
+    """Known runs, oldest first; only those of ``job`` if it is given."""
     mine = [(id, run) for id, run in documents(door, "run").items() if not job or run.get("job") == job]
     return dict(sorted(mine, key=lambda item: whole(item[1].get("started_at"))))
 
 
 def whole(value: Any) -> int:
-    """An instant of a document, 0 for what is none."""
+    """An instant from a document; 0 when it is none."""
     return int(value) if isinstance(value, (int, float)) and 0 <= value < END else 0
 
 

@@ -1,6 +1,6 @@
-"""A traceback for people: own frames marked, foreign ones indented, no local variables.
+"""A traceback for people: lines of the program's own code are marked, others indented; no local variables.
 
-Does not: mask secrets (`mail.safe` does) or hold on to frames.
+Does not: mask secrets (`mail.safe` does) or keep references to frames.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _FOREIGN = tuple(
 
 
 def is_own(filename: str) -> bool:
-    """True for code that is neither the standard library nor installed."""
+    """True for code that is neither in the standard library nor installed."""
     if filename.startswith("<"):
         return False
     path = os.path.realpath(filename)
@@ -32,19 +32,19 @@ def is_own(filename: str) -> bool:
 
 
 def uncaught() -> BaseException | None:
-    """The exception that is ending the program, if one does."""
+    """The exception that is ending the program, or None."""
     return getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
 
 
 def last_line(problem: BaseException) -> str:
-    """``ValueError: no such feed``, one line."""
+    """``ValueError: no such feed``, in one line."""
     return " ".join(
         "".join(traceback.format_exception_only(type(problem), problem)).strip().splitlines()[-1:]
     )
 
 
 def formatted(problem: BaseException, limit: int = 60) -> str:
-    """The traceback; ``→`` marks lines of the program's own code."""
+    """The traceback. ``→`` marks lines of the program's own code."""
     lines: list[str] = []
     for part in traceback.TracebackException.from_exception(problem, limit=-limit).format():
         head = part.split("\n", 1)[0]

@@ -1,8 +1,8 @@
-"""What to say of watched commands, and how it is remembered. `cli.watch` runs them; this is loaded when a
-mail may be due.
+"""What to report about watched commands, and what is remembered. `cli.watch` runs them; this module is loaded
+when a mail may be due.
 
-Promises: the run, where the job stands and the mail about it are stored together; N−1 failures in a row say
-nothing.
+Promises: the run, the state of the job and the mail about it are stored together. N−1 failures in a row cause
+no mail.
 Does not: run commands, or build the door.
 """
 
@@ -28,12 +28,12 @@ from outmail.reports.job_mails import MEMORY
 from outmail.reports.mail import Report, Section, local_time, named, one_line, safe, subject_line
 from outmail.reports.post import host, root_id, tell, words
 
-#: Bytes of output kept with a run in the store.
+#: How many bytes of output are kept with a run in the store.
 KEPT = 20_000
-#: Characters of one word of a command, and words, that are shown.
+#: How many characters of one word of a command, and how many words, are shown.
 WORD = 4_000
 WORDS = 500
-#: Blanks within a word, while the command is one line.
+#: White space inside a word, while the command is one line.
 _INNER = str.maketrans({" ": "\ue000", "\t": "\ue001", "\n": "\ue002", "\r": "\ue003"})
 _OUTER = {new: old for old, new in zip(_INNER, map(ord, _INNER.values()))}
 
@@ -59,7 +59,7 @@ def started(door: ReportDoor, options: Any, command: list[str]) -> None:
 
 
 def ended(door: ReportDoor, options: Any, command: list[str], result: Any) -> None:
-    """A run is over: remember it, and say what there is to say."""
+    """A run has ended: record it, and report what there is to report."""
     fold(door)
     watchdog.dead_runs(door, options.name)
     attention = spoolfiles.attention(door.spool, options.name)
@@ -119,7 +119,7 @@ def ended(door: ReportDoor, options: Any, command: list[str], result: Any) -> No
 
 
 def past_the_store(door: Unstored, options: Any, command: list[str], result: Any, why: str) -> None:
-    """What a run is worth, by mail only. Failures in a row cannot be counted: each one is told."""
+    """Report a run by mail only. Failures in a row cannot be counted then, so each one is mailed."""
     standing = incident.Incident()
     word = _word(options, result, "alert" if result.failed else "", changed=False)
     to = _to(door, options)
@@ -133,7 +133,7 @@ def past_the_store(door: Unstored, options: Any, command: list[str], result: Any
 
 
 def headline_only(options: Any, result: Any, why: str, how: str) -> None:
-    """Where no mail may be sent at all."""
+    """For when no mail may be sent at all."""
     if _word(options, result, "alert" if result.failed else "", changed=False):
         lastresort.headline_only(_headline(options, result), options.name, why, how)
 
@@ -144,7 +144,7 @@ def _headline(options: Any, result: Any) -> str:
 
 
 def _word(options: Any, result: Any, say: incident.Say, *, changed: bool) -> str:
-    """What this run is worth: alert, remind, recovered, finished, failed, or nothing."""
+    """What to report about this run: alert, remind, recovered, finished, failed, or nothing."""
     if options.on == "never":
         return ""
     if say:
@@ -247,13 +247,13 @@ def _mail(
 
 
 def _for(door: Unstored, standing: incident.Incident) -> str:
-    """How long the trouble lasts or lasted; "" where that is no time."""
+    """How long the trouble has lasted; "" when that cannot be said."""
     seconds = (door.clock.now() - standing.since) / 1000
     return f", for {took(seconds)}" if seconds >= 1 else ""
 
 
 def _preview(result: Any, lasted: str, headline: str) -> str:
-    """What a list of mails shows: the last line of output says most where a command failed."""
+    """The preview in a list of mails. When a command failed, the last line of its output says most."""
     last = next((line for line in reversed(_tail(result, 5).splitlines()) if line.strip()), "")
     return f"{result.reason}: {last}" if result.failed and last else f"{lasted}, {last}" if last else headline
 
@@ -337,7 +337,7 @@ def _facts(command: list[str], began: int, result: Any, failures: int = 0) -> li
 
 
 def _others(door: Unstored, name: str) -> list[tuple[str, str]]:
-    """Runs of the same job that are going on beside this one."""
+    """Other runs of the same job that are running now."""
     return [
         ("At the same time", f"{name} is also run by {other}")
         for other in spoolfiles.others(door.spool, name, pid=os.getpid())[:5]
@@ -368,8 +368,8 @@ def _to(door: Unstored, options: Any) -> tuple[str, ...]:
 
 
 def shown_words(command: list[str]) -> list[str]:
-    """A command's words without secrets. What a word is, the words before it say: ``--password x``; a word
-    may be a script too.
+    """A command's words without secrets. The words before a word say what it is (``--password x``); a word
+    may also be a script.
     """
     words = [masked(word[:WORD]) for word in command[:WORDS]]
     line = masked(" ".join(word.translate(_INNER) for word in words))
@@ -403,9 +403,7 @@ def _try(action: Any) -> None:
 
 
 def fold(door: ReportDoor) -> int:
-    """Runs that were only noted in a line each go into the store; returns how many. Twice the same line is
-    once a run.
-    """
+    """Store runs that are only lines in a file yet. Returns how many. The same line twice is one run."""
     import fcntl
 
     path = spoolfiles.runs(door.spool)
@@ -425,7 +423,7 @@ def fold(door: ReportDoor) -> int:
         lines = os.pread(fd, os.fstat(fd).st_size, 0).decode("utf-8", "replace").splitlines()
         found = [run for line in lines if (run := _parsed(line))]
         for name in {run["job"] for run in found}:
-            state.read(door, "job", name)  # one that cannot be read is set aside
+            state.read(door, "job", name)  # an unreadable one is set aside
         if found:
             door.store.run(_keep(door, found))
         os.ftruncate(fd, 0)
@@ -450,7 +448,7 @@ def _parsed(line: str) -> dict[str, Any] | None:
             "status": int(run["status"]),
         }
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return None  # a torn line: the disk was full, or somebody wrote here
+        return None  # an incomplete line: the disk was full, or somebody else wrote here
 
 
 def _keep(door: ReportDoor, found: list[dict[str, Any]]) -> Any:

@@ -1,8 +1,8 @@
-"""Runs that died without a word, and runs that did not happen: found by the service, by `run --once`, or by
-the next run.
+"""Runs that died, and runs that did not happen. They are found by the service, by `run --once`, or by the
+next run.
 
-Promises: each death and each lateness is told once, also when several look at the same moment. Does not: run
-by itself.
+Promises: each death and each late job is reported once, even if several processes look at the same moment.
+Does not: run by itself.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ log = logging.getLogger("outmail.reports")
 
 
 def look(door: ReportDoor) -> None:
-    """Everything there is to find."""
+    """Look for everything."""
     dead_runs(door)
     late_jobs(door)
 
 
 def dead_runs(door: ReportDoor, job: str = "") -> None:
-    """Report runs whose process is gone although they never ended: nobody holds the lock on their file."""
+    """Report runs that never ended although their process is gone: nobody holds the lock on their file."""
     for path in sorted(glob(os.path.join(escape(door.spool), "run.*"))):
         id = os.path.basename(path).removeprefix("run.")
         if id.endswith(spoolfiles.UNREADABLE) or not dead(door.spool, id):
@@ -56,8 +56,8 @@ def _dead_run(door: ReportDoor, id: str, path: str, job: str) -> None:
 
 
 def _newest(noted: dict[str, Any], path: str) -> dict[str, Any]:
-    """What is known of a run: its note in the store, and what it wrote into its file meanwhile. A watched
-    command's run is in its file only.
+    """What is known of a run: its note in the store, and what it has written into its file since. The run of
+    a watched command is in its file only.
     """
     try:
         filed = {"state": "running", **json.loads(spoolfiles.read(path))}
@@ -79,7 +79,7 @@ def _tell_death(door: ReportDoor, id: str, run: dict[str, Any]) -> None:
 
     def decide(document: state.Document) -> state.Decision:
         if document.get("state", "running") != "running":
-            return document, None  # somebody else was here
+            return document, None  # somebody else was faster
         return {**run, **document, "state": "dead", "at": door.clock.now()}, _mail() if to else None
 
     def _mail() -> dict[str, Any]:
@@ -137,7 +137,7 @@ def _tell_death(door: ReportDoor, id: str, run: dict[str, Any]) -> None:
 
 
 def late_jobs(door: ReportDoor) -> None:
-    """Report jobs that were to run every so often and did not."""
+    """Report jobs that should have run and did not."""
     now = door.clock.now()
     for name, document in state.documents(door, "job").items():
         late = document.get("late")

@@ -1,9 +1,9 @@
-"""Processes that work on a job of another process: each counts in a file of its own beside the store, and the
-job adds them up.
+"""Processes that work on another process's job: each counts in a file of its own beside the store, and the
+job adds the counts up.
 
-``<spool>/count.<run>.<pid>-<random>`` holds one number as text, written anew at each `Tally.add`.
-Promises: one ``write`` an update; what was counted survives the worker's death (not a power cut).
-Fails: OSError from `Tally`. Does not: say anything but a number, or know who is still at work.
+``<spool>/count.<run>.<pid>-<random>`` contains one number as text, rewritten by each `Tally.add`.
+Promises: one ``write`` for each update. What was counted survives the worker's death (but not a power cut).
+Fails: OSError from `Tally`. Does not: keep anything but a number, or know which processes still work.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ def _files(folder: str, run: str) -> list[str]:
 
 
 def total(folder: str, run: str) -> float:
-    """What all of them have done; whole where it is."""
+    """What all of them have done; an int if it is whole."""
     count = 0.0
     for path in _files(folder, run):
         try:
             with open(path, encoding="ascii") as file:
                 count += float(file.read() or 0)
         except (OSError, ValueError):
-            continue  # made in this moment, or none of ours
+            continue  # it was made at this moment, or is not ours
     return int(count) if count.is_integer() else count
 
 
 def forget(folder: str, run: str) -> None:
-    """The run is over."""
+    """The run has ended: remove its files."""
     for path in _files(folder, run):
         try:
             os.unlink(path)
@@ -58,8 +58,8 @@ def forget(folder: str, run: str) -> None:
 
 
 def sweep(folder: str, before: float) -> None:
-    """Files of runs that are over, last written before that moment (seconds since 1970): a worker went on
-    when its job had ended.
+    """Remove files of runs that have ended, last written before ``before`` (seconds since 1970): a worker
+    went on after its job had ended.
     """
     for path in glob(os.path.join(escape(folder), "count.*")):
         run = os.path.basename(path).split(".")[1]
