@@ -80,6 +80,7 @@ campaigns: $(READY)
 	$(BIN)/python tests/campaigns/leases.py --minutes 0.7
 	$(BIN)/python tests/campaigns/leases.py --minutes 0.7 --store postgresql
 	$(BIN)/python tests/campaigns/reroutes.py --kills 20
+	$(BIN)/python tests/campaigns/verify.py --kills 4
 	$(BIN)/python tests/campaigns/programs.py --minutes 0.4
 	$(BIN)/python tests/campaigns/writers.py --minutes 0.5
 	$(BIN)/python tests/campaigns/drops.py --minutes 0.4
@@ -92,6 +93,7 @@ soak: $(READY)
 	$(MAKE) fuzz FUZZ_SECONDS=120
 	$(BIN)/python tests/campaigns/kills.py --kills $(SOAK_KILLS)
 	$(BIN)/python tests/campaigns/reroutes.py --kills $(SOAK_KILLS) --messages 20000
+	$(BIN)/python tests/campaigns/verify.py --kills 40
 	$(BIN)/python tests/campaigns/powercut.py --minutes $(SOAK_MINUTES)
 	$(BIN)/python tests/campaigns/faults.py --minutes $(SOAK_MINUTES)
 	$(BIN)/python tests/campaigns/programs.py --minutes $(SOAK_MINUTES)

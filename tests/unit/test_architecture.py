@@ -41,6 +41,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "psycopg": ("store/postgres/", "transactional/"),
     "idna": ("smtp/syntax.py",),
     "uvloop": ("cli/", "service.py"),
+    "cryptography": ("ops/certify.py",),
     "tqdm": ("reports/bar.py",),
     "django": ("contrib/django/",),
     "pytest": ("testing/",),

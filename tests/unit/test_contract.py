@@ -47,8 +47,9 @@ COMMANDS = {
     "queue": "--dry-run --ids --json --jsonl", "show": "--raw --json", "log": "--jsonl",
     "events": "--follow --after --jsonl", "why": "", "explain": "",
     "test": "--to", "store": "--dialect", "move": "", "config": "--json", "loopback": "--json --assign",
+    "certify": "--verify",
 }  # fmt: skip
-LATER = ("certify", "init")
+LATER = ("init",)
 
 
 def names(function: object) -> list[str]:

@@ -27,6 +27,7 @@ _HOMES = {
     "storage": ("store", "move"),
     "reporting": ("jobs", "digest"),
     "loopback": ("loopback",),
+    "certify": ("certify",),
     "demo": ("demo",),
 }
 #: Names that programs on Unix know, as ours: by the name it is called with, or as the first word.

@@ -281,6 +281,20 @@ def parser() -> _Parser:
     )
     loopback.set_defaults(run="loopback")
 
+    certify = sub.add_parser(
+        "certify",
+        parents=common,
+        help="a signed statement of what is on record about a message, on stdout; or check one",
+    )
+    certify.add_argument("id", nargs="?", metavar="ID")
+    certify.add_argument(
+        "--verify", metavar="FILE", help="check a certificate, offline; 65 when it does not hold"
+    )
+    certify.add_argument(
+        "--key", metavar="PEM", help="--verify: the signer's public key (default: this store's)"
+    )
+    certify.set_defaults(run="certify")
+
     jobs = sub.add_parser("jobs", parents=common, help="jobs and watched commands: how they stand")
     jobs.add_argument("verb", choices=("ls", "show", "history", "mute", "reset"))
     jobs.add_argument("name", nargs="?", metavar="NAME")

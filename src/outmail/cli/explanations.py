@@ -17,6 +17,7 @@ CODES = {
     "not allowed in an envelope.",
     "bad-argument": "An argument has a wrong value; the message names the argument and what is possible.",
     "bad-attachment": "An attachment is neither a readable file nor (name, bytes[, type]).",
+    "bad-certificate": "A certificate does not hold: it was changed, is by another key, or is none.",
     "bad-content": "The message's bytes cannot be mail: a NUL, a bare carriage return, or no header field in "
     "the first line.",
     "bad-filter": "A filter has an unknown word or a value that cannot be read. See: outmail queue --help",

@@ -25,10 +25,11 @@ def show(arguments: argparse.Namespace) -> int:
             sys.stdout.buffer.flush()
             return 0
         status = queue.status(id)
+        moment = partial(when, utc=arguments.utc)
+        story = [] if arguments.json else queue.story(id, moment)
     if arguments.json:
         print(as_json(status.as_dict()))
         return 0
-    moment = partial(when, utc=arguments.utc)
     lines = {
         "id": status.id,
         "message-id": status.message_id,
@@ -44,6 +45,7 @@ def show(arguments: argparse.Namespace) -> int:
             print(plain_line(f"{name:<10} {value}"))
     for r in status.recipients:
         print(plain_line(f"  {r.n}. {r.address} via {r.route}: {in_words(r, utc=arguments.utc)}"))
+    print("", *map(plain_line, story), sep="\n")
     return 0
 
 
@@ -53,6 +55,9 @@ def log(arguments: argparse.Namespace) -> int:
         id = named_id(queue, arguments.id)
         attempts = queue.attempts(id)
         people = {r.n: r.address for r in queue.status(id).recipients}
+        story = [] if arguments.jsonl else queue.story(id, partial(when, utc=arguments.utc))
+    if story:
+        print(*map(plain_line, story), "", sep="\n")
     for attempt in attempts:
         if arguments.jsonl:
             print(as_json(attempt.as_dict()))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import time
 from collections.abc import Callable, Iterator
@@ -25,12 +26,15 @@ from outmail.accept.acceptance import not_stored
 from outmail.clock import Clock
 from outmail.config import Config
 from outmail.errors import ConfigError, NotFound, NotStored, Refused
+from outmail.mime import splice
 from outmail.model import Attempt, Event, Filter, RecipientStatus, Status, is_id
 from outmail.policy import selection
 from outmail.policy.loopback import statistics
 from outmail.policy.route import Routes
+from outmail.policy.timeline import Copied, Happened, timeline
 from outmail.smtp.syntax import printable
 from outmail.store import Store, StoreError, Verb, shown
+from outmail.store.verbs.export import events_of
 from outmail.system.lockfile import boot_id
 from outmail.wiring import open_store
 
@@ -39,6 +43,10 @@ R = TypeVar("R")
 UNKNOWN_ROUTE = "route unknown here"
 #: A service that gave its last sign of life longer ago than this is no longer relied on.
 SERVICE_MS = 90_000
+
+
+#: The Received field that outmail's listeners put in front of a message.
+_TAKEN = re.compile(rb"Received: from ([^\r\n]{1,255})\r\n\tby \S+ with (\w+) id")
 
 
 class EngineSeen(NamedTuple):
@@ -311,6 +319,25 @@ class Queue:
         (`policy.pace.may_send_ahead`).
         """
         return self._read(self.store.verbs.note_list("ahead"))
+
+    def history(self, id: str) -> list[Happened]:
+        """The events of one message, oldest first."""
+        rows = self._read(events_of(self.seq(id)))
+        return [Happened(at, event, n, state, reason) for at, event, n, state, _, reason, *_ in rows]
+
+    def story(self, id: str, when: Callable[[int], str]) -> list[str]:
+        """What happened to a message, in sentences, and what comes next. ``when`` writes a time (ms)."""
+        status = self.status(id)
+        copies = [Copied(c.recipients, c.sent_at, c.home_at, c.hops, c.missed) for c in self.copies(id)]
+        events, now = self.history(id), self.clock.now()
+        return timeline(status, self.attempts(id), events, copies, now, when, self._how(id))
+
+    def _how(self, id: str) -> str:
+        """How it came in, as the first Received field of our own tells; "" for programs that have none."""
+        content = self._read(self.store.verbs.content(self.seq(id))) or b""
+        name, field = next(splice.fields(content), ("", b""))
+        found = _TAKEN.match(field) if name == "received" else None
+        return f"by {found[2].decode()} from {found[1].decode('ascii', 'replace')}" if found else ""
 
     # -- loopback --------------------------------------------------------------------------------------------
 

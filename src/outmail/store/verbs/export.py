@@ -85,6 +85,11 @@ def parcels(after: int, limit: int = 100, budget: int = 16 * 1024 * 1024) -> Ver
     return found
 
 
+def events_of(seq: int) -> Verb[list[tuple[Any, ...]]]:
+    """The events of one message, oldest first, as rows of `EVENT`."""
+    return (yield EVENTS_OF, (seq,))
+
+
 def take_in(found: Sequence[Parcel], now: int) -> Verb[int]:
     """Store parcels of another store. A message with a known id is not added. Recipients that were being sent
     may have the mail: they become uncertain.
