@@ -55,7 +55,7 @@ def three_runs() -> None:
     (mail,) = live.received()
     assert (mail.sender, mail.recipients) == ("poca@example.com", ["me@example.com"])
     message: Any = email.message_from_bytes(mail.content, policy=email.policy.default)
-    text = message.get_body(("plain",)).get_content()
+    text = " ".join(message.get_body(("plain",)).get_content().split())
     assert message["subject"] == "POCA log" and "2 errors" in text and "FEED" in text, text
 
 
