@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from outmail.outbox.aio import AsyncOutbox
 from outmail.outbox.outbox import Outbox
 from outmail.reports.door import ReportDoor
 from outmail.testing import Sink
+from tests.waiting import until
 
 MakeBox = Callable[..., Outbox]
 LAST_LINE = """
@@ -271,3 +273,19 @@ def test_importing_costs_little() -> None:
     code = "import sys; before = set(sys.modules); import outmail; print(len(set(sys.modules) - before))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=True)
     assert int(done.stdout) <= 3
+
+
+@pytest.mark.parametrize("step", ["CONNECT", "DOT"])
+def test_the_end_waits_no_longer_than_exit_wait(make_box: Callable[..., Outbox], step: str) -> None:
+    """Also for a relay that never answers; what it may have taken is marked."""
+    with Sink(f"{step}: hang") as sink:
+        box = make_box(relay=sink.url, exit_wait=1.0)
+        id = box.send("a@x.test", "s", "t").id
+        until(lambda: box.status(id).recipients[0].state == "sending")
+        time.sleep(0.3)  # it is at that step
+        began = time.monotonic()
+        box.close()
+        assert time.monotonic() - began < 2.0
+    with make_box(deliver="never") as later:
+        (recipient,) = later.status(id).recipients
+        assert recipient.state == "queued" and recipient.uncertain is (step == "DOT")

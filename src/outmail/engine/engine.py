@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -70,6 +71,7 @@ class Engine:
         self.settings = settings or EngineSettings()
         self.clock = clock or Clock()
         self.stopping = False
+        self.patience = math.inf
         #: Its name in the store; "" before it is registered and when it leaves. May be read from any thread.
         self.name = ""
         self.idle = 60.0
@@ -227,8 +229,11 @@ class Engine:
         self._ready = self._ready or asyncio.Event()
         await self._ready.wait()
 
-    def stop(self) -> None:
-        """Finish what is being sent, put the rest back, end."""
+    def stop(self, patience: float = math.inf) -> None:
+        """Finish what is being sent within ``patience`` seconds (at most `PATIENCE`), put the rest back,
+        end.
+        """
+        self.patience = min(self.patience, patience)
         self.stopping = True
         self.wake()
 
@@ -336,11 +341,11 @@ class Engine:
                 self.completer.give_back(hop, delivery)
 
     async def _end_sessions(self) -> None:
-        """Let sessions finish; cancel those that take longer than `PATIENCE` seconds."""
+        """Let sessions finish; cancel those that take longer than that."""
         feeds = [feed for hop in self.hops.values() for feed in hop.feeds]
         tasks = [feed.task for feed in feeds if feed.task is not None]
         if tasks:
-            await asyncio.wait(tasks, timeout=PATIENCE)
+            await asyncio.wait(tasks, timeout=min(PATIENCE, self.patience))
         for task in tasks:
             task.cancel()
         if tasks:

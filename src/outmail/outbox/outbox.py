@@ -14,6 +14,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("outmail")
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
+#: Seconds of ``exit_wait`` that are kept for the engine's end; half of them it has in any case.
+ENDING = 1.0
 WAIT_WITH_USING = "wait= with using=: nothing is sent before your transaction is committed"
 
 
@@ -398,8 +401,9 @@ class Outbox:
             if self._takeover is not None:
                 self._takeover.all()
                 self._takeover.stop()
-            self._engine.drain(self._exit_wait)
-            self._engine.end()
+            deadline = time.monotonic() + self._exit_wait
+            self._engine.drain(self._exit_wait - min(ENDING, self._exit_wait / 2))
+            self._engine.end(max(ENDING / 2, deadline - time.monotonic()))
             if not self._detached or not self._detach():
                 self._tell_rest()
         self.store.close()

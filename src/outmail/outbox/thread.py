@@ -58,7 +58,8 @@ class EngineThread:
         self.engine.stop()
         await life
 
-    def end(self) -> None:
-        self.engine.stop()
+    def end(self, within: float) -> None:
+        """Stop the engine. What it is at within these seconds is put back."""
+        self.engine.stop(within / 2)
         if self._thread is not None:
-            self._thread.join(timeout=2.0)
+            self._thread.join(timeout=within)
