@@ -106,11 +106,11 @@ def test_a_notebook_has_a_bar_too(monkeypatch: pytest.MonkeyPatch) -> None:
     job: Any = SimpleNamespace(name="j", total=3, done=0, initial=0, rate=0.0, eta=None, elapsed=1.0)
     assert bar.Bar.wanted(None, job) is None
     kernel = SimpleNamespace(config={"IPKernelApp": {}})
-    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: kernel))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: kernel))
     found = bar.Bar.wanted(None, job)
     assert found is not None and bar.Bar.wanted(False, job) is None
     found.close()
-    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: None))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: None))
     assert bar.Bar.wanted(None, job) is None, "a shell is a terminal or none"
 
 
