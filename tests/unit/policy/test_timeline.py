@@ -60,5 +60,5 @@ def test_it_is_told_in_the_order_of_time_with_what_comes_next() -> None:
     assert told[4].startswith("b@x.test, d@x.test: put off by mx; it said: 451 4.7.1 later. That means: ")
     assert lines[8].endswith("d@x.test was given up: too old") and len(lines) == 14
     ends = lines[9:]
-    assert "arrived twice" in ends[0] and f"Next try {AT + 60_000}; given up {AT + 10**6}." in ends[1]
+    assert "arrived twice" in ends[0] and f"Next try at {AT + 60_000}; given up at {AT + 10**6}." in ends[1]
     assert "outmail queue release" in ends[2] and "requeue" in ends[3] and "sending it" in ends[4]
