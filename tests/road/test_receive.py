@@ -161,7 +161,7 @@ def test_one_mailbox_not_writable_holds_up_nobody(
         )
     )
     store = ("--store", str(tmp_path / "q.db"))
-    until(lambda: b"bob@here.test: deferred" in outmail("queue", "list", *store).stdout)
+    until(lambda: b"bob@here.test via local: deferred" in outmail("queue", "list", *store).stdout)
     with smtplib.LMTP(str(tmp_path / "lmtp")) as client:
         client.ehlo()
         client.mail("a@far.test")
