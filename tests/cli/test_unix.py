@@ -52,7 +52,7 @@ def test_recipients_of_the_header_get_it_and_nobody_sees_a_bcc(store: Path) -> N
     assert call("sendmail", "-t", store=store, given=given).returncode == 0
     status, content = only(store)
     assert people(status) == ["a@x.test", "b@x.test", "c@x.test", "d@x.test"]
-    assert "bcc" not in content.lower() and "c@x.test" not in content
+    assert "\nbcc:" not in content.lower() and "c@x.test" not in content
 
 
 def test_header_and_command_line_are_joined_without_doubles(store: Path) -> None:
@@ -233,6 +233,12 @@ def test_a_relay_that_is_our_own_sendmail_does_not_go_round_in_a_circle(store: P
     subprocess.run([sys.executable, "-m", "outmail", *words], capture_output=True, timeout=60, check=True)
     [recipient] = only(store)[0].recipients
     assert (recipient.state, recipient.attempts) == ("queued", 1) and "circle" in recipient.reason
+
+
+def test_a_relay_that_is_named_is_the_route(store: Path) -> None:
+    words = ["-a", "smtp://relay.test:2525", "a@x.test"]
+    assert call("sendmail", *words, store=store, given=MESSAGE).returncode == 0
+    assert only(store)[0].recipients[0].route == "smtp://relay.test:2525"
 
 
 def test_verifying_says_where_mail_would_go(store: Path) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 _HEAD = b"outmail deposit 1\n"
 #: Words that may be there once; recipients come as often as there are.
-_WORDS = ("user", "sender", "name", "notify", "ret", "envid", "relay")
+_WORDS = ("user", "sender", "name", "notify", "ret", "envid")
 
 
 class Deposit:
@@ -30,7 +30,6 @@ class Deposit:
         notify: str = "",
         ret: str = "",
         envid: str = "",
-        relay: str | None = None,
         as_is: bool = False,
     ) -> None:
         self.content = content
@@ -41,7 +40,6 @@ class Deposit:
         self.notify = notify
         self.ret = ret
         self.envid = envid
-        self.relay = relay
         self.as_is = as_is
 
     def packed(self) -> bytes:

@@ -82,8 +82,12 @@ def aliases(path: str) -> dict[str, tuple[str, ...]]:
         return {}
 
 
-def draft(deposit: Deposit, here: Here, *, uid: int, now: int, key: str | None = None) -> Draft:
-    """A deposit → a draft for the door; raises `Refused`."""
+def draft(
+    deposit: Deposit, here: Here, *, uid: int, now: int, key: str | None = None, route: str | None = None
+) -> Draft:
+    """A deposit → a draft for the door; raises `Refused`. ``route``: the name of one, in the place of the
+    configured ones.
+    """
     try:
         message = handed_in.read(deposit.content)
     except handed_in.Unreadable as problem:
@@ -104,7 +108,7 @@ def draft(deposit: Deposit, here: Here, *, uid: int, now: int, key: str | None =
         sender,
         list(dict.fromkeys(targets)),
         key,
-        route=deposit.relay,
+        route=route,
         dsn=Dsn(deposit.notify, deposit.ret, deposit.envid) if _asks(deposit) else None,
         id=id,
         trace=_received(here.hostname, uid, id, now),

@@ -47,7 +47,6 @@ def made_of(call: Call, content: bytes, recipients: list[str]) -> Deposit:
         notify=call.notify,
         ret=call.ret,
         envid=call.envid,
-        relay=call.relay,
         as_is=call.gateway,
     )
 
@@ -73,5 +72,9 @@ def drop_folder(call: Call) -> str:
     caller names a queue of their own.
     """
     folder = os.environ.get("OUTMAIL_DROP", dropbox.FOLDER)
+    if (
+        os.getuid() != os.geteuid()
+    ):  # a program with its owner's rights: its caller's environment says nothing
+        folder = dropbox.FOLDER
     own = call.config or call.store or call.relay or any(map(os.environ.get, _OWN))
     return folder if folder and not own and dropbox.is_open(folder) else ""

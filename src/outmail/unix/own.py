@@ -17,14 +17,15 @@ from outmail.intake import local
 from outmail.intake.deposit import Deposit
 from outmail.outbox.outbox import Outbox
 from outmail.unix.flags import Call
-from outmail.wiring import here
+from outmail.wiring import here, route_of
 
 
 def kept(call: Call, deposit: Deposit) -> str:
     """Store it; returns its id. Raises `Refused`, `NotStored`, `ConfigError`."""
     config = configured(call.config, call.store, None)
-    with Outbox(config=config, relay=deposit.relay, deliver="never") as box:
-        draft = local.draft(deposit, here(config), uid=os.getuid(), now=Clock().now())
+    with Outbox(config=config, relay=call.relay, deliver="never") as box:
+        route = route_of(call.relay, config)[0]
+        draft = local.draft(deposit, here(config), uid=os.getuid(), now=Clock().now(), route=route)
         receipt = box.door.accept([draft])[0]
         if config.through:
             from outmail.cli.sending import pass_on

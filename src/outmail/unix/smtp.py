@@ -68,7 +68,6 @@ def _kept(call: Call, request: protocol.Deliver) -> Reply:
         notify=request.notify[0] if len(set(request.notify)) == 1 else "",
         ret=request.ret,
         envid=request.envid,
-        relay=call.relay,
         as_is=True,
     )
     try:

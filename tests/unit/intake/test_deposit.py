@@ -11,17 +11,11 @@ from outmail.intake.deposit import Deposit, unpacked
 _WORD = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\r\0"), max_size=30)
 
 
-@given(st.binary(), st.lists(_WORD), _WORD, st.none() | _WORD, _WORD, st.none() | _WORD, st.booleans())
+@given(st.binary(), st.lists(_WORD), _WORD, st.none() | _WORD, _WORD, _WORD, st.booleans())
 def test_what_is_packed_comes_back(
-    content: bytes,
-    recipients: list[str],
-    user: str,
-    sender: str | None,
-    name: str,
-    relay: str | None,
-    as_is: bool,
+    content: bytes, recipients: list[str], user: str, sender: str | None, name: str, envid: str, as_is: bool
 ) -> None:
-    made = Deposit(content, recipients, user=user, sender=sender, name=name, relay=relay, as_is=as_is)
+    made = Deposit(content, recipients, user=user, sender=sender, name=name, envid=envid, as_is=as_is)
     assert vars(unpacked(made.packed())) == vars(made)
 
 
