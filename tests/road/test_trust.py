@@ -343,6 +343,7 @@ def test_relative_paths_are_beside_the_file_that_names_them(
         "'/k'\nusers_file = 'u'\n"
         "[receive]\naliases = 'a'\ncertificate = 'c'\nkey = 'k'\n[reports]\ntemplates = 't'\n"
     )
+    (etc / "t").mkdir()
     config = load(str(file), {})
     found = (
         config.routes.relays["b"].ca,
@@ -406,7 +407,8 @@ def test_templates_of_somebody_else_are_passed_over(tmp_path: Path, caplog: pyte
     foreign(theirs / "report.txt")
     assert mail.as_text(report, str(ours)).startswith("by a template")
     assert (
-        mail.as_text(report, str(theirs)).startswith("a headline") and "is not used, because" in caplog.text
+        mail.as_text(report, str(theirs)).startswith("FAILED: a headline")
+        and "is not used, because" in caplog.text
     )
 
 

@@ -448,5 +448,5 @@ def test_a_note_that_both_stores_have_is_not_lost_and_it_says_so(
     for store in pair:
         assert store.read(store.verbs.note_get("digest", "app"))[0] == {"from": store.url}
     assert old.read(old.verbs.note_get("digest", "same")) is None
-    (said,) = [record.getMessage() for record in caplog.records if "of its own" in record.getMessage()]
+    (said,) = [record.getMessage() for record in caplog.records if "its own note" in record.getMessage()]
     assert "digest/app" in said and "digest/same" not in caplog.text

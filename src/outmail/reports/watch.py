@@ -136,6 +136,8 @@ def headline_only(options: Any, result: Any, why: str, how: str) -> None:
     """For when no mail may be sent at all."""
     if _word(options, result, "alert" if result.failed else "", changed=False):
         lastresort.headline_only(_headline(options, result), options.name, why, how)
+    else:
+        tell(f"the run of {options.name} is not on record: {why}")
 
 
 def _headline(options: Any, result: Any) -> str:
