@@ -8,7 +8,6 @@ import os
 import re
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.pgserver import free_port
+from tests.waiting import listens, until
 
 WALKS = Path(__file__).parents[2] / "docs" / "walks"
 BLOCK = re.compile(r"(?:^`([\w./-]+)`[^\n]*:\n\n)?```(\w*)\n(.*?)^```", re.S | re.M)
@@ -97,20 +97,19 @@ def _matches(line: str, output: str) -> bool:
 
 
 def _follow(shell: Shell, command: str, shown: list[str]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while True:
+    began = time.monotonic()
+
+    def as_shown() -> bool:
         status, output = shell.run(command)
         missing = [line for line in shown if not _matches(line, output)]
         if not missing and status == 0:
-            return
+            return True
         looking = re.match(r"outmail (queue list|queue stats|show|why|jobs|log|events)\b", command)
-        assert looking and time.monotonic() < deadline, f"$ {command}\n{output}\nstatus {status}; {missing}"
-        time.sleep(0.2)
+        in_time = looking and time.monotonic() - began < SECONDS
+        assert in_time, f"$ {command}\n{output}\nstatus {status}; {missing}"
+        return False
 
-
-def _listens(port: str) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", int(port))) == 0
+    until(as_shown, 2 * SECONDS)
 
 
 def test_there_are_four_walks() -> None:
@@ -121,8 +120,8 @@ def test_there_are_four_walks() -> None:
 def test_a_walk_can_be_followed(name: str, shell: Shell, tmp_path: Path) -> None:
     page = (WALKS / f"{name}.md").read_text()
     assert len(page.splitlines()) <= 150, "a walk is one page"
-    mailbox, nobody = str(free_port()), str(free_port())
-    page = page.replace(MAILBOX, mailbox).replace(NOBODY, nobody)
+    mailbox, nobody = free_port(), free_port()
+    page = page.replace(MAILBOX, str(mailbox)).replace(NOBODY, str(nobody))
     for file, language, block in BLOCK.findall(page):
         if file:
             (tmp_path / file).write_text(block)
@@ -135,7 +134,4 @@ def test_a_walk_can_be_followed(name: str, shell: Shell, tmp_path: Path) -> None
             for command, shown in _steps(block):
                 _follow(shell, command, shown)
                 if command.startswith("outmail receive"):
-                    deadline = time.monotonic() + SECONDS
-                    while not _listens(mailbox):
-                        assert time.monotonic() < deadline, "the mailbox does not listen"
-                        time.sleep(0.05)
+                    until(lambda: listens(mailbox), SECONDS)

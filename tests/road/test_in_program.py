@@ -20,7 +20,7 @@ from outmail.outbox.aio import AsyncOutbox
 from outmail.outbox.outbox import Outbox
 from outmail.reports.door import ReportDoor
 from outmail.testing import Sink
-from tests.waiting import until
+from tests.waiting import stays, until
 
 MakeBox = Callable[..., Outbox]
 LAST_LINE = """
@@ -282,7 +282,8 @@ def test_the_end_waits_no_longer_than_exit_wait(make_box: Callable[..., Outbox],
         box = make_box(relay=sink.url, exit_wait=1.0)
         id = box.send("a@x.test", "s", "t").id
         until(lambda: box.status(id).recipients[0].state == "sending")
-        time.sleep(0.3)  # it is at that step
+        until(lambda: step == "CONNECT" or "DATA" in sink.commands)
+        stays(lambda: box.status(id).recipients[0].state == "sending", 0.3)  # it is at that step
         began = time.monotonic()
         box.close()
         assert time.monotonic() - began < 2.0
