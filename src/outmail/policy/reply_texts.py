@@ -6,7 +6,8 @@ senders.yahooinc.com/smtp-error-codes; Amazon SES: docs.aws.amazon.com/ses "SMTP
 sending errors"; Postfix: postconf(5) and the texts of smtpd, cleanup and postscreen of Postfix 3.7. The last
 group is what outmail and the system say themselves where no server answered.
 Promises: the order is from the particular to the general; the first pattern that is found in "code enhanced
-text" tells. Does not: choose among codes (`replies`), or know every text: providers change them.
+text" tells; between a code and its words lie at most 200 characters, so that no text takes long. Does not:
+choose among codes (`replies`), or know every text: providers change them.
 """
 
 from __future__ import annotations
@@ -45,42 +46,43 @@ _REPUTATION = (
 GMAIL: Final = _known(
     "Gmail",
     (
-        r"application-specific password|5\.7\.9 .*gsmtp",
+        r"application-specific password|5\.7\.9 .{0,200}gsmtp",
         "Gmail takes no ordinary password for SMTP from this account.",
         _APP_PASSWORD,
     ),
     (
-        r"(username and password not accepted|badcredentials).*",
+        r"username and password not accepted|badcredentials",
         "Gmail does not accept user name or password.",
         _APP_PASSWORD,
     ),
     (
-        r"5\.7\.14 .*(gsmtp|web browser)",
+        r"5\.7\.14 .{0,200}(gsmtp|web browser)",
         "Gmail wants the owner of the account to log in by a browser once.",
         "Do that, then let the queue try again.",
     ),
     (
-        r"(daily user sending|5\.4\.5 .*gsmtp)",
+        r"(daily user sending|5\.4\.5 .{0,200}gsmtp)",
         "The account has sent as many messages as Gmail allows it in a day.",
         "Wait a day, or send by a relay without that limit; set a `rate`.",
     ),
     (
-        r"5\.7\.26 .*(gsmtp|unauthenticated|dmarc)|unauthenticated email from|no authentication information",
+        r"5\.7\.26 .{0,200}(gsmtp|unauthenticated|dmarc)|unauthenticated email from"
+        r"|no authentication information",
         "Gmail could not tell that the mail is from the sender's domain: SPF and DKIM are missing or wrong.",
         _AUTHENTICATED,
     ),
     (
-        r"[45]\.7\.(27|30|31|32|40)\b.*gsmtp",
+        r"[45]\.7\.(27|30|31|32|40)\b.{0,200}gsmtp",
         "Gmail misses SPF, DKIM or DMARC of the sender's domain.",
         _AUTHENTICATED,
     ),
     (
-        r"[45]\.7\.(25|1) .*(ptr record|ipv6 sending guidelines)",
+        r"[45]\.7\.(25|1) .{0,200}(ptr record|ipv6 sending guidelines)",
         "The sending address has no reverse DNS record, or mail over IPv6 has no SPF or DKIM.",
         "Have the reverse DNS record set, or send through a relay that has one.",
     ),
     (
-        r"[45]\.7\.(0|28) .*unusual rate of (unsolicited )?(mail|email)",
+        r"[45]\.7\.(0|28) .{0,200}unusual rate of (unsolicited )?(mail|email)",
         "Gmail sees too much unwanted mail from this address or domain.",
         _REPUTATION,
     ),
@@ -115,7 +117,7 @@ GMAIL: Final = _known(
         "Enter the sending address in the Workspace administration, or log in.",
     ),
     (
-        r"5\.1\.1 .*(gsmtp|nosuchuser)",
+        r"5\.1\.1 .{0,200}(gsmtp|nosuchuser)",
         "There is no such account at Gmail.",
         "Look at the address for a slip of the keyboard.",
     ),
@@ -134,12 +136,12 @@ MICROSOFT: Final = _known(
         "Give the relay's URL a user name and a password.",
     ),
     (
-        r"(sendasdenied|5\.7\.60 .*send as)",
+        r"(sendasdenied|5\.7\.60 .{0,200}send as)",
         "The account may not send with this sender's address.",
         "Use the account's own address in `from`, or have the right to send as the other one given.",
     ),
     (
-        r"5\.1\.8 .*(bad outbound sender|access denied)",
+        r"5\.1\.8 .{0,200}(bad outbound sender|access denied)",
         "Microsoft has blocked the account for the mail it sent.",
         "An administrator must look at the account, and free it on the list of restricted users.",
     ),
@@ -184,11 +186,15 @@ MICROSOFT: Final = _known(
         "Nothing, the queue tries again.",
     ),
     (
-        r"5\.4\.1 .*recipient address rejected: access denied",
+        r"5\.4\.1 .{0,200}recipient address rejected: access denied",
         "The organisation has no such recipient.",
         "Look at the address.",
     ),
-    (r"5\.1\.10\b.*(recipient|resolver)", "The organisation has no such recipient.", "Look at the address."),
+    (
+        r"5\.1\.10\b.{0,200}(recipient|resolver)",
+        "The organisation has no such recipient.",
+        "Look at the address.",
+    ),
     (
         r"5\.7\.64\b|tenantattribution",
         "No connector of the organisation knows this server or its certificate.",
@@ -215,12 +221,12 @@ YAHOO: Final = _known(
         "Look at the links in it: they must lead where they say.",
     ),
     (
-        r"5\.7\.9 .*message not accepted for policy reasons",
+        r"5\.7\.9 .{0,200}message not accepted for policy reasons",
         "Yahoo does not take the content, or the sender's domain fails DMARC.",
         _AUTHENTICATED,
     ),
     (
-        r"user doesn't have a (yahoo|aol)|mailbox not found.*\(yahoo",
+        r"user doesn't have a (yahoo|aol)|mailbox not found.{0,200}\(yahoo",
         "There is no such account at Yahoo.",
         "Look at the address.",
     ),
@@ -244,7 +250,7 @@ SES: Final = _known(
         "Verify the address or its domain, and leave the sandbox.",
     ),
     (
-        r"sending (has been )?(suspended|paused)|account.*(is )?paused",
+        r"sending (has been )?(suspended|paused)|account.{0,200}(is )?paused",
         "AWS has stopped the account's sending, for bounces or complaints.",
         "See the account's dashboard, and answer AWS there.",
     ),
@@ -254,12 +260,12 @@ SES: Final = _known(
         "Give the IAM user the right ses:SendRawEmail for this identity.",
     ),
     (
-        r"535 .*authentication credentials invalid",
+        r"535 .{0,200}authentication credentials invalid",
         "The SMTP credentials are wrong. They are not the access keys of AWS, and hold for one region.",
         "Make SMTP credentials in the console of the region that the relay's host names.",
     ),
     (
-        r"configuration set .*(does not exist|doesn't exist)",
+        r"configuration set .{0,200}(does not exist|doesn't exist)",
         "The message names a configuration set that the account does not have.",
         "Look at the field X-SES-CONFIGURATION-SET.",
     ),
@@ -279,7 +285,7 @@ POSTFIX: Final = _known(
         "Give the relay's URL a user name and a password, or have this machine's address allowed there.",
     ),
     (
-        r"user unknown in .* table|recipient unknown",
+        r"user unknown in .{0,200} table|recipient unknown",
         "The server has no such mailbox.",
         "Look at the address.",
     ),
@@ -400,7 +406,7 @@ HERE: Final = _known(
         "If its operator has renewed it, set the new fingerprint.",
     ),
     (
-        r"wrong version number|unexpected eof.*tls|http request",
+        r"wrong version number|unexpected eof.{0,200}tls|http request",
         "it does not speak TLS at once on this port",
         "Use smtp:// for port 587 and 25, smtps:// for port 465.",
     ),
