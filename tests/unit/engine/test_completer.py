@@ -31,7 +31,9 @@ class Scene:
         self.engine = Calls(owner=self.owner, ours=lambda d: d.owner == self.owner.id and not self.owner.lost)
         store = SimpleNamespace(verbs=Spoken(), dots=self.record, settled=self.forget)
         self.hop: Any = SimpleNamespace(out=0, queue=[], drop=list)
-        self.counts = dict.fromkeys(("delivered", "deferred", "refused", "unknown", "expired"), 0)
+        self.counts = dict.fromkeys(
+            ("delivered", "deferred", "refused", "unknown", "expired", "quarantined"), 0
+        )
         ages = SimpleNamespace(now=lambda: None, too_old=lambda delivery, now: False)
         seldom = Throttle(logging.getLogger("outmail.engine"))
         clock, set_so = FakeClock(NOW), EngineSettings(**settings)
@@ -200,3 +202,23 @@ def test_a_lease_that_was_lost_is_undone_and_tried_again_when_that_fails() -> No
     assert scene.commits.asks[0][0][:3] == ("unlease", 7, [3]) and not scene.completer.lost
     scene.commits.answer(FULL)
     assert scene.completer.lost == [(7, 3)]
+
+
+def test_what_the_store_did_not_take_back_is_given_back_again(caplog: pytest.LogCaptureFixture) -> None:
+    """But for what a bug kept: that waits for the end of the engine."""
+    scene = Scene()
+    made, other = scene.taken(1), scene.taken(2)
+    scene.completer._returned([made], FULL)
+    assert scene.completer._returns == [made] and "failed" in scene.engine.heard
+    scene.completer._returned([other], ZeroDivisionError("a bug"))
+    assert scene.completer._returns == [made] and "because of a bug" in caplog.text
+    scene.completer._returned([made], 1)
+    assert scene.over == [made.id]
+
+
+def test_a_quarantine_that_could_not_be_written_gives_the_mail_back() -> None:
+    scene = Scene()
+    made = delivery(1)
+    scene.completer.quarantine(made)
+    scene.commits.answer(FULL)
+    assert scene.completer._returns == [made] and scene.engine.heard == ["failed"]
