@@ -49,8 +49,13 @@ def test_a_bug_ends_the_engine_and_nothing_else(caplog: pytest.LogCaptureFixture
 
 
 def test_who_gives_up_waiting_is_no_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(work: Any) -> None:
+        work.close()
+        raise KeyboardInterrupt
+
     monkeypatch.setattr(module, "started", lambda thread: False)
-    made = EngineThread(FakeEngine(KeyboardInterrupt()))
+    monkeypatch.setattr(asyncio, "run", interrupted)
+    made = EngineThread(FakeEngine())
     made.drain(30)
     assert made.failure is None
 
