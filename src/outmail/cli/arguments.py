@@ -106,7 +106,10 @@ def _envelope(parser: argparse.ArgumentParser) -> None:
 def parser() -> _Parser:
     """The whole command line."""
     top = _Parser(
-        prog="outmail", description="Outgoing mail for programs: accept, keep safe, deliver, prove."
+        prog="outmail",
+        description="Outgoing mail for programs: accept, keep safe, deliver, prove.",
+        epilog="Called as sendmail, mailq, newaliases or mail (by a link of that name, or as the first "
+        "word: outmail sendmail -t) it is that command of Unix.",
     )
     top.add_argument("--version", action="store_true", help="print the version")
     sub = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
