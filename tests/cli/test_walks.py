@@ -125,7 +125,7 @@ def test_a_walk_can_be_followed(name: str, shell: Shell, tmp_path: Path) -> None
     for file, language, block in BLOCK.findall(page):
         if file:
             (tmp_path / file).write_text(block)
-            (tmp_path / file).chmod(0o700 if block.startswith("#!") else 0o600)
+            (tmp_path / file).chmod(0o600)
         elif language == "cron":
             for line in block.splitlines():
                 _follow(shell, line.split(None, 5)[5], [])

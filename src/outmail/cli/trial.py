@@ -42,7 +42,8 @@ def test(arguments: argparse.Namespace) -> int:
     relays = config.with_passwords(config.routes).resolve(delivery.destination)
     _tell(f"a test message from {delivery.sender or '<>'} to {delivery.recipients[0].address}")
     for relay in relays:
-        outcome = asyncio.run(_tried(relay, config, delivery))
+        named = arguments.relay if arguments.relay and relay.name == "default" else relay.name
+        outcome = asyncio.run(_tried(relay, named, config, delivery))
         if outcome.kind != "deferred" or outcome.scope != "destination":
             break
     _tell_ahead(arguments, config)
@@ -121,9 +122,9 @@ class _Feed:
         self.failure, self.transcript = outcome, list(transcript)
 
 
-async def _tried(relay: Relay, config: Config, delivery: Delivery) -> Outcome:
-    """Try one relay, and print the steps, the dialogue and the advice."""
-    _tell(f"relay {relay.url}" if relay.name == relay.url else f"relay {relay.name}: {relay.url}")
+async def _tried(relay: Relay, named: str, config: Config, delivery: Delivery) -> Outcome:
+    """Try one relay, and print the steps, the dialogue and the advice. ``named``: as the caller says it."""
+    _tell(f"relay {relay.url}" if named == relay.url else f"relay {named}: {relay.url}")
     delivery.recipients[0].outcome = None
     feed = _Feed(delivery)
     session = asyncio.ensure_future(transports(config)(relay).session(feed))
