@@ -23,8 +23,7 @@ import outmail
 from outmail import clock
 from outmail.errors import Refused
 from outmail.mime import headers, splice
-from outmail.policy import aliases, digest, plain, replies, route, secrets, selection
-from outmail.policy.reply_texts import HERE, SERVERS
+from outmail.policy import aliases, digest, plain, route, secrets, selection
 from outmail.reports import digest as digests
 from outmail.reports import digest_fold, mail, records
 from outmail.smtp import client, lines, reply, server, syntax
@@ -48,7 +47,6 @@ BOUNDED = {
         200,
         "the test server's script",
     ),
-    **{known.pattern.pattern: (replies.READ, "replies.READ") for known in (*SERVERS, *HERE)},
 }
 
 

@@ -9,7 +9,6 @@ Does not: know what a failure means for a message (`policy.retry` decides that),
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from outmail.model import Reply
@@ -17,8 +16,6 @@ from outmail.policy.reply_codes import BASIC, CLASSES, ENHANCED, SUBJECTS
 from outmail.policy.reply_texts import HERE, SERVERS, Known
 
 _CODE = re.compile(r"([2-5]\d\d)?[ -]*([245]\.\d{1,3}\.\d{1,3})?[ -]*(.*)", re.DOTALL)
-#: Characters of a reply in which a known text is looked for.
-READ = 1000
 #: What the first digit of a basic code says (RFC 5321 §4.2.1).
 _FIRST = {
     2: "The server did what was asked.",
@@ -60,19 +57,15 @@ def trouble(text: str) -> tuple[str, str] | None:
     """(what is the matter with a next hop, as the end of "…: ", what to do) of the words that stand where no
     server answered; None for what is not known.
     """
-    found = _first(HERE, text)
+    found = next((known for known in HERE if known.pattern.search(text)), None)
     return (found.cause, found.remedy) if found else None
 
 
 def _known(reply: Reply) -> Known | None:
     if not reply.text:
         return None
-    return _first(SERVERS if reply.code else HERE, str(reply))
-
-
-def _first(texts: Iterable[Known], text: str) -> Known | None:
-    beginning = text[:READ]  # the expressions take quadratic time on what somebody made for it
-    return next((known for known in texts if known.pattern.search(beginning)), None)
+    text = str(reply)
+    return next((known for known in (SERVERS if reply.code else HERE) if known.pattern.search(text)), None)
 
 
 def _by_enhanced(code: str) -> Explanation | None:
