@@ -232,7 +232,9 @@ def test_watch_tells_a_failure_without_a_store(sink: Sink, mails: Mails, tmp_pat
 
 def test_a_configuration_that_cannot_be_read_sends_nothing(tmp_path: Path, sink: Sink) -> None:
     (tmp_path / "outmail.toml").write_text("nonsense")
-    done = watch(tmp_path, "exit 4", "--name", "x", OUTMAIL_RELAY=sink.url)
+    done = watch(
+        tmp_path, "exit 4", "--name", "x", OUTMAIL_RELAY=sink.url, OUTMAIL_STORE=str(tmp_path / "q.db")
+    )
     assert done.returncode == 4 and "the report of x was not stored" in done.stderr and not sink.messages
 
 
