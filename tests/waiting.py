@@ -22,12 +22,14 @@ PATIENCE = 30.0
 PAUSE = 0.01
 
 
-def until(condition: Callable[[], T], seconds: float = PATIENCE) -> T:
-    """What ``condition()`` returns, once that is true; fails after ``seconds``."""
+def until(condition: Callable[[], T], seconds: float = PATIENCE, *, pause: float = PAUSE) -> T:
+    """What ``condition()`` returns, once that is true; fails after ``seconds``. A look that starts a program
+    needs a longer ``pause``.
+    """
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, f"it did not come within {seconds} s"
-        time.sleep(PAUSE)
+        time.sleep(pause)
     return found
 
 

@@ -109,7 +109,7 @@ def _follow(shell: Shell, command: str, shown: list[str]) -> None:
         assert in_time, f"$ {command}\n{output}\nstatus {status}; {missing}"
         return False
 
-    until(as_shown, 2 * SECONDS)
+    until(as_shown, 2 * SECONDS, pause=0.2)
 
 
 def test_there_are_four_walks() -> None:
