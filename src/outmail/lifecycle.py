@@ -224,7 +224,7 @@ def reroute(now: Standing, route: str) -> Standing:
 
 def quarantine(now: Standing, reason: str = "corrupt") -> Standing:
     """The content is unreadable or its hash is wrong."""
-    return _step(now, "quarantine", HELD, reason, wish=None)
+    return _step(now, "quarantine", HELD, reason, losses=0, wish=None)
 
 
 def requeue(now: Standing) -> Standing:

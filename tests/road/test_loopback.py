@@ -314,7 +314,7 @@ def test_a_bounce_of_the_copy_and_a_second_one_are_counted(
 
 
 def test_without_an_address_or_a_store_it_says_so(outmail: Run, tmp_path: Path) -> None:
-    assert outmail("loopback", stdin=b"x").returncode == 78
+    assert outmail("loopback", "--store", f"{tmp_path}/q.db", stdin=b"x").returncode == 78
     (tmp_path / "c.toml").write_text(f'store = "{tmp_path}/none/q.db"\n{LOOP}')
     assert outmail("loopback", "--config", "c.toml", stdin=b"x").returncode in (75, 77)
 
