@@ -26,6 +26,7 @@ from outmail.smtp.syntax import printable
 from outmail.system import dropbox
 from outmail.system.starting import started
 from outmail.system.throttle import Throttle
+from outmail.system.user import login
 
 log = logging.getLogger("outmail.sendmail")
 
@@ -119,7 +120,7 @@ class DropFolder:
         except (dropbox.Strange, ValueError) as problem:
             self._put_aside(name, str(problem))
             return
-        found.user = _login(uid)
+        found.user = login(uid)
         self._keep(found, here, uid, f"drop:{uid}:{name}")
         try:
             dropbox.remove(self.folder, name)
@@ -153,13 +154,3 @@ class DropFolder:
             os.rename(f"{self.folder}/{name}", f"{self.folder}/{name}.bad")
         except OSError:
             self._stuck.add(name)
-
-
-def _login(uid: int) -> str:
-    """The user's name; "" for a number without one."""
-    import pwd
-
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return ""

@@ -17,15 +17,12 @@ from dataclasses import dataclass, field
 from outmail.accept.acceptance import Draft
 from outmail.errors import Refused
 from outmail.intake.deposit import Deposit
-from outmail.mime import handed_in, headers
+from outmail.mime import handed_in, headers, splice
 from outmail.model import Dsn, keyed_id, new_id
 from outmail.policy.aliases import MAX_INCLUDED, AliasError, Directory, parse
 from outmail.smtp.syntax import AddressError, parse_mailbox, qualified
 
 log = logging.getLogger("outmail.sendmail")
-
-#: Received fields after which a message goes round in a circle; as for the listeners.
-HOPS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +96,8 @@ def draft(
         _rewrite(message, here)
     if not message.has("from") and not message.has("resent-from"):
         message.fields.append(("from", _author(deposit.name, sender or here.shown(me))))
-    if sum(name == "received" for name, _ in message.fields) >= HOPS:
-        raise Refused(f"the message has passed {HOPS} servers already: a loop", code="loop")
+    if sum(name == "received" for name, _ in message.fields) >= splice.MAX_HOPS:
+        raise Refused(f"the message has passed {splice.MAX_HOPS} servers already: a loop", code="loop")
     id = keyed_id(key) if key else new_id(now)
     targets = [target for name in deposit.recipients for target in here.targets(name)]
     return Draft(

@@ -36,6 +36,7 @@ from outmail.model import Dsn, Reply, new_id
 from outmail.policy.admission import Meter, Network, is_trusted, neighbourhood
 from outmail.smtp import server as protocol
 from outmail.system.throttle import Throttle
+from outmail.system.user import login
 from outmail.transport.wire import Wire
 
 log = logging.getLogger("outmail.intake")
@@ -56,7 +57,6 @@ LEAST_DISK = 64 * 1024 * 1024
 #: Seconds: a commit that takes longer stops new mail; the time between two counts of the queue.
 SLOW_STORE = 5.0
 COUNT_EVERY = 10.0
-HOPS = 50
 BACKLOG = 512
 #: How many new connections are accepted in one turn, before existing ones are served.
 AT_ONCE = 64
@@ -637,8 +637,8 @@ def traced(
         splice.check_first(content, headless=True)
     except splice.ContentError as problem:
         raise Refused(str(problem), code=problem.code) from None
-    if splice.has_passed(content, HOPS):
-        raise Refused(f"the message has passed {HOPS} servers already: a loop", code="loop")
+    if splice.has_passed(content, splice.MAX_HOPS):
+        raise Refused(f"the message has passed {splice.MAX_HOPS} servers already: a loop", code="loop")
     how = (
         ("LMTP" if settings.lmtp else "ESMTP" if session.extended else "SMTP")
         + ("S" if session.tls else "")
@@ -699,12 +699,7 @@ def account(sock: Any) -> str:
 
 @lru_cache(256)
 def _name(uid: int) -> str:
-    import pwd
-
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"uid {uid}"
+    return login(uid) or f"uid {uid}"
 
 
 def _remove_stale(path: str) -> None:

@@ -21,6 +21,8 @@ MAX_HEAD = 1_000_000
 _LOOKED_AT = 8192
 _MESSAGE_ID = 998
 
+#: Received fields after which a message goes round in a circle.
+MAX_HOPS = 50
 _FIRST = re.compile(rb"[!-9;-~]+[ \t]*:")
 _FIELD = re.compile(rb"(?im)^([!-9;-~]+)[ \t]*:[^\r\n]*\r\n(?:[ \t][^\r\n]*\r\n)*")
 _RECEIVED = re.compile(rb"(?im)^received[ \t]*:")

@@ -23,7 +23,7 @@ from typing import Any
 from outmail.clock import rfc3339
 from outmail.errors import ConfigError, Refused
 from outmail.store import Store
-from outmail.system.lockfile import sync_folder
+from outmail.system.lockfile import write_once
 
 _CONTEXT = b"outmail certificate 1\n"
 #: A certificate that is longer is none.
@@ -125,7 +125,7 @@ def _private(path: str, public_path: str) -> Any:
             key = serialization.load_pem_private_key(file.read(), None)
         if not os.path.exists(public_path):
             encoding, form = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-            _write(public_path, key.public_key().public_bytes(encoding, form), 0o644)
+            write_once(public_path, key.public_key().public_bytes(encoding, form), 0o644)
     except (OSError, ValueError, TypeError) as problem:
         raise ConfigError(
             f"the key of certificates, {path}, cannot be used: "
@@ -137,25 +137,7 @@ def _private(path: str, public_path: str) -> Any:
 def _make(path: str, key: Any, serialization: Any) -> None:
     words = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     os.makedirs(os.path.dirname(path) or ".", mode=0o700, exist_ok=True)
-    _write(path, key.private_bytes(*words), 0o600)
-
-
-def _write(path: str, content: bytes, mode: int) -> None:
-    """Whole, on disk, and then by its name; one that is there already stays."""
-    temporary = f"{path}.{os.getpid()}.{os.urandom(4).hex()}"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    try:
-        with open(fd, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(fd)
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            pass
-        sync_folder(os.path.dirname(path))
-    finally:
-        os.unlink(temporary)
+    write_once(path, key.private_bytes(*words), 0o600)
 
 
 def _bad(why: str) -> Refused:

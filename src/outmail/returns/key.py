@@ -17,7 +17,7 @@ import stat
 
 from outmail.errors import ConfigError
 from outmail.store import Store
-from outmail.system.lockfile import sync_folder
+from outmail.system.lockfile import write_once
 
 #: How many octets a key has.
 LENGTH = 32
@@ -49,7 +49,7 @@ def _in_file(path: str) -> bytes:
     except OSError as problem:
         raise _unusable(path, problem) from None
     try:
-        _make(path)
+        write_once(path, os.urandom(LENGTH), 0o600)
         return _read(path)
     except OSError as problem:
         raise _unusable(path, problem) from None
@@ -73,25 +73,6 @@ def _checked(key: bytes, where: str) -> bytes:
             hint="remove it, so that a new key is made",
         )
     return key
-
-
-def _make(path: str) -> None:
-    """Write the key to disk, then give the file its name. An existing file stays."""
-    temporary = f"{path}.{os.getpid()}.{os.urandom(4).hex()}"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            os.write(fd, os.urandom(LENGTH))
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            pass
-        sync_folder(os.path.dirname(path))
-    finally:
-        os.unlink(temporary)
 
 
 def _unusable(path: str, problem: OSError) -> ConfigError:

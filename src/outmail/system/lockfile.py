@@ -88,6 +88,24 @@ def sync_folder(folder: str | os.PathLike[str]) -> None:
         os.close(fd)
 
 
+def write_once(path: str, content: bytes, mode: int) -> None:
+    """Write the content to disk, then give the file its name. A file that has that name already stays."""
+    temporary = f"{path}.{os.getpid()}.{os.urandom(4).hex()}"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        with open(fd, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(fd)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            pass
+        sync_folder(os.path.dirname(path))
+    finally:
+        os.unlink(temporary)
+
+
 def can_lock() -> bool:
     """True where the system has ``flock``."""
     try:

@@ -23,6 +23,8 @@ import stat
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from outmail.system.user import login
+
 _OWNERS = hasattr(os, "geteuid")
 
 #: The file with the users of this machine, and how much of it is read.
@@ -209,12 +211,7 @@ def _others_with(gid: int, name: str) -> bool:
 
 
 def _user(uid: int) -> str:
-    import pwd
-
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"user {uid}"
+    return login(uid) or f"user {uid}"
 
 
 def _group(gid: int) -> str:

@@ -12,7 +12,7 @@ import sys
 
 from outmail.intake.deposit import Deposit
 from outmail.system import dropbox
-from outmail.unix.user import login
+from outmail.system.user import login
 
 TYPE_CHECKING = False  # as in typing, without the price of importing it
 
@@ -41,7 +41,7 @@ def made_of(call: Call, content: bytes, recipients: list[str]) -> Deposit:
     return Deposit(
         content,
         recipients,
-        user=login(),
+        user=login(os.getuid()),
         sender=call.sender,
         name=call.name,
         notify=call.notify,

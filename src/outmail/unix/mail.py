@@ -19,9 +19,9 @@ from outmail.clock import Clock
 from outmail.errors import Error, Refused
 from outmail.intake import api
 from outmail.mime.mailboxes import addresses
+from outmail.system.user import login
 from outmail.unix import flags
 from outmail.unix.keeping import deposit
-from outmail.unix.user import login
 
 #: Letters with a value that count; with a value that are ignored; that would read a mailbox. Others are
 #: ignored.
@@ -110,7 +110,7 @@ def _composed(asked: Words, text: str) -> tuple[bytes, list[str]]:
     call = asked.call
     if asked.values["r"]:
         call.sender = asked.values["r"][-1]
-    sender = call.sender or config.sender or login()
+    sender = call.sender or config.sender or login(os.getuid())
     draft = api.composed(
         Clock().now(),
         config.hostname,

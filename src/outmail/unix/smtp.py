@@ -17,10 +17,10 @@ from outmail.intake.smtp import reply_for
 from outmail.model import Reply
 from outmail.smtp import server as protocol
 from outmail.system import dropbox
+from outmail.system.user import login
 from outmail.unix import own
 from outmail.unix.flags import Call
 from outmail.unix.keeping import drop_folder
-from outmail.unix.user import login
 
 _BLOCK = 65536
 
@@ -63,7 +63,7 @@ def _kept(call: Call, request: protocol.Deliver) -> Reply:
     deposit = Deposit(
         request.content,
         request.recipients,
-        user=login(),
+        user=login(os.getuid()),
         sender=request.sender,
         notify=request.notify[0] if len(set(request.notify)) == 1 else "",
         ret=request.ret,
