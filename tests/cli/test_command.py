@@ -37,7 +37,7 @@ def test_all_words_of_send(outmail: Run, tmp_path: Path, sink: Sink) -> None:
         "--cc",
         "c@x.test",
         "--bcc",
-        "b@x.test",
+        "un-seen@x.test",
         "-a",
         "file.bin",
         "--html",
@@ -63,7 +63,7 @@ def test_all_words_of_send(outmail: Run, tmp_path: Path, sink: Sink) -> None:
         b"X-A: b\r\n" in content
         and b"file.bin" in content
         and b"text/html" in content
-        and b"b@x.test" not in content
+        and b"un-seen@x.test" not in content
     )
     shown = json.loads(outmail("show", *S, id, "--json").stdout)
     assert (shown["key"], shown["tag"], shown["priority"], shown["status"]) == ("k", "t", "high", "delivered")
