@@ -58,7 +58,7 @@ def test_missing_fields_are_prepended_and_nothing_else_changes(sink: Sink, make_
 
 def test_bcc_reaches_the_envelope_only(sink: Sink, make_box: MakeBox) -> None:
     box = make_box(sink.url)
-    box.wait(box.send("a@x.test", "s", "t", cc="c@x.test", bcc=["b@x.test"]).id, 10)
+    box.wait(box.send("a@x.test", "s", "t", cc="c@x.test", bcc=["un-seen@x.test"]).id, 10)
     assert (
         sink.messages[0].recipients == ("a@x.test", "c@x.test", "un-seen@x.test")
         and b"un-seen@x.test" not in sink.messages[0].content
