@@ -1,0 +1,208 @@
+"""A queue directory of another program: its mail is taken into a store of ours, also while that program goes
+on using the directory.
+
+A program's own part (`ForeignQueue`) knows which files are entries, how the program locks them and what is in
+them. `take_in` is the same for all: claim an entry, read it, store it, remove it.
+Promises: an entry is removed only when its message is on disk. Killed at any point, nothing is lost, and
+nothing is doubled while the store keeps the record: the key is made of the entry's name, envelope and
+content, so an entry that is taken in again is known. An entry that somebody else has claimed is left to them.
+What cannot be read or accepted is set aside, whole, and named with the reason; all others are taken in.
+Fails: `NotStored` (the entry stays where it is), OSError when the directory cannot be looked at. Does not:
+deliver, write into queues of others, or break a lock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from outmail.accept.acceptance import Door, Draft
+from outmail.errors import Refused
+from outmail.model import keyed_id
+from outmail.smtp.syntax import AddressError, parse_mailbox, printable, qualified
+
+#: The folder in a queue directory for what could not be taken in.
+ASIDE = "set-aside"
+#: Bytes of an entry beside its message.
+ENVELOPE = 8_000_000
+
+
+class Strange(Exception):
+    """This is no entry that the program has made. The text is a clause: "has no recipient". ``stays``: it may
+    be a good one that this user cannot read.
+    """
+
+    def __init__(self, why: str, *, stays: bool = False) -> None:
+        super().__init__(why)
+        self.stays = stays
+
+
+class Letter(NamedTuple):
+    """What an entry says: an envelope, and the message as it is."""
+
+    sender: str
+    recipients: Sequence[str]
+    content: bytes
+
+
+class Entry(Protocol):
+    """An entry that is ours until `leave`: its program does not touch it."""
+
+    def read(self, most: int) -> Letter:
+        """Raises `Strange`, also for more than ``most`` bytes."""
+
+    def remove(self) -> None:
+        """Its message is safe: remove the file. Raises OSError."""
+
+    def leave(self) -> None:
+        """Let go of it, whatever became of it. A second call does nothing."""
+
+
+class ForeignQueue(Protocol):
+    """A queue directory of another program."""
+
+    @property
+    def program(self) -> str:
+        """Its name; it becomes the tag of all its messages."""
+
+    @property
+    def folder(self) -> str:
+        """The directory."""
+
+    def waiting(self) -> Iterable[str]:
+        """Paths below `folder` of the entries that may be taken, the oldest first. Half-written files and
+        other programs' dot files are not among them. Raises OSError.
+        """
+
+    def claim(self, path: str) -> Entry | None:
+        """Lock an entry as the program does. None: it is gone, or somebody else's. Raises `Strange`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Aside:
+    """What was set aside: its name, the reason, and where it is now ("" when it could not be moved)."""
+
+    name: str
+    why: str
+    path: str
+
+
+@dataclass(slots=True)
+class Taken:
+    """What `take_in` did. ``known``: entries that were in the store before. ``busy``: somebody else's.
+    ``stuck``: entries that are stored and could not be removed, with the reason.
+    """
+
+    ids: list[str] = field(default_factory=list)
+    known: list[str] = field(default_factory=list)
+    busy: list[str] = field(default_factory=list)
+    aside: list[Aside] = field(default_factory=list)
+    stuck: list[tuple[str, str]] = field(default_factory=list)
+
+    def sentences(self, folder: str) -> list[str]:
+        """What people must know, a line each."""
+        lines = [
+            f"{folder}/{printable(one.name)} {one.why}: "
+            + (f"set aside as {printable(one.path)}" if one.path else "it stays, and is tried again")
+            for one in self.aside
+        ]
+        lines += [f"{folder}/{printable(name)} was taken in before: removed" for name in self.known]
+        lines += [
+            f"{folder}/{printable(name)} is stored and cannot be removed: {why}" for name, why in self.stuck
+        ]
+        return lines
+
+
+def take_in(queue: ForeignQueue, door: Door, origin: str, stop: Callable[[], bool] = lambda: False) -> Taken:
+    """Take in all entries that wait now. ``origin``: the domain of bare names. ``stop`` is asked before each
+    entry.
+    """
+    taken = Taken()
+    for path in queue.waiting():
+        if stop():
+            break
+        try:
+            entry = queue.claim(path)
+            if entry is None:
+                taken.busy.append(path)
+                continue
+            try:
+                _take(path, entry, queue, door, origin, taken)
+            finally:
+                entry.leave()
+        except Strange as problem:
+            place = "" if problem.stays else set_aside(queue.folder, path)
+            taken.aside.append(Aside(path, str(problem), place))
+    return taken
+
+
+def _take(path: str, entry: Entry, queue: ForeignQueue, door: Door, origin: str, taken: Taken) -> None:
+    """Store an entry, then remove it. One that is not accepted is set aside before it is let go."""
+    try:
+        letter = entry.read(door.terms.message_size + ENVELOPE)
+        known, id = keep(letter, key_of(queue.program, path, letter), queue.program, door, origin)
+    except (Refused, Strange) as problem:
+        why = f"is not accepted: {problem}" if isinstance(problem, Refused) else str(problem)
+        taken.aside.append(Aside(path, why, set_aside(queue.folder, path)))
+        return
+    (taken.known if known else taken.ids).append(path if known else id)
+    try:
+        entry.remove()
+    except OSError as problem:
+        taken.stuck.append((path, problem.strerror or str(problem)))
+
+
+def key_of(program: str, path: str, letter: Letter) -> str:
+    """The same for the same entry, wherever it stands in its queue."""
+    sum = hashlib.sha256(os.fsencode(os.path.basename(path)))
+    for text in (letter.sender, *letter.recipients, ""):
+        sum.update(b"\0" + text.encode("utf-8", "surrogateescape"))
+    sum.update(letter.content)
+    return f"{program}:{sum.hexdigest()}"
+
+
+def keep(letter: Letter, key: str, tag: str, door: Door, origin: str) -> tuple[bool, str]:
+    """Store a letter; returns (was known, id). Recipients that are no addresses do not keep it from the
+    others: they are stored as failed. Raises `Refused` when nobody can get it, and `NotStored`.
+    """
+    good, bad = _sorted(letter.recipients, origin)
+    if not good:
+        raise Refused(bad[0][1] if bad else "it has no recipient", code="no-recipient")
+    sender = qualified(letter.sender, origin) if letter.sender else ""
+    draft = Draft(letter.content, sender, good, key, tag=tag)
+    messages = door.completed([draft])
+    for number, (address, why) in enumerate(bad, 1):
+        own = f"{key}:{number}"
+        draft = Draft(letter.content, sender, [address], own, id=keyed_id(own))
+        messages.append(door.unfit(Refused(why, code="bad-address"), draft))
+    receipt = door.keep(messages, again=True)[0]
+    return receipt.duplicate, receipt.id
+
+
+def _sorted(recipients: Sequence[str], origin: str) -> tuple[list[str], list[tuple[str, str]]]:
+    """(addresses, those that are none with the reason)."""
+    good: list[str] = []
+    bad: list[tuple[str, str]] = []
+    for text in recipients:
+        try:
+            good.append(str(parse_mailbox(qualified(text, origin))))
+        except AddressError as problem:
+            bad.append((text, str(problem)))
+    return good, bad
+
+
+def set_aside(folder: str, path: str) -> str:
+    """Move a file out of the queue, under a name of its own; returns its new path, or "" when that failed."""
+    aside = os.path.join(folder, ASIDE)
+    target = os.path.join(aside, os.path.basename(path))
+    try:
+        os.makedirs(aside, mode=0o700, exist_ok=True)
+        while os.path.lexists(target):
+            target = os.path.join(aside, f"{os.path.basename(path)}.{os.urandom(4).hex()}")
+        os.rename(os.path.join(folder, path), target)
+    except OSError:
+        return ""
+    return target

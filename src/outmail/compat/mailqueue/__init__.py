@@ -1,0 +1,1 @@
+"""mailqueue-runner's programs, files and Python interface, on outmail."""

@@ -1,0 +1,283 @@
+"""mailqueue-runner's queue directory: its files, their envelopes, its locks.
+
+A Maildir with ``tmp``, ``new`` (waiting) and ``cur`` (in progress). A file begins with header fields for the
+envelope, of which ``X-Queue-Meta-End`` is the last one; the message follows, unchanged. Whoever works on a
+file holds ``flock`` on it; a file in ``cur`` that nobody has touched for 30 minutes is stale, and waits again
+(mailqueue-runner 1.0.0, ``maildir_utils`` and ``queue_runner``).
+Promises: `put` returns when the file is on disk under its name, whole. Neither a file that is locked nor one
+that is fresh in ``cur`` is claimed. Loads neither `re` nor the email package until an envelope is read:
+`mq-sendmail` starts in milliseconds.
+Fails: OSError; `ValueError` from `packed`, and from `unpacked` for what is no such file. Does not: deliver.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+
+TYPE_CHECKING = False  # as in typing, without the price of importing it
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from outmail.compat.foreign_queue import Letter
+
+PROGRAM = "mailqueue-runner"
+#: Seconds without a change after which a file in ``cur`` is nobody's any more.
+STALE = 30 * 60.0
+#: Seconds after which a file in ``tmp`` was left behind by a program that was killed.
+LEFT = 3600.0
+FOLDERS = ("tmp", "cur", "new")
+
+_END = b"X-Queue-Meta-End"
+_KNOWN = ("return-path", "envelope-to", "x-queue-date", "x-last-attempt", "x-retries", "x-queue-meta-end")
+_count = 0
+
+
+class Envelope:
+    """The fields in front of the message. Dates as they are written (RFC 5322), "" where there is none."""
+
+    def __init__(
+        self, sender: str, recipients: Sequence[str], queued: str = "", last: str = "", retries: int = 0
+    ) -> None:
+        self.sender, self.recipients = sender, tuple(recipients)
+        self.queued, self.last, self.retries = queued, last, retries
+
+
+def packed(envelope: Envelope, content: bytes) -> bytes:
+    """The bytes of a file. Raises ValueError for an address that would add a line or a recipient."""
+    for address in (envelope.sender, *envelope.recipients):
+        if any(letter in address for letter in "\r\n\0"):
+            raise ValueError("an address contains a line break")
+    if any("," in address for address in envelope.recipients):
+        raise ValueError("mailqueue-runner's queue cannot hold an address with a comma")
+    lines = [
+        f"Return-path: <{envelope.sender}>",
+        f"Envelope-to: {','.join(envelope.recipients)}",
+        f"X-Queue-Date: {envelope.queued}",
+    ]
+    if envelope.last:
+        lines.append(f"X-Last-Attempt: {envelope.last}")
+    if envelope.retries:
+        lines.append(f"X-Retries: {envelope.retries}")
+    lines.append("X-Queue-Meta-End: end")
+    return "".join(line + "\r\n" for line in lines).encode("utf-8", "surrogateescape") + content
+
+
+def unpacked(data: bytes) -> tuple[Envelope, bytes]:
+    """The bytes of a file → its envelope and the message. Raises ValueError with a clause."""
+    fields, content = _fields(data)
+    for name in ("return-path", "envelope-to"):
+        if name not in fields:
+            raise ValueError(f"has no field {name.title()}")
+    sender = _words(fields["return-path"])
+    if "<" in sender:
+        sender = sender.partition("<")[2].rpartition(">")[0]
+    retries = fields.get("x-retries", b"0").strip()
+    if not retries.isdigit():
+        raise ValueError("has an X-Retries field that is no number")
+    return (
+        Envelope(
+            sender,
+            _listed(_words(fields["envelope-to"])),
+            _words(fields.get("x-queue-date", b"")),
+            _words(fields.get("x-last-attempt", b"")),
+            int(retries),
+        ),
+        content,
+    )
+
+
+def _fields(data: bytes) -> tuple[dict[str, bytes], bytes]:
+    """(name in lower case → value, the rest)."""
+    fields: dict[str, bytes] = {}
+    at, last = 0, ""
+    while at < len(data):
+        end = data.find(b"\n", at) + 1
+        if not end:
+            break
+        line = data[at:end]
+        at = end
+        if line[:1] in (b" ", b"\t") and last:
+            fields[last] += b" " + line.strip()
+            continue
+        name, colon, value = line.partition(b":")
+        last = name.decode("ascii", "replace").lower()
+        if not colon or last not in _KNOWN:
+            raise ValueError("does not begin with the envelope of mailqueue-runner")
+        if last in fields:
+            raise ValueError(f"has the field {last.title()} twice")
+        fields[last] = value.strip()
+        if name.lower() == _END.lower():
+            return fields, data[at:]
+    raise ValueError("ends before X-Queue-Meta-End: it is not whole")
+
+
+def _words(value: bytes) -> str:
+    """The text of a field; encoded words (RFC 2047) are decoded."""
+    text = value.decode("utf-8", "surrogateescape")
+    if "=?" not in text:
+        return text
+    from email.errors import HeaderParseError
+    from email.header import decode_header, make_header
+
+    try:
+        return str(make_header(decode_header(text)))
+    except (HeaderParseError, LookupError, ValueError):
+        raise ValueError("has an envelope that cannot be decoded") from None
+
+
+def _listed(text: str) -> list[str]:
+    return [address for part in text.split(",") if (address := part.strip().strip("<>"))]
+
+
+# -- the directory -------------------------------------------------------------------------------------------
+
+
+def make(folder: str) -> None:
+    """The directory and its three folders, for their owner alone."""
+    for name in FOLDERS:
+        os.makedirs(os.path.join(folder, name), mode=0o700, exist_ok=True)
+
+
+def put(folder: str, data: bytes) -> str:
+    """Leave a file in ``new``; returns its name. The directory is made where it is missing."""
+    make(folder)
+    name = _unique()
+    half, whole = os.path.join(folder, "tmp", name), os.path.join(folder, "new", name)
+    fd = os.open(half, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.link(half, whole)
+    finally:
+        os.unlink(half)
+    _sync(os.path.join(folder, "new"))
+    return name
+
+
+def _unique() -> str:
+    """A name as Python's `mailbox` makes them, which sorts by time."""
+    global _count
+    _count += 1
+    now = time.time()
+    return f"{int(now)}.M{int(now % 1 * 1e6)}P{os.getpid()}Q{_count}R{os.urandom(6).hex()}.outmail"
+
+
+def _sync(folder: str) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+class Mailqueue:
+    """`outmail.compat.foreign_queue.ForeignQueue` of mailqueue-runner."""
+
+    program = PROGRAM
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def waiting(self) -> Iterable[str]:
+        """``new/NAME``, and stale ``cur/NAME``, the oldest first."""
+        os.stat(self.folder)
+        found = [f"new/{name}" for name in self._names("new")]
+        found += [f"cur/{name}" for name in self._names("cur") if self._is_stale(f"cur/{name}")]
+        return sorted(found, key=lambda path: _age_key(path[4:]))
+
+    def half(self) -> list[str]:
+        """``tmp/NAME`` of files that a killed program has left half written. They are never sent."""
+        now = time.time()
+        return [f"tmp/{name}" for name in self._names("tmp") if now - self._changed(f"tmp/{name}") > LEFT]
+
+    def _names(self, part: str) -> list[str]:
+        try:
+            return [name for name in os.listdir(os.path.join(self.folder, part)) if name[0] != "."]
+        except FileNotFoundError:
+            return []
+
+    def _changed(self, path: str) -> float:
+        """When the file was changed last; now for one that is gone."""
+        try:
+            status = os.lstat(os.path.join(self.folder, path))
+        except FileNotFoundError:
+            return time.time()
+        return max(status.st_mtime, status.st_ctime)
+
+    def _is_stale(self, path: str) -> bool:
+        """A time far in the future is from before a clock was set back."""
+        return abs(time.time() - self._changed(path)) > STALE
+
+    def claim(self, path: str) -> Claimed | None:
+        from outmail.compat.foreign_queue import Strange
+        from outmail.system.lockfile import same_file, try_lock
+
+        place = os.path.join(self.folder, path)
+        try:
+            fd = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        except OSError as problem:
+            closed = problem.errno in (errno.EACCES, errno.EPERM)
+            raise Strange(f"cannot be opened ({problem.strerror})", stays=closed) from None
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise Strange("is not a regular file")
+            # Whoever had it may have moved it to cur and back, or removed it, before we got the lock.
+            if try_lock(fd) and same_file(place, fd) and (path[:4] != "cur/" or self._is_stale(path)):
+                claimed, fd = Claimed(place, fd), -1
+                return claimed
+            return None
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+
+def _age_key(name: str) -> tuple[float, str]:
+    """Names begin with the second, and ``M`` with the microsecond."""
+    second, _, rest = name.partition(".")
+    micro = rest[1:].partition("P")[0] if rest[:1] == "M" else ""
+    at = int(second) + int(micro or 0) / 1e6 if second.isdecimal() and (micro or "0").isdecimal() else 0.0
+    return at, name
+
+
+class Claimed:
+    """A file whose lock we hold (`outmail.compat.foreign_queue.Entry`)."""
+
+    def __init__(self, path: str, fd: int) -> None:
+        self.path = path
+        self._fd = fd
+
+    def read(self, most: int) -> Letter:
+        from outmail.compat.foreign_queue import Letter, Strange
+
+        size = os.fstat(self._fd).st_size
+        if size > most:
+            raise Strange(f"has {size} bytes, more than {most}")
+        with open(self._fd, "rb", closefd=False) as file:
+            data = file.read(most)
+        try:
+            envelope, content = unpacked(data)
+        except ValueError as problem:
+            raise Strange(str(problem)) from None
+        return Letter(envelope.sender, envelope.recipients, content)
+
+    def remove(self) -> None:
+        try:
+            os.unlink(self.path)
+        except FileNotFoundError:
+            pass
+
+    def leave(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1

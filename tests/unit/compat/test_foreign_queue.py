@@ -1,0 +1,198 @@
+"""Queue directories of other programs are taken in once, whatever happens; written here as mailqueue-runner
+writes them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from outmail.compat.foreign_queue import ASIDE, take_in
+from outmail.compat.mailqueue import spool
+from outmail.compat.mailqueue.spool import Mailqueue
+from outmail.outbox.outbox import Outbox
+
+CONTENT = b"Subject: s\r\nMessage-ID: <1@x.test>\r\nDate: Sat, 28 Nov 2026 10:00:00 +0000\r\n\r\ntext\r\n"
+
+
+def entry(to: str = "a@x.test,b@x.test", sender: str = "<me@x.test>", content: bytes = CONTENT) -> bytes:
+    return (
+        f"Return-path: {sender}\r\nEnvelope-to: {to}\r\nX-Queue-Date: Sat, 28 Nov 2026 10:00:00 +0000\r\n"
+        f"X-Retries: 2\r\nX-Queue-Meta-End: end\r\n"
+    ).encode() + content
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    spool.make(str(tmp_path / "queue"))
+    return tmp_path / "queue"
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Iterator[Outbox]:
+    with Outbox(tmp_path / "q.db", deliver="never") as box:
+        yield box
+
+
+def names(folder: Path, part: str) -> list[str]:
+    return sorted(path.name for path in (folder / part).iterdir()) if (folder / part).is_dir() else []
+
+
+def test_an_entry_comes_in_as_it_is_and_is_gone(folder: Path, box: Outbox) -> None:
+    (folder / "new/1.M1P1Q1.host").write_bytes(entry())
+    taken = take_in(Mailqueue(str(folder)), box.door, "x.test")
+    [status] = box.find()
+    assert taken.ids == [status.id] and names(folder, "new") == []
+    assert (status.sender, [r.address for r in status.recipients]) == ("me@x.test", ["a@x.test", "b@x.test"])
+    assert status.tag == "mailqueue-runner" and box.content(status.id) == CONTENT
+
+
+def test_the_oldest_comes_first(folder: Path, box: Outbox) -> None:
+    for at, name in enumerate(("9.M5P1Q1.h", "10.M9P1Q1.h", "10.M10P1Q1.h", "odd")):
+        (folder / "new" / name).write_bytes(entry(to=f"{at}@x.test"))
+    take_in(Mailqueue(str(folder)), box.door, "x.test")
+    assert [s.recipients[0].address[0] for s in box.find()] == ["3", "0", "1", "2"]
+
+
+def test_an_entry_that_comes_again_is_known(folder: Path, box: Outbox) -> None:
+    """A kill between the commit and the removal leaves it where it was; mailqueue-runner may have counted
+    another attempt meanwhile.
+    """
+    (folder / "new/1.h").write_bytes(entry())
+    take_in(Mailqueue(str(folder)), box.door, "x.test")
+    (folder / "new/1.h").write_bytes(entry().replace(b"Retries: 2", b"Retries: 3"))
+    taken = take_in(Mailqueue(str(folder)), box.door, "x.test")
+    assert (taken.ids, taken.known) == ([], ["new/1.h"]) and names(folder, "new") == []
+    assert len(list(box.find())) == 1
+    (folder / "new/2.h").write_bytes(entry())  # the same mail, written twice by its program, is two mails
+    assert len(take_in(Mailqueue(str(folder)), box.door, "x.test").ids) == 1
+
+
+@pytest.mark.parametrize("point", ["C1", "C2"])
+def test_a_kill_at_any_point_loses_and_doubles_nothing(folder: Path, tmp_path: Path, point: str) -> None:
+    for number in range(3):
+        (folder / f"new/{number}.h").write_bytes(entry())
+    program = (
+        "import sys; from outmail.outbox.outbox import Outbox; from outmail.compat.foreign_queue import *;"
+        "from outmail.compat.mailqueue.spool import Mailqueue\n"
+        "with Outbox(sys.argv[2], deliver='never') as box:"
+        " take_in(Mailqueue(sys.argv[1]), box.door, 'x.test')"
+    )
+    words = [sys.executable, "-c", program, str(folder), str(tmp_path / "q.db")]
+    killed = subprocess.run(words, env={**os.environ, "OUTMAIL_FAIL": f"{point}:kill:2"}, timeout=60)
+    assert killed.returncode == -9 and names(folder, "new")
+    subprocess.run(words, check=True, timeout=60)
+    with Outbox(tmp_path / "q.db", deliver="never") as box:
+        assert len(list(box.find())) == 3 and names(folder, "new") == []
+
+
+def test_what_somebody_has_locked_is_theirs(folder: Path, box: Outbox) -> None:
+    (folder / "new/1.h").write_bytes(entry())
+    with open(folder / "new/1.h", "rb+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        assert take_in(Mailqueue(str(folder)), box.door, "x.test").busy == ["new/1.h"]
+        assert names(folder, "new") == ["1.h"]
+    assert len(take_in(Mailqueue(str(folder)), box.door, "x.test").ids) == 1
+
+
+def test_what_is_fresh_in_progress_is_left_and_what_is_stale_is_taken(
+    folder: Path, box: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "cur/1.h").write_bytes(entry())
+    assert take_in(Mailqueue(str(folder)), box.door, "x.test").ids == []
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 31 * 60)
+    assert len(take_in(Mailqueue(str(folder)), box.door, "x.test").ids) == 1 and names(folder, "cur") == []
+
+
+def test_a_move_that_was_cut_off_gives_one_mail(
+    folder: Path, box: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file is moved by a link and the removal of the old name; a kill in between leaves both."""
+    (folder / "new/1.h").write_bytes(entry())
+    os.link(folder / "new/1.h", folder / "cur/1.h")
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 31 * 60)
+    taken = take_in(Mailqueue(str(folder)), box.door, "x.test")
+    assert (len(taken.ids), len(taken.known)) == (1, 1) and len(list(box.find())) == 1
+
+
+BROKEN = {
+    "half": (entry()[:60], "not whole"),
+    "empty": (b"", "not whole"),
+    "foreign": (b"From: a@x.test\r\n\r\ntext\r\n", "does not begin with the envelope"),
+    "nobody": (entry(to=""), "no recipient"),
+    "no sender": (b"Envelope-to: a@x.test\r\nX-Queue-Meta-End: end\r\n" + CONTENT, "no field Return-Path"),
+    "headless": (entry(content=b"just text\r\n"), "is not accepted"),
+    "retries": (entry().replace(b"Retries: 2", b"Retries: x"), "no number"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_broken_entry_is_set_aside_and_the_others_come_in(folder: Path, box: Outbox, what: str) -> None:
+    data, why = BROKEN[what]
+    (folder / "new/1.h").write_bytes(data)
+    (folder / "new/2.h").write_bytes(entry())
+    taken = take_in(Mailqueue(str(folder)), box.door, "x.test")
+    assert len(taken.ids) == 1 and names(folder, "new") == []
+    [aside] = taken.aside
+    assert aside.name == "new/1.h" and why in aside.why
+    assert (folder / ASIDE / "1.h").read_bytes() == data
+    [line] = taken.sentences(str(folder))
+    assert "1.h" in line and why in line and "set-aside" in line
+    (folder / "new/1.h").write_bytes(data)
+    take_in(Mailqueue(str(folder)), box.door, "x.test")
+    assert len(names(folder, ASIDE)) == 2  # an older file of that name stays
+
+
+def test_links_pipes_and_folders_are_set_aside_unread(folder: Path, box: Outbox, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").write_bytes(entry())
+    os.symlink(tmp_path / "elsewhere", folder / "new/link")
+    os.mkfifo(folder / "new/pipe")
+    os.mkdir(folder / "new/folder")
+    taken = take_in(Mailqueue(str(folder)), box.door, "x.test")
+    assert names(folder, ASIDE) == ["folder", "link", "pipe"] and len(taken.aside) == 3
+    assert (tmp_path / "elsewhere").exists() and not list(box.find())
+
+
+def test_half_written_and_dot_files_are_never_taken(folder: Path, box: Outbox) -> None:
+    (folder / "tmp/1.h").write_bytes(entry())
+    (folder / "new/.nfs1").write_bytes(entry())
+    os.utime(folder / "tmp/1.h", (0, 0))
+    taken = take_in(Mailqueue(str(folder)), box.door, "x.test")
+    assert (taken.ids, taken.aside) == ([], []) and names(folder, "tmp") == ["1.h"]
+
+
+def test_one_bad_address_does_not_keep_the_mail_from_the_others(folder: Path, box: Outbox) -> None:
+    (folder / "new/1.h").write_bytes(entry(to="a@x.test, b b@x.test,root"))
+    take_in(Mailqueue(str(folder)), box.door, "x.test")
+    states = {r.address: r.state for status in box.find() for r in status.recipients}
+    assert states == {"a@x.test": "queued", "root@x.test": "queued", "'b b@x.test'": "failed"}
+
+
+def test_a_bounce_has_the_null_sender(folder: Path, box: Outbox) -> None:
+    (folder / "new/1.h").write_bytes(entry(sender="<>"))
+    take_in(Mailqueue(str(folder)), box.door, "x.test")
+    assert [status.sender for status in box.find()] == [""]
+
+
+def test_what_is_put_comes_back_the_same() -> None:
+    envelope = spool.Envelope("me@x.test", ["a@x.test", "ü@x.test"], "then", "last", 3)
+    found, content = spool.unpacked(spool.packed(envelope, CONTENT))
+    assert vars(found) == vars(envelope) and content == CONTENT
+    with pytest.raises(ValueError, match="line break"):
+        spool.packed(spool.Envelope("me@x.test\r\nEnvelope-to: b@x.test", ["a@x.test"]), CONTENT)
+    with pytest.raises(ValueError, match="comma"):
+        spool.packed(spool.Envelope("me@x.test", ['"a,b"@x.test']), CONTENT)
+
+
+def test_a_directory_that_is_missing_is_an_error(tmp_path: Path, box: Outbox) -> None:
+    with pytest.raises(FileNotFoundError):
+        take_in(Mailqueue(str(tmp_path / "none")), box.door, "x.test")
