@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import trustme
 
+from outmail.cli import main
 from outmail.outbox.outbox import Outbox
+from outmail.policy.route import parse_relay
 from outmail.testing import Rule, Sink
+from outmail.transport.probe import Distrust
+from tests import pgserver
 from tests.waiting import until
 
 MakeBox = Callable[..., Outbox]
+VERSION = max(pgserver.installed(), key=int)
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +123,68 @@ def test_no_credentials_in_clear_off_loopback() -> None:
 
 
 def test_the_door_of_465_is_tls_without_saying(make_box: MakeBox, tmp_path: Path) -> None:
-    from outmail.policy.route import parse_relay
-
     assert parse_relay("smtp://mail.example.org:465").tls == "implicit"
+
+
+def _expired(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    made = authority.issue_cert("localhost", not_after=datetime(2025, 11, 24, tzinfo=UTC))
+    made.configure_cert(context)
+    return context
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store(request: pytest.FixtureRequest) -> Iterator[str | None]:
+    if request.param == "sqlite":
+        yield None
+        return
+    with pgserver.database(VERSION) as url:
+        yield url
+
+
+@pytest.mark.parametrize("implicit", [True, False])
+def test_the_day_on_which_a_certificate_expired_is_told(
+    store: str | None, make_box: MakeBox, tmp_path: Path, implicit: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    authority = trustme.CA(organization_name="Example CA")
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    with Sink(tls=_expired(authority), implicit_tls=implicit, users={"me": "pw"}) as sink:
+        words = {"ca": str(tmp_path / "ca.pem"), **({} if implicit else {"tls": "required"})}
+        toml = relay(sink, "smtps" if implicit else "smtp", **words)
+        box = make_box(toml=toml, store=store, deliver="thread")
+        id = box.send("a@x.test", "s", "t").id
+        note = until(lambda: box.queue.paused_hops())["default"]
+        assert "(valid until 24 Nov 2025, for localhost by Example CA" in note["trouble"]
+        seen = sink.connections
+        box.retry(id)
+        until(lambda: box.status(id).recipients[0].attempts > 1)
+        # The certificate is looked at once, not at each attempt. (Without a handshake nothing is counted.)
+        assert sink.connections == seen + (not implicit)
+        (tmp_path / "c.toml").write_text(toml)
+        (tmp_path / "c.toml").chmod(0o600)
+        assert (
+            main(
+                [
+                    "why",
+                    "a@x.test",
+                    "--config",
+                    str(tmp_path / "c.toml"),
+                    "--store",
+                    store or str(tmp_path / "q.db"),
+                ]
+            )
+            == 0
+        )
+        told = capsys.readouterr()
+        assert "its certificate expired on 24 Nov 2025. Ask its operator to renew it." in told.out + told.err
+        assert not sink.messages and not any(line.startswith(("AUTH", "MAIL")) for line in sink.commands)
+
+
+def test_a_server_that_is_gone_when_its_certificate_is_looked_at(
+    authority: tuple[ssl.SSLContext, str, str],
+) -> None:
+    async def said() -> str:
+        relay = parse_relay("smtps://localhost:465")
+        return await Distrust(relay, "h").words("certificate has expired", (socket.AF_INET, ("127.0.0.1", 1)))
+
+    assert asyncio.run(said()) == "certificate has expired"

@@ -9,6 +9,7 @@ Does not: know what a failure means for a message (`policy.retry` decides that),
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from outmail.model import Reply
@@ -57,15 +58,22 @@ def trouble(text: str) -> tuple[str, str] | None:
     """(what is the matter with a next hop, as the end of "…: ", what to do) of the words that stand where no
     server answered; None for what is not known.
     """
-    found = next((known for known in HERE if known.pattern.search(text)), None)
+    found = _told(HERE, text)
     return (found.cause, found.remedy) if found else None
 
 
 def _known(reply: Reply) -> Known | None:
     if not reply.text:
         return None
-    text = str(reply)
-    return next((known for known in (SERVERS if reply.code else HERE) if known.pattern.search(text)), None)
+    return _told(SERVERS if reply.code else HERE, str(reply))
+
+
+def _told(texts: Sequence[Known], text: str) -> Known | None:
+    """The first that is found, with the groups of its pattern written into its cause."""
+    for known in texts:
+        if match := known.pattern.search(text):
+            return known._replace(cause=match.expand(known.cause))
+    return None
 
 
 def _by_enhanced(code: str) -> Explanation | None:

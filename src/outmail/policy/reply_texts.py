@@ -17,7 +17,9 @@ from typing import Final, NamedTuple
 
 
 class Known(NamedTuple):
-    """A text that is known: who says it, why, and what helps."""
+    """A text that is known: who says it, why, and what helps. ``cause`` may name groups of the pattern
+    (``\\1``).
+    """
 
     who: str
     pattern: re.Pattern[str]
@@ -381,24 +383,54 @@ POSTFIX: Final = _known(
     ),
 )
 
+#: As `transport.certificate` writes what it read in a certificate.
+_DAY = r"\d{1,2} \w{3} \d{4}"
+_UNSIGNED = r"(?:self.signed certificate|unable to get (?:local )?issuer)"
+_MISNAMED = r"(?:(?:hostname|ip address) mismatch|certificate is not valid for|doesn't match)"
+
 #: Where no server answered: the code is 0 and the words are outmail's, the system's or the TLS library's.
 HERE: Final = _known(
     "this machine",
+    (
+        rf"certificate has expired \(valid until ({_DAY})",
+        r"its certificate expired on \1",
+        "Ask its operator to renew it.",
+    ),
+    (
+        r"certificate has expired, though not the server's own",
+        "its certificate is valid, but one that vouches for it has expired",
+        "Ask its operator to send a chain of certificates that are all valid.",
+    ),
     (r"certificate has expired", "its certificate has expired", "Ask its operator to renew it."),
+    (
+        rf"certificate is not yet valid \(valid from ({_DAY})",
+        r"its certificate is not valid before \1, or this machine's clock is wrong",
+        "Look at the clock, then ask its operator.",
+    ),
     (
         r"certificate is not yet valid",
         "its certificate is not valid yet, or this machine's clock is wrong",
         "Look at the clock, then ask its operator.",
     ),
     (
-        r"self.signed certificate|unable to get (local )?issuer",
+        rf"{_UNSIGNED}.{{0,200}} by ([^)]{{1,200}})\)",
+        r"nobody whom this machine trusts has signed its certificate (it is by \1)",
+        "Give that signer's certificate as `ca`, or pin the server's by `fingerprint`.",
+    ),
+    (
+        _UNSIGNED,
         "nobody whom this machine trusts has signed its certificate",
         "Give the signer's certificate as `ca`, or pin the server's by `fingerprint`.",
     ),
     (
-        r"hostname mismatch|certificate is not valid for|doesn't match",
-        "its certificate is for another name than the one in the relay's URL",
-        "Use the name in the certificate as host of the relay.",
+        rf"{_MISNAMED}.{{0,200}}\(valid .{{0,40}}until {_DAY}, for ([^)]{{1,400}}?)( by |\))",
+        r"its certificate is for \1, not for the host in the relay's URL",
+        "Use a name in the certificate as host of the relay.",
+    ),
+    (
+        _MISNAMED,
+        "its certificate is for another name than the host in the relay's URL",
+        "Use a name in the certificate as host of the relay.",
     ),
     (
         r"not the pinned one",

@@ -15,6 +15,8 @@ _SEQUENCE, _SET, _OID = 0x30, 0x31, 0x06
 _VERSION, _EXTENSIONS, _DNS_NAME = 0xA0, 0xA3, 0x82
 _UTC_TIME = 0x17
 _COMMON_NAME, _ORGANISATION, _ALTERNATIVES = b"\x55\x04\x03", b"\x55\x04\x0a", b"\x55\x1d\x11"
+#: Characters of a name that are shown; whoever made the certificate chose the names.
+_SHOWN = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,17 +31,43 @@ class Certificate:
     def __str__(self) -> str:
         """As in "certificate for mail.example.org by Example CA, valid until 3 Feb 2027"."""
         ends = f", valid until {day(self.ends)}" if self.ends else ""
-        return (
-            f"certificate for {', '.join(self.names[:3]) or 'nobody'}"
-            + (f" and {len(self.names) - 3} more" if len(self.names) > 3 else "")
-            + (f" by {self.issuer}" if self.issuer else "")
-            + ends
-        )
+        return f"certificate {self.for_whom}{self.by_whom}{ends}"
+
+    @property
+    def for_whom(self) -> str:
+        """As in "for a.example.org, b.example.org, c.example.org and 2 more"."""
+        more = f" and {len(self.names) - 3} more" if len(self.names) > 3 else ""
+        return f"for {', '.join(map(_short, self.names[:3])) or 'nobody'}{more}"
+
+    @property
+    def by_whom(self) -> str:
+        """As in " by Example CA", or ""."""
+        return f" by {_short(self.issuer)}" if self.issuer else ""
+
+
+def distrusted(said: str, seen: Certificate, now: datetime) -> str:
+    """Why OpenSSL does not trust a server (``said``), with what the server's certificate says of itself:
+    "certificate has expired (valid until 24 Nov 2025, for mail.example.org by Example CA)".
+
+    `policy.reply_texts` reads this text. An expired certificate need not be the server's own: each that
+    vouches for it has dates, too.
+    """
+    said = said.rstrip(".")
+    if seen.begins is None or seen.ends is None:
+        return said
+    if "has expired" in said and seen.ends > now:
+        said += ", though not the server's own"
+    begins = f"from {day(seen.begins)} " if seen.begins > now else ""
+    return f"{said} (valid {begins}until {day(seen.ends)}, {seen.for_whom}{seen.by_whom})"
 
 
 def day(moment: datetime) -> str:
     """As in 3 Feb 2027."""
     return f"{moment.day} {moment:%b %Y}"
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _SHOWN else name[: _SHOWN - 1] + "…"
 
 
 def read(der: bytes) -> Certificate:

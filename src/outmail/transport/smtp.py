@@ -16,13 +16,15 @@ import os
 import socket
 import ssl
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 from outmail.model import Delivery, Outcome, Reply
 from outmail.policy.route import Relay
 from outmail.smtp import client as protocol
 from outmail.transport import Feed, tls
+from outmail.transport.probe import Distrust
 from outmail.transport.resolver import Resolver
 from outmail.transport.wire import Wire, unread
 
@@ -44,12 +46,16 @@ class _Session(asyncio.BufferedProtocol):
     """One connection: incoming bytes drive the dialogue, which produces outgoing bytes; no task or future for
     each step.
 
-    ``ended`` resolves to the failure that ended the session, or None.
+    ``ended`` resolves to the failure that ended the session, or None. ``words``: what a failed handshake is
+    called.
     """
 
-    def __init__(self, relay: Relay, hostname: str, feed: Feed, host: str) -> None:
+    def __init__(
+        self, relay: Relay, hostname: str, feed: Feed, host: str, words: Callable[[Exception], Awaitable[str]]
+    ) -> None:
         self.relay = relay
         self.host = host
+        self._words = words
         self.dialogue = protocol.Client(_settings(relay, hostname))
         self.transport: Any = None
         self._feed = feed
@@ -324,16 +330,9 @@ class _Session(asyncio.BufferedProtocol):
                 )
                 self.check_tls()
         except (OSError, tls.Untrusted) as problem:
+            text = f"{self.relay.url}: {await self._words(problem)}"
             self._end(
-                protocol.SessionFailed(
-                    Outcome(
-                        "deferred",
-                        "destination",
-                        "tls",
-                        Reply(0, f"{self.relay.url}: {_tls_words(problem)}"),
-                        fault=True,
-                    )
-                )
+                protocol.SessionFailed(Outcome("deferred", "destination", "tls", Reply(0, text), fault=True))
             )
         except Exception as bug:
             self._end(bug=bug)
@@ -348,6 +347,7 @@ class SmtpTransport:
         self.relay = relay
         self._resolver = resolver
         self._hostname = hostname
+        self._distrust = Distrust(relay, hostname)
 
     async def session(self, feed: Feed) -> None:
         """The life of one connection."""
@@ -376,8 +376,10 @@ class SmtpTransport:
             ) from None
         except OSError as problem:
             raise _Unreachable("connect", f"{relay.url}: {_os_words(problem)}") from None
-        session = _Session(relay, self._hostname, feed, host)
-        session.dialogue.remark(f"connected to {_peer(sock)}")
+        address = _address(sock)
+        words = partial(self._tls_words, sock.family, address)
+        session = _Session(relay, self._hostname, feed, host, words)
+        session.dialogue.remark(f"connected to {_peer(address)}")
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(relay.timeout):
@@ -394,9 +396,16 @@ class SmtpTransport:
                 session.transport.abort()  # the pin is wrong: the loop still has the line
             else:
                 sock.close()
-            text = f"{relay.url}: {_tls_words(problem)}"
+            text = f"{relay.url}: {await words(problem)}"
             raise _Unreachable("tls", text, session.dialogue.greeting) from None
         return session
+
+    async def _tls_words(self, family: int, address: Any, problem: Exception) -> str:
+        """Why TLS failed, with the dates and names of a certificate that is not trusted."""
+        if isinstance(problem, ssl.SSLCertVerificationError) and address is not None:
+            said = await self._distrust.words(problem.verify_message, (family, address))
+            return f"the certificate is not trusted: {said}"
+        return _tls_words(problem)
 
     async def _socket(self) -> tuple[socket.socket, str]:
         loop = asyncio.get_running_loop()
@@ -436,12 +445,17 @@ def _settings(relay: Relay, hostname: str) -> protocol.ClientSettings:
     )
 
 
-def _peer(sock: socket.socket) -> str:
+def _address(sock: socket.socket) -> Any:
     try:
-        peer = sock.getpeername()
-    except OSError:
+        return sock.getpeername()
+    except OSError:  # the server has hung up
+        return None
+
+
+def _peer(address: Any) -> str:
+    if address is None:
         return "a server that has hung up"
-    return f"{peer[0]}, port {peer[1]}" if isinstance(peer, tuple) else str(peer)
+    return f"{address[0]}, port {address[1]}" if isinstance(address, tuple) else str(address)
 
 
 class _Unreachable(Exception):

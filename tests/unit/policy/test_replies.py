@@ -126,6 +126,26 @@ def test_trouble_without_an_answer(text: str) -> None:
     assert spoken is not None and re.match("[A-Z].*[.]$", spoken.cause)
 
 
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("certificate has expired (valid until 24 Nov 2025, for a.test by CA)", "expired on 24 Nov 2025"),
+        ("certificate has expired, though not the server's own (valid until 1 Jan 2030)", "one that vouches"),
+        ("certificate is not yet valid (valid from 1 Jan 2030 until 1 Jan 2031)", "before 1 Jan 2030"),
+        ("self-signed certificate (valid until 1 Jan 2030, for a.test by Old CA)", "it is by Old CA"),
+        (
+            "Hostname mismatch, certificate is not valid for 'x.test' (valid until 1 Jan 2030, "
+            "for a.test, b.test by Old CA)",
+            "for a.test, b.test, not for",
+        ),
+        ("IP address mismatch, certificate is not valid for '127.0.0.1'", "another name"),
+    ],
+)
+def test_what_a_certificate_says_of_itself_is_in_the_sentence(text: str, cause: str) -> None:
+    found = trouble(f"smtps://h: the certificate is not trusted: {text}")
+    assert found is not None and cause in found[0] and "\\" not in found[0]
+
+
 def test_a_servers_words_are_not_taken_for_the_systems() -> None:
     found = explained(Reply(550, "our upstream said: connection refused", "5.1.1"))
     assert found is not None and found.who == "" and "mailbox" in found.cause

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -51,3 +52,48 @@ def test_damaged_bytes_never_raise(at: int, byte: int, length: int) -> None:
 
 def test_nothing_is_nobodys() -> None:
     assert str(certificate.read(b"")) == "certificate for nobody"
+
+
+NOW = datetime(2026, 11, 28, tzinfo=UTC)
+
+
+def _seen(begins: int, ends: int, name: str = "a.test") -> certificate.Certificate:
+    made = certificate.read(
+        _der(name, not_before=datetime(begins, 1, 1, tzinfo=UTC), not_after=datetime(ends, 1, 1, tzinfo=UTC))
+    )
+    return replace(made, issuer="Example CA")
+
+
+@pytest.mark.parametrize(
+    ("said", "seen", "told"),
+    [
+        (
+            "certificate has expired",
+            _seen(2020, 2025),
+            "certificate has expired (valid until 1 Jan 2025, for a.test by Example CA)",
+        ),
+        (
+            "certificate has expired",
+            _seen(2020, 2030),
+            "certificate has expired, though not the server's own (valid until 1 Jan 2030, for a.test by "
+            "Example CA)",
+        ),
+        (
+            "certificate is not yet valid",
+            _seen(2029, 2030),
+            "certificate is not yet valid (valid from 1 Jan 2029 until 1 Jan 2030, for a.test by Example CA)",
+        ),
+        (
+            "Hostname mismatch, certificate is not valid for 'b.test'.",
+            certificate.Certificate(),
+            "Hostname mismatch, certificate is not valid for 'b.test'",
+        ),
+    ],
+)
+def test_why_one_is_not_trusted(said: str, seen: certificate.Certificate, told: str) -> None:
+    assert certificate.distrusted(said, seen, NOW) == told
+
+
+def test_names_that_somebody_made_too_long_are_cut() -> None:
+    seen = replace(_seen(2020, 2025), names=("n" * 5000,) * 9, issuer="i" * 5000)
+    assert len(str(seen)) < 600 and len(certificate.distrusted("certificate has expired", seen, NOW)) < 600
