@@ -82,10 +82,10 @@ def test_success_shows_every_step_and_what_became_of_the_message(
 @pytest.mark.parametrize(
     ("wrong", "advice"),
     [
-        ("expired", "certificate expired on 24 Nov 2025. Ask its operator to renew it"),
-        ("authority", "does not know who signed the relay's certificate (Example CA)"),
-        ("name", "another name than localhost. It is for mail.other.test, smtp.other.test."),
-        ("pin", "another certificate than the one pinned"),
+        ("expired", "Relay localhost: its certificate expired on 24 Nov 2025. Ask its operator to renew it."),
+        ("authority", "nobody whom this machine trusts has signed its certificate (it is by Example CA"),
+        ("name", "its certificate is for mail.other.test, smtp.other.test, not for the host"),
+        ("pin", "its certificate is not the one pinned"),
     ],
 )
 def test_each_trouble_with_a_certificate_has_its_own_advice(
@@ -131,9 +131,10 @@ def test_a_slow_greeting_is_waited_for(attempt: Try) -> None:
     ("script", "status", "advice"),
     [
         ("MAIL: 553 5.7.1 not your address", 69, "does not accept the sender"),
-        ("RCPT: 550 5.7.1 Relaying denied", 69, "does not send to other domains for you"),
+        ("RCPT: 550 5.7.1 Relaying denied", 69, "does not send to strangers"),
         ("RCPT: 451 4.7.1 greylisted", 75, "greylisting"),
-        ("CONNECT: 554 no", 75, "own words"),
+        ("CONNECT: 554 no", 75, "does not serve this client at all"),
+        ("RCPT: 450 4.9.9 odd", 75, "cannot take mail at the moment"),
     ],
 )
 def test_a_refusal_is_explained_and_the_message_thrown_away(
@@ -153,9 +154,9 @@ def test_a_lost_answer_is_not_called_a_failure(attempt: Try) -> None:
 def test_wrong_password_and_no_server(attempt: Try) -> None:
     with Sink(users={"me": "other"}) as sink:
         status, _, told = attempt(f"smtp://me@localhost:{sink.port}")
-        assert status == 75 and "does not accept user name or password" in told
+        assert status == 75 and "User name or password is wrong" in told
     status, _, told = attempt("smtp://127.0.0.1:1")
-    assert status == 75 and "Nobody listens there" in told and "dialogue" not in told
+    assert status == 75 and "nobody listens on this port" in told and "dialogue" not in told
 
 
 def test_the_next_relay_of_the_route_is_tried_too(attempt: Try) -> None:

@@ -1,9 +1,11 @@
 """What SMTP's reply codes mean, in words of our own, with what to do.
 
 Data: the basic codes of RFC 5321 §4.2.3 and of its extensions (RFC 4954 for AUTH, RFC 3207 for STARTTLS, RFC
-5248, RFC 7504); the enhanced codes of RFC 3463 and its successors as IANA's registry "SMTP Enhanced Status
-Codes" lists them (https://www.iana.org/assignments/smtp-enhanced-status-codes, looked at in November 2026),
-without their first digit, which only says how final the answer is.
+1985 for ETRN, RFC 2645 for ATRN, RFC 5248, RFC 7504), and those that IANA's registry names beside enhanced
+codes. The enhanced codes are those of the registry "SMTP Enhanced Status Codes"
+(https://www.iana.org/assignments/smtp-enhanced-status-codes, updated on 2024-12-06, compared on 2026-11-28),
+without their first digit, which only says how final the answer is. These are 81, by RFC 3463, 3886, 4468,
+4954, 5248, 6531, 6710, 7293, 7372, 7504, 7505, 8617 and 8689. RFC 4865, 6857, 8616 and 9422 add none.
 Does not: know what providers make of them (`reply_texts`), or choose (`replies`).
 """
 
@@ -21,11 +23,16 @@ BASIC: Final[dict[int, tuple[str, str]]] = {
     250: ("The server did what was asked. After the content: it has taken the message.", ""),
     251: ("The recipient is not of this server, which will forward the message.", ""),
     252: ("The server cannot tell whether the address exists, and will take mail for it.", ""),
+    253: ("The server begins to send what waits for the client (RFC 1985).", ""),
     334: ("The server waits for the next part of the login (RFC 4954).", ""),
     354: ("The server waits for the content of the message.", ""),
     421: (
         "The server closes the connection: it shuts down, is too busy, or has had enough of this client.",
         "Nothing, the queue tries again. If it goes on: fewer connections (concurrency) or a lower rate.",
+    ),
+    430: (
+        "The server does not do what the command asks for (IANA's registry, beside X.5.1).",
+        "Nothing, the queue tries again. If it goes on, ask the server's operator.",
     ),
     432: (
         "The account must be changed to another way of login first (RFC 4954).",
@@ -44,12 +51,25 @@ BASIC: Final[dict[int, tuple[str, str]]] = {
         "The server has no room, or the message has more recipients than it takes at a time.",
         "Nothing, the queue tries again, and sends to the other recipients in another transaction.",
     ),
+    453: (
+        "The server takes no mail at the moment (IANA's registry, beside X.3.2). As an answer to ATRN: no mail "
+        "waits (RFC 2645).",
+        "Nothing, the queue tries again.",
+    ),
     454: (
         "Login or encryption is not to be had for the moment (RFC 4954, RFC 3207).",
         "Nothing, the queue tries again. If it goes on: too many logins, or the server's certificate is "
         "missing.",
     ),
     455: ("The server cannot do what a parameter asks for.", "Nothing, the queue tries again."),
+    458: (
+        "The server cannot send now what waits for this client (RFC 1985).",
+        "Nothing, the queue tries again.",
+    ),
+    459: (
+        "The server does not send what waits for this client on request (RFC 1985).",
+        "Ask the server's operator.",
+    ),
     500: (
         "The server does not understand the command, or the line was too long.",
         "Is there a mail server on this port at all, and the right kind of encryption?",
@@ -77,6 +97,10 @@ BASIC: Final[dict[int, tuple[str, str]]] = {
     530: (
         "The server wants a login, or encryption, before it takes mail (RFC 4954, RFC 3207).",
         "Give the relay's URL a user name and a password; use smtps:// or STARTTLS.",
+    ),
+    533: (
+        "The server does not allow this (IANA's registry, beside X.7.1).",
+        "The server's words say more; often a login is missing.",
     ),
     534: (
         "This way of login is too weak for the server, or for this account (RFC 4954).",

@@ -438,9 +438,19 @@ HERE: Final = _known(
         "If its operator has renewed it, set the new fingerprint.",
     ),
     (
-        r"wrong version number|unexpected eof.{0,200}tls|http request",
+        r"wrong version number|unexpected eof.{0,200}tls|http request|does not speak tls on this port",
         "it does not speak TLS at once on this port",
         "Use smtp:// for port 587 and 25, smtps:// for port 465.",
+    ),
+    (
+        r"no credentials are sent without tls",
+        "it offers no encryption, so the password was not sent",
+        "Use smtps:// if it has that, or insecure_auth where nobody listens on the line.",
+    ),
+    (
+        r"no common way to authenticate",
+        "it offers no way to log in that outmail knows",
+        "Try port 587 or 465.",
     ),
     (
         r"starttls",
@@ -449,7 +459,12 @@ HERE: Final = _known(
     ),
     (r"connection refused", "nobody listens on this port", "Does the server run? Are host and port right?"),
     (
-        r"name or service not known|no address associated|nodename nor servname|name resolution",
+        r"temporary failure in name resolution",
+        "this machine's DNS does not answer",
+        "Look at the network of this machine.",
+    ),
+    (
+        r"name or service not known|no address|nodename nor servname|name resolution",
         "its host name is not known to the DNS",
         "Look at the host in the relay's URL, and at this machine's DNS.",
     ),
@@ -459,7 +474,7 @@ HERE: Final = _known(
         "Look at the network of this machine.",
     ),
     (
-        r"no connection within|timed? ?out|no answer",
+        r"no connection within|timed? ?out|no (whole )?answer|no greeting|took too long",
         "it does not answer in time",
         "Often a firewall, or a provider that blocks port 25: try 587 or 465.",
     ),

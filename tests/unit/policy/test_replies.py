@@ -10,12 +10,12 @@ from outmail.model import Reply
 from outmail.policy.replies import explained, parsed, trouble
 from outmail.policy.reply_codes import BASIC, ENHANCED
 
-#: RFC 5321 §4.2.3 and the extensions that outmail may meet.
+#: RFC 5321 §4.2.3, the extensions that outmail may meet, and the basic codes that IANA's registry names.
 CODES = (
-    "211 214 220 221 235 250 251 252 334 354 421 432 450 451 452 454 455 500 501 502 503 504 521 523 524 525 "
-    "530 534 535 538 550 551 552 553 554 555 556"
+    "211 214 220 221 235 250 251 252 253 334 354 421 430 432 450 451 452 453 454 455 458 459 500 501 502 503 "
+    "504 521 523 524 525 530 533 534 535 538 550 551 552 553 554 555 556"
 ).split()
-#: How many details each subject has in IANA's registry, from 0 on.
+#: How many details each subject has in IANA's registry (updated on 2024-12-06), from 0 on.
 DETAILS = {"0": 0, "1": 10, "2": 4, "3": 6, "4": 7, "5": 6, "6": 10, "7": 30}
 
 
@@ -44,7 +44,7 @@ def test_what_is_typed_or_pasted_is_understood() -> None:
 def test_codes_that_nobody_registered_say_what_their_digits_say() -> None:
     unknown = explained(Reply(559, "", "5.7.999"))
     assert unknown is not None and "security" in unknown.cause and "for good" in unknown.cause
-    assert explained(Reply(459, "")) == explained(Reply(499, "odd"))
+    assert explained(Reply(469, "")) == explained(Reply(499, "odd"))
     assert explained(Reply(0, "")) is None and explained(Reply(0, "hello")) is None
     assert explained(Reply(0, "", "9.9.9")) is None
 
@@ -117,6 +117,12 @@ def test_well_known_texts(text: str, who: str, word: str) -> None:
         "certificate verify failed: Hostname mismatch, certificate is not valid for 'h'",
         "certificate verify failed: self-signed certificate",
         "the certificate's SHA-256 is 00, not the pinned one",
+        "no credentials are sent without TLS: use smtps://, or allow it explicitly",
+        "no common way to authenticate; the relay offers none",
+        "smtp://h:25: Temporary failure in name resolution",
+        "smtp://h:25: h has no address",
+        "no greeting within 4 s: the server waits for the first word",
+        "TLS failed: the server does not speak TLS on this port, at least not from the start",
     ],
 )
 def test_trouble_without_an_answer(text: str) -> None:
