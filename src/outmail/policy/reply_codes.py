@@ -52,7 +52,7 @@ BASIC: Final[dict[int, tuple[str, str]]] = {
         "Nothing, the queue tries again, and sends to the other recipients in another transaction.",
     ),
     453: (
-        "The server takes no mail at the moment (IANA's registry, beside X.3.2). As an answer to ATRN: no mail "
+        "The server takes no mail at the moment (IANA's registry, beside X.3.2). To ATRN: no mail "
         "waits (RFC 2645).",
         "Nothing, the queue tries again.",
     ),
