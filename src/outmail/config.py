@@ -22,11 +22,12 @@ from typing import Any
 
 from outmail.clock import MINUTE, parse_span
 from outmail.errors import ConfigError
+from outmail.policy import settings
 from outmail.policy.admission import Network, networks
 from outmail.policy.loopback import LONGEST_NAME, Loopback, parse_sample
 from outmail.policy.plain import plain_line
 from outmail.policy.retry import Retry, Schedule
-from outmail.policy.route import RELAY_SETTINGS, Relay, Routes, Rule, is_loopback, parse_relay
+from outmail.policy.route import Relay, Routes, Rule, is_loopback, parse_relay
 from outmail.policy.selection import parse_size
 from outmail.policy.veil import known
 from outmail.smtp.syntax import AddressError, parse_mailbox, qualified
@@ -35,39 +36,6 @@ from outmail.system import host, trust
 
 DEFAULT_RELAY = "smtp://localhost:25"
 
-_TOP: dict[str, tuple[type, ...]] = {
-    "store": (str,), "from": (str,), "to": (str, list), "relay": (str, dict), "relays": (dict,),
-    "route": (list,), "outbox": (list,),
-    "retry": (dict,), "listen": (dict,), "limits": (dict,), "safety": (dict,), "retention": (dict,),
-    "transcripts": (str,), "loop": (str,),
-    "hostname": (str,), "loopback": (dict,), "reports": (dict,), "receive": (dict,), "accept": (dict,),
-    "notify": (dict,),
-}  # fmt: skip
-_TABLES: dict[str, dict[str, tuple[type, ...]]] = {
-    "retry": {"schedule": (str,), "expire": (str,), "soft_bounce": (bool,), "on_uncertain": (str,)},
-    "listen": {"smtp": (list,), "lmtp": (list,), "submission": (list,), "networks": (list,),
-    "certificate": (str,), "key": (str,), "users_file": (str,),
-               "connections": (int,), "connections_per_client": (int,), "rate": (int,), "normalise": (bool,),
-               "accounts": (list,)},
-    "limits": {"message_size": (str, int), "recipients": (int,), "queue": (int,)},
-    "safety": {"only_to": (list,), "redirect_to": (str,)},
-    "retention": {"bodies": (str,), "records": (str,), "transcripts": (str,)},
-    "accept": {"origin": (str,), "aliases": (str,), "drop": (str,), "masquerade": (str,)},
-    "loopback": {"address": (str,), "mode": (str,), "sample": (int, float, str), "canary": (str,),
-    "within": (str,), "message_id": (str,), "maildir": (str,), "mbox": (str,), "imap": (str,),
-    "password_file": (str,), "ca": (str,)},
-    "reports": {"templates": (str,)},
-    "notify": {"failed": (list, str)},
-    "receive": {"smtp": (list,), "lmtp": (list,), "domains": (list,), "aliases": (str,), "mailboxes": (str,),
-    "users": (list, str), "networks": (list,), "certificate": (str,), "key": (str,)},
-}  # fmt: skip
-_RELAY_KEYS = {
-    "url": str,
-    "password": str,
-    "password_file": str,
-    "password_command": (str, list),
-    **RELAY_SETTINGS,
-}
 #: The keys that contain file names. (A password_command runs in the configuration's folder.)
 _PATHS = {
     "listen": ("certificate", "key", "users_file"),
@@ -76,7 +44,6 @@ _PATHS = {
     "loopback": ("maildir", "mbox", "password_file", "ca"),
 }
 _RELAY_PATHS = ("password_file", "ca")
-_ROUTE_KEYS = {"from": (str, list), "to": (str, list), "tag": (str, list), "relays": (list,)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,9 +348,10 @@ def _line_of(problem: str, text: str) -> str:
 
 
 def _build(data: dict[str, Any], source: str, env: Mapping[str, str]) -> Config:
-    _check(data, _TOP, "")
-    for table, keys in _TABLES.items():
-        _check(data.get(table, {}), keys, f"[{table}] ")
+    _check(data, settings.known(), "")
+    for table in settings.TABLES:
+        if table.types == (dict,) and table is not settings.RELAYS:
+            _check(data.get(table.name, {}), table.known, f"{table.heading} ")
     loopback = _loopback(data.get("loopback", {}))
     relays = _relays(data, env)
     retention, limits, safety = data.get("retention", {}), data.get("limits", {}), data.get("safety", {})
@@ -441,7 +409,7 @@ def _build(data: dict[str, Any], source: str, env: Mapping[str, str]) -> Config:
     return replace(config, retention=ages)
 
 
-def _check(table: Mapping[str, Any], known: Mapping[str, Any], where: str) -> None:
+def _check(table: Mapping[str, Any], known: Mapping[str, settings.Types], where: str) -> None:
     for key, value in table.items():
         if key not in known:
             import difflib
@@ -451,7 +419,7 @@ def _check(table: Mapping[str, Any], known: Mapping[str, Any], where: str) -> No
                 f"{where}unknown key {key!r}"
                 + (f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(sorted(known))}")
             )
-        wanted = known[key] if isinstance(known[key], tuple) else (known[key],)
+        wanted = known[key]
         if float in wanted and isinstance(value, int) and not isinstance(value, bool):
             continue
         if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
@@ -548,14 +516,14 @@ def _relays(data: dict[str, Any], env: Mapping[str, str]) -> dict[str, Relay]:
         where = _where(name)
         if not isinstance(table, dict):
             raise ValueError(f"{where}must be a table with a url")
-        _check(table, _RELAY_KEYS, where)
+        _check(table, settings.RELAY.known, where)
         if "," in name or ":" in name:
             raise ValueError(f"{where}a relay's name may not contain a comma or colon")
         if "url" not in table:
             raise ValueError(f"{where}url is missing")
-        settings = {key: value for key, value in table.items() if key in RELAY_SETTINGS}
+        given = {key: value for key, value in table.items() if key not in settings.RELAY_OWN}
         try:
-            relay = parse_relay(table["url"], name, **settings)
+            relay = parse_relay(table["url"], name, **given)
         except ValueError as problem:
             raise ValueError(f"{where}{problem}") from None
         relays[name] = replace(relay, password=str(table.get("password", relay.password)))
@@ -646,7 +614,7 @@ def _rules(tables: list[Any], relays: Mapping[str, Relay]) -> tuple[Rule, ...]:
         where = f"[[route]] {i}: "
         if not isinstance(table, dict):
             raise ValueError(f"{where}must be a table")
-        _check(table, _ROUTE_KEYS, where)
+        _check(table, settings.ROUTE.known, where)
         names = _texts(f"{where}relays", table.get("relays", []))
         for name in names:
             if name not in relays:
@@ -669,7 +637,7 @@ def _outboxes(tables: list[Any], more: str) -> tuple[str, ...]:
         where = f"[[outbox]] {i}: "
         if not isinstance(table, dict):
             raise ValueError(f"{where}must be a table with a url")
-        _check(table, {"url": str}, where)
+        _check(table, settings.OUTBOX.known, where)
         if not table.get("url"):
             raise ValueError(f"{where}url is missing")
         urls.append(table["url"])
@@ -732,14 +700,14 @@ def _listen(table: dict[str, Any]) -> Listen:
         for key in ("smtp", "lmtp", "submission", "networks", "accounts")
     }
     plain = ("certificate", "key", "users_file", "connections", "connections_per_client", "rate", "normalise")
-    settings = {key: table[key] for key in plain if key in table}
+    given = {key: table[key] for key in plain if key in table}
     listen = Listen(
         texts["smtp"],
         texts["lmtp"],
         texts["submission"],
         networks(texts["networks"]),
         accounts=texts["accounts"],
-        **settings,
+        **given,
     )
     if listen.connections < 1 or listen.rate < 0 or (listen.connections_per_client or 0) < 0:
         raise ValueError(

@@ -318,6 +318,9 @@ def parser() -> _Parser:
     config.add_argument(
         "--hash", action="store_true", help="hash a password from stdin for [listen] users_file"
     )
+    config.add_argument(
+        "--sample", action="store_true", help="a configuration file with all keys and their defaults"
+    )
     config.set_defaults(run="config")
     for made in sub.choices.values():
         made.set_defaults(parser=made)

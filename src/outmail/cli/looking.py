@@ -118,9 +118,14 @@ def explain(arguments: argparse.Namespace) -> int:
 
 
 def config(arguments: argparse.Namespace) -> int:
-    """The configuration in force, without passwords; or with --hash the hash of a password from stdin, for
-    [listen] users_file.
+    """The configuration in force, without passwords. Or with --hash the hash of a password from stdin, for
+    [listen] users_file; with --sample a file that says all defaults.
     """
+    if arguments.sample:
+        from outmail.policy import settings
+
+        print(settings.sample(), end="")
+        return 0
     if arguments.hash:
         from outmail.intake.logins import hashed
 

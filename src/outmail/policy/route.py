@@ -96,23 +96,9 @@ class Relay:
 MAX_URL = 2000
 MAX_STORED = 600
 
-#: The keys of a relay table, besides ``url`` and the three sources of its password.
-RELAY_SETTINGS: dict[str, type] = {
-    "tls": str,
-    "verify": bool,
-    "ca": str,
-    "fingerprint": str,
-    "insecure_auth": bool,
-    "pipelining": bool,
-    "concurrency": int,
-    "rate": float,
-    "timeout": float,
-    "dot_timeout": float,
-}
-
 
 def parse_relay(url: str, name: str = "", **settings: object) -> Relay:
-    """A relay URL and settings (`RELAY_SETTINGS`, ``password``) → Relay; ValueError says what is wrong."""
+    """A relay URL and settings (the keys of ``[relay]``) → Relay; ValueError says what is wrong."""
     if len(url) > MAX_URL:
         raise ValueError(f"a relay's URL has at most {MAX_URL} characters, not {len(url)}")
     scheme, colon, rest = url.strip().partition(":")
