@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from typing import Any
 
 from outmail.clock import MINUTE, parse_span
@@ -126,8 +127,8 @@ class Config:
     transcripts: str = "failures"
     loop: str = "asyncio"
     hostname: str = ""
-    #: The domain that bare names of this machine's own programs get; "" refuses bare names.
-    origin: str = ""
+    #: Finds `origin`. It may read files of the machine: at the first call only.
+    find_origin: Callable[[], str] = field(default=str, repr=False, compare=False)
     #: For what sendmail hands in: the aliases of bare names, the service's drop folder ("" for the machine's
     #: own, if the service owns it), and the address that authors of this machine are written as.
     aliases: str = "/etc/aliases"
@@ -144,6 +145,11 @@ class Config:
     source: str = "defaults"
     #: Relay name → the part of its table that says where the password is.
     secrets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
+
+    @property
+    def origin(self) -> str:
+        """The domain that bare names of this machine's own programs get; "" refuses bare names."""
+        return self.find_origin()
 
     def with_passwords(self, routes: Routes) -> Routes:
         """The same routes with their passwords, which are read now from files and commands. Only an engine
@@ -379,7 +385,7 @@ def _build(data: dict[str, Any], source: str, env: Mapping[str, str]) -> Config:
         ),
         outboxes=_outboxes(data.get("outbox", []), env.get("OUTMAIL_OUTBOX", "")),
         hostname=data.get("hostname") or host.hostname(),
-        origin=origin,
+        find_origin=origin,
         aliases=accept.get("aliases", "/etc/aliases"),
         drop=accept.get("drop", ""),
         masquerade=_mailbox("[accept] masquerade", accept.get("masquerade", ""), origin),
@@ -790,26 +796,32 @@ def _texts(where: str, value: Any) -> list[str]:
     return list(items)
 
 
-def _origin(data: Mapping[str, Any]) -> str:
-    """``[accept] origin``, else what the machine calls itself in mail; a name that is no domain is passed
-    over.
+def _origin(data: Mapping[str, Any]) -> Callable[[], str]:
+    """``[accept] origin``, else what the machine calls itself in mail. Its files are read when it is asked
+    for: /etc/hosts can be long, and most commands need no origin.
     """
     given = data.get("accept", {}).get("origin")
-    if given is not None:
-        try:
-            return parse_mailbox(f"x@{given}").domain if given else ""
-        except AddressError:
-            raise ValueError(f"[accept] origin = {given!r} is no domain: write such as example.org") from None
-    for name in (host.mail_name(), data.get("hostname") or host.full_name()):
+    if given is None:
+        return cache(partial(_machines_origin, data.get("hostname", "")))
+    try:
+        domain = parse_mailbox(f"x@{given}").domain if given else ""
+    except AddressError:
+        raise ValueError(f"[accept] origin = {given!r} is no domain: write such as example.org") from None
+    return lambda: domain
+
+
+def _machines_origin(hostname: str) -> str:
+    """A name that is no domain is passed over."""
+    for name in (host.mail_name(), hostname or host.full_name()):
         with suppress(AddressError):
             return parse_mailbox(f"x@{name}").domain
     return "localhost"
 
 
-def _mailbox(where: str, text: str, origin: str = "") -> str:
+def _mailbox(where: str, text: str, origin: Callable[[], str] = str) -> str:
     if not text:
         return ""
     try:
-        return str(parse_mailbox(qualified(text.strip(), origin)))
+        return str(parse_mailbox(qualified(text.strip(), "" if "@" in text else origin())))
     except AddressError as problem:
         raise ValueError(f"{where}: {problem}") from None

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
+import os
+import pty
+import re
 import sqlite3
+import struct
+import subprocess
+import sys
+import termios
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,6 +94,42 @@ def test_the_beginning_of_an_id_is_enough(command: Command, make_box: MakeBox) -
     doubtful = command("show", *S, id[:20])
     assert doubtful.status == 65 and id in doubtful.err
     assert command("show", *S, "zzz").status == 66 and command("show", *S, "00000099").status == 66
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize(
+    ("environment", "colour"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)]
+)
+def test_a_real_terminal(
+    make_box: MakeBox, tmp_path: Path, width: int, environment: dict[str, str], colour: bool
+) -> None:
+    box = make_box(deliver="never")
+    box.send("somebody-with-a-long-name@department.example.org", "日本語 " * 20 + "👩‍👩‍👧 é", "t")
+    failed = box.send("b@x.test", "s", "t").id
+    box.hold(failed)
+    master, slave = pty.openpty()
+    try:
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
+        given = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR")}
+        done = subprocess.run(
+            [sys.executable, "-m", "outmail", "queue", "list", *S],
+            stdin=subprocess.DEVNULL,
+            stdout=slave,
+            stderr=subprocess.PIPE,
+            cwd=tmp_path,
+            env={**given, "TERM": "xterm", **environment},
+            timeout=60,
+            check=True,
+        )
+        shown = os.read(master, 1 << 16).decode()
+    finally:
+        os.close(master)
+        os.close(slave)
+    assert ("\x1b[33mheld" in shown) is colour and b"2 messages" in done.stderr
+    lines = re.sub(r"\x1b\[\d+m", "", shown).splitlines()
+    assert lines[0].split() == ["ID", "AGE", "TO", "STATE", "RELAY", "NEXT", "SUBJECT"]
+    assert len(lines) == 3 and lines[2].startswith(failed[:12]) and " held " in lines[2]
+    assert max(map(terminal.cells, lines)) == width
 
 
 def _waits_for(reason: str) -> Any:

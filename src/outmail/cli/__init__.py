@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from outmail.cli.exits import EX_SOFTWARE, EX_USAGE, sentence, status_of
+from outmail.cli.exits import EX_SOFTWARE, EX_TEMPFAIL, EX_USAGE, sentence, status_of
 from outmail.errors import Error
 from outmail.system import circle
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None and (name := os.path.basename(sys.argv[0])) in UNIX:
         words = [name, *words]
     if circle.is_closed():
-        return circle.EX_TEMPFAIL
+        return EX_TEMPFAIL
     if words[:1] and words[0] in UNIX:
         from outmail.unix.main import main as as_on_unix
 

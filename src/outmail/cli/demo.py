@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from typing import Any
 
+from outmail.cli.exits import EX_USAGE
 from outmail.outbox.outbox import Outbox
 from outmail.testing.sink import Sink
 
@@ -34,7 +35,7 @@ def demo(arguments: argparse.Namespace) -> int:
     """Run the demo and check its result."""
     if arguments.messages < 200:
         print("outmail: demo needs at least 200 messages", file=sys.stderr)
-        return 64
+        return EX_USAGE
     with tempfile.TemporaryDirectory(prefix="outmail-demo-") as temporary:
         folder = arguments.keep or temporary
         os.makedirs(folder, exist_ok=True)

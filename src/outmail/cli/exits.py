@@ -1,20 +1,34 @@
-"""Exit statuses of the commands (sysexits). 0 means done; `outmail.cli` explains the others."""
+"""Exit statuses of the commands: which error of ours ends with which. `outmail.cli` explains them."""
 
 from __future__ import annotations
 
 from outmail.errors import ConfigError, Error, NotFound, NotStored, Refused
 from outmail.policy.plain import plain_line
+from outmail.system.exits import (
+    EX_CONFIG,
+    EX_CRIT,
+    EX_DATAERR,
+    EX_NOINPUT,
+    EX_NOPERM,
+    EX_SOFTWARE,
+    EX_TEMPFAIL,
+    EX_UNAVAILABLE,
+    EX_USAGE,
+)
 
-#: A check found trouble.
-EX_CRIT = 2
-EX_USAGE = 64
-EX_DATAERR = 65
-EX_NOINPUT = 66
-EX_UNAVAILABLE = 69
-EX_SOFTWARE = 70
-EX_TEMPFAIL = 75
-EX_NOPERM = 77
-EX_CONFIG = 78
+__all__ = (
+    "EX_CONFIG",
+    "EX_CRIT",
+    "EX_DATAERR",
+    "EX_NOINPUT",
+    "EX_NOPERM",
+    "EX_SOFTWARE",
+    "EX_TEMPFAIL",
+    "EX_UNAVAILABLE",
+    "EX_USAGE",
+    "sentence",
+    "status_of",
+)
 
 
 def status_of(problem: Error) -> int:

@@ -2,8 +2,7 @@
 
 Promises: when stdout is no terminal there is no colour and nothing is cut. ``NO_COLOR`` and TERM=dumb turn
 colour off. Times are local, with the zone's name. (JSON has RFC 3339 times in UTC, which are made elsewhere.)
-Does not: print, or know what a column means. It does not use rich, because a table is a few lines of code and
-start-up time matters.
+Does not: print, or know what a column means. Why it does not use rich: docs/decisions/0014.
 """
 
 from __future__ import annotations
@@ -18,10 +17,12 @@ from typing import NamedTuple
 from outmail.policy.plain import plain_line
 
 _STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "blue": "34", "cyan": "36"}
+#: What is left of a column that is cut on a narrow terminal.
+_NARROW = 5
 
 
 class Column(NamedTuple):
-    """``least``: the width that it keeps; 0 for a column that is never cut."""
+    """``least``: the width that it keeps where there is room; 0 for a column that is never cut."""
 
     title: str
     least: int = 0
@@ -89,17 +90,17 @@ def table(
     head: Sequence[Column], rows: Sequence[Sequence[str]], styles: Sequence[Sequence[str]], width: int
 ) -> list[str]:
     """Lines with a header. ``styles``: one for each cell. When all columns together are wider than ``width``,
-    the widest are cut first.
+    the widest are cut first: each down to its ``least``, and where that is not enough, further.
     """
     clean = [[plain_line(cell) for cell in row] for row in rows]
     wide = [max([cells(c.title), *(cells(row[i]) for row in clean)]) for i, c in enumerate(head)]
-    gaps = 2 * (len(head) - 1)
-    while sum(wide) + gaps > width:
-        spare = [(w - c.least if c.least else 0, i) for i, (w, c) in enumerate(zip(wide, head))]
-        most, i = max(spare)
-        if most <= 0:
-            break
-        wide[i] -= 1
+    room = width - 2 * (len(head) - 1)
+    for least in ([c.least for c in head], [min(c.least, _NARROW) for c in head]):
+        while sum(wide) > room:
+            most, i = max((w - least[i] if least[i] else 0, i) for i, w in enumerate(wide))
+            if most <= 0:
+                break
+            wide[i] -= 1
     title = _line([c.title for c in head], head, wide, ["bold"] * len(head))
     return [title, *(_line(row, head, wide, style) for row, style in zip(clean, styles))]
 

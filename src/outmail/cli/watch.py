@@ -20,10 +20,9 @@ import sys
 from typing import Any
 
 from outmail.reports import liveness, spoolfiles
+from outmail.system.exits import EX_TEMPFAIL, EX_USAGE
 from outmail.system.host import hostname
 from outmail.system.lockfile import LockFile
-
-EX_USAGE, EX_TEMPFAIL = 64, 75
 
 #: option → (default, takes a value, what it does). A test compares the table in docs/reports.md with this
 #: one.

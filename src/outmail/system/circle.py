@@ -10,7 +10,6 @@ import os
 import sys
 
 MARK = "OUTMAIL_CALLS"
-EX_TEMPFAIL = 75
 
 
 def is_closed() -> bool:

@@ -12,14 +12,13 @@ import sys
 
 from outmail.intake.deposit import Deposit
 from outmail.system import dropbox
+from outmail.system.exits import EX_DATAERR, EX_TEMPFAIL
 from outmail.system.user import login
 
 TYPE_CHECKING = False  # as in typing, without the price of importing it
 
 if TYPE_CHECKING:
     from outmail.unix.flags import Call
-
-EX_DATAERR, EX_TEMPFAIL = 65, 75
 
 #: Whoever sets one of these means a queue of their own.
 _OWN = ("OUTMAIL_STORE", "OUTMAIL_CONFIG", "OUTMAIL_RELAY")

@@ -16,10 +16,9 @@ import sys
 from outmail.mime import handed_in
 from outmail.mime.mailboxes import addresses
 from outmail.system import circle
+from outmail.system.exits import EX_DATAERR, EX_IOERR, EX_TEMPFAIL, EX_USAGE
 from outmail.unix import flags
 from outmail.unix.keeping import deposit, tell
-
-EX_USAGE, EX_DATAERR, EX_IOERR = 64, 65, 74
 
 _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789!#$%&'*+/=?^_`{|}~-")
 _DOMAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-")
@@ -28,7 +27,7 @@ _DOMAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456
 def main(name: str, words: list[str]) -> int:
     """``name``: sendmail, mailq, newaliases, mail or mailx; returns the exit status."""
     if circle.is_closed():
-        return circle.EX_TEMPFAIL
+        return EX_TEMPFAIL
     try:
         if name == "mailq":
             words = ["-bp", *words]

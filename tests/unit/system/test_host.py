@@ -109,3 +109,22 @@ def test_addresses_of_the_configuration_are_qualified() -> None:
     assert (config.sender, config.to) == ("robot@o.test", ("root@o.test", "a@x.test"))
     config = from_toml('[accept]\norigin = "o.test"', "t", {"OUTMAIL_FROM": "me", "OUTMAIL_TO": "root"})
     assert (config.sender, config.to) == ("me@o.test", ("root@o.test",))
+
+
+def test_the_machines_files_are_read_when_the_origin_is_first_needed(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (machine / "mailname").write_text("example.org\n")
+    asked: list[str] = []
+    read = host.mail_name
+
+    def mail_name() -> str:
+        asked.append("mailname")
+        return read()
+
+    monkeypatch.setattr(host, "mail_name", mail_name)
+    config = from_toml('from = "robot@x.test"\nto = ["a@x.test"]', "t", {})
+    assert not asked
+    assert [config.origin, config.origin, config.as_dict()["accept"]["origin"]] == ["example.org"] * 3
+    assert asked == ["mailname"]
+    assert from_toml('from = "robot"', "t", {}).sender == "robot@example.org"
