@@ -203,10 +203,31 @@ def build_engine(
     """An engine with all its parts. The relays' passwords are read here, and not earlier."""
     with loading:
         from outmail.engine.engine import Engine
+
+    return Engine(
+        store,
+        config.with_passwords(routes),
+        transports(config),
+        engine_settings(store, config, clock, only, service=service, observe=observe),
+        clock,
+    )
+
+
+def engine_settings(
+    store: Store,
+    config: Config,
+    clock: Clock,
+    only: str | None = None,
+    *,
+    service: bool = False,
+    observe: Any = None,
+) -> Any:
+    """What a configuration says to an engine."""
+    with loading:
         from outmail.engine.settings import EngineSettings
         from outmail.ops import delivery_log
 
-    settings = EngineSettings(
+    return EngineSettings(
         retry=config.retry,
         only_to=config.only_to,
         transcripts=config.transcripts,
@@ -217,7 +238,6 @@ def build_engine(
         service=service,
         copies=copy_maker(store, config, clock),
     )
-    return Engine(store, config.with_passwords(routes), transports(config), settings, clock)
 
 
 def copy_maker(store: Store, config: Config, clock: Clock) -> Any:

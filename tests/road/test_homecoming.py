@@ -13,10 +13,10 @@ import pytest
 
 from outmail.errors import ConfigError
 from outmail.outbox.outbox import Outbox
+from outmail.prepared import watchers
 from outmail.returns import imap
 from outmail.returns.arrivals import Arrivals
 from outmail.returns.watching import Maildir, Mbox, Watcher, entries
-from outmail.service import watchers
 from outmail.testing import Sink
 from outmail.wiring import arrivals_of
 from tests.imapserver import ImapServer
@@ -175,7 +175,8 @@ def test_urls_that_are_none(url: str, words: str, make_box: MakeBox) -> None:
     with pytest.raises(ValueError, match=words):
         imap.parse(url)
     with pytest.raises(ConfigError, match=words):
-        watchers(make_box(toml=f"{LOOP}imap = '{url}'\n", deliver="never"))
+        box = make_box(toml=f"{LOOP}imap = '{url}'\n", deliver="never")
+        watchers(box, box.config, None)
 
 
 def test_a_url() -> None:

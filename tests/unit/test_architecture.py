@@ -23,7 +23,7 @@ LAYERS = [
     ("store", "transport"),
     ("accept", "engine"),
     ("transactional", "intake", "reports", "returns", "ops"),
-    ("config", "wiring", "outbox", "service"),
+    ("config", "wiring", "outbox", "prepared", "serving", "service"),
     ("cli", "unix", "compat", "contrib", "__main__"),
 ]
 #: The package itself hands out names to programs, `testing` helps their tests: only faces may import these.
@@ -49,7 +49,19 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
 }
 #: The classes behind a store's URL and a relay's URL.
 CONCRETE = ("SqliteStore", "PostgresStore", "SmtpTransport", "LocalTransport", "MailboxTransport")
-ROOT = {"__init__", "__main__", "model", "lifecycle", "errors", "clock", "config", "wiring", "service"}
+ROOT = {
+    "__init__",
+    "__main__",
+    "model",
+    "lifecycle",
+    "errors",
+    "clock",
+    "config",
+    "wiring",
+    "prepared",
+    "serving",
+    "service",
+}
 
 
 class Import(NamedTuple):

@@ -6,15 +6,18 @@ import argparse
 import asyncio
 import logging
 import os
+import signal
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from outmail import service
+from outmail import prepared, service
 from outmail.cli.common import config_of, tell_stranded
 from outmail.cli.exits import EX_SOFTWARE, EX_TEMPFAIL, EX_UNAVAILABLE
 from outmail.clock import Clock, rfc3339
-from outmail.config import default_store
+from outmail.config import Config, default_store
 from outmail.errors import ConfigError, NotFound
 from outmail.model import is_id
 from outmail.ops import delivery_log
@@ -27,6 +30,8 @@ from outmail.wiring import build_engine
 
 def run(arguments: argparse.Namespace) -> int:
     """The engine, as a service or once."""
+    once = arguments.once or bool(arguments.only)
+    hung_up = bool if once else _hangups()
     config = config_of(arguments)
     _log_to_stderr()
     box = Outbox(config=config, deliver="never")
@@ -36,7 +41,6 @@ def run(arguments: argparse.Namespace) -> int:
             raise NotFound(f"{arguments.only!r} is not a message id")
         box.retry(arguments.only)
         arguments.only = head
-    once = arguments.once or bool(arguments.only)
     engine = build_engine(
         box.store,
         config,
@@ -48,7 +52,10 @@ def run(arguments: argparse.Namespace) -> int:
     )
     before = _due_now(box) if arguments.strict else 0
 
-    work = service.once(box, engine) if once else service.serve(box, engine)
+    if once:
+        work = service.once(box, engine)
+    else:
+        work = service.serve(box, engine, lambda: config_of(arguments), hung_up)
     if config.loop == "uvloop":
         _uvloop().run(work)
     else:
@@ -86,6 +93,24 @@ def _uvloop() -> Any:
 
 def receive(arguments: argparse.Namespace) -> int:
     """The local receiving server; with --catch the development mailbox."""
+    hung_up = _hangups()
+    config = _receiving(arguments)
+    if not arguments.catch:
+        prepared.directory(config)
+    _log_to_stderr()
+    box = Outbox(config=config, deliver="never")
+    engine = build_engine(box.store, config, config.routes, Clock(), observe=delivery_log.Batched(sys.stderr))
+    if arguments.catch:
+        kept = shown(config.store)
+        print(f"outmail: all mail is kept in {kept}: outmail queue list ALL --store {kept}", file=sys.stderr)
+    reread = partial(_receiving, arguments)
+    asyncio.run(service.receive(box, engine, reread, hung_up, catch=arguments.catch))
+    box.close()
+    return 0
+
+
+def _receiving(arguments: argparse.Namespace) -> Config:
+    """The configuration of `receive`."""
     config = config_of(arguments)
     if arguments.catch and not arguments.store:
         config = replace(
@@ -96,18 +121,17 @@ def receive(arguments: argparse.Namespace) -> int:
         os.makedirs(os.path.dirname(config.store) or ".", mode=0o700, exist_ok=True)
     if arguments.listen:
         config = replace(config, receive=replace(config.receive, smtp=tuple(arguments.listen)))
-    config = service.receiving(config, catch=arguments.catch)
-    if not arguments.catch:
-        service.directory(config)
-    _log_to_stderr()
-    box = Outbox(config=config, deliver="never")
-    engine = build_engine(box.store, config, config.routes, Clock(), observe=delivery_log.Batched(sys.stderr))
-    if arguments.catch:
-        kept = shown(config.store)
-        print(f"outmail: all mail is kept in {kept}: outmail queue list ALL --store {kept}", file=sys.stderr)
-    asyncio.run(service.receive(box, engine, catch=arguments.catch))
-    box.close()
-    return 0
+    return prepared.receiving(config, catch=arguments.catch)
+
+
+def _hangups() -> Callable[[], bool]:
+    """From now on SIGHUP does not end us. Returns what says whether it came; the service has its own handler
+    later.
+    """
+    seen: list[int] = []
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, lambda number, frame: seen.append(number))
+    return lambda: bool(seen)
 
 
 class _Lines(logging.Formatter):

@@ -39,7 +39,8 @@ class Ages:
     def __init__(self, store: Store, clock: Clock, life: int) -> None:
         self._store = store
         self._clock = clock
-        self._life = life
+        #: Changes when the configuration does.
+        self.life = life
         #: The last two signs, the older one first; None where there was none.
         self._before: Sign | None = None
         self._seen: Sign | None = None
@@ -121,10 +122,10 @@ class Ages:
             same = here is not None and here.up <= up
             before = here if same else self._elsewhere(name, at)
             newest = self._store.read(verbs.newest())
-            seen = following(before, same, wall, at, up, newest, self._life)
+            seen = following(before, same, wall, at, up, newest, self.life)
             written = self._store.run(verbs.note_put("clock", name, asdict(seen), version))
         if before is not None and not same and at < before.at + JUMP:
-            self._store.run(verbs.shorten(at, self._life))
+            self._store.run(verbs.shorten(at, self.life))
         for own, by in zip((True, False), was_set(before, same, seen)):
             if by and (own or seen.at != seen.wall):
                 self._clock_was_set(by, own, wall if own else at)
@@ -171,4 +172,4 @@ class Ages:
         verbs = self._store.verbs
         for destination in self._store.read(verbs.destinations()) if own else ():
             self._store.run(verbs.earlier(-by, to, destination))
-        self._store.run(verbs.shorten(to, self._life))
+        self._store.run(verbs.shorten(to, self.life))

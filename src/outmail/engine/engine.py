@@ -22,6 +22,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -86,6 +87,8 @@ class Engine:
         self._transport = transport
         #: The next hops in use, by the name of the relay.
         self.hops: dict[str, NextHop] = {}
+        #: Those that others have replaced, while sessions of theirs finish.
+        self.retired: list[NextHop] = []
         #: Our registration with the store.
         self.owner: Any = None
         self._number = 0
@@ -237,6 +240,37 @@ class Engine:
         self.stopping = True
         self.wake()
 
+    def reconfigure(
+        self, routes: Routes, settings: EngineSettings, transport: Callable[[Relay], Transport] | None = None
+    ) -> None:
+        """Go on with these, from the loop, after `ready`. Nothing in hand is lost: what a session has begun
+        it finishes as it began it; everything else goes back into the queue, untried, and is leased again by
+        the new rules. A next hop whose relay is the same keeps its pace and its pauses. ``transport``: when
+        sessions must be made in another way.
+        """
+        self.routes = routes
+        for one in fields(EngineSettings):
+            setattr(self.settings, one.name, getattr(settings, one.name))
+        self._transport = transport or self._transport
+        self.maintenance.reconfigured()
+        for hop in list(self.hops.values()):
+            if transport is not None or hop.relay not in routes.resolve(hop.relay.name):
+                self._retire(hop)
+                continue
+            for delivery in hop.recall():
+                self.completer.give_back(hop, delivery)
+        self.look_again()
+
+    def _retire(self, hop: NextHop) -> None:
+        """Another next hop will have its name."""
+        self.hops.pop(hop.relay.name, None)
+        for delivery in hop.retire():
+            self.completer.give_back(hop, delivery)
+        self.retired = [one for one in (*self.retired, hop) if one.feeds]
+
+    def _all_hops(self) -> list[NextHop]:
+        return [*self.hops.values(), *self.retired]
+
     def wake(self) -> None:
         """Look at the queue now."""
         self._wakes += 1
@@ -304,7 +338,7 @@ class Engine:
         if self._anew:
             return
         self._anew = True
-        dropped = self.completer.drop(self.hops.values())
+        dropped = self.completer.drop(self._all_hops())
         log.warning(
             "this engine was stopped or cut off from the store and has lost its lease: it leaves %d "
             "recipients to other engines and registers again",
@@ -336,13 +370,13 @@ class Engine:
         self.owner.close()
 
     def _return_unbegun(self) -> None:
-        for hop in self.hops.values():
+        for hop in self._all_hops():
             for delivery in hop.stop():
                 self.completer.give_back(hop, delivery)
 
     async def _end_sessions(self) -> None:
         """Let sessions finish; cancel those that take longer than that."""
-        feeds = [feed for hop in self.hops.values() for feed in hop.feeds]
+        feeds = [feed for hop in self._all_hops() for feed in hop.feeds]
         tasks = [feed.task for feed in feeds if feed.task is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=min(PATIENCE, self.patience))
@@ -415,7 +449,10 @@ class Engine:
         now = self.loop.time()
         for relay in self.routes.resolve(destination):
             hop = self.hops.get(relay.name)
-            if hop is None or hop.relay != relay:
+            if hop is not None and hop.relay != relay:
+                self._retire(hop)
+                hop = None
+            if hop is None:
                 hop = self.hops[relay.name] = NextHop(self, relay, self._transport(relay))
                 hop.ahead = self.maintenance.may_send_ahead(relay)
             if hop.pace.has_room(now):

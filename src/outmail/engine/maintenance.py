@@ -123,6 +123,13 @@ class Maintenance:
         #: Next hops (by the relay's name) that some engine has noted as paused.
         self._paused: set[str] = set()
 
+    def reconfigured(self) -> None:
+        """The settings are others now."""
+        self.ages.life = self._settings.retry.expire
+        self._retention = (
+            Retention(self._store, self._settings.retention) if self._settings.retention else None
+        )
+
     # -- when ------------------------------------------------------------------------------------------------
 
     async def begin(self) -> None:

@@ -126,6 +126,8 @@ class NextHop:
         self.ahead = True
         #: Loop time from which on it gets loopback copies.
         self.copies_from = 0.0
+        #: True when its relay is no longer configured like this: its sessions begin nothing more.
+        self.retired = False
         self._allowance = ALLOWANCE
         self._filled = 0.0
         self.pace.divide(relay.concurrency, relay.rate, engine.engines)
@@ -189,6 +191,18 @@ class NextHop:
         for feed in self.feeds:
             rest += feed.stop()
         return rest
+
+    def recall(self) -> list[Delivery]:
+        """Take back the deliveries that no session has begun; sessions go on."""
+        rest, self.queue = list(self.queue), deque()
+        for feed in self.feeds:
+            rest += feed.recall()
+        return rest
+
+    def retire(self) -> list[Delivery]:
+        """`stop` for a next hop that another one replaces while the engine goes on."""
+        self.retired = True
+        return self.stop()
 
     def held(self) -> Iterator[Delivery]:
         """The waiting deliveries and those that sessions have."""
@@ -267,7 +281,7 @@ class SessionFeed:
     def ask(self, then: Callable[[Delivery | None], None]) -> None:
         loop = self._engine.loop
         self._then = then
-        if self._engine.stopping or self._too_many():
+        if self._engine.stopping or self.hop.retired or self._too_many():
             loop.call_soon(self._tell, None)
             return
         self.hop.waiting.append(self)
@@ -364,6 +378,16 @@ class SessionFeed:
         self._quiet()
         self._tell(None)
         return unbegun
+
+    def recall(self) -> list[Delivery]:
+        """Take back a delivery that waits for its turn; the session waits for another one."""
+        if self._late is None:
+            return []
+        late, self._late = self._late, None
+        self.flying.discard(late)
+        self._quiet()
+        self.hop.waiting.append(self)
+        return [late]
 
     def drop(self) -> list[Delivery]:
         """`stop`, and end the session if it is in a dialogue; but a session that waits for the answer to a

@@ -1,5 +1,5 @@
-"""The settings of an engine, beside store and routes. Its parts share one such object, and nobody
-changes it.
+"""The settings of an engine, beside store and routes. Its parts share one such object, which only
+`Engine.reconfigure` changes.
 """
 
 from __future__ import annotations

@@ -22,14 +22,14 @@ Mark = list[tuple[int, int, int]]
 
 class Certificate:
     """``context`` is used for the next handshake. ``key`` may be "": then the key is in the certificate's
-    file.
+    file. ``asks``: a password of the key may be asked for at the terminal.
     """
 
-    def __init__(self, section: str, path: str, key: str) -> None:
+    def __init__(self, section: str, path: str, key: str, *, asks: bool = True) -> None:
         self._section, self._path, self._key = section, path, key
         self._mark = self._look()
         try:
-            self.context = self._read()
+            self.context = self._read(None if asks else "")
         except OSError as problem:  # ssl's own errors are OSErrors, too
             raise ConfigError(f"[{section}] certificate {path}: {problem.strerror or problem}") from None
         warn_if_open(key or path, f"[{section}] key")

@@ -5,7 +5,8 @@ memory for clients (content and envelopes), connections (all, and of each client
 a block of content and a session; only a complete command meets its deadline, not single bytes. What clients
 can cause in the log is logged once a minute. When the disk is nearly full, the store is slow or too much mail
 is in memory, clients are asked to come back later (4xx) instead of being kept waiting. On stopping, messages
-that are being stored are answered; then clients get 421.
+that are being stored are answered; then clients get 421. A listener may replace another one on the same
+sockets: nobody is refused, and a connection keeps what it was offered until it ends.
 Fails: as replies. Does not: decide who may relay (`RelayPolicy` below, or the receiving server's policy,
 does), or deliver.
 """
@@ -172,7 +173,7 @@ class ClientConnection(asyncio.BufferedProtocol):
         )
         self.listener.joined(self)
         crowded = self.crowded
-        if crowded or len(self.listener.lines) > settings.connections:
+        if crowded or self.listener.connected > settings.connections:
             self._session.outgoing()
             self._session.refuse(
                 Reply(
@@ -377,7 +378,9 @@ class ClientConnection(asyncio.BufferedProtocol):
 
 
 class Listener:
-    """One kind of listener (smtp, submission, lmtp) on one or several sockets."""
+    """One kind of listener (smtp, submission, lmtp) on one or several sockets. ``before``: the listener that
+    it replaces. Its connections go on, and count.
+    """
 
     def __init__(
         self,
@@ -385,13 +388,14 @@ class Listener:
         settings: ListenerSettings,
         policy: Callable[[Listener], protocol.Policy] | None = None,
         take: Take | None = None,
+        before: Listener | None = None,
     ) -> None:
         self.door = door
         self.settings = settings
         self.loop = asyncio.get_running_loop()
         self.lines: set[ClientConnection] = set()
         #: How many connections each client has that is not trusted.
-        self.clients: Counter[str] = Counter()
+        self.clients: Counter[str] = Counter() if before is None else before.clients
         self.logins = Logins()
         self.seldom = Throttle(log)
         #: True while more bytes are held than allowed.
@@ -399,11 +403,16 @@ class Listener:
         #: Connections whose first TLS handshake is running.
         self.shaking: set[ClientConnection] = set()
         self.buffer = memoryview(bytearray(_BUFFER))
-        self.policy = policy(self) if policy else RelayPolicy(settings, self.gate, Meter(settings.rate))
+        self.before = before
+        same_rate = before is not None and before.settings.rate == settings.rate
+        self.meter: Meter = before.meter if before is not None and same_rate else Meter(settings.rate)
+        self.policy = policy(self) if policy else RelayPolicy(settings, self.gate, self.meter)
         self._take = take or self.relay
         self._sockets: list[socket.socket] = []
         self._trouble: Reply | None = None
-        self._deep = False
+        self._deep: bool = before is not None and before._deep
+        #: True when another listener has its sockets.
+        self._replaced = False
         self._said: list[tuple[Any, bytes]] = []
         self._counted = 0.0
         self._tick: asyncio.TimerHandle | None = None
@@ -414,17 +423,10 @@ class Listener:
         """Listen on ``host:port``, ``[::1]:port``, ``unix:/path`` or a socket that is bound already. Returns
         where it listens.
         """
-        if isinstance(address, socket.socket):
-            sockets = [address]
-        elif address.startswith("unix:"):
-            path = address.removeprefix("unix:")
-            _remove_stale(path)
-            sockets = [socket.socket(socket.AF_UNIX)]
-            sockets[0].bind(path)
-            os.chmod(path, 0o666)  # for this machine: who may reach it, its folder says
-        else:
-            host, _, port = address.rpartition(":")
-            sockets = list(_bound(host.strip("[]"), int(port)))
+        return self.open([address] if isinstance(address, socket.socket) else bound(address))
+
+    def open(self, sockets: Sequence[socket.socket]) -> str:
+        """`listen` on bound sockets."""
         for sock in sockets:
             sock.setblocking(False)
             if sock.family != socket.AF_UNIX:
@@ -456,7 +458,7 @@ class Listener:
                 continue
             line = ClientConnection(self)
             line.enter(peer)
-            if len(self.lines) + len(self.shaking) < self.settings.connections and not line.crowded:
+            if self.connected < self.settings.connections and not line.crowded:
                 line.encrypt(sock)
             else:  # too many, and nothing can be said before the TLS handshake
                 line.leave()
@@ -465,6 +467,22 @@ class Listener:
     def _listen_again(self, listening: socket.socket) -> None:
         if listening in self._sockets:
             self.loop.add_reader(listening, self._accept, listening)
+
+    @property
+    def connected(self) -> int:
+        """How many connections it has, with those of the listeners that it has replaced."""
+        earlier = self.before.connected if self.before is not None else 0
+        return len(self.lines) + len(self.shaking - self.lines) + earlier
+
+    def replaced(self) -> list[socket.socket]:
+        """Accept no new connections: another listener has these sockets from now on. Existing connections go
+        on to their end.
+        """
+        self._replaced = True
+        for sock in self._sockets:
+            self.loop.remove_reader(sock)
+        sockets, self._sockets = self._sockets, []
+        return sockets
 
     def joined(self, line: ClientConnection) -> None:
         self.lines.add(line)
@@ -492,16 +510,19 @@ class Listener:
         deadline = self.loop.time() + patience
         while any(line.busy for line in self.lines) and self.loop.time() < deadline:
             await asyncio.sleep(0.01)
-        if self._tick is not None:
-            self._tick.cancel()
-        if self in self.door.listeners:
-            self.door.listeners.remove(self)
-        self.logins.close()
+        self._end()
         for line in list(self.lines):
             line.refuse(Reply(421, "Shutting down", "4.3.2"))
         await asyncio.sleep(0)
         for line in list(self.lines):
             line.transport.abort()
+
+    def _end(self) -> None:
+        if self._tick is not None:
+            self._tick.cancel()
+        if self in self.door.listeners:
+            self.door.listeners.remove(self)
+        self.logins.close()
 
     # -- taking messages -------------------------------------------------------------------------------------
 
@@ -562,6 +583,11 @@ class Listener:
 
     def _check(self) -> None:
         """Once a second: idle connections, memory, free disk space."""
+        if self.before is not None and not self.before.connected:
+            self.before = None
+        if self._replaced and not self.connected:
+            self._end()
+            return
         now = monotonic()
         for line in list(self.lines):
             line.check(now)
@@ -665,6 +691,23 @@ def _dsn(request: protocol.Deliver) -> Dsn | None:
         request.envid,
         {address: (notify, original) for address, notify, original in asked if notify or original},
     )
+
+
+def bound(address: str) -> list[socket.socket]:
+    """Sockets for ``host:port``, ``[::1]:port`` or ``unix:/path``. Raises OSError and ValueError."""
+    if not address.startswith("unix:"):
+        host, _, port = address.rpartition(":")
+        return list(_bound(host.strip("[]"), int(port)))
+    path = address.removeprefix("unix:")
+    _remove_stale(path)
+    made = socket.socket(socket.AF_UNIX)
+    try:
+        made.bind(path)
+        os.chmod(path, 0o666)  # for this machine: who may reach it, its folder says
+    except OSError:
+        made.close()
+        raise
+    return [made]
 
 
 def _bound(host: str, port: int) -> Iterator[socket.socket]:

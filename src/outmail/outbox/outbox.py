@@ -16,7 +16,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
@@ -414,6 +413,14 @@ class Outbox:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def adopt(self, config: Config) -> None:
+        """Go on with another configuration, on the same store; for a service, whose `Outbox` has no relay of
+        its own.
+        """
+        self.config = config
+        self.routes = self.queue.routes = config.routes
+        self.door.terms = terms(config, config.routes)
+
     def deliver_here(self) -> None:
         """From now on run an engine in this program, too."""
         self._threaded = True
@@ -444,9 +451,8 @@ class Outbox:
         with loading:
             from outmail.transactional.poller import TakeOver
 
-        door = replace(self.door, wake=engine.wake)
         return TakeOver(
-            door,
+            self.door,
             self.config.outboxes,
             partial(open_source, library=library),
             self._drafted,

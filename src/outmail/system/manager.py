@@ -1,4 +1,4 @@
-"""Words for the service manager that started us (sd_notify(3)): ready, alive, stopping.
+"""Words for the service manager that started us (sd_notify(3)): ready, alive, reloading, stopping.
 
 Promises: nothing is said, and nothing is waited for, where nobody has asked to be told ($NOTIFY_SOCKET); a
 child of ours is not told to speak.
@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 from collections.abc import Mapping
 
 log = logging.getLogger("outmail")
@@ -36,6 +37,12 @@ class Manager:
 
     def alive(self) -> None:
         self._tell("WATCHDOG=1")
+
+    def reloading(self) -> None:
+        """The configuration is being read again; `ready` ends that. Units of the type notify-reload want the
+        time.
+        """
+        self._tell(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self) -> None:
         self._tell("STOPPING=1")

@@ -22,14 +22,16 @@ class FakeLoop:
         self.now = 100.0
         self._calls: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
+        self._cancelled: set[int] = set()
 
     def time(self) -> float:
         return self.now
 
     def call_later(self, seconds: float, call: Callable[..., Any], *words: Any) -> Any:
         self._count += 1
-        heapq.heappush(self._calls, (self.now + seconds, self._count, lambda: call(*words)))
-        return SimpleNamespace(cancel=lambda: None)
+        number = self._count
+        heapq.heappush(self._calls, (self.now + seconds, number, lambda: call(*words)))
+        return SimpleNamespace(cancel=lambda: self._cancelled.add(number))
 
     def call_soon(self, call: Callable[..., Any], *words: Any) -> Any:
         return self.call_later(0.0, call, *words)
@@ -42,9 +44,10 @@ class FakeLoop:
     def advance(self, seconds: float = 0.0) -> None:
         until = self.now + seconds
         while self._calls and self._calls[0][0] <= until:
-            at, _, call = heapq.heappop(self._calls)
+            at, number, call = heapq.heappop(self._calls)
             self.now = max(self.now, at)
-            call()
+            if number not in self._cancelled:
+                call()
         self.now = until
 
 

@@ -172,3 +172,36 @@ def test_idle_sessions_are_sent_home_after_the_idle_time() -> None:
     scene.loop.advance(2)
     scene.hop.tidy()
     assert got == [None] and not scene.hop.waiting
+
+
+def test_what_no_session_has_begun_can_be_taken_back_and_sessions_go_on() -> None:
+    scene = Scene(rate=1.0)
+    first, late, queued = scene.waiting(3)
+    got: list[Delivery | None] = []
+    begun, paced = scene.session(), scene.session()
+    begun.ask(got.append)
+    paced.ask(got.append)
+    scene.hop.serve()
+    assert got == [first] and paced.flying == {late}
+    assert scene.hop.recall() == [queued, late] and not paced.flying and begun.flying == {first}
+    assert scene.hop.recall() == [] and list(scene.hop.waiting) == [paced]
+    scene.loop.advance(60)
+    assert got == [first]
+    [again] = scene.waiting(1)
+    scene.hop.serve()
+    scene.loop.advance(60)
+    assert got == [first, again]
+
+
+def test_the_sessions_of_a_retired_next_hop_end_after_what_they_have_begun() -> None:
+    scene = Scene()
+    first, second = scene.waiting(2)
+    got: list[Delivery | None] = []
+    begun, idle = scene.session(), scene.session()
+    assert begun.take_now() is first
+    idle.ask(got.append)
+    assert scene.hop.retire() == [second] and got == [None]
+    assert begun.take_now() is None
+    begun.ask(got.append)
+    scene.loop.advance(0)
+    assert got == [None, None] and begun.flying == {first}

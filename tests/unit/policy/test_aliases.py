@@ -100,7 +100,7 @@ def test_expansion_is_bounded_in_depth_steps_and_bytes() -> None:
 def test_an_included_file_is_regular_and_bounded(tmp_path: Path, make: str) -> None:
     import os
 
-    from outmail import service
+    from outmail import prepared
 
     path = tmp_path / "list"
     if make == "pipe":
@@ -112,4 +112,4 @@ def test_an_included_file_is_regular_and_bounded(tmp_path: Path, make: str) -> N
     elif make == "long":
         path.write_bytes(b"#" * 6_000_000)
     with pytest.raises((AliasError, OSError)):
-        service._text_of(str(path))
+        prepared._text_of(str(path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -19,11 +20,15 @@ def test_the_manager_is_told_what_it_wants_to_know(tmp_path: Path) -> None:
         manager.ready("delivering")
         manager.alive()
         manager.stopping()
+        manager.reloading()
         assert [hearing.recv(1000) for _ in range(3)] == [
             b"READY=1\nSTATUS=delivering",
             b"WATCHDOG=1",
             b"STOPPING=1",
         ]
+        told = hearing.recv(1000)
+        assert told.startswith(b"RELOADING=1\nMONOTONIC_USEC=")
+        assert 0 <= time.monotonic_ns() // 1000 - int(told.rpartition(b"=")[2]) < 600_000_000
     assert manager.patience == 3.0
 
 
