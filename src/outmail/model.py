@@ -194,12 +194,13 @@ class Leased:
 class Copies:
     """The loopback copies of one delivery. ``address`` makes the one for a transaction, by its number;
     ``sent`` has when (ms) each of their final dots went out. ``by_id``: they are known by the message's
-    Message-ID alone, and prove nothing about a transaction. ``refused``: what the relay said to one; then
-    there are no more.
+    Message-ID alone, and prove nothing about a transaction. ``asks_first``: must the relay accept a recipient
+    before DATA is sent? ``refused``: what the relay said to a copy; then there are no more.
     """
 
     address: Callable[[int], str]
     by_id: bool = False
+    asks_first: Callable[[], bool] = lambda: False
     made: int = 0
     sent: dict[int, int] = field(default_factory=dict)
     refused: Reply | None = None

@@ -2,11 +2,13 @@
 
 ``C:`` a line of ours, ``S:`` a line of theirs, ``S: <closed>`` the connection is gone, ``= address kind
 code`` an outcome (with ``session`` when it is about that alone), ``! stage`` the session ended there (with
-``ahead`` when nothing is to be sent ahead again). ``> sender -> rcpt …`` queues a message before the session
-begins. Each file runs with the server's bytes whole, and again byte by byte. Files that begin with "both
-roles" are also played to our own server, by the client's lines. Files that begin with "server" and its
-settings are played to our server only: each answer begins with what its ``S:`` lines say, of an answer in
-several lines the first and some of the others; ``(3000 letters)`` stands for what it says.
+``ahead`` when nothing is to be sent ahead again, and ``alone`` when the loopback copy was taken alone). ``>
+sender -> rcpt …`` queues a message before the session begins; ``+ address`` at its end is its loopback copy,
+and with ``+? address`` DATA waits until a recipient is accepted. Each file runs with the server's bytes
+whole, and again byte by byte. Files that begin with "both roles" are also played to our own server, by the
+client's lines. Files that begin with "server" and its settings are played to our server only: each answer
+begins with what its ``S:`` lines say, of an answer in several lines the first and some of the others; ``(3000
+letters)`` stands for what it says.
 """
 
 from __future__ import annotations
@@ -16,12 +18,13 @@ from typing import Any
 
 import pytest
 
-from outmail.model import Delivery, Leased, Reply
+from outmail.model import Copies, Delivery, Leased, Reply
 from outmail.smtp.client import (
     AheadRefused,
     Broken,
     Client,
     ClientSettings,
+    CopyTrouble,
     Done,
     Dot,
     ProtocolError,
@@ -38,9 +41,13 @@ CONTENT = b"Subject: x\r\n\r\n.dot\r\n"
 
 
 def delivery(line: str) -> Delivery:
+    line, _, copy = line.partition(" +")
     sender, _, recipients = line.partition(" -> ")
     people = [Leased(n, address, 0, False, 0) for n, address in enumerate(recipients.split(), 1)]
-    return Delivery(1, "id", 1, "default", sender.strip("<>"), CONTENT, b"", 0, "<m@x>", 0, 0, people)
+    made = Delivery(1, "id", 1, "default", sender.strip("<>"), CONTENT, b"", 0, "<m@x>", 0, 0, people)
+    if copy:
+        made.copies = Copies(lambda part: copy.lstrip("? "), asks_first=lambda: copy.startswith("?"))
+    return made
 
 
 class Script:
@@ -131,6 +138,8 @@ def run(client: Client, script: Script, step: int) -> str:
         elif isinstance(request, AheadRefused):
             ahead = " ahead"
             client.ahead = False
+        elif isinstance(request, CopyTrouble) and request.kind == "alone":
+            ahead = " alone"
         elif isinstance(request, Done):
             script.done.append(request.delivery)
 

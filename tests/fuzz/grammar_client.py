@@ -21,7 +21,7 @@ from outmail.smtp.client import (
     Broken,
     Client,
     ClientSettings,
-    CopyRefused,
+    CopyTrouble,
     Done,
     Dot,
     ProtocolError,
@@ -348,11 +348,12 @@ class Scripted:
         text = b"\r\n".join(line[1:] if line.startswith(b".") else line for line in wire.split(b"\r\n"))
         sender, recipients = self._envelope or ("?", [])
         self._envelope = None
-        if all(map(is_copy, recipients)):  # DATA was granted all the same
+        if recipients and all(map(is_copy, recipients)):
+            raise Desync("a copy without a recipient")
+        if not recipients:  # DATA was granted all the same
             if text:
                 raise Desync("content for nobody")
-            for _ in recipients if self.lmtp and recipients else (1,):
-                self.answer("dot")
+            self.answer("dot")
             return True
         delivery = self.by_content.get(text)
         if delivery is None:
@@ -470,9 +471,6 @@ class Ours:
             self.hear()
 
     def store(self, request: Deliver) -> None:
-        if all(map(is_copy, request.recipients)) and not request.content:  # see `Scripted.content`
-            self.server.answer([Reply(250, "queued", "2.0.0")])
-            return
         delivery = self.by_content.get(request.content)
         if delivery is None:
             raise Desync(f"nobody's content: {request.content[:200]!r}")
@@ -561,8 +559,9 @@ class Drive:
             )
         )
         sender = f"{'ü' if utf8 else 's'}{n}@s.test" if chance.random() < 0.9 or utf8 else ""
+        asks_first = (lambda: True) if chance.random() < 0.5 else (lambda: False)
         copies = (
-            Copies(f"loop+{n}.{{}}@loop.test".format, chance.random() < 0.3)
+            Copies(f"loop+{n}.{{}}@loop.test".format, chance.random() < 0.3, asks_first)
             if chance.random() < 0.3
             else None
         )
@@ -608,7 +607,7 @@ class Drive:
                     self.finish(request.delivery)
                 elif isinstance(request, AheadRefused):
                     self.client.ahead = False
-                elif isinstance(request, CopyRefused):
+                elif isinstance(request, CopyTrouble):
                     if request.delivery not in self.taken or request.delivery in self.done:
                         raise Desync("a copy of nothing in hand")
                 elif isinstance(request, StartTls) and not self.shake():

@@ -39,6 +39,7 @@ alias_maps = texthash:{folder}/aliases
 local_recipient_maps =
 recipient_delimiter = +
 transport_maps = texthash:{folder}/transport
+smtpd_recipient_restrictions = check_recipient_access texthash:{folder}/refused
 relay_domains = home.test
 virtual_mailbox_domains = example.test
 virtual_mailbox_base = {folder}/mail
@@ -89,6 +90,7 @@ class Postfix:
     def __init__(self, folder: Path, command: str, homeward: int) -> None:
         self.folder, self.port = folder, free_port()
         (folder / "aliases").write_text(f'loop "|{command}"\n')
+        (folder / "refused").write_text("no@example.test REJECT\n")
         (folder / "transport").write_text(f"home.test smtp:[127.0.0.1]:{homeward}\n")
         nobody = pwd.getpwnam("nobody")
         words = {"folder": folder, "nobody": nobody.pw_uid, "nogroup": nobody.pw_gid}
@@ -183,11 +185,14 @@ def test_by_our_own_receiving_server(folder: Path) -> None:
             )
         try:
             with Outbox(config=str(folder / "c.toml"), deliver="never") as box:
+                assert box.wait(box.send("no@example.test", "s", "t").id, 30).status == "failed"
+                until(lambda: "lost connection after DATA" in postfix.log())
                 id = box.send("a@example.test", "s", "t").id
                 until(lambda: "seen" in [e.event for e in box.events() if e.id == id], 30)
                 (copy,) = box.queue.copies(id)
                 assert copy.recipients == (1,) and copy.hops and "localhost" in copy.hops[-1][0]
-                assert [r.address for s in box.find() for r in s.recipients] == ["a@example.test"]
+                assert postfix.log().count("to=<loop+") == 1  # the refused mail's copy was not sent
+                assert len(list(box.find())) == 2  # no copy was taken for mail
         finally:
             server.send_signal(signal.SIGTERM)
             assert server.wait(30) == 0, (folder / "log").read_text()

@@ -163,12 +163,19 @@ def test_a_deferred_transaction_comes_again_without_a_copy(sink: Sink, make_box:
     assert box.wait(id, 10).recipients[0].attempts == 2 and sink.messages[0].recipients == ("a@x.test",)
 
 
-def test_nobody_accepted_means_no_copy_of_it_proves_anything(sink: Sink, make_box: MakeBox) -> None:
-    sink.script("RCPT a@*: 550 5.1.1 no")
-    box = make_box(sink.url, LOOP)
-    feed(sink, box)
-    id = box.send("a@x.test", "s", "t").id
-    assert box.wait(id, 10).status == "failed" and "seen" not in events(box, id)
+def test_a_copy_is_never_sent_alone_and_costs_one_session(relay: Sink, make_box: MakeBox) -> None:
+    relay.script("RCPT no*: 550 5.1.1 no")
+    box = make_box(toml=f'{LOOP}[relay]\nurl = "{relay.url}"\nconcurrency = 1\n', deliver="thread")
+    ids = [box.send(f"{who}@x.test", "s", "t").id for who in ("no1", "a", "no2", "b", "no3", "no4", "c")]
+    states = [box.wait(id, 10) for id in ids]
+    assert [state.status for state in states] == [
+        "delivered" if "no" not in state.recipients[0].address else "failed" for state in states
+    ]
+    assert all(r.attempts == 1 and not r.uncertain for state in states for r in state.recipients)
+    assert sorted(people(message)[0][0] for message in relay.messages) == ["a", "b", "c"]
+    assert all(message.content and len(message.recipients) == 2 for message in relay.messages)
+    assert relay.connections == (2 if "PIPELINING" in relay.extensions else 1)
+    assert box.queue.loopback_stats(10**9)["counts"] == {}
 
 
 @pytest.mark.parametrize("most", [1, 2, 3])

@@ -31,6 +31,7 @@ from outmail.intake.smtp import _remove_stale
 from outmail.model import Delivery, Leased, Outcome, Reply
 from outmail.outbox.outbox import Outbox
 from outmail.policy.route import parse_relay
+from outmail.smtp.client import CopyTrouble
 from outmail.system.lockfile import boot_id, try_lock
 from outmail.system.threads import CallThread
 from outmail.transport import dotlock, mbox, pipe, places
@@ -563,7 +564,7 @@ class OneDelivery:
 
     def refuses_ahead(self, reply: Reply) -> None: ...
 
-    def refuses_copy(self, delivery: Delivery, reply: Reply, *, whole: bool) -> None: ...
+    def copy_trouble(self, trouble: CopyTrouble) -> None: ...
 
 
 def handed(url: str, id: str = "0" * 26) -> Any:

@@ -7,6 +7,7 @@ Does not: send (`smtp.client`), or know what became of a copy (`store.verbs.loop
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from outmail.clock import MINUTE, Clock
@@ -17,6 +18,8 @@ from outmail.policy.loopback import Loopback, Token, mint
 #: that said 4xx.
 REFUSED = 3600.0
 NOT_NOW = 300.0
+#: Seconds for which DATA waits for the answers to RCPT, with a next hop that took a copy and no recipient.
+ASK_FIRST = 3600.0
 #: So many messages are remembered that go without a copy.
 REMEMBERED = 10_000
 
@@ -32,17 +35,17 @@ class CopyMaker:
         #: Messages, by number, that are sent without; the oldest first.
         self._without: dict[int, None] = {}
 
-    def of(self, delivery: Delivery) -> Copies | None:
+    def of(self, delivery: Delivery, asks_first: Callable[[], bool] = lambda: False) -> Copies | None:
         """What a delivery's copies are made with; None for one that has none."""
         if delivery.seq in self._without:
             return None
         if not self._always and not self.settings.wants(delivery.id, delivery.tag):
             return None
         if self.settings.mode == "token":
-            return Copies(partial(self._address, delivery))
+            return Copies(partial(self._address, delivery), asks_first=asks_first)
         if not delivery.message_id.startswith(f"<{delivery.id}@"):
             return None  # it would not be known again: outmail loopback --assign
-        return Copies(lambda part: self.settings.address, by_id=True)
+        return Copies(lambda part: self.settings.address, by_id=True, asks_first=asks_first)
 
     def without(self, delivery: Delivery) -> None:
         """It goes without a copy from now on."""

@@ -524,7 +524,7 @@ class Engine:
                 continue
             completer.take_in(hop, delivery)
             if copies is not None and hop.copies_from <= self.loop.time():
-                delivery.copies = copies.of(delivery)
+                delivery.copies = copies.of(delivery, hop.asks_first)
             if ages.too_old(delivery, now) and delivery.life < self.settings.retry.expire:
                 completer.expired(hop, delivery)  # the sender set this expiry: never sent late
             elif not self.settings.only_to or completer.safe(hop, delivery):

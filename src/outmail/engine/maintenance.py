@@ -18,13 +18,14 @@ from typing import Any, Protocol
 
 from outmail.clock import Clock, human_span
 from outmail.engine.ages import Ages
-from outmail.engine.copies import pause_after
+from outmail.engine.copies import ASK_FIRST, pause_after
 from outmail.engine.nexthop import NextHop
 from outmail.engine.retention import Retention
 from outmail.engine.settings import EngineSettings
-from outmail.model import Delivery, Reply
+from outmail.model import Reply
 from outmail.policy.pace import ahead_note, may_send_ahead
 from outmail.policy.route import Relay, Routes
+from outmail.smtp.client import CopyTrouble
 from outmail.store import Store, Verb
 from outmail.store.commit_loop import Committer
 
@@ -343,15 +344,20 @@ class Maintenance:
         )
         self._note(self._store.verbs.note_put("ahead", hop.relay.url, note))
 
-    def refuses_copy(self, hop: NextHop, delivery: Delivery, reply: Reply, *, whole: bool) -> None:
+    def copy_trouble(self, hop: NextHop, trouble: CopyTrouble) -> None:
         """A next hop that does not take loopback copies gets none for a while; a message that was refused
-        together with its copy goes without.
+        together with its copy goes without. A next hop that took a copy alone must accept a recipient before
+        it gets DATA, because a session ends each time.
         """
-        self._note(self._store.verbs.loopback_count("refused"))
-        if whole:
-            if self._settings.copies is not None:
-                self._settings.copies.without(delivery)
+        if trouble.kind == "alone":
+            hop.asks_first_until = self._loop.time() + ASK_FIRST
             return
+        self._note(self._store.verbs.loopback_count("refused"))
+        if trouble.kind == "together":
+            if self._settings.copies is not None:
+                self._settings.copies.without(trouble.delivery)
+            return
+        reply = trouble.reply
         pause = pause_after(reply)
         hop.copies_from = self._loop.time() + pause
         log.warning(

@@ -21,6 +21,7 @@ from typing import Protocol
 from outmail.model import Delivery, Leased, Outcome, Reply
 from outmail.policy.pace import Pace
 from outmail.policy.route import Relay
+from outmail.smtp.client import CopyTrouble
 from outmail.system.throttle import Throttle
 from outmail.transport import Transport
 
@@ -69,8 +70,8 @@ class Noting(Protocol):
     def refuses_ahead(self, hop: NextHop, reply: Reply) -> None:
         """It refuses an envelope that is sent before its answer to the final dot."""
 
-    def refuses_copy(self, hop: NextHop, delivery: Delivery, reply: Reply, *, whole: bool) -> None:
-        """It does not take this delivery's loopback copy, or (``whole``) refused a transaction with one."""
+    def copy_trouble(self, hop: NextHop, trouble: CopyTrouble) -> None:
+        """It does not take the loopback copy of a delivery as it was sent."""
 
 
 class Host(Protocol):
@@ -124,8 +125,8 @@ class NextHop:
         self.leaving = 0
         #: False when the next hop refuses an envelope that is sent before its answer to the final dot.
         self.ahead = True
-        #: Loop time from which on it gets loopback copies.
-        self.copies_from = 0.0
+        #: Loop time from which on it gets loopback copies, and until which `asks_first` holds.
+        self.copies_from = self.asks_first_until = 0.0
         #: True when its relay is no longer configured like this: its sessions begin nothing more.
         self.retired = False
         self._allowance = ALLOWANCE
@@ -150,6 +151,10 @@ class NextHop:
         elif self.queue and now - self._filled > 1.0:
             self._allowance = max(ALLOWANCE, self._allowance // 2)
         return self._allowance - self.out
+
+    def asks_first(self) -> bool:
+        """Must it accept a recipient before it gets DATA in a transaction with a loopback copy?"""
+        return self.engine.loop.time() < self.asks_first_until
 
     def push(self, delivery: Delivery) -> None:
         self.queue.append(delivery)
@@ -329,8 +334,8 @@ class SessionFeed:
     def refuses_ahead(self, reply: Reply) -> None:
         self._engine.maintenance.refuses_ahead(self.hop, reply)
 
-    def refuses_copy(self, delivery: Delivery, reply: Reply, *, whole: bool) -> None:
-        self._engine.maintenance.refuses_copy(self.hop, delivery, reply, whole=whole)
+    def copy_trouble(self, trouble: CopyTrouble) -> None:
+        self._engine.maintenance.copy_trouble(self.hop, trouble)
 
     def healthy(self, greeting: Sequence[tuple[int, str, bytes]] = ()) -> None:
         if self.hop.pace.tripped:

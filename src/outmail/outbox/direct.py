@@ -18,6 +18,7 @@ from outmail.config import Config
 from outmail.intake import api
 from outmail.model import Delivery, Leased, Message, Outcome, Reply, keyed_id
 from outmail.policy.route import Relay, Routes
+from outmail.smtp.client import CopyTrouble
 from outmail.system import host
 from outmail.system.loading import loading
 from outmail.wiring import spool_of, transports
@@ -190,7 +191,7 @@ class _One:
     def refuses_ahead(self, reply: Reply) -> None:
         """There is nothing to send ahead."""
 
-    def refuses_copy(self, delivery: Delivery, reply: Reply, *, whole: bool) -> None:
+    def copy_trouble(self, trouble: CopyTrouble) -> None:
         """No copy of a report past the store comes home."""
 
     def failed(self, outcome: Outcome, transcript: Sequence[tuple[int, str, bytes]] = ()) -> None:

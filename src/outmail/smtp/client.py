@@ -3,8 +3,8 @@
 How to drive it: ``dialogue()`` yields requests and is resumed with their answers. `Read`: send what
 `outgoing` returns, then give at least one more portion of bytes to `feed`. `StartTls`. `Take`: the next
 delivery, or None. `Dot`: may the final dot be sent? `Done`: every recipient of the delivery has its outcome.
-`AheadRefused`: send no envelope early to this server any more. `CopyRefused`: the server refuses the loopback
-copy. I/O errors are thrown in as `Broken`.
+`AheadRefused`: send no envelope early to this server any more. `CopyTrouble`: the server does not take the
+loopback copy as it was sent. I/O errors are thrown in as `Broken`.
 
 Promises
   - With PIPELINING, MAIL, RCPT and DATA are sent together, and the envelope of the next message is sent
@@ -28,6 +28,9 @@ Promises
     decides nothing about recipients. When a transaction with a copy is refused as a whole, that says nothing
     about the recipients either: it is sent again without the copy, and is charged no attempt. A session that
     ends because of the copy charges no attempt either.
+  - Where the server refuses all recipients, the copy is not sent alone, not even empty. If DATA was sent
+    together with RCPT and is granted then, only closing the connection delivers nothing. With
+    `Copies.asks_first`, DATA waits for the answers to RCPT.
   - The transcript is kept with the delivery. Secrets are masked in it, also those that the server repeats. Of
     the content only the size is noted. ``greeting`` is the part before the first delivery, with remarks of
     `transport.smtp` about the connection.
@@ -41,7 +44,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 from outmail.model import NEEDS_8BIT, NEEDS_UTF8, Copies, Delivery, Dsn, Leased, Outcome, Reply
 from outmail.policy.loopback import APART
@@ -119,17 +122,18 @@ class AheadRefused:
 
 
 @dataclass(slots=True)
-class CopyRefused:
-    """The server does not take the loopback copy of this delivery; ``reply`` is what it said to it.
-    ``whole``: it refused the whole transaction, which may have been the copy's fault.
+class CopyTrouble:
+    """The server does not take the loopback copy of this delivery as it was sent; ``reply`` is what it said.
+    ``kind``: it "refused" the copy; it refused the transaction "together" with the copy; it took the copy
+    "alone".
     """
 
     delivery: Delivery
     reply: Reply
-    whole: bool = False
+    kind: Literal["refused", "together", "alone"]
 
 
-Request = Read | StartTls | Take | Dot | Done | AheadRefused | CopyRefused
+Request = Read | StartTls | Take | Dot | Done | AheadRefused | CopyTrouble
 Flow = Generator[Request, Any, Any]
 
 
@@ -163,6 +167,10 @@ class _OutOfTurn(_Closing):
     """The server refused a command because it was sent ahead."""
 
 
+class _CopyAlone(_Closing):
+    """The server waits for content, and the loopback copy is the only recipient."""
+
+
 @dataclass(slots=True)
 class _Transaction:
     delivery: Delivery
@@ -180,6 +188,8 @@ class _Transaction:
     #: The loopback copy's address and its number among those of the delivery; 0 for none.
     copy: str = ""
     part: int = 0
+    #: DATA waits for the answers to RCPT.
+    asks_first: bool = False
     #: The answer to the copy's RCPT is being waited for; and the server took it.
     copying: bool = False
     copied: bool = False
@@ -484,7 +494,7 @@ class Client:
             self.stage == "rset" or (self.stage == "mail" and self.finals > 0)
         )
         copying = current is not None and current.copying
-        free = ahead or early or worn or copying
+        free = ahead or early or worn or copying or isinstance(trouble, _CopyAlone)
         outcome = Outcome("deferred", "session" if free else "destination", self.stage, reply)
         if current is not None and previous is not None and ahead:
             for recipient in current.recipients:
@@ -495,6 +505,8 @@ class Client:
             yield AheadRefused(reply)
         if current is not None and copying and not isinstance(trouble, _OutOfTurn):
             yield self._copy_refused(current, reply)
+        if current is not None and isinstance(trouble, _CopyAlone):
+            yield CopyTrouble(current.delivery, reply, "alone")
         if previous is not None and not previous.done:
             yield from self._abandon(
                 previous,
@@ -533,6 +545,7 @@ class Client:
         script = current.delivery.transcript
         reset = self._dirty
         self._dirty = True
+        asks = not self.pipelining or (current.copy != "" and current.asks_first)
         if self.pipelining:
             if reset:
                 self._send("RSET", script)
@@ -540,7 +553,8 @@ class Client:
                 self._send(command, script)
             if current.copy:
                 self._send_copy(current)
-            self._send("DATA", script)
+            if not asks:
+                self._send("DATA", script)
             if previous is not None:
                 yield from self._final(previous, True)
         self._script = script
@@ -583,15 +597,19 @@ class Client:
         refused = mail if mail.code // 100 != 2 and current.accepted else None
         if mail.code // 100 != 2:
             current.accepted.clear()
-        if not self.pipelining:
-            if not current.accepted:
-                return
+        if asks and current.accepted:
+            self._ahead_taken(current)
             self._send("DATA", script)
-        yield from self._data(current, refused)
+        if not asks or current.accepted:
+            yield from self._data(current, refused)
         current.early = None
         if again:
             self._ask_again(current, mail)
-            return
+        else:
+            self._ahead_taken(current)
+
+    def _ahead_taken(self, current: _Transaction) -> None:
+        """What was sent ahead of this transaction has all its answers."""
         self._took_ahead = self._took_ahead or current.ahead
         current.ahead = False
 
@@ -609,9 +627,8 @@ class Client:
         current.copying = False
         at, way, line = self._script[-1]
         self._script[-1] = at, way, line.replace(current.copy.encode(), _VEILED)
-        if taken and reply.code // 100 == 2:
-            current.copied = True
-        elif taken:
+        current.copied = reply.code // 100 == 2
+        if taken and not current.copied:
             yield self._copy_refused(current, reply)
 
     def _send_copy(self, current: _Transaction) -> None:
@@ -624,16 +641,18 @@ class Client:
         self._due += 1
         current.delivery.transcript.append((self.now, "C", b"RCPT TO:<%s>" % _VEILED))
 
-    def _copy_refused(self, current: _Transaction, reply: Reply, *, whole: bool = False) -> CopyRefused:
+    def _copy_refused(
+        self, current: _Transaction, reply: Reply, kind: Literal["refused", "together"] = "refused"
+    ) -> CopyTrouble:
         if current.delivery.copies is not None:
             current.delivery.copies.refused = reply
-        return CopyRefused(current.delivery, reply, whole)
+        return CopyTrouble(current.delivery, reply, kind)
 
     def _refused_together(self, current: _Transaction, outcome: Outcome) -> Flow:
         """A transaction with a copy was refused as a whole: was it because of the copy? It goes again without
         one; what is refused for good then, is. Returns the outcome that its recipients have.
         """
-        yield self._copy_refused(current, outcome.reply, whole=True)
+        yield self._copy_refused(current, outcome.reply, "together")
         if outcome.kind != "refused":
             return outcome
         reply = outcome.reply
@@ -672,6 +691,15 @@ class Client:
                 raise Broken(
                     "the relay refused the sender but accepted recipients and DATA: nothing was sent"
                 )
+            if current.copied and not current.accepted:
+                self._ahead_taken(current)
+                raise _CopyAlone(
+                    Reply(
+                        0,
+                        "the relay refused all recipients and accepted the loopback copy: nothing was sent,"
+                        " and the session ended",
+                    )
+                )
             if not current.accepted:
                 # RFC 2920 §3.1: DATA was accepted although no recipient was. End it with an empty message.
                 self._send(".", current.delivery.transcript)
@@ -680,7 +708,7 @@ class Client:
         outcome = by_digit(reply, "message", "data")
         if outcome.kind == "delivered":
             outcome = Outcome("deferred", "message", "data", reply)
-        if current.copied:
+        if current.copied and current.accepted:
             outcome = yield from self._refused_together(current, outcome)
         for recipient in current.accepted:
             recipient.outcome = outcome
@@ -773,6 +801,7 @@ class Client:
             apart = self.settings.lmtp or delivery.copies.by_id
             current.part = delivery.copies.made | (APART if apart else 0)
             current.copy = delivery.copies.address(current.part)
+            current.asks_first = delivery.copies.asks_first()
         words = [f"MAIL FROM:<{delivery.sender}>"]
         if "SIZE" in offered:
             words.append(f"SIZE={len(delivery.content)}")
@@ -928,7 +957,7 @@ __all__ = [
     "Broken",
     "Client",
     "ClientSettings",
-    "CopyRefused",
+    "CopyTrouble",
     "Done",
     "Dot",
     "ProtocolError",

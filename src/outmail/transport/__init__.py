@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from outmail.model import Delivery, Leased, Outcome, Reply
+from outmail.smtp.client import CopyTrouble
 
 
 class Feed(Protocol):
@@ -31,10 +32,8 @@ class Feed(Protocol):
         the session without one.
         """
 
-    def refuses_copy(self, delivery: Delivery, reply: Reply, *, whole: bool) -> None:
-        """The next hop does not take the loopback copy of this delivery; ``whole``: it refused a transaction
-        that had one as a whole, and may have meant the mail.
-        """
+    def copy_trouble(self, trouble: CopyTrouble) -> None:
+        """The next hop does not take the loopback copy of a delivery as it was sent."""
 
     def take_now(self) -> Delivery | None:
         """The next delivery, if one waits."""

@@ -167,8 +167,8 @@ class _Session(asyncio.BufferedProtocol):
                     raise StopIteration
             elif isinstance(request, protocol.AheadRefused):
                 feed.refuses_ahead(request.reply)
-            elif isinstance(request, protocol.CopyRefused):
-                feed.refuses_copy(request.delivery, request.reply, whole=request.whole)
+            elif isinstance(request, protocol.CopyTrouble):
+                feed.copy_trouble(request)
             else:
                 self._state = _BUSY
                 self.transport.pause_reading()
