@@ -126,7 +126,7 @@ def python_for_nobody() -> str:
     env = {"PYTHONPATH": f"{SOURCE}:{SITE}", "HOME": "/nonexistent"}
     for python in (sys.executable, "/usr/bin/python3"):
         try:
-            words = [python, "-c", "import apsw, outmail"]
+            words = [python, "-c", "import outmail, apsw; apsw.Error"]
             subprocess.run(words, env=env, user="nobody", check=True, capture_output=True, timeout=60)
         except (OSError, subprocess.CalledProcessError):
             continue

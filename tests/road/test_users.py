@@ -36,7 +36,7 @@ def _python() -> str:
     env = {"PATH": os.environ["PATH"], "PYTHONPATH": PATHS, "PYTHONDONTWRITEBYTECODE": "1"}
     for python in (sys.executable, "/usr/bin/python3"):
         try:
-            words = [python, "-c", "import apsw, outmail.outbox.outbox"]
+            words = [python, "-c", "import outmail.outbox.outbox, apsw; apsw.Error"]
             subprocess.run(words, env=env, check=True, timeout=60, cwd="/", capture_output=True, **NOBODY)
         except (OSError, subprocess.SubprocessError):
             continue

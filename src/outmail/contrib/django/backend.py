@@ -69,12 +69,16 @@ def submitted(message: Any, origin: str) -> dict[str, Any]:
         **theirs.headers,
         **{name: value for name, value in kept.items() if name.lower() not in _HEADERS},
     }
+    # checked first: some versions of the email package raise IndexError for an address such as "to@"
+    envelope = {
+        "sender": _addresses([theirs.sender or message.from_email], "from_email", origin)[0],
+        "recipients": _addresses(message.recipients(), "recipient", origin),
+    }
     with _changed(message, _qualified(message, headers, origin)):
         content = message.message().as_bytes()
     return {
         "content": content,
-        "sender": _addresses([theirs.sender or message.from_email], "from_email", origin)[0],
-        "recipients": _addresses(message.recipients(), "recipient", origin),
+        **envelope,
         **theirs.words,
         **own,
         **dict(getattr(message, "outmail", None) or {}),
