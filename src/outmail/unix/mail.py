@@ -40,6 +40,11 @@ class Words:
 
 def main(words: list[str]) -> int:
     """Compose the message and keep it; returns the exit status."""
+    if words[:1] == ["--help"]:
+        from outmail.unix import flag_help
+
+        print(flag_help.mail(), end="")
+        return 0
     asked = parsed(words)
     try:
         text = _text(asked)
@@ -65,7 +70,7 @@ def parsed(words: list[str]) -> Words:
         else:
             made.to.append(word)
     if not (made.to or made.values["c"] or made.values["b"]):
-        raise flags.UsageError("no recipient: name one behind the flags")
+        raise flags.UsageError("no recipient: name one behind the flags (mail --help shows them)")
     return made
 
 

@@ -18,18 +18,10 @@ from outmail.errors import ConfigError, Error, Refused
 from outmail.outbox.queue import Queue
 from outmail.policy.aliases import AliasError, parse
 from outmail.smtp.syntax import AddressError, parse_mailbox
+from outmail.unix import flag_help
 from outmail.unix.flags import Call
 from outmail.wiring import here
 
-HELP = """\
-usage: sendmail [-t] [-i] [-f SENDER] [-F NAME] [RECIPIENT ...] < message
-       sendmail -bp | -bs | -bv ADDRESS ... | -bi | -q[IID|RSITE|SSENDER]
-       mailq     newaliases     mail -s SUBJECT ADDRESS ... < text
-
-A message on stdin is stored, and status 0 says that it is on disk. -t takes the recipients
-from To, Cc and Bcc; without -i a line with a dot alone ends the message.
-Every other flag of sendmail(1) is understood or ignored: see outmail's docs/unix.md.
-"""
 #: Milliseconds after which a service's last sign of life is old.
 SILENT = 60_000
 
@@ -119,7 +111,7 @@ def _smtp(call: Call) -> int:
 
 
 def _help(call: Call) -> int:
-    print(HELP, end="")
+    print(flag_help.sendmail(), end="")
     return 0
 
 
