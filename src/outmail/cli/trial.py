@@ -38,22 +38,30 @@ _QUEUE_ID = re.compile(r"queued (?:mail for delivery as|as)\s+(\S+)|\bid=(\S+)|\
 def test(arguments: argparse.Namespace) -> int:
     """Send a test message now."""
     config = config_of(arguments)
-    delivery = _message(config, arguments)
+    outcome, delivery = attempted(config, arguments.to, arguments.sender, arguments.relay)
+    _tell_ahead(arguments, config)
+    return verdict(outcome, delivery)
+
+
+def attempted(
+    config: Config, to: str, sender: str | None, named_relay: str | None = None
+) -> tuple[Outcome, Delivery]:
+    """Send the message, and print every step. ``named_relay``: what the caller calls the relay `default`."""
+    delivery = _message(config, to, sender)
     relays = config.with_passwords(config.routes).resolve(delivery.destination)
     _tell(f"a test message from {delivery.sender or '<>'} to {delivery.recipients[0].address}")
     for relay in relays:
-        named = arguments.relay if arguments.relay and relay.name == "default" else relay.name
+        named = named_relay if named_relay and relay.name == "default" else relay.name
         outcome = asyncio.run(_tried(relay, named, config, delivery))
         if outcome.kind != "deferred" or outcome.scope != "destination":
             break
-    _tell_ahead(arguments, config)
-    return _verdict(outcome, delivery)
+    return outcome, delivery
 
 
-def _message(config: Config, arguments: argparse.Namespace) -> Delivery:
+def _message(config: Config, asked: str, sender: str | None) -> Delivery:
     """The message. It is in no store, so it has no number there."""
     now = Clock().now()
-    to = config.redirect_to or arguments.to
+    to = config.redirect_to or asked
     draft = api.composed(
         now,
         config.hostname,
@@ -61,13 +69,13 @@ def _message(config: Config, arguments: argparse.Namespace) -> Delivery:
         to=to,
         subject="outmail test",
         text="This is a test message of outmail: this relay accepts mail.\n",
-        sender=arguments.sender or config.sender or local_sender(config),
+        sender=sender or config.sender or local_sender(config),
     )
     if len(draft.recipients) != 1:
         raise Refused("--to takes one address", code="bad-address")
     address = draft.recipients[0]
     if config.redirect_to:
-        _tell(f"[safety] redirect_to: it goes to {config.redirect_to} instead of {arguments.to}")
+        _tell(f"[safety] redirect_to: it goes to {config.redirect_to} instead of {asked}")
     elif not allowed(config.only_to, address):
         raise Refused(f"[safety] only_to does not allow mail to {address}", code="bad-address")
     return Delivery(
@@ -245,7 +253,7 @@ def _tell_ahead(arguments: argparse.Namespace, config: Config) -> None:
         _tell(f"outmail: what is known of this relay cannot be read: {problem}")
 
 
-def _verdict(outcome: Outcome, delivery: Delivery) -> int:
+def verdict(outcome: Outcome, delivery: Delivery) -> int:
     """Print the last sentence. Returns the exit status."""
     address = delivery.recipients[0].address
     if outcome.kind == "delivered":

@@ -22,7 +22,8 @@ from typing import NamedTuple, Protocol
 from outmail.accept.acceptance import Door, Draft
 from outmail.errors import Refused
 from outmail.model import keyed_id
-from outmail.smtp.syntax import AddressError, parse_mailbox, printable, qualified
+from outmail.policy.plain import plain_line
+from outmail.smtp.syntax import AddressError, parse_mailbox, qualified
 
 #: The folder in a queue directory for what could not be taken in.
 ASIDE = "set-aside"
@@ -105,15 +106,13 @@ class Taken:
     def sentences(self, folder: str) -> list[str]:
         """What people must know, a line each."""
         lines = [
-            f"{folder}/{printable(one.name)} {one.why}: "
-            + (f"set aside as {printable(one.path)}" if one.path else "it stays, and is tried again")
+            f"{folder}/{one.name} {one.why}: "
+            + (f"set aside as {one.path}" if one.path else "it stays, and is tried again")
             for one in self.aside
         ]
-        lines += [f"{folder}/{printable(name)} was taken in before: removed" for name in self.known]
-        lines += [
-            f"{folder}/{printable(name)} is stored and cannot be removed: {why}" for name, why in self.stuck
-        ]
-        return lines
+        lines += [f"{folder}/{name} was taken in before: removed" for name in self.known]
+        lines += [f"{folder}/{name} is stored and cannot be removed: {why}" for name, why in self.stuck]
+        return [plain_line(line) for line in lines]
 
 
 def take_in(queue: ForeignQueue, door: Door, origin: str, stop: Callable[[], bool] = lambda: False) -> Taken:

@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Literal
 from urllib.parse import quote, unquote, urlsplit
 
-Tls = Literal["implicit", "required", "off-loopback", "none"]
+Tls = Literal["implicit", "required", "off-loopback", "opportunistic", "none"]
 
 _PORTS = {"smtp": 25, "smtps": 465, "smtp+plain": 25, "lmtp": 24}
 _LOCAL = ("sendmail", "maildir", "mailbox", "file", "null")
@@ -34,8 +34,9 @@ class Relay:
     """One next hop. ``scheme``: smtp, lmtp, sendmail, maildir, mailbox (with {user} in its path), file or
     null.
 
-    ``tls``: implicit, required (STARTTLS), off-loopback (required, but not on loopback) or none. ``verify``
-    False trusts any certificate; ``ca`` is a PEM file; ``fingerprint`` pins the SHA-256 of the certificate.
+    ``tls``: implicit, required (STARTTLS), off-loopback (required, but not on loopback), opportunistic
+    (STARTTLS where it is offered; `outmail.compat` alone uses it) or none. ``verify`` False trusts any
+    certificate; ``ca`` is a PEM file; ``fingerprint`` pins the SHA-256 of the certificate.
     ``timeout`` in seconds bounds each step but the final dot's, which gets ten minutes at least (RFC 5321
     §4.5.3.2.6). ``rate`` is messages per second, 0 for no limit.
     """

@@ -67,13 +67,14 @@ _OUT_OF_TURN = (503, 500, 502)
 @dataclass(frozen=True, slots=True)
 class ClientSettings:
     """What the dialogue must know of the relay. ``may_clear`` allows AUTH without TLS (on loopback, or by
-    configuration).
+    configuration). ``opportunistic``: STARTTLS where it is offered, else in clear.
     """
 
     hostname: str = "localhost"
     lmtp: bool = False
     encrypted: bool = False
     starttls: bool = False
+    opportunistic: bool = False
     user: str = ""
     password: str = field(default="", repr=False)
     may_clear: bool = False
@@ -320,7 +321,9 @@ class Client:
         reply = yield from self._read("banner")
         self._require(reply, "banner")
         yield from self._ehlo()
-        if self.settings.starttls and not self.encrypted:
+        if not self.encrypted and (
+            self.settings.starttls or (self.settings.opportunistic and "STARTTLS" in self.extensions)
+        ):
             yield from self._starttls()
         if self.settings.user:
             yield from self._auth()

@@ -438,6 +438,7 @@ def _settings(relay: Relay, hostname: str) -> protocol.ClientSettings:
         lmtp=relay.scheme == "lmtp",
         encrypted=relay.tls == "implicit",
         starttls=relay.starttls,
+        opportunistic=relay.tls == "opportunistic",
         user=relay.user,
         password=relay.password,
         may_clear=relay.loopback or relay.insecure_auth,

@@ -136,8 +136,17 @@ def _listed(text: str) -> list[str]:
 # -- the directory -------------------------------------------------------------------------------------------
 
 
+def own_folder() -> str:
+    """This user's queue directory, for a configuration that names none."""
+    data = os.environ.get("XDG_DATA_HOME")
+    if not data:
+        data = "/var/lib" if os.geteuid() == 0 else os.path.expanduser("~/.local/share")
+    return os.path.join(data, "outmail", "mailqueue")
+
+
 def make(folder: str) -> None:
     """The directory and its three folders, for their owner alone."""
+    os.makedirs(folder, mode=0o700, exist_ok=True)
     for name in FOLDERS:
         os.makedirs(os.path.join(folder, name), mode=0o700, exist_ok=True)
 

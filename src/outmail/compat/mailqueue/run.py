@@ -1,0 +1,226 @@
+"""``mq-run [CONFIG] [QUEUE]``: send what waits in a queue directory of mailqueue-runner.
+
+The files are taken into a store that lies in the directory itself (``QUEUE/outmail.db``), and an engine works
+on it once, so each recipient has a state of its own, a schedule and a story: ``outmail queue list --store
+QUEUE/outmail.db``.
+Promises: those of `foreign_queue.take_in`, also beside programs that write into the directory and beside
+mailqueue-runner's own ``mq-run``. What failed because of the connection is tried again by each run, what a
+server put off when its time has come.
+Fails: as sysexits with a line on stderr: 64 usage, 66 no such directory, 69 a recipient failed for good, 70
+something was set aside, 75 mail still waits, 77 not allowed, 78 configuration. Does not: run on after that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from contextlib import closing
+from typing import Any
+
+from outmail.cli.exits import (
+    EX_NOINPUT,
+    EX_SOFTWARE,
+    EX_TEMPFAIL,
+    EX_UNAVAILABLE,
+    EX_USAGE,
+    sentence,
+    status_of,
+)
+from outmail.clock import Clock, human_span
+from outmail.compat.foreign_queue import Taken, take_in
+from outmail.compat.mailqueue import ini as inis
+from outmail.compat.mailqueue import spool
+from outmail.compat.mailqueue.delivery_log import SMTP, Observer, open_logs
+from outmail.compat.mailqueue.settings import advise, config_of, tell
+from outmail.config import Config
+from outmail.errors import ConfigError, Error
+from outmail.outbox.outbox import Outbox
+from outmail.system import circle
+from outmail.system.lockfile import try_lock
+from outmail.wiring import build_engine
+
+#: What the connection, not the mail, kept from being delivered; nothing of it may have arrived.
+_CONNECTION = "is:deferred -is:uncertain -code:4 -code:5"
+#: The file that is locked while a run works in the background.
+_BACKGROUND = "outmail.db.mq-run"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The entry point; returns the exit status."""
+    if circle.is_closed():
+        return EX_TEMPFAIL
+    words = parser().parse_args(sys.argv[1:] if argv is None else argv)
+    try:
+        ini, folder = asked(words)
+        if not os.path.isdir(folder):
+            tell(f"there is no queue directory {folder}")
+            return EX_NOINPUT
+        if not words.verbose:  # what matters of them is told at the end
+            logging.getLogger("outmail").setLevel(logging.ERROR)
+        if words.background:
+            return _in_background(ini, folder)
+        advise(ini)
+        return run(ini, folder, verbose=words.verbose)
+    except Usage as problem:
+        tell(str(problem))
+        return EX_USAGE
+    except Error as problem:
+        print(sentence("mq-run", problem), file=sys.stderr)
+        return status_of(problem)
+    except KeyboardInterrupt:
+        return 130
+
+
+class Usage(Exception):
+    """The words cannot be meant."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with status 64."""
+
+    def error(self, message: str) -> Any:
+        self.exit(EX_USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def parser() -> Parser:
+    """The options of mq-run."""
+    made = Parser(
+        prog="mq-run",
+        description="Send what waits in a queue directory of mailqueue-runner.",
+        epilog="Exit status: 0 nothing waits any more; 64 usage; 66 no such directory; 69 a recipient "
+        "failed; 70 something was set aside; 75 mail still waits; 77 not allowed; 78 configuration.",
+    )
+    made.add_argument("places", nargs="*", metavar="CONFIG QUEUE", help="either may be left out")
+    made.add_argument("-C", "--config", metavar="CFG", help="the ini file, instead of the first word")
+    made.add_argument("-v", "--verbose", action="store_true", help="show the dialogue with the server")
+    made.add_argument("--background", action="store_true", help=argparse.SUPPRESS)
+    return made
+
+
+def configured(named: str | None) -> inis.Ini:
+    """The named ini file, or the one that is found. Raises `ConfigError`."""
+    path = inis.find(named)
+    if path is None:
+        raise ConfigError(
+            "no configuration: neither ~/.mailqueue-runner.conf nor /etc/mailqueue-runner.conf exists",
+            hint="name an ini file with -C",
+        )
+    return inis.read(path, named=bool(named))
+
+
+def places(config: str | None, words: list[str]) -> tuple[str | None, str | None]:
+    """(ini file, queue directory) of ``CONFIG QUEUE``, ``QUEUE`` or ``CONFIG``. Raises `Usage`."""
+    if len(words) > (1 if config else 2):
+        raise Usage(f"too many words: {' '.join(words)}; write CONFIG QUEUE")
+    if len(words) == 2:
+        return words[0], words[1]
+    if words and not config and os.path.isfile(words[0]):
+        return words[0], None
+    return config, words[0] if words else None
+
+
+def asked(words: argparse.Namespace) -> tuple[inis.Ini, str]:
+    """The settings and the queue directory that the words mean. Raises `Usage` and `ConfigError`."""
+    config, folder = places(words.config, words.places)
+    ini = configured(config)
+    folder = folder or ini.place("queue_dir") or _own_folder()
+    if not folder:
+        raise Usage("no queue directory: name it, or set queue_dir in the ini file")
+    return ini, os.path.abspath(folder)
+
+
+def _own_folder() -> str:
+    """Where `mq-sendmail` leaves mail without a ``queue_dir``, if there is such a directory."""
+    folder = spool.own_folder()
+    return folder if os.path.isdir(folder) else ""
+
+
+def run(ini: inis.Ini, folder: str, *, verbose: bool = False) -> int:
+    """Take in what waits, and try once what is due; returns the exit status."""
+    for problem in open_logs(ini):
+        tell(problem)
+    if verbose:
+        _show_dialogue()
+    config = config_of(ini, folder)
+    if verbose:
+        from dataclasses import replace
+
+        config = replace(config, transcripts="all")
+    taken = Taken()
+    observer = Observer(config.routes.relays["default"], verbose=verbose)
+    with closing(Outbox(config=config, deliver="never")) as box:
+        box.retry(_CONNECTION)
+        counts = asyncio.run(_work(box, config, folder, observer, taken))
+        for line in taken.sentences(folder):
+            tell(line)
+        waits = _told(box, observer)
+    if taken.aside:
+        return EX_SOFTWARE
+    if counts["refused"] or counts["expired"]:
+        return EX_UNAVAILABLE
+    return EX_SOFTWARE if counts["quarantined"] else EX_TEMPFAIL if waits or taken.stuck else 0
+
+
+async def _work(box: Outbox, config: Config, folder: str, observer: Observer, taken: Taken) -> Any:
+    """One engine, which first takes in the files; returns its counts."""
+    engine = build_engine(box.store, config, config.routes, Clock(), observe=observer)
+    over: list[int] = []
+
+    def stop(number: int) -> None:
+        over.append(number)
+        engine.stop()
+
+    def first() -> None:
+        found = take_in(spool.Mailqueue(folder), box.door, config.origin, lambda: bool(over))
+        for name in ("ids", "known", "busy", "aside", "stuck"):
+            getattr(taken, name).extend(getattr(found, name))
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop, number)
+    await engine.run(once=True, first=first)
+    return engine.counts
+
+
+def _told(box: Outbox, observer: Observer) -> bool:
+    """Say why mail failed or waits, and until when. True when some waits."""
+    due = box.queue.next_due()
+    if observer.reasons:
+        why = "; ".join(f"{count} × {reason}" for reason, count in list(observer.reasons.items())[:3])
+        wait = human_span(max(0, min(due.values()) - box.clock.now())) if due else ""
+        tell(f"not delivered: {why}" + (f"; the next try is due in {wait}" if wait else ""))
+    return bool(due)
+
+
+def _show_dialogue() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger(SMTP)
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+
+
+def _in_background(ini: inis.Ini, folder: str) -> int:
+    """For `mq-sendmail`: one run at a time. A file that arrives while it works is seen by the look after it
+    has let go of its lock.
+    """
+    status = 0
+    while True:
+        fd = os.open(os.path.join(folder, _BACKGROUND), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if not try_lock(fd):
+                return status
+            before = set(spool.Mailqueue(folder).waiting())
+            status = run(ini, folder)
+        finally:
+            os.close(fd)
+        if not set(spool.Mailqueue(folder).waiting()) - before:
+            return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""mailqueue-runner's settings → outmail's `Config`.
+
+Promises: a configuration that works there works here. What only outmail has (retries, limits, safety) comes
+from outmail's own configuration, if there is one; ``OUTMAIL_RELAY`` replaces the server.
+Fails: `ConfigError` with the file, the line and the key. Does not: connect.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+
+from outmail import config as own
+from outmail.compat.mailqueue.ini import KEYS, Ini
+from outmail.compat.relays import relay_url
+from outmail.config import Config, Homes, Listen
+from outmail.errors import ConfigError
+from outmail.policy.loopback import Loopback
+from outmail.policy.plain import plain_line
+from outmail.policy.route import Relay, Routes, Tls, is_loopback, parse_relay
+from outmail.policy.veil import known
+
+_SMTPS = 465
+_YES_NO = {"yes": True, "true": True, "no": False, "false": False}
+#: The file in a queue directory that holds what was taken out of it.
+STORE = "outmail.db"
+
+
+def store_of(folder: str) -> str:
+    """The store that belongs to a queue directory."""
+    return os.path.join(os.path.abspath(folder), STORE)
+
+
+def config_of(ini: Ini, folder: str, env: Mapping[str, str] | None = None) -> Config:
+    """The configuration for the mail of a queue directory."""
+    env = os.environ if env is None else env
+    base = own.load(None, env, through=False)
+    relay = base.routes.relays["default"] if env.get("OUTMAIL_RELAY") else relay_of(ini)
+    uncertain = "retry" if base.retry.on_uncertain == "verify" else base.retry.on_uncertain
+    return replace(
+        base,
+        store=store_of(folder),
+        routes=Routes({"default": relay}),
+        sender=ini.text("from") or base.sender,
+        retry=replace(base.retry, on_uncertain=uncertain),
+        listen=Listen(),
+        loopback=Loopback(),
+        homes=Homes(),
+        outboxes=(),
+        notify_failed=(),
+        secrets={},
+        source=ini.path,
+    )
+
+
+def relay_of(ini: Ini) -> Relay:
+    """The server that the ``smtp_`` settings name."""
+    host = ini.text("smtp_hostname")
+    if not host:
+        raise ConfigError(f"{ini.path}: smtp_hostname is missing", hint="it names the mail server")
+    port = _port(ini)
+    tls = _tls(ini, port)
+    user, password = ini.text("smtp_username"), ini.text("smtp_password")
+    if bool(user) != bool(password):
+        tell(f"{ini.path}: no login, because smtp_username and smtp_password belong together")
+        user = password = ""
+    try:
+        relay = parse_relay(relay_url(host, port, "starttls", user, password), "default")
+    except ValueError as problem:
+        raise ini.wrong("smtp_hostname", str(problem)) from None
+    timeout = ini.number("smtp_timeout", 0.1, 86_400)
+    known.add_login(user, password, lasting=True)
+    relay = replace(relay, tls=tls, verify=_verify(ini, tls, host))
+    return replace(relay, timeout=timeout) if timeout is not None else relay
+
+
+def _port(ini: Ini) -> int:
+    found = ini.number("smtp_port", 1, 65535)
+    if found is not None and found != int(found):
+        raise ini.wrong("smtp_port", "it is a whole number")
+    return 25 if found is None else int(found)
+
+
+def _tls(ini: Ini, port: int) -> Tls:
+    value = ini.text("smtp_tls").strip().lower()
+    always: Tls = "implicit" if port == _SMTPS else "required"
+    modes: dict[str, Tls] = {
+        "": "implicit" if port == _SMTPS else "opportunistic",
+        "yes": always,
+        "implicit": "implicit",
+        "opportunistic": "opportunistic",
+    }
+    if value not in modes:
+        raise ini.wrong("smtp_tls", f"{value!r} is not yes, implicit or opportunistic")
+    if port == _SMTPS and modes[value] == "opportunistic":
+        raise ini.wrong("smtp_tls", f"port {_SMTPS} means TLS from the start: leave smtp_tls out")
+    return modes[value]
+
+
+def _verify(ini: Ini, tls: Tls, host: str) -> bool:
+    """Without a setting: where TLS is required, and the server is not this machine."""
+    value = ini.text("smtp_tls_verify").strip().lower()
+    if not value:
+        return tls != "opportunistic" and not is_loopback(host)
+    if value not in _YES_NO:
+        raise ini.wrong("smtp_tls_verify", f"{value!r} is not yes or no")
+    return _YES_NO[value]
+
+
+def advise(ini: Ini) -> None:
+    """Tell what is accepted and hardly meant."""
+    import difflib
+
+    for key, line in ini.unknown():
+        near = difflib.get_close_matches(key, KEYS, 1)
+        if near:
+            tell(f"{ini.path}, line {line}: {key} means nothing; did you mean {near[0]}?")
+
+
+def tell(text: str) -> None:
+    """One line on stderr."""
+    print(plain_line(f"outmail: {text}"), file=sys.stderr)

@@ -1,0 +1,286 @@
+"""mq-run, mq-send-test, mq-sendmail and mq-mail, called as people call them."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tomllib
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from outmail.compat.mailqueue import run, spool
+from outmail.outbox.outbox import Outbox
+from outmail.testing import Sink
+from tests.waiting import until
+
+SCRIPTS = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["scripts"]
+CONTENT = b"Subject: s\r\nMessage-ID: <1@x.test>\r\nDate: Sat, 28 Nov 2026 10:00:00 +0000\r\n\r\ntext\r\n"
+MESSAGE = b"Subject: hi\nTo: root\nBcc: hidden@x.test\n\ntext\n"
+
+
+class Place:
+    """A home with a queue directory, an ini file, and the programs as an installation makes them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.queue, self.ini = folder, folder / "queue", folder / "config.ini"
+        (folder / "bin").mkdir()
+        for name, target in SCRIPTS.items():
+            module, _, function = target.partition(":")
+            script = folder / "bin" / name
+            script.write_text(
+                f"#!{sys.executable}\nimport sys\nfrom {module} import {function}\nsys.exit({function}())\n"
+            )
+            script.chmod(0o755)
+        spool.make(str(self.queue))
+
+    def serve(self, port: int, *more: str) -> None:
+        lines = ["[mqrunner]", "smtp_hostname = 127.0.0.1", f"smtp_port = {port}", *more]
+        self.ini.write_text("\n".join(lines) + "\n")
+
+    def put(self, *people: str, content: bytes = CONTENT) -> None:
+        spool.put(str(self.queue), spool.packed(spool.Envelope("me@x.test", people), content))
+
+    def shell(self, line: str, given: bytes = b"", **env: str) -> Any:
+        """A command line, as it stands in a document."""
+        line = line.replace("/path/to", str(self.folder))
+        home = {"HOME": str(self.folder), "OUTMAIL_DROP": "", "XDG_DATA_HOME": f"{self.folder}/data"}
+        home |= {"XDG_CONFIG_HOME": f"{self.folder}/c"}
+        path = f"{self.folder}/bin:{os.environ['PATH']}"
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("OUTMAIL_", "XDG_"))}
+        return subprocess.run(
+            line, shell=True, input=given, capture_output=True, timeout=60,
+            cwd=self.folder, env={**clean, **home, "PATH": path, **env},
+        )  # fmt: skip
+
+    def states(self) -> dict[str, str]:
+        with Outbox(self.queue / "outmail.db", deliver="never") as box:
+            return {r.address: r.state for status in box.find() for r in status.recipients}
+
+    def waiting(self) -> list[str]:
+        return os.listdir(self.queue / "new")
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+def test_the_seeds_two_commands(place: Place) -> None:
+    with Sink() as sink:
+        place.serve(sink.port)
+        place.put("a@x.test", "b@x.test")
+        done = place.shell("mq-run /path/to/config.ini /path/to/queue")
+        assert (done.returncode, done.stderr) == (0, b"") and place.waiting() == []
+        done = place.shell("mq-send-test /path/to/config.ini /path/to/queue --to=recipient@site.example")
+        assert done.returncode == 0 and b"accepted by the relay" in done.stdout
+        first, second = sink.messages
+    assert (first.sender, first.recipients, first.content) == ("me@x.test", ("a@x.test", "b@x.test"), CONTENT)
+    assert second.recipients == ("recipient@site.example",) and second.sender == "recipient@site.example"
+
+
+def test_the_words_of_the_later_version_and_the_settings_file(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.serve(25, f"queue_dir = {place.queue}")
+    monkeypatch.setenv("HOME", str(place.folder))
+    config, queue = str(place.ini), str(place.queue)
+    for words in (["-C", config, queue], [f"--config={config}"], [config], [config, queue]):
+        ini, folder = run.asked(run.parser().parse_args(words))
+        assert (ini.path, folder) == (config, queue)
+    own = place.ini.rename(place.folder / ".mailqueue-runner.conf")
+    for words in ([], [queue]):
+        ini, folder = run.asked(run.parser().parse_args(words))
+        assert (ini.path, folder) == (str(own), queue)
+
+
+def test_each_recipient_has_its_own_end(place: Place) -> None:
+    """mailqueue-runner sends to nobody where one is refused."""
+    with Sink("RCPT no@*: 550 5.1.1 unknown\nRCPT later@*: 451 4.2.1 busy") as sink:
+        place.serve(sink.port, f"delivery_log = {place.folder}/d.log")
+        place.put("a@x.test", "no@x.test", "later@x.test")
+        done = place.shell("mq-run config.ini queue")
+        assert done.returncode == 69 and b"5.1.1 unknown" in done.stderr
+        assert place.states() == {"a@x.test": "delivered", "no@x.test": "failed", "later@x.test": "queued"}
+        done = place.shell("mq-run config.ini queue")  # put off by the server: not before its time
+        assert done.returncode == 75 and len(sink.messages) == 1
+    lines = (place.folder / "d.log").read_text().splitlines()
+    assert [line.split("status=")[1].split()[0] for line in lines] == ["sent", "failed", "deferred"]
+    assert all(" app=mq-run " in line and " attempts=1 " in line for line in lines)
+
+
+def test_a_server_that_was_down_is_tried_by_the_next_run(place: Place) -> None:
+    with Sink() as sink:
+        port = sink.port
+    place.serve(port)
+    place.put("a@x.test")
+    done = place.shell("mq-run config.ini queue")
+    assert done.returncode == 75 and b"Connection refused" in done.stderr and b"next try" in done.stderr
+    with Sink() as sink:
+        place.serve(sink.port)  # the server of the ini file counts, whatever it was when the mail came in
+        assert place.shell("mq-run config.ini queue").returncode == 0
+        assert len(sink.messages) == 1
+
+
+def test_a_broken_file_is_named_and_the_others_go_out(place: Place) -> None:
+    with Sink() as sink:
+        place.serve(sink.port)
+        place.put("a@x.test")
+        (place.queue / "new" / "1.broken").write_bytes(b"Return-path: <a@x.test>\r\nEnvel")
+        done = place.shell("mq-run config.ini queue")
+        assert done.returncode == 70 and b"1.broken" in done.stderr and b"set-aside" in done.stderr
+        assert len(sink.messages) == 1 and place.shell("mq-run config.ini queue").returncode == 0
+
+
+@pytest.mark.parametrize("point", ["C2", "C4"])
+def test_killed_at_any_point_it_loses_nothing_and_doubles_only_what_it_says(place: Place, point: str) -> None:
+    with Sink() as sink:
+        place.serve(sink.port)
+        for number in range(3):
+            place.put(f"{number}@x.test")
+        killed = place.shell("mq-run config.ini queue", OUTMAIL_FAIL=f"{point}:kill")
+        assert killed.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL)
+        assert place.shell("mq-run config.ini queue").returncode == 0
+        got = [message.recipients[0] for message in sink.messages]
+    with Outbox(place.queue / "outmail.db", deliver="never") as box:
+        marked = [r.address for s in box.find("was:uncertain") for r in s.recipients]
+        assert len(list(box.find())) == 3
+    assert set(got) == {"0@x.test", "1@x.test", "2@x.test"}
+    assert all(got.count(address) == 1 or address in marked for address in got)
+
+
+@pytest.mark.parametrize(
+    "line, status, told",
+    [
+        ("mq-run", 78, "no configuration"),
+        ("mq-run none.ini queue", 78, "none.ini cannot be read"),
+        ("mq-run config.ini nowhere", 66, "no queue directory"),
+        ("mq-run config.ini queue more", 64, "too many words"),
+        ("mq-run config.ini", 64, "set queue_dir"),
+        ("mq-run --nonsense", 64, "--nonsense"),
+        ("mq-send-test config.ini", 64, "--to"),
+        ("mq-send-test config.ini --to='a b@x.test'", 65, "a b@x.test"),
+        ("mq-sendmail -C config.ini", 64, "no recipient"),
+        ("mq-sendmail -C none.ini a@x.test", 78, "cannot be read"),
+        ("mq-sendmail -C config.ini 'a b@x.test'", 65, "a b@x.test"),
+        ("mq-sendmail -C config.ini --aliases=none root", 78, "none cannot be used"),
+        ("mq-mail -C config.ini", 64, "no recipient"),
+        ("mq-mail -C config.ini -z a@x.test", 64, "-z"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_a_status(
+    place: Place,
+    line: str,
+    status: int,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    place.serve(9)
+    name, *words = shlex.split(line)
+    for variable in ("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.setenv(variable, str(place.folder / "home"))
+    monkeypatch.chdir(place.folder)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(MESSAGE)))
+    monkeypatch.setattr(logging.getLogger("outmail"), "level", logging.NOTSET)
+    module, _, function = SCRIPTS[name].partition(":")
+    try:
+        found = getattr(import_module(module), function)(words)
+    except SystemExit as ended:
+        found = ended.code
+    said = capsys.readouterr().err
+    assert found == status and told in said and said.count("\n") == 1 and place.waiting() == []
+
+
+def test_a_wrong_setting_is_named_with_its_line(place: Place) -> None:
+    place.serve(25, "smtp_tls = maybe")
+    done = place.shell("mq-run config.ini queue")
+    assert done.returncode == 78 and b"config.ini, line 4: smtp_tls" in done.stderr
+
+
+def test_a_test_message_tells_a_refusal_and_can_be_quiet(place: Place) -> None:
+    with Sink("RCPT: 550 5.7.1 no") as sink:
+        place.serve(sink.port)
+        done = place.shell("mq-send-test -C config.ini --to=a@x.test --from=b@x.test")
+        assert done.returncode == 69 and b"5.7.1 no" in done.stderr
+        done = place.shell("mq-send-test -C config.ini --to=a@x.test --quiet")
+        assert (done.returncode, done.stdout, done.stderr) == (69, b"", b"")
+
+
+@pytest.mark.parametrize("aliased", [True, False])
+def test_cron_calls_mq_sendmail(place: Place, aliased: bool) -> None:
+    (place.folder / "al").write_text("root: ops@x.test\n" if aliased else "nobody: ops@x.test\n")
+    with Sink() as sink:
+        place.serve(sink.port, f"queue_dir = {place.queue}", "from = robot@x.test")
+        flags = "-FCronDaemon -i -odi -oem -oi -t -f root"
+        done = place.shell(f"mq-sendmail -C config.ini --aliases=al {flags}", given=MESSAGE)
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+        until(lambda: sink.messages)
+        [message] = sink.messages
+    assert message.sender == "ops@x.test" if aliased else message.sender.startswith("root@")
+    assert message.recipients[1] == "hidden@x.test" and b"hidden" not in message.content
+    assert b"\r\nTo: root\r\n" in message.content and message.content.endswith(b"\r\n\r\ntext\r\n")
+
+
+def test_fields_are_added_on_request(place: Place) -> None:
+    place.serve(9, f"queue_dir = {place.queue}", "from = robot@x.test")
+    flags = "--set-date-header --set-from-header --set-msgid-header --set-to-header"
+    assert (
+        place.shell(f"mq-sendmail -C config.ini {flags} a@x.test", given=b"Subject: s\n\nx\n").returncode == 0
+    )
+    until(lambda: place.states() == {"a@x.test": "queued"})
+    with Outbox(place.queue / "outmail.db", deliver="never") as box:
+        [status] = box.find()
+        content = box.content(status.id)
+    assert b"\r\nFrom: robot@x.test\r\n" in content and b"\r\nTo: a@x.test\r\n" in content
+    assert content.startswith(b"Date: ") and content.count(b"\r\nMessage-ID: <") == 1
+
+
+def test_mq_mail_composes_and_waits_with_v(place: Place) -> None:
+    (place.folder / "al").write_text("dbuser: db@x.test\nroot: ops@x.test\n")
+    with Sink() as sink:
+        place.serve(sink.port)
+        line = "mq-mail -C config.ini --aliases=al -v -Ssendwait -s 'Grüße' -r dbuser root"
+        done = place.shell(line, given="körper\n".encode())
+        assert done.returncode == 0 and b"DATA" in done.stderr
+        [message] = sink.messages
+    assert (message.sender, message.recipients) == ("db@x.test", ("ops@x.test",))
+    assert b"\r\nSubject: =?utf-8?" in message.content and b"\r\nTo: ops@x.test\r\n" in message.content
+
+
+def test_without_an_ini_file_they_are_outmails_own(place: Place) -> None:
+    store = place.folder / "q.db"
+    env = {"OUTMAIL_STORE": str(store), "OUTMAIL_RELAY": "null:"}
+    assert place.shell("mq-sendmail -i a@x.test", given=MESSAGE, **env).returncode == 0
+    assert place.shell("mq-mail -s hi b@x.test", given=b"text", **env).returncode == 0
+    with Outbox(store, deliver="never") as box:
+        assert [r.address for s in box.find() for r in s.recipients] == ["a@x.test", "b@x.test"]
+
+
+def test_mq_sendmail_loads_little(place: Place) -> None:
+    place.serve(9, f"queue_dir = {place.queue}")
+    program = (
+        "import sys; from outmail.compat.mailqueue import sendmail;"
+        "sendmail._start = lambda *words, **more: None; sendmail.main(['-C', sys.argv[1], 'a@x.test']);"
+        "print(sorted({'apsw', 'sqlite3', 'asyncio', 'email', 'logging', 'configparser'} & set(sys.modules)))"
+    )
+    words = [sys.executable, "-c", program, str(place.ini)]
+    done = subprocess.run(words, input=MESSAGE, capture_output=True, timeout=60)
+    assert done.stdout == b"[]\n" and len(place.waiting()) == 1
+
+
+def test_many_at_once_share_one_background_run(place: Place) -> None:
+    with Sink() as sink:
+        place.serve(sink.port, f"queue_dir = {place.queue}", "from = me@x.test")
+        many = " & ".join(f"mq-sendmail -C config.ini {n}@x.test <msg" for n in range(8)) + " & wait"
+        (place.folder / "msg").write_bytes(MESSAGE)
+        assert place.shell(many).returncode == 0
+        until(lambda: len(sink.messages) == 8)
+    assert place.waiting() == []
