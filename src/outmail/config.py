@@ -202,6 +202,7 @@ class Config:
             "loopback": {
                 "address": self.loopback.address or None,
                 "mode": self.loopback.mode,
+                "message_id": "replace" if self.loopback.renames else "keep",
                 "sample": f"tag:{self.loopback.tag}" if self.loopback.tag else self.loopback.share,
                 "within_ms": self.loopback.within,
                 "canary_ms": self.loopback.canary or None,
@@ -654,10 +655,6 @@ _HOMES = ("maildir", "mbox", "imap", "password_file", "ca")
 
 
 def _loopback(table: Mapping[str, Any]) -> Loopback:
-    if table.get("message_id", "keep") != "keep":
-        raise ValueError(
-            "[loopback] message_id is not part of this version yet: use outmail loopback --assign"
-        )
     if not table:
         return Loopback()
     address = _mailbox("[loopback] address", table.get("address", ""))
@@ -680,7 +677,8 @@ def _loopback(table: Mapping[str, Any]) -> Loopback:
     canary = _age("[loopback] canary", table["canary"]) if table.get("canary") else 0
     if table.get("canary") and canary < MINUTE:
         raise ValueError("[loopback] canary: one mail a minute by each relay is the most")
-    return Loopback(address, mode, share, tag, canary, within)  # type: ignore[arg-type]
+    message_id = _one_of("[loopback] message_id", table.get("message_id", "keep"), ("keep", "replace"))
+    return Loopback(address, mode, share, tag, canary, within, message_id == "replace")  # type: ignore[arg-type]
 
 
 def _retry(table: Mapping[str, Any], loopback: Loopback) -> Retry:

@@ -136,7 +136,9 @@ class Recipient:
 
 @dataclass(slots=True)
 class Message:
-    """A complete message, as acceptance gives it to a store: immutable bytes with an envelope."""
+    """A complete message, as acceptance gives it to a store: immutable bytes with an envelope. ``replaced``:
+    the Message-ID that it came with, if it has got another.
+    """
 
     id: str
     content: bytes
@@ -153,6 +155,7 @@ class Message:
     key: str | None = None
     tag: str | None = None
     dsn: Dsn | None = None
+    replaced: str = ""
 
 
 @dataclass(frozen=True, slots=True, repr=False)

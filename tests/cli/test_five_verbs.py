@@ -87,6 +87,32 @@ def test_assign_once_and_the_dump_is_what_is_sent(box: Outbox, size: int) -> Non
     assert [e.reason for e in box.events() if e.event == "assigned"] == ["the Message-ID was <old@x.test>"]
 
 
+@pytest.mark.parametrize("size", [10, 1_300_000])
+def test_replaced_at_acceptance_where_it_is_asked_for(make_box: MakeBox, store: str, size: int) -> None:
+    toml = BY_ID.replace("[loopback]", '[loopback]\nmessage_id = "replace"\nsample = "tag:x"')
+    box = make_box(toml=toml, deliver="never", store=store)
+    words: dict[str, Any] = {"sender": "a@x.test", "recipients": ["b@x.test"]}
+    own = b"Subject: s\r\nMessage-Id: <old@x.test>\r\n\r\n" + b"x" * 70 * (size // 70) + b"\r\n"
+    done = box.submit_many(
+        [
+            {"content": own, "tag": "x", "key": "once", **words},
+            {"content": own, **words},
+            {"content": own.replace(b"old", b"o2"), "tag": "x", **words},
+        ]
+    )
+    chosen, other, _ = [one.id for one in done]
+    again = box.submit(own, tag="x", key="once", **words)
+    assert again.duplicate and again.message_id == done[0].message_id == f"<{chosen}@x.test>"
+    assert b"old@x.test" not in box.content(chosen) and b"<old@x.test>" in box.content(other)
+    assert f"Message-ID: {done[0].message_id}\r\n".encode() in box.content(chosen)
+    assert box.content(chosen).endswith(own.partition(b"\r\n\r\n")[2])
+    assert box.queue.assign(chosen) == done[0].message_id
+    ours = box.send("b@x.test", "s", "t", tag="x")
+    assert ours.message_id == f"<{ours.id}@outmail.test>"
+    found = sorted(e.reason for e in box.events() if e.event == "assigned")
+    assert found == ["the Message-ID was <o2@x.test>", "the Message-ID was <old@x.test>"]
+
+
 def test_one_that_has_ours_or_was_tried_stays(sink: Sink, make_box: MakeBox) -> None:
     sink.script("DOT: 451 later")
     box = make_box(sink.url, BY_ID)

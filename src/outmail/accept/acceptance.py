@@ -2,7 +2,8 @@
 
 Promises: "accepted" is said only after the commit. A message that is refused is refused before anything is
 stored, with a code and a sentence. The bytes are normalised once (`mime.splice`). Only Date and Message-ID
-are prepended, where they are missing, and only once, so every attempt sends the same ones.
+are prepended, where they are missing, and only once, so every attempt sends the same ones. A Message-ID is
+replaced only where the configuration asks for it (`Terms.renames`); the old one is kept in an event.
 Fails: `Refused` for the message, `NotStored` for the store. Does not: compose messages (`mime.compose`),
 deliver, or read files.
 """
@@ -13,7 +14,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any
 
@@ -32,6 +33,7 @@ from outmail.model import (
     keyed_id,
     new_id,
 )
+from outmail.policy.loopback import Loopback
 from outmail.policy.plain import plain_line
 from outmail.policy.route import Routes, allowed
 from outmail.smtp.syntax import (
@@ -56,7 +58,9 @@ When = Callable[[], Verb[bool]]
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What acceptance is bound by: limits, routes, safety."""
+    """What acceptance is bound by: limits, routes, safety. ``renames`` selects mail whose Message-ID is
+    replaced by one that is known when it comes home.
+    """
 
     routes: Routes
     message_size: int = 50_000_000
@@ -65,6 +69,7 @@ class Terms:
     redirect_to: str = ""
     expire: int = 5 * 86_400_000
     hostname: str = "localhost"
+    renames: Loopback | None = None
 
 
 @dataclass(slots=True)
@@ -300,7 +305,12 @@ def message_of(draft: Draft, terms: Terms, now: int) -> Message:
         )
     sender = _address(draft.sender) if draft.sender else ""
     id = draft.id or (keyed_id(draft.key) if draft.key else new_id(now))
-    message_id = head.message_id or f"<{id}@{sender.rpartition('@')[2] or terms.hostname}>"
+    own = f"<{id}@{sender.rpartition('@')[2] or terms.hostname}>"
+    message_id, replaced = head.message_id or own, ""
+    if head.has_message_id and _is_renamed(terms, draft, id, head):
+        content = splice.cut(content, "message-id")
+        head = replace(head, has_message_id=False)
+        message_id, replaced = own, head.message_id or "unreadable"
     content = draft.trace + _completed(content, head, message_id, now)
     recipients, content = _recipients(draft, sender, content, terms)
     expires_at = draft.expires_at if draft.expires_at is not None else max(now, draft.due or 0) + terms.expire
@@ -325,6 +335,16 @@ def message_of(draft: Draft, terms: Terms, now: int) -> Message:
         draft.key,
         draft.tag,
         draft.dsn,
+        replaced,
+    )
+
+
+def _is_renamed(terms: Terms, draft: Draft, id: str, head: splice.Head) -> bool:
+    """True for mail that gets another Message-ID than it came with."""
+    return (
+        terms.renames is not None
+        and terms.renames.wants(id, draft.tag)
+        and not head.message_id.startswith(f"<{id}@")
     )
 
 

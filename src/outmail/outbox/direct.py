@@ -48,6 +48,7 @@ def terms(config: Config, routes: Routes) -> Terms:
         config.redirect_to,
         config.retry.expire,
         config.hostname or "localhost",
+        config.loopback if config.loopback.renames else None,
     )
 
 

@@ -121,7 +121,8 @@ def _begun(key: bytes, purpose: bytes) -> hmac.HMAC:
 @dataclass(frozen=True, slots=True)
 class Loopback:
     """``[loopback]``. ``address`` "" means that no copies are sent. ``share``: of all mail, 0 to 1; ``tag``
-    selects by tag instead. ``canary`` and ``within`` are ms, 0 for no canary.
+    selects by tag instead. ``canary`` and ``within`` are ms, 0 for no canary. ``renames``: selected mail gets
+    a Message-ID of outmail's own at acceptance.
     """
 
     address: str = ""
@@ -130,6 +131,7 @@ class Loopback:
     tag: str = ""
     canary: int = 0
     within: int = 10 * MINUTE
+    renames: bool = False
 
     @property
     def name(self) -> str:

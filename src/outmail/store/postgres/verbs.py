@@ -19,6 +19,8 @@ from outmail.store.postgres.dialect import FEW
 from outmail.store.postgres.watermark import Watermark
 from outmail.store.verbs import delivery
 from outmail.store.verbs.delivery import ScanStart
+from outmail.store.verbs.loopback import assigned
+from outmail.store.verbs.rows import EVENT
 from outmail.store.verbs.upkeep import note_drop, note_get, note_put
 
 #: Seconds: the length of a lease by the server's clock, how often it is renewed, and after what time without
@@ -97,11 +99,15 @@ def add(
     if any(uploads):
         yield from delivery.check_uploads(fresh)
     values = [_accepting(message, upload, taken) for message, upload in fresh]
-    if alone and not once and not any(uploads):
+    renamed = [message for message, _ in fresh if message.replaced]
+    if alone and not once and not renamed and not any(uploads):
         (given,) = yield Alone(_accepting_all(len(values)), [value for row in values for value in row])
     else:
         given = [row[0] for row in (yield Many(_accepting_all(1), values))]
     numbers = {id(message): number for (message, _), number in zip(fresh, given)}
+    if renamed:
+        rows = [assigned(numbers[id(message)], message.accepted_at, message.replaced) for message in renamed]
+        yield Many(EVENT, rows)
     if supersede is not None and messages:
         yield from verbs.change(Filter(ids=((supersede, None),)), "superseded", messages[0].accepted_at)
     return [

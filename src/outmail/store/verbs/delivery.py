@@ -113,6 +113,8 @@ def add(
         if upload is None:
             bodies.append((seq, message.content))
         events.append((message.accepted_at, "accepted", seq, None, "queued", 0, "", 0, None))
+        if message.replaced:
+            events.append(loopback.assigned(seq, message.accepted_at, message.replaced))
         not_before = message.due if message.due > message.accepted_at else 0
         owner, lease = taken.get(message.id, (None, None)) if taken else (None, None)
         state, leased_at = ("queued", None) if owner is None else ("sending", message.accepted_at)

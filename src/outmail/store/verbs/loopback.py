@@ -320,5 +320,10 @@ def assign(seq: int, domain: str, now: int) -> Verb[tuple[str, str] | None]:
         "UPDATE message SET message_id = ?, size = ?, sha256 = ? WHERE seq = ?",
         (message_id, len(new), hashlib.sha256(new).digest(), seq),
     )
-    yield EVENT, (now, "assigned", seq, None, "queued", 0, f"the Message-ID was {before}", 0, None)
+    yield EVENT, assigned(seq, now, before)
     return message_id, before
+
+
+def assigned(seq: int, now: int, before: str) -> tuple[Any, ...]:
+    """The event that keeps the Message-ID which a message had before."""
+    return (now, "assigned", seq, None, "queued", 0, f"the Message-ID was {before}", 0, None)
