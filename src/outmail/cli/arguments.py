@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from outmail.cli.exits import EX_USAGE
-from outmail.cli.queue_help import FILTERS, VERBS, VerbHelp
+from outmail.cli.queue_help import VERBS, VerbHelp
 
 
 class _Help(argparse.HelpFormatter):
@@ -72,35 +72,48 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 def _common() -> _Parser:
     common = _Parser(add_help=False)
-    common.add_argument(
-        "--config", metavar="FILE", help="configuration file (default: the first found, see docs)"
+    where = common.add_argument_group("which queue, which relay")
+    where.add_argument(
+        "--config", metavar="FILE", help="the configuration (default: see outmail man outmail.toml)"
     )
-    common.add_argument("--store", metavar="S", help="the queue: a path or a URL")
-    common.add_argument("--relay", metavar="R", help="a configured relay or a URL")
+    where.add_argument("--store", metavar="STORE", help="the queue: a path or a URL")
+    where.add_argument("--relay", metavar="RELAY", help="the name of a configured relay, or a URL")
     return common
 
 
 def _envelope(parser: argparse.ArgumentParser) -> None:
     """The options of a message's envelope and schedule."""
-    parser.add_argument("recipients", nargs="+", metavar="RCPT")
+    parser.add_argument("recipients", nargs="+", metavar="RCPT", help="the address of a recipient")
     parser.add_argument(
         "-f",
         "--from",
         dest="sender",
-        metavar="A",
-        help="sender (default: from of the configuration, or user@host)",
+        metavar="ADDRESS",
+        help="the sender (default: from of the configuration, or user@host)",
     )
-    parser.add_argument("--cc", action="append", default=[], metavar="A")
-    parser.add_argument("--bcc", action="append", default=[], metavar="A")
-    parser.add_argument("--key", metavar="K", help="idempotency key: the same key stores one message only")
+    parser.add_argument("--cc", action="append", default=[], metavar="ADDRESS", help="one more recipient")
     parser.add_argument(
-        "--at", metavar="T", help="not before: 2h, 18:00, tomorrow 9:00, 2026-12-24 (local time)"
+        "--bcc", action="append", default=[], metavar="ADDRESS", help="one more, whom the others do not see"
     )
-    parser.add_argument("--expires", metavar="D", help="give up after: 1d, or a time as for --at")
-    parser.add_argument("--priority", default="normal", choices=("high", "normal", "low"))
-    parser.add_argument("--tag", metavar="T")
-    parser.add_argument("--wait", type=float, metavar="S", help="run the engine here for up to S seconds")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--key", metavar="KEY", help="idempotency key: the same key stores one message only")
+    parser.add_argument(
+        "--at", metavar="TIME", help="not before: 2h, 18:00, tomorrow 9:00, 2026-12-24 (local time)"
+    )
+    parser.add_argument("--expires", metavar="TIME", help="give up after: 1d, or a time as for --at")
+    parser.add_argument(
+        "--priority",
+        default="normal",
+        choices=("high", "normal", "low"),
+        help="what is sent first when much waits (default: normal)",
+    )
+    parser.add_argument("--tag", metavar="TAG", help="a word to find it by (tag:TAG) and to choose its route")
+    parser.add_argument(
+        "--wait",
+        type=float,
+        metavar="SECONDS",
+        help="deliver it here, for at most so long: status 0 all delivered, 69 some failed, 75 still queued",
+    )
+    parser.add_argument("--json", action="store_true", help="the receipt, or an error, as JSON")
 
 
 def parser() -> _Parser:
@@ -108,27 +121,34 @@ def parser() -> _Parser:
     top = _Parser(
         prog="outmail",
         description="Outgoing mail for programs: accept, keep safe, deliver, prove.",
-        epilog="Called as sendmail, mailq, newaliases or mail (by a link of that name, or as the first "
-        "word: outmail sendmail -t) it is that command of Unix.",
+        epilog="outmail COMMAND --help explains a command, outmail man all of them. Called as sendmail, "
+        "mailq, newaliases or mail (by a link of that name, or as the first word: outmail sendmail -t) it is "
+        "that command of Unix.",
     )
-    top.add_argument("--version", action="store_true", help="print the version")
-    sub = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    top.add_argument("--version", action="store_true", help="the version, and what it runs on")
+    sub = top.add_subparsers(dest="command", metavar="COMMAND", title="commands", parser_class=_Parser)
     common = [_common()]
 
     demo = sub.add_parser("demo", help="the whole road on this machine; nothing leaves it")
     demo.add_argument(
         "--messages", type=int, default=240, metavar="N", help="how many messages (at least 200)"
     )
-    demo.add_argument("--keep", metavar="DIR", help="keep queue and logs in DIR")
+    demo.add_argument("--keep", metavar="DIR", help="keep the queue and the logs in DIR")
     demo.set_defaults(run="demo")
 
     send = sub.add_parser(
-        "send", parents=common, help="store a message; body (with --raw: the message) on stdin; prints the id"
+        "send",
+        parents=common,
+        help="store a message; the text is on stdin; prints the id",
+        description="The text on stdin becomes a message, which is stored; an engine (outmail run) delivers "
+        "it. The id of the message is printed.",
     )
-    send.add_argument("-s", "--subject", default="", metavar="S")
-    send.add_argument("-a", "--attach", action="append", default=[], metavar="FILE")
-    send.add_argument("--html", metavar="FILE", help="an HTML version of the body")
-    send.add_argument("-H", "--header", action="append", default=[], metavar="'K: v'")
+    send.add_argument("-s", "--subject", default="", metavar="TEXT", help="the subject")
+    send.add_argument("-a", "--attach", action="append", default=[], metavar="FILE", help="attach a file")
+    send.add_argument("--html", metavar="FILE", help="an HTML version of the text")
+    send.add_argument(
+        "-H", "--header", action="append", default=[], metavar="'NAME: VALUE'", help="one more header field"
+    )
     send.add_argument("--raw", action="store_true", help="stdin is a complete message (as for submit)")
     _envelope(send)
     send.set_defaults(run="send")
@@ -137,20 +157,28 @@ def parser() -> _Parser:
         "submit",
         parents=common,
         help="store a complete message from stdin, bytes unchanged; prints the id",
-        description="As send --raw: the header is not read for recipients, --cc and --bcc add some. "
-        "-f '<>' is the null sender.",
+        description="The complete message on stdin is stored, bytes unchanged; an engine (outmail run) "
+        "delivers it. The id is printed. Recipients are those of the command line: the header is not read "
+        "for them. -f '<>' is the null sender.",
     )
     _envelope(submit)
     submit.set_defaults(run="send", raw=True)
 
-    run = sub.add_parser("run", parents=common, help="the engine: deliver what waits, until SIGTERM")
+    run = sub.add_parser(
+        "run",
+        parents=common,
+        help="the engine: deliver what waits, until SIGTERM",
+        description="Deliver what waits, and listen where [listen] of the configuration says, until SIGTERM.",
+    )
     run.add_argument(
         "--once", action="store_true", help="one attempt for everything due now, then end (for cron)"
     )
     run.add_argument(
-        "--strict", action="store_true", help="with --once: 70 quarantined, 69 failed, 75 deferred"
+        "--strict",
+        action="store_true",
+        help="with --once: status 70 if mail was quarantined, else 69 if some failed, else 75 if some waits",
     )
-    run.add_argument("--only", metavar="ID", help="one message now; implies --once")
+    run.add_argument("--only", metavar="ID", help="this message now; implies --once")
     run.set_defaults(run="run")
 
     receive = sub.add_parser(
@@ -159,10 +187,10 @@ def parser() -> _Parser:
         help="a local mail server: users, aliases, mailboxes; --catch: keep everything, deliver nothing",
     )
     receive.add_argument(
-        "--catch", action="store_true", help="the development mailbox, in a store of its own"
+        "--catch", action="store_true", help="keep everything, deliver nothing, in a store of its own"
     )
     receive.add_argument(
-        "--listen", action="append", default=[], metavar="HOST:PORT", help="instead of [receive] smtp"
+        "--listen", action="append", default=[], metavar="HOST:PORT", help="where, instead of [receive] smtp"
     )
     receive.set_defaults(run="receive")
 
@@ -171,12 +199,16 @@ def parser() -> _Parser:
         parents=common,
         add_help=False,
         help="list and change what is in the queue",
-        description=FILTERS,
-        epilog="For one of them: outmail queue VERB --help",
+        description="List and change what is in the queue.",
     )
     queue.add_argument("-h", "--help", action=VerbHelp, nargs=0, help="this, or help for the verb before it")
-    queue.add_argument("verb", choices=tuple(VERBS))
-    queue.add_argument("selection", nargs="*", metavar="ID|FILTER|-|ALL [RELAY]")
+    queue.add_argument("verb", choices=tuple(VERBS), metavar="VERB", help=f"one of {', '.join(VERBS)}")
+    queue.add_argument(
+        "selection",
+        nargs="*",
+        metavar="ID|FILTER|-|ALL",
+        help="which mail: see below; for reroute, the relay is the last word",
+    )
     queue.add_argument("--dry-run", action="store_true", help="say how many, change nothing")
     queue.add_argument("--ids", action="store_true", help="list: ids only")
     queue.add_argument("--utc", action="store_true", help=f"list: {_UTC}")
@@ -189,22 +221,22 @@ def parser() -> _Parser:
             metavar="AGE|COUNT",
             help=f"stats: exit status {status} when more wait, or the oldest for longer: 500, 2h",
         )
-    queue.add_argument("--json", action="store_true")
-    queue.add_argument("--jsonl", action="store_true")
+    queue.add_argument("--json", action="store_true", help="as one JSON document")
+    queue.add_argument("--jsonl", action="store_true", help="as JSON, a message a line")
     queue.set_defaults(run="queue")
 
     show = sub.add_parser("show", parents=common, help="one message: where every recipient stands")
-    show.add_argument("id", metavar="ID")
-    show.add_argument("--raw", action="store_true", help="the bytes of the next DATA")
-    show.add_argument("--json", action="store_true")
+    show.add_argument("id", metavar="ID", help=_ID)
+    show.add_argument("--raw", action="store_true", help="the bytes that are sent with DATA")
+    show.add_argument("--json", action="store_true", help="as JSON")
     show.add_argument("--utc", action="store_true", help=_UTC)
     show.set_defaults(run="show")
 
     log = sub.add_parser(
         "log", parents=common, help="every attempt of a message, and the SMTP dialogue of those that failed"
     )
-    log.add_argument("id", metavar="ID")
-    log.add_argument("--jsonl", action="store_true")
+    log.add_argument("id", metavar="ID", help=_ID)
+    log.add_argument("--jsonl", action="store_true", help="as JSON, an attempt a line")
     log.add_argument("--utc", action="store_true", help=_UTC)
     log.set_defaults(run="log")
 
@@ -212,14 +244,16 @@ def parser() -> _Parser:
     events.add_argument(
         "--follow", action="store_true", help="go on with what happens from now on (or --after, --since)"
     )
-    events.add_argument("--after", type=int, metavar="C", help="behind this cursor")
-    events.add_argument("--since", metavar="T", help="since then: 2h (ago), 18:00, 2026-11-28")
+    events.add_argument(
+        "--after", type=int, metavar="CURSOR", help="behind this one: the number at the beginning of a line"
+    )
+    events.add_argument("--since", metavar="TIME", help="since then: 2h (ago), 18:00, 2026-11-28")
     events.add_argument("--utc", action="store_true", help=_UTC)
-    events.add_argument("--jsonl", action="store_true")
+    events.add_argument("--jsonl", action="store_true", help="as JSON, an event a line")
     events.set_defaults(run="events")
 
     why = sub.add_parser("why", parents=common, help="the story of a message or an address, in sentences")
-    why.add_argument("what", metavar="ID|ADDRESS")
+    why.add_argument("what", metavar="ID|ADDRESS", help="a message's id, or a recipient's address")
     why.add_argument("--utc", action="store_true", help=_UTC)
     why.set_defaults(run="why")
 
@@ -232,13 +266,19 @@ def parser() -> _Parser:
     explain.set_defaults(run="explain")
 
     test = sub.add_parser("test", parents=common, help="send a test message now, showing the dialogue")
-    test.add_argument("--to", required=True, metavar="A")
-    test.add_argument("-f", "--from", dest="sender", metavar="A")
+    test.add_argument("--to", required=True, metavar="ADDRESS", help="who gets the test message")
+    test.add_argument("-f", "--from", dest="sender", metavar="ADDRESS", help="the sender")
     test.set_defaults(run="test")
 
     store = sub.add_parser("store", parents=common, help="look after the store")
-    store.add_argument("verb", choices=("upgrade", "check", "backup", "ddl"))
-    store.add_argument("file", nargs="?", metavar="FILE")
+    store.add_argument(
+        "verb",
+        choices=("upgrade", "check", "backup", "ddl"),
+        metavar="VERB",
+        help="upgrade: bring it to the schema of this version; check: look for damage; backup: copy it to "
+        "FILE while it is used; ddl: print the SQL of the table outmail_outbox",
+    )
+    store.add_argument("file", nargs="?", metavar="FILE", help="backup: a file that does not exist yet")
     store.add_argument(
         "--dialect", choices=("sqlite", "postgresql"), default="sqlite", help="ddl: for which database"
     )
@@ -254,8 +294,8 @@ def parser() -> _Parser:
         parents=common,
         help="move a queue to another store while its mail waits; killed, it goes on where it was",
     )
-    move.add_argument("old", metavar="FROM", help="a path or a URL")
-    move.add_argument("new", metavar="TO", nargs="?")
+    move.add_argument("old", metavar="FROM", help="the store that is emptied: a path or a URL")
+    move.add_argument("new", metavar="TO", nargs="?", help="the store that gets the mail")
     move.add_argument(
         "--abandon",
         action="store_true",
@@ -263,7 +303,7 @@ def parser() -> _Parser:
     )
     move.set_defaults(run="move")
 
-    sub.add_parser("watch", add_help=False, help="run a command and mail when it fails: outmail watch --help")
+    sub.add_parser("watch", add_help=False, help="run a command and mail when it fails")
 
     loopback = sub.add_parser(
         "loopback",
@@ -274,7 +314,8 @@ def parser() -> _Parser:
         "verb",
         nargs="?",
         choices=("stats",),
-        help="times by route, and what is missing; exit status 2 when copies are missing",
+        metavar="stats",
+        help="times by route, and what is missing; status 2 when copies are missing",
     )
     loopback.add_argument("--json", action="store_true", help="stats as JSON")
     loopback.add_argument(
@@ -289,7 +330,7 @@ def parser() -> _Parser:
         parents=common,
         help="a signed statement of what is on record about a message, on stdout; or check one",
     )
-    certify.add_argument("id", nargs="?", metavar="ID")
+    certify.add_argument("id", nargs="?", metavar="ID", help=_ID)
     certify.add_argument(
         "--verify", metavar="FILE", help="check a certificate, offline; 65 when it does not hold"
     )
@@ -299,22 +340,34 @@ def parser() -> _Parser:
     certify.set_defaults(run="certify")
 
     jobs = sub.add_parser("jobs", parents=common, help="jobs and watched commands: how they stand")
-    jobs.add_argument("verb", choices=("ls", "show", "history", "mute", "reset"))
-    jobs.add_argument("name", nargs="?", metavar="NAME")
+    jobs.add_argument(
+        "verb",
+        choices=("ls", "show", "history", "mute", "reset"),
+        metavar="VERB",
+        help="ls: all jobs; show: one of them; history: its runs; mute: no mails for a while; reset: forget "
+        "its failures",
+    )
+    jobs.add_argument("name", nargs="?", metavar="NAME", help="the job's name")
     jobs.add_argument("span", nargs="?", metavar="SPAN", help="mute: for how long (8h); 0s ends it")
-    jobs.add_argument("--json", action="store_true")
+    jobs.add_argument("--json", action="store_true", help="as JSON")
     jobs.set_defaults(run="jobs")
 
     digest = sub.add_parser("digest", parents=common, help="log records that wait for a mail")
-    digest.add_argument("verb", choices=("ls", "show", "send", "drop", "mute"))
-    digest.add_argument("name", nargs="?", metavar="NAME")
+    digest.add_argument(
+        "verb",
+        choices=("ls", "show", "send", "drop", "mute"),
+        metavar="VERB",
+        help="ls: all handlers; show: what waits in one; send: mail it now; drop: forget it; mute: no mails "
+        "for a while",
+    )
+    digest.add_argument("name", nargs="?", metavar="NAME", help="the handler's name")
     digest.add_argument("key", nargs="?", metavar="KEY", help="mute: this key only")
     digest.add_argument("span", nargs="?", metavar="SPAN", help="mute: for how long (8h); 0s ends it")
-    digest.add_argument("--json", action="store_true")
+    digest.add_argument("--json", action="store_true", help="as JSON")
     digest.set_defaults(run="digest")
 
     config = sub.add_parser("config", parents=common, help="the configuration in force")
-    config.add_argument("--json", action="store_true")
+    config.add_argument("--json", action="store_true", help="as JSON")
     config.add_argument(
         "--hash", action="store_true", help="hash a password from stdin for [listen] users_file"
     )
@@ -322,12 +375,30 @@ def parser() -> _Parser:
         "--sample", action="store_true", help="a configuration file with all keys and their defaults"
     )
     config.set_defaults(run="config")
-    for made in sub.choices.values():
+    lines = summaries(top)
+    for name, made in sub.choices.items():
         made.set_defaults(parser=made)
+        text = lines[name]
+        made.description = made.description or f"{text[:1].upper()}{text[1:]}."
     return top
 
 
+def commands(top: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """Name → parser, in the order of the help."""
+    return dict(_sub(top).choices)
+
+
+def summaries(top: argparse.ArgumentParser) -> dict[str, str]:
+    """Name → its line in the list of commands."""
+    return {listed.dest: listed.help or "" for listed in _sub(top)._choices_actions}
+
+
+def _sub(top: argparse.ArgumentParser) -> Any:
+    return next(action for action in top._actions if isinstance(action, argparse._SubParsersAction))
+
+
 _UTC = "times in UTC, not in local time"
+_ID = "the message's id, or its beginning"
 
 
 def place(top: _Parser, arguments: argparse.Namespace, rest: list[str]) -> None:

@@ -6,10 +6,23 @@ import argparse
 import textwrap
 from typing import Any
 
+SELECTION = (
+    "Which mail: ids (or their beginnings, six characters and more with a digit among them), words of a "
+    "filter, - for ids on stdin, or ALL. Words are and-ed, and a - before one negates it."
+)
+#: (words of a filter, what they match).
 FILTERS = (
-    "A selection is ids (or their beginnings, six characters and more with a digit among them), filter "
-    "words, - for ids on stdin, or ALL. Filter words are and-ed, a - before one negates it: state: to: from: "
-    "subject: tag: key: code: route: before: after: larger: is:live is:uncertain was:uncertain is:deferred."
+    ("state:STATE", "queued, sending, held, failed, cancelled or delivered"),
+    ("to:TEXT, from:TEXT, subject:TEXT", "that have TEXT in the address or the subject; * is any text"),
+    ("tag:TAG, key:KEY", "with this tag or key"),
+    ("code:451, code:5xx, code:4.7.1", "whose last answer begins with this code"),
+    ("route:NAME", "that take this route"),
+    ("before:TIME, after:TIME", "accepted before or after: 2h (ago), 2026-11-28"),
+    ("larger:10MB", "larger than that"),
+    ("is:live", "queued, sending or held"),
+    ("is:deferred", "queued after a try that failed"),
+    ("is:uncertain, was:uncertain", "that may have been sent already; was: also when they are finished"),
+    ("TEXT", "that have TEXT in an address or the subject"),
 )
 
 #: verb of ``outmail queue`` → (its operands and options, what it does, examples).
@@ -73,10 +86,36 @@ class VerbHelp(argparse.Action):
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         verb = getattr(namespace, "verb", None)
         if verb is None:
-            parser.print_help()
+            print("\n".join([parser.format_help(), *_selection(), "", *_verbs()]))
         else:
-            operands, what, examples = VERBS[verb]
-            lines = [f"usage: outmail queue {verb} {operands}", "", *textwrap.wrap(what, 78), "", "examples:"]
-            lines += [f"  outmail queue {example}" for example in examples]
-            print("\n".join([*lines, "", *textwrap.wrap(FILTERS, 78)]))
+            print("\n".join(_verb(verb)))
         parser.exit()
+
+
+def _verb(verb: str) -> list[str]:
+    operands, what, examples = VERBS[verb]
+    lines = textwrap.wrap(f"usage: outmail queue {verb} {operands}", 78, subsequent_indent=" " * 7)
+    lines += ["", *textwrap.wrap(what, 78), "", "examples:"]
+    lines += [f"  outmail queue {example}" for example in examples]
+    return [*lines, "", *_selection()] if "FILTER" in operands else lines
+
+
+def _selection() -> list[str]:
+    lines = textwrap.wrap(SELECTION, 78)
+    for words, what in FILTERS:
+        lines += (
+            [f"  {words}", *_indented(what, 18)] if len(words) > 15 else _indented(what, 18, f"  {words}")
+        )
+    return lines
+
+
+def _verbs() -> list[str]:
+    lines = ["verbs, of which outmail queue VERB --help says more:"]
+    for verb, (_, what, _) in VERBS.items():
+        lines += _indented(what.partition(". ")[0].rstrip(".") + ".", 18, f"  {verb}")
+    return lines
+
+
+def _indented(text: str, column: int, head: str = "") -> list[str]:
+    blank = " " * column
+    return textwrap.wrap(text, 78, initial_indent=f"{head:<{column}}", subsequent_indent=blank)

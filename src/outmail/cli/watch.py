@@ -24,37 +24,37 @@ from outmail.system.exits import EX_TEMPFAIL, EX_USAGE
 from outmail.system.host import hostname
 from outmail.system.lockfile import LockFile
 
-#: option → (default, takes a value, what it does). A test compares the table in docs/reports.md with this
-#: one.
-OPTIONS: dict[str, tuple[Any, bool, str]] = {
-    "name": ("", True, "the job's name (default: the command's)"),
-    "to": ((), True, "who is told (several times possible; default: `to` of the configuration)"),
-    "after": ("1", True, "mail after N failures in a row"),
-    "remind": ("", True, "while it goes on failing, again every so often (1d)"),
-    "no-recovered": (False, False, "no mail when it has recovered"),
-    "on": ("fail", True, "when to mail: fail, always, change (of the output or the outcome), never"),
-    "on-stderr": (False, False, "output on stderr counts as a failure"),
-    "ok-codes": ("0", True, "exit statuses that are success (0,24)"),
-    "grep-fail": ("", True, "output that matches this regular expression counts as a failure"),
-    "timeout": ("", True, "end the command after so long (2h), with status 124"),
-    "kill-after": ("10s", True, "after the time-out's SIGTERM, SIGKILL after so long"),
-    "lock": ("", True, "if the last run is still going: skip or wait"),
+#: option → (default, the name of its value or "", what it does). A test compares the table in docs/reports.md
+#: with this one.
+OPTIONS: dict[str, tuple[Any, str, str]] = {
+    "name": ("", "NAME", "the job's name (default: the command's)"),
+    "to": ((), "ADDRESS", "who is told (several times possible; default: `to` of the configuration)"),
+    "after": ("1", "N", "mail after N failures in a row"),
+    "remind": ("", "SPAN", "while it goes on failing, again every so often (1d)"),
+    "no-recovered": (False, "", "no mail when it has recovered"),
+    "on": ("fail", "WHEN", "when to mail: fail, always, change (of the output or the outcome), never"),
+    "on-stderr": (False, "", "output on stderr counts as a failure"),
+    "ok-codes": ("0", "CODES", "exit statuses that are success (0,24)"),
+    "grep-fail": ("", "REGEX", "output that matches this regular expression counts as a failure"),
+    "timeout": ("", "SPAN", "end the command after so long (2h), with status 124"),
+    "kill-after": ("10s", "SPAN", "after the time-out's SIGTERM, SIGKILL after so long"),
+    "lock": ("", "HOW", "if the last run is still going: skip or wait"),
     "late": (
         "",
-        True,
+        "SPAN",
         "mail when it has not run for so long (26h); needs `outmail run`, or `run --once` from cron",
     ),
-    "tail": ("200", True, "lines of output in the mail"),
-    "attach": (False, False, "attach the whole output (up to 10 MB)"),
-    "longer-than": ("", True, "mail also on success when it took longer than this"),
-    "start": (False, False, "mail when it starts"),
-    "quiet": (False, False, "hold the output back on success"),
-    "no-output": (False, False, "no output in mails (it may hold secrets)"),
-    "explain": (False, False, "say the policy in words and run nothing"),
-    "config": ("", True, "configuration file"),
-    "store": ("", True, "the queue: a path or a URL"),
-    "relay": ("", True, "a configured relay or a URL"),
-    "help": (False, False, "this help"),
+    "tail": ("200", "N", "lines of output in the mail"),
+    "attach": (False, "", "attach the whole output (up to 10 MB)"),
+    "longer-than": ("", "SPAN", "mail also on success when it took longer than this"),
+    "start": (False, "", "mail when it starts"),
+    "quiet": (False, "", "hold the output back on success"),
+    "no-output": (False, "", "no output in mails (it may hold secrets)"),
+    "explain": (False, "", "say the policy in words and run nothing"),
+    "config": ("", "FILE", "configuration file"),
+    "store": ("", "STORE", "the queue: a path or a URL"),
+    "relay": ("", "RELAY", "the name of a configured relay, or a URL"),
+    "help": (False, "", "this help"),
 }
 
 
@@ -144,6 +144,8 @@ def _span(name: str, text: str) -> int:
 
 
 def _help() -> str:
+    import textwrap
+
     lines = [
         "usage: outmail watch [options] -- COMMAND [ARGUMENTS]",
         "",
@@ -151,8 +153,9 @@ def _help() -> str:
         "",
     ]
     for name, (default, takes, what) in OPTIONS.items():
-        shown = f"--{name}" + (" " + name.upper().rpartition("-")[2] if takes else "")
-        lines.append(f"  {shown:<24} {what}" + (f" [{default}]" if default and takes else ""))
+        head = f"  --{name} {takes}".ljust(21)
+        text = what.replace("`", "") + (f" [{default}]" if default and takes else "")
+        lines += textwrap.wrap(text, 78, initial_indent=head, subsequent_indent=" " * 21)
     return "\n".join(lines) + "\n"
 
 
