@@ -44,6 +44,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "cryptography": ("ops/certify.py",),
     "tqdm": ("reports/bar.py",),
     "django": ("contrib/django/",),
+    "transaction": ("contrib/transaction.py",),
     "pytest": ("testing/",),
     "hypothesis": ("testing/",),
 }

@@ -100,6 +100,10 @@ class Draft:
     suppressed: Mapping[str, str] = field(default_factory=dict)
 
 
+class _TakenBack(Exception):
+    """Ends a transaction that is not meant to be committed."""
+
+
 @dataclass(slots=True)
 class Door:
     """Acceptance into one store. ``wake`` is called after each commit; ``fail`` is called at each
@@ -163,6 +167,22 @@ class Door:
         self.wake()
         self.store.announce()
         return [receipt(one) for one in added]
+
+    def rehearse(self, messages: Sequence[Message]) -> None:
+        """Write the messages in a transaction that is rolled back. Raises `NotStored` where `keep` would now.
+        Of long contents only the record is written.
+        """
+        short = [m if len(m.content) <= LONG else replace(m, content=b"") for m in messages]
+        try:
+            self.store.run(self._taken_back(short))
+        except _TakenBack:
+            pass
+        except StoreError as problem:
+            raise not_stored(problem, "the message would not be stored") from None
+
+    def _taken_back(self, messages: Sequence[Message]) -> Verb[None]:
+        yield from self.store.verbs.add(messages, [], None, None, again=True)
+        raise _TakenBack
 
     def _kept(
         self, messages: Sequence[Message], supersede: str | None, when: When | None, again: bool

@@ -201,6 +201,13 @@ class Outbox:
         items, using = one_using(items)
         return self._accept(_indexed(items, self._complete), using)
 
+    def prepared(self, words: dict[str, Any]) -> Message:
+        """The arguments of `submit` (with ``content``) or `send`, checked and completed; nothing is stored.
+        For `contrib.transaction`. Raises as `send` does.
+        """
+        self._check_alive()
+        return self.door.complete(self._complete(words) if "content" in words else self._composed(words))
+
     def _composed(self, words: dict[str, Any]) -> Draft:
         self._learn(words.get("relay"))
         return self._draft(self._named(words), self.config.origin)
