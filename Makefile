@@ -84,6 +84,7 @@ campaigns: $(READY)
 	$(BIN)/python tests/campaigns/programs.py --minutes 0.4
 	$(BIN)/python tests/campaigns/writers.py --minutes 0.5
 	$(BIN)/python tests/campaigns/drops.py --minutes 0.4
+	$(BIN)/python tests/campaigns/foreign.py --minutes 0.4
 	$(BIN)/python tests/campaigns/powercut.py --minutes 0.5
 	$(BIN)/python tests/campaigns/faults.py --minutes 0.5
 	$(BIN)/python tests/campaigns/moods.py --minutes 0.5
@@ -102,6 +103,7 @@ soak: $(READY)
 	$(BIN)/python tests/campaigns/outboxes.py --minutes $(SOAK_MINUTES) --server 18
 	$(BIN)/python tests/campaigns/producers.py
 	$(BIN)/python tests/campaigns/drops.py --minutes $(SOAK_MINUTES)
+	$(BIN)/python tests/campaigns/foreign.py --minutes $(SOAK_MINUTES)
 	$(BIN)/python tests/campaigns/moods.py --minutes $(SOAK_MINUTES)
 	$(BIN)/python tests/campaigns/finished.py --rows $(SOAK_ROWS)
 	$(BIN)/python tests/campaigns/listening.py --kills $(SOAK_KILLS)

@@ -50,7 +50,13 @@ class Letter(NamedTuple):
 
 
 class Entry(Protocol):
-    """An entry that is ours until `leave`: its program does not touch it."""
+    """An entry that is ours: its program does not touch it until `leave`, and not even after a kill of ours,
+    as far as its rules allow that.
+    """
+
+    @property
+    def path(self) -> str:
+        """Where it is now, below the directory: claiming may have moved it."""
 
     def read(self, most: int) -> Letter:
         """Raises `Strange`, also for more than ``most`` bytes."""
@@ -145,7 +151,7 @@ def _take(path: str, entry: Entry, queue: ForeignQueue, door: Door, origin: str,
         known, id = keep(letter, key_of(queue.program, path, letter), queue.program, door, origin)
     except (Refused, Strange) as problem:
         why = f"is not accepted: {problem}" if isinstance(problem, Refused) else str(problem)
-        taken.aside.append(Aside(path, why, set_aside(queue.folder, path)))
+        taken.aside.append(Aside(path, why, set_aside(queue.folder, entry.path)))
         return
     (taken.known if known else taken.ids).append(path if known else id)
     try:

@@ -88,9 +88,10 @@ def test_a_kill_at_any_point_loses_and_doubles_nothing(folder: Path, tmp_path: P
     words = [sys.executable, "-c", program, str(folder), str(tmp_path / "q.db")]
     killed = subprocess.run(words, env={**os.environ, "OUTMAIL_FAIL": f"{point}:kill:2"}, timeout=60)
     assert killed.returncode == -9 and names(folder, "new")
+    assert names(folder, "taking") == ["1.h"]  # its own program would not send it now
     subprocess.run(words, check=True, timeout=60)
     with Outbox(tmp_path / "q.db", deliver="never") as box:
-        assert len(list(box.find())) == 3 and names(folder, "new") == []
+        assert len(list(box.find())) == 3 and names(folder, "new") == names(folder, "taking") == []
 
 
 def test_what_somebody_has_locked_is_theirs(folder: Path, box: Outbox) -> None:
@@ -196,3 +197,14 @@ def test_what_is_put_comes_back_the_same() -> None:
 def test_a_directory_that_is_missing_is_an_error(tmp_path: Path, box: Outbox) -> None:
     with pytest.raises(FileNotFoundError):
         take_in(Mailqueue(str(tmp_path / "none")), box.door, "x.test")
+
+
+def test_while_a_run_has_a_file_another_one_of_that_name_waits(folder: Path, box: Outbox) -> None:
+    (folder / "taking").mkdir()
+    (folder / "taking/1.h").write_bytes(entry())
+    (folder / "new/1.h").write_bytes(entry(to="c@x.test"))
+    with open(folder / "taking/1.h", "rb+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        assert len(take_in(Mailqueue(str(folder)), box.door, "x.test").busy) == 2
+    assert len(take_in(Mailqueue(str(folder)), box.door, "x.test").ids) == 2
+    assert names(folder, "new") == names(folder, "taking") == []

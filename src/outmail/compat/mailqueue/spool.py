@@ -4,6 +4,8 @@ A Maildir with ``tmp``, ``new`` (waiting) and ``cur`` (in progress). A file begi
 envelope, of which ``X-Queue-Meta-End`` is the last one; the message follows, unchanged. Whoever works on a
 file holds ``flock`` on it; a file in ``cur`` that nobody has touched for 30 minutes is stale, and waits again
 (mailqueue-runner 1.0.0, ``maildir_utils`` and ``queue_runner``).
+While we have a file it is in a folder of ours, ``taking``: what we were killed over is not sent by
+mailqueue-runner, too, and the next run goes on with it.
 Promises: `put` returns when the file is on disk under its name, whole. Neither a file that is locked nor one
 that is fresh in ``cur`` is claimed. Loads neither `re` nor the email package until an envelope is read:
 `mq-sendmail` starts in milliseconds.
@@ -30,6 +32,7 @@ STALE = 30 * 60.0
 #: Seconds after which a file in ``tmp`` was left behind by a program that was killed.
 LEFT = 3600.0
 FOLDERS = ("tmp", "cur", "new")
+TAKING = "taking"
 
 _END = b"X-Queue-Meta-End"
 _KNOWN = ("return-path", "envelope-to", "x-queue-date", "x-last-attempt", "x-retries", "x-queue-meta-end")
@@ -197,11 +200,11 @@ class Mailqueue:
         self.folder = folder
 
     def waiting(self) -> Iterable[str]:
-        """``new/NAME``, and stale ``cur/NAME``, the oldest first."""
+        """``new/NAME``, stale ``cur/NAME``, and what a killed run of ours had; the oldest first."""
         os.stat(self.folder)
-        found = [f"new/{name}" for name in self._names("new")]
+        found = [f"{part}/{name}" for part in (TAKING, "new") for name in self._names(part)]
         found += [f"cur/{name}" for name in self._names("cur") if self._is_stale(f"cur/{name}")]
-        return sorted(found, key=lambda path: _age_key(path[4:]))
+        return sorted(found, key=lambda path: _age_key(os.path.basename(path)))
 
     def half(self) -> list[str]:
         """``tmp/NAME`` of files that a killed program has left half written. They are never sent."""
@@ -242,13 +245,29 @@ class Mailqueue:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise Strange("is not a regular file")
             # Whoever had it may have moved it to cur and back, or removed it, before we got the lock.
-            if try_lock(fd) and same_file(place, fd) and (path[:4] != "cur/" or self._is_stale(path)):
-                claimed, fd = Claimed(place, fd), -1
-                return claimed
-            return None
+            if not try_lock(fd) or not same_file(place, fd) or not self._takes(path):
+                return None
+            claimed, fd = Claimed(self.folder, f"{TAKING}/{os.path.basename(path)}", fd), -1
+            return claimed
         finally:
             if fd >= 0:
                 os.close(fd)
+
+    def _takes(self, path: str) -> bool:
+        """Move a locked file where its program does not look. Not one that has just been touched in ``cur``,
+        and not while one of that name is there.
+        """
+        part, _, name = path.partition("/")
+        if part == TAKING:
+            return True
+        if part == "cur" and not self._is_stale(path):
+            return False
+        target = os.path.join(self.folder, TAKING, name)
+        os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
+        if os.path.lexists(target):
+            return False
+        os.rename(os.path.join(self.folder, path), target)
+        return True
 
 
 def _age_key(name: str) -> tuple[float, str]:
@@ -262,8 +281,9 @@ def _age_key(name: str) -> tuple[float, str]:
 class Claimed:
     """A file whose lock we hold (`outmail.compat.foreign_queue.Entry`)."""
 
-    def __init__(self, path: str, fd: int) -> None:
+    def __init__(self, folder: str, path: str, fd: int) -> None:
         self.path = path
+        self._place = os.path.join(folder, path)
         self._fd = fd
 
     def read(self, most: int) -> Letter:
@@ -282,7 +302,7 @@ class Claimed:
 
     def remove(self) -> None:
         try:
-            os.unlink(self.path)
+            os.unlink(self._place)
         except FileNotFoundError:
             pass
 
