@@ -42,6 +42,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "idna": ("smtp/syntax.py",),
     "uvloop": ("cli/", "service.py"),
     "cryptography": ("ops/certify.py",),
+    "dns": ("cli/lookup.py",),
     "tqdm": ("reports/bar.py",),
     "django": ("contrib/django/",),
     "transaction": ("contrib/transaction.py",),

@@ -29,6 +29,7 @@ _HOMES = {
     "loopback": ("loopback",),
     "certify": ("certify",),
     "demo": ("demo",),
+    "init": ("init",),
 }
 #: Names that programs on Unix know, as ours: by the name it is called with, or as the first word.
 UNIX = ("sendmail", "mailq", "newaliases", "mail", "mailx")

@@ -116,6 +116,41 @@ def _envelope(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="the receipt, or an error, as JSON")
 
 
+def _init(parser: argparse.ArgumentParser) -> None:
+    """The options of `outmail init`."""
+    for option, metavar, text in (
+        ("--email", "A", "your address: the sender of this machine's mail, and who gets its reports"),
+        ("--provider", "NAME", "gmail, fastmail, ses:eu-central-1 …, instead of looking for the server"),
+        ("--relay", "URL", "the server: smtps://HOST or smtp://HOST (STARTTLS), instead of looking for it"),
+        ("--login", "USER", "the user name there (default: as the provider wants it)"),
+        ("--password-file", "FILE", "read the password from a file"),
+        ("--from", "A", "the sender, if it is not --email"),
+        ("--to", "A", "who gets the test message (default: --email)"),
+        ("--ca", "FILE", "the certificate of the authority that signed the server's"),
+        ("--config", "PATH", "where the configuration is written"),
+        ("--root", "DIR", "set up the root file system below DIR, which is not running"),
+    ):
+        parser.add_argument(option, metavar=metavar, help=text, dest={"--from": "sender"}.get(option))
+    parser.add_argument("--password-stdin", action="store_true", help="read the password from stdin")
+    whole = parser.add_mutually_exclusive_group()
+    whole.add_argument("--system", action="store_true", help="for the whole machine (default for root)")
+    whole.add_argument("--user", action="store_true", help="for this account only (default for others)")
+    parser.add_argument(
+        "--service", choices=("systemd", "timer", "cron", "none"), help="what sends the mail that waits"
+    )
+    parser.add_argument(
+        "--sendmail", action=argparse.BooleanOptionalAction, help="outmail is this machine's sendmail, too"
+    )
+    parser.add_argument("--no-test", action="store_true", help="no test message")
+    parser.add_argument("--no-lookup", action="store_true", help="do not ask the network for the server")
+    parser.add_argument("--dry-run", action="store_true", help="only show what would be done")
+    parser.add_argument("--yes", action="store_true", help="ask nothing")
+    parser.add_argument("--undo", action="store_true", help="take back what init did, and only that")
+    parser.add_argument(
+        "--delete-mail", action="store_true", help="--undo: also a queue with mail that is not delivered"
+    )
+
+
 def parser() -> _Parser:
     """The whole command line."""
     top = _Parser(
@@ -135,6 +170,16 @@ def parser() -> _Parser:
     )
     demo.add_argument("--keep", metavar="DIR", help="keep the queue and the logs in DIR")
     demo.set_defaults(run="demo")
+
+    init = sub.add_parser(
+        "init",
+        help="set up outgoing mail: asks for address and password and tests them; --undo takes it back",
+        description="What is not given as an option is asked for. Nothing is changed before the plan is "
+        "shown and a test message has arrived. Passwords come from the terminal, --password-file, "
+        "--password-stdin or $OUTMAIL_PASSWORD.",
+    )
+    _init(init)
+    init.set_defaults(run="init")
 
     send = sub.add_parser(
         "send",

@@ -25,7 +25,7 @@ from outmail.intake import api
 from outmail.model import NEEDS_UTF8, Delivery, Leased, Outcome, Reply
 from outmail.outbox.direct import local_sender
 from outmail.policy.plain import plain_line
-from outmail.policy.route import Relay, allowed
+from outmail.policy.route import Relay, Routes, allowed
 from outmail.transport import probe
 from outmail.wiring import transports
 
@@ -44,15 +44,23 @@ def test(arguments: argparse.Namespace) -> int:
 
 
 def attempted(
-    config: Config, to: str, sender: str | None, named_relay: str | None = None
+    config: Config,
+    to: str,
+    sender: str | None,
+    named_relay: str | None = None,
+    *,
+    routes: Routes | None = None,
+    brief: bool = False,
 ) -> tuple[Outcome, Delivery]:
-    """Send the message, and print every step. ``named_relay``: what the caller calls the relay `default`."""
+    """Send the message, and print every step. ``named_relay``: what the caller calls the relay `default`;
+    ``routes``: the configuration's, with their passwords; ``brief``: the dialogue of a failure only.
+    """
     delivery = _message(config, to, sender)
-    relays = config.with_passwords(config.routes).resolve(delivery.destination)
+    relays = (routes or config.with_passwords(config.routes)).resolve(delivery.destination)
     _tell(f"a test message from {delivery.sender or '<>'} to {delivery.recipients[0].address}")
     for relay in relays:
         named = named_relay if named_relay and relay.name == "default" else relay.name
-        outcome = asyncio.run(_tried(relay, named, config, delivery))
+        outcome = asyncio.run(_tried(relay, named, config, delivery, brief=brief))
         if outcome.kind != "deferred" or outcome.scope != "destination":
             break
     return outcome, delivery
@@ -130,7 +138,7 @@ class _Feed:
         self.failure, self.transcript = outcome, list(transcript)
 
 
-async def _tried(relay: Relay, named: str, config: Config, delivery: Delivery) -> Outcome:
+async def _tried(relay: Relay, named: str, config: Config, delivery: Delivery, *, brief: bool) -> Outcome:
     """Try one relay, and print the steps, the dialogue and the advice. ``named``: as the caller says it."""
     _tell(f"relay {relay.url}" if named == relay.url else f"relay {named}: {relay.url}")
     delivery.recipients[0].outcome = None
@@ -141,7 +149,8 @@ async def _tried(relay: Relay, named: str, config: Config, delivery: Delivery) -
     if outcome.fault and outcome.stage in ("banner", "tls") and seen is None and relay.host:
         seen = await _look(relay, config)
     _tell_steps(feed.transcript, outcome)
-    if feed.transcript or delivery.transcript:
+    shown = not brief or outcome.kind != "delivered"
+    if shown and (feed.transcript or delivery.transcript):
         _tell("the dialogue (milliseconds; C: this machine, S: the relay):")
     for ms, direction, line in (*feed.transcript, *delivery.transcript):
         for part in line.decode("utf-8", "replace").split("\n"):

@@ -1,0 +1,380 @@
+"""Carries out the steps of `policy.setup`, and notes each in the manifest first.
+
+Promises: a step that is done already is not done again; a file of somebody else is kept as a copy; what was
+at a program's path is kept. With ``root`` every path lies below that folder, and nothing outside it is
+touched.
+Fails: `Failure` with a sentence; the steps before it stay done, and are in the manifest. Does not: decide
+what is done, or take anything back (`unix.undo`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib import resources
+from importlib.util import find_spec
+
+from outmail.policy.setup import (
+    USER,
+    AddCronLine,
+    Machine,
+    MakeFolder,
+    MakeUser,
+    Run,
+    Step,
+    TakeName,
+    WriteFile,
+)
+from outmail.unix.manifest import Manifest, digest, read, write
+
+#: Seconds for one command.
+PATIENCE = 90
+#: The end of the name under which a file that was there is kept.
+COPY = ".before-init"
+#: A user who only owns files and runs the service.
+_ACCOUNT = (
+    "--system", "--user-group", "--no-create-home",
+    "--shell", "/usr/sbin/nologin", "--comment", "outmail: outgoing mail",
+)  # fmt: skip
+
+
+class Failure(Exception):
+    """A step could not be done; the text says why."""
+
+
+class Place:
+    """Where the steps are done: this machine, or a root file system below ``root``."""
+
+    def __init__(self, root: str = "") -> None:
+        self.root = os.path.abspath(root) if root else ""
+        #: Owners are set only by root: whoever tries a set-up below a folder of theirs owns everything there.
+        self.owns = os.geteuid() == 0
+
+    def at(self, path: str) -> str:
+        return self.root + path
+
+    def run(self, words: Sequence[str], given: bytes | None = None) -> bytes:
+        """Run a command; its output. Raises `Failure`."""
+        words = self._below(list(words))
+        try:
+            done = subprocess.run(
+                words, input=given or b"", capture_output=True, timeout=PATIENCE, check=False
+            )
+        except FileNotFoundError:
+            raise Failure(f"{words[0]} is not installed") from None
+        except (OSError, subprocess.SubprocessError) as problem:
+            raise Failure(f"{' '.join(words)}: {problem}") from None
+        if done.returncode:
+            said = (done.stderr or done.stdout).decode("utf-8", "replace").strip()
+            raise Failure(f"{' '.join(words)} failed with {done.returncode}: {said}")
+        return done.stdout
+
+    def _below(self, words: list[str]) -> list[str]:
+        """The command's own option for another root."""
+        if not self.root:
+            return words
+        option = {"systemctl": f"--root={self.root}", "dpkg-divert": f"--root={self.root}"}.get(words[0])
+        if words[0] in ("useradd", "userdel"):
+            return [words[0], "--prefix", self.root, *words[1:]]
+        return [words[0], option, *words[1:]] if option else words
+
+    def account(self, name: str) -> tuple[int, int] | None:
+        """(uid, gid) of a user, as the password file of this place says it; None for nobody."""
+        if not self.root:
+            import pwd
+
+            try:
+                found = pwd.getpwnam(name)
+            except KeyError:
+                return None
+            return found.pw_uid, found.pw_gid
+        for line in (read(self.at("/etc/passwd")) or b"").decode("utf-8", "replace").splitlines():
+            parts = line.split(":")
+            if parts[0] == name and len(parts) > 3:
+                return int(parts[2]), int(parts[3])
+        return None
+
+    def owner(self, name: str) -> tuple[int, int]:
+        """(uid, gid) for chown; (-1, -1) where owners are not set. Raises `Failure`."""
+        if not name or not self.owns:
+            return -1, -1
+        found = self.account(name)
+        if found is None:
+            raise Failure(f"there is no user {name}")
+        return found
+
+
+def machine(place: Place) -> Machine:
+    """What there is to build on."""
+    offline = bool(place.root)
+    return Machine(
+        systemd=os.path.isdir("/run/systemd/system")
+        or (offline and _has(place, "/usr/lib/systemd", "systemctl")),
+        crontab=not offline and shutil.which("crontab") is not None,
+        cron_d=os.path.isdir(place.at("/etc/cron.d")),
+        dpkg=_has(place, "/var/lib/dpkg", "dpkg-divert"),
+        has_user=place.account(USER) is not None,
+        offline=offline,
+    )
+
+
+def _has(place: Place, folder: str, program: str) -> bool:
+    return os.path.isdir(place.at(folder)) and shutil.which(program) is not None
+
+
+def unit_texts() -> dict[str, str]:
+    """The units that come with outmail."""
+    folder = resources.files("outmail.unix") / "units"
+    return {one.name: one.read_text("utf-8") for one in folder.iterdir() if one.name.startswith("outmail")}
+
+
+# -- how outmail is called --------------------------------------------------------------------------------
+
+
+def command() -> tuple[str, ...]:
+    """How a service calls this outmail: the program beside the interpreter, else the module."""
+    program = os.path.join(os.path.dirname(sys.executable), "outmail")
+    return (program,) if os.access(program, os.X_OK) else (sys.executable, "-m", "outmail")
+
+
+def _folders() -> list[str]:
+    """The folders from which this outmail and its packages are imported."""
+    found = [find_spec(name) for name in ("outmail", "apsw", "idna")]
+    places = [os.path.dirname(os.path.dirname(spec.origin)) for spec in found if spec and spec.origin]
+    return list(dict.fromkeys(places))
+
+
+def program() -> str:
+    """The script that is sendmail; ``@NAME@`` is the name it answers to. It loads nothing but outmail, and
+    reads neither the environment nor site-packages' start-up files. Raises `Failure`.
+    """
+    line = f"#!{sys.executable} -IS"
+    if " " in sys.executable or len(line) > 120:
+        raise Failure(f"{sys.executable} is too long, or has a blank, for the first line of a script")
+    return (
+        f"{line}\n# Written by `outmail init`; `outmail init --undo` takes it back.\nimport sys\n\n"
+        f"sys.path += {_folders()!r}\nfrom outmail.unix.main import main\n\n"
+        f'sys.exit(main("@NAME@", sys.argv[1:]))\n'
+    )
+
+
+def closed_to_others() -> str:
+    """A folder or file of this installation that other users of the machine cannot use; "" for none."""
+    for path in (sys.executable, os.__file__, *_folders(), *command()[:1]):
+        for one in _way(os.path.realpath(path)):
+            mode = os.stat(one).st_mode
+            if not mode & (stat.S_IXOTH if stat.S_ISDIR(mode) else stat.S_IROTH):
+                return one
+    return ""
+
+
+def _way(path: str) -> list[str]:
+    """The path and all folders above it, the topmost first."""
+    parts = [path]
+    while (above := os.path.dirname(parts[-1])) != parts[-1]:
+        parts.append(above)
+    return parts[::-1]
+
+
+# -- doing ------------------------------------------------------------------------------------------------
+
+
+class Doer:
+    """Does steps at a place, and notes them in a manifest."""
+
+    def __init__(self, place: Place, manifest: Manifest) -> None:
+        self.place, self.manifest = place, manifest
+
+    def begin(self, folder_mode: int) -> None:
+        """Make the folder of the manifest, which is the configuration's, and note that."""
+        folder = os.path.dirname(self.manifest.path)
+        made = self._make(folder, folder_mode)
+        if made:
+            self.manifest.note("folder", paths=made)
+
+    def note_queue(self, path: str) -> None:
+        """Note a queue that does not exist yet: what comes to be there is ours to remove."""
+        found = self.place.at(path)
+        if not os.path.lexists(found) and self.manifest.entry("queue", path) is None:
+            self.manifest.note("queue", path=path, folders=[*_missing(os.path.dirname(found))])
+
+    def do(self, step: Step) -> str:
+        """Do one step; says in a word or two what became of it. Raises `Failure`."""
+        try:
+            return self._do(step)
+        except OSError as problem:
+            raise Failure(f"{problem.filename or step.told}: {problem.strerror}") from None
+
+    def _do(self, step: Step) -> str:
+        match step:
+            case MakeUser():
+                return self._user(step)
+            case MakeFolder():
+                return self._folder(step)
+            case WriteFile():
+                return self._file(step)
+            case TakeName():
+                return self._name(step)
+            case AddCronLine():
+                return self._cron(step)
+            case Run():
+                return self._run(step)
+
+    def _user(self, step: MakeUser) -> str:
+        if self.place.account(step.name) is not None:
+            return "exists"
+        if not self.place.owns:
+            return "left out: you are not root"
+        self.manifest.note("user", name=step.name)
+        self.place.run(["useradd", *_ACCOUNT, "--home-dir", step.home, step.name])
+        return "done"
+
+    def _folder(self, step: MakeFolder) -> str:
+        path, (uid, gid) = self.place.at(step.path), self.place.owner(step.owner)
+        if os.path.isdir(path):
+            if step.exact:
+                self._check(path, step, uid)
+            return "exists"
+        self.manifest.note("folder", paths=_missing(path))
+        self._make(path, 0o755 if step.mode > 0o700 else step.mode)
+        os.chown(path, uid, gid)
+        os.chmod(path, step.mode)
+        return "done"
+
+    def _check(self, path: str, step: MakeFolder, uid: int) -> None:
+        """An existing folder on whose owner and mode others rely. One that we made ourselves and were
+        interrupted at is put right.
+        """
+        found = os.lstat(path)
+        if stat.S_IMODE(found.st_mode) == step.mode and uid in (-1, found.st_uid):
+            return
+        if any(path in entry["paths"] for entry in self.manifest.entries if entry["kind"] == "folder"):
+            os.chown(path, uid, -1)
+            os.chmod(path, step.mode)
+            return
+        raise Failure(
+            f"{path} exists with mode {stat.S_IMODE(found.st_mode):04o} and owner {found.st_uid}; it must "
+            f"have mode {step.mode:04o} and belong to {step.owner}: remove it, or put it right"
+        )
+
+    def _make(self, path: str, mode: int) -> list[str]:
+        """Make a folder and the missing ones above it; the paths that were made, the topmost first."""
+        missing = _missing(path)
+        for one in missing:
+            os.mkdir(one, mode)
+        return missing
+
+    def _file(self, step: WriteFile) -> str:
+        path, content = self.place.at(step.path), step.text.encode()
+        known, found = self.manifest.entry("file", step.path), read(path)
+        uid, gid = (0, self.place.owner(step.group)[1]) if step.group and self.place.owns else (-1, -1)
+        if found == content and known is None:
+            return "is so already"
+        ours = known is not None and (found is None or digest(found) in known["sha256"])
+        copy = "" if found is None or ours else _free(path + COPY)
+        if known is None:
+            known = self.manifest.note("file", path=step.path, sha256=[digest(content)], copy=copy)
+        else:
+            known["sha256"].append(digest(content))
+            known["copy"] = known["copy"] or copy
+            self.manifest.save()
+        if copy and found is not None:
+            self._copy(path, copy, found)
+        write(path, content, step.mode, uid, gid)
+        return f"done; what was there is {copy}" if copy else "done"
+
+    def _copy(self, path: str, copy: str, content: bytes) -> None:
+        """Keep a file of somebody else, with owner and mode; a link as a link."""
+        if os.path.islink(path):
+            os.symlink(os.readlink(path), copy)
+            return
+        found = os.lstat(path)
+        uid, gid = (found.st_uid, found.st_gid) if self.place.owns else (-1, -1)
+        write(copy, content, stat.S_IMODE(found.st_mode), uid, gid)
+
+    def _name(self, step: TakeName) -> str:
+        path, content = self.place.at(step.path), step.text.encode()
+        known = self.manifest.entry("name", step.path)
+        if known is None:
+            if os.path.lexists(self.place.at(step.aside)):
+                raise Failure(
+                    f"{self.place.at(step.aside)} exists already: look what it is, and move it away"
+                )
+            known = self.manifest.note(
+                "name", path=step.path, aside=step.aside, diverted=step.diverted, sha256=[], kept=False
+            )
+        if not known["kept"]:
+            self._put_aside(step, path)
+        known["kept"] = True
+        known["sha256"].append(digest(content))
+        self.manifest.save()
+        self._make(os.path.dirname(path), 0o755)
+        write(path, content, 0o755)
+        return "done"
+
+    def _put_aside(self, step: TakeName, path: str) -> None:
+        """Keep what is at the path, unless an interrupted set-up has done that."""
+        if step.diverted:
+            words = ["--quiet", "--local", "--rename", "--divert", step.aside, "--add", step.path]
+            self.place.run(["dpkg-divert", *words])
+        elif os.path.lexists(path) and not os.path.lexists(self.place.at(step.aside)):
+            os.rename(path, self.place.at(step.aside))
+
+    def _cron(self, step: AddCronLine) -> str:
+        lines = crontab(self.place)
+        if step.line in lines:
+            return "is so already"
+        self.manifest.note("cron", line=step.line)
+        write_crontab(self.place, [*lines, step.line])
+        return "done"
+
+    def _run(self, step: Run) -> str:
+        if step.undo and not any(entry.get("undo") == list(step.undo) for entry in self.manifest.entries):
+            self.manifest.note("command", undo=list(step.undo))
+        self.place.run(step.words)
+        return "done"
+
+
+def crontab(place: Place) -> list[str]:
+    """The lines of this user's crontab."""
+    try:
+        return place.run(["crontab", "-l"]).decode("utf-8", "surrogateescape").splitlines()
+    except Failure as problem:
+        if "no crontab" in str(problem):
+            return []
+        raise
+
+
+def write_crontab(place: Place, lines: Sequence[str]) -> None:
+    """Give this user these lines; without lines there is no crontab."""
+    if lines:
+        place.run(["crontab", "-"], "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))
+    else:
+        place.run(["crontab", "-r"])
+
+
+def _free(path: str) -> str:
+    """The path, or the first one with a number behind it where nothing is."""
+    n, free = 1, path
+    while os.path.lexists(free):
+        n += 1
+        free = f"{path}-{n}"
+    return free
+
+
+def _missing(folder: str) -> list[str]:
+    """The folders that must be made so that this one exists, the topmost first."""
+    return [one for one in _way(folder) if not os.path.isdir(one)]
+
+
+def quietly_removed(path: str) -> bool:
+    """Remove an empty folder; False when it is not empty, or not there."""
+    with contextlib.suppress(OSError):
+        os.rmdir(path)
+        return True
+    return False

@@ -1,0 +1,234 @@
+"""Takes back what `outmail init` did: exactly the entries of its manifest, in reverse.
+
+Promises: what was changed since stays, and is named. Mail that is not delivered stays, with its queue and the
+queue's user, until it is told to go (``--delete-mail``). A step that fails is named, stays in the manifest,
+and does not stop the others, so undo can be called again. What is not in the manifest is not touched.
+Fails: never; `Undone` says what stays and why. Does not: ask.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from outmail.config import from_toml
+from outmail.errors import Error
+from outmail.outbox.queue import Queue
+from outmail.policy.setup import toml
+from outmail.system import dropbox
+from outmail.unix.manifest import Entry, Manifest, digest, read, remove_half
+from outmail.unix.setup import Failure, Place, crontab, quietly_removed, write_crontab
+
+#: Recipients in these states need their queue no more.
+_OVER = ("delivered", "cancelled")
+
+
+@dataclass
+class Undone:
+    """Sentences: what was ``done``, what ``stays`` and why, what has ``failed``."""
+
+    done: list[str] = field(default_factory=list)
+    stays: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+
+class Undoer:
+    """Takes back a manifest at a place."""
+
+    def __init__(self, place: Place, manifest: Manifest, *, delete_mail: bool = False) -> None:
+        self.place, self.manifest, self._delete_mail = place, manifest, delete_mail
+        self.result = Undone()
+
+    def all(self) -> Undone:
+        """Everything, users of the files before the files, and the folders last."""
+        for kinds, undo in self._order():
+            for entry in reversed([one for one in self.manifest.entries if one["kind"] in kinds]):
+                self._one(entry, undo)
+        self._manifests_own_folders()
+        return self.result
+
+    def _order(self) -> list[tuple[tuple[str, ...], Callable[[Entry], bool]]]:
+        return [
+            (("name",), self._name),
+            (("cron",), self._cron),
+            (("command",), self._command),
+            (("file",), self._file),
+            (("queue",), self._queue),
+            (("folder",), self._folder),
+            (("user",), self._user),
+        ]
+
+    def _one(self, entry: Entry, undo: Callable[[Entry], bool]) -> None:
+        """Take one entry back; it is forgotten when that is through."""
+        try:
+            if entry["kind"] in ("file", "name"):
+                remove_half(self.place.at(entry["path"]))
+            through = undo(entry)
+        except Failure as problem:
+            self.result.failed.append(str(problem))
+        except OSError as problem:
+            self.result.failed.append(f"{problem.filename}: {problem.strerror}")
+        else:
+            if through:
+                self.manifest.forget(entry)
+                self.manifest.save()
+
+    # -- each answers whether there is nothing more to do ----------------------------------------------------
+
+    def _name(self, entry: Entry) -> bool:
+        path, aside = self.place.at(entry["path"]), self.place.at(entry["aside"])
+        found = read(path)
+        if found is not None and digest(found) not in entry["sha256"] and os.path.lexists(aside):
+            self.result.stays.append(f"{path} was changed since; what was there before is {aside}")
+            return True
+        if found is not None and digest(found) in entry["sha256"]:
+            os.unlink(path)
+        if entry["diverted"]:
+            self._undivert(entry)
+        elif os.path.lexists(aside):
+            os.rename(aside, path)
+        self.result.done.append(f"{path} is what it was")
+        return True
+
+    def _undivert(self, entry: Entry) -> None:
+        if self.place.run(["dpkg-divert", "--list", entry["path"]]) != b"":
+            self.place.run(["dpkg-divert", "--quiet", "--local", "--rename", "--remove", entry["path"]])
+
+    def _cron(self, entry: Entry) -> bool:
+        lines = crontab(self.place)
+        if entry["line"] not in lines:
+            self.result.stays.append("your crontab: the line of outmail was changed or removed since")
+            return True
+        lines.remove(entry["line"])
+        write_crontab(self.place, lines)
+        self.result.done.append("the line in your crontab is gone")
+        return True
+
+    def _command(self, entry: Entry) -> bool:
+        self.place.run(entry["undo"])
+        self.result.done.append(f"ran {' '.join(entry['undo'])}")
+        return True
+
+    def _file(self, entry: Entry) -> bool:
+        path, copy = self.place.at(entry["path"]), entry["copy"]
+        found = read(path)
+        if copy and found is not None and found == read(copy):
+            os.unlink(copy)  # the set-up ended before it wrote its own
+            return True
+        if copy and not os.path.lexists(copy):
+            return True  # the set-up ended before it had touched the file
+        if found is not None and digest(found) not in entry["sha256"]:
+            before = f"; what was there before is {copy}" if copy else ""
+            self.result.stays.append(f"{path} was changed since: it is yours now{before}")
+            return True
+        if copy and os.path.lexists(copy):
+            os.replace(copy, path)
+            self.result.done.append(f"{path} is what it was")
+        elif found is not None:
+            os.unlink(path)
+            self.result.done.append(f"removed {path}")
+        return True
+
+    def _queue(self, entry: Entry) -> bool:
+        path = self.place.at(entry["path"])
+        if os.path.exists(path):
+            reason, told = _judged(path)
+            if reason and not self._delete_mail:
+                self.result.stays.append(f"the queue {path}: {reason}; --delete-mail removes it")
+                return False
+            for name in _parts(path):
+                os.unlink(name)
+            self.result.done.append(f"removed the queue {path} ({told or reason})")
+        for folder in reversed(entry["folders"]):
+            quietly_removed(folder)
+        return True
+
+    def _folder(self, entry: Entry) -> bool:
+        for path in reversed(entry["paths"]):
+            if _holds(path, self.manifest.path):
+                return False  # the manifest's own, which goes last
+            if quietly_removed(path):
+                self.result.done.append(f"removed {path}")
+            elif os.path.isdir(path):
+                self.result.stays.append(_full(path))
+                return False
+        return True
+
+    def _user(self, entry: Entry) -> bool:
+        if any(one["kind"] in ("queue", "folder") and not self._is_own(one) for one in self.manifest.entries):
+            self.result.stays.append(f"the user {entry['name']}, who owns what stays")
+            return False
+        if self.place.account(entry["name"]) is not None:
+            self.place.run(["userdel", entry["name"]])
+            self.result.done.append(f"removed the user {entry['name']}")
+        return True
+
+    def _is_own(self, entry: Entry) -> bool:
+        return entry["kind"] == "folder" and any(_holds(path, self.manifest.path) for path in entry["paths"])
+
+    def _manifests_own_folders(self) -> None:
+        """When nothing else is left to take back, the manifest goes, and then the folders it was in."""
+        own = [entry for entry in self.manifest.entries if self._is_own(entry)]
+        if len(own) != len(self.manifest.entries):
+            return
+        self.manifest.entries = []
+        self.manifest.save()
+        for path in [path for entry in own for path in reversed(entry["paths"])]:
+            if quietly_removed(path):
+                self.result.done.append(f"removed {path}")
+            elif os.path.isdir(path):
+                self.result.stays.append(_full(path))
+
+
+def _holds(folder: str, path: str) -> bool:
+    return path.startswith(folder.rstrip("/") + "/")
+
+
+def _full(folder: str) -> str:
+    """Why a folder stays."""
+    names = sorted(os.listdir(folder))
+    mails = [name for name in names if dropbox.is_name(name)]
+    if mails:
+        count = f"{len(mails)} message" + ("" if len(mails) == 1 else "s")
+        return f"{folder}: {count} of this machine's programs wait in it"
+    more = ", …" if len(names) > 3 else ""
+    return f"{folder}: it holds {', '.join(names[:3])}{more}"
+
+
+def _parts(path: str) -> list[str]:
+    """The files of a SQLite queue: its own, and those that lie beside it."""
+    folder, name = os.path.split(path)
+    return [
+        os.path.join(folder, one)
+        for one in os.listdir(folder)
+        if (one == name or one.startswith((f"{name}-", f"{name}.")))
+        and os.path.isfile(os.path.join(folder, one))
+    ]
+
+
+def _judged(path: str) -> tuple[str, str]:
+    """(why a queue must stay, what is in it): "" for the first where all of its mail is delivered."""
+    before = os.stat(path)
+    try:
+        with Queue.open(from_toml(f"store = {toml(path)}", "init --undo", {})) as queue:
+            states = Counter({state: int(n) for state, n in queue.stats()["states"].items() if n})
+            engines = len(queue.engines())
+    except Error as problem:
+        return f"it cannot be read ({problem})", ""
+    finally:
+        _give_back(path, before)
+    told = ", ".join(f"{n} {state}" for state, n in sorted(states.items())) or "empty"
+    if engines:
+        return "an engine works on it: stop outmail run first", told
+    return (
+        f"it holds mail that is not delivered: {told}" if any(s not in _OVER for s in states) else ""
+    ), told
+
+
+def _give_back(path: str, before: os.stat_result) -> None:
+    """Files that root has made beside another user's queue would lock that user out."""
+    for name in _parts(path):
+        if os.lstat(name).st_uid != before.st_uid:
+            os.chown(name, before.st_uid, before.st_gid, follow_symlinks=False)

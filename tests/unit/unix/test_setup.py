@@ -1,0 +1,305 @@
+"""The steps of `outmail init` in a root file system of the test's own, and their undoing."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from outmail.config import from_toml
+from outmail.errors import ConfigError
+from outmail.outbox.outbox import Outbox
+from outmail.policy.setup import AddCronLine, MakeFolder, MakeUser, Run, Step, TakeName, WriteFile
+from outmail.unix import setup
+from outmail.unix.manifest import Manifest, write
+from outmail.unix.setup import Doer, Failure, Place
+from outmail.unix.undo import Undoer, Undone
+from tests.cli.test_init import tree
+
+
+class Scratch(Place):
+    """A root folder whose programs are played: what was called, and a crontab."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(str(root))
+        self.owns = False
+        self.calls: list[list[str]] = []
+        self.cron = b""
+        self.broken = ""
+
+    def run(self, words: Sequence[str], given: bytes | None = None) -> bytes:
+        self.calls.append(list(words))
+        if words[0] == self.broken:
+            raise Failure(f"{words[0]} is broken")
+        if list(words) == ["crontab", "-l"] and not self.cron:
+            raise Failure("crontab -l failed with 1: no crontab for me")
+        if list(words) == ["crontab", "-"]:
+            self.cron = given or b""
+        elif list(words) == ["crontab", "-r"]:
+            self.cron = b""
+        return self.cron if words[-1] == "-l" else b""
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Scratch:
+    (tmp_path / "root" / "etc").mkdir(parents=True)
+    return Scratch(tmp_path / "root")
+
+
+def manifest(place: Place) -> Manifest:
+    path = place.at("/etc/outmail/config.toml.init.json")
+    return Manifest.load(path) or Manifest(path, scope="system")
+
+
+@pytest.fixture
+def do(place: Scratch) -> Callable[..., list[str]]:
+    def run(*steps: Step, queue: str = "") -> list[str]:
+        doer = Doer(place, manifest(place))
+        doer.begin(0o755)
+        if queue:
+            doer.note_queue(queue)
+        return [doer.do(step) for step in steps]
+
+    return run
+
+
+Do = Callable[..., list[str]]
+
+
+def undo(place: Scratch, **words: Any) -> Undone:
+    return Undoer(place, manifest(place), **words).all()
+
+
+CONFIG = WriteFile("/etc/outmail/config.toml", "new\n", 0o644, "", "it")
+SENDMAIL = TakeName("/usr/sbin/sendmail", "#!/bin/sh\n")
+
+
+def test_all_of_it_and_back(place: Scratch, do: Do) -> None:
+    root = Path(place.root)
+    (root / "usr/sbin").mkdir(parents=True)
+    (root / "usr/sbin/sendmail").symlink_to("other-mta")
+    before = tree(root)
+    steps: list[Step] = [
+        MakeFolder("/var/spool/outmail/drop", 0o3777, exact=True),
+        WriteFile("/etc/outmail/password", "geheim\n", 0o600),
+        CONFIG,
+        AddCronLine("* * * * * outmail"),
+        Run(("systemctl", "daemon-reload"), ("systemctl", "daemon-reload")),
+        Run(("systemctl", "enable", "a"), ("systemctl", "disable", "a")),
+        SENDMAIL,
+    ]
+    assert do(*steps) == ["done"] * 7
+    assert do(*steps) != ["done"] * 7  # a second time changes nothing
+    assert (root / "usr/sbin/sendmail").read_text() == "#!/bin/sh\n"
+    assert os.readlink(root / "usr/sbin/sendmail.before-outmail") == "other-mta"
+    assert stat.S_IMODE((root / "var/spool/outmail/drop").stat().st_mode) == 0o3777
+    assert "geheim" not in Path(manifest(place).path).read_text()
+    assert stat.S_IMODE(Path(manifest(place).path).stat().st_mode) == 0o600
+    result = undo(place)
+    assert (result.stays, result.failed) == ([], []) and tree(root) == before and place.cron == b""
+    assert [c[1] for c in place.calls if c[0] == "systemctl"][-2:] == ["disable", "daemon-reload"]
+
+
+def test_a_set_up_that_is_killed_in_a_step_can_be_taken_back(
+    place: Scratch, do: Do, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(place.root)
+    (root / "etc/outmail").mkdir()
+    (root / "etc/outmail/config.toml").write_text("old\n")
+    (root / "usr/sbin").mkdir(parents=True)
+    (root / "usr/sbin/sendmail").write_text("mta")
+    before = tree(root)
+
+    calls = [
+        (name, n) for name, times in (("write", 3), ("os.rename", 1), ("os.mkdir", 1)) for n in range(times)
+    ]
+    for name, n in calls:
+        with monkeypatch.context() as patch:
+            patch.setattr(f"outmail.unix.setup.{name}", killed_at(n, getattr(os, name[3:], write)))
+            with pytest.raises(SystemExit):
+                do(CONFIG, MakeFolder("/var/x", 0o755), SENDMAIL)
+        result = undo(place)
+        assert not result.failed and not result.stays and tree(root) == before, (name, n)
+
+
+def test_a_set_up_that_is_killed_in_a_step_goes_on(
+    place: Scratch, do: Do, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sbin = Path(place.at("/usr/sbin"))
+    sbin.mkdir(parents=True)
+    (sbin / "sendmail").write_text("mta")
+    for name in ("os.rename", "write"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"outmail.unix.setup.{name}", killed_at(0, os.rename))
+            with pytest.raises(SystemExit):
+                do(SENDMAIL)
+    assert do(SENDMAIL) == ["done"] and (sbin / "sendmail.before-outmail").read_text() == "mta"
+    undo(place)
+    assert (sbin / "sendmail").read_text() == "mta"
+
+
+def killed_at(n: int, real: Callable[..., Any]) -> Callable[..., Any]:
+    """Ends the program at the n-th call, from 0."""
+    left = iter(range(n))
+
+    def call(*arguments: Any, **words: Any) -> Any:
+        if next(left, None) is None:
+            raise SystemExit
+        return real(*arguments, **words)
+
+    return call
+
+
+def test_a_step_that_fails_leaves_what_was_done_in_the_manifest(place: Scratch, do: Do) -> None:
+    before = tree(Path(place.root))
+    place.broken = "systemctl"
+    with pytest.raises(Failure, match="systemctl is broken"):
+        do(CONFIG, Run(("systemctl", "enable", "a"), ("systemctl", "disable", "a")), SENDMAIL)
+    result = undo(place)
+    assert result.failed == ["systemctl is broken"] and not os.path.exists(place.at(CONFIG.path))
+    place.broken = ""
+    result = undo(place)
+    assert not result.failed and tree(Path(place.root)) == before
+
+
+def test_what_the_owner_changed_stays(place: Scratch, do: Do) -> None:
+    do(CONFIG, SENDMAIL, AddCronLine("* * * * * outmail"))
+    for step in (CONFIG, SENDMAIL):
+        Path(place.at(step.path)).write_text("mine")
+    place.cron = b"other\n"
+    result = undo(place)
+    assert [Path(place.at(step.path)).read_text() for step in (CONFIG, SENDMAIL)] == ["mine", "mine"]
+    assert place.cron == b"other\n" and not result.failed
+    assert "changed since" in result.stays[1] and len(result.stays) >= 3
+
+
+def test_a_new_mta_at_the_path_is_not_touched(place: Scratch, do: Do) -> None:
+    sbin = Path(place.at("/usr/sbin"))
+    sbin.mkdir(parents=True)
+    (sbin / "sendmail").write_text("old mta")
+    do(SENDMAIL)
+    (sbin / "sendmail").write_text("new mta")
+    result = undo(place)
+    assert (sbin / "sendmail").read_text() == "new mta" and "before-outmail" in result.stays[0]
+
+
+def test_a_name_that_is_kept_already_stops_it(place: Scratch, do: Do) -> None:
+    Path(place.at("/usr/sbin")).mkdir(parents=True)
+    Path(place.at("/usr/sbin/sendmail.before-outmail")).write_text("?")
+    with pytest.raises(Failure, match="exists already"):
+        do(SENDMAIL)
+    assert not undo(place).failed
+    assert Path(place.at("/usr/sbin/sendmail.before-outmail")).read_text() == "?"
+
+
+def test_other_lines_of_a_crontab_stay_as_they_are(place: Scratch, do: Do) -> None:
+    place.cron = b"MAILTO=me\n* * * * * other \xff\n"
+    before = place.cron
+    assert do(AddCronLine("* * * * * outmail")) == ["done"]
+    assert place.cron == before + b"* * * * * outmail\n"
+    undo(place)
+    assert place.cron == before
+
+
+def test_a_drop_folder_of_somebody_else_is_no_drop_folder(place: Scratch, do: Do) -> None:
+    drop = MakeFolder("/var/spool/outmail/drop", 0o3777, exact=True)
+    Path(place.at(drop.path)).mkdir(parents=True)
+    with pytest.raises(Failure, match="it must have mode 3777"):
+        do(drop)
+    Path(place.at(drop.path)).chmod(0o3777)
+    assert do(drop) == ["exists"]
+    undo(place)
+    assert os.path.isdir(place.at(drop.path))
+
+
+def test_a_queue_goes_only_with_delivered_mail(place: Scratch, do: Do) -> None:
+    path = "/var/lib/outmail/queue.db"
+    do(CONFIG, MakeUser("outmail", "/x"), MakeFolder("/var/lib/outmail", 0o750), queue=path)
+    found = place.at(path)
+    with Outbox(found, config=from_toml("", "test", {}), deliver="never") as box:
+        receipt = box.send("you@x.test", "s", "t", sender="me@x.test")
+    result = undo(place)
+    assert "1 queued" in result.stays[0] and os.path.exists(found)
+    assert not os.path.exists(place.at(CONFIG.path)) and os.path.exists(manifest(place).path)
+    with Outbox(found, config=from_toml("", "test", {}), deliver="never") as box:
+        box.queue.cancel(receipt.id)
+    result = undo(place)
+    assert not result.stays and not os.path.exists(os.path.dirname(found)), result
+    assert not os.path.exists(os.path.dirname(manifest(place).path))
+
+
+def test_a_queue_that_was_there_before_stays(place: Scratch, do: Do) -> None:
+    path = Path(place.at("/var/lib/outmail/queue.db"))
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"")
+    do(CONFIG, queue="/var/lib/outmail/queue.db")
+    assert not undo(place, delete_mail=True).stays and path.exists()
+
+
+def test_dropped_mail_that_waits_is_named(place: Scratch, do: Do) -> None:
+    do(MakeFolder("/var/spool/outmail/drop", 0o3777))
+    Path(place.at(f"/var/spool/outmail/drop/{'0' * 12}-{'a' * 24}")).write_bytes(b"")
+    result = undo(place)
+    assert any("1 message of this machine's programs" in line for line in result.stays)
+    assert os.path.isdir(place.at("/var/spool/outmail/drop"))
+
+
+def test_a_manifest_that_others_may_have_written_is_not_used(place: Scratch, do: Do) -> None:
+    do(CONFIG)
+    os.chmod(manifest(place).path, 0o666)
+    with pytest.raises(ConfigError, match="everybody may write it"):
+        manifest(place)
+    os.chmod(place.at("/etc/outmail/config.toml.init.json"), 0o600)
+    Path(place.at("/etc/outmail/config.toml.init.json")).write_text("{")
+    with pytest.raises(ConfigError, match="damaged"):
+        manifest(place)
+
+
+def test_nothing_outside_the_root_is_asked_to_change(tmp_path: Path) -> None:
+    below = Place(str(tmp_path))._below
+    root = str(tmp_path)
+    assert below(["systemctl", "enable", "a"]) == ["systemctl", f"--root={root}", "enable", "a"]
+    assert below(["dpkg-divert", "--add", "/x"]) == ["dpkg-divert", f"--root={root}", "--add", "/x"]
+    assert below(["userdel", "outmail"]) == ["userdel", "--prefix", root, "outmail"]
+    assert Place()._below(["systemctl", "x"]) == ["systemctl", "x"]
+
+
+def test_a_command_that_fails_or_is_missing_is_a_sentence() -> None:
+    with pytest.raises(Failure, match="is not installed"):
+        Place().run(["no-such-program-of-outmail"])
+    with pytest.raises(Failure, match="failed with 3: why"):
+        Place().run([sys.executable, "-c", "import sys; sys.exit(print('why', file=sys.stderr) or 3)"])
+
+
+def test_the_script_is_a_sendmail_that_needs_no_environment(tmp_path: Path) -> None:
+    script, drop = tmp_path / "sendmail", tmp_path / "drop"
+    script.write_text(setup.program().replace("@NAME@", "sendmail"))
+    script.chmod(0o755)
+    drop.mkdir(mode=0o3777)
+    done = subprocess.run(
+        [script, "-t", "-i"],
+        input=b"To: you@x.test\n\ntext\n",
+        env={"OUTMAIL_DROP": str(drop), "PYTHONPATH": "/nowhere"},
+        timeout=60,
+        check=False,
+        capture_output=True,
+    )
+    assert (done.returncode, done.stderr) == (0, b"") and len(list(drop.iterdir())) == 1
+
+
+def test_an_installation_that_is_closed_to_others_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tmp_path.chmod(0o700)
+    program = tmp_path / "bin" / "python"
+    program.parent.mkdir()
+    program.write_text("")
+    monkeypatch.setattr(sys, "executable", str(program))
+    found = setup.closed_to_others()
+    assert found and os.path.realpath(program).startswith(found)
