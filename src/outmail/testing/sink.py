@@ -1,12 +1,17 @@
 """An SMTP or LMTP server that does what a script says: replies, delays, drops, half-written answers.
 
-A script is lines of ``STEP [pattern]: action [odds]``, first match wins:
-  STEP     CONNECT, EHLO, AUTH, MAIL, RCPT, DATA, DOT (the content is complete), RSET, QUIT, STARTTLS pattern
-  shell pattern of the sender (MAIL, DATA, DOT) or recipient (RCPT) action   a reply (``451 4.7.1 later``) ·
-  ``drop`` (close without a word) · ``take-and-drop`` (DOT: keep the message, then
-           close) · ``half`` (write half of the answer, then close) · ``hang`` (never answer) · ``delay 0.5``
-           (then as usual)
-  odds     ``1/10`` = one passage in ten by chance (seeded) · ``x3`` = only the first three
+A script is lines of ``STEP [PATTERN]: ACTION [ODDS]``. The first line that fits decides.
+  STEP     CONNECT, EHLO, STARTTLS, AUTH, MAIL, RCPT, DATA, DOT (the content is complete), RSET or QUIT
+  PATTERN  a shell pattern: of the sender for MAIL, DATA and DOT (of the recipient for the DOT of LMTP), of the
+           recipient for RCPT
+  ACTION   a reply (``451 4.7.1 later``), or one of
+           ``drop``           close without a word
+           ``take-and-drop``  DOT: keep the message, then close
+           ``half``           write half of the answer, then close
+           ``hang``           never answer
+           ``delay 0.5``      wait for so many seconds, then answer as usual
+  ODDS     ``1/10``: one passage in ten, by chance (seeded); ``x3``: the first three passages only
+
 Promises: binds to a free port of the loopback address; `messages` holds what was taken, bytes as received
 minus dot-stuffing; only CRLF.CRLF ends content. Does not: store anything, or suit production.
 """
