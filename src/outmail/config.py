@@ -41,10 +41,13 @@ DEFAULT_RELAY = "smtp://localhost:25"
 _PATHS = {
     "listen": ("certificate", "key", "users_file"),
     "receive": ("aliases", "certificate", "key"),
+    "accept": ("aliases", "drop"),
     "reports": ("templates",),
     "loopback": ("maildir", "mbox", "password_file", "ca"),
 }
 _RELAY_PATHS = ("password_file", "ca")
+#: Kinds of stores that are files.
+_STORE_FILE = re.compile(r"sqlite(\+[a-z]+)?|maildir")
 
 
 @dataclass(frozen=True, slots=True)
@@ -504,7 +507,26 @@ def _beside(data: dict[str, Any], source: str) -> dict[str, Any]:
         for key in keys if isinstance(table, dict) else ():
             if isinstance(path := table.get(key), str) and path:
                 table[key] = os.path.join(_folder(source), path)
+    if isinstance(store := data.get("store"), str):
+        data["store"] = _store_beside(store, source)
+    if isinstance(outboxes := data.get("outbox"), list):
+        data["outbox"] = [
+            {**table, "url": _store_beside(table["url"], source)}
+            if isinstance(table, dict) and isinstance(table.get("url"), str)
+            else table
+            for table in outboxes
+        ]
     return data
+
+
+def _store_beside(url: str, source: str) -> str:
+    """A store's path or URL with its relative path made absolute; "" and URLs of servers stay."""
+    scheme, colon, path = url.partition(":")
+    if not url or (colon and path.startswith("/")):
+        return url
+    if colon and "/" not in scheme:
+        return f"{scheme}:{os.path.join(_folder(source), path)}" if _STORE_FILE.fullmatch(scheme) else url
+    return os.path.join(_folder(source), url)
 
 
 def _folder(source: str) -> str:

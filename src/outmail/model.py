@@ -364,6 +364,16 @@ class Attempt:
     reply: Reply
     transcript: tuple[Mapping[str, Any], ...]
 
+    @property
+    def where(self) -> str:
+        """The server, for people, with the name of a relay that is not the default:
+        ``mx.example.org (backup)``.
+        """
+        if not self.host:
+            return self.route
+        named = self.route != "default" and ":" not in self.route  # a URL says no more than the host
+        return f"{self.host} ({self.route})" if named else self.host
+
     def as_dict(self) -> dict[str, Any]:
         return {
             "v": 1,

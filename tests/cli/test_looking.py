@@ -129,3 +129,38 @@ def test_explain(command: Command) -> None:
         assert expected in done.out or done.status, words
     wrong = command("explain", "bad-adress")
     assert wrong.status == 66 and "did you mean bad-address?" in wrong.err
+
+
+def test_a_queue_that_is_not_there_is_not_made_by_a_look(command: Command, tmp_path: Path) -> None:
+    for words in (("queue", "list"), ("queue", "cancel", "ALL"), ("why", "a@x.test"), ("events",)):
+        told = command(*words, *S)
+        assert told.status == 66 and "there is no queue at q.db" in told.err, words
+    told = command("queue", "stats", *S, "--warn", "1")
+    assert told.status == 3 and told.out.startswith("UNKNOWN: there is no queue at q.db")
+    assert not (tmp_path / "q.db").exists()
+
+
+@pytest.mark.parametrize("url", ["mail.db", "sqlite:mail.db"])
+def test_a_relative_store_is_beside_its_configuration(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    """Cron and a shell start in different folders."""
+    (tmp_path / "etc").mkdir(mode=0o755)
+    (tmp_path / "etc" / "config.toml").write_text(f'store = "{url}"\nfrom = "me@x.test"\n')
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
+        assert command("send", "--config", "../etc/config.toml", "-s", "s", "a@x.test").status == 0
+    assert command("queue", "list", "--config", "../etc/config.toml").out.count("a@x.test") == 2
+    assert (tmp_path / "etc" / "mail.db").exists() and not (tmp_path / "a" / "mail.db").exists()
+
+
+def test_show_as_its_reader_sees_it(command: Command, make_box: MakeBox) -> None:
+    id = (
+        make_box(deliver="never")
+        .send("a@x.test", "grüße", "füße\n\x1b[2J", attachments=[("a.csv", b"12")])
+        .id
+    )
+    lines = command("show", *S, id, "--text").out.splitlines()
+    assert "Subject: grüße" in lines and "füße" in lines
+    assert lines[-1] == "[attachment: a.csv, text/csv, 2 bytes]" and not any("\x1b" in line for line in lines)

@@ -272,8 +272,10 @@ def parser() -> _Parser:
 
     show = sub.add_parser("show", parents=common, help="one message: where every recipient stands")
     show.add_argument("id", metavar="ID", help=_ID)
-    show.add_argument("--raw", action="store_true", help="the bytes that are sent with DATA")
-    show.add_argument("--json", action="store_true", help="as JSON")
+    form = show.add_mutually_exclusive_group()
+    form.add_argument("--text", action="store_true", help="the message as its reader sees it")
+    form.add_argument("--raw", action="store_true", help="the message as a server gets it, byte for byte")
+    form.add_argument("--json", action="store_true", help="as JSON")
     show.add_argument("--utc", action="store_true", help=_UTC)
     show.set_defaults(run="show")
 

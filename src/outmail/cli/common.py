@@ -26,6 +26,7 @@ from outmail.policy.plain import plain_line
 from outmail.policy.story import relay_told
 from outmail.policy.typed import EXAMPLES, typed
 from outmail.smtp.syntax import printable
+from outmail.store import shown
 from outmail.wiring import is_postgres, no_relay, store_path
 
 #: The beginning of an id as people type it. It contains a digit, so it is no ordinary word.
@@ -82,9 +83,14 @@ def past(option: str, text: str) -> int:
 
 def queue_of(arguments: argparse.Namespace, *, reading: bool = False) -> Queue:
     """The queue, for reading and changing; the caller closes it. With ``reading`` also a queue that can only
-    be read; then stderr says so.
+    be read; then stderr says so. Raises `NotFound` rather than make an empty one where nobody looks for it.
     """
     config = config_of(arguments)
+    if not is_there(config.store):
+        raise NotFound(
+            f"there is no queue at {shown(config.store)}",
+            hint="the first message makes it; --store, or store in the configuration, names another one",
+        )
     if config.through:
         print(
             f"outmail: this is your own queue; {config.through} takes from it, and has a queue of its own",

@@ -24,6 +24,9 @@ def show(arguments: argparse.Namespace) -> int:
             sys.stdout.buffer.write(queue.content(id))
             sys.stdout.buffer.flush()
             return 0
+        if arguments.text:
+            print(*map(plain_line, _as_read(queue.content(id))), sep="\n")
+            return 0
         status = queue.status(id)
         moment = partial(when, utc=arguments.utc)
         story = [] if arguments.json else queue.story(id, moment)
@@ -49,6 +52,19 @@ def show(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _as_read(content: bytes) -> list[str]:
+    """Lines: what a mail program shows of a message, as far as it is text."""
+    from outmail.mime.view import shown_fields, view
+
+    found = view(content)
+    return [
+        *(f"{name}: {value}" for name, value in shown_fields(content)),
+        "",
+        *(found.text or found.html).splitlines(),
+        *(f"[attachment: {part.name}, {part.type}, {part.size:,} bytes]" for part in found.attachments),
+    ]
+
+
 def log(arguments: argparse.Namespace) -> int:
     """Every attempt."""
     with queue_of(arguments, reading=True) as queue:
@@ -65,11 +81,11 @@ def log(arguments: argparse.Namespace) -> int:
         to = ", ".join(people.get(n, f"recipient {n}") for n in attempt.recipients)
         print(
             plain_line(
-                f"{when(attempt.at, utc=arguments.utc)} {attempt.outcome} {to} via "
-                f"{attempt.host or attempt.route} in {attempt.duration_ms} ms: {attempt.reply}"
+                f"{when(attempt.at, utc=arguments.utc)} {attempt.outcome} {to} via {attempt.where} "
+                f"in {attempt.duration_ms} ms: {attempt.reply}"
             )
         )
-        for line in attempt.transcript:
+        for line in attempt.transcript if len(attempt.transcript) > 1 else ():
             print(
                 f"  {line['ms']:>6} {line['dir']}: "
                 + "\n            ".join(map(plain_line, line["line"].split("\n")))

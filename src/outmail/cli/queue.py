@@ -29,7 +29,7 @@ from outmail.cli.common import (
 from outmail.cli.exits import EX_NOINPUT, EX_USAGE
 from outmail.cli.terminal import Column, painted
 from outmail.clock import DAY, Clock, human_span, rfc3339
-from outmail.errors import Refused
+from outmail.errors import NotFound, Refused
 from outmail.model import Filter, RecipientStatus, Status, Term
 from outmail.outbox.queue import Queue, Waiting
 from outmail.policy import selection
@@ -42,7 +42,14 @@ SHORT = 12
 
 def queue(arguments: argparse.Namespace) -> int:
     """List, count, change."""
-    with queue_of(arguments, reading=arguments.verb in ("list", "stats")) as opened:
+    try:
+        opened = queue_of(arguments, reading=arguments.verb in ("list", "stats"))
+    except NotFound as problem:
+        if arguments.verb == "stats" and (arguments.warn or arguments.crit):
+            print(f"UNKNOWN: {problem}")
+            return 3
+        raise
+    with opened:
         if arguments.verb == "list":
             return _list(opened, arguments)
         if arguments.verb == "stats":
@@ -262,7 +269,7 @@ def _tell_outboxes(arguments: argparse.Namespace) -> None:
     for one in outboxes.waiting(config_of(arguments).outboxes):
         since = f", the oldest for {human_span(now - one.oldest)}" if one.oldest else ""
         print(
-            plain_line(f"{counted(one.rows, 'message')} in {one.name} to be taken over{since}"),
+            plain_line(f"{counted(one.rows, 'message')} in {one.name} ([[outbox]]) to be taken over{since}"),
             file=sys.stderr,
         )
 
@@ -290,7 +297,7 @@ def _stats(queue: Queue, arguments: argparse.Namespace) -> int:
         print(words)
     _print_waiting(waiting, now)
     for one in outside:
-        print(plain_line(f"{counted(one.rows, 'message')} in {one.name} to be taken over"))
+        print(plain_line(f"{counted(one.rows, 'message')} in {one.name} ([[outbox]]) to be taken over"))
     states = "  ".join(f"{state} {n}" for state, n in sorted(stats["states"].items()))
     print(states or "the queue is empty")
     return status

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from outmail.cli.common import config_of
+from outmail.cli.common import config_of, counted
 from outmail.cli.exits import EX_USAGE
 from outmail.clock import human_span, parse_span
 from outmail.errors import NotFound, Refused
@@ -95,7 +95,8 @@ def _show(box: Outbox, arguments: argparse.Namespace, document: dict[str, Any]) 
     durations = [run["duration_ms"] for run in found.values() if run.get("duration_ms")]
     if durations:
         middle = sorted(durations)[len(durations) // 2]
-        print(f"  {len(found)} runs kept, usually {took(middle / 1000)}  {sparkline(durations[-40:])}")
+        kept = counted(len(found), "run")
+        print(f"  {kept} kept, usually {took(middle / 1000)}  {sparkline(durations[-40:])}")
     newest = next(reversed(list(found.values())), None)
     if newest and newest.get("output"):
         print("  last output:")

@@ -135,7 +135,7 @@ def look(content: bytes, *, headless: bool = False) -> Head:
     else:
         spots = [at + len(name) + 2 if (at := low.find(b"\n" + name + b":")) >= 0 else -1 for name in _KNOWN]
     message_id = _value(head, spots[0]).strip().decode("utf-8", "replace")[:_MESSAGE_ID]
-    return Head(message_id, _readable(_value(head, spots[1])), spots[2] >= 0, bool(message_id))
+    return Head(message_id, readable(_value(head, spots[1])), spots[2] >= 0, bool(message_id))
 
 
 _KNOWN = (b"message-id", b"subject", b"date")
@@ -151,7 +151,8 @@ def _value(head: bytes, at: int) -> bytes:
     return match[0].strip(b" \t") if match else b""
 
 
-def _readable(raw: bytes) -> str:
+def readable(raw: bytes) -> str:
+    """A field's value as its reader sees it, `short`."""
     text = raw[:_LOOKED_AT].decode("utf-8", "replace").strip()
     if "\r\n" in text:
         text = text.replace("\r\n", "")

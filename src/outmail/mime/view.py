@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from email import message_from_bytes
 from email.message import Message
 
+from outmail.mime import splice
+
 #: Bytes of a message that is taken apart, and of images that come along in its HTML.
 MOST = 20_000_000
 MOST_IMAGES = 5_000_000
@@ -85,6 +87,18 @@ def _decoded(raw: bytes, part: Message) -> str:
         return raw.decode(part.get_content_charset("utf-8"), "replace")
     except (LookupError, ValueError):  # no charset of that name
         return raw.decode("latin-1")
+
+
+_SHOWN = ("From", "To", "Cc", "Date", "Subject")
+
+
+def shown_fields(content: bytes) -> list[tuple[str, str]]:
+    """(name, value) of the fields that mail programs show, in this order."""
+    found: dict[str, str] = {}
+    for name, field in splice.fields(content):
+        if name.title() in _SHOWN:
+            found.setdefault(name.title(), splice.readable(field.partition(b":")[2].strip()))
+    return [(name, found[name]) for name in _SHOWN if name in found]
 
 
 def sealed(html: str) -> str:

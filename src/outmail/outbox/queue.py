@@ -323,7 +323,10 @@ class Queue:
     def history(self, id: str) -> list[Happened]:
         """The events of one message, oldest first."""
         rows = self._read(events_of(self.seq(id)))
-        return [Happened(at, event, n, state, reason) for at, event, n, state, _, reason, *_ in rows]
+        return [
+            Happened(at, event, n, state, reason, route or "")
+            for at, event, n, state, _, reason, _, _, route in rows
+        ]
 
     def story(self, id: str, when: Callable[[int], str]) -> list[str]:
         """What happened to a message, in sentences, and what comes next. ``when`` writes a time (ms)."""

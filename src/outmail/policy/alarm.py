@@ -32,7 +32,7 @@ class Limit:
     def broken(self, count: int, age: int) -> str:
         """Why, or "" while it is kept."""
         if self.count is not None and count > self.count:
-            return f"{count} recipients wait, more than {self.count}"
+            return f"{count} {'recipient waits' if count == 1 else 'recipients wait'}, more than {self.count}"
         if self.age is not None and age > self.age:
             return f"the oldest waits for {human_span(age)}, longer than {human_span(self.age)}"
         return ""

@@ -78,6 +78,8 @@ def _term(word: str, now: int) -> Term:
     field, colon, value = body.partition(":")
     if not colon:
         return Term("any", body, negated)
+    if (field, value) == ("state", "deferred"):  # as lists show what waits after a try
+        field = "is"
     if field not in _FIELDS:
         raise Refused(
             f"unknown filter word {field[:80]!r}; known are {', '.join(_FIELDS)}",
@@ -94,7 +96,7 @@ def _value(field: str, value: str, now: int) -> object:
     if not value:
         raise ValueError("a value is missing behind the colon")
     if field == "state" and value not in STATES:
-        raise ValueError(f"no such state; they are {', '.join(STATES)}")
+        raise ValueError(f"no such state; they are {', '.join(STATES)}, deferred")
     if field in _FLAGS and value not in _FLAGS[field]:
         raise ValueError(f"known is {' and '.join(f'{field}:{flag}' for flag in _FLAGS[field])}")
     if field in ("before", "after"):

@@ -126,11 +126,10 @@ def _times(n: int) -> str:
 
 def _said(last: Attempt, when: When) -> str:
     """What came of the last attempt."""
-    where = last.host or last.route
     if last.reply.code:
-        return f"At {when(last.at)} {where} said: “{last.reply}”."
+        return f"At {when(last.at)} {last.where} said: “{last.reply}”."
     if last.outcome == "unknown":
-        return f"At {when(last.at)} {where} did not answer the end of the message: {last.reply.text}."
+        return f"At {when(last.at)} {last.where} did not answer the end of the message: {last.reply.text}."
     return f"At {when(last.at)}: {last.reply.text}."
 
 

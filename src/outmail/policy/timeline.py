@@ -24,6 +24,8 @@ class Happened(NamedTuple):
     n: int | None
     state: str
     reason: str
+    #: The new one, of `reroute`.
+    route: str = ""
 
 
 class Copied(NamedTuple):
@@ -48,7 +50,7 @@ _WORDS = {
     "cancel": "was cancelled",
     "quarantine": "is held: {reason}",
     "requeue": "begins anew, by an operator",
-    "reroute": "takes another route: {reason}",
+    "reroute": "was given the route {route} by an operator",
 }
 
 
@@ -70,7 +72,7 @@ def timeline(
         if event.event == "assigned":
             past.append((event.at, 2, f"got the Message-ID {status.message_id}; {event.reason}"))
         elif event.event in _WORDS and (event.event != "expired" or event.reason == "too old"):
-            words = _WORDS[event.event].format(reason=event.reason or event.state)
+            words = _WORDS[event.event].format(reason=event.reason or event.state, route=event.route)
             past.append((event.at, 2, f"{names.get(event.n or 0, 'it')} {words}"))
     for copy in copies:
         past += _copy(copy, names)
@@ -98,8 +100,7 @@ def _tried(attempt: Attempt, names: dict[int, str]) -> str:
     }.get(attempt.outcome, attempt.outcome)
     found = explained(attempt.reply) if attempt.outcome in ("deferred", "refused") else None
     said = f"; it said: {attempt.reply}" if attempt.reply.code else f": {attempt.reply.text}"
-    where = attempt.host or attempt.route
-    return f"{who}: {words} by {where}{said}" + (f". That means: {found.cause}" if found else "")
+    return f"{who}: {words} by {attempt.where}{said}" + (f". That means: {found.cause}" if found else "")
 
 
 def _copy(copy: Copied, names: dict[int, str]) -> list[tuple[int, int, str]]:

@@ -2,8 +2,8 @@
 
 A script is lines of ``STEP [PATTERN]: ACTION [ODDS]``. The first line that fits decides.
   STEP     CONNECT, EHLO, STARTTLS, AUTH, MAIL, RCPT, DATA, DOT (the content is complete), RSET or QUIT
-  PATTERN  a shell pattern: of the sender for MAIL, DATA and DOT (of the recipient for the DOT of LMTP), of the
-           recipient for RCPT
+  PATTERN  a shell pattern: of the sender for MAIL, DATA and DOT, of the recipient for RCPT and the DOT of
+           LMTP
   ACTION   a reply (``451 4.7.1 later``), or one of
            ``drop``           close without a word
            ``take-and-drop``  DOT: keep the message, then close

@@ -48,7 +48,7 @@ class LocalTransport:
 
     async def _null(self, delivery: Delivery, feed: Awaited) -> None:
         if await pipe.on_record(delivery, feed):
-            delivery.all(_delivered("taken by null:"))
+            delivery.all(_delivered("kept here and sent nowhere (null:)"))
 
     async def _maildir(self, delivery: Delivery, feed: Awaited) -> None:
         def prepared(folder: int) -> places.MaildirFile:

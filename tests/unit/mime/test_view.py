@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outmail.mime import view as module
-from outmail.mime.view import Part, sealed, view
+from outmail.mime.view import Part, sealed, shown_fields, view
 
 
 def test_text_html_attachments_and_inline_images() -> None:
@@ -24,6 +24,13 @@ def test_text_html_attachments_and_inline_images() -> None:
         seen.text == "grüße\n" and "data:image/png;base64,iVBORw==" in seen.html and "cid:none" in seen.html
     )
     assert seen.attachments[-1] == Part("ä.csv", "text/csv", 4)
+
+
+def test_the_fields_that_mail_programs_show() -> None:
+    subjects = b"SUBJECT: =?utf-8?q?gr=C3=BC=C3=9Fe?=\r\n \x1b[2J\r\nSubject: 2\r\n"
+    content = b"X-A: b\r\n" + subjects + b"From: a@x.test\r\n\r\nTo: b\r\n"
+    assert shown_fields(content) == [("From", "a@x.test"), ("Subject", "grüße  [2J")]
+    assert shown_fields(b"") == [] == shown_fields(b"no header at all")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ def test_filters() -> None:
         ("larger", 1_000_000, False),
     ]
     assert parse_size("50MB") == 50_000_000 and select(keyed_id("a"), 0).ids
+    assert parse("state:deferred", 0).terms == parse("is:deferred", 0).terms
     for bad in ("state:unknown", "colour:red", "to:", "larger:big", "is:what", "'"):
         with pytest.raises(Refused):
             parse(bad, 0)

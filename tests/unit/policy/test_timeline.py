@@ -39,6 +39,7 @@ def test_it_is_told_in_the_order_of_time_with_what_comes_next() -> None:
         Happened(AT + 15, "confirm", 1, "delivered", "confirmed"),
         Happened(AT + 40, "hold", 3, "held", "operator"),
         Happened(AT + 41, "expired", 4, "failed", "too old"),
+        Happened(AT + 42, "reroute", 2, "queued", "", "backup"),
     ]
     copies = [
         Copied((1,), AT + 9, AT + 14, (("relay", None), ("home", AT)), False),
@@ -49,7 +50,7 @@ def test_it_is_told_in_the_order_of_time_with_what_comes_next() -> None:
     told = [line.partition("  ")[2] for line in lines[:8]]
     assert told == [
         "accepted from me@x.test, by ESMTP from h, for 5 recipients",
-        "a@x.test: no answer to the final dot: it may have been taken or not by mx: connection lost",
+        "a@x.test: no answer to the final dot: it may have been taken or not by mx (r): connection lost",
         "a@x.test: the loopback copy came home after 5 ms, through relay → home",
         "a@x.test is delivered after all: there is evidence that the server had taken it",
         told[4],
@@ -57,8 +58,9 @@ def test_it_is_told_in_the_order_of_time_with_what_comes_next() -> None:
         "e@x.test: handed back untried (shutdown)",
         "c@x.test was held by an operator",
     ]
-    assert told[4].startswith("b@x.test, d@x.test: put off by mx; it said: 451 4.7.1 later. That means: ")
-    assert lines[8].endswith("d@x.test was given up: too old") and len(lines) == 14
-    ends = lines[9:]
+    assert told[4].startswith("b@x.test, d@x.test: put off by mx (r); it said: 451 4.7.1 later. That means: ")
+    assert lines[8].endswith("d@x.test was given up: too old") and len(lines) == 15
+    assert lines[9].endswith("b@x.test was given the route backup by an operator")
+    ends = lines[10:]
     assert "arrived twice" in ends[0] and f"Next try at {AT + 60_000}; given up at {AT + 10**6}." in ends[1]
     assert "outmail queue release" in ends[2] and "requeue" in ends[3] and "sending it" in ends[4]
