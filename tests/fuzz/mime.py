@@ -33,7 +33,7 @@ def make() -> Callable[[bytes], None]:
     from outmail.mime import splice
 
     def target(data: bytes) -> None:
-        splice._readable(data)
+        splice.readable(data)
         try:
             message = email.message_from_bytes(
                 data, policy=email.policy.compat32 if len(data) % 2 else email.policy.SMTP
