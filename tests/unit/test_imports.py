@@ -64,6 +64,7 @@ def test_storing_a_message_needs_no_event_loop_and_no_email_package(tmp_path: Pa
     ids=lambda words: " ".join(words[:2]),
 )
 def test_a_command_loads_what_it_needs(words: list[str], tmp_path: Path) -> None:
+    loaded("import outmail\noutmail.Outbox(deliver='never').close()", tmp_path)  # makes the store
     code = f"from outmail.cli import main\nassert main({words!r}) == 0"
     loaded(code, tmp_path)
     found = loaded(code, tmp_path)
