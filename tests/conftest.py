@@ -17,7 +17,7 @@ from outmail.config import from_toml
 from outmail.outbox.outbox import Outbox
 from outmail.policy import veil
 from outmail.testing import Sink
-from tests import programs
+from tests import pgserver, programs
 
 pytest.register_assert_rewrite("outmail.testing.conformance")
 
@@ -85,10 +85,33 @@ def sink() -> Iterator[Sink]:
         yield running
 
 
+@pytest.fixture(params=["sqlite", *pgserver.versions()[-1:]])
+def each_store(request: pytest.FixtureRequest, tmp_path: Path, boxes: list[Outbox]) -> Iterator[str]:
+    """An empty store: first on SQLite, then on the newest PostgreSQL that is there."""
+    if request.param == "sqlite":
+        yield str(tmp_path / "q.db")
+        return
+    with pgserver.database(request.param) as url:
+        yield url
+        closed(boxes)  # before the database is emptied for the next test
+
+
 @pytest.fixture
-def make_box(tmp_path: Path) -> Iterator[Callable[..., Outbox]]:
+def boxes() -> Iterator[list[Outbox]]:
+    """Whatever `make_box` has made and is still open."""
+    made: list[Outbox] = []
+    yield made
+    closed(made)
+
+
+def closed(boxes: list[Outbox]) -> None:
+    while boxes:
+        boxes.pop().close()
+
+
+@pytest.fixture
+def make_box(tmp_path: Path, boxes: list[Outbox]) -> Callable[..., Outbox]:
     """make_box(relay=…, toml=…) → an Outbox on tmp_path/q.db."""
-    boxes: list[Outbox] = []
 
     def make(relay: str | None = None, toml: str = "", store: str | None = None, **words: Any) -> Outbox:
         config = from_toml('from = "me@outmail.test"\n' + toml, "test", {})
@@ -96,9 +119,7 @@ def make_box(tmp_path: Path) -> Iterator[Callable[..., Outbox]]:
         boxes.append(box)
         return box
 
-    yield make
-    for box in boxes:
-        box.close()
+    return make
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from outmail.policy.loopback import CANARY
 from outmail.returns import canary
 from outmail.testing import Sink
 from outmail.wiring import arrivals_of
-from tests import pgserver
 from tests.waiting import until
 
 MakeBox = Callable[..., Outbox]
@@ -26,22 +25,13 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "five_verbs.sh"
 BY_ID = '[loopback]\naddress = "loop@example.org"\nmode = "message-id"\n'
 
 
-@pytest.fixture(params=["sqlite", *list(pgserver.installed())[-1:]])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "sqlite":
-        yield str(tmp_path / "q.db")
-        return
-    with pgserver.database(request.param) as url:
-        yield url
-
-
-def test_the_example(store: str, sink: Sink, tmp_path: Path) -> None:
+def test_the_example(each_store: str, sink: Sink, tmp_path: Path) -> None:
     program = tmp_path / "bin" / "outmail"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m outmail "$@"\n')
     program.chmod(0o755)
     done = subprocess.run(
-        ["sh", str(EXAMPLE), store, sink.url],
+        ["sh", str(EXAMPLE), each_store, sink.url],
         env={**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}"},
         cwd=tmp_path,
         capture_output=True,
@@ -63,8 +53,8 @@ def test_the_example(store: str, sink: Sink, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def box(store: str, make_box: MakeBox) -> Outbox:
-    return make_box(toml=BY_ID, store=store, deliver="never")
+def box(each_store: str, make_box: MakeBox) -> Outbox:
+    return make_box(toml=BY_ID, store=each_store, deliver="never")
 
 
 @pytest.mark.parametrize("size", [10, 1_300_000])
@@ -88,9 +78,9 @@ def test_assign_once_and_the_dump_is_what_is_sent(box: Outbox, size: int) -> Non
 
 
 @pytest.mark.parametrize("size", [10, 1_300_000])
-def test_replaced_at_acceptance_where_it_is_asked_for(make_box: MakeBox, store: str, size: int) -> None:
+def test_replaced_at_acceptance_where_it_is_asked_for(make_box: MakeBox, each_store: str, size: int) -> None:
     toml = BY_ID.replace("[loopback]", '[loopback]\nmessage_id = "replace"\nsample = "tag:x"')
-    box = make_box(toml=toml, deliver="never", store=store)
+    box = make_box(toml=toml, deliver="never", store=each_store)
     words: dict[str, Any] = {"sender": "a@x.test", "recipients": ["b@x.test"]}
     own = b"Subject: s\r\nMessage-Id: <old@x.test>\r\n\r\n" + b"x" * 70 * (size // 70) + b"\r\n"
     done = box.submit_many(

@@ -27,8 +27,8 @@ MakeBox = Callable[..., Outbox]
 
 
 @pytest.fixture
-def box(sink: Sink, make_box: MakeBox) -> Outbox:
-    return make_box(sink.url, LOOP)
+def box(sink: Sink, make_box: MakeBox, each_store: str) -> Outbox:
+    return make_box(sink.url, LOOP, each_store)
 
 
 @pytest.fixture

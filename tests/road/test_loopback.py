@@ -15,9 +15,12 @@ from typing import Any
 
 import pytest
 
+from outmail.clock import DAY, MINUTE
 from outmail.config import from_toml
 from outmail.errors import ConfigError
 from outmail.outbox.outbox import Outbox
+from outmail.policy.loopback import Token, mint, read
+from outmail.returns.key import signing_key
 from outmail.testing import Sink
 from outmail.testing.sink import Received
 from outmail.wiring import arrivals_of
@@ -109,6 +112,8 @@ def test_the_transcript_has_no_token(sink: Sink, make_box: MakeBox) -> None:
     [
         "RCPT loop+*: 550 5.1.1 no such user",
         "RCPT loop+*: 452 4.5.3 too many recipients",
+        "RCPT loop+*: 451 4.7.1 greylisted",
+        "RCPT loop+*: 354 what",
         "RCPT loop+*: 421 4.7.0 go away",
         "RCPT loop+*: drop",
         "RCPT loop+*: 550 5.1.1 no\nRCPT bad*: 550 5.1.1 no",
@@ -127,11 +132,34 @@ def test_a_copy_that_is_refused_harms_nobody(relay: Sink, make_box: MakeBox, scr
     assert box.queue.loopback_stats(10**9)["counts"]["refused"] >= 1
 
 
-def test_lmtp_says_no_to_the_copy_alone(make_box: MakeBox) -> None:
-    with Sink("DOT: 250 2.0.0 ok", lmtp=True) as sink:
-        box = make_box(sink.url, LOOP)
+@pytest.mark.parametrize("toml", [LOOP, VERIFY], ids=["retry", "verify"])
+@pytest.mark.parametrize(
+    "answer",
+    ["550 5.1.1 no", "451 4.2.0 later", "421 4.3.2 closing", "503 5.5.1 what", "drop", "250 2.0.0 ok"],
+)
+def test_lmtp_the_copys_answer_to_the_dot_decides_about_nobody(
+    make_box: MakeBox, answer: str, toml: str
+) -> None:
+    with Sink(
+        f"DOT loop+*: {answer}\nDOT no*: 550 5.2.2 full\nDOT wait*: 451 4.2.0 busy x3", lmtp=True
+    ) as sink:
+        box = make_box(sink.url, toml)
+        three = [[f"{who}{n}@x.test" for who in ("a", "no", "wait")] for n in range(3)]
+        for id in [box.send(people, "s", "t").id for people in three]:
+            taken, refused, later = box.wait(id, 10).recipients
+            assert (taken.state, taken.attempts) == ("delivered", 1)
+            assert (refused.state, refused.attempts, refused.reason) == ("failed", 1, "550 5.2.2 full")
+            assert (later.state, later.attempts) == ("delivered", 2)
+            assert not any(r.uncertain for r in (taken, refused, later))
+
+
+@pytest.mark.parametrize("answer", ["550 5.1.1 no", "451 4.2.0 later"])
+def test_lmtp_a_copy_that_was_taken_saves_nobody(make_box: MakeBox, answer: str) -> None:
+    with Sink(f"DOT a@*: {answer}", lmtp=True) as sink:
+        box = make_box(sink.url, VERIFY.replace("100ms…", "100ms"))
+        feed(sink, box)
         id = box.send("a@x.test", "s", "t").id
-        assert box.wait(id, 10).status == "delivered"
+        assert box.wait(id, 10).status == "failed" and "confirm" not in events(box, id)
 
 
 @pytest.mark.parametrize("step", ["DATA", "DOT"])
@@ -203,10 +231,10 @@ def test_the_sample_chooses_by_tag(sink: Sink, make_box: MakeBox) -> None:
 
 
 def test_verify_a_lost_answer_is_confirmed_by_the_copy_and_not_sent_again(
-    sink: Sink, make_box: MakeBox
+    sink: Sink, make_box: MakeBox, each_store: str
 ) -> None:
     sink.script("DOT: take-and-drop x1")
-    box = make_box(sink.url, VERIFY)
+    box = make_box(sink.url, VERIFY, each_store)
     feed(sink, box)
     id = box.send(["a@x.test", "b@x.test"], "s", "t").id
     status = box.wait(id, 10)
@@ -215,9 +243,11 @@ def test_verify_a_lost_answer_is_confirmed_by_the_copy_and_not_sent_again(
     assert events(box, id).count("confirm") == 2
 
 
-def test_verify_without_a_copy_at_home_tries_again_after_its_time(sink: Sink, make_box: MakeBox) -> None:
+def test_verify_without_a_copy_at_home_tries_again_after_its_time(
+    sink: Sink, make_box: MakeBox, each_store: str
+) -> None:
     sink.script("DOT: take-and-drop x1")
-    box = make_box(sink.url, VERIFY.replace("[retry]", 'within = "700ms"\n[retry]'))
+    box = make_box(sink.url, VERIFY.replace("[retry]", 'within = "700ms"\n[retry]'), each_store)
     id = box.send("a@x.test", "s", "t").id
     until(lambda: "unknown" in events(box, id))
     (waiting,) = box.status(id).recipients
@@ -226,22 +256,24 @@ def test_verify_without_a_copy_at_home_tries_again_after_its_time(sink: Sink, ma
     assert len(sink.messages) == 2 and sink.messages[1].at - sink.messages[0].at > 0.6
 
 
-def test_verify_a_relay_that_takes_no_copies_is_tried_again_as_ever(sink: Sink, make_box: MakeBox) -> None:
+def test_verify_a_relay_that_takes_no_copies_is_tried_again_as_ever(
+    sink: Sink, make_box: MakeBox, each_store: str
+) -> None:
     sink.script("RCPT loop+*: 550 5.1.1 no\nDOT: take-and-drop x1")
-    box = make_box(sink.url, VERIFY)
+    box = make_box(sink.url, VERIFY, each_store)
     id = box.send("a@x.test", "s", "t").id
     assert box.wait(id, 10).status == "delivered" and len(sink.messages) == 2
 
 
 def test_verify_after_a_kill_the_copy_tells_and_nothing_is_doubled(
-    sink: Sink, make_box: MakeBox, outmail: Run, tmp_path: Path
+    sink: Sink, make_box: MakeBox, outmail: Run, tmp_path: Path, each_store: str
 ) -> None:
     (tmp_path / "c.toml").write_text(
         'from = "me@x.test"\n' + VERIFY.replace("[retry]", 'within = "5m"\n[retry]')
     )
-    box = make_box(toml=VERIFY, deliver="never")
+    box = make_box(toml=VERIFY, store=each_store, deliver="never")
     first, second = box.send("a@x.test", "s", "t").id, box.send("b@x.test", "s", "t").id
-    run = ("run", "--once", "--config", "c.toml", "--store", "q.db", "--relay", sink.url)
+    run = ("run", "--once", "--config", "c.toml", "--store", each_store, "--relay", sink.url)
     assert outmail(*run, OUTMAIL_FAIL="C4:kill").returncode == -signal.SIGKILL
     (message,) = [m for m in sink.messages if m.recipients[0] == "a@x.test"]
     assert outmail(*run).returncode == 0
@@ -249,7 +281,7 @@ def test_verify_after_a_kill_the_copy_tells_and_nothing_is_doubled(
     assert waiting.uncertain and waiting.state == "queued" and "loopback copy" in waiting.reason
     done = outmail(
         "loopback",
-        *("--config", "c.toml", "--store", "q.db"),
+        *("--config", "c.toml", "--store", each_store),
         stdin=message.content,
         ORIGINAL_RECIPIENT=message.recipients[-1],
         SENDER="me@x.test",
@@ -264,10 +296,10 @@ def test_verify_after_a_kill_the_copy_tells_and_nothing_is_doubled(
 
 
 @pytest.fixture
-def sent(sink: Sink, make_box: MakeBox, tmp_path: Path) -> tuple[Outbox, str, Received]:
+def sent(sink: Sink, make_box: MakeBox, tmp_path: Path, each_store: str) -> tuple[Outbox, str, Received]:
     """A message that was delivered with a copy, and the copy."""
-    (tmp_path / "c.toml").write_text(f'store = "{tmp_path}/q.db"\n{LOOP}')
-    box = make_box(sink.url, LOOP)
+    (tmp_path / "c.toml").write_text(f'store = "{each_store}"\n{LOOP}')
+    box = make_box(sink.url, LOOP, each_store)
     id = box.send("a@x.test", "s", "t").id
     assert box.wait(id, 10).status == "delivered"
     return box, id, sink.messages[0]
@@ -299,13 +331,55 @@ def test_on_stdin_by_what_the_header_says(sent: tuple[Outbox, str, Received], ou
         (b"Delivered-To: loop+%s@example.org\n" % (b"c" * 48) * 5000 + b"\n" + b"x" * 20_000_000, "forged"),
     ],
 )
-def test_whatever_comes_is_counted_and_exit_status_0(
-    sent: tuple[Outbox, str, Received], outmail: Run, mail: bytes, word: str
-) -> None:
+def test_whatever_comes_is_counted(sent: tuple[Outbox, str, Received], mail: bytes, word: str) -> None:
     box, id, _ = sent
-    done = outmail("loopback", "--config", "c.toml", stdin=mail)
-    assert done.returncode == 0 and done.stderr.startswith(f"outmail: {word}".encode())
+    assert arrivals_of(box.store, box.config).take(mail) == word
     assert box.queue.loopback_stats(10**9)["counts"] == {word: 1} and "seen" not in events(box, id)
+
+
+def test_whatever_comes_the_exit_status_is_0(sent: tuple[Outbox, str, Received], outmail: Run) -> None:
+    box = sent[0]
+    nested = b"".join(b"Content-Type: multipart/mixed; boundary=%d\n\n--%d\n" % (n, n) for n in range(1000))
+    for mail in (b"", b"Delivered-To: loop+%s@example.org\n" % (b"c" * 48) + nested + b"x" * 50_000_000):
+        done = outmail("loopback", "--config", "c.toml", stdin=mail)
+        assert done.returncode == 0 and done.stderr.endswith(b": only counted\n")
+    assert box.queue.loopback_stats(10**9)["counts"] == {"forged": 1, "foreign": 1}
+
+
+def test_thousands_of_tokens_and_only_the_one_that_is_ours_counts(sent: tuple[Outbox, str, Received]) -> None:
+    box, id, message = sent
+    arrivals, now = arrivals_of(box.store, box.config), box.clock.now()
+    most = 200 if box.store.blocking else 1000
+    key, (copy,) = signing_key(box.store), message.recipients[1:]
+    token = read(key, copy.partition("+")[2].partition("@")[0])
+    assert token
+    minute = now // MINUTE
+
+    def to(signer: bytes, said: Token) -> str:
+        return box.config.loopback.to(mint(signer, said))
+
+    def mail() -> Iterator[str]:
+        for n in range(most):
+            yield to(bytes([n % 256]) * 32, token)  # of another installation
+            yield copy[: 5 + n % 48] + ("a" if copy[5 + n % 48] != "a" else "b") + copy[6 + n % 48 :]
+            yield to(key, token._replace(minute=minute - 8 * DAY // MINUTE - n))  # too old
+            yield to(key, token._replace(minute=minute + 2 * DAY // MINUTE + n))  # from the future
+            yield to(key, token._replace(message=token.message + 1 + n))
+            yield copy if n % 2 else copy.upper().replace("LOOP", "loop")  # again and again
+
+    def everything() -> Any:
+        for address in mail():
+            yield from arrivals.verb(message.content, [address], message.sender)
+
+    box.store.run(everything())
+    assert box.queue.loopback_stats(10**9)["counts"] == {
+        "forged": 2 * most,
+        "expired": 2 * most,
+        "unknown": most,
+        "home": 1,
+        "duplicate": most - 1,
+    }
+    assert events(box, id).count("seen") == 1 and len(box.queue.copies(id)) == 1
 
 
 def test_a_bounce_of_the_copy_and_a_second_one_are_counted(
