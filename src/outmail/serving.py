@@ -19,7 +19,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Container, Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 from outmail.accept.aio import AsyncAcceptance
@@ -63,7 +63,7 @@ EXCHANGED = {
     "retention": "[retention]",
     "transcripts": "transcripts",
     "hostname": "hostname",
-    "origin": "[accept]",
+    "find_origin": "[accept]",
     "aliases": "[accept]",
     "drop": "[accept]",
     "masquerade": "[accept]",
@@ -275,7 +275,7 @@ class Serving:
 
 def fixed(before: Config, after: Config) -> str:
     """Why a running service cannot go on with this configuration; "" where it can."""
-    changed = [name for name in FIXED if getattr(before, name) != getattr(after, name)]
+    changed = [name for name in FIXED if _differ(name, before, after)]
     return (
         "; ".join(
             f"{name} was {shown(getattr(before, name))} and would be {shown(getattr(after, name))}"
@@ -289,12 +289,13 @@ def fixed(before: Config, after: Config) -> str:
 
 def changes(before: Config, after: Config) -> list[str]:
     """What is not as it was, for people."""
-    names = [
-        EXCHANGED[one.name]
-        for one in fields(Config)
-        if one.name in EXCHANGED and getattr(before, one.name) != getattr(after, one.name)
-    ]
-    return list(dict.fromkeys(names))
+    values = {name: "origin" if name == "find_origin" else name for name in EXCHANGED}  # a way to find it
+    changed = [EXCHANGED[name] for name, value in values.items() if _differ(value, before, after)]
+    return list(dict.fromkeys(changed))
+
+
+def _differ(name: str, before: Config, after: Config) -> bool:
+    return bool(getattr(before, name) != getattr(after, name))
 
 
 def _said(before: Config, after: Config) -> tuple[str, str]:

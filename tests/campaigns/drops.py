@@ -165,7 +165,7 @@ def main() -> int:
         for thread in threads:
             thread.join(HOLD)
         subprocess.run([*SERVICE, str(config), "--once"], stderr=subprocess.DEVNULL, timeout=600, check=True)
-        left = dropbox.waiting(folder)
+        left = [name for name in os.listdir(folder) if dropbox.is_name(name)]
         wrong = check(store, callers) + [f"{name} was left" for name in left]
         log_text = Path(place, "log").read_text(errors="replace")
         if "Traceback" in log_text:

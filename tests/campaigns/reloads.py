@@ -255,7 +255,7 @@ def _empty(scene: Scene) -> None:
         )
         scene.process.send_signal(signal.SIGHUP)
         deadline = time.monotonic() + HOLD
-        while dropbox.waiting(str(drop)) and time.monotonic() < deadline:
+        while os.listdir(drop) and time.monotonic() < deadline:
             time.sleep(0.05)
     with Outbox(scene.folder / "q.db", config=from_toml("", "test", {}), deliver="never") as box:
         deadline = time.monotonic() + HOLD

@@ -56,7 +56,7 @@ def test_an_engine_that_was_killed_between_queue_and_folder_doubles_nothing(
 ) -> None:
     put(folder)
     with monkeypatch.context() as killed:
-        killed.setattr(dropbox, "remove", lambda *words: None)
+        killed.setattr(dropbox.Folder, "remove", lambda *words: None)
         DropFolder(folder, box.door, lambda: HERE).turn()
     assert len(os.listdir(folder)) == 1
     DropFolder(folder, box.door, lambda: HERE).turn()

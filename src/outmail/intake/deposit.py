@@ -10,6 +10,8 @@ files.
 from __future__ import annotations
 
 _HEAD = b"outmail deposit 1\n"
+#: Lines of an envelope: one for each recipient. More are not even looked at.
+MOST_LINES = 200_000
 #: Words that may be there once; recipients come as often as there are.
 _WORDS = ("user", "sender", "name", "notify", "ret", "envid")
 
@@ -62,6 +64,8 @@ def unpacked(data: bytes) -> Deposit:
     head, empty, content = data.partition(b"\n\n")
     if not head.startswith(_HEAD) or not empty:
         raise ValueError("this is no deposit of outmail")
+    if head.count(b"\n") > MOST_LINES:
+        raise ValueError(f"this deposit's envelope has more than {MOST_LINES} lines")
     words: dict[str, str] = {}
     recipients: list[str] = []
     for line in head[len(_HEAD) :].decode("utf-8", "surrogateescape").split("\n"):

@@ -6,15 +6,14 @@ others.
 Promises: a file is removed only when its message is on disk; killed anywhere, nothing is lost, and nothing
 doubled while the store keeps the record (the key is made of owner and name); whose message it is says the
 file's owner, whatever the content claims; a file that is no deposit is put aside as ``NAME.bad`` and named
-once; a message that cannot be sent ends as failed, with the reason; a store in trouble leaves everything
-where it is.
+in the log; a message that cannot be sent ends as failed, with the reason; a store in trouble leaves
+everything where it is. A flood of one user delays others by seconds, however long it is.
 Fails: never into the program; it logs. Does not: deliver, or trust a name.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -35,6 +34,14 @@ PAUSE = 0.25
 TROUBLE_PAUSE = 2.0
 #: Nanoseconds in which two changes of a folder may bear one time.
 FILE_CLOCK = 10**9
+#: Seconds after which a folder is listed, even if it does not seem to have changed: a file server's clock may
+#: be coarse, or cached.
+UNCHANGED = 30.0
+#: A pause is at least so many times as long as the listing took.
+REST = 4
+#: How many files of each user a turn takes: at first, and at most where the listing takes long.
+PER_USER = 100
+MOST_PER_USER = 2000
 #: Bytes of a file beside its message.
 _ENVELOPE = 8_000_000
 
@@ -49,12 +56,18 @@ class DropFolder:
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
         self._seldom = Throttle(log)
-        #: When the folder was changed last, as far as everything in it was taken.
-        self._clean: int | None = None
-        #: Names that are in the queue and could not be removed.
+        #: When the folder was changed last, as far as everything in it was taken; and until when that counts
+        #: (monotonic seconds).
+        self._clean: tuple[int, float] = (-1, 0.0)
+        #: Seconds that the last listing took.
+        self._listing = 0.0
+        self._per_user = PER_USER
+        #: Names that are in the queue, or no deposits, and could not be removed or put aside.
         self._stuck: set[str] = set()
 
     def start(self) -> None:
+        if doubt := _doubt(self.folder):
+            log.warning("%s", doubt)
         self._thread = threading.Thread(target=self._work, name="outmail-drop", daemon=True)
         started(self._thread)
 
@@ -71,7 +84,7 @@ class DropFolder:
     def _work(self) -> None:
         pause = PAUSE
         while not self._over.wait(pause):
-            pause = self._look()
+            pause = max(self._look(), REST * self._listing)
 
     def all(self) -> None:
         """Everything that waits now; what is in the way of it is logged."""
@@ -94,36 +107,49 @@ class DropFolder:
         return TROUBLE_PAUSE
 
     def turn(self) -> int:
-        """Take what waits; returns how many messages that were. Raises `NotStored` and OSError; then nothing
-        that was not stored is gone.
+        """Take what waits, the first of each user; returns how many files that were. Raises `NotStored` and
+        OSError; then nothing that was not stored is gone.
         """
-        changed = os.stat(self.folder).st_mtime_ns
-        if changed == self._clean:
-            return 0
-        names = [name for name in dropbox.waiting(self.folder) if name not in self._stuck]
-        here = self._here() if names else None
-        for name in names:
-            if self._over.is_set():
+        with dropbox.Folder(self.folder) as folder:
+            changed, began = folder.changed(), time.monotonic()
+            if changed == self._clean[0] and began < self._clean[1]:
                 return 0
-            assert here is not None
-            self._take(name, here)
+            names = [name for name in folder.waiting(self._per_user) if name not in self._stuck]
+            self._listing = (listed := time.monotonic()) - began
+            here = self._here() if names else None
+            taken = 0
+            for name in names:
+                if self._over.is_set():
+                    return 0
+                assert here is not None
+                taken += self._take(folder, name, here)
+        longer = REST * self._listing > time.monotonic() - listed
+        self._per_user = min(MOST_PER_USER, 2 * self._per_user) if longer else PER_USER
         if not names and abs(time.time_ns() - changed) > FILE_CLOCK:
-            self._clean = changed
-        return len(names)
+            self._clean = changed, began + UNCHANGED
+        return taken
 
-    def _take(self, name: str, here: local.Here) -> None:
+    def _take(self, folder: dropbox.Folder, name: str, here: local.Here) -> bool:
+        """False when it stays where it is."""
         try:
-            uid, data = dropbox.take(self.folder, name, self._door.terms.message_size + _ENVELOPE)
+            uid, data = folder.take(name, self._door.terms.message_size + _ENVELOPE)
             found = deposit.unpacked(data)
         except FileNotFoundError:
-            return
+            return True
+        except dropbox.Later as problem:
+            self._seldom.say(
+                logging.ERROR, "later", "%s/%s waits: it cannot be read (%s)", self.folder, name, problem
+            )
+            return False
+        except dropbox.TooLarge as problem:
+            self._tell(problem, name, here)
+            return self._put_aside(folder, name, str(problem))
         except (dropbox.Strange, ValueError) as problem:
-            self._put_aside(name, str(problem))
-            return
+            return self._put_aside(folder, name, str(problem))
         found.user = login(uid)
         self._keep(found, here, uid, f"drop:{uid}:{name}")
         try:
-            dropbox.remove(self.folder, name)
+            folder.remove(name)
         except OSError as problem:
             self._stuck.add(name)
             self._seldom.say(
@@ -134,23 +160,63 @@ class DropFolder:
                 name,
                 problem.strerror,
             )
+        return True
 
     def _keep(self, found: deposit.Deposit, here: local.Here, uid: int, key: str) -> None:
-        door = self._door
         try:
-            door.accept([local.draft(found, here, uid=uid, now=door.clock.now(), key=key)])
+            self._door.accept([local.draft(found, here, uid=uid, now=self._door.clock.now(), key=key)])
         except Refused as refusal:
-            log.error("a message of userid %d cannot be sent: %s", uid, refusal)
-            sender = found.sender or found.user
-            door.keep(
-                [door.unfit(refusal, Draft(found.content, here.address(sender), found.recipients, key))]
-            )
+            self._fail(found, here, uid, key, refusal)
 
-    def _put_aside(self, name: str, why: str) -> None:
+    def _fail(self, found: deposit.Deposit, here: local.Here, uid: int, key: str, refusal: Refused) -> None:
+        log.error("a message of userid %d cannot be sent: %s", uid, refusal)
+        sender = found.sender or found.user
+        draft = Draft(found.content, here.address(sender), found.recipients, key)
+        self._door.keep([self._door.unfit(refusal, draft)])
+
+    def _tell(self, problem: dropbox.TooLarge, name: str, here: local.Here) -> None:
+        """Of a message that is too large the beginning is kept as a failed one: its program was told that it
+        is safe.
+        """
+        try:
+            found = deposit.unpacked(problem.prefix)
+        except ValueError:
+            return
+        found.user = login(problem.uid)
+        refusal = Refused(
+            f"the file {problem}; here is its beginning, and the whole of it is {self.folder}/{name}.bad",
+            code="too-large",
+        )
+        self._fail(found, here, problem.uid, f"drop:{problem.uid}:{name}", refusal)
+
+    def _put_aside(self, folder: dropbox.Folder, name: str, why: str) -> bool:
         self._seldom.say(
             logging.ERROR, "strange", "%s/%s %s: it is put aside", self.folder, printable(name), why
         )
         try:
-            os.rename(f"{self.folder}/{name}", f"{self.folder}/{name}.bad")
+            folder.put_aside(name)
+        except FileNotFoundError:
+            pass
         except OSError:
             self._stuck.add(name)
+        return True
+
+
+#: 0 where users may link each other's files.
+HARDLINKS = "/proc/sys/fs/protected_hardlinks"
+
+
+def _doubt(folder: str) -> str:
+    """What makes the folder less safe than it should be; "" for nothing."""
+    try:
+        if doubt := dropbox.doubts(folder):
+            return doubt
+        with open(HARDLINKS, encoding="ascii") as file:
+            if file.read().strip() == "0":
+                return (
+                    f"fs.protected_hardlinks is 0: users can link each other's files in {folder}, and keep "
+                    f"them from being sent by that: sysctl fs.protected_hardlinks=1"
+                )
+    except OSError:
+        pass  # whoever looks at the folder says so; other systems have no such file
+    return ""

@@ -20,6 +20,8 @@ TYPE_CHECKING = False  # as in typing, without the price of importing it
 if TYPE_CHECKING:
     from outmail.unix.flags import Call
 
+#: Bytes from which on it is worth to look how many the service takes.
+LARGE = 1_000_000
 #: Whoever sets one of these means a queue of their own.
 _OWN = ("OUTMAIL_STORE", "OUTMAIL_CONFIG", "OUTMAIL_RELAY")
 
@@ -53,6 +55,8 @@ def made_of(call: Call, content: bytes, recipients: list[str]) -> Deposit:
 def keep(call: Call, made: Deposit) -> int:
     """Put it where it is safe; returns the exit status."""
     folder = drop_folder(call)
+    if folder and len(made.content) > LARGE and (most := _limit()) < len(made.content):
+        return tell("sendmail", f"the message has {len(made.content)} bytes; the limit is {most}", EX_DATAERR)
     if not folder:
         from outmail.unix import own
 
@@ -64,6 +68,20 @@ def keep(call: Call, made: Deposit) -> int:
     except OSError as problem:
         return tell("sendmail", f"{folder} does not take the message: {problem.strerror}", EX_TEMPFAIL)
     return 0
+
+
+def _limit() -> int:
+    """Bytes that the service takes, as far as this user may know: where the configuration is closed to us,
+    what it is by default.
+    """
+    from outmail.config import Config, load
+    from outmail.errors import ConfigError
+    from outmail.policy.route import Routes
+
+    try:
+        return load(through=False).message_size
+    except ConfigError:
+        return Config("", Routes({})).message_size
 
 
 def drop_folder(call: Call) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from outmail.intake.drop import PER_USER
 from outmail.system import dropbox
 
 MOST = 1_000_000
@@ -20,17 +21,28 @@ def folder(tmp_path: Path) -> str:
     return str(tmp_path)
 
 
+def waiting(folder: str) -> list[str]:
+    with dropbox.Folder(folder) as box:
+        return box.waiting(PER_USER)
+
+
+def take(folder: str, name: str, most: int = MOST) -> tuple[int, bytes]:
+    with dropbox.Folder(folder) as box:
+        return box.take(name, most)
+
+
 def name_of(number: int) -> str:
     return f"{number:012x}-{os.urandom(12).hex()}"
 
 
 def test_a_file_is_there_whole_under_a_name_of_its_own(folder: str) -> None:
     name = dropbox.put(folder, b"text")
-    assert dropbox.waiting(folder) == [name]
-    assert dropbox.take(folder, name, MOST) == (os.getuid(), b"text")
-    dropbox.remove(folder, name)
-    dropbox.remove(folder, name)
-    assert dropbox.waiting(folder) == []
+    assert waiting(folder) == [name]
+    assert take(folder, name, MOST) == (os.getuid(), b"text")
+    with dropbox.Folder(folder) as box:
+        box.remove(name)
+        box.remove(name)
+    assert waiting(folder) == []
 
 
 def test_the_group_may_read_it_whatever_the_umask_and_others_may_not(folder: str) -> None:
@@ -56,7 +68,7 @@ def test_what_is_written_in_parts_is_written_whole(folder: str, monkeypatch: pyt
     write = os.write
     monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:3]))
     name = dropbox.put(folder, b"0123456789")
-    assert dropbox.take(folder, name, MOST)[1] == b"0123456789"
+    assert take(folder, name, MOST)[1] == b"0123456789"
 
 
 def test_the_oldest_comes_first_and_users_take_turns(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,11 +79,11 @@ def test_the_oldest_comes_first_and_users_take_turns(folder: str, monkeypatch: p
     late = Path(folder, name_of(999))
     late.touch()
     os.chown(late, 65534, 65534)
-    found = dropbox.waiting(folder)
-    assert len(found) == dropbox.PER_USER + 1
+    found = waiting(folder)
+    assert len(found) == PER_USER + 1
     assert late.name in found[:2]
     mine = [name for name in found if name != late.name]
-    assert [int(name[:12], 16) for name in mine] == list(range(dropbox.PER_USER))
+    assert [int(name[:12], 16) for name in mine] == list(range(PER_USER))
 
 
 @pytest.mark.parametrize(
@@ -80,7 +92,7 @@ def test_the_oldest_comes_first_and_users_take_turns(folder: str, monkeypatch: p
 def test_a_name_that_we_do_not_give_is_passed_over(folder: str, name: str) -> None:
     if name != "..":
         Path(folder, name).write_bytes(b"")
-    assert not dropbox.is_name(name) and dropbox.waiting(folder) == []
+    assert not dropbox.is_name(name) and waiting(folder) == []
 
 
 def test_links_pipes_folders_and_second_names_are_never_read(
@@ -96,12 +108,12 @@ def test_links_pipes_folders_and_second_names_are_never_read(
     Path(folder, long).write_bytes(b"x" * 11)
     for name in (symlink, hardlink, pipe, deep, long):
         with pytest.raises(dropbox.Strange):
-            dropbox.take(folder, name, 10)
+            take(folder, name, 10)
 
 
 def test_what_is_gone_is_gone(folder: str) -> None:
     with pytest.raises(FileNotFoundError):
-        dropbox.take(folder, name_of(1), MOST)
+        take(folder, name_of(1), MOST)
 
 
 def test_what_a_killed_process_left_half_written_is_removed_a_day_later(folder: str) -> None:
@@ -109,5 +121,5 @@ def test_what_a_killed_process_left_half_written_is_removed_a_day_later(folder: 
     old, young = (f"{name_of(at)}.half" for at in (now - dropbox.STALE - 1000, now))
     for name in (old, young):
         Path(folder, name).touch()
-    assert dropbox.waiting(folder) == []
+    assert waiting(folder) == []
     assert os.listdir(folder) == [young]
