@@ -40,8 +40,8 @@ def here(config: Config) -> Here:
 
 
 def open_store(url: str, *, reading: bool = False) -> Store:
-    """``mail.db``, ``sqlite:rel/path``, ``sqlite:///abs/path``, ``sqlite+stdlib:…``, ``postgresql://…`` → an
-    open store. ``reading``: one that can be read only is enough.
+    """``mail.db``, ``sqlite:rel/path``, ``sqlite:///abs/path``, ``sqlite+stdlib:…``, ``maildir:/path``,
+    ``postgresql://…`` → an open store. ``reading``: one that can be read only is enough.
     """
     if is_postgres(url):
         with loading:
@@ -49,6 +49,8 @@ def open_store(url: str, *, reading: bool = False) -> Store:
 
         known.add_url(url)
         return PostgresStore(url, _place(url))
+    if is_maildir(url):
+        return _open_spool(store_path(url)[0], reading=reading)
     with loading:
         from outmail.ops.backup import refuse_unfinished
         from outmail.store.sqlite.store import SqliteStore
@@ -65,6 +67,20 @@ def open_store(url: str, *, reading: bool = False) -> Store:
         from outmail.store.sqlite.reading import SqliteReading
 
         return SqliteReading(path, library, problem)
+
+
+def _open_spool(path: str, *, reading: bool) -> Store:
+    with loading:
+        from outmail.store.maildir.store import MaildirStore
+
+    try:
+        return MaildirStore(path)
+    except StoreError as problem:
+        if not reading or problem.kind not in UNWRITABLE or not os.path.isdir(path):
+            raise
+        from outmail.store.maildir.reading import MaildirReading
+
+        return MaildirReading(path, problem)
 
 
 def _make_folder(path: str) -> None:
@@ -93,6 +109,10 @@ def is_postgres(url: str) -> bool:
     return url.startswith(("postgresql://", "postgres://"))
 
 
+def is_maildir(url: str) -> bool:
+    return url.startswith("maildir:")
+
+
 def _place(url: str) -> str:
     """The folder for this host's files of a PostgreSQL store: the spool, and engines' lock files."""
     from outmail.store.postgres.url import place_of
@@ -104,17 +124,19 @@ def _place(url: str) -> str:
 
 
 def store_path(url: str) -> tuple[str, str]:
-    """(path, library) of a SQLite store. Raises ConfigError for kinds that do not exist yet."""
+    """(path, library) of a SQLite store; (path, "") of a Maildir spool."""
     scheme, colon, rest = url.partition(":")
     if not colon or "/" in scheme or scheme not in ("sqlite", "sqlite+apsw", "sqlite+stdlib", "maildir"):
         if colon and rest.startswith("//"):
-            raise ConfigError(f"{url!r} is not a store: give a path, or a URL: sqlite:… or postgresql://…")
+            raise ConfigError(
+                f"{url!r} is not a store: give a path, or a URL: sqlite:…, maildir:… or postgresql://…"
+            )
         return url, "apsw"
-    if not scheme.startswith("sqlite"):
-        raise ConfigError(
-            f"stores of the kind {scheme}: are not part of this version yet; use a path, sqlite:… or postgresql://…"
-        )
+    if not rest.strip("/"):
+        raise ConfigError(f"{url!r} names no path", hint=f"for example {scheme}:/var/spool/mail-queue")
     path = "/" + rest.lstrip("/") if rest.startswith("//") else rest
+    if scheme == "maildir":
+        return path.rstrip("/"), ""
     return path, "stdlib" if scheme.endswith("stdlib") else "apsw"
 
 
@@ -123,7 +145,7 @@ def absolute(url: str) -> str:
     if is_postgres(url):
         return url
     path, library = store_path(url)
-    return f"sqlite+{library}:{os.path.abspath(path)}"
+    return f"{f'sqlite+{library}' if library else 'maildir'}:{os.path.abspath(path)}"
 
 
 def open_source(url: str, library: str) -> Source:
@@ -137,6 +159,8 @@ def open_source(url: str, library: str) -> Source:
         known.add_url(url)
         return PostgresSource(url)
     path, named = store_path(url)
+    if not named:
+        raise ConfigError(f"{url!r} is a spool, and no application's database")
     return SqliteSource(path, named if url.startswith("sqlite+") else library)
 
 
@@ -269,6 +293,20 @@ def arrivals_of(store: Store, config: Config, clock: Clock | None = None) -> Any
         from outmail.returns.key import signing_key
 
     return Arrivals(store, config.loopback, signing_key(store), clock)
+
+
+def is_queue(url: str) -> bool:
+    """True when what is at this place has been made by outmail. It is not changed."""
+    if is_postgres(url):
+        return True
+    path, library = store_path(url)
+    if not library:
+        from outmail.store.maildir.store import is_spool
+
+        return is_spool(path)
+    from outmail.store.sqlite.files import is_store
+
+    return os.path.isfile(path) and is_store(path)
 
 
 def spool_of(url: str) -> str:

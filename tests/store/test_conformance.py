@@ -1,5 +1,5 @@
-"""The public suite of what every store must do, on SQLite by both of its libraries, and on PostgreSQL on
-every server that is there.
+"""The public suite of what every store must do, on SQLite by both of its libraries, on a Maildir spool,
+and on PostgreSQL on every server that is there.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from outmail.store.maildir.store import MaildirStore
 from outmail.store.sqlite.store import SqliteStore
 from outmail.testing.conformance import *  # noqa: F403
 from outmail.testing.conformance import NOW, add, lease, message
@@ -33,8 +34,11 @@ def test_a_dead_owners_work_is_taken_a_live_ones_never(store: Any, tmp_path: Pat
         if isinstance(store, SqliteStore)
         else f"PostgresStore({store.url!r}, {store._base!r})"
     )
+    if isinstance(store, MaildirStore):
+        made = f"MaildirStore({store.url.partition(':')[2]!r})"
     code = f"""
 import os
+from outmail.store.maildir.store import MaildirStore
 from outmail.store.sqlite.store import SqliteStore
 from outmail.store.postgres.store import PostgresStore
 s = {made}

@@ -50,7 +50,14 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "hypothesis": ("testing/",),
 }
 #: The classes behind a store's URL and a relay's URL.
-CONCRETE = ("SqliteStore", "PostgresStore", "SmtpTransport", "LocalTransport", "MailboxTransport")
+CONCRETE = (
+    "SqliteStore",
+    "PostgresStore",
+    "MaildirStore",
+    "SmtpTransport",
+    "LocalTransport",
+    "MailboxTransport",
+)
 ROOT = {
     "__init__",
     "__main__",

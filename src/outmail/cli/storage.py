@@ -19,7 +19,7 @@ from outmail.outbox.queue import Queue
 from outmail.store import Store, StoreError, shown, store_id
 from outmail.system import failpoints
 from outmail.transactional.insert import outbox_ddl
-from outmail.wiring import is_postgres, open_source, open_store, sqlite_copy, store_path
+from outmail.wiring import is_queue, open_source, open_store, sqlite_copy, store_path
 
 
 def store(arguments: argparse.Namespace) -> int:
@@ -40,12 +40,10 @@ def store(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     """Look before opening, because opening would turn an empty file into a store."""
-    from outmail.store.sqlite.files import is_store
-
     place = config_of(arguments).store
     if not is_there(place):
         raise NotFound(f"there is no queue at {place}")
-    if is_postgres(place) or is_store(store_path(place)[0]):
+    if is_queue(place):
         problems = _problems(arguments)
     else:
         problems = [f"{store_path(place)[0]} is no outmail store"]

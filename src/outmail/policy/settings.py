@@ -55,8 +55,9 @@ _TEXTS = (str, list)
 
 TOP = (
     Setting("store", _TEXT, "",
-        "the queue: a path, sqlite:rel/path, sqlite:///abs/path or postgresql://user@host/database; "
-        "without it /var/lib/outmail/queue.db for root, else $XDG_DATA_HOME/outmail/queue.db", '"mail.db"'),
+        "the queue: a path, sqlite:rel/path, sqlite:///abs/path, maildir:/folder or "
+        "postgresql://user@host/database; without it /var/lib/outmail/queue.db for "
+        "root, else $XDG_DATA_HOME/outmail/queue.db", '"mail.db"'),
     Setting("from", _TEXT, "", "the sender of what is sent without one", '"robot@example.org"'),
     Setting("to", _TEXTS, "[]", "where reports go"),
     Setting("hostname", _TEXT, "",

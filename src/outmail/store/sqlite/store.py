@@ -56,6 +56,8 @@ class SqliteStore(GroupCommit):
     verbs: Verbs = verbs
     blocking = False
     lanes = 1
+    #: How a connection waits for the disk.
+    _sync: Sequence[str] = _DURABLE
 
     def __init__(self, path: str, library: str = "apsw") -> None:
         # one name for each file, so that engines find each other's files beside it
@@ -111,7 +113,7 @@ class SqliteStore(GroupCommit):
     def _begin_use(self) -> None:
         """The connections are open."""
         self._checkpoints = (
-            Checkpoints(self._writer, lambda: _prepared(drivers.Apsw(self.path), _DURABLE))
+            Checkpoints(self._writer, lambda: _prepared(drivers.Apsw(self.path), self._sync))
             if isinstance(self._writer, drivers.Apsw)
             else None
         )
@@ -219,13 +221,9 @@ class SqliteStore(GroupCommit):
         if self._pid < 0:
             raise StoreError("closed", f"{self.path} is closed")
         self._writable()
-        # a file that has lost its name is lost when the program ends: write nothing more to it
-        if drivers.identity(self.path) != self._claim:
-            raise StoreError(
-                "io", f"{self.path} was removed or replaced while open: put it back, or restart this program"
-            )
         self._rollback()  # Ctrl-C may have left a transaction open, and with it the write lock
         try:
+            self._enter(wait)
             drivers.patient(lambda: self._writer.execute("BEGIN IMMEDIATE"), wait)
             if len(verbs) == 1:
                 return [drivers.drive(self._writer, verbs[0])]
@@ -236,6 +234,15 @@ class SqliteStore(GroupCommit):
 
     def _writable(self) -> None:
         """Raises `StoreError` where nothing may be written."""
+
+    def _enter(self, wait: float) -> None:
+        """Before a transaction. A file that has lost its name is lost when the program ends: write nothing
+        more to it.
+        """
+        if drivers.identity(self.path) != self._claim:
+            raise StoreError(
+                "io", f"{self.path} was removed or replaced while open: put it back, or restart this program"
+            )
 
     def _commit(self) -> None:
         try:

@@ -1,0 +1,439 @@
+"""The files of a spool, and how each is written so that it survives a kill and a power cut.
+
+    spool             names the format; made once, never written again: its identity is the spool's
+    queue/ID.eml      the content of a message that somebody is still to get, byte for byte
+    queue/ID.journal  what became of it: one line for each commit that changed it
+    done/…            the same of messages that everybody got, or never will
+    tmp/              content that no commit has taken yet
+    log.jsonl         the commits since the last checkpoint; a commit is its line here, flushed
+    state.jsonl       what belongs to no message (notes, engines), as of the last checkpoint
+    broken/           files that were set aside because they are damaged
+
+Order of a commit: content is flushed in ``tmp``, then ``tmp`` itself; then the line in the log is flushed:
+that is the commit. Only then are journals written and contents renamed, without a flush: whoever finds a log
+does that again. A checkpoint flushes them, and begins a new log.
+Promises: a name in ``queue`` or ``done`` means a committed message. Folders have the mode 0700, files 0600.
+Fails: `OSError`. Does not: lock (`store`), or know what rows mean.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from urllib.parse import quote, unquote
+
+from outmail.store.maildir.lines import Change, Commit, Part, Rows, line, part_of, read
+from outmail.system.lockfile import sync_folder
+from outmail.system.starting import started
+
+QUEUE, DONE, TMP, BROKEN = "queue", "done", "tmp", "broken"
+FOLDERS = (QUEUE, DONE, TMP, BROKEN)
+LOG, STATE, FORMAT, INDEX = "log.jsonl", "state.jsonl", "spool", "index.sqlite"
+EML, JOURNAL = ".eml", ".journal"
+#: So many files are flushed at the same time, and so many are open for that.
+FLUSHERS, OPEN = 8, 64
+#: A journal longer than this is written anew at a checkpoint, as what is left of it.
+LONG = 32 * 1024
+#: The beginning of the names of long contents that are written before their message.
+UPLOAD = "upload."
+
+
+def name_of(id: str) -> str:
+    """The name of a message's files."""
+    return quote(id, safe="")
+
+
+class Journal:
+    """A journal as it was found. ``torn``: where its last line begins, when that is not whole. ``damaged``:
+    how many other lines cannot be read.
+    """
+
+    def __init__(self, data: bytes = b"") -> None:
+        self.parts: list[tuple[int, Part]] = []
+        self.damaged = 0
+        self.torn: int | None = None
+        self.size = len(data)
+        at = 0
+        for one in split(data):
+            value = read(one)
+            if value is not None and isinstance(value.get("commit"), int):
+                self.parts.append((value["commit"], part_of(value)))
+            elif at + len(one) == len(data):
+                self.torn = at
+            else:
+                self.damaged += 1
+            at += len(one)
+
+    @property
+    def last(self) -> int:
+        """The number of the last commit in it; 0 when there is none."""
+        return self.parts[-1][0] if self.parts else 0
+
+    def sound(self) -> bool:
+        """True when the rows of its lines make sense."""
+        try:
+            self.rows()
+        except (KeyError, TypeError, AttributeError):
+            return False
+        return True
+
+    def rows(self) -> Rows:
+        rows = Rows()
+        for _, part in self.parts:
+            rows.apply(part)
+        return rows
+
+
+def split(data: bytes) -> list[bytes]:
+    """Lines with their ends; the last one may have none."""
+    *whole, rest = data.split(b"\n")
+    return [one + b"\n" for one in whole] + ([rest] if rest else [])
+
+
+class Files:
+    """The files of the spool in the folder ``root``."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.log = os.path.join(root, LOG)
+        self.state = os.path.join(root, STATE)
+        self.format = os.path.join(root, FORMAT)
+
+    def path(self, folder: str, name: str) -> str:
+        return f"{self.root}/{folder}/{name}"
+
+    # -- contents --------------------------------------------------------------------------------------------
+
+    def content(self, id: str) -> bytes | None:
+        """The content of a committed message, or None."""
+        return self._found(id, lambda fd: _whole(fd))
+
+    def piece(self, id: str | None, upload: str, at: int, size: int) -> bytes | None:
+        """A piece of a long content: of a message, or, before there is one, of its upload."""
+        if id is not None:
+            found = self._found(id, lambda fd: os.pread(fd, size, at))
+            if found is not None:
+                return found
+        try:
+            fd = os.open(self.path(TMP, UPLOAD + upload), os.O_RDONLY | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return None
+        try:
+            return os.pread(fd, size, at)
+        finally:
+            os.close(fd)
+
+    def _found(self, id: str, reading: Callable[[int], bytes]) -> bytes | None:
+        """Read a content. It may be on its way from one folder to the other, so the first is asked twice."""
+        for folder in (QUEUE, DONE, QUEUE):
+            try:
+                fd = os.open(self.path(folder, name_of(id) + EML), os.O_RDONLY | os.O_NOFOLLOW)
+            except FileNotFoundError:
+                continue
+            try:
+                return reading(fd)
+            finally:
+                os.close(fd)
+        return None
+
+    def write_contents(self, contents: Iterable[tuple[str, bytes]]) -> None:
+        """Write files into ``tmp``; they are on disk when this returns, but for their names."""
+        waiting: list[int] = []
+        try:
+            for name, content in contents:
+                fd = os.open(
+                    self.path(TMP, name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600
+                )
+                waiting.append(fd)
+                write_all(fd, content)
+                if len(waiting) >= OPEN:
+                    flush(waiting)
+                    _close(waiting)
+            flush(waiting)
+        finally:
+            _close(waiting)
+
+    def write_pieces(self, upload: str, pieces: Iterable[tuple[int, bytes]]) -> None:
+        """Write pieces, as (offset, bytes), of a long content whose message comes later."""
+        fd = os.open(self.path(TMP, UPLOAD + upload), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            for at, piece in pieces:
+                write_all(fd, piece, at)
+            flush([fd])
+        finally:
+            os.close(fd)
+
+    def sync_tmp(self) -> None:
+        sync_folder(self.path(TMP, ""))
+
+    # -- after the commit ------------------------------------------------------------------------------------
+
+    def land(self, commit: Commit) -> None:
+        """Bring the files to what a commit says. Nothing was left undone before it."""
+        for seq, id in commit.removed:
+            self._forget(seq, id)
+        for id, change in commit.messages.items():
+            name = name_of(id)
+            here = self._append(name, [(commit.number, change)], QUEUE if change.live else DONE)
+            self._settle(name, change.live, change.content, here=here)
+
+    def complete(self, commits: Sequence[Commit]) -> list[str]:
+        """Bring the files to what all these commits say, whatever of it was done before. Returns the ids that
+        they are about.
+        """
+        changes: dict[str, list[tuple[int, Change]]] = {}
+        for commit in commits:
+            for seq, id in commit.removed:
+                self._forget(seq, id)
+                changes.pop(id, None)
+            for id, change in commit.messages.items():
+                changes.setdefault(id, []).append((commit.number, change))
+        for id, found in changes.items():
+            name = name_of(id)
+            journal, path = self.journal(name)
+            if journal.torn is not None:
+                os.truncate(path, journal.torn)
+            live = found[-1][1].live
+            missing = [one for one in found if one[0] > journal.last]
+            if missing:
+                self._append(name, missing, QUEUE if live else DONE)
+            contents = [change.content for _, change in found if change.content != ""]
+            self._settle(name, live, contents[-1] if contents else "", here=False)
+        return list(changes)
+
+    def journal(self, name: str) -> tuple[Journal, str]:
+        """A message's journal and where it is. An empty one when there is none."""
+        for folder in (QUEUE, DONE, QUEUE):
+            path = self.path(folder, name + JOURNAL)
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            except FileNotFoundError:
+                continue
+            try:
+                return Journal(_whole(fd)), path
+            finally:
+                os.close(fd)
+        return Journal(), path
+
+    def _append(self, name: str, changes: Sequence[tuple[int, Part]], folder: str) -> bool:
+        """Write lines to a journal, which is made in ``folder`` if there is none. True when it is there."""
+        data = b"".join([journal_line(number, change) for number, change in changes])
+        fd, here = self._open_journal(name, folder)
+        try:
+            size = os.fstat(fd).st_size
+            try:
+                write_all(fd, data)
+            except OSError:
+                os.ftruncate(fd, size)
+                raise
+        finally:
+            os.close(fd)
+        return here
+
+    def _open_journal(self, name: str, folder: str) -> tuple[int, bool]:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW
+        for place in (folder, DONE if folder == QUEUE else QUEUE):
+            try:
+                return os.open(self.path(place, name + JOURNAL), flags), place == folder
+            except FileNotFoundError:
+                pass
+        return os.open(self.path(folder, name + JOURNAL), flags | os.O_CREAT, 0o600), True
+
+    def _settle(self, name: str, live: bool, content: str | None, *, here: bool) -> None:
+        """Content and journal lie in the folder where they belong. With ``here`` the journal does."""
+        mine, other = (QUEUE, DONE) if live else (DONE, QUEUE)
+        if not here:
+            for suffix in (EML, JOURNAL):
+                _rename(self.path(other, name + suffix), self.path(mine, name + suffix))
+        if content is None:
+            unlink(self.path(mine, name + EML))
+        elif content:
+            _rename(self.path(TMP, content), self.path(mine, name + EML))
+
+    def _forget(self, seq: int, id: str) -> None:
+        """The files of a message that is removed, unless they belong to a later one with the same id. The
+        journal goes last: it tells whose they are.
+        """
+        name = name_of(id)
+        journal, path = self.journal(name)
+        message = journal.rows().message
+        if journal.parts and (message is None or message["seq"] == seq):
+            for folder in (QUEUE, DONE):
+                unlink(self.path(folder, name + EML))
+            unlink(path)
+
+    # -- checkpoints -----------------------------------------------------------------------------------------
+
+    def flush_journals(self, ids: Iterable[str]) -> None:
+        """Journals of these messages are on disk when this returns, and those that are closed or long are as
+        short as can be.
+        """
+        waiting: list[int] = []
+        try:
+            for id in ids:
+                fd = self._ready(name_of(id))
+                if fd is not None:
+                    waiting.append(fd)
+                if len(waiting) >= OPEN:
+                    flush(waiting)
+                    _close(waiting)
+            flush(waiting)
+        finally:
+            _close(waiting)
+        for folder in FOLDERS:
+            sync_folder(self.path(folder, ""))
+
+    def _ready(self, name: str) -> int | None:
+        journal, path = self.journal(name)
+        closed = os.path.basename(os.path.dirname(path)) == DONE
+        if len(journal.parts) > 1 and not journal.damaged and (closed or journal.size > LONG):
+            self.compact(name, journal, path)
+            return None
+        try:
+            return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return None
+
+    def compact(self, name: str, journal: Journal, path: str) -> None:
+        """Write what is left of a journal as one line, flush it, and give it the journal's name."""
+        replace(path, self.path(TMP, name + JOURNAL), [journal_line(journal.last, journal.rows().part())])
+
+    def keep_aside(self, path: str) -> str:
+        """Give a damaged file a second name in ``broken``. Returns it."""
+        base = os.path.basename(path)
+        for n in range(1, 1_000_000):
+            target = self.path(BROKEN, base if n == 1 else f"{base}.{n}")
+            try:
+                os.link(path, target, follow_symlinks=False)
+            except FileExistsError:
+                continue
+            return target
+        raise FileExistsError(path)
+
+    def set_aside(self, path: str) -> str:
+        """Move a file into ``broken``. Returns where it is now."""
+        target = self.keep_aside(path)
+        os.unlink(path)
+        return target
+
+    def ids(self, folder: str) -> tuple[dict[str, set[str]], list[str]]:
+        """The messages with files in a folder, as {id: suffixes}, and names that are not ours."""
+        found: dict[str, set[str]] = {}
+        foreign = []
+        with os.scandir(self.path(folder, "")) as entries:
+            for entry in entries:
+                stem, suffix = os.path.splitext(entry.name)
+                ours = suffix in (EML, JOURNAL) and stem and name_of(unquote(stem)) == stem
+                if ours and entry.is_file(follow_symlinks=False):
+                    found.setdefault(unquote(stem), set()).add(suffix)
+                else:
+                    foreign.append(entry.name)
+        return found, sorted(foreign)
+
+    def sweep(self) -> None:
+        """Remove what commits have left in ``tmp`` that never happened. Pieces of long contents stay."""
+        with os.scandir(self.path(TMP, "")) as entries:
+            for entry in entries:
+                if not entry.name.startswith(UPLOAD) and entry.is_file(follow_symlinks=False):
+                    unlink(entry.path)
+
+
+def journal_line(number: int, part: Part) -> bytes:
+    return line({"commit": number, **Part.value(part)})
+
+
+def write_all(fd: int, data: bytes, at: int | None = None) -> None:
+    """One write, and more where the system takes less."""
+    left = memoryview(data)
+    while left:
+        count = os.write(fd, left) if at is None else os.pwrite(fd, left, at)
+        left = left[count:]
+        at = None if at is None else at + count
+
+
+def replace(path: str, temporary: str, lines: Iterable[bytes]) -> None:
+    """A file is as before, or has these lines, also after a power cut. The caller flushes its folder."""
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    try:
+        write_all(fd, b"".join(lines))
+        flush([fd])
+    finally:
+        os.close(fd)
+    os.rename(temporary, path)
+
+
+def flush(fds: Sequence[int]) -> None:
+    """The content of these files is on disk when this returns. Several at the same time: a disk takes as long
+    for eight as for one.
+    """
+    share = [fds[i::FLUSHERS] for i in range(FLUSHERS)] if len(fds) > 2 else [fds]
+    troubles: list[OSError] = []
+
+    def work(mine: Sequence[int]) -> None:
+        try:
+            for fd in mine:
+                sync(fd)
+        except OSError as problem:
+            troubles.append(problem)
+
+    threads = []
+    for mine in share[1:]:
+        thread = threading.Thread(target=work, args=(mine,), name="outmail-flush", daemon=True)
+        if mine and started(thread):
+            threads.append(thread)
+        else:
+            work(mine)
+    work(share[0])
+    for thread in threads:
+        thread.join()
+    if troubles:
+        raise troubles[0]
+
+
+def sync(fd: int) -> None:
+    """fsync, on macOS down to the disk itself."""
+    full = _full()
+    if full is None:
+        os.fsync(fd)
+    else:
+        import fcntl
+
+        fcntl.fcntl(fd, full)
+
+
+def _full() -> int | None:
+    import fcntl
+
+    return getattr(fcntl, "F_FULLFSYNC", None)
+
+
+def unlink(*paths: str) -> None:
+    for path in paths:
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
+
+
+def _rename(path: str, target: str) -> None:
+    try:
+        os.rename(path, target)
+    except FileNotFoundError:
+        pass
+
+
+def _whole(fd: int) -> bytes:
+    size = os.fstat(fd).st_size
+    data = os.read(fd, size + 1)
+    while len(data) < size:
+        more = os.read(fd, size + 1 - len(data))
+        if not more:
+            break
+        data += more
+    return data
+
+
+def _close(fds: list[int]) -> None:
+    while fds:
+        os.close(fds.pop())
