@@ -267,8 +267,8 @@ def test_without_an_ini_file_they_are_outmails_own(place: Place) -> None:
 def test_mq_sendmail_loads_little(place: Place) -> None:
     place.serve(9, f"queue_dir = {place.queue}")
     program = (
-        "import sys; from outmail.compat.mailqueue import sendmail;"
-        "sendmail._start = lambda *words, **more: None; sendmail.main(['-C', sys.argv[1], 'a@x.test']);"
+        "import sys; from outmail.compat.mailqueue import mq_sendmail;"
+        "mq_sendmail._start = lambda *words, **more: None; mq_sendmail.main(['-C', sys.argv[1], 'a@x.test']);"
         "print(sorted({'apsw', 'sqlite3', 'asyncio', 'email', 'logging', 'configparser'} & set(sys.modules)))"
     )
     words = [sys.executable, "-c", program, str(place.ini)]

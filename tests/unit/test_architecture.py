@@ -48,6 +48,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "transaction": ("contrib/transaction.py",),
     "pytest": ("testing/",),
     "hypothesis": ("testing/",),
+    "schwarz": ("compat/mailqueue/",),
 }
 #: The classes behind a store's URL and a relay's URL.
 CONCRETE = (

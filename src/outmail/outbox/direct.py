@@ -3,7 +3,7 @@
 Promises: the same checks, `[safety]`, passwords and rules of TLS as for mail that is stored; one attempt at
 each relay of its route, one after the other, within the time given; no thread is needed.
 Fails: never because of a relay: what was not taken is returned with the reason; `Refused` and `ConfigError`
-from `compose`. Does not: store, retry, or keep a transcript.
+from `compose`. Does not: store, or retry.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class Direct:
                 for delivery in deliveries:
                     relays = routes.resolve(delivery.destination)
                     for relay in relays:
-                        await _attempt(make, relay, delivery)
+                        await attempt(make, relay, delivery)
                     if not relays:
                         delivery.all(_not_taken(f"no relay is known for {delivery.destination}"))
         except TimeoutError:
@@ -123,7 +123,7 @@ class Direct:
                 delivery.all(_not_taken(f"no answer within {seconds:.1f} s"))
 
 
-async def _attempt(make: Callable[[Relay], Any], relay: Relay, delivery: Delivery) -> None:
+async def attempt(make: Callable[[Relay], Any], relay: Relay, delivery: Delivery) -> None:
     """One relay, for the recipients that no other one took. A later relay's word replaces an earlier
     one's.
     """
@@ -136,6 +136,7 @@ async def _attempt(make: Callable[[Relay], Any], relay: Relay, delivery: Deliver
     feed: Feed = (one := _One(part))
     await make(relay).session(feed)
     part.all(one.failure or _not_taken(f"{relay.url} ended the session without an answer"))
+    delivery.transcript += [*one.transcript, *part.transcript]
 
 
 def _part(delivery: Delivery, recipients: list[Leased]) -> Delivery:
@@ -169,6 +170,8 @@ class _One:
     def __init__(self, delivery: Delivery) -> None:
         self._delivery: Delivery | None = delivery
         self.failure: Outcome | None = None
+        #: The lines of the dialogue that belong to no delivery.
+        self.transcript: Sequence[tuple[int, str, bytes]] = ()
 
     def take_now(self) -> Delivery | None:
         taken, self._delivery = self._delivery, None
@@ -187,7 +190,7 @@ class _One:
         """Its recipients have their outcomes."""
 
     def healthy(self, greeting: Sequence[tuple[int, str, bytes]] = ()) -> None:
-        """Nobody counts sessions here."""
+        self.transcript = list(greeting)
 
     def refuses_ahead(self, reply: Reply) -> None:
         """There is nothing to send ahead."""
@@ -196,4 +199,4 @@ class _One:
         """No copy of a report past the store comes home."""
 
     def failed(self, outcome: Outcome, transcript: Sequence[tuple[int, str, bytes]] = ()) -> None:
-        self.failure = outcome
+        self.failure, self.transcript = outcome, list(transcript)

@@ -178,6 +178,13 @@ def test_one_bad_address_does_not_keep_the_mail_from_the_others(folder: Path, bo
     assert states == {"a@x.test": "queued", "root@x.test": "queued", "'b b@x.test'": "failed"}
 
 
+def test_encoded_envelopes_are_read() -> None:
+    """repoze.sendmail encodes the values."""
+    data = entry(sender="<=?utf-8?q?foo=40x=2Etest?=>", to="=?utf-8?q?a=40x=2Etest?=")
+    found, _ = spool.unpacked(data)
+    assert (found.sender, found.recipients) == ("foo@x.test", ("a@x.test",))
+
+
 def test_a_bounce_has_the_null_sender(folder: Path, box: Outbox) -> None:
     (folder / "new/1.h").write_bytes(entry(sender="<>"))
     take_in(Mailqueue(str(folder)), box.door, "x.test")

@@ -77,6 +77,10 @@ class Ini:
         """The error for a value that cannot be meant."""
         return ConfigError(f"{self.path}, line {self._lines.get(key, 0)}: {key}: {why}")
 
+    def names(self) -> list[str]:
+        """The keys that are there."""
+        return list(self._values)
+
     def unknown(self) -> list[tuple[str, int]]:
         """(key, line) of the keys that mean nothing."""
         return [(key, line) for key, line in self._lines.items() if key not in KEYS]

@@ -83,7 +83,7 @@ def unpacked(data: bytes) -> tuple[Envelope, bytes]:
         raise ValueError("has an X-Retries field that is no number")
     return (
         Envelope(
-            sender,
+            sender.strip(),
             _listed(_words(fields["envelope-to"])),
             _words(fields.get("x-queue-date", b"")),
             _words(fields.get("x-last-attempt", b"")),
@@ -154,11 +154,11 @@ def make(folder: str) -> None:
         os.makedirs(os.path.join(folder, name), mode=0o700, exist_ok=True)
 
 
-def put(folder: str, data: bytes) -> str:
-    """Leave a file in ``new``; returns its name. The directory is made where it is missing."""
+def put(folder: str, data: bytes, part: str = "new") -> str:
+    """Leave a file in ``new`` or ``cur``; returns its name. The directory is made where it is missing."""
     make(folder)
     name = _unique()
-    half, whole = os.path.join(folder, "tmp", name), os.path.join(folder, "new", name)
+    half, whole = os.path.join(folder, "tmp", name), os.path.join(folder, part, name)
     fd = os.open(half, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         try:
@@ -171,7 +171,7 @@ def put(folder: str, data: bytes) -> str:
         os.link(half, whole)
     finally:
         os.unlink(half)
-    _sync(os.path.join(folder, "new"))
+    _sync(os.path.join(folder, part))
     return name
 
 
@@ -204,7 +204,7 @@ class Mailqueue:
         os.stat(self.folder)
         found = [f"{part}/{name}" for part in (TAKING, "new") for name in self._names(part)]
         found += [f"cur/{name}" for name in self._names("cur") if self._is_stale(f"cur/{name}")]
-        return sorted(found, key=lambda path: _age_key(os.path.basename(path)))
+        return sorted(found, key=lambda path: age_key(os.path.basename(path)))
 
     def half(self) -> list[str]:
         """``tmp/NAME`` of files that a killed program has left half written. They are never sent."""
@@ -270,8 +270,8 @@ class Mailqueue:
         return True
 
 
-def _age_key(name: str) -> tuple[float, str]:
-    """Names begin with the second, and ``M`` with the microsecond."""
+def age_key(name: str) -> tuple[float, str]:
+    """Sorts names by age: they begin with the second, and ``M`` with the microsecond."""
     second, _, rest = name.partition(".")
     micro = rest[1:].partition("P")[0] if rest[:1] == "M" else ""
     at = int(second) + int(micro or 0) / 1e6 if second.isdecimal() and (micro or "0").isdecimal() else 0.0

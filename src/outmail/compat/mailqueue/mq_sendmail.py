@@ -1,10 +1,10 @@
-"""``mq-sendmail`` and ``mq-mail``: a message on stdin is on disk when they end, and on its way.
+"""``mq-sendmail``: a message on stdin is on disk when it ends, and on its way.
 
 With an ini file of mailqueue-runner the message goes into the queue directory (``queue_dir``, else one of the
 caller's own) in mailqueue-runner's format, and an ``mq-run`` in the background sends it at once; what cannot
-be sent waits for the next ``mq-run``. Without an ini file they are `sendmail` and `mail` of outmail.
+be sent waits for the next ``mq-run``. Without an ini file it is outmail's `sendmail`.
 Promises: status 0 only when the message is on disk; Bcc fields never leave. Until then neither a database,
-nor an event loop, nor (in mq-sendmail) the email package is loaded.
+nor an event loop, nor the email package is loaded.
 Fails: as sysexits with a line on stderr: 64 usage, 65 the message or an address, 75 not stored, 77 not
 allowed, 78 configuration. Does not: wait for the server, but with -v.
 """
@@ -47,16 +47,6 @@ usage: mq-sendmail [-t] [-f SENDER] [RECIPIENT ...] < message
   -v, --verbose         wait for the server, and show the dialogue
 Every other flag of sendmail(1) is understood or ignored: see outmail's docs/unix.md.
 """
-MAIL_HELP = """\
-usage: mq-mail [-s SUBJECT] [-r SENDER] RECIPIENT ... < text
-
-  -s, --subject=SUBJECT      the subject
-  -r, --from-address=ADDRESS the sender; else `from` of the ini file
-  --aliases=FILE             aliases(5) for bare names; else /etc/aliases
-  -C, --config=CFG           the ini file of mailqueue-runner
-  -v, --verbose              wait for the server, and show the dialogue
-  -Ssendwait, -Snosendwait   ignored
-"""
 
 
 class Asked:
@@ -73,15 +63,10 @@ class Asked:
 
 def main(argv: list[str] | None = None) -> int:
     """The entry point of mq-sendmail; returns the exit status."""
-    return _guarded("mq-sendmail", _sendmail, sys.argv[1:] if argv is None else argv)
+    return guarded("mq-sendmail", _sendmail, sys.argv[1:] if argv is None else argv)
 
 
-def mail(argv: list[str] | None = None) -> int:
-    """The entry point of mq-mail; returns the exit status."""
-    return _guarded("mq-mail", _mail, sys.argv[1:] if argv is None else argv)
-
-
-def _guarded(name: str, command: object, words: list[str]) -> int:
+def guarded(name: str, command: object, words: list[str]) -> int:
     if circle.is_closed():
         return EX_TEMPFAIL
     try:
@@ -101,12 +86,12 @@ def _guarded(name: str, command: object, words: list[str]) -> int:
 
 
 def _sendmail(words: list[str]) -> int:
-    asked = _own(words, {"aliases": "aliases"}, _SET)
+    asked = own_words(words, {"aliases": "aliases"}, _SET)
     call = flags.parse(asked.rest)
     if call.mode == "help":
         print(HELP, end="")
         return 0
-    ini = _found(call.config)
+    ini = found(call.config)
     if ini is None or call.mode != "send":
         call.config = None
         return unix.sendmail(call)
@@ -114,39 +99,15 @@ def _sendmail(words: list[str]) -> int:
     names = unix.wanted(call, message)
     if not names:
         raise flags.UsageError("no recipient address is in the message (To, Cc, Bcc)")
-    aliases = _Aliases(asked.aliases)
-    sender = _sender(call.sender, ini, aliases)
+    aliases = Aliases(asked.aliases)
+    sender = sender_of(call.sender, ini, aliases)
     recipients = aliases.all(names)
     message.without_bcc()
     _complete(message, asked.headers, sender, recipients)
-    return _keep(ini, sender, recipients, message.content, verbose=call.verbose)
+    return keep(ini, sender, recipients, message.content, verbose=call.verbose)
 
 
-def _mail(words: list[str]) -> int:
-    named = {"aliases": "aliases", "config": "C", "subject": "s", "from-address": "r"}
-    asked = _own(words, named, ())
-    recipients = _letters(asked)
-    if asked.values.get("help"):
-        print(MAIL_HELP, end="")
-        return 0
-    if not recipients:
-        raise flags.UsageError("no recipient: name one behind the flags")
-    ini = _found(asked.values.get("C"))
-    sender, subject = asked.values.get("r"), asked.values.get("s")
-    if ini is None:
-        from outmail.unix import mail as unix_mail
-
-        options = [
-            word for flag, value in (("-s", subject), ("-r", sender)) if value for word in (flag, value)
-        ]
-        return unix_mail.main([*options, "--", *recipients] if not options else [*options, *recipients])
-    aliases = _Aliases(asked.aliases)
-    sender, people = _sender(sender, ini, aliases), aliases.all(recipients)
-    content = _composed(sender, people, subject or "", sys.stdin.buffer.read())
-    return _keep(ini, sender, people, content, verbose=asked.verbose)
-
-
-def _found(named: str | None) -> inis.Ini | None:
+def found(named: str | None) -> inis.Ini | None:
     path = inis.find(named)
     return inis.read(path, named=bool(named)) if path else None
 
@@ -154,7 +115,7 @@ def _found(named: str | None) -> inis.Ini | None:
 # -- words ---------------------------------------------------------------------------------------------------
 
 
-def _own(words: Sequence[str], named: dict[str, str], headers: Sequence[str]) -> Asked:
+def own_words(words: Sequence[str], named: dict[str, str], headers: Sequence[str]) -> Asked:
     """Take the long options of ours out of the words."""
     asked = Asked()
     rest = list(words)
@@ -179,32 +140,7 @@ def _own(words: Sequence[str], named: dict[str, str], headers: Sequence[str]) ->
     return asked
 
 
-def _letters(asked: Asked) -> list[str]:
-    """The short options of mq-mail; returns the recipients."""
-    rest = asked.rest
-    found: list[str] = []
-    while rest:
-        word = rest.pop(0)
-        if word == "--":
-            return found + rest
-        if word in ("-h", "--help"):
-            asked.values["help"] = "1"
-        elif word in ("-v", "--verbose"):
-            asked.verbose = True
-        elif word in ("-Ssendwait", "-Snosendwait"):
-            pass
-        elif word[:2] in ("-s", "-r", "-C"):
-            if len(word) == 2 and not rest:
-                raise flags.UsageError(f"{word} needs a value")
-            asked.values[word[1]] = word[2:] or rest.pop(0)
-        elif word.startswith("-") and len(word) > 1:
-            raise flags.UsageError(f"{word} is no option of mq-mail")
-        else:
-            found.append(word)
-    return found
-
-
-class _Aliases:
+class Aliases:
     """Bare names → addresses. The file is read when a bare name comes."""
 
     def __init__(self, path: str | None) -> None:
@@ -252,7 +188,7 @@ def _no_file(path: str) -> str:
     raise AliasError(f":include: {path} is read by the receiving server only")
 
 
-def _sender(given: str | None, ini: inis.Ini, aliases: _Aliases) -> str:
+def sender_of(given: str | None, ini: inis.Ini, aliases: Aliases) -> str:
     """The envelope's sender: as given, else `from`, else this user. An alias counts if it names somebody."""
     if given == "":
         return ""
@@ -290,26 +226,7 @@ def _date() -> str:
     )
 
 
-def _composed(sender: str, people: Sequence[str], subject: str, text: bytes) -> bytes:
-    """A text and its subject → a message."""
-    from outmail.clock import Clock
-    from outmail.intake import api
-    from outmail.system import host
-
-    name = host.full_name()
-    draft = api.composed(
-        Clock().now(),
-        name,
-        name,
-        to=people,
-        subject=subject,
-        text=text.decode("utf-8", "replace"),
-        sender=sender,
-    )
-    return draft.content
-
-
-def _keep(ini: inis.Ini, sender: str, recipients: Sequence[str], content: bytes, *, verbose: bool) -> int:
+def keep(ini: inis.Ini, sender: str, recipients: Sequence[str], content: bytes, *, verbose: bool) -> int:
     """Put it into the queue directory, and set an ``mq-run`` going."""
     content = content.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
     folder = ini.place("queue_dir") or spool.own_folder()
