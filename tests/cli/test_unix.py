@@ -268,4 +268,24 @@ def test_a_drop_folder_is_all_that_is_needed(store: Path, tmp_path: Path) -> Non
     assert b"recipient c@x.test\nrecipient a@x.test\n\nTo: a@x.test\n" in (folder / name).read_bytes()
 
 
+def test_fifty_at_once_lose_nothing(tmp_path: Path) -> None:
+    """By the drop folder, each a process of its own."""
+    folder = tmp_path / "drop"
+    folder.mkdir(mode=0o3777)
+    code = f"import sys; sys.path.insert(0, {SRC!r}); from outmail.unix.main import main; "
+    words = [sys.executable, "-I", "-S", "-c", f"{code}sys.exit(main('sendmail', ['-t', '-i']))"]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("OUTMAIL_")}
+    started = []
+    for number in range(50):
+        process = subprocess.Popen(words, stdin=subprocess.PIPE, env={**env, "OUTMAIL_DROP": str(folder)})
+        assert process.stdin is not None
+        process.stdin.write(f"To: a@x.test\nSubject: number-{number}\n\n".encode())
+        process.stdin.close()
+        started.append(process)
+    assert [process.wait(60) for process in started] == [0] * 50
+    kept = [path.read_bytes() for path in folder.iterdir()]
+    found = sorted(int(data.split(b"number-")[1].split(b"\n")[0]) for data in kept)
+    assert found == list(range(50))
+
+
 SRC = str(Path(__file__).parents[2] / "src")

@@ -7,7 +7,7 @@ Promises: a file is removed only when its message is on disk; killed anywhere, n
 doubled while the store keeps the record (the key is made of owner and name); whose message it is says the
 file's owner, whatever the content claims; a file that is no deposit is put aside as ``NAME.bad`` and named
 in the log; a message that cannot be sent ends as failed, with the reason; a store in trouble leaves
-everything where it is. A flood of one user delays others by seconds, however long it is.
+everything where it is. A flood of one user delays others by the time of a listing.
 Fails: never into the program; it logs. Does not: deliver, or trust a name.
 """
 
@@ -147,7 +147,7 @@ class DropFolder:
         except (dropbox.Strange, ValueError) as problem:
             return self._put_aside(folder, name, str(problem))
         found.user = login(uid)
-        self._keep(found, here, uid, f"drop:{uid}:{name}")
+        self._keep(found, here, uid, dropbox.key_of(uid, name))
         try:
             folder.remove(name)
         except OSError as problem:
@@ -187,7 +187,7 @@ class DropFolder:
             f"the file {problem}; here is its beginning, and the whole of it is {self.folder}/{name}.bad",
             code="too-large",
         )
-        self._fail(found, here, problem.uid, f"drop:{problem.uid}:{name}", refusal)
+        self._fail(found, here, problem.uid, dropbox.key_of(problem.uid, name), refusal)
 
     def _put_aside(self, folder: dropbox.Folder, name: str, why: str) -> bool:
         self._seldom.say(

@@ -73,6 +73,11 @@ def put(folder: str, data: bytes) -> str:
     return name
 
 
+def key_of(uid: int, name: str) -> str:
+    """What identifies the message in the service's store, so that it is taken once."""
+    return f"drop:{uid}:{name}"
+
+
 def _unmade(path: str) -> bool:
     """Remove it. False when it is gone."""
     try:

@@ -21,7 +21,7 @@ SENDMAIL = (
     ("-q, -qIID, -qRSITE, -qSSENDER, -q15m", "try now what waits; without a service this process tries once"),
     ("-G", "the message comes from another machine: bare names get no domain"),
     ("-C FILE, -a RELAY, --store S, --relay R", "configuration, relay, queue"),
-    ("-v", "says on stderr which flags were ignored"),
+    ("-v", "says on stderr which id the message has, and which flags change nothing"),
     ("--", "ends the flags; an address after it may begin with `-`"),
     ("-bd, -bl, -bh, -bH, -bt, -P", "exit status 64, and the outmail command to use instead"),
     ("-A -B -D -E -J -L -O -S -T -U -X -c -d -e -h -m -n -o… -p -s -x",

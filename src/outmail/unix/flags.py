@@ -58,8 +58,9 @@ class Call:
         self.config: str | None = None
         self.store: str | None = None
         self.relay: str | None = None
-        #: Flags nobody knows, for one line in the log.
+        #: Flags nobody knows, and what others say that changes nothing: for -v.
         self.unknown: list[str] = []
+        self.notes: list[str] = []
 
 
 def parse(words: list[str]) -> Call:
@@ -138,6 +139,10 @@ def _value(call: Call, letter: str, value: str) -> None:
         _mode(call, value[:1] or "m")
     elif letter == "o":
         call.dots = call.dots and value != "i"
+        if value == "di":
+            call.notes.append("-odi: the message is stored, and its first attempt is not waited for")
+    elif letter == "X":
+        call.notes.append("-X: there is no traffic here; outmail log ID shows the service's")
     elif letter == "q":
         call.mode, call.only = "flush", _only(value)
     elif letter == "N":

@@ -62,11 +62,16 @@ def keep(call: Call, made: Deposit) -> int:
 
         return own.store(call, made)
     try:
-        dropbox.put(folder, made.packed())
+        name = dropbox.put(folder, made.packed())
     except ValueError as problem:
         return tell("sendmail", str(problem), EX_DATAERR)
     except OSError as problem:
         return tell("sendmail", f"{folder} does not take the message: {problem.strerror}", EX_TEMPFAIL)
+    if call.verbose:
+        from outmail.model import keyed_id
+
+        id = keyed_id(dropbox.key_of(os.getuid(), name))
+        tell("sendmail", f"{id} is on disk, in {folder}; the service takes it from there", 0)
     return 0
 
 

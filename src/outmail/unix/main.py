@@ -45,8 +45,10 @@ def main(name: str, words: list[str]) -> int:
 
 
 def sendmail(call: flags.Call) -> int:
-    if call.verbose and call.unknown:
-        tell("sendmail", f"ignored: {' '.join(call.unknown)}", 0)
+    if call.verbose:
+        ignored = [f"ignored: {' '.join(call.unknown)}"] if call.unknown else []
+        for note in (*ignored, *call.notes):
+            tell("sendmail", note, 0)
     if call.mode != "send":
         from outmail.unix import modes
 

@@ -39,8 +39,10 @@ def kept(call: Call, deposit: Deposit) -> str:
 def store(call: Call, deposit: Deposit) -> int:
     """`kept`, as an exit status with a line on stderr."""
     try:
-        kept(call, deposit)
+        id = kept(call, deposit)
     except Error as problem:
         print(sentence("sendmail", problem), file=sys.stderr)
         return status_of(problem)
+    if call.verbose:
+        print(f"sendmail: {id} is stored", file=sys.stderr)
     return 0

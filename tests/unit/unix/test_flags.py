@@ -15,7 +15,8 @@ from outmail.unix.flags import Call, UsageError, parse
 def differs(words: str) -> dict[str, Any]:
     """What the words change in a plain call."""
     plain = vars(Call())
-    return {name: value for name, value in vars(parse(shlex.split(words))).items() if value != plain[name]}
+    found = vars(parse(shlex.split(words)))
+    return {name: value for name, value in found.items() if name != "notes" and value != plain[name]}
 
 
 #: Command lines of real programs.

@@ -1,0 +1,263 @@
+"""Each flag of the common sendmails, and each kind of input, as `sendmail` treats it in the end: what lies in
+the drop folder, or what is said and with which status.
+
+The rows follow the flags of Sendmail, Postfix, Exim, msmtp, nullmailer, dma and OpenSMTPD.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from outmail.config import from_toml
+from outmail.intake import local
+from outmail.intake.deposit import Deposit, unpacked
+from outmail.outbox.outbox import Outbox
+from outmail.unix import flag_help
+from outmail.unix import main as unix
+
+MESSAGE = b"To: h@x.test\nSubject: s\n\ntext\n"
+#: What a deposit has when nothing was asked for.
+PLAIN: dict[str, Any] = {"sender": None, "name": "", "notify": "", "ret": "", "envid": "", "as_is": False}
+
+
+class Outcome(SimpleNamespace):
+    """``status``, ``out``, ``err``, and ``kept``: the deposit, or None."""
+
+    status: int
+    out: str
+    err: str
+    kept: Deposit | None
+
+
+Call = Callable[..., Outcome]
+
+
+@pytest.fixture
+def sendmail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    folder = tmp_path / "drop"
+    folder.mkdir()
+    folder.chmod(0o3777)
+    home = tmp_path / "home" / "outmail"
+    home.mkdir(parents=True)
+    (home / "config.toml").write_text(
+        f'store = "{tmp_path}/q.db"\nrelay = "null:"\n'
+        f'[accept]\norigin = "x.test"\naliases = "{tmp_path}/aliases"\n'
+    )
+    for name in [name for name in os.environ if name.startswith("OUTMAIL_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("OUTMAIL_DROP", str(folder))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: str, given: bytes = MESSAGE, name: str = "sendmail") -> Outcome:
+        monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=BytesIO(given)))
+        status = unix.main(name, list(words))
+        out, err = capsys.readouterr()
+        left = [path.read_bytes() for path in folder.iterdir()]
+        for path in folder.iterdir():
+            path.unlink()
+        assert len(left) <= 1
+        return Outcome(status=status, out=out, err=err, kept=unpacked(left[0]) if left else None)
+
+    return call
+
+
+#: Words, and what is not as in a plain call with the recipient a@x.test.
+KEPT: list[tuple[str, dict[str, Any]]] = [
+    ("a@x.test", {}),
+    # -t: joined with the command line
+    ("-t a@x.test", {"recipients": ["a@x.test", "h@x.test"]}),
+    ("-t", {"recipients": ["h@x.test"]}),
+    ("-ti", {"recipients": ["h@x.test"]}),
+    ("-i a@x.test", {}),
+    ("-oi a@x.test", {}),
+    ("-f me@x.test a@x.test", {"sender": "me@x.test"}),
+    ("-fme@x.test a@x.test", {"sender": "me@x.test"}),
+    ("-r me@x.test a@x.test", {"sender": "me@x.test"}),
+    ("-rme@x.test a@x.test", {"sender": "me@x.test"}),
+    ("-f <> a@x.test", {"sender": ""}),
+    ("-F Name a@x.test", {"name": "Name"}),
+    ("-FName a@x.test", {"name": "Name"}),
+    ("-bm a@x.test", {}),
+    ("-bq a@x.test", {}),
+    *[(f"-od{mode} a@x.test", {}) for mode in ("b", "i", "f", "q", "qs")],
+    *[(f"-B {body} a@x.test", {}) for body in ("7BIT", "8BITMIME", "odd")],
+    ("-B8BITMIME a@x.test", {}),
+    ("-N never a@x.test", {"notify": "never"}),
+    ("-Nsuccess,failure,delay a@x.test", {"notify": "success,failure,delay"}),
+    ("-R full a@x.test", {"ret": "full"}),
+    ("-Rhdrs a@x.test", {"ret": "hdrs"}),
+    ("-V envid a@x.test", {"envid": "envid"}),
+    *[(f"-oe{mode} a@x.test", {}) for mode in "mpqwe"],
+    *[(f"-e{mode} a@x.test", {}) for mode in ("m", "p", "q", "w", "e", "")],
+    ("-O k=v a@x.test", {}),
+    ("-om -o7 -o8 -oAaliases -oQ/queue a@x.test", {}),
+    ("-Am a@x.test", {}),
+    ("-Ac a@x.test", {}),
+    ("-S a@x.test", {}),
+    ("-d0.1 a@x.test", {}),
+    ("-d a@x.test", {}),
+    ("-D a@x.test", {}),
+    ("-G a@x.test", {"as_is": True}),
+    ("-h 5 a@x.test", {}),
+    ("-h5 a@x.test", {}),
+    ("-L tag a@x.test", {}),
+    ("-m a@x.test", {}),
+    ("-n a@x.test", {}),
+    ("-U a@x.test", {}),
+    ("-p SMTP:host a@x.test", {}),
+    ("-c a@x.test", {}),
+    ("-x a@x.test", {}),
+    ("-E a@x.test", {}),
+    ("-J a@x.test", {}),
+    ("-T a@x.test", {}),
+    ("-s a@x.test", {}),
+    ("-X log a@x.test", {}),
+    ("-XV a@x.test", {}),
+    ("-Z a@x.test", {}),
+    ("-9 a@x.test", {}),
+    ("--unknown a@x.test", {}),
+    ("-- a@x.test", {}),
+    ("-i -- -odd@x.test", {"recipients": ["-odd@x.test"]}),
+    # real callers: cronie, Debian's cron, ISC cron, PHP, PHPMailer, git
+    ("-FCronDaemon -i -odi -oem -oi -t -f root",
+     {"name": "CronDaemon", "sender": "root", "recipients": ["h@x.test"]}),
+    ("-i -FCronDaemon -B8BITMIME -oem root", {"name": "CronDaemon", "recipients": ["root"]}),
+    ("-FCronDaemon -odi -oem -oi -t", {"name": "CronDaemon", "recipients": ["h@x.test"]}),
+    ("-t -i", {"recipients": ["h@x.test"]}),
+    ("-oi -fme@x.test -t", {"sender": "me@x.test", "recipients": ["h@x.test"]}),
+    ("-i -f s@x.test a@x.test b@x.test", {"sender": "s@x.test", "recipients": ["a@x.test", "b@x.test"]}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "differs"), KEPT, ids=[words for words, _ in KEPT])
+def test_the_message_is_kept_and_nothing_is_said(sendmail: Call, words: str, differs: dict[str, Any]) -> None:
+    done = sendmail(*words.split())
+    assert (done.status, done.out, done.err) == (0, "", "")
+    assert done.kept is not None and done.kept.content == MESSAGE
+    wanted = {**PLAIN, "recipients": ["a@x.test"], **differs}
+    assert {name: getattr(done.kept, name) for name in wanted} == wanted
+
+
+def test_there_is_a_row_for_every_letter() -> None:
+    rows = " ".join([words for words, _ in KEPT] + [words for words, *_ in SAID])
+    letters = {word[1] for word in rows.split() if word[0] == "-" and len(word) > 1}
+    known = {
+        name[1]
+        for names, _ in flag_help.SENDMAIL
+        for name in names.replace(",", "").split()
+        if name[0] == "-"
+    }
+    assert not known - letters - {"-", "v"}  # -v has a test of its own
+
+
+def test_an_empty_word_is_the_null_sender(sendmail: Call) -> None:
+    done = sendmail("-f", "", "a@x.test")
+    assert done.kept is not None and done.kept.sender == ""
+
+
+#: Words, status, and what is said.
+SAID = [
+    ("-bp", 0, "Mail queue is empty\n"),
+    ("-bv root a@y.test", 0, "root -> root@x.test by default\na@y.test -> a@y.test by default\n"),
+    ("-bi", 0, "does not exist: no name is aliased"),
+    ("-I", 0, "does not exist: no name is aliased"),
+    ("-q", 0, ""),
+    ("-q15m", 0, ""),
+    ("-qIabcdef", 0, ""),
+    ("-qRx.test", 0, ""),
+    ("-qSme", 0, ""),
+    ("-bd", 64, "outmail run"),
+    ("-bl", 64, "outmail run"),
+    ("-bh", 64, "outmail why"),
+    ("-bH", 64, "outmail why"),
+    ("-bt", 64, "outmail why"),
+    ("-P", 64, "outmail config"),
+    ("-bv -t", 64, "-bv verifies addresses"),
+    ("-bv -N never a@x.test", 64, "-bv verifies addresses"),
+    ("-N sometimes a@x.test", 64, "it is never, or"),
+    ("-R some a@x.test", 64, "it is full or hdrs"),
+    ("-f", 64, "-f needs a value"),
+    ("", 64, "no recipient"),
+    ("-i", 64, "no recipient"),
+    ("-C /nonexistent/file a@x.test", 78, "/nonexistent/file"),
+    ("-a nobody a@x.test", 78, "no relay is named 'nobody'"),
+    ("a@@x.test", 65, "a@@x.test"),
+    ("-f b@@x.test a@x.test", 65, "b@@x.test"),
+]
+
+
+@pytest.mark.parametrize(("words", "status", "says"), SAID, ids=[words for words, *_ in SAID])
+def test_what_is_no_message_is_answered(sendmail: Call, words: str, status: int, says: str) -> None:
+    done = sendmail(*words.split())
+    assert done.status == status and done.kept is None
+    assert says in (done.err if status else done.out) and not (done.out if status else done.err)
+    assert not status or done.err.count("\n") == 1
+
+
+def test_called_by_other_names(sendmail: Call) -> None:
+    assert sendmail(name="mailq").out == "Mail queue is empty\n"
+    assert "no name is aliased" in sendmail(name="newaliases").out
+
+
+def test_verbose_says_the_id_and_what_changes_nothing(sendmail: Call) -> None:
+    done = sendmail("-v", "-Z", "-odi", "-X", "log", "-t", "a@x.test")
+    assert done.status == 0 and done.kept is not None
+    ignored, odi, traffic, joined, kept = done.err.splitlines()
+    assert ignored == "sendmail: ignored: -Z" and "not waited for" in odi and "outmail log" in traffic
+    assert "recipients too" in joined and kept.split()[1].isalnum() and len(kept.split()[1]) == 26
+    assert not Path("log").exists()
+
+
+# -- what comes on stdin -------------------------------------------------------------------------------------
+
+BIG = b"Subject: s\n\n" + b"x" * 76 + b"\n"
+LONG = b"x" * 100_000
+#: Input, and the text that is sent; a str is the reason for 65. A header that is there is "Subject: s".
+INPUT: dict[str, tuple[bytes, bytes | str]] = {
+    "no header": (b"just\ntext\n", b"just\r\ntext\r\n"),
+    "one line that is no field": (b"no colon here", b"no colon here\r\n"),
+    "an empty line first": (b"\ntext: not a field\n", b"text: not a field\r\n"),
+    "nothing": (b"", b""),
+    "one line end": (b"\n", b""),
+    "a header alone": (b"Subject: s", b""),
+    "the line of a mailbox": (b"From a@b Mon Jan  1\nSubject: s\n\nFrom here\n", b"From here\r\n"),
+    "8-bit": ("Subject: s\nX: Grüße\n\nä\n".encode(), "ä\r\n".encode()),
+    "8-bit that is no UTF-8": (b"Subject: s\n\n\xe4\xff\n", b"\xe4\xff\r\n"),
+    "no line end at the end": (b"Subject: s\n\ntext", b"text\r\n"),
+    "CRLF": (b"Subject: s\r\n\r\ntext\r\n", b"text\r\n"),
+    "LF and CRLF": (b"Subject: s\n\r\na\r\nb\n", b"a\r\nb\r\n"),
+    "dots": (b"Subject: s\n\n.\n..\n.\r\n.x\n", b".\r\n..\r\n.\r\n.x\r\n"),
+    "a long line": (b"Subject: s\n\n" + LONG, LONG + b"\r\n"),
+    "ten million bytes": (BIG + LONG * 100, b"x" * 76 + b"\r\n" + LONG * 100 + b"\r\n"),
+    "a NUL": (b"Subject: s\n\na\0b\n", "NUL byte"),
+    "a carriage return inside a line": (b"Subject: s\n\na\rb\n", "line 3 of the message contains a car"),
+    "a carriage return at the end": (b"Subject: s\n\na\r", "carriage return"),
+    "a hundred million bytes": (BIG + LONG * 1000, "the limit is 50000000"),
+}
+
+
+@pytest.mark.parametrize("what", INPUT)
+def test_input_is_sent_faithfully_or_refused_with_a_sentence(
+    sendmail: Call, what: str, tmp_path: Path
+) -> None:
+    given, becomes = INPUT[what]
+    done = sendmail("-i", "-f", "me@x.test", "a@x.test", given=given)
+    if isinstance(becomes, str):
+        assert done.status == 65 and done.kept is None
+        assert becomes in done.err and done.err.count("\n") == 1 and done.err.endswith("\n")
+        return
+    assert done.status == 0 and done.kept is not None
+    draft = local.draft(done.kept, local.Here("h.x.test", "x.test"), uid=0, now=1_800_000_000_000)
+    with Outbox(tmp_path / "sent.db", config=from_toml("", "test", {}), deliver="never") as box:
+        [receipt] = box.door.accept([draft])
+        head, _, text = box.content(receipt.id).partition(b"\r\n\r\n")
+    assert text == becomes and b"\r\nFrom: me@x.test" in head
+    assert (b"Subject: s" in given) is (b"\r\nSubject: s" in head)
