@@ -236,6 +236,7 @@ class _SetUp:
             unit_texts=setup.unit_texts(),
             units=planning.UNITS if system else os.path.join(_config_home(), "systemd", "user"),
             given_config=bool(self.arguments.config),
+            to=address,
         )
 
     def _store(self) -> str:
@@ -275,6 +276,9 @@ class _SetUp:
         """Other users of the machine must be able to run an outmail that is to serve them."""
         if self.scope == "user" or (service == "none" and not sendmail):
             return
+        ca = [os.path.abspath(self.arguments.ca)] if self.arguments.ca else []
+        if ca and setup.closed_to_others(*ca) and not setup.closed_to_others():
+            raise Stop(EX_NOPERM, f"--ca: {setup.closed_to_others(*ca)} is closed to the service's user")
         closed = setup.closed_to_others()
         if closed:
             raise Stop(
@@ -358,9 +362,15 @@ class _SetUp:
         manifest = self._manifest()
         if manifest is None:
             raise Stop(0, f"nothing was set up here: there is no {self.place.at(self.config)}{SUFFIX}")
+        undoer = Undoer(self.place, manifest, delete_mail=self.arguments.delete_mail)
+        for sentence in undoer.waits():
+            fate = (
+                "It will be deleted" if self.arguments.delete_mail else "It stays (--delete-mail deletes it)"
+            )
+            self.asker.tell(f"  MAIL: {sentence}. {fate}; outmail run --once, as its owner, sends it first.")
         if not self.asker.agrees("Take back what outmail init did?", "--yes"):
             raise Stop(0, "nothing was changed")
-        result = Undoer(self.place, manifest, delete_mail=self.arguments.delete_mail).all()
+        result = undoer.all()
         for kind, sentences in (("", result.done), ("STAYS: ", result.stays), ("FAILED: ", result.failed)):
             for sentence in sentences:
                 self.asker.tell(f"  {kind}{sentence}")

@@ -292,7 +292,7 @@ class Queue:
         are notes of engines that have ended, and notes about a URL that is no longer configured.
         """
         notes = self.troubled_hops()
-        living = self._living() if notes else set()
+        living = self.living() if notes else set()
         return {name: note for name, note in notes.items() if note["engine"] in living}
 
     def troubled_hops(self) -> dict[str, dict[str, Any]]:
@@ -307,11 +307,11 @@ class Queue:
     def known_elsewhere(self) -> set[str]:
         """Names and URLs of the relays that live engines know, even if this process does not."""
         notes = self._read(self.store.verbs.note_list("knows"))
-        living = self._living() if notes else set()
+        living = self.living() if notes else set()
         return {name for engine, names in notes.items() if engine in living for name in names}
 
-    def _living(self) -> set[str]:
-        """The engines that the store knows and that are not certainly dead."""
+    def living(self) -> set[str]:
+        """The uuids of the engines that the store knows and that are not certainly dead."""
         return {engine.uuid for engine in self.engines() if not _dead(engine)}
 
     def ahead_notes(self) -> dict[str, dict[str, Any]]:

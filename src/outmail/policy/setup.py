@@ -30,6 +30,7 @@ SOCKET = "/run/outmail/submit"
 CONFIG = "/etc/outmail/config.toml"
 UNITS = "/etc/systemd/system"
 CRONTAB = "/etc/cron.d/outmail"
+ALIASES = "/etc/aliases"
 #: The names that become outmail's on a whole machine, and what each is called as.
 NAMES = {"/usr/sbin/sendmail": "sendmail", "/usr/bin/mailq": "mailq", "/usr/bin/newaliases": "newaliases"}
 #: Where what was there before is kept.
@@ -114,29 +115,45 @@ class AddCronLine:
 
 
 @dataclass(frozen=True, slots=True)
+class AddLine:
+    """A line at the end of a file, which is made where it is missing."""
+
+    path: str
+    line: str
+    why: str
+
+    @property
+    def told(self) -> str:
+        return f"add to {self.path}: {self.line} ({self.why})"
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
-    """A command, and the one that takes it back (() for none)."""
+    """A command, and the one that takes it back. ``late``: that one runs when our files are gone."""
 
     words: tuple[str, ...]
-    undo: tuple[str, ...] = ()
+    undo: tuple[str, ...]
+    late: bool = False
 
     @property
     def told(self) -> str:
         return f"run {' '.join(self.words)}"
 
 
-Step = MakeUser | MakeFolder | WriteFile | TakeName | AddCronLine | Run
+Step = MakeUser | MakeFolder | WriteFile | TakeName | AddCronLine | AddLine | Run
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What plan must know of the machine. ``offline``: a root file system that is not running."""
+    """What plan must know of the machine. ``offline``: a root file system that is not running.
+    ``root_alias``: mail to root goes to somebody.
+    """
 
     systemd: bool = False
     crontab: bool = False
     cron_d: bool = False
     dpkg: bool = False
-    has_user: bool = False
+    root_alias: bool = False
     offline: bool = False
 
 
@@ -157,6 +174,7 @@ class Wanted:
     unit_texts: Mapping[str, str] = field(default_factory=dict)
     units: str = UNITS
     given_config: bool = False
+    to: str = ""
 
     @property
     def password_file(self) -> str:
@@ -173,7 +191,9 @@ def config_text(
     socket: str = "",
     login: bool = True,
 ) -> str:
-    """The configuration file; the password is in a file of its own beside it."""
+    """The configuration file; the password is in a file of its own beside it. Who logs in may mostly send
+    with the account's address only, so it replaces those of this machine's users.
+    """
     lines = ["# Written by outmail init, and yours from now on."]
     if store:
         lines.append(f"store = {toml(store)}")
@@ -185,6 +205,7 @@ def config_text(
         lines.append(f"ca = {toml(ca)}")
     if login:
         lines.append('password_file = "password"')
+        lines += ["", "[accept]", f"masquerade = {toml(sender)}"]
     if socket:
         lines += ["", "[listen]", f"lmtp = [{toml(f'unix:{socket}')}]"]
     return "\n".join(lines) + "\n"
@@ -222,6 +243,8 @@ def plan(wanted: Wanted, machine: Machine) -> list[Step]:
             TakeName(path, wanted.program.replace("@NAME@", name), machine.dpkg)
             for path, name in NAMES.items()
         ]
+        if wanted.to and not machine.root_alias:
+            steps.append(AddLine(ALIASES, f"root: {wanted.to}", "who reads root's mail"))
     return steps
 
 
@@ -290,7 +313,7 @@ def _enabled(wanted: Wanted, name: str, machine: Machine) -> list[Step]:
         return [Run(("systemctl", *user, "enable", name), ("systemctl", *user, "disable", name))]
     reload = ("systemctl", *user, "daemon-reload")
     on, off = ("systemctl", *user, "enable", "--now", name), ("systemctl", *user, "disable", "--now", name)
-    return [Run(reload, reload), Run(on, off)]
+    return [Run(reload, reload, late=True), Run(on, off)]
 
 
 def _called(wanted: Wanted, special: str, escaped: str) -> str:

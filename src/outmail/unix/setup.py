@@ -20,8 +20,9 @@ from importlib import resources
 from importlib.util import find_spec
 
 from outmail.policy.setup import (
-    USER,
+    ALIASES,
     AddCronLine,
+    AddLine,
     Machine,
     MakeFolder,
     MakeUser,
@@ -39,7 +40,7 @@ COPY = ".before-init"
 #: A user who only owns files and runs the service.
 _ACCOUNT = (
     "--system", "--user-group", "--no-create-home",
-    "--shell", "/usr/sbin/nologin", "--comment", "outmail: outgoing mail",
+    "--shell", "/usr/sbin/nologin", "--comment", "outgoing mail",
 )  # fmt: skip
 
 
@@ -118,7 +119,7 @@ def machine(place: Place) -> Machine:
         crontab=not offline and shutil.which("crontab") is not None,
         cron_d=os.path.isdir(place.at("/etc/cron.d")),
         dpkg=_has(place, "/var/lib/dpkg", "dpkg-divert"),
-        has_user=place.account(USER) is not None,
+        root_alias=b"\nroot:" in b"\n" + (read(place.at(ALIASES)) or b"").lower(),
         offline=offline,
     )
 
@@ -163,9 +164,11 @@ def program() -> str:
     )
 
 
-def closed_to_others() -> str:
-    """A folder or file of this installation that other users of the machine cannot use; "" for none."""
-    for path in (sys.executable, os.__file__, *_folders(), *command()[:1]):
+def closed_to_others(*more: str) -> str:
+    """A folder or file of this installation, or of ``more``, that other users of the machine cannot use; ""
+    for none.
+    """
+    for path in (sys.executable, os.__file__, *_folders(), *command()[:1], *more):
         for one in _way(os.path.realpath(path)):
             mode = os.stat(one).st_mode
             if not mode & (stat.S_IXOTH if stat.S_ISDIR(mode) else stat.S_IROTH):
@@ -222,6 +225,8 @@ class Doer:
                 return self._name(step)
             case AddCronLine():
                 return self._cron(step)
+            case AddLine():
+                return self._line(step)
             case Run():
                 return self._run(step)
 
@@ -237,8 +242,7 @@ class Doer:
     def _folder(self, step: MakeFolder) -> str:
         path, (uid, gid) = self.place.at(step.path), self.place.owner(step.owner)
         if os.path.isdir(path):
-            if step.exact:
-                self._check(path, step, uid)
+            self._check(path, step, uid)
             return "exists"
         self.manifest.note("folder", paths=_missing(path))
         self._make(path, 0o755 if step.mode > 0o700 else step.mode)
@@ -247,19 +251,21 @@ class Doer:
         return "done"
 
     def _check(self, path: str, step: MakeFolder, uid: int) -> None:
-        """An existing folder on whose owner and mode others rely. One that we made ourselves and were
-        interrupted at is put right.
+        """Others rely on owner and mode of an existing folder. One that we made, and were interrupted at, is
+        put right.
         """
-        found = os.lstat(path)
-        if stat.S_IMODE(found.st_mode) == step.mode and uid in (-1, found.st_uid):
+        found = os.stat(path)
+        fits = uid in (-1, found.st_uid)
+        if fits and (not step.exact or stat.S_IMODE(found.st_mode) == step.mode):
             return
         if any(path in entry["paths"] for entry in self.manifest.entries if entry["kind"] == "folder"):
-            os.chown(path, uid, -1)
+            os.chown(path, *self.place.owner(step.owner))
             os.chmod(path, step.mode)
             return
+        cure = f"chmod {step.mode:04o} {path}" if fits else f"chown -R {step.owner}:{step.owner} {path}"
         raise Failure(
-            f"{path} exists with mode {stat.S_IMODE(found.st_mode):04o} and owner {found.st_uid}; it must "
-            f"have mode {step.mode:04o} and belong to {step.owner}: remove it, or put it right"
+            f"{path} exists, and belongs to user {found.st_uid} with mode {stat.S_IMODE(found.st_mode):04o}; "
+            f"the service needs it for itself. If nobody else uses it: {cure}"
         )
 
     def _make(self, path: str, mode: int) -> list[str]:
@@ -333,9 +339,20 @@ class Doer:
         write_crontab(self.place, [*lines, step.line])
         return "done"
 
+    def _line(self, step: AddLine) -> str:
+        path, line = self.place.at(step.path), step.line.encode()
+        found = read(path)
+        if found is not None and line in found.splitlines():
+            return "is so already"
+        before = found or b""
+        begun = b"" if not before or before.endswith(b"\n") else b"\n"
+        self.manifest.note("line", path=step.path, line=step.line, made=found is None, ended=not begun)
+        rewrite(self.place, path, before + begun + line + b"\n")
+        return "done"
+
     def _run(self, step: Run) -> str:
-        if step.undo and not any(entry.get("undo") == list(step.undo) for entry in self.manifest.entries):
-            self.manifest.note("command", undo=list(step.undo))
+        if not any(entry.get("undo") == list(step.undo) for entry in self.manifest.entries):
+            self.manifest.note("late" if step.late else "command", undo=list(step.undo))
         self.place.run(step.words)
         return "done"
 
@@ -356,6 +373,18 @@ def write_crontab(place: Place, lines: Sequence[str]) -> None:
         place.run(["crontab", "-"], "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))
     else:
         place.run(["crontab", "-r"])
+
+
+def rewrite(place: Place, path: str, content: bytes) -> None:
+    """Write a file of the system anew, with the owner and mode that it has."""
+    path = os.path.realpath(path)
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        write(path, content, 0o644)
+        return
+    uid, gid = (found.st_uid, found.st_gid) if place.owns else (-1, -1)
+    write(path, content, stat.S_IMODE(found.st_mode), uid, gid)
 
 
 def _free(path: str) -> str:

@@ -19,7 +19,7 @@ from outmail.outbox.queue import Queue
 from outmail.policy.setup import toml
 from outmail.system import dropbox
 from outmail.unix.manifest import Entry, Manifest, digest, read, remove_half
-from outmail.unix.setup import Failure, Place, crontab, quietly_removed, write_crontab
+from outmail.unix.setup import Failure, Place, crontab, quietly_removed, rewrite, write_crontab
 
 #: Recipients in these states need their queue no more.
 _OVER = ("delivered", "cancelled")
@@ -41,6 +41,19 @@ class Undoer:
         self.place, self.manifest, self._delete_mail = place, manifest, delete_mail
         self.result = Undone()
 
+    def waits(self) -> list[str]:
+        """Sentences about mail that would stay behind, or be removed with ``delete_mail``."""
+        told = []
+        for entry in self.manifest.entries:
+            if entry["kind"] == "queue" and os.path.exists(path := self.place.at(entry["path"])):
+                found = _look(path)
+                if not found.is_over:
+                    told.append(f"{path} holds {found.told}{found.trouble}")
+            for path in entry["paths"] if entry["kind"] == "folder" else ():
+                if mails := _dropped(path):
+                    told.append(f"{len(mails)} messages of this machine's programs wait in {path}")
+        return told
+
     def all(self) -> Undone:
         """Everything, users of the files before the files, and the folders last."""
         for kinds, undo in self._order():
@@ -53,8 +66,10 @@ class Undoer:
         return [
             (("name",), self._name),
             (("cron",), self._cron),
+            (("line",), self._line),
             (("command",), self._command),
             (("file",), self._file),
+            (("late",), self._command),
             (("queue",), self._queue),
             (("folder",), self._folder),
             (("user",), self._user),
@@ -63,7 +78,7 @@ class Undoer:
     def _one(self, entry: Entry, undo: Callable[[Entry], bool]) -> None:
         """Take one entry back; it is forgotten when that is through."""
         try:
-            if entry["kind"] in ("file", "name"):
+            if entry["kind"] in ("file", "name", "line"):
                 remove_half(self.place.at(entry["path"]))
             through = undo(entry)
         except Failure as problem:
@@ -106,6 +121,22 @@ class Undoer:
         self.result.done.append("the line in your crontab is gone")
         return True
 
+    def _line(self, entry: Entry) -> bool:
+        path, line = self.place.at(entry["path"]), entry["line"].encode() + b"\n"
+        lines = (read(path) or b"").splitlines(keepends=True)
+        if line not in lines:
+            self.result.stays.append(f"{path}: the line of outmail was changed or removed since")
+            return True
+        was_last = lines[-1] == line
+        lines.remove(line)
+        content = b"".join(lines)
+        if entry["made"] and not lines:
+            os.unlink(path)
+        else:
+            rewrite(self.place, path, content if entry["ended"] or not was_last else content[:-1])
+        self.result.done.append(f"the line in {path} is gone")
+        return True
+
     def _command(self, entry: Entry) -> bool:
         self.place.run(entry["undo"])
         self.result.done.append(f"ran {' '.join(entry['undo'])}")
@@ -134,13 +165,14 @@ class Undoer:
     def _queue(self, entry: Entry) -> bool:
         path = self.place.at(entry["path"])
         if os.path.exists(path):
-            reason, told = _judged(path)
-            if reason and not self._delete_mail:
-                self.result.stays.append(f"the queue {path}: {reason}; --delete-mail removes it")
+            found = _look(path)
+            reason = found.reason(delete_mail=self._delete_mail)
+            if reason:
+                self.result.stays.append(f"the queue {path}: {reason}")
                 return False
             for name in _parts(path):
                 os.unlink(name)
-            self.result.done.append(f"removed the queue {path} ({told or reason})")
+            self.result.done.append(f"removed the queue {path} ({found.told})")
         for folder in reversed(entry["folders"]):
             quietly_removed(folder)
         return True
@@ -149,6 +181,8 @@ class Undoer:
         for path in reversed(entry["paths"]):
             if _holds(path, self.manifest.path):
                 return False  # the manifest's own, which goes last
+            for name in _dropped(path) if self._delete_mail else ():
+                os.unlink(os.path.join(path, name))
             if quietly_removed(path):
                 self.result.done.append(f"removed {path}")
             elif os.path.isdir(path):
@@ -186,13 +220,20 @@ def _holds(folder: str, path: str) -> bool:
     return path.startswith(folder.rstrip("/") + "/")
 
 
+def _dropped(folder: str) -> list[str]:
+    """The names of messages in a drop folder."""
+    try:
+        return [name for name in os.listdir(folder) if dropbox.is_name(name)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def _full(folder: str) -> str:
     """Why a folder stays."""
-    names = sorted(os.listdir(folder))
-    mails = [name for name in names if dropbox.is_name(name)]
-    if mails:
+    if mails := _dropped(folder):
         count = f"{len(mails)} message" + ("" if len(mails) == 1 else "s")
-        return f"{folder}: {count} of this machine's programs wait in it"
+        return f"{folder}: {count} of this machine's programs wait in it; --delete-mail removes them"
+    names = sorted(os.listdir(folder))
     more = ", …" if len(names) > 3 else ""
     return f"{folder}: it holds {', '.join(names[:3])}{more}"
 
@@ -208,23 +249,47 @@ def _parts(path: str) -> list[str]:
     ]
 
 
-def _judged(path: str) -> tuple[str, str]:
-    """(why a queue must stay, what is in it): "" for the first where all of its mail is delivered."""
+@dataclass
+class _Queue:
+    """What is in a queue. ``trouble``: why that is not known; ``works``: an engine uses it."""
+
+    states: Counter[str]
+    works: bool = False
+    trouble: str = ""
+
+    @property
+    def told(self) -> str:
+        """``2 delivered, 1 queued``."""
+        return ", ".join(f"{n} {state}" for state, n in sorted(self.states.items())) or "empty"
+
+    @property
+    def is_over(self) -> bool:
+        """True when all of its mail is delivered, or nobody wants it any more."""
+        return not self.trouble and all(state in _OVER for state in self.states)
+
+    def reason(self, *, delete_mail: bool) -> str:
+        """Why it must stay; "" when it may go."""
+        if self.works:
+            return "an engine works on it: end that outmail run first, then take back again"
+        if delete_mail:
+            return ""
+        if self.trouble:
+            return f"it cannot be read ({self.trouble}); --delete-mail removes it"
+        if self.is_over:
+            return ""
+        return f"it holds mail that is not delivered: {self.told}; --delete-mail removes it"
+
+
+def _look(path: str) -> _Queue:
     before = os.stat(path)
     try:
         with Queue.open(from_toml(f"store = {toml(path)}", "init --undo", {})) as queue:
-            states = Counter({state: int(n) for state, n in queue.stats()["states"].items() if n})
-            engines = len(queue.engines())
+            states = {state: int(n) for state, n in queue.stats()["states"].items() if n}
+            return _Queue(Counter(states), bool(queue.living()))
     except Error as problem:
-        return f"it cannot be read ({problem})", ""
+        return _Queue(Counter(), trouble=str(problem))
     finally:
         _give_back(path, before)
-    told = ", ".join(f"{n} {state}" for state, n in sorted(states.items())) or "empty"
-    if engines:
-        return "an engine works on it: stop outmail run first", told
-    return (
-        f"it holds mail that is not delivered: {told}" if any(s not in _OVER for s in states) else ""
-    ), told
 
 
 def _give_back(path: str, before: os.stat_result) -> None:

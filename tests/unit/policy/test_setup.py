@@ -12,6 +12,7 @@ from outmail.policy.discovery import Server
 from outmail.policy.setup import (
     CONFIG,
     AddCronLine,
+    AddLine,
     Machine,
     MakeFolder,
     MakeUser,
@@ -81,10 +82,25 @@ def test_a_machine_has_a_user_and_a_drop_folder_and_one_secret_file() -> None:
 
 
 def test_the_secret_is_there_before_what_names_it_and_that_before_who_uses_it() -> None:
-    steps = plan(system(password="p", service="systemd", sendmail=True, program="@NAME@"), EVERYTHING)
+    what = system(password="p", service="systemd", sendmail=True, program="@NAME@", to="me@x.test")
+    steps = plan(what, EVERYTHING)
     kinds = [type(step).__name__ for step in steps]
-    assert kinds == ["MakeUser", *["MakeFolder"] * 4, *["WriteFile"] * 3, "Run", "Run", *["TakeName"] * 3]
+    assert kinds == [
+        "MakeUser",
+        *["MakeFolder"] * 4,
+        *["WriteFile"] * 3,
+        "Run",
+        "Run",
+        *["TakeName"] * 3,
+        "AddLine",
+    ]
     assert [step.text for step in steps if isinstance(step, TakeName)] == ["sendmail", "mailq", "newaliases"]
+
+
+def test_roots_mail_goes_to_a_person_unless_it_does_already() -> None:
+    what = system(sendmail=True, to="me@x.test")
+    assert plan(what, Machine())[-1] == AddLine("/etc/aliases", "root: me@x.test", "who reads root's mail")
+    assert isinstance(plan(what, Machine(root_alias=True))[-1], TakeName)
 
 
 def test_services() -> None:
@@ -145,6 +161,7 @@ def test_the_configuration_is_toml_whatever_is_in_it() -> None:
             "ca": "/c.pem",
             "password_file": "password",
         },
+        "accept": {"masquerade": "me@x.test"},
         "listen": {"lmtp": ["unix:/s"]},
     }
     text = config_text(SERVER._replace(user=""), sender="me@x.test", to="me@x.test", login=False)

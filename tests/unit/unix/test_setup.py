@@ -15,7 +15,7 @@ import pytest
 from outmail.config import from_toml
 from outmail.errors import ConfigError
 from outmail.outbox.outbox import Outbox
-from outmail.policy.setup import AddCronLine, MakeFolder, MakeUser, Run, Step, TakeName, WriteFile
+from outmail.policy.setup import AddCronLine, AddLine, MakeFolder, MakeUser, Run, Step, TakeName, WriteFile
 from outmail.unix import setup
 from outmail.unix.manifest import Manifest, write
 from outmail.unix.setup import Doer, Failure, Place
@@ -90,7 +90,7 @@ def test_all_of_it_and_back(place: Scratch, do: Do) -> None:
         WriteFile("/etc/outmail/password", "geheim\n", 0o600),
         CONFIG,
         AddCronLine("* * * * * outmail"),
-        Run(("systemctl", "daemon-reload"), ("systemctl", "daemon-reload")),
+        Run(("systemctl", "daemon-reload"), ("systemctl", "daemon-reload"), late=True),
         Run(("systemctl", "enable", "a"), ("systemctl", "disable", "a")),
         SENDMAIL,
     ]
@@ -207,10 +207,30 @@ def test_other_lines_of_a_crontab_stay_as_they_are(place: Scratch, do: Do) -> No
     assert place.cron == before
 
 
+@pytest.mark.parametrize("before", [None, b"", b"postmaster: root\n", b"a: b \xff"])
+def test_a_line_is_added_and_goes_again(place: Scratch, do: Do, before: bytes | None) -> None:
+    path = Path(place.at("/etc/aliases"))
+    if before is not None:
+        path.write_bytes(before)
+        path.chmod(0o640)
+    line = AddLine("/etc/aliases", "root: me@x.test", "why")
+    assert [*do(line), *do(line)] == ["done", "is so already"]
+    assert path.read_bytes().endswith(b"\nroot: me@x.test\n" if before else b"root: me@x.test\n")
+    assert setup.machine(place).root_alias
+    undo(place)
+    if before is None:
+        assert not path.exists()
+    else:
+        assert path.read_bytes() == before and path.stat().st_mode & 0o777 == 0o640
+    do(line)
+    path.write_bytes(b"root: somebody\n")
+    assert "changed or removed" in undo(place).stays[0] and path.read_bytes() == b"root: somebody\n"
+
+
 def test_a_drop_folder_of_somebody_else_is_no_drop_folder(place: Scratch, do: Do) -> None:
     drop = MakeFolder("/var/spool/outmail/drop", 0o3777, exact=True)
     Path(place.at(drop.path)).mkdir(parents=True)
-    with pytest.raises(Failure, match="it must have mode 3777"):
+    with pytest.raises(Failure, match=r"with mode 0755.*chmod 3777"):
         do(drop)
     Path(place.at(drop.path)).chmod(0o3777)
     assert do(drop) == ["exists"]
@@ -234,6 +254,17 @@ def test_a_queue_goes_only_with_delivered_mail(place: Scratch, do: Do) -> None:
     assert not os.path.exists(os.path.dirname(manifest(place).path))
 
 
+def test_a_queue_that_an_engine_works_on_stays_even_when_mail_may_go(place: Scratch, do: Do) -> None:
+    path = place.at("/var/lib/outmail/queue.db")
+    do(CONFIG, MakeFolder("/var/lib/outmail", 0o750), queue="/var/lib/outmail/queue.db")
+    with Outbox(path, relay="null:", config=from_toml("", "test", {})) as box:
+        receipt = box.send("you@x.test", "s", "t", sender="me@x.test")
+        assert box.wait(receipt.id, timeout=30).status == "delivered"
+        result = undo(place, delete_mail=True)
+        assert "an engine works on it" in result.stays[0] and os.path.exists(path)
+    assert not undo(place).stays and not os.path.exists(path)
+
+
 def test_a_queue_that_was_there_before_stays(place: Scratch, do: Do) -> None:
     path = Path(place.at("/var/lib/outmail/queue.db"))
     path.parent.mkdir(parents=True)
@@ -248,6 +279,8 @@ def test_dropped_mail_that_waits_is_named(place: Scratch, do: Do) -> None:
     result = undo(place)
     assert any("1 message of this machine's programs" in line for line in result.stays)
     assert os.path.isdir(place.at("/var/spool/outmail/drop"))
+    assert "1 messages" in Undoer(place, manifest(place)).waits()[0]
+    assert not undo(place, delete_mail=True).stays and not os.path.exists(place.at("/var"))
 
 
 def test_a_manifest_that_others_may_have_written_is_not_used(place: Scratch, do: Do) -> None:
