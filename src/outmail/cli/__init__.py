@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from outmail.cli.exits import EX_SOFTWARE, EX_TEMPFAIL, EX_USAGE, sentence, status_of
 from outmail.errors import Error
 from outmail.system import circle
+from outmail.unix import NAMES
 
 _HOMES = {
     "sending": ("send",),
@@ -30,20 +31,20 @@ _HOMES = {
     "certify": ("certify",),
     "demo": ("demo",),
     "init": ("init",),
+    "manual": ("man",),
+    "completion": ("completion",),
 }
-#: Names that programs on Unix know, as ours: by the name it is called with, or as the first word.
-UNIX = ("sendmail", "mailq", "newaliases", "mail", "mailx")
 _WHERE = {command: home for home, commands in _HOMES.items() for command in commands}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The entry point; returns the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if argv is None and (name := os.path.basename(sys.argv[0])) in UNIX:
+    if argv is None and (name := os.path.basename(sys.argv[0])) in NAMES:
         words = [name, *words]
     if circle.is_closed():
         return EX_TEMPFAIL
-    if words[:1] and words[0] in UNIX:
+    if words[:1] and words[0] in NAMES:
         from outmail.unix.main import main as as_on_unix
 
         return as_on_unix(words[0], words[1:])
@@ -51,6 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from outmail.cli import watch
 
         return watch.main(words[1:])
+    if words[:1] == ["completion"] and len(words) > 2:
+        from outmail.cli import completion
+
+        return completion.answer(words[1], words[2:])
     from outmail.cli.arguments import parser, place
 
     for stream in (sys.stdout, sys.stderr):
@@ -62,9 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest:
         place(top, arguments, rest)
     if arguments.version:
-        from outmail import __version__
+        from outmail.cli import version
 
-        print(f"outmail {__version__}")
+        print(*version.lines(), sep="\n")
         return 0
     if not arguments.command:
         top.print_help(sys.stderr)

@@ -156,9 +156,9 @@ def parser() -> _Parser:
     top = _Parser(
         prog="outmail",
         description="Outgoing mail for programs: accept, keep safe, deliver, prove.",
-        epilog="outmail COMMAND --help explains a command, outmail man all of them. Called as sendmail, "
-        "mailq, newaliases or mail (by a link of that name, or as the first word: outmail sendmail -t) it is "
-        "that command of Unix.",
+        epilog="outmail COMMAND --help explains a command, outmail man all of them. Called as "
+        "sendmail, mailq, newaliases or mail (by a link of that name, or as the first "
+        "word: outmail sendmail -t) it is that command of Unix.",
     )
     top.add_argument("--version", action="store_true", help="the version, and what it runs on")
     sub = top.add_subparsers(dest="command", metavar="COMMAND", title="commands", parser_class=_Parser)
@@ -422,6 +422,33 @@ def parser() -> _Parser:
         "--sample", action="store_true", help="a configuration file with all keys and their defaults"
     )
     config.set_defaults(run="config")
+
+    man = sub.add_parser(
+        "man",
+        help="show a manual page",
+        description="Show a manual page. Where stdout is no terminal, its source is printed (for man -l).",
+    )
+    man.add_argument(
+        "page",
+        nargs="?",
+        default="outmail",
+        metavar="PAGE",
+        help="outmail (the default), outmail.toml, sendmail, mailq, newaliases or mail",
+    )
+    man.set_defaults(run="man")
+
+    completion = sub.add_parser(
+        "completion",
+        help="print the script by which a shell completes commands, options and values",
+        epilog='bash: eval "$(outmail completion bash)" in ~/.bashrc; zsh: the same in ~/.zshrc,'
+        " behind compinit; fish: outmail completion fish > "
+        "~/.config/fish/completions/outmail.fish",
+    )
+    completion.add_argument(
+        "shell", choices=("bash", "zsh", "fish"), metavar="SHELL", help="bash, zsh or fish"
+    )
+    completion.set_defaults(run="completion")
+
     lines = summaries(top)
     for name, made in sub.choices.items():
         made.set_defaults(parser=made)

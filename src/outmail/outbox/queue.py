@@ -228,9 +228,9 @@ class Queue:
             raise NotFound(f"no message {printable(str(id))} is in {self.store.url}")
         return seq
 
-    def ids_beginning(self, prefix: str) -> list[str]:
-        """The ids of messages that begin so; three at most."""
-        return self._read(self.store.verbs.ids_beginning(prefix))
+    def ids_beginning(self, prefix: str, limit: int = 3) -> list[str]:
+        """The ids of messages that begin so, at most so many."""
+        return self._read(self.store.verbs.ids_beginning(prefix, limit))
 
     def failed_since(self, since: int) -> int:
         """How many recipients have failed since then (ms), among the newest 100,000 events."""

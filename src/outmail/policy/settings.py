@@ -202,6 +202,20 @@ TABLES = (
     )),
 )  # fmt: skip
 
+#: (URLs of relays, how mail is handed over, the port without one in the URL).
+RELAY_URLS = (
+    ("`smtp://[user@]host`",
+     'SMTP; STARTTLS is required, but not used on loopback unless `tls = "required"`',
+     "25; with a user name 587"),
+    ("`smtps://[user@]host`", "SMTP with TLS from the start", "465"),
+    ("`smtp+plain://[user@]host`", "SMTP without TLS", "25"),
+    ("`lmtp://host`, `lmtp:/socket`", "LMTP", "24"),
+    ("`sendmail:/path`", "a program with the options of sendmail", ""),
+    ("`maildir:/path`", "files in a Maildir", ""),
+    ("`file:/dir`", "`.eml` files in a folder", ""),
+    ("`null:`", "nothing: the mail is dropped and counts as delivered", ""),
+)  # fmt: skip
+
 #: The environment of the command, name → what it does.
 VARIABLES = {
     "OUTMAIL_CONFIG": "the configuration file",

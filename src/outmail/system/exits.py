@@ -14,3 +14,18 @@ EX_IOERR = 74
 EX_TEMPFAIL = 75
 EX_NOPERM = 77
 EX_CONFIG = 78
+
+#: What each says, for the manual.
+MEANINGS = {
+    0: "done; of what stores mail: only after it is on disk",
+    EX_CRIT: "a check found trouble (1: a warning)",
+    EX_USAGE: "a wrong or missing option or operand",
+    EX_DATAERR: "refused: the message, an address or a filter is wrong",
+    EX_NOINPUT: "not found",
+    EX_UNAVAILABLE: "permanently failed",
+    EX_SOFTWARE: "a bug of outmail, or mail was quarantined",
+    EX_IOERR: "the input cannot be read",
+    EX_TEMPFAIL: "not stored, or not delivered yet; it may work later",
+    EX_NOPERM: "not stored, because a permission is missing",
+    EX_CONFIG: "the configuration is wrong",
+}

@@ -94,6 +94,16 @@ def _name(library: Library) -> str:
     return "the sqlite3 module" if library == "stdlib" else "apsw"
 
 
+def versions() -> str:
+    """``3.51.3 (apsw 3.51.3.0)``: SQLite, and the library that brings it; or why there is none."""
+    try:
+        import apsw
+
+        return f"{apsw.sqlite_lib_version()} (apsw {apsw.apsw_version()})"
+    except (ImportError, AttributeError) as problem:
+        return f"apsw cannot be loaded: {problem}"
+
+
 class Driver(Protocol):
     """One connection."""
 
