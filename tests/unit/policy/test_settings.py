@@ -15,7 +15,8 @@ from outmail.policy.settings import TABLES, TOP, Setting, Table
 def loaded(text: str) -> dict[str, Any]:
     """What a configuration says, without its name."""
     found = config.from_toml(text, "sample.toml", {"HOME": "/nowhere"})
-    return {one.name: getattr(found, one.name) for one in fields(found) if one.name != "source"}
+    values = {one.name: getattr(found, one.name) for one in fields(found) if one.name != "source"}
+    return {**{name: value for name, value in values.items() if not callable(value)}, "origin": found.origin}
 
 
 def test_the_sample_changes_nothing() -> None:
