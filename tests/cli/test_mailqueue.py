@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from outmail.compat.mailqueue import ini as inis
 from outmail.compat.mailqueue import run, spool
 from outmail.outbox.outbox import Outbox
 from outmail.testing import Sink
@@ -284,3 +285,52 @@ def test_many_at_once_share_one_background_run(place: Place) -> None:
         assert place.shell(many).returncode == 0
         until(lambda: len(sink.messages) == 8)
     assert place.waiting() == []
+
+
+def test_a_queue_comes_into_another_store_while_it_is_in_use(place: Place) -> None:
+    place.put("a@x.test")
+    (place.queue / "new" / "1.broken").write_bytes(b"junk")
+    done = place.shell("outmail move mailqueue:/path/to/queue q.db", OUTMAIL_RELAY="null:")
+    assert done.returncode == 70 and b"1 message moved" in done.stderr and b"1.broken" in done.stderr
+    place.put("b@x.test")
+    done = place.shell("outmail move mailqueue:queue q.db")
+    assert done.returncode == 0 and b"1 message moved" in done.stderr and place.waiting() == []
+    with Outbox(place.folder / "q.db", deliver="never") as box:
+        assert [r.address for s in box.find() for r in s.recipients] == ["a@x.test", "b@x.test"]
+    assert place.shell("outmail move mailqueue:/nowhere q.db").returncode == 66
+
+
+class Plugins:
+    """Stands for PuzzlePluginSystem: a loader, and a registry with one plugin."""
+
+    def __init__(self, answer: str | None) -> None:
+        self.answer, self.heard, self.ended = answer, list[tuple[Any, ...]](), False
+
+    def call_plugins(self, signal: str, signal_kwargs: dict[str, Any]) -> list[tuple[Any, Any]]:
+        msg, result = signal_kwargs["msg"], signal_kwargs["send_result"]
+        self.heard.append((signal, tuple(msg.to_addrs), msg.retries, bool(result), msg.msg_id))
+        return [(self, self.answer)]
+
+    def terminate_all_activated_plugins(self) -> None:
+        self.ended = True
+
+
+@pytest.mark.parametrize("answer, state", [("discard", "cancelled"), (None, "queued")])
+def test_plugins_hear_of_each_attempt_and_may_discard(
+    place: Place, monkeypatch: pytest.MonkeyPatch, answer: str | None, state: str
+) -> None:
+    plugins = Plugins(answer)
+    monkeypatch.setattr(run, "registry", plugins)
+    monkeypatch.setattr(run, "active_plugins", lambda enabled: plugins)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(place.folder))
+    monkeypatch.chdir(place.folder)
+    with Sink("RCPT later@*: 451 4.2.1 busy") as sink:
+        place.serve(sink.port)
+        place.put("a@x.test", "later@x.test")
+        status = run.run(inis.read(str(place.ini)), str(place.queue))
+    assert sorted(plugins.heard) == [
+        ("mq:delivery_failed", ("later@x.test",), 1, False, "1@x.test"),
+        ("mq:delivery_successful", ("a@x.test",), 0, True, "1@x.test"),
+    ]
+    assert plugins.ended and status == (0 if answer else 75)
+    assert place.states() == {"a@x.test": "delivered", "later@x.test": state}

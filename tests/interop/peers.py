@@ -193,8 +193,8 @@ PEERS = {
                 r"test_mq_(sendmail|mail)_with_queuing": "the message is in the queue before the server is "
                 "tried, as mailqueue-runner's README recommends; so a failure is status=deferred",
                 r"test_mq_mail$": "an encoded word is B or Q, whichever is shorter (RFC 2047, section 4)",
-                r"test_mq_run_": "the test puts a mailer into the process; mq-run delivers by outmail's "
-                "engine (README)",
+                r"test_mq_run_delivery": "the test puts a mailer into the process; mq-run delivers by "
+                "outmail's engine (README)",
                 r"test_mq_send_test": "the subject is free; a Message-ID has the domain of its sender (RFC "
                 "5322, section 3.6.4)",
                 r"comments_and_empty_lines": "a line that begins with white space continues the line before "

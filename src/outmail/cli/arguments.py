@@ -341,7 +341,11 @@ def parser() -> _Parser:
         parents=common,
         help="move a queue to another store while its mail waits; killed, it goes on where it was",
     )
-    move.add_argument("old", metavar="FROM", help="the store that is emptied: a path or a URL")
+    move.add_argument(
+        "old",
+        metavar="FROM",
+        help="the store that is emptied: a path or a URL; or mailqueue:/path, a queue of mailqueue-runner",
+    )
     move.add_argument("new", metavar="TO", nargs="?", help="the store that gets the mail")
     move.add_argument(
         "--abandon",

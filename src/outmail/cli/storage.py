@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 
 from outmail.accept.acceptance import not_stored
+from outmail.cli import foreign
 from outmail.cli.common import config_of, is_there, queue_of
 from outmail.cli.exits import EX_DATAERR, EX_USAGE
 from outmail.clock import Clock, human_span
@@ -91,6 +92,8 @@ def move(arguments: argparse.Namespace) -> int:
     if arguments.new is None and not arguments.abandon:
         print("outmail: move needs FROM and TO", file=sys.stderr)
         return EX_USAGE
+    if (queue := foreign.named(arguments.old)) is not None and not arguments.abandon:
+        return foreign.move(queue, arguments)
     if not is_there(arguments.old):
         raise ConfigError(f"there is no queue at {arguments.old}")
     with closing(open_store(arguments.old)) as old:

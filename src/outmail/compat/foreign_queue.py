@@ -121,11 +121,17 @@ class Taken:
         return [plain_line(line) for line in lines]
 
 
-def take_in(queue: ForeignQueue, door: Door, origin: str, stop: Callable[[], bool] = lambda: False) -> Taken:
+def take_in(
+    queue: ForeignQueue,
+    door: Door,
+    origin: str,
+    stop: Callable[[], bool] = lambda: False,
+    taken: Taken | None = None,
+) -> Taken:
     """Take in all entries that wait now. ``origin``: the domain of bare names. ``stop`` is asked before each
-    entry.
+    entry. ``taken`` is filled as it goes, so it also tells what was done before an error.
     """
-    taken = Taken()
+    taken = Taken() if taken is None else taken
     for path in queue.waiting():
         if stop():
             break

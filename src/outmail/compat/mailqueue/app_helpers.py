@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import sys
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from outmail.compat.mailqueue import ini as inis
 from outmail.compat.mailqueue.delivery_log import open_logs
 from outmail.compat.mailqueue.mailer import SMTPMailer, is_local_host
-from outmail.compat.mailqueue.plugins import registry
+from outmail.compat.mailqueue.plugins import active
 from outmail.compat.mailqueue.settings import relay_of
 from outmail.errors import ConfigError
 
@@ -41,19 +40,8 @@ def init_app(
     if not settings.get("basic_logging_configured"):
         for problem in open_logs(_ini(settings)):
             _log.error("%s", problem)
-    settings["plugin_loader"] = _plugins(settings.get("plugins", "*"))
+    settings["plugin_loader"] = active(settings.get("plugins", "*"))
     return settings
-
-
-def _plugins(enabled: str) -> Any:
-    if registry is None:
-        return None
-    puzzle = import_module("schwarz.puzzle_plugins")
-    loader = puzzle.PluginLoader(
-        "mailqueue.plugins", enabled_plugins=puzzle.parse_list_str(enabled), log=_log
-    )
-    loader.initialize_plugins(registry)
-    return loader
 
 
 def init_smtp_mailer(settings: dict[str, Any], smtp_log: Any = None) -> SMTPMailer:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 
 from outmail.compat.mailqueue.ini import Ini
-from outmail.model import Leased, Settled
+from outmail.model import Leased, Reply, Settled
 from outmail.policy.plain import plain_line
 from outmail.policy.route import Relay
 
@@ -127,8 +127,10 @@ class Observer:
     """Writes what the engine settles. ``verbose`` gets the lines of the dialogue with the server."""
 
     def __init__(self, relay: Relay, *, verbose: bool = False) -> None:
-        self._via = f"smtp:{relay.host}:{relay.port}"
+        self.host = f"{relay.host}:{relay.port}"
         self._verbose = verbose
+        #: Called for each line: (delivery, recipients, what the server said, whether it took the message).
+        self.heard: Callable[[Settled, Sequence[Leased], Reply, bool], None] | None = None
         #: Why recipients were not delivered, each reason once.
         self.reasons: dict[str, int] = {}
 
@@ -149,12 +151,14 @@ class Observer:
         if status != "sent":
             words = plain_line(str(reply))
             self.reasons[words] = self.reasons.get(words, 0) + len(recipients)
+        if self.heard is not None:
+            self.heard(item, recipients, reply, status == "sent")
         write(
             DeliveryEvent(
                 status,
                 ",".join(recipient.address for recipient in recipients),
                 delivery.message_id.strip("<>"),
-                self._via,
+                f"smtp:{self.host}",
                 delivery.sender or "<>",
                 recipients[0].attempts + 1,
                 format_delay(timedelta(milliseconds=item.at - delivery.accepted_at)),

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import Any
 
@@ -31,6 +32,19 @@ def _registry() -> Any:
 
 
 registry = _registry()
+
+
+def active(enabled: str) -> Any:
+    """Activate the installed plugins (entry points ``mailqueue.plugins``): all for "*", or those of a list.
+    Returns their loader; None without PuzzlePluginSystem.
+    """
+    if registry is None:
+        return None
+    puzzle = import_module("schwarz.puzzle_plugins")
+    log = logging.getLogger("mailqueue")
+    loader = puzzle.PluginLoader("mailqueue.plugins", enabled_plugins=puzzle.parse_list_str(enabled), log=log)
+    loader.initialize_plugins(registry)
+    return loader
 
 
 def notify(plugins: Any, signal: str, msg: Any, send_result: Any) -> bool | None:

@@ -35,6 +35,10 @@ from outmail.compat.foreign_queue import Taken, take_in
 from outmail.compat.mailqueue import ini as inis
 from outmail.compat.mailqueue import spool
 from outmail.compat.mailqueue.delivery_log import SMTP, Observer, open_logs
+from outmail.compat.mailqueue.plugins import active as active_plugins
+from outmail.compat.mailqueue.plugins import registry
+from outmail.compat.mailqueue.run_signals import Attempt, attempt_of
+from outmail.compat.mailqueue.run_signals import tell as tell_plugins
 from outmail.compat.mailqueue.settings import advise, config_of, tell
 from outmail.config import Config
 from outmail.errors import ConfigError, Error
@@ -152,11 +156,22 @@ def run(ini: inis.Ini, folder: str, *, verbose: bool = False) -> int:
         config = replace(config, transcripts="all")
     taken = Taken()
     observer = Observer(config.routes.relays["default"], verbose=verbose)
+    loader = active_plugins(ini.text("plugins", "*"))
+    attempts: list[Attempt] = []
+    if loader is not None:
+        observer.heard = lambda item, people, reply, sent: attempts.append(
+            attempt_of(item, people, reply, sent=sent)
+        )
     with closing(Outbox(config=config, deliver="never")) as box:
         box.retry(_CONNECTION)
-        counts = asyncio.run(_work(box, config, folder, observer, taken))
-        for line in taken.sentences(folder):
-            tell(line)
+        try:
+            counts = asyncio.run(_work(box, config, folder, observer, taken))
+        finally:
+            for line in taken.sentences(folder):
+                tell(line)
+        if loader is not None:
+            tell_plugins(registry, box, attempts, observer.host)
+            loader.terminate_all_activated_plugins()
         waits = _told(box, observer)
     if taken.aside:
         return EX_SOFTWARE
@@ -175,9 +190,7 @@ async def _work(box: Outbox, config: Config, folder: str, observer: Observer, ta
         engine.stop()
 
     def first() -> None:
-        found = take_in(spool.Mailqueue(folder), box.door, config.origin, lambda: bool(over))
-        for name in ("ids", "known", "busy", "aside", "stuck"):
-            getattr(taken, name).extend(getattr(found, name))
+        take_in(spool.Mailqueue(folder), box.door, config.origin, lambda: bool(over), taken)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop, number)
