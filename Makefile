@@ -87,6 +87,7 @@ campaigns: $(READY)
 	$(BIN)/python tests/campaigns/foreign.py --minutes 0.4
 	$(BIN)/python tests/campaigns/reloads.py --minutes 0.4
 	$(BIN)/python tests/campaigns/reloads.py --minutes 0.3 --kills 3
+	$(BIN)/python tests/campaigns/qp.py --minutes 0.4
 	$(BIN)/python tests/campaigns/powercut.py --minutes 0.5
 	$(BIN)/python tests/campaigns/faults.py --minutes 0.5
 	$(BIN)/python tests/campaigns/moods.py --minutes 0.5
@@ -108,6 +109,7 @@ soak: $(READY)
 	$(BIN)/python tests/campaigns/foreign.py --minutes $(SOAK_MINUTES)
 	$(BIN)/python tests/campaigns/reloads.py --minutes $(SOAK_MINUTES)
 	$(BIN)/python tests/campaigns/reloads.py --minutes $(SOAK_MINUTES) --kills 60
+	$(BIN)/python tests/campaigns/qp.py --minutes $(SOAK_MINUTES)
 	$(BIN)/python tests/campaigns/moods.py --minutes $(SOAK_MINUTES)
 	$(BIN)/python tests/campaigns/finished.py --rows $(SOAK_ROWS)
 	$(BIN)/python tests/campaigns/listening.py --kills $(SOAK_KILLS)

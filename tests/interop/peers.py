@@ -210,7 +210,7 @@ PEERS = {
         Peer(
             "repoze.sendmail",
             "4.5",
-            "a queue filled by a transaction, emptied by qp into the listener",
+            "one program with it and with outmail.compat.repoze; both programs qp, into the listener",
             (HERE + "repoze_sendmail.py",),
             ("repoze.sendmail==4.5", "transaction>=5.0"),
         ),

@@ -32,7 +32,7 @@ class _Boxes:
     """The Outboxes of this process."""
 
     def __init__(self) -> None:
-        self.open: dict[tuple[str, str | None, float, str], Outbox] = {}
+        self.open: dict[tuple[str | None, str | None, float, str], Outbox] = {}
         self.begin_anew()
         forks.in_child(self, _Boxes.begin_anew)
 
@@ -45,13 +45,15 @@ _boxes = _Boxes()
 
 
 def outbox(
-    relay: str,
+    relay: str | None,
     store: str | None = None,
     exit_wait: float = 5.0,
     config: Config | None = None,
     sender: str = "",
 ) -> Outbox:
-    """The Outbox whose mail goes to this relay. ``config``: the configuration that names ``sender``."""
+    """The Outbox whose mail goes to this relay; None: it only stores. ``config``: the configuration that
+    names ``sender``.
+    """
     key = (relay, store, exit_wait, sender)
     with _boxes.guard:
         box = _boxes.open.get(key)

@@ -18,6 +18,7 @@ and finish: where the store fails in that moment, ``tpc_finish`` raises `NotStor
 
 from __future__ import annotations
 
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from outmail.clock import as_datetime
@@ -66,6 +67,9 @@ class TransactionMail:
         return Receipt(message.id, message.message_id, as_datetime(message.accepted_at), durable=False)
 
 
+_numbers = count()
+
+
 class MailDataManager:
     """The mail of one transaction (``transaction.interfaces.ISavepointDataManager``)."""
 
@@ -74,6 +78,7 @@ class MailDataManager:
         self.messages: list[Message] = []
         self._outbox = outbox
         self._in = False
+        self._key = f"outmail:{next(_numbers):015d}"
 
     def add(self, message: Message, current: Any) -> None:
         """Joins the transaction with the first message, and again after a savepoint from before it was rolled
@@ -85,8 +90,8 @@ class MailDataManager:
         self.messages.append(message)
 
     def sortKey(self) -> str:
-        """Before ``~sqlalchemy``, whose vote cannot be taken back."""
-        return f"outmail:{id(self):x}"
+        """In the order of joining, and before ``~sqlalchemy``, whose vote cannot be taken back."""
+        return self._key
 
     def savepoint(self) -> Savepoint:
         return Savepoint(self)

@@ -1,0 +1,103 @@
+"""One run over a queue directory of another program: its entries are taken into a store, and an engine works
+once on what is due there.
+
+Promises: those of `foreign_queue.take_in` and of `outmail run --once`. What failed because of the connection
+is tried again by each run, what a server put off when its time has come. SIGTERM and SIGINT end the run after
+the dialogues that are under way.
+Fails: `NotStored`, OSError for a directory that cannot be looked at. Does not: read settings, or print.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from outmail.clock import Clock, human_span
+from outmail.compat.foreign_queue import ForeignQueue, Taken, take_in
+from outmail.model import Settled
+from outmail.outbox.outbox import Outbox
+from outmail.system.exits import EX_SOFTWARE, EX_TEMPFAIL, EX_UNAVAILABLE
+from outmail.wiring import build_engine
+
+#: The store in a queue directory that holds what was taken out of it.
+STORE = "outmail.db"
+#: What the connection or the login, not the mail, kept from being delivered; nothing of it may have arrived.
+_CONNECTION = ("is:deferred -is:uncertain -code:4 -code:5", "is:deferred -is:uncertain code:53")
+
+Observe = Callable[[Sequence[Settled]], object]
+
+
+def store_of(folder: str) -> str:
+    """The store that belongs to a queue directory."""
+    return os.path.join(os.path.abspath(folder), STORE)
+
+
+@dataclass(slots=True)
+class Drained:
+    """``counts``: recipients by what became of them. ``reasons``: why some were not delivered, with their
+    number. ``waits``: how long until the next one is due, as text; None when nobody waits.
+    """
+
+    taken: Taken
+    counts: Mapping[str, int]
+    reasons: Counter[str]
+    waits: str | None
+
+    @property
+    def status(self) -> int:
+        """The exit status: 70 set aside or quarantined, 69 failed for good, 75 some wait, 0 nobody does."""
+        if self.taken.aside or self.counts["quarantined"]:
+            return EX_SOFTWARE
+        if self.counts["refused"] or self.counts["expired"]:
+            return EX_UNAVAILABLE
+        return EX_TEMPFAIL if self.waits is not None or self.taken.stuck else 0
+
+    def sentences(self, folder: str) -> list[str]:
+        """What people must know, a line each."""
+        lines = self.taken.sentences(folder)
+        if self.reasons:
+            why = "; ".join(f"{count} × {reason}" for reason, count in self.reasons.most_common(3))
+            lines.append(
+                f"not delivered: {why}" + (f"; the next try is due in {self.waits}" if self.waits else "")
+            )
+        return lines
+
+
+def drain(queue: ForeignQueue, box: Outbox, observe: Observe = lambda items: None) -> Drained:
+    """Take in what waits, and try once what is due. ``observe`` is told of all that is settled."""
+    for failed in _CONNECTION:
+        box.retry(failed)
+    taken, reasons = Taken(), Counter[str]()
+
+    def watch(items: Sequence[Settled]) -> None:
+        observe(items)
+        for item in items:
+            for recipient, verdict in item.verdicts:
+                if verdict.event != "delivered" and recipient.outcome is not None:
+                    reasons[str(recipient.outcome.reply)] += 1
+
+    counts = asyncio.run(_worked(queue, box, taken, watch))
+    due = box.queue.next_due()
+    waits = human_span(max(0, min(due.values()) - box.clock.now())) if due else None
+    return Drained(taken, counts, reasons, waits)
+
+
+async def _worked(queue: ForeignQueue, box: Outbox, taken: Taken, observe: Observe) -> Mapping[str, int]:
+    engine = build_engine(box.store, box.config, box.routes, Clock(), observe=observe)
+    over: list[int] = []
+
+    def stop(number: int) -> None:
+        over.append(number)
+        engine.stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop, number)
+    await engine.run(
+        once=True, first=lambda: taken.add(take_in(queue, box.door, box.config.origin, lambda: bool(over)))
+    )
+    counts: Mapping[str, int] = engine.counts
+    return counts
