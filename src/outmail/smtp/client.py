@@ -638,9 +638,8 @@ class Client:
         """Nobody who reads the transcript can use the token: it is not in there. And nobody is told that the
         copy could not be delivered.
         """
-        self._out.append(
-            f"{_rcpt(current.copy, 'never' if 'DSN' in self.extensions else '', '')}\r\n".encode()
-        )
+        never = " NOTIFY=NEVER" if "DSN" in self.extensions else ""
+        self._out.append(f"RCPT TO:<{current.copy}>{never}\r\n".encode())
         self._due += 1
         current.delivery.transcript.append((self.now, "C", b"RCPT TO:<%s>" % _VEILED))
 

@@ -73,9 +73,13 @@ def of_settled(owner: int, settled: Iterable[Settled]) -> list[Sent]:
             continue
         groups: dict[tuple[int, str], list[int]] = {}
         for leased, _ in item.verdicts:
-            kind = leased.outcome.kind if leased.outcome is not None else ""
-            if leased.copy in delivery.copies.sent and kind in ("delivered", "unknown"):
-                groups.setdefault((leased.copy, kind), []).append(leased.n)
+            outcome = leased.outcome
+            if (
+                outcome is not None
+                and outcome.kind in ("delivered", "unknown")
+                and leased.copy in delivery.copies.sent
+            ):
+                groups.setdefault((leased.copy, outcome.kind), []).append(leased.n)
         rows += [
             (
                 delivery.seq,
