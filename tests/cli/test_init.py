@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 import stat
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -210,6 +212,7 @@ def test_bad_input_is_a_sentence_and_a_status(
 
 def test_dry_run_shows_and_does_nothing(relay: Sink, home: Path, call: Call) -> None:
     words = ["init", "--user", "--dry-run", "--email", "me@x.test", *at(relay, "other@")]
+    assert call(*words).status == 0
     done = call(*words, password="geheim")
     assert done.status == 0 and "2. write " in done.err and 'from = "me@x.test"' in done.err
     assert "geheim" not in done.err + done.out and not tree(home) and not relay.connections
@@ -240,3 +243,39 @@ def test_a_configuration_elsewhere_is_named_in_what_is_called(relay: Sink, home:
     assert call(*words).status == 0 and place.exists()
     assert call("config", "--config", str(place)).status == 0
     assert call("init", "--user", "--undo", "--yes", "--config", str(place)).status == 0 and not tree(home)
+
+
+def test_a_whole_machine_in_a_root_file_system_of_its_own(
+    relay: Sink, home: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("outmail.unix.setup.closed_to_others", lambda *_: "")  # the tests' own may be so
+    root = home / "root"
+    for folder in ("etc/cron.d", "usr/sbin", "usr/bin"):
+        (root / folder).mkdir(parents=True)
+    (root / "etc/passwd").write_text(f"outmail:x:{os.getuid()}:{os.getgid()}::/:/bin/false\n")
+    (root / "usr/sbin/sendmail").write_text("another MTA")
+    (root / "usr/bin/mailq").symlink_to("../sbin/sendmail")
+    before = tree(root)
+    words = ["--root", str(root), "--yes"]
+    where = ["--relay", f"smtp://me%40x.test@localhost:{relay.port}", "--ca", "ca.pem"]
+    done = call(
+        "init", *words, "--email", "me@x.test", *where, "--service", "cron", "--sendmail", password="geheim"
+    )
+    assert done.status == 0 and len(relay.messages) == 1, done.err
+    assert (root / "etc/aliases").read_text() == "root: me@x.test\n"
+    assert "outmail run --once" in (root / "etc/cron.d/outmail").read_text().replace("-m outmail", "outmail")
+    assert stat.S_IMODE((root / "etc/outmail/password").stat().st_mode) == 0o640
+
+    drop = root / "var/spool/outmail/drop"
+    sent = subprocess.run(
+        [root / "usr/sbin/sendmail", "-t", "-i"],
+        input=b"To: you@x.test\n\nhello\n",
+        env={"OUTMAIL_DROP": str(drop)},
+        timeout=60,
+        check=False,
+    )
+    assert sent.returncode == 0 and len(list(drop.iterdir())) == 1
+    done = call("init", *words, "--undo")
+    assert done.status == 0 and "MAIL: 1 message" in done.err and len(list(drop.iterdir())) == 1
+    done = call("init", *words, "--undo", "--delete-mail")
+    assert done.status == 0 and tree(root) == before, done.err

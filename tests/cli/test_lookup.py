@@ -15,6 +15,7 @@ import trustme
 from outmail.cli import lookup
 from outmail.cli.lookup import Found, Ways, fetch, find
 from outmail.policy.discovery import Srv
+from outmail.testing import Sink
 from tests.unit.policy.test_discovery import document, server
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
@@ -207,3 +208,21 @@ def test_only_the_own_domain_gets_the_whole_address() -> None:
     )
     assert second.startswith("https://example.org/.well-known/autoconfig/mail/config-v1.1.xml?")
     assert collection == "https://autoconfig.thunderbird.net/v1.1/example.org"
+
+
+@pytest.mark.parametrize("implicit", [True, False])
+def test_what_answers_at_a_host_is_taken(authority: trustme.CA, implicit: bool) -> None:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("localhost").configure_cert(context)
+    with Sink(tls=context, implicit_tls=implicit) as sink, Sink() as plain:
+        ports = (sink.port, plain.port) if implicit else (plain.port, sink.port)
+        found = lookup.at_host("localhost", "me", ports)
+        assert found is not None and (found.port, found.user) == (sink.port, "me")
+        assert found.tls == ("implicit" if implicit else "starttls")
+        assert not plain.messages and not any(c.startswith("AUTH") for c in sink.commands)
+
+
+def test_a_host_without_tls_is_none() -> None:
+    with Sink() as plain:
+        assert lookup.at_host("localhost", "me", (plain.port, plain.port)) is None
+    assert lookup.at_host("localhost", "me", (plain.port, plain.port)) is None

@@ -105,7 +105,7 @@ class _SetUp:
         return " ".join(words)
 
     def _need_root(self) -> None:
-        if self.scope == "system" and os.geteuid() != 0 and not self.place.root:
+        if self.scope == "system" and os.geteuid() != 0 and not (self.place.root or self.arguments.dry_run):
             raise Stop(EX_NOPERM, "a whole machine is set up by root: sudo outmail init --system")
 
     # -- setting up ------------------------------------------------------------------------------------------
@@ -190,6 +190,8 @@ class _SetUp:
 
     def _password(self, server: Server) -> str:
         password = self._given_password()
+        if password is None and self.arguments.dry_run:
+            return "(not asked for)"
         if password is None:
             password = self.asker.secret(f"Password for {server.user}", _PASSWORD_OPTIONS)
         if not password or "\n" in password or "\0" in password:
@@ -380,6 +382,7 @@ class _SetUp:
 
 
 _PASSWORD_OPTIONS = "--password-file, --password-stdin or $OUTMAIL_PASSWORD"
+_NOBODY = "nobody answers at the ports 465 and 587 now: as you named it, with port 465"
 _TLS = {"implicit": "TLS from the first byte", "starttls": "STARTTLS"}
 _NEXT = {
     "systemd": "Its service runs. Try it: echo It works. | outmail send -s hello YOU",
@@ -432,11 +435,18 @@ def _host_or_provider(text: str) -> str:
 
 
 def _of_word(word: str, address: str) -> Server:
-    """The server of a provider's name, or of a host name, where TLS from the first byte is assumed."""
+    """The server of a provider's name, of a host name, or of a URL."""
     try:
         provider = by_key(_host_or_provider(word))
     except ValueError as problem:
         raise Stop(EX_USAGE, str(problem)) from None
     if provider is not None:
         return of_provider(provider, address, "by name")
-    return _of_url(word if "://" in word else f"smtps://{word}")._replace(user=address)
+    if "://" in word:
+        return _of_url(word)
+    if ":" in word:
+        return _of_url(f"smtps://{word}" if word.endswith(":465") else f"smtp://{word}")._replace(
+            user=address
+        )
+    found = lookup.at_host(_of_url(f"smtps://{word}").host, address)
+    return found or _of_url(f"smtps://{word}")._replace(user=address, found=_NOBODY)

@@ -26,6 +26,8 @@ from outmail.smtp.syntax import printable
 PATIENCE = 8.0
 STEP = 4.0
 REDIRECTS = 3
+#: Submission with TLS from the first byte, and with STARTTLS.
+PORTS = (465, 587)
 
 
 def srv_records(name: str) -> list[Srv]:
@@ -168,6 +170,29 @@ def find(address: str, ways: Ways | None = None) -> Found:
         found.server = of_provider(provider, address, "as the domain's MX records say")
     found.server = found.server or by_autodiscover(_or(name, ""), address)
     return found
+
+
+def at_host(host: str, user: str, ports: tuple[int, int] = PORTS) -> Server | None:
+    """What answers at a host that was named without a port: TLS from the first byte before STARTTLS (RFC
+    8314 §3.3); None when neither does. Nothing but a greeting is exchanged.
+    """
+    import asyncio
+
+    from outmail.system.host import hostname
+    from outmail.transport.probe import look
+
+    async def both() -> Server | None:
+        name = hostname()
+        first, second = await asyncio.gather(
+            look(host, ports[0], name, encrypted=True), look(host, ports[1], name)
+        )
+        if first.speaks == "tls":
+            return Server(host, ports[0], "implicit", user, "what answers there")
+        if second.starttls:
+            return Server(host, ports[1], "starttls", user, "what answers there")
+        return None
+
+    return asyncio.run(both())
 
 
 def _or(answer: Any, default: Any) -> Any:

@@ -51,7 +51,7 @@ class Undoer:
                     told.append(f"{path} holds {found.told}{found.trouble}")
             for path in entry["paths"] if entry["kind"] == "folder" else ():
                 if mails := _dropped(path):
-                    told.append(f"{len(mails)} messages of this machine's programs wait in {path}")
+                    told.append(f"{_count(mails)} of this machine's programs in {path}")
         return told
 
     def all(self) -> Undone:
@@ -228,11 +228,14 @@ def _dropped(folder: str) -> list[str]:
         return []
 
 
+def _count(mails: list[str]) -> str:
+    return f"{len(mails)} message" + ("" if len(mails) == 1 else "s")
+
+
 def _full(folder: str) -> str:
     """Why a folder stays."""
     if mails := _dropped(folder):
-        count = f"{len(mails)} message" + ("" if len(mails) == 1 else "s")
-        return f"{folder}: {count} of this machine's programs wait in it; --delete-mail removes them"
+        return f"{folder}: it holds {_count(mails)} of this machine's programs; --delete-mail removes them"
     names = sorted(os.listdir(folder))
     more = ", …" if len(names) > 3 else ""
     return f"{folder}: it holds {', '.join(names[:3])}{more}"

@@ -279,7 +279,7 @@ def test_dropped_mail_that_waits_is_named(place: Scratch, do: Do) -> None:
     result = undo(place)
     assert any("1 message of this machine's programs" in line for line in result.stays)
     assert os.path.isdir(place.at("/var/spool/outmail/drop"))
-    assert "1 messages" in Undoer(place, manifest(place)).waits()[0]
+    assert "1 message of" in Undoer(place, manifest(place)).waits()[0]
     assert not undo(place, delete_mail=True).stays and not os.path.exists(place.at("/var"))
 
 
