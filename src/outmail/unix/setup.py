@@ -66,8 +66,8 @@ class Place:
             done = subprocess.run(
                 words, input=given or b"", capture_output=True, timeout=PATIENCE, check=False
             )
-        except FileNotFoundError:
-            raise Failure(f"{words[0]} is not installed") from None
+        except (FileNotFoundError, PermissionError):
+            raise Failure(f"{words[0]} is not installed, or may not be run") from None
         except (OSError, subprocess.SubprocessError) as problem:
             raise Failure(f"{' '.join(words)}: {problem}") from None
         if done.returncode:
