@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
@@ -334,3 +335,25 @@ def test_plugins_hear_of_each_attempt_and_may_discard(
     ]
     assert plugins.ended and status == (0 if answer else 75)
     assert place.states() == {"a@x.test": "delivered", "later@x.test": state}
+
+
+@pytest.mark.parametrize("number, status", [(errno.EACCES, 77), (errno.EROFS, 77), (errno.EIO, 75)])
+def test_a_directory_that_cannot_be_used_is_one_line(
+    place: Place,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: int,
+    status: int,
+) -> None:
+    place.serve(9)
+    place.put("a@x.test")
+
+    def fails(queue: object, path: str) -> bool:
+        raise OSError(number, os.strerror(number), path)
+
+    monkeypatch.setattr(spool.Mailqueue, "_takes", fails)
+    monkeypatch.setattr(logging.getLogger("outmail"), "level", logging.NOTSET)
+    for name in ("HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.setenv(name, str(place.folder))
+    assert run.main([str(place.ini), str(place.queue)]) == status
+    assert os.strerror(number) in capsys.readouterr().err and len(place.waiting()) == 1

@@ -24,6 +24,7 @@ from outmail.errors import Refused
 from outmail.model import keyed_id
 from outmail.policy.plain import plain_line
 from outmail.smtp.syntax import AddressError, parse_mailbox, qualified
+from outmail.system.owned import folder_of_owner
 
 #: The folder in a queue directory for what could not be taken in.
 ASIDE = "set-aside"
@@ -215,7 +216,7 @@ def set_aside(folder: str, path: str) -> str:
     aside = os.path.join(folder, ASIDE)
     target = os.path.join(aside, os.path.basename(path))
     try:
-        os.makedirs(aside, mode=0o700, exist_ok=True)
+        folder_of_owner(folder, ASIDE)
         while os.path.lexists(target):
             target = os.path.join(aside, f"{os.path.basename(path)}.{os.urandom(4).hex()}")
         os.rename(os.path.join(folder, path), target)

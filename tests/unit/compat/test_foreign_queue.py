@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from outmail.compat.foreign_queue import ASIDE, take_in
 from outmail.compat.mailqueue import spool
@@ -125,6 +127,10 @@ def test_a_move_that_was_cut_off_gives_one_mail(
     assert (len(taken.ids), len(taken.known)) == (1, 1) and len(list(box.find())) == 1
 
 
+PIECES = [
+    b"Return-path: <a@x.test>\r\n", b"Envelope-to: ", b"b@x.test,", b"=?utf-8?q?=FF?=", b"=?utf-8?b?!!?=",
+    b"\r\n", b"\n", b" ", b":", b"X-Retries: 1\n", b"X-Queue-Meta-End: end\r\n", b"Subject: s\r\n\r\nx",
+]  # fmt: skip
 BROKEN = {
     "half": (entry()[:60], "not whole"),
     "empty": (b"", "not whole"),
@@ -215,3 +221,14 @@ def test_while_a_run_has_a_file_another_one_of_that_name_waits(folder: Path, box
         assert len(take_in(Mailqueue(str(folder)), box.door, "x.test").busy) == 2
     assert len(take_in(Mailqueue(str(folder)), box.door, "x.test").ids) == 2
     assert names(folder, "new") == names(folder, "taking") == []
+
+
+@given(st.lists(st.sampled_from([*PIECES, b"\x00", b"\xff"]), max_size=12).map(b"".join))
+@settings(max_examples=300, deadline=None)
+def test_whatever_a_file_holds_is_an_envelope_or_named(data: bytes) -> None:
+    try:
+        envelope, content = spool.unpacked(data)
+    except ValueError as problem:
+        assert str(problem)
+    else:
+        assert data.endswith(content) and all("\n" not in one for one in envelope.recipients)

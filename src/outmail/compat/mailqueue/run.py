@@ -14,15 +14,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import errno
 import logging
 import os
 import signal
 import sys
-from contextlib import closing
 from typing import Any
 
 from outmail.cli.exits import (
     EX_NOINPUT,
+    EX_NOPERM,
     EX_SOFTWARE,
     EX_TEMPFAIL,
     EX_UNAVAILABLE,
@@ -45,6 +47,7 @@ from outmail.errors import ConfigError, Error
 from outmail.outbox.outbox import Outbox
 from outmail.system import circle
 from outmail.system.lockfile import try_lock
+from outmail.system.owned import to_owner
 from outmail.wiring import build_engine
 
 #: What the connection, not the mail, kept from being delivered; nothing of it may have arrived.
@@ -75,6 +78,9 @@ def main(argv: list[str] | None = None) -> int:
     except Error as problem:
         print(sentence("mq-run", problem), file=sys.stderr)
         return status_of(problem)
+    except OSError as problem:
+        tell(f"{problem.filename or folder}: {problem.strerror or problem}: what waits there stays there")
+        return EX_NOPERM if problem.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else EX_TEMPFAIL
     except KeyboardInterrupt:
         return 130
 
@@ -156,13 +162,14 @@ def run(ini: inis.Ini, folder: str, *, verbose: bool = False) -> int:
         config = replace(config, transcripts="all")
     taken = Taken()
     observer = Observer(config.routes.relays["default"], verbose=verbose)
+    _make_store(config.store, folder)
     loader = active_plugins(ini.text("plugins", "*"))
     attempts: list[Attempt] = []
     if loader is not None:
         observer.heard = lambda item, people, reply, sent: attempts.append(
             attempt_of(item, people, reply, sent=sent)
         )
-    with closing(Outbox(config=config, deliver="never")) as box:
+    with contextlib.closing(Outbox(config=config, deliver="never")) as box:
         box.retry(_CONNECTION)
         try:
             counts = asyncio.run(_work(box, config, folder, observer, taken))
@@ -173,11 +180,20 @@ def run(ini: inis.Ini, folder: str, *, verbose: bool = False) -> int:
             tell_plugins(registry, box, attempts, observer.host)
             loader.terminate_all_activated_plugins()
         waits = _told(box, observer)
-    if taken.aside:
+    stays = [one for one in taken.aside if not one.path]
+    if len(taken.aside) > len(stays) or counts["quarantined"]:
         return EX_SOFTWARE
     if counts["refused"] or counts["expired"]:
         return EX_UNAVAILABLE
-    return EX_SOFTWARE if counts["quarantined"] else EX_TEMPFAIL if waits or taken.stuck else 0
+    return EX_TEMPFAIL if waits or taken.stuck or stays else 0
+
+
+def _make_store(path: str, folder: str) -> None:
+    """An empty file for the store, where there is none, that belongs to the directory's owner."""
+    if not os.path.exists(path) and os.stat(folder).st_uid != os.geteuid():
+        with contextlib.suppress(OSError):  # opening the store tells what is wrong
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            to_owner(folder, path)
 
 
 async def _work(box: Outbox, config: Config, folder: str, observer: Observer, taken: Taken) -> Any:
@@ -219,9 +235,12 @@ def _show_dialogue() -> None:
 
 def _in_background(ini: inis.Ini, folder: str) -> int:
     """For `mq-sendmail`: one run at a time. A file that arrives while it works is seen by the look after it
-    has let go of its lock.
+    has let go of its lock. Another user's directory is left to its owner's `mq-run`, who could not open a
+    store of ours there.
     """
     status = 0
+    if os.stat(folder).st_uid != os.geteuid():
+        return status
     while True:
         fd = os.open(os.path.join(folder, _BACKGROUND), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:

@@ -149,19 +149,28 @@ def own_folder() -> str:
 
 def make(folder: str) -> None:
     """The directory and its three folders, for their owner alone."""
+    from outmail.system.owned import folder_of_owner
+
     os.makedirs(folder, mode=0o700, exist_ok=True)
     for name in FOLDERS:
-        os.makedirs(os.path.join(folder, name), mode=0o700, exist_ok=True)
+        folder_of_owner(folder, name)
 
 
 def put(folder: str, data: bytes, part: str = "new") -> str:
-    """Leave a file in ``new`` or ``cur``; returns its name. The directory is made where it is missing."""
+    """Leave a file in ``new`` or ``cur``; returns its name. The directory is made where it is missing. In
+    another user's directory the file is one that its owner can read.
+    """
+    from outmail.system.owned import to_owner
+
     make(folder)
     name = _unique()
     half, whole = os.path.join(folder, "tmp", name), os.path.join(folder, part, name)
-    fd = os.open(half, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    mine = os.stat(folder).st_uid == os.geteuid()
+    mode = 0o600 if mine or os.geteuid() == 0 else 0o644
+    fd = os.open(half, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         try:
+            to_owner(folder, half)
             view = memoryview(data)
             while view:
                 view = view[os.write(fd, view) :]
@@ -184,6 +193,10 @@ def _unique() -> str:
 
 
 def _sync(folder: str) -> None:
+    """The names in the folder are on disk. Where we may write but not read, the whole system is asked."""
+    if not os.access(folder, os.R_OK, effective_ids=True):
+        os.sync()
+        return
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -257,13 +270,15 @@ class Mailqueue:
         """Move a locked file where its program does not look. Not one that has just been touched in ``cur``,
         and not while one of that name is there.
         """
+        from outmail.system.owned import folder_of_owner
+
         part, _, name = path.partition("/")
         if part == TAKING:
             return True
         if part == "cur" and not self._is_stale(path):
             return False
         target = os.path.join(self.folder, TAKING, name)
-        os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
+        folder_of_owner(self.folder, TAKING)
         if os.path.lexists(target):
             return False
         os.rename(os.path.join(self.folder, path), target)
