@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests import pgserver
 
 import outmail
-from bench import lab, postgres
+from bench import handing_in, lab, postgres
 from outmail.clock import Clock
 from outmail.config import from_toml
 from outmail.outbox.outbox import Outbox
@@ -286,6 +286,14 @@ def peer(folder: Path, count: int = 300) -> list[str]:
     ]
 
 
+def calling(folder: Path, *, quick: bool) -> list[str]:
+    """What a program waits for when it calls sendmail or mailq."""
+    folder.chmod(0o755)
+    (folder / "calling").mkdir()
+    measured = handing_in.measured(folder / "calling", quick=quick)
+    return ["", "## What does a call of sendmail or mailq cost?", "", *measured]
+
+
 def waiting(folder: Path, count: int) -> list[str]:
     """BEHAVIOURS 73 in the size given: start-up, memory and rate with many waiting for a dead relay."""
     path = folder / "w.db"
@@ -442,6 +450,7 @@ def main() -> None:
             lambda: draining(folder, drained, min(3, rounds)),
             lambda: peer(folder),
             lambda: waiting(folder, large),
+            lambda: calling(folder, quick=options.quick),
             lambda: reporting(folder),
             importing,
         )

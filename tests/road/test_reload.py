@@ -333,3 +333,34 @@ def test_what_has_changed_is_said_without_passwords() -> None:
     after = from_toml('store = "postgresql://me:geheim@h/b"\nto = "a@x.test"\n[limits]\nqueue = 5\n', "f", {})
     assert "geheim" not in fixed(before, after) and fixed(before, after).startswith("store was postgresql://")
     assert changes(before, after) == ["to", "[limits]"] and fixed(after, after) == ""
+
+
+def test_reloads_leave_neither_threads_nor_descriptors_behind(
+    start: Start, sink: Sink, tmp_path: Path
+) -> None:
+    for name in ("drop-0", "drop-1"):
+        (tmp_path / name).mkdir(mode=0o3777)
+
+    def toml(number: int) -> str:
+        return (
+            f'[relay]\nurl = "{sink.url}"\nconcurrency = {number + 1}\n'
+            f'[listen]\nsmtp = ["127.0.0.1:0"]\nlmtp = ["unix:{tmp_path}/lmtp-{number % 2}"]\n'
+            f'[accept]\ndrop = "{tmp_path}/drop-{number % 2}"\n'
+        )
+
+    service = start(toml(0))
+    hand_in(service, "first")
+    sink.wait_for(1, 30)
+    reload(service, toml(1))
+    before = _threads_and_files(service.process.pid)
+    for number in range(2, 22):
+        reload(service, toml(number))
+    hand_in(service, "last")
+    sink.wait_for(2, 30)
+    # replaced listeners end with their last connection, sessions with retired next hops when they are idle
+    until(lambda: sum(_threads_and_files(service.process.pid)) <= sum(before) + 3)
+    assert service.stop() == 0
+
+
+def _threads_and_files(pid: int) -> tuple[int, int]:
+    return len(os.listdir(f"/proc/{pid}/task")), len(os.listdir(f"/proc/{pid}/fd"))

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import groupby
+from operator import attrgetter
 
 from outmail.outbox.queue import Queue, Unfinished
 from outmail.policy.plain import plain_line
@@ -22,30 +24,35 @@ _MARKS = {"sending": "*", "held": "!"}
 
 
 def listed(queue: Queue) -> Iterator[str]:
-    """Lines, each with its end."""
+    """Lines, each with its end; those of one message together."""
     count = size = 0
-    for _, group in groupby(queue.unfinished(), key=lambda one: one.id):
+    for _, group in groupby(queue.unfinished(), key=attrgetter("id")):
         people = list(group)
         if not count:
             yield _HEAD
         count += 1
         size += people[0].size
-        yield from _message(people)
+        yield _message(people)
     yield f"-- {max(1, size // 1024)} Kbytes in {count} Request{'s' * (count != 1)}.\n" if count else _EMPTY
 
 
 _EMPTY = "Mail queue is empty\n"
 
 
-def _message(people: list[Unfinished]) -> Iterator[str]:
+def _message(people: list[Unfinished]) -> str:
     first = people[0]
     states = {one.state for one in people}
     mark = next((mark for state, mark in _MARKS.items() if state in states), " ")
-    arrived = time.strftime("%a %b %e %H:%M:%S", time.localtime(first.accepted_at / 1000))
-    yield f"{first.id + mark:<27} {first.size:>8} {arrived} {plain_line(first.sender or 'MAILER-DAEMON')}\n"
-    for reason, group in groupby(people, key=lambda one: one.reason):
+    sender = plain_line(first.sender or "MAILER-DAEMON")
+    lines = [f"{first.id + mark:<27} {first.size:>8} {_arrival(first.accepted_at // 1000)} {sender}\n"]
+    for reason, group in groupby(people, key=attrgetter("reason")):
         if reason:
-            yield f"{f'({plain_line(reason)})':>78}\n"
-        for one in group:
-            yield f"{_INDENT}{plain_line(one.address)}\n"
-    yield "\n"
+            lines.append(f"{f'({plain_line(reason)})':>78}\n")
+        lines += [f"{_INDENT}{plain_line(one.address)}\n" for one in group]
+    lines.append("\n")
+    return "".join(lines)
+
+
+@lru_cache(64)
+def _arrival(second: int) -> str:
+    return time.strftime("%a %b %e %H:%M:%S", time.localtime(second))
