@@ -14,7 +14,7 @@ import trustme
 from repoze.sendmail.queue import ConsoleApp
 
 from outmail.compat.drain import store_of
-from outmail.compat.repoze import qp
+from outmail.compat.repoze import maildir, qp
 from outmail.compat.repoze.maildir import REJECTED
 from outmail.outbox.outbox import Outbox
 from outmail.testing import Sink
@@ -104,6 +104,20 @@ def test_import_takes_the_mail_into_a_queue_of_outmails(folder: Path, call: Call
         assert [status.subject for status in box.find()] == ["s"]
     assert not (folder / "outmail.db").exists()
     assert call("--store", tmp_path / "q.db", folder)[0] == 78
+
+
+def test_a_directory_that_may_not_be_read(
+    folder: Path, sink: Sink, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(folder, "s")
+
+    def closed(queue: maildir.RepozeQueue, part: str) -> list[str]:
+        raise PermissionError(13, "Permission denied", f"{queue.folder}/{part}")
+
+    monkeypatch.setattr(maildir.RepozeQueue, "_names", closed)
+    for words in (at(sink), ("--import", "--store", f"{folder}/q.db")):
+        status, told = call(*words, folder)
+        assert status == 77 and told == f"qp: {folder}/new: Permission denied: what waits there stays there\n"
 
 
 INI = """[app:qp]

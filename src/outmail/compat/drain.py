@@ -39,7 +39,7 @@ def store_of(folder: str) -> str:
 @dataclass(slots=True)
 class Drained:
     """``counts``: recipients by what became of them. ``reasons``: why some were not delivered, with their
-    number. ``waits``: how long until the next one is due, as text; None when nobody waits.
+    number. ``waits``: how long until the next one is due, as text, "" for now; None when nobody waits.
     """
 
     taken: Taken
@@ -61,10 +61,13 @@ class Drained:
         lines = self.taken.sentences(folder)
         if self.reasons:
             why = "; ".join(f"{count} × {reason}" for reason, count in self.reasons.most_common(3))
-            lines.append(
-                f"not delivered: {why}" + (f"; the next try is due in {self.waits}" if self.waits else "")
-            )
+            lines.append(f"not delivered: {why}{self._outlook()}")
         return lines
+
+    def _outlook(self) -> str:
+        if self.waits is None:
+            return ""
+        return f"; the next try is due in {self.waits}" if self.waits else "; the next run tries again"
 
 
 def drain(queue: ForeignQueue, box: Outbox, observe: Observe = lambda items: None) -> Drained:
@@ -82,7 +85,8 @@ def drain(queue: ForeignQueue, box: Outbox, observe: Observe = lambda items: Non
 
     counts = asyncio.run(_worked(queue, box, taken, watch))
     due = box.queue.next_due()
-    waits = human_span(max(0, min(due.values()) - box.clock.now())) if due else None
+    left = min(due.values()) - box.clock.now() if due else 0
+    waits = None if not due else human_span(left) if left > 0 else ""
     return Drained(taken, counts, reasons, waits)
 
 
@@ -97,7 +101,7 @@ async def _worked(queue: ForeignQueue, box: Outbox, taken: Taken, observe: Obser
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop, number)
     await engine.run(
-        once=True, first=lambda: taken.add(take_in(queue, box.door, box.config.origin, lambda: bool(over)))
+        once=True, first=lambda: take_in(queue, box.door, box.config.origin, lambda: bool(over), taken)
     )
     counts: Mapping[str, int] = engine.counts
     return counts

@@ -110,11 +110,6 @@ class Taken:
     aside: list[Aside] = field(default_factory=list)
     stuck: list[tuple[str, str]] = field(default_factory=list)
 
-    def add(self, other: Taken) -> None:
-        """What another look took in, too."""
-        for name in self.__slots__:
-            getattr(self, name).extend(getattr(other, name))
-
     def sentences(self, folder: str) -> list[str]:
         """What people must know, a line each."""
         lines = [

@@ -13,6 +13,7 @@ something was set aside, 75 mail still waits, 77 not allowed, 78 configuration. 
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import sys
@@ -36,7 +37,7 @@ from outmail.policy.plain import plain_line
 from outmail.policy.route import Relay, Routes, is_loopback, parse_relay
 from outmail.policy.veil import known
 from outmail.system import circle
-from outmail.system.exits import EX_SOFTWARE, EX_TEMPFAIL
+from outmail.system.exits import EX_NOPERM, EX_SOFTWARE, EX_TEMPFAIL
 
 SECTION = "app:qp"
 
@@ -78,8 +79,8 @@ def main(argv: list[str] | None = None) -> int:
         print(sentence("qp", problem), file=sys.stderr)
         return status_of(problem)
     except OSError as problem:
-        _tell(f"{problem.filename}: {problem.strerror}")
-        return EX_TEMPFAIL
+        _tell(f"{problem.filename}: {problem.strerror}: what waits there stays there")
+        return EX_NOPERM if problem.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else EX_TEMPFAIL
     except KeyboardInterrupt:
         return 130
 
