@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import ssl
 from collections.abc import Callable
 from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from outmail.compat import mailqueue
 from outmail.compat.mailqueue import (
@@ -31,6 +33,7 @@ from outmail.compat.mailqueue import (
 )
 from outmail.compat.mailqueue.cli import one_shot_queue_run_main
 from outmail.compat.mailqueue.maildir_utils import find_messages
+from outmail.smtp.client import Client, ClientSettings, SessionFailed
 from outmail.testing import Sink
 
 CONTENT = b"Subject: s\r\nMessage-ID: <1@x.test>\r\n\r\ntext\r\n"
@@ -114,6 +117,42 @@ def test_passwords_are_not_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
         words = {"username": "me", "password": "geheim99", "smtp_log": logging.getLogger("t")}
         assert SMTPMailer("127.0.0.1", port=sink.port, **words).send("me@x.test", "a@x.test", CONTENT)
     assert "MAIL FROM" in caplog.text and "geheim99" not in caplog.text
+
+
+@pytest.fixture(scope="module")
+def certified() -> ssl.SSLContext:
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(made)
+    return made
+
+
+def test_opportunistic_tls_is_used_where_it_is_offered(certified: ssl.SSLContext) -> None:
+    """Its certificate is not verified: without TLS there would be none."""
+    for tls, encrypted in ((certified, True), (None, False)):
+        with Sink(tls=tls) as sink:
+            mailer = SMTPMailer("127.0.0.1", port=sink.port, tls_verify=False)
+            assert mailer.send("me@x.test", "a@x.test", CONTENT)
+            assert [message.encrypted for message in sink.messages] == [encrypted]
+
+
+def test_required_tls_sends_nothing_without_it_nor_to_a_stranger(certified: ssl.SSLContext) -> None:
+    for tls, told in ((certified, "not trusted"), (None, "STARTTLS")):
+        with Sink(tls=tls) as sink:
+            mailer = SMTPMailer("127.0.0.1", port=sink.port, tls=mailqueue.TLSMode.STARTTLS)
+            result = mailer.send("me@x.test", "a@x.test", CONTENT)
+            assert not result and told in result.error and not sink.messages
+
+
+def test_a_password_never_goes_out_in_clear_to_another_machine() -> None:
+    settings = ClientSettings(opportunistic=True, user="me", password="secret")
+    client = Client(settings)
+    flow = client.dialogue()
+    with pytest.raises(SessionFailed, match="without TLS"):
+        next(flow)
+        for answer in (b"220 h.test\r\n", b"250-h.test\r\n250 AUTH PLAIN\r\n"):
+            client.feed(answer)
+            flow.send(None)
+    assert b"AUTH" not in b"".join(client.outgoing())
 
 
 def test_outmails_safety_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
