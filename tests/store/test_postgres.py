@@ -818,6 +818,36 @@ def test_two_that_change_the_same_rows_are_told_or_wait(stores: Any, url: str) -
     assert {standing(one, m.id).state for m in made} <= {"delivered"}
 
 
+@pytest.mark.parametrize(
+    ("event", "wish", "state"),
+    [("hold", None, "held"), ("cancel", None, "cancelled"), ("release", "hold", "queued")],
+)
+def test_a_change_does_not_miss_what_an_engine_returns_meanwhile(
+    stores: Any, url: str, event: str, wish: str | None, state: str
+) -> None:
+    store = stores("one")
+    one = message()
+    add(store, one)
+    assert lease(store, store.register(NOW))
+    if wish:
+        store.run(store.verbs.change(Filter(), wish, NOW))
+    counted: list[int] = []
+    changing = threading.Thread(
+        target=lambda: counted.append(store.run(store.verbs.change(Filter(), event, NOW))[0])
+    )
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query ~ 'UPDATE'"
+    with psycopg.connect(url) as engine, psycopg.connect(url, autocommit=True) as looking:
+        to = "held" if wish else "queued"
+        engine.execute(
+            "UPDATE outmail.recipient SET state = %s, wish = NULL, owner = NULL, lease = NULL", (to,)
+        )
+        changing.start()
+        until(lambda: looking.execute(waits).fetchone() == (1,))
+        engine.commit()
+        changing.join(20)
+    assert counted == [1] and standing(store, one.id).state == state
+
+
 def test_very_many_at_once_come_by_copy_and_are_the_same(stores: Any, url: str, tmp_path: Path) -> None:
     """COPY takes other paths for text, numbers and nothing; what comes out is what a few at a time
     would be.

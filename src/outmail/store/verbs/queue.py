@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from outmail import lifecycle
@@ -27,27 +28,61 @@ def _in(event: str) -> str:
     return ", ".join(f"'{state}'" for state in lifecycle.sources(event) if state != lifecycle.SENDING)
 
 
-_CHANGES: dict[str, str] = {
-    "hold": "state = 'held', reason = 'operator', due = NULL",
-    "release": "state = 'queued', reason = '', due = CASE WHEN not_before > :now THEN not_before ELSE :now "
-    "END, losses = 0",
-    "cancel": f"state = 'cancelled', reason = '{lifecycle.BY_OPERATOR}', due = NULL, finished_at = :now",
-    "superseded": f"state = 'cancelled', reason = '{lifecycle.REPLACED}', due = NULL, finished_at = :now",
-    "due": "due = :now, not_before = 0",
-    "suppress": "state = 'failed', reason = :reason, due = NULL, finished_at = :now",
-    "expired": "state = 'failed', reason = :reason, due = NULL, finished_at = :now",
-    "confirm": "state = 'delivered', reason = 'confirmed', due = NULL, finished_at = :now, losses = 0, wish "
-    "= NULL, owner = NULL, lease = NULL",
-    "requeue": "state = 'queued', reason = '', due = :now, losses = 0, attempts = 0, finished_at = NULL, "
-    "expires_at = :now"
-    " + (SELECT m.expires_at - m.accepted_at FROM message m WHERE m.seq = recipient.message)",
+#: What a change sets, by column. Names with a colon are for the reader: executemany needs numbers.
+_CHANGES: dict[str, dict[str, str]] = {
+    "hold": {"state": "'held'", "reason": "'operator'", "due": "NULL"},
+    "release": {
+        "state": "'queued'",
+        "reason": "''",
+        "due": "CASE WHEN not_before > :now THEN not_before ELSE :now END",
+        "losses": "0",
+    },
+    "cancel": {
+        "state": "'cancelled'",
+        "reason": f"'{lifecycle.BY_OPERATOR}'",
+        "due": "NULL",
+        "finished_at": ":now",
+    },
+    "superseded": {
+        "state": "'cancelled'",
+        "reason": f"'{lifecycle.REPLACED}'",
+        "due": "NULL",
+        "finished_at": ":now",
+    },
+    "due": {"due": ":now", "not_before": "0"},
+    "suppress": {"state": "'failed'", "reason": ":reason", "due": "NULL", "finished_at": ":now"},
+    "expired": {"state": "'failed'", "reason": ":reason", "due": "NULL", "finished_at": ":now"},
+    "confirm": {
+        "state": "'delivered'",
+        "reason": "'confirmed'",
+        "due": "NULL",
+        "finished_at": ":now",
+        "losses": "0",
+        "wish": "NULL",
+        "owner": "NULL",
+        "lease": "NULL",
+    },
+    "requeue": {
+        "state": "'queued'",
+        "reason": "''",
+        "due": ":now",
+        "losses": "0",
+        "attempts": "0",
+        "finished_at": "NULL",
+        "expires_at": ":now + (SELECT m.expires_at - m.accepted_at FROM message m WHERE m.seq = "
+        "recipient.message)",
+    },
 }
 
-_WISHES = {
-    "hold": ("wish = 'hold'", "wish IS NULL"),
-    "cancel": ("wish = 'cancel'", "coalesce(wish, '') <> 'cancel'"),
-    "superseded": (f"wish = 'cancel', reason = '{lifecycle.REPLACED}'", "coalesce(wish, '') <> 'cancel'"),
-    "release": ("wish = NULL", "wish = 'hold'"),
+#: The same for a recipient that is being sent, and which of these change.
+_WISHES: dict[str, tuple[dict[str, str], str]] = {
+    "hold": ({"wish": "'hold'"}, "wish IS NULL"),
+    "cancel": ({"wish": "'cancel'"}, "coalesce(wish, '') <> 'cancel'"),
+    "superseded": (
+        {"wish": "'cancel'", "reason": f"'{lifecycle.REPLACED}'"},
+        "coalesce(wish, '') <> 'cancel'",
+    ),
+    "release": ({"wish": "NULL"}, "wish = 'hold'"),
 }
 _CONTENT_LEFT = (
     " AND (EXISTS (SELECT 1 FROM body b WHERE b.seq = recipient.message)"
@@ -107,25 +142,37 @@ def _next(page: Sequence[Any]) -> tuple[int, int] | None:
 
 
 def apply(event: str, rows: Sequence[tuple[int, int]], now: int, reason: str) -> Verb[int]:
-    origin = f"state IN ({_in(event)})" + (_CONTENT_LEFT if event == "requeue" else "")
-    if event == "confirm":
-        origin = f"state IN ({_in(event)}, 'sending') AND uncertain = 1"
-    returning = "RETURNING message, n, state, uncertain, reason, attempts"
-    # _CHANGES uses names, for the reader; executemany needs numbers.
-    sets = _CHANGES[event].replace(":now", "?1").replace(":reason", "?2")
-    changed = yield Many(
-        f"UPDATE recipient SET {sets} WHERE message = ?3 AND n = ?4 AND {origin} {returning}",
-        [(now, reason, m, n) for m, n in rows],
-    )
-    if event in _WISHES:
-        wish, unless = _WISHES[event]
-        changed += yield Many(
-            f"UPDATE recipient SET {wish} WHERE message = ? AND n = ? AND state = 'sending' AND {unless} "
-            f"{returning}",
-            rows,
-        )
+    changed = yield Many(_statement(event), [(now, reason, m, n) for m, n in rows])
     yield Many(EVENT, event_rows(now, event, changed))
     return len(changed)
+
+
+@cache
+def _statement(event: str) -> str:
+    """One statement for all states, so that no recipient is missed that an engine returns meanwhile."""
+    plain = _CHANGES[event]
+    wished, unless = _WISHES.get(event, ({}, ""))
+    if event == "confirm":
+        origin = f"state IN ({_in(event)}, 'sending') AND uncertain = 1"
+    elif event == "requeue":
+        origin = f"state IN ({_in(event)}){_CONTENT_LEFT}"
+    elif wished:
+        origin = f"(state IN ({_in(event)}) OR (state = 'sending' AND {unless}))"
+    else:
+        origin = f"state IN ({_in(event)})"
+    sets = plain
+    if wished:
+        sets = {
+            column: f"CASE state WHEN 'sending' THEN {wished.get(column, column)}"
+            f" ELSE {plain.get(column, column)} END"
+            for column in {**plain, **wished}
+        }
+    text = ", ".join(f"{column} = {value}" for column, value in sets.items())
+    return (
+        f"UPDATE recipient SET {text.replace(':now', '?1').replace(':reason', '?2')}"
+        f" WHERE message = ?3 AND n = ?4 AND {origin}"
+        " RETURNING message, n, state, uncertain, reason, attempts"
+    )
 
 
 # -- reading -------------------------------------------------------------------------------------------------
