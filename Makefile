@@ -1,5 +1,5 @@
 # make demo: the main job · make test: all tests · make check: layout, lint, types, tests · make format: lay the code out
-# make cover: what the tests run · make dist: wheel and sdist, each installed into an empty environment and tried
+# make cover: what the tests run · make dist: wheel and sdist, each installed into empty environments (pip, uv, pipx; all Pythons here) and tried
 # make bench: ratios against peers in one run · make campaigns: random programs, kills and faults, ten minutes in all · make soak: hours of it · make fuzz: hostile input. Each sets up what it needs.
 # make interop: other programs' test suites against outmail, as a table; INTEROP="--short" for three minutes of it, or names of peers
 PYTHON ?= python3
@@ -12,7 +12,7 @@ SOAK_ROWS  ?= 10000000
 SOAK_MINUTES ?= 10
 FUZZ_SECONDS ?= 30
 INTEROP ?=
-CODE := src tests bench examples
+CODE := src tests bench examples hatch_build.py
 FUZZ := server client dialogue_grammar headers addresses filters configuration outbox_rows redaction mime records
 
 .PHONY: help demo test check format lint types cover dist campaigns bench soak fuzz interop clean setup
@@ -56,12 +56,9 @@ cover: $(READY)
 	$(BIN)/coverage report --skip-covered
 
 dist: $(READY)
-	rm -rf dist build
+	rm -rf dist
 	$(BIN)/python -m build --quiet
-	for made in dist/*; do \
-	  $(PYTHON) -m venv --clear build/empty && build/empty/bin/python -m pip install --quiet --disable-pip-version-check $$made \
-	  && build/empty/bin/outmail --version && build/empty/bin/outmail demo >build/demo.log || { cat build/demo.log; exit 1; }; \
-	done
+	$(BIN)/python tests/packages.py dist/*
 
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "mailqueue-runner>=1.0"
