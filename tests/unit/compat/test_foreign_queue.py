@@ -169,12 +169,23 @@ def test_links_pipes_and_folders_are_set_aside_unread(folder: Path, box: Outbox,
     assert (tmp_path / "elsewhere").exists() and not list(box.find())
 
 
-def test_half_written_and_dot_files_are_never_taken(folder: Path, box: Outbox) -> None:
+def test_half_written_and_dot_files_are_never_taken(
+    folder: Path, box: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (folder / "tmp/1.h").write_bytes(entry())
     (folder / "new/.nfs1").write_bytes(entry())
-    os.utime(folder / "tmp/1.h", (0, 0))
     taken = take_in(Mailqueue(str(folder)), box.door, "x.test")
     assert (taken.ids, taken.aside) == ([], []) and names(folder, "tmp") == ["1.h"]
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 37 * 3600)
+    taken = take_in(Mailqueue(str(folder)), box.door, "x.test")
+    assert taken.ids == [] and "half written" in taken.aside[0].why and names(folder, ASIDE) == ["1.h"]
+
+
+def test_a_bare_carriage_return_is_a_line_end_as_in_mailqueue_runner(folder: Path, box: Outbox) -> None:
+    (folder / "new/1.h").write_bytes(entry(content=CONTENT + b"one\rtwo\r\n"))
+    [id] = take_in(Mailqueue(str(folder)), box.door, "x.test").ids
+    assert box.content(id) == CONTENT + b"one\r\ntwo\r\n"
 
 
 def test_one_bad_address_does_not_keep_the_mail_from_the_others(folder: Path, box: Outbox) -> None:

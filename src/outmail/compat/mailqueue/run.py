@@ -174,7 +174,7 @@ def run(ini: inis.Ini, folder: str, *, verbose: bool = False) -> int:
         try:
             counts = asyncio.run(_work(box, config, folder, observer, taken))
         finally:
-            for line in taken.sentences(folder):
+            for line in [*taken.sentences(folder), *(_details(taken) if verbose else ())]:
                 tell(line)
         if loader is not None:
             tell_plugins(registry, box, attempts, observer.host)
@@ -186,6 +186,12 @@ def run(ini: inis.Ini, folder: str, *, verbose: bool = False) -> int:
     if counts["refused"] or counts["expired"]:
         return EX_UNAVAILABLE
     return EX_TEMPFAIL if waits or taken.stuck or stays else 0
+
+
+def _details(taken: Taken) -> list[str]:
+    """For people who look on."""
+    lines = [f"{path} is in somebody else's hands" for path in taken.busy]
+    return [*lines, f"{len(taken.ids)} taken in, {len(taken.busy)} left, {len(taken.aside)} set aside"]
 
 
 def _make_store(path: str, folder: str) -> None:

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 PROGRAM = "mailqueue-runner"
 #: Seconds without a change after which a file in ``cur`` is nobody's any more.
 STALE = 30 * 60.0
-#: Seconds after which a file in ``tmp`` was left behind by a program that was killed.
-LEFT = 3600.0
+#: Seconds after which a file in ``tmp`` was left half written by a killed program, as in every Maildir.
+LEFT = 36 * 3600.0
 FOLDERS = ("tmp", "cur", "new")
 TAKING = "taking"
 
@@ -213,16 +213,14 @@ class Mailqueue:
         self.folder = folder
 
     def waiting(self) -> Iterable[str]:
-        """``new/NAME``, stale ``cur/NAME``, and what a killed run of ours had; the oldest first."""
+        """``new/NAME``, stale ``cur/NAME``, what a killed run of ours had, and what was left in ``tmp``; the
+        oldest first.
+        """
         os.stat(self.folder)
         found = [f"{part}/{name}" for part in (TAKING, "new") for name in self._names(part)]
-        found += [f"cur/{name}" for name in self._names("cur") if self._is_stale(f"cur/{name}")]
+        for part, age in (("cur", STALE), ("tmp", LEFT)):
+            found += [path for name in self._names(part) if self._is_older(path := f"{part}/{name}", age)]
         return sorted(found, key=lambda path: age_key(os.path.basename(path)))
-
-    def half(self) -> list[str]:
-        """``tmp/NAME`` of files that a killed program has left half written. They are never sent."""
-        now = time.time()
-        return [f"tmp/{name}" for name in self._names("tmp") if now - self._changed(f"tmp/{name}") > LEFT]
 
     def _names(self, part: str) -> list[str]:
         try:
@@ -238,14 +236,16 @@ class Mailqueue:
             return time.time()
         return max(status.st_mtime, status.st_ctime)
 
-    def _is_stale(self, path: str) -> bool:
+    def _is_older(self, path: str, age: float) -> bool:
         """A time far in the future is from before a clock was set back."""
-        return abs(time.time() - self._changed(path)) > STALE
+        return abs(time.time() - self._changed(path)) > age
 
     def claim(self, path: str) -> Claimed | None:
         from outmail.compat.foreign_queue import Strange
         from outmail.system.lockfile import same_file, try_lock
 
+        if path.startswith("tmp/"):
+            raise Strange("was left half written by a program that was killed")
         place = os.path.join(self.folder, path)
         try:
             fd = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -275,7 +275,7 @@ class Mailqueue:
         part, _, name = path.partition("/")
         if part == TAKING:
             return True
-        if part == "cur" and not self._is_stale(path):
+        if part == "cur" and not self._is_older(path, STALE):
             return False
         target = os.path.join(self.folder, TAKING, name)
         folder_of_owner(self.folder, TAKING)
@@ -313,6 +313,8 @@ class Claimed:
             envelope, content = unpacked(data)
         except ValueError as problem:
             raise Strange(str(problem)) from None
+        if content.count(b"\r") != content.count(b"\r\n"):  # mailqueue-runner sends each as a line end
+            content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         return Letter(envelope.sender, envelope.recipients, content)
 
     def remove(self) -> None:
