@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 from outmail.clock import MINUTE, parse_span
@@ -822,20 +822,32 @@ def _origin(data: Mapping[str, Any]) -> Callable[[], str]:
     """
     given = data.get("accept", {}).get("origin")
     if given is None:
-        return cache(partial(_machines_origin, data.get("hostname", "")))
+        return _MachinesOrigin(data.get("hostname", ""))
     try:
         domain = parse_mailbox(f"x@{given}").domain if given else ""
     except AddressError:
         raise ValueError(f"[accept] origin = {given!r} is no domain: write such as example.org") from None
-    return lambda: domain
+    return partial(str, domain)
 
 
-def _machines_origin(hostname: str) -> str:
-    """A name that is no domain is passed over."""
-    for name in (host.mail_name(), hostname or host.full_name()):
-        with suppress(AddressError):
-            return parse_mailbox(f"x@{name}").domain
-    return "localhost"
+class _MachinesOrigin:
+    """What the machine calls itself in mail, found at the first call. A name that is no domain is passed
+    over. It can be pickled: a configuration goes to detached engines.
+    """
+
+    def __init__(self, hostname: str) -> None:
+        self._hostname = hostname
+        self._found = ""
+
+    def __call__(self) -> str:
+        self._found = self._found or self._find()
+        return self._found
+
+    def _find(self) -> str:
+        for name in (host.mail_name(), self._hostname or host.full_name()):
+            with suppress(AddressError):
+                return parse_mailbox(f"x@{name}").domain
+        return "localhost"
 
 
 def _mailbox(where: str, text: str, origin: Callable[[], str] = str) -> str:

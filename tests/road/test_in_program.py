@@ -150,7 +150,7 @@ def test_async_has_the_same_names(sink: Sink, tmp_path: Path) -> None:
             )
 
     asyncio.run(story())
-    internal = {"deliver_here", "take_over", *dir(ReportDoor)}
+    internal = {"deliver_here", "take_over", "adopt", "prepared", *dir(ReportDoor)}
     public = {name for name in dir(Outbox) if not name.startswith("_")} - internal
     assert public <= set(dir(AsyncOutbox))
 

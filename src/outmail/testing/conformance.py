@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from outmail import lifecycle as life
@@ -659,6 +659,7 @@ class _Walk:
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.sampled_from(sorted(_SAYS)), max_size=30))
+@example(["lease", "cancel", "unknown, hold"])
 def test_the_store_walks_as_the_lifecycle(store: Any, steps: list[str]) -> None:
     """Random walks: row and pure functions agree in everything after every event, legal or not."""
     one = message(expires=10**15, destination=new_id(NOW))

@@ -445,15 +445,14 @@ DELIVERED = (
 )
 #: Why somebody's wish to cancel ends it.
 _CANCELLED = f"CASE reason WHEN '{lifecycle.REPLACED}' THEN reason ELSE '{lifecycle.BY_OPERATOR}' END"
-_BACK = (
-    "CASE WHEN ?1 = 'queued' AND wish = 'cancel' THEN 'cancelled' WHEN ?1 = 'queued' AND wish = 'hold' "
-    "THEN 'held' ELSE ?1 END"
-)
+#: A wish to cancel ends what would wait again, and what would be held because it may have arrived.
+_ENDS = "wish = 'cancel' AND (?1 = 'queued' OR (?1 = 'held' AND ?2 = 'uncertain'))"
+_BACK = f"CASE WHEN {_ENDS} THEN 'cancelled' WHEN ?1 = 'queued' AND wish = 'hold' THEN 'held' ELSE ?1 END"
 #: Parameters: 1 to, 2 reason, 3 due, 4 at, 5 charged, 6 uncertain, 7 settled, 8 attempt, 9 message, 10 n, 11
 #: owner, 12 lease, 13 the route of the lease. That a next hop defers says nothing about another route.
 _SETTLE = f"""
 UPDATE recipient SET state = {_BACK},
-    reason = CASE WHEN ?1 = 'queued' AND wish = 'cancel' THEN {_CANCELLED}
+    reason = CASE WHEN {_ENDS} THEN {_CANCELLED}
                   WHEN ?1 = 'queued' AND wish = 'hold' THEN 'operator'
                   WHEN ?1 = 'queued' AND ?2 = '' AND ?7 = 0 THEN reason ELSE ?2 END,
     due = CASE WHEN {_BACK} = 'queued'
