@@ -106,6 +106,7 @@ soak: $(READY)
 	$(BIN)/python tests/campaigns/foreign.py --minutes $(SOAK_MINUTES)
 	$(BIN)/python tests/campaigns/reloads.py --minutes $(SOAK_MINUTES)
 	$(BIN)/python tests/campaigns/reloads.py --minutes $(SOAK_MINUTES) --kills 60
+	$(BIN)/python tests/campaigns/reloads.py --minutes $(SOAK_MINUTES) --kills 10 --store postgresql
 	$(BIN)/python tests/campaigns/qp.py --minutes $(SOAK_MINUTES)
 	$(BIN)/python tests/campaigns/moods.py --minutes $(SOAK_MINUTES)
 	$(BIN)/python tests/campaigns/finished.py --rows $(SOAK_ROWS)

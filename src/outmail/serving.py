@@ -43,8 +43,10 @@ log = logging.getLogger("outmail")
 
 #: Seconds between two looks whether the certificate's files have changed.
 FRESH = 60.0
-#: What a running service cannot exchange, by the field of `Config`.
-FIXED = ("store", "loop")
+#: What a running service does not exchange, by the field of `Config`, and what that is for people. Another
+#: file, or none, is not what the signal meant: the file may be missing for a moment, and the defaults know
+#: no `[safety]`.
+FIXED = {"source": "the configuration's file", "store": "store", "loop": "loop"}
 #: What it does exchange: the field, and where that stands in the configuration.
 EXCHANGED = {
     "routes": "relays and routes",
@@ -71,7 +73,6 @@ EXCHANGED = {
     "templates": "[reports]",
     "through": "store",
     "notify_failed": "[notify]",
-    "source": "the file's name",
     "secrets": "where passwords are",
 }
 
@@ -274,17 +275,13 @@ class Serving:
 
 
 def fixed(before: Config, after: Config) -> str:
-    """Why a running service cannot go on with this configuration; "" where it can."""
-    changed = [name for name in FIXED if _differ(name, before, after)]
-    return (
-        "; ".join(
-            f"{name} was {shown(getattr(before, name))} and would be {shown(getattr(after, name))}"
-            for name in changed
-        )
-        + ": that needs a restart, and half of a configuration is nobody's"
-        if changed
-        else ""
-    )
+    """Why a running service does not go on with this configuration; "" where it does."""
+    changed = [
+        f"{what} was {shown(getattr(before, name))} and would be {shown(getattr(after, name))}"
+        for name, what in FIXED.items()
+        if _differ(name, before, after)
+    ]
+    return "; ".join(changed) + ": that needs a restart" if changed else ""
 
 
 def changes(before: Config, after: Config) -> list[str]:

@@ -1,11 +1,11 @@
 """A service under load that gets other configurations by SIGHUP at random moments, good and bad ones, and is
 sometimes killed: nothing is lost, nothing is doubled without a kill, and no connection is refused.
 
-Run: python tests/campaigns/reloads.py [--minutes 1] [--seed N] [--kills N]. Clients hand mail in by SMTP,
-some by connections that stay open; others drop files as sendmail does, or use the library. Meanwhile the
-configuration changes between two relays, their limits, listeners and the drop folder's place, or is nonsense,
-and SIGHUP follows, now and then many at once. Exit status 0 when every message that was taken is at a relay
-exactly once (after a kill, twice only with the uncertain mark), else 1.
+Run: python tests/campaigns/reloads.py [--minutes 1] [--seed N] [--kills N] [--store postgresql]. Clients
+hand mail in by SMTP, some by connections that stay open; others drop files as sendmail does, or use the
+library. Meanwhile the configuration changes between two relays, their limits, listeners and the drop folder's
+place, or is nonsense, and SIGHUP follows, now and then many at once. Exit status 0 when every message that
+was taken is at a relay exactly once (after a kill, twice only with the uncertain mark), else 1.
 """
 
 from __future__ import annotations
@@ -27,12 +27,15 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
 from outmail.config import from_toml
 from outmail.errors import NotStored
 from outmail.intake.deposit import Deposit
 from outmail.outbox.outbox import Outbox
 from outmail.system import dropbox
 from outmail.testing import Sink
+from tests import pgserver
 
 HOLD = 90.0
 #: What relays do. Without a kill no answer is lost: `take-and-drop` is the business of other campaigns.
@@ -49,8 +52,8 @@ BAD = (
 class Scene:
     """One service, its configuration, and what was taken from whom."""
 
-    def __init__(self, folder: Path, relays: list[str], chance: random.Random) -> None:
-        self.folder, self.relays, self.chance = folder, relays, chance
+    def __init__(self, folder: Path, store: str, relays: list[str], chance: random.Random) -> None:
+        self.folder, self.store, self.relays, self.chance = folder, store, relays, chance
         with socket.socket() as sock:
             sock.bind(("127.0.0.1", 0))
             self.port = int(sock.getsockname()[1])
@@ -71,7 +74,7 @@ class Scene:
         chance = self.chance
         rate = "rate = 40.0\n" if chance.random() < 0.2 else ""
         lines = [
-            f'store = "{self.folder}/q.db"\n[relay]\nurl = "{chance.choice(self.relays)}"\n'
+            f'store = "{self.store}"\n[relay]\nurl = "{chance.choice(self.relays)}"\n'
             f"concurrency = {chance.choice((1, 3, 20))}\n{rate}",
             f'[listen]\nsmtp = ["127.0.0.1:{self.port}"]\nconnections = {chance.choice((200, 500))}\n',
             '[retry]\nschedule = "200ms…"\n',
@@ -152,7 +155,7 @@ class Scene:
 
     def program(self, number: int) -> None:
         """By the library, on the same store."""
-        with Outbox(self.folder / "q.db", config=from_toml("", "test", {}), deliver="never") as box:
+        with Outbox(self.store, config=from_toml("", "test", {}), deliver="never") as box:
             for name in self._names(f"call{number}"):
                 with contextlib.suppress(NotStored):
                     box.submit(self._message(name), sender="a@x.test", recipients=f"{name}@x.test")
@@ -176,7 +179,7 @@ def wrong(scene: Scene, sinks: list[Sink], kills: int) -> list[str]:
         for one in sink.messages:
             match = re.search(rb"Subject: (\S+)", one.content)
             found[match[1].decode() if match else ""] += 1
-    with Outbox(scene.folder / "q.db", config=from_toml("", "test", {}), deliver="never") as box:
+    with Outbox(scene.store, config=from_toml("", "test", {}), deliver="never") as box:
         uncertain = {status.subject for status in box.find("was:uncertain")}
         copies = Counter(status.subject for status in box.find())
         left = Counter(status.status for status in box.find("-state:delivered"))
@@ -202,6 +205,7 @@ def main() -> int:
     )
     arguments.add_argument("--minutes", type=float, default=1)
     arguments.add_argument("--kills", type=int, default=0)
+    arguments.add_argument("--store", choices=("sqlite", "postgresql"), default="sqlite")
     arguments.add_argument("--seed", type=int, default=random.randrange(1 << 30))
     options = arguments.parse_args()
     chance = random.Random(options.seed)
@@ -210,8 +214,13 @@ def main() -> int:
         tempfile.TemporaryDirectory(prefix="outmail-reloads-") as place,
         Sink(MOODS, seed=options.seed) as one,
         Sink(MOODS, seed=options.seed + 1) as two,
+        contextlib.ExitStack() as servers,
     ):
-        scene = Scene(Path(place), [one.url, two.url], chance)
+        store = f"{place}/q.db"
+        if options.store == "postgresql":
+            newest = max(pgserver.installed(), key=int)
+            store = servers.enter_context(pgserver.database(newest))
+        scene = Scene(Path(place), store, [one.url, two.url], chance)
         scene.start()
         works = [(scene.client, n) for n in range(4)] + [(scene.dropper, 0), (scene.program, 0)]
         threads = [threading.Thread(target=work, args=(n,)) for work, n in works]
@@ -250,14 +259,14 @@ def _empty(scene: Scene) -> None:
     """A service that takes what was dropped last, for both folders, until nothing waits."""
     for drop in scene.drops:
         scene.write(
-            f'store = "{scene.folder}/q.db"\nrelay = "{scene.relays[0]}"\n[retry]\nschedule = "200ms…"\n'
+            f'store = "{scene.store}"\nrelay = "{scene.relays[0]}"\n[retry]\nschedule = "200ms…"\n'
             f'[accept]\norigin = "x.test"\ndrop = "{drop}"\n'
         )
         scene.process.send_signal(signal.SIGHUP)
         deadline = time.monotonic() + HOLD
         while os.listdir(drop) and time.monotonic() < deadline:
             time.sleep(0.05)
-    with Outbox(scene.folder / "q.db", config=from_toml("", "test", {}), deliver="never") as box:
+    with Outbox(scene.store, config=from_toml("", "test", {}), deliver="never") as box:
         deadline = time.monotonic() + HOLD
         while any(True for _ in box.find("-state:delivered")) and time.monotonic() < deadline:
             time.sleep(0.2)

@@ -268,6 +268,22 @@ def test_a_drop_folder_is_all_that_is_needed(store: Path, tmp_path: Path) -> Non
     assert b"recipient c@x.test\nrecipient a@x.test\n\nTo: a@x.test\n" in (folder / name).read_bytes()
 
 
+def test_q_tries_now_what_waits_all_of_it_or_what_is_named(store: Path) -> None:
+    """Without a service the process itself tries once."""
+    with Outbox(store, deliver="never") as box:
+        words: dict[str, Any] = {"sender": "me@x.test", "at": "2h"}
+        one, *_ = [box.submit(b"A: b\r\n\r\n", recipients=f"{to}@x.test", **words).id for to in "abcd"]
+
+    def waiting() -> str:
+        with Outbox(store, deliver="never") as box:
+            return "".join(r.address[0] for s in box.find("state:queued") for r in s.recipients)
+
+    assert waiting() == "abcd"
+    for flag, left in ((f"-qI{one}", "bcd"), ("-qRc@x.test", "bd"), ("-q15m", "")):
+        assert call("sendmail", flag, store=store).returncode == 0
+        assert waiting() == left, flag
+
+
 def test_fifty_at_once_lose_nothing(tmp_path: Path) -> None:
     """By the drop folder, each a process of its own."""
     folder = tmp_path / "drop"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from outmail.config import Config, from_toml
+from outmail.config import Config, from_toml, load
 from outmail.intake.deposit import Deposit
 from outmail.outbox.outbox import Outbox
 from outmail.serving import EXCHANGED, FIXED, changes, fixed
@@ -333,6 +333,21 @@ def test_what_has_changed_is_said_without_passwords() -> None:
     after = from_toml('store = "postgresql://me:geheim@h/b"\nto = "a@x.test"\n[limits]\nqueue = 5\n', "f", {})
     assert "geheim" not in fixed(before, after) and fixed(before, after).startswith("store was postgresql://")
     assert changes(before, after) == ["to", "[limits]"] and fixed(after, after) == ""
+
+
+def test_a_file_that_is_gone_for_a_moment_does_not_mean_the_defaults(tmp_path: Path) -> None:
+    config = tmp_path / "config" / "outmail" / "config.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text(f'store = "{tmp_path}/q.db"\n[safety]\nonly_to = ["*@x.test"]\n')
+    env = {"XDG_CONFIG_HOME": str(tmp_path / "config"), "OUTMAIL_STORE": str(tmp_path / "q.db")}
+    before = load(env=env)
+    config.unlink()
+    after = load(env=env)
+    if after.source != "defaults":
+        pytest.skip("this machine has a configuration of its own")
+    assert fixed(before, after) == (
+        f"the configuration's file was {config} and would be defaults: that needs a restart"
+    )
 
 
 def test_reloads_leave_neither_threads_nor_descriptors_behind(

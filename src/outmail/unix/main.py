@@ -5,8 +5,8 @@ there is one that takes it, else in the caller's own queue.
 Promises: status 0 only when the message is safe; 75 for whatever may pass by itself; nobody needs the
 service to run, or rights beyond their own. Up to the drop folder neither a database, nor an event loop, nor
 the email package, nor `re` is loaded.
-Fails: as sysexits with a line on stderr: 64 usage, 65 the message or an address, 67 unknown user, 75 not
-stored, 77 not allowed, 78 configuration. Does not: deliver.
+Fails: as sysexits with a line on stderr: 64 usage, 65 the message or an address, 75 not stored, 77 not
+allowed, 78 configuration. Does not: deliver, or know this machine's users (67).
 """
 
 from __future__ import annotations
