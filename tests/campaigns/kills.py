@@ -1,9 +1,9 @@
 """The kill campaign: engines die by SIGKILL at random moments, and accepted = delivered + still queued, every
 double marked.
 
-Run: python tests/campaigns/kills.py --kills 500. Prints the seed; writes soak-kills.json beside the caller.
-Exit status 0 only if nothing was lost, no byte changed, and whoever got a message twice carries the uncertain
-mark.
+Run: python tests/campaigns/kills.py --kills 500 [--store maildir]. Prints the seed; writes
+soak-kills.json beside the caller. Exit status 0 only if nothing was lost, no byte changed, and whoever got a
+message twice carries the uncertain mark.
 """
 
 from __future__ import annotations
@@ -35,18 +35,21 @@ def main() -> int:
     arguments.add_argument("--kills", type=int, default=500)
     arguments.add_argument("--messages", type=int, default=0)
     arguments.add_argument("--seed", type=int, default=None)
+    arguments.add_argument("--store", choices=("sqlite", "maildir"), default="sqlite")
     options = arguments.parse_args()
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1 << 32)
     print(f"seed {seed}", flush=True)
     count = options.messages or options.kills * 40
     with tempfile.TemporaryDirectory(prefix="outmail-kills-") as folder, Sink(SCRIPT, seed=seed) as sink:
-        return campaign(Path(folder), sink, options.kills, count, random.Random(seed), seed)
+        place = f"{folder}/q.db" if options.store == "sqlite" else f"maildir:{folder}/spool"
+        return campaign(Path(folder), place, sink, options.kills, count, random.Random(seed), seed)
 
 
-def campaign(folder: Path, sink: Sink, kills: int, count: int, chance: random.Random, seed: int) -> int:
+def campaign(
+    folder: Path, store: str, sink: Sink, kills: int, count: int, chance: random.Random, seed: int
+) -> int:
     settings = folder / "outmail.toml"
     settings.write_text('[retry]\nschedule = "200ms…"\n')
-    store = folder / "q.db"
     began = time.monotonic()
     box = Outbox(store, config=str(settings), relay=sink.url, deliver="never")
     ids: list[str] = []
@@ -74,7 +77,10 @@ def campaign(folder: Path, sink: Sink, kills: int, count: int, chance: random.Ra
     engine.send_signal(signal.SIGTERM)
     engine.wait(60)
     result = judge(box, ids, sink)
+    if found := box.store.check():
+        result["bad"] = {**dict(result["bad"]), "store": found}  # type: ignore[call-overload]
     result |= {
+        "store": store.partition(":")[0] if ":" in store else "sqlite",
         "kills": kills,
         "seed": seed,
         "seconds": round(time.monotonic() - began, 1),
@@ -102,10 +108,10 @@ def _message(i: int) -> dict[str, object]:
     return {"to": to, "subject": f"s{i}", "text": f".{i}\n" * (i % 50), "sender": "me@x.test"}
 
 
-def _engine(store: Path, settings: Path, folder: Path) -> subprocess.Popen[bytes]:
+def _engine(store: str, settings: Path, folder: Path) -> subprocess.Popen[bytes]:
     with open(folder / "engine.log", "ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "outmail", "run", "--config", str(settings), "--store", str(store)],
+            [sys.executable, "-m", "outmail", "run", "--config", str(settings), "--store", store],
             stderr=log,
             env=dict(os.environ),
         )

@@ -5,7 +5,9 @@ are damaged or foreign, and folders are copied.
 from __future__ import annotations
 
 import errno
+import io
 import os
+import random
 import shutil
 import stat
 import subprocess
@@ -16,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from outmail.cli import main
 from outmail.model import Filter
 from outmail.store import StoreError
 from outmail.store.maildir import files as spoolfiles
@@ -25,7 +28,9 @@ from outmail.store.maildir import store as stores
 from outmail.store.maildir.lines import TABLES
 from outmail.store.maildir.reading import MaildirReading
 from outmail.store.maildir.store import MaildirStore
+from outmail.testing import Sink
 from outmail.testing.conformance import NOW, add, lease, message, purged, settle, standing
+from tests.campaigns import spoolcuts
 from tests.waiting import until
 
 LONG = b"A: b\r\n\r\n" + b"x" * 998 + b"\r\n" + b"0123456789abcde\r\n" * 80_000
@@ -161,6 +166,16 @@ def test_a_commit_that_is_killed_happened_whole_or_not(
     assert standing(store, done.id).state == "delivered" and content(store, done.id) == done.content
     assert [name for name in names(store, "tmp") if boot == "next boot"] == []
     again(store).close()
+
+
+@pytest.mark.parametrize("without", [None, "sync"])
+def test_a_power_cut_loses_nothing_that_was_acknowledged(
+    without: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spoolcuts, "STEPS", 20)
+    monkeypatch.setattr(spoolcuts, "CUTS", 12)
+    result = spoolcuts.campaign(random.Random(20), 0, cuts=8, without=without)
+    assert bool(result["bad"]) == bool(without), result  # without flushes the same cuts find losses
 
 
 def test_everything_comes_back_from_the_files(store: MaildirStore) -> None:
@@ -424,3 +439,42 @@ def test_pieces_of_a_writer_that_died_are_swept(store: MaildirStore) -> None:
     assert names(store, "tmp") == {"upload.dead"}
     until(lambda: store.sweep_uploads() == 1, 10)
     assert names(store, "tmp") == set()
+
+
+def test_the_command_works_on_a_spool(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    outmail: Callable[..., subprocess.CompletedProcess[bytes]],
+) -> None:
+    place = f"maildir:{tmp_path}/sp"
+
+    def said(*words: str, status: int = 0) -> str:
+        assert main([*words, "--store", place] if words[0] != "move" else words) == status, words
+        captured = capsys.readouterr()
+        return captured.out + captured.err
+
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Subject: s\r\n\r\nhello\r\n")))
+    with Sink("DOT: 451 4.7.1 later 1/1") as sink:
+        config = ("--config", str(tmp_path / "c.toml"))
+        (tmp_path / "c.toml").write_text(f'from = "me@x.test"\nrelay = "{sink.url}"\n')
+        id = said("send", "--raw", "a@x.test", *config).split()[0]
+        assert outmail("run", "--once", "--store", place, *config).returncode == 0
+    assert "a@x.test" in said("queue", "list") and "4.7.1" in said("why", id)
+    assert "451" in said("log", id) and "accepted" in said("events")
+    said("queue", "hold", id)
+    assert "held" in said("queue", "list", "ALL") and "held" in said("queue", "stats")
+    assert "hello" in said("show", "--raw", id) and "no problem found" in said("store", "check")
+    said("store", "upgrade")
+    said("store", "backup", str(tmp_path / "copy.db"))
+    assert "1 messages moved" in said("move", place, str(tmp_path / "q.db"))
+    assert names_below(tmp_path / "sp" / "queue") == names_below(tmp_path / "sp" / "done") == set()
+    assert "1 messages moved" in said("move", str(tmp_path / "copy.db"), place)
+    said("queue", "cancel", id)
+    assert names_below(tmp_path / "sp" / "done") == {f"{id}.eml", f"{id}.journal"}
+    said("queue", "purge", id)
+    assert names_below(tmp_path / "sp" / "done") == set()
+
+
+def names_below(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}

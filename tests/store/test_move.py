@@ -29,7 +29,7 @@ PG = f"postgresql-{max(pgserver.installed(), key=int)}"
 
 
 @pytest.fixture(
-    params=[("apsw", PG), (PG, "apsw"), ("apsw", "stdlib")],
+    params=[("apsw", PG), (PG, "apsw"), ("apsw", "stdlib"), ("apsw", "maildir"), ("maildir", PG)],
     ids=lambda pair: f"{pair[0]} to {pair[1]}".split("-")[0],
 )
 def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Any, Any]]:

@@ -18,6 +18,7 @@ Fails: `OSError`. Does not: lock (`store`), or know what rows mean.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -41,7 +42,7 @@ UPLOAD = "upload."
 
 def name_of(id: str) -> str:
     """The name of a message's files."""
-    return quote(id, safe="")
+    return id if id.isascii() and id.isalnum() else quote(id, safe="")
 
 
 class Journal:
@@ -54,34 +55,54 @@ class Journal:
         self.damaged = 0
         self.torn: int | None = None
         self.size = len(data)
+        #: For each part where its line ends, whether it stands for all before it, and how many lines before
+        #: that cannot be read.
+        self._ends: list[tuple[int, bool, int]] = []
         at = 0
         for one in split(data):
             value = read(one)
+            at += len(one)
             if value is not None and isinstance(value.get("commit"), int):
                 self.parts.append((value["commit"], part_of(value)))
-            elif at + len(one) == len(data):
-                self.torn = at
+                self._ends.append((at, value.get("whole") is True, self.damaged))
+            elif at == len(data):
+                self.torn = at - len(one)
             else:
                 self.damaged += 1
-            at += len(one)
 
     @property
     def last(self) -> int:
         """The number of the last commit in it; 0 when there is none."""
         return self.parts[-1][0] if self.parts else 0
 
-    def sound(self) -> bool:
-        """True when the rows of its lines make sense."""
-        try:
-            self.rows()
-        except (KeyError, TypeError, AttributeError):
-            return False
-        return True
+    def missing(
+        self, after: int, expected: Sequence[tuple[int, Change]]
+    ) -> tuple[int, list[tuple[int, Change]]]:
+        """What it lacks of the changes that a log has, as (where it must be cut, lines to be written there).
+        Lines of commits up to ``after`` are on disk, and such as stand for all before them; what comes
+        behind those may have been lost in any order.
+        """
+        sure = 0
+        for i, ((number, _), (_, whole, _)) in enumerate(zip(self.parts, self._ends), 1):
+            if number <= after or whole:
+                sure = i
+        end, _, damaged = self._ends[sure - 1] if sure else (0, False, 0)
+        least = max(after, self.parts[sure - 1][0] if sure else 0)
+        wanted = [one for one in expected if one[0] > least]
+        have = [number for number, _ in self.parts[sure:]]
+        whole = self.damaged == damaged and have == [number for number, _ in wanted[: len(have)]]
+        if not whole:
+            return end, wanted
+        return self._ends[-1][0] if self._ends else 0, wanted[len(have) :]
 
     def rows(self) -> Rows:
+        """What is left of it; no rows when its lines make no sense."""
         rows = Rows()
-        for _, part in self.parts:
-            rows.apply(part)
+        try:
+            for _, part in self.parts:
+                rows.apply(part)
+        except (KeyError, TypeError, AttributeError):
+            return Rows()
         return rows
 
 
@@ -178,33 +199,38 @@ class Files:
             here = self._append(name, [(commit.number, change)], QUEUE if change.live else DONE)
             self._settle(name, change.live, change.content, here=here)
 
-    def complete(self, commits: Sequence[Commit]) -> list[str]:
-        """Bring the files to what all these commits say, whatever of it was done before. Returns the ids that
-        they are about.
+    def complete(self, commits: Sequence[Commit], after: int) -> list[str]:
+        """Bring the files to what all these commits say, whatever of it was done before. ``after``: up to
+        this commit the journals are on disk. Returns the ids that they are about.
         """
         changes: dict[str, list[tuple[int, Change]]] = {}
+        removed: list[tuple[int, str]] = []
         for commit in commits:
             for seq, id in commit.removed:
-                self._forget(seq, id)
+                removed.append((seq, id))
                 changes.pop(id, None)
             for id, change in commit.messages.items():
                 changes.setdefault(id, []).append((commit.number, change))
+        for seq, id in removed:
+            self._forget(seq, id, again=id in changes)
+        for id in {id for _, id in removed} & changes.keys():
+            self._choose(id, changes[id])
         for id, found in changes.items():
             name = name_of(id)
-            journal, path = self.journal(name)
-            if journal.torn is not None:
-                os.truncate(path, journal.torn)
+            journal, path = self._only_journal(name)
             live = found[-1][1].live
-            missing = [one for one in found if one[0] > journal.last]
+            end, missing = journal.missing(after, found)
+            if end < journal.size:
+                os.truncate(path, end)
             if missing:
                 self._append(name, missing, QUEUE if live else DONE)
             contents = [change.content for _, change in found if change.content != ""]
             self._settle(name, live, contents[-1] if contents else "", here=False)
         return list(changes)
 
-    def journal(self, name: str) -> tuple[Journal, str]:
+    def journal(self, name: str, folders: Sequence[str] = (QUEUE, DONE, QUEUE)) -> tuple[Journal, str]:
         """A message's journal and where it is. An empty one when there is none."""
-        for folder in (QUEUE, DONE, QUEUE):
+        for folder in folders:
             path = self.path(folder, name + JOURNAL)
             try:
                 fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
@@ -215,6 +241,17 @@ class Files:
             finally:
                 os.close(fd)
         return Journal(), path
+
+    def _only_journal(self, name: str) -> tuple[Journal, str]:
+        """A message's journal and where it is. Of two, which a file system may leave after a power cut that
+        does not keep the order of names, the one that knows more; the other one goes.
+        """
+        here, there = (self.journal(name, (folder,)) for folder in (QUEUE, DONE))
+        if here[0].size and there[0].size:
+            more, less = (here, there) if here[0].last >= there[0].last else (there, here)
+            unlink(less[1])
+            return more
+        return here if here[0].size else there
 
     def _append(self, name: str, changes: Sequence[tuple[int, Part]], folder: str) -> bool:
         """Write lines to a journal, which is made in ``folder`` if there is none. True when it is there."""
@@ -251,17 +288,31 @@ class Files:
         elif content:
             _rename(self.path(TMP, content), self.path(mine, name + EML))
 
-    def _forget(self, seq: int, id: str) -> None:
-        """The files of a message that is removed, unless they belong to a later one with the same id. The
-        journal goes last: it tells whose they are.
+    def _forget(self, seq: int, id: str, *, again: bool = False) -> None:
+        """The files of a message that is removed. With ``again`` a later message has the same id: only what
+        is surely of this one goes.
         """
         name = name_of(id)
-        journal, path = self.journal(name)
-        message = journal.rows().message
-        if journal.parts and (message is None or message["seq"] == seq):
-            for folder in (QUEUE, DONE):
+        for folder in (QUEUE, DONE):
+            journal, path = self.journal(name, (folder,))
+            message = journal.rows().message
+            if not again:
                 unlink(self.path(folder, name + EML))
-            unlink(path)
+            if (message is None and not again) or (message is not None and message["seq"] == seq):
+                unlink(path)
+
+    def _choose(self, id: str, changes: Sequence[tuple[int, Change]]) -> None:
+        """Of a message that has the id of a removed one, only its own content may stay."""
+        rows = [row for _, change in changes for row in change.set.get("message", ())]
+        for folder in (QUEUE, DONE) if rows else ():
+            path = self.path(folder, name_of(id) + EML)
+            try:
+                with open(path, "rb") as file:
+                    ours = hashlib.file_digest(file, "sha256").hexdigest() == rows[-1]["sha256"]
+            except FileNotFoundError:
+                continue
+            if not ours:
+                unlink(path)
 
     # -- checkpoints -----------------------------------------------------------------------------------------
 
@@ -287,7 +338,8 @@ class Files:
     def _ready(self, name: str) -> int | None:
         journal, path = self.journal(name)
         closed = os.path.basename(os.path.dirname(path)) == DONE
-        if len(journal.parts) > 1 and not journal.damaged and (closed or journal.size > LONG):
+        short = len(journal.parts) < 2 or not (closed or journal.size > LONG)
+        if not short and not journal.damaged and journal.rows().message is not None:
             self.compact(name, journal, path)
             return None
         try:
@@ -297,7 +349,12 @@ class Files:
 
     def compact(self, name: str, journal: Journal, path: str) -> None:
         """Write what is left of a journal as one line, flush it, and give it the journal's name."""
-        replace(path, self.path(TMP, name + JOURNAL), [journal_line(journal.last, journal.rows().part())])
+        self.write_journal(name, path, journal.last, journal.rows().part())
+
+    def write_journal(self, name: str, path: str, number: int, part: Part) -> None:
+        """A journal of one line, which stands for all before it; flushed."""
+        value = {"commit": number, "whole": True, **Part.value(part)}
+        replace(path, self.path(TMP, name + JOURNAL), [line(value)])
 
     def keep_aside(self, path: str) -> str:
         """Give a damaged file a second name in ``broken``. Returns it."""
@@ -324,9 +381,10 @@ class Files:
         with os.scandir(self.path(folder, "")) as entries:
             for entry in entries:
                 stem, suffix = os.path.splitext(entry.name)
-                ours = suffix in (EML, JOURNAL) and stem and name_of(unquote(stem)) == stem
+                id = unquote(stem)
+                ours = suffix in (EML, JOURNAL) and id and name_of(id) == stem
                 if ours and entry.is_file(follow_symlinks=False):
-                    found.setdefault(unquote(stem), set()).add(suffix)
+                    found.setdefault(id, set()).add(suffix)
                 else:
                     foreign.append(entry.name)
         return found, sorted(foreign)
@@ -368,13 +426,13 @@ def flush(fds: Sequence[int]) -> None:
     for eight as for one.
     """
     share = [fds[i::FLUSHERS] for i in range(FLUSHERS)] if len(fds) > 2 else [fds]
-    troubles: list[OSError] = []
+    troubles: list[BaseException] = []
 
     def work(mine: Sequence[int]) -> None:
         try:
             for fd in mine:
                 sync(fd)
-        except OSError as problem:
+        except BaseException as problem:
             troubles.append(problem)
 
     threads = []

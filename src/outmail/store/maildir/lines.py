@@ -30,6 +30,7 @@ TABLES: dict[str, tuple[tuple[str, ...], str | None]] = {
     "loopback_count": (("word",), None),
 }
 _BYTES = {("message", "sha256")}
+_WITH_BYTES = {table for table, _ in _BYTES}
 _SUM = b',"sum":"'
 
 
@@ -62,10 +63,11 @@ def packed(table: str, columns: Sequence[str], values: Sequence[Any]) -> Row:
 
 def unpacked(table: str, row: Row, columns: Sequence[tuple[str, Any]]) -> tuple[Any, ...]:
     """The values of a row for these columns, given as (name, default)."""
-    return tuple(
-        bytes.fromhex(row[name]) if (table, name) in _BYTES else row.get(name, default)
-        for name, default in columns
-    )
+    values = [row.get(name, default) for name, default in columns]
+    for i, (name, _) in enumerate(columns) if table in _WITH_BYTES else ():
+        if (table, name) in _BYTES:
+            values[i] = bytes.fromhex(row[name])
+    return tuple(values)
 
 
 @dataclass(slots=True)
@@ -158,8 +160,9 @@ class Rows:
             for key in keys:
                 found.pop(tuple(key), None)
         for table, rows in part.set.items():
+            names, kept = TABLES[table][0], self.tables.setdefault(table, {})
             for row in rows:
-                self.put(table, row)
+                kept[tuple([row[name] for name in names])] = row
 
     def put(self, table: str, row: Row) -> None:
         """One row, in the place of one with the same key."""

@@ -15,18 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from outmail.lifecycle import FINAL
-from outmail.store.maildir.files import (
-    DONE,
-    EML,
-    JOURNAL,
-    QUEUE,
-    TMP,
-    Files,
-    journal_line,
-    name_of,
-    replace,
-    unlink,
-)
+from outmail.store.maildir.files import DONE, EML, JOURNAL, QUEUE, Files, name_of, unlink
 from outmail.store.maildir.index import Index
 from outmail.store.maildir.lines import Row, Rows
 from outmail.store.maildir.state import State
@@ -116,8 +105,8 @@ class _Builder:
             if JOURNAL not in suffixes:
                 self.findings.alone.append(f"{folder}/{name_of(id)}{EML}")
                 continue
-            journal, _ = self._files.journal(name_of(id))
-            rows = journal.rows() if journal.sound() else Rows()
+            journal, _ = self._files.journal(name_of(id), (folder,))
+            rows = journal.rows()
             message = rows.message
             if message is None or message.get("id") != id:
                 self.findings.unreadable.append(f"{folder}/{name_of(id)}{JOURNAL}")
@@ -137,9 +126,14 @@ class _Builder:
                 tables.setdefault(table, []).extend(found.values())
         for table, found_rows in tables.items():
             self._index.insert(table, found_rows)
-        for id, _, content in page:
-            if content:
-                self._index.note_content(id, "there")
+        there = [rows.message for _, rows, content in page if content]
+        self._index.many(
+            "INSERT INTO content (seq) VALUES (?)",
+            [(message["seq"],) for message in there if message and "upload" not in message],
+        )
+        for message in there:
+            if message and "upload" in message:
+                self._index.note_pieces(message["upload"], message["size"])
 
     # -- repairs ---------------------------------------------------------------------------------------------
 
@@ -155,7 +149,7 @@ class _Builder:
             part = rows.part()
             self._index.apply(part)
             kept = self._files.keep_aside(path)
-            replace(path, self._files.path(TMP, name_of(id) + JOURNAL), [journal_line(journal.last, part)])
+            self._files.write_journal(name_of(id), path, journal.last, part)
             log.error("the journal of %s is damaged; it is kept as %s, and the message is held", id, kept)
         for name in self.findings.unreadable:
             kept = self._files.set_aside(os.path.join(self._files.root, name))

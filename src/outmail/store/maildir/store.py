@@ -328,7 +328,7 @@ class MaildirStore(SqliteStore):
         self._name_damage(found)
         if found.end < have:
             self._log.cut(found.end)
-        self._files.complete(found.commits)
+        self._files.complete(found.commits, number)
         number = max([number, *(commit.number for commit in found.commits)])
         drivers.patient(lambda: self._writer.execute("BEGIN IMMEDIATE"))
         try:
@@ -356,7 +356,7 @@ class MaildirStore(SqliteStore):
             self._name_damage(found)
             if found.end < self._log.size():
                 self._log.cut(found.end)
-            self._files.complete(found.commits)
+            self._files.complete(found.commits, self._log.after)
             self._files.sweep()
             state = states.load(self._files)
             if state.damaged:
@@ -379,7 +379,8 @@ class MaildirStore(SqliteStore):
         """Flush what the log tells of, and begin a new one. When that fails, it is tried again later."""
         try:
             found = self._log.read(self._log.start)
-            self._files.flush_journals(self._files.complete(found.commits))
+            ids = self._files.complete(found.commits, self._log.after)
+            self._files.flush_journals(ids)
             state = states.load(self._files)
             state.follow(found.commits)
             states.save(self._files, state)
@@ -392,11 +393,12 @@ class MaildirStore(SqliteStore):
 
     def changed(self) -> bool:
         """True when another process has committed since the last call. Costs microseconds."""
+        size = -1
         with self._read_lock:
             if self._pid > 0:
                 ((size,),) = self._reader.execute("SELECT size FROM spool")
         try:
-            behind = self._pid > 0 and os.stat(self._files.log).st_size != size
+            behind = size >= 0 and os.stat(self._files.log).st_size != size
         except OSError:
             behind = False
         if behind and self._write_lock.acquire(blocking=False):

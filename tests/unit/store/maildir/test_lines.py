@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
+from typing import Any
+
+import pytest
 
 from outmail.store import schemas
+from outmail.store.maildir.files import Journal
 from outmail.store.maildir.lines import TABLES, Change, Commit, Part, Rows, commit_of, line, read
 from outmail.store.sqlite.store import SCHEMA
 
@@ -54,3 +58,38 @@ def test_every_table_of_the_queue_is_known_with_its_key() -> None:
     for apart in ("body", "chunk", "sqlite_sequence"):  # contents are files
         del found[apart]
     assert found == {table: key for table, (key, _) in TABLES.items()}
+
+
+def _line(number: int, **more: Any) -> bytes:
+    return line({"commit": number, "set": {"message": [{"seq": 1, "n": number}]}, **more})
+
+
+#: The changes that the log has, commits 3 to 5; up to 2 everything is on disk.
+EXPECTED = [(number, Change({"message": [{"seq": 1, "n": number}]})) for number in (3, 4, 5)]
+ZEROS = bytes(len(_line(4)) - 1)
+
+
+@pytest.mark.parametrize(
+    ("journal", "kept", "lacks"),
+    [
+        ([], 0, [3, 4, 5]),
+        ([_line(1), _line(2)], 2, [3, 4, 5]),
+        ([_line(1), _line(2), _line(3)], 3, [4, 5]),
+        ([_line(1), _line(2), _line(3), _line(4), _line(5)], 5, []),
+        ([_line(1), _line(2), _line(3), _line(4)[:-9]], 3, [4, 5]),
+        ([_line(1), _line(2), _line(3), ZEROS + b"\n", _line(5)], 2, [3, 4, 5]),
+        ([_line(1), _line(2), _line(3), ZEROS, _line(5)], 3, [4, 5]),
+        ([_line(1), _line(2), _line(4), _line(5)], 2, [3, 4, 5]),
+        ([_line(5, whole=True)], 1, []),
+        ([_line(4, whole=True)], 1, [5]),
+        ([_line(4, whole=True), _line(5)], 2, []),
+        ([ZEROS[:50]], 0, [3, 4, 5]),
+        ([_line(1), b"rot\n", _line(2), _line(3)], 4, [4, 5]),
+    ],
+    ids=range(13),
+)
+def test_a_journal_gets_the_lines_that_a_power_cut_took(
+    journal: list[bytes], kept: int, lacks: list[int]
+) -> None:
+    end, missing = Journal(b"".join(journal)).missing(2, EXPECTED)
+    assert (end, [number for number, _ in missing]) == (len(b"".join(journal[:kept])), lacks)
