@@ -12,9 +12,14 @@ from pathlib import Path
 
 import pytest
 import trustme
+from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import AuthResult, Envelope, LoginPassword
 
+from outmail.policy.setup import Step
 from outmail.testing import Sink
+from outmail.unix.setup import Doer
 from tests.cli.conftest import Command, Done
+from tests.pgserver import free_port
 from tests.terminals import Terminal
 
 OUTMAIL = [sys.executable, "-m", "outmail"]
@@ -279,3 +284,66 @@ def test_a_whole_machine_in_a_root_file_system_of_its_own(
     assert done.status == 0 and "MAIL: 1 message" in done.err and len(list(drop.iterdir())) == 1
     done = call("init", *words, "--undo", "--delete-mail")
     assert done.status == 0 and tree(root) == before, done.err
+
+
+def test_ctrl_c_between_the_steps_says_how_to_go_on_and_back(
+    relay: Sink, home: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["init", "--user", "--yes", "--no-test", "--email", "me@x.test", *at(relay, "other@")]
+    done_by = Doer.do
+
+    def interrupted(doer: Doer, step: Step) -> str:
+        if "configuration" in step.told:
+            raise KeyboardInterrupt
+        return done_by(doer, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Doer, "do", interrupted)
+        done = call(*words, password="geheim")
+    assert done.status == 130 and "To go on: outmail init" in done.err and "init --undo --user" in done.err
+    assert (home / ".config/outmail/password").exists()
+    done = call(*words, password="geheim")
+    assert done.status == 0 and "It was set up before" in done.err
+    assert call("init", "--undo", "--user", "--yes").status == 0 and not tree(home)
+
+
+def test_another_kind_of_server_is_set_up_too(
+    authority: trustme.CA, home: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """aiosmtpd, with STARTTLS and passwords: written by others."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("localhost").configure_cert(context)
+    authority.cert_pem.write_to_path(home.parent / "ca.pem")
+
+    def known(
+        server: object, session: object, envelope: object, mechanism: str, login: LoginPassword
+    ) -> AuthResult:
+        return AuthResult(success=(login.login, login.password) == (b"me@x.test", b"geheim"))
+
+    class Box:
+        async def handle_DATA(self, server: object, session: object, envelope: Envelope) -> str:
+            taken.append(envelope)
+            return "250 2.0.0 Ok: queued as 4711"
+
+    taken: list[Envelope] = []
+    port = free_port()
+    server = Controller(
+        Box(),
+        "127.0.0.1",
+        port,
+        tls_context=context,
+        require_starttls=True,
+        auth_required=True,
+        authenticator=known,
+    )
+    server.start()
+    try:
+        words = ["init", "--user", "--yes", "--email", "me@x.test", "--ca", "ca.pem", "--service", "none"]
+        words += ["--relay", f"smtp://me%40x.test@localhost:{port}"]
+        done = call(*words, password="falsch")
+        assert done.status != 0 and "password" in done.err and not tree(home)
+        done = call(*words, password="geheim")
+        assert done.status == 0 and "queue id there is 4711" in done.err, done.err
+        assert [envelope.rcpt_tos for envelope in taken] == [["me@x.test"]]
+    finally:
+        server.stop()

@@ -58,6 +58,9 @@ class Login:
 def init(arguments: argparse.Namespace) -> int:
     """Set up, or take back."""
     asker = Asker(yes=arguments.yes)
+    if not hasattr(os, "geteuid"):
+        asker.tell("outmail init: this is for Unix systems; elsewhere write outmail.toml by hand")
+        return EX_USAGE
     setting_up = _SetUp(arguments, asker)
     try:
         return setting_up.undo() if arguments.undo else setting_up.run()
@@ -116,6 +119,10 @@ class _SetUp:
         self.asker.tell(
             f"outmail init: sets up outgoing mail for {whose}. Nothing is changed before you agree."
         )
+        if self._manifest() is not None:
+            self.asker.tell(
+                f"It was set up before. What is not set up anew stays; {self._undo_call()} ends it."
+            )
         address = self._address()
         login = self._login(address)
         machine = setup.machine(self.place)
