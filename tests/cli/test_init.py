@@ -318,7 +318,8 @@ def test_another_kind_of_server_is_set_up_too(
     def known(
         server: object, session: object, envelope: object, mechanism: str, login: LoginPassword
     ) -> AuthResult:
-        return AuthResult(success=(login.login, login.password) == (b"me@x.test", b"geheim"))
+        right = (login.login, login.password) == (b"me@x.test", b"geheim")
+        return AuthResult(success=right, handled=False)
 
     class Box:
         async def handle_DATA(self, server: object, session: object, envelope: Envelope) -> str:

@@ -68,6 +68,18 @@ class MakeFolder:
 
 
 @dataclass(frozen=True, slots=True)
+class GiveFolder:
+    """A folder that root has used, and the files in it, get another owner."""
+
+    path: str
+    owner: str
+
+    @property
+    def told(self) -> str:
+        return f"give {self.path}, which root has used, and the files in it to {self.owner}"
+
+
+@dataclass(frozen=True, slots=True)
 class WriteFile:
     """A file. ``owner``: of the group of that user; "" leaves both to whoever runs. One that exists is kept
     as a copy.
@@ -140,13 +152,13 @@ class Run:
         return f"run {' '.join(self.words)}"
 
 
-Step = MakeUser | MakeFolder | WriteFile | TakeName | AddCronLine | AddLine | Run
+Step = MakeUser | MakeFolder | GiveFolder | WriteFile | TakeName | AddCronLine | AddLine | Run
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
     """What plan must know of the machine. ``offline``: a root file system that is not running.
-    ``root_alias``: mail to root goes to somebody.
+    ``root_alias``: mail to root goes to somebody; ``roots_home``: the service's folder is root's so far.
     """
 
     systemd: bool = False
@@ -154,6 +166,7 @@ class Machine:
     cron_d: bool = False
     dpkg: bool = False
     root_alias: bool = False
+    roots_home: bool = False
     offline: bool = False
 
 
@@ -229,7 +242,7 @@ def toml(text: str) -> str:
 def plan(wanted: Wanted, machine: Machine) -> list[Step]:
     """The steps, in order. ValueError: what is wished for cannot be had here."""
     _check(wanted, machine)
-    steps: list[Step] = _folders(wanted)
+    steps: list[Step] = _folders(wanted, machine)
     system = wanted.scope == "system"
     if wanted.password:
         mode, group = (0o640, USER) if system else (0o600, "")
@@ -257,14 +270,14 @@ def _check(wanted: Wanted, machine: Machine) -> None:
         raise ValueError("this machine has no cron: choose --service systemd or none")
 
 
-def _folders(wanted: Wanted) -> list[Step]:
+def _folders(wanted: Wanted, machine: Machine) -> list[Step]:
     folder = posixpath.dirname(wanted.config)
     if wanted.scope == "user":
         return [MakeFolder(folder, 0o700)]
     return [
         MakeUser(USER, HOME),
         MakeFolder(folder, 0o755),
-        MakeFolder(HOME, 0o750, USER),
+        GiveFolder(HOME, USER) if machine.roots_home else MakeFolder(HOME, 0o750, USER),
         MakeFolder(SPOOL, 0o755, USER),
         MakeFolder(DROP, 0o3777, USER, exact=True),
     ]

@@ -21,8 +21,10 @@ from importlib.util import find_spec
 
 from outmail.policy.setup import (
     ALIASES,
+    HOME,
     AddCronLine,
     AddLine,
+    GiveFolder,
     Machine,
     MakeFolder,
     MakeUser,
@@ -120,8 +122,16 @@ def machine(place: Place) -> Machine:
         cron_d=os.path.isdir(place.at("/etc/cron.d")),
         dpkg=_has(place, "/var/lib/dpkg", "dpkg-divert"),
         root_alias=b"\nroot:" in b"\n" + (read(place.at(ALIASES)) or b"").lower(),
+        roots_home=_is_roots(place.at(HOME)),
         offline=offline,
     )
+
+
+def _is_roots(folder: str) -> bool:
+    try:
+        return os.geteuid() == 0 and os.stat(folder).st_uid == 0
+    except OSError:
+        return False
 
 
 def _has(place: Place, folder: str, program: str) -> bool:
@@ -219,6 +229,8 @@ class Doer:
                 return self._user(step)
             case MakeFolder():
                 return self._folder(step)
+            case GiveFolder():
+                return self._give(step)
             case WriteFile():
                 return self._file(step)
             case TakeName():
@@ -248,6 +260,16 @@ class Doer:
         self._make(path, 0o755 if step.mode > 0o700 else step.mode)
         os.chown(path, uid, gid)
         os.chmod(path, step.mode)
+        return "done"
+
+    def _give(self, step: GiveFolder) -> str:
+        path, (uid, gid) = self.place.at(step.path), self.place.owner(step.owner)
+        names = [".", *sorted(os.listdir(path))]
+        stats = [os.lstat(os.path.join(path, name)) for name in names]
+        was = [(name, found.st_uid, found.st_gid) for name, found in zip(names, stats)]
+        self.manifest.note("given", path=step.path, was=was)
+        for name in names:
+            os.chown(os.path.join(path, name), uid, gid, follow_symlinks=False)
         return "done"
 
     def _check(self, path: str, step: MakeFolder, uid: int) -> None:

@@ -71,6 +71,7 @@ class Undoer:
             (("file",), self._file),
             (("late",), self._command),
             (("queue",), self._queue),
+            (("given",), self._given),
             (("folder",), self._folder),
             (("user",), self._user),
         ]
@@ -175,6 +176,15 @@ class Undoer:
             self.result.done.append(f"removed the queue {path} ({found.told})")
         for folder in reversed(entry["folders"]):
             quietly_removed(folder)
+        return True
+
+    def _given(self, entry: Entry) -> bool:
+        """Back to whom they belonged; files that have come since go with the folder."""
+        path = self.place.at(entry["path"])
+        was = {name: (uid, gid) for name, uid, gid in entry["was"]}
+        for name in [".", *os.listdir(path)] if os.path.isdir(path) else ():
+            os.chown(os.path.join(path, name), *was.get(name, was["."]), follow_symlinks=False)
+        self.result.done.append(f"{path} belongs to whom it belonged")
         return True
 
     def _folder(self, entry: Entry) -> bool:

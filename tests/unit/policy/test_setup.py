@@ -13,6 +13,7 @@ from outmail.policy.setup import (
     CONFIG,
     AddCronLine,
     AddLine,
+    GiveFolder,
     Machine,
     MakeFolder,
     MakeUser,
@@ -101,6 +102,12 @@ def test_roots_mail_goes_to_a_person_unless_it_does_already() -> None:
     what = system(sendmail=True, to="me@x.test")
     assert plan(what, Machine())[-1] == AddLine("/etc/aliases", "root: me@x.test", "who reads root's mail")
     assert isinstance(plan(what, Machine(root_alias=True))[-1], TakeName)
+
+
+def test_what_root_has_used_is_given_to_the_service() -> None:
+    steps = plan(system(), Machine(roots_home=True))
+    assert GiveFolder("/var/lib/outmail", "outmail") in steps
+    assert not any(isinstance(step, MakeFolder) and step.path == "/var/lib/outmail" for step in steps)
 
 
 def test_services() -> None:

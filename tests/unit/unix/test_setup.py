@@ -15,11 +15,22 @@ import pytest
 from outmail.config import from_toml
 from outmail.errors import ConfigError
 from outmail.outbox.outbox import Outbox
-from outmail.policy.setup import AddCronLine, AddLine, MakeFolder, MakeUser, Run, Step, TakeName, WriteFile
+from outmail.policy.setup import (
+    AddCronLine,
+    AddLine,
+    GiveFolder,
+    MakeFolder,
+    MakeUser,
+    Run,
+    Step,
+    TakeName,
+    WriteFile,
+)
 from outmail.unix import setup
 from outmail.unix.manifest import Manifest, write
 from outmail.unix.setup import Doer, Failure, Place
 from outmail.unix.undo import Undoer, Undone
+from tests import programs
 from tests.cli.test_init import tree
 
 
@@ -236,6 +247,22 @@ def test_a_drop_folder_of_somebody_else_is_no_drop_folder(place: Scratch, do: Do
     assert do(drop) == ["exists"]
     undo(place)
     assert os.path.isdir(place.at(drop.path))
+
+
+@programs.as_root("owners are changed by root only")
+def test_a_folder_is_given_away_and_comes_back(place: Scratch, do: Do) -> None:
+    place.owns = True
+    Path(place.at("/etc/passwd")).write_text("outmail:x:1234:1235::/:/bin/false\n")
+    folder = Path(place.at("/var/lib/outmail"))
+    folder.mkdir(parents=True)
+    (folder / "queue.db").write_text("")
+    assert setup.machine(place).roots_home
+    do(GiveFolder("/var/lib/outmail", "outmail"))
+    (folder / "new").write_text("")
+    paths = [folder, folder / "queue.db"]
+    assert [path.stat().st_uid for path in paths] == [1234, 1234] and not setup.machine(place).roots_home
+    assert not undo(place).stays
+    assert [path.stat().st_uid for path in [*paths, folder / "new"]] == [0, 0, 0]
 
 
 def test_a_queue_goes_only_with_delivered_mail(place: Scratch, do: Do) -> None:
