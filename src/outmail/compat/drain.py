@@ -4,23 +4,32 @@ once on what is due there.
 Promises: those of `foreign_queue.take_in` and of `outmail run --once`. What failed because of the connection
 is tried again by each run, what a server put off when its time has come. SIGTERM and SIGINT end the run after
 the dialogues that are under way.
-Fails: `NotStored`, OSError for a directory that cannot be looked at. Does not: read settings, or print.
+Fails: `NotStored`, OSError for a directory that cannot be looked at. Does not: read the other program's
+settings, or print.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
+from outmail import config as own
 from outmail.clock import Clock, human_span
 from outmail.compat.foreign_queue import ForeignQueue, Taken, take_in
+from outmail.config import Config, Homes, Listen
 from outmail.model import Settled
 from outmail.outbox.outbox import Outbox
+from outmail.policy.loopback import Loopback
+from outmail.policy.plain import plain_line
+from outmail.policy.route import Relay, Routes
 from outmail.system.exits import EX_SOFTWARE, EX_TEMPFAIL, EX_UNAVAILABLE
+from outmail.system.owned import to_owner
 from outmail.wiring import build_engine
 
 #: The store in a queue directory that holds what was taken out of it.
@@ -34,6 +43,39 @@ Observe = Callable[[Sequence[Settled]], object]
 def store_of(folder: str) -> str:
     """The store that belongs to a queue directory."""
     return os.path.join(os.path.abspath(folder), STORE)
+
+
+def make_store(folder: str) -> None:
+    """An empty file for the store, where there is none, that belongs to the directory's owner: a program of
+    theirs may want to open it after a run of root's.
+    """
+    path = store_of(folder)
+    if not os.path.exists(path) and os.stat(folder).st_uid != os.geteuid():
+        with contextlib.suppress(OSError):  # opening the store tells what is wrong
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            to_owner(folder, path)
+
+
+def config_for(folder: str, relay: Callable[[], Relay], env: Mapping[str, str], **changed: Any) -> Config:
+    """The configuration for the mail of a queue directory. What only outmail has (retries, limits, safety)
+    comes from outmail's own one; ``OUTMAIL_RELAY`` replaces the server; nothing is listened to.
+    """
+    base = own.load(None, env, through=False)
+    server = base.routes.relays["default"] if env.get("OUTMAIL_RELAY") else relay()
+    uncertain = "retry" if base.retry.on_uncertain == "verify" else base.retry.on_uncertain
+    return replace(
+        base,
+        store=store_of(folder),
+        routes=Routes({"default": server}),
+        retry=replace(base.retry, on_uncertain=uncertain),
+        listen=Listen(),
+        loopback=Loopback(),
+        homes=Homes(),
+        outboxes=(),
+        notify_failed=(),
+        secrets={},
+        **changed,
+    )
 
 
 @dataclass(slots=True)
@@ -50,19 +92,17 @@ class Drained:
     @property
     def status(self) -> int:
         """The exit status: 70 set aside or quarantined, 69 failed for good, 75 some wait, 0 nobody does."""
-        if self.taken.aside or self.counts["quarantined"]:
+        stays = [one for one in self.taken.aside if not one.path]
+        if len(self.taken.aside) > len(stays) or self.counts["quarantined"]:
             return EX_SOFTWARE
         if self.counts["refused"] or self.counts["expired"]:
             return EX_UNAVAILABLE
-        return EX_TEMPFAIL if self.waits is not None or self.taken.stuck else 0
+        return EX_TEMPFAIL if self.waits is not None or self.taken.stuck or stays else 0
 
-    def sentences(self, folder: str) -> list[str]:
-        """What people must know, a line each."""
-        lines = self.taken.sentences(folder)
-        if self.reasons:
-            why = "; ".join(f"{count} × {reason}" for reason, count in self.reasons.most_common(3))
-            lines.append(f"not delivered: {why}{self._outlook()}")
-        return lines
+    def sentences(self) -> list[str]:
+        """Why some were not delivered, and when they are tried again: one line, or none."""
+        why = "; ".join(f"{count} × {reason}" for reason, count in self.reasons.most_common(3))
+        return [f"not delivered: {why}{self._outlook()}"] if why else []
 
     def _outlook(self) -> str:
         if self.waits is None:
@@ -70,8 +110,16 @@ class Drained:
         return f"; the next try is due in {self.waits}" if self.waits else "; the next run tries again"
 
 
-def drain(queue: ForeignQueue, box: Outbox, observe: Observe = lambda items: None) -> Drained:
-    """Take in what waits, and try once what is due. ``observe`` is told of all that is settled."""
+def drain(
+    queue: ForeignQueue,
+    box: Outbox,
+    tell: Callable[[str], None],
+    observe: Observe = lambda items: None,
+    then: Callable[[], object] = lambda: None,
+) -> Drained:
+    """Take in what waits, and try once what is due. ``tell`` is given what people must know, a line each,
+    also before an error; ``observe`` all that is settled; ``then`` is called before it is looked what waits.
+    """
     for failed in _CONNECTION:
         box.retry(failed)
     taken, reasons = Taken(), Counter[str]()
@@ -81,13 +129,21 @@ def drain(queue: ForeignQueue, box: Outbox, observe: Observe = lambda items: Non
         for item in items:
             for recipient, verdict in item.verdicts:
                 if verdict.event != "delivered" and recipient.outcome is not None:
-                    reasons[str(recipient.outcome.reply)] += 1
+                    reasons[plain_line(str(recipient.outcome.reply))] += 1
 
-    counts = asyncio.run(_worked(queue, box, taken, watch))
+    try:
+        counts = asyncio.run(_worked(queue, box, taken, watch))
+    finally:
+        for line in taken.sentences(queue.folder):
+            tell(line)
+    then()
     due = box.queue.next_due()
     left = min(due.values()) - box.clock.now() if due else 0
     waits = None if not due else human_span(left) if left > 0 else ""
-    return Drained(taken, counts, reasons, waits)
+    done = Drained(taken, counts, reasons, waits)
+    for line in done.sentences():
+        tell(line)
+    return done
 
 
 async def _worked(queue: ForeignQueue, box: Outbox, taken: Taken, observe: Observe) -> Mapping[str, int]:

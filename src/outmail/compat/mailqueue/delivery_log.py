@@ -131,8 +131,6 @@ class Observer:
         self._verbose = verbose
         #: Called for each line: (delivery, recipients, what the server said, whether it took the message).
         self.heard: Callable[[Settled, Sequence[Leased], Reply, bool], None] | None = None
-        #: Why recipients were not delivered, each reason once.
-        self.reasons: dict[str, int] = {}
 
     def __call__(self, items: Sequence[Settled]) -> None:
         for item in items:
@@ -148,9 +146,6 @@ class Observer:
         delivery, outcome = item.delivery, recipients[0].outcome
         assert outcome is not None
         reply = outcome.reply
-        if status != "sent":
-            words = plain_line(str(reply))
-            self.reasons[words] = self.reasons.get(words, 0) + len(recipients)
         if self.heard is not None:
             self.heard(item, recipients, reply, status == "sent")
         write(

@@ -3,9 +3,8 @@
 The files are taken into a store that lies in the directory itself (``QUEUE/outmail.db``), and an engine works
 on it once, so each recipient has a state of its own, a schedule and a story: ``outmail queue list --store
 QUEUE/outmail.db``.
-Promises: those of `foreign_queue.take_in`, also beside programs that write into the directory and beside
-mailqueue-runner's own ``mq-run``. What failed because of the connection is tried again by each run, what a
-server put off when its time has come.
+Promises: those of `drain`, also beside programs that write into the directory and beside mailqueue-runner's
+own ``mq-run``.
 Fails: as sysexits with a line on stderr: 64 usage, 66 no such directory, 69 a recipient failed for good, 70
 something was set aside, 75 mail still waits, 77 not allowed, 78 configuration. Does not: run on after that.
 """
@@ -13,27 +12,17 @@ something was set aside, 75 mail still waits, 77 not allowed, 78 configuration. 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import contextlib
 import errno
 import logging
 import os
-import signal
 import sys
+from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
-from outmail.cli.exits import (
-    EX_NOINPUT,
-    EX_NOPERM,
-    EX_SOFTWARE,
-    EX_TEMPFAIL,
-    EX_UNAVAILABLE,
-    EX_USAGE,
-    sentence,
-    status_of,
-)
-from outmail.clock import Clock, human_span
-from outmail.compat.foreign_queue import Taken, take_in
+from outmail.cli.exits import EX_NOINPUT, EX_NOPERM, EX_TEMPFAIL, EX_USAGE, sentence, status_of
+from outmail.compat.drain import drain, make_store
+from outmail.compat.foreign_queue import Taken
 from outmail.compat.mailqueue import ini as inis
 from outmail.compat.mailqueue import spool
 from outmail.compat.mailqueue.delivery_log import SMTP, Observer, open_logs
@@ -42,16 +31,11 @@ from outmail.compat.mailqueue.plugins import registry
 from outmail.compat.mailqueue.run_signals import Attempt, attempt_of
 from outmail.compat.mailqueue.run_signals import tell as tell_plugins
 from outmail.compat.mailqueue.settings import advise, config_of, tell
-from outmail.config import Config
 from outmail.errors import ConfigError, Error
 from outmail.outbox.outbox import Outbox
 from outmail.system import circle
 from outmail.system.lockfile import try_lock
-from outmail.system.owned import to_owner
-from outmail.wiring import build_engine
 
-#: What the connection, not the mail, kept from being delivered; nothing of it may have arrived.
-_CONNECTION = "is:deferred -is:uncertain -code:4 -code:5"
 #: The file that is locked while a run works in the background.
 _BACKGROUND = "outmail.db.mq-run"
 
@@ -157,77 +141,32 @@ def run(ini: inis.Ini, folder: str, *, verbose: bool = False) -> int:
         _show_dialogue()
     config = config_of(ini, folder)
     if verbose:
-        from dataclasses import replace
-
         config = replace(config, transcripts="all")
-    taken = Taken()
     observer = Observer(config.routes.relays["default"], verbose=verbose)
-    _make_store(config.store, folder)
+    make_store(folder)
     loader = active_plugins(ini.text("plugins", "*"))
     attempts: list[Attempt] = []
     if loader is not None:
         observer.heard = lambda item, people, reply, sent: attempts.append(
             attempt_of(item, people, reply, sent=sent)
         )
-    with contextlib.closing(Outbox(config=config, deliver="never")) as box:
-        box.retry(_CONNECTION)
-        try:
-            counts = asyncio.run(_work(box, config, folder, observer, taken))
-        finally:
-            for line in [*taken.sentences(folder), *(_details(taken) if verbose else ())]:
-                tell(line)
-        if loader is not None:
-            tell_plugins(registry, box, attempts, observer.host)
-            loader.terminate_all_activated_plugins()
-        waits = _told(box, observer)
-    stays = [one for one in taken.aside if not one.path]
-    if len(taken.aside) > len(stays) or counts["quarantined"]:
-        return EX_SOFTWARE
-    if counts["refused"] or counts["expired"]:
-        return EX_UNAVAILABLE
-    return EX_TEMPFAIL if waits or taken.stuck or stays else 0
+    with closing(Outbox(config=config, deliver="never")) as box:
+
+        def plugins() -> None:
+            if loader is not None:
+                tell_plugins(registry, box, attempts, observer.host)
+                loader.terminate_all_activated_plugins()
+
+        done = drain(spool.Mailqueue(folder), box, tell, observer, plugins)
+    for line in _details(done.taken) if verbose else ():
+        tell(line)
+    return done.status
 
 
 def _details(taken: Taken) -> list[str]:
     """For people who look on."""
     lines = [f"{path} is in somebody else's hands" for path in taken.busy]
     return [*lines, f"{len(taken.ids)} taken in, {len(taken.busy)} left, {len(taken.aside)} set aside"]
-
-
-def _make_store(path: str, folder: str) -> None:
-    """An empty file for the store, where there is none, that belongs to the directory's owner."""
-    if not os.path.exists(path) and os.stat(folder).st_uid != os.geteuid():
-        with contextlib.suppress(OSError):  # opening the store tells what is wrong
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-            to_owner(folder, path)
-
-
-async def _work(box: Outbox, config: Config, folder: str, observer: Observer, taken: Taken) -> Any:
-    """One engine, which first takes in the files; returns its counts."""
-    engine = build_engine(box.store, config, config.routes, Clock(), observe=observer)
-    over: list[int] = []
-
-    def stop(number: int) -> None:
-        over.append(number)
-        engine.stop()
-
-    def first() -> None:
-        take_in(spool.Mailqueue(folder), box.door, config.origin, lambda: bool(over), taken)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop, number)
-    await engine.run(once=True, first=first)
-    return engine.counts
-
-
-def _told(box: Outbox, observer: Observer) -> bool:
-    """Say why mail failed or waits, and until when. True when some waits."""
-    due = box.queue.next_due()
-    if observer.reasons:
-        why = "; ".join(f"{count} × {reason}" for reason, count in list(observer.reasons.items())[:3])
-        wait = human_span(max(0, min(due.values()) - box.clock.now())) if due else ""
-        tell(f"not delivered: {why}" + (f"; the next try is due in {wait}" if wait else ""))
-    return bool(due)
 
 
 def _show_dialogue() -> None:

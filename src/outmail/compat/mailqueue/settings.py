@@ -12,47 +12,24 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 
-from outmail import config as own
+from outmail.compat.drain import config_for
 from outmail.compat.mailqueue.ini import KEYS, Ini
 from outmail.compat.relays import relay_url
-from outmail.config import Config, Homes, Listen
+from outmail.config import Config
 from outmail.errors import ConfigError
-from outmail.policy.loopback import Loopback
 from outmail.policy.plain import plain_line
-from outmail.policy.route import Relay, Routes, Tls, is_loopback, parse_relay
+from outmail.policy.route import Relay, Tls, is_loopback, parse_relay
 from outmail.policy.veil import known
 
 _SMTPS = 465
 _YES_NO = {"yes": True, "true": True, "no": False, "false": False}
-#: The file in a queue directory that holds what was taken out of it.
-STORE = "outmail.db"
-
-
-def store_of(folder: str) -> str:
-    """The store that belongs to a queue directory."""
-    return os.path.join(os.path.abspath(folder), STORE)
 
 
 def config_of(ini: Ini, folder: str, env: Mapping[str, str] | None = None) -> Config:
     """The configuration for the mail of a queue directory."""
     env = os.environ if env is None else env
-    base = own.load(None, env, through=False)
-    relay = base.routes.relays["default"] if env.get("OUTMAIL_RELAY") else relay_of(ini)
-    uncertain = "retry" if base.retry.on_uncertain == "verify" else base.retry.on_uncertain
-    return replace(
-        base,
-        store=store_of(folder),
-        routes=Routes({"default": relay}),
-        sender=ini.text("from") or base.sender,
-        retry=replace(base.retry, on_uncertain=uncertain),
-        listen=Listen(),
-        loopback=Loopback(),
-        homes=Homes(),
-        outboxes=(),
-        notify_failed=(),
-        secrets={},
-        source=ini.path,
-    )
+    sender = {"sender": ini.text("from")} if ini.text("from") else {}
+    return config_for(folder, lambda: relay_of(ini), env, source=ini.path, **sender)
 
 
 def relay_of(ini: Ini) -> Relay:

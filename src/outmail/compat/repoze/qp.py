@@ -22,19 +22,17 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
-from outmail import config as own
 from outmail.cli.exits import EX_NOINPUT, EX_USAGE, sentence, status_of
-from outmail.compat.drain import drain, store_of
+from outmail.compat.drain import config_for, drain, make_store
 from outmail.compat.foreign_queue import take_in
 from outmail.compat.relays import Encryption, relay_url
 from outmail.compat.repoze.maildir import REJECTED, RepozeQueue
-from outmail.config import Config, Homes, Listen
+from outmail.config import Config
 from outmail.errors import ConfigError, Error
 from outmail.model import Settled
 from outmail.outbox.outbox import Outbox
-from outmail.policy.loopback import Loopback
 from outmail.policy.plain import plain_line
-from outmail.policy.route import Relay, Routes, is_loopback, parse_relay
+from outmail.policy.route import Relay, is_loopback, parse_relay
 from outmail.policy.veil import known
 from outmail.system import circle
 from outmail.system.exits import EX_NOPERM, EX_SOFTWARE, EX_TEMPFAIL
@@ -218,25 +216,9 @@ def relay_of(settings: Settings) -> Relay:
 
 
 def config_of(settings: Settings) -> Config:
-    """The configuration for the mail of a queue directory. What only outmail has (retries, limits, safety)
-    comes from outmail's own one; ``OUTMAIL_RELAY`` replaces the server.
-    """
-    base = own.load(None, os.environ, through=False)
-    relay = base.routes.relays["default"] if os.environ.get("OUTMAIL_RELAY") else relay_of(settings)
-    uncertain = "retry" if base.retry.on_uncertain == "verify" else base.retry.on_uncertain
-    return replace(
-        base,
-        store=store_of(settings.queue_path),
-        routes=Routes({"default": relay}),
-        retry=replace(base.retry, on_uncertain=uncertain),
-        listen=Listen(),
-        loopback=Loopback(),
-        homes=Homes(),
-        outboxes=(),
-        notify_failed=(),
-        secrets={},
-        transcripts="all" if settings.debug_smtp else base.transcripts,
-    )
+    """The configuration for the mail of the queue directory."""
+    transcripts = {"transcripts": "all"} if settings.debug_smtp else {}
+    return config_for(settings.queue_path, lambda: relay_of(settings), os.environ, **transcripts)
 
 
 # -- work ----------------------------------------------------------------------------------------------------
@@ -244,11 +226,9 @@ def config_of(settings: Settings) -> Config:
 
 def _sent(queue: RepozeQueue, settings: Settings) -> int:
     config = config_of(settings)
+    make_store(queue.folder)
     with closing(Outbox(config=config, deliver="never")) as box:
-        done = drain(queue, box, _show if settings.debug_smtp else lambda items: None)
-    for line in done.sentences(queue.folder):
-        _tell(line)
-    return done.status
+        return drain(queue, box, _tell, _show if settings.debug_smtp else lambda items: None).status
 
 
 def _imported(queue: RepozeQueue, store: str | None) -> int:
