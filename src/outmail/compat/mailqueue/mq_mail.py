@@ -7,7 +7,16 @@ from __future__ import annotations
 
 import sys
 
-from outmail.compat.mailqueue.mq_sendmail import Aliases, Asked, found, guarded, keep, own_words, sender_of
+from outmail.compat.mailqueue.mq_sendmail import (
+    Aliases,
+    Asked,
+    guarded,
+    ini_of,
+    keep,
+    own_words,
+    sender_of,
+    without_ini,
+)
 from outmail.unix import flags
 
 TYPE_CHECKING = False  # as in typing, without the price of importing it
@@ -41,15 +50,16 @@ def _mail(words: list[str]) -> int:
         return 0
     if not recipients:
         raise flags.UsageError("no recipient: name one behind the flags")
-    ini = found(asked.values.get("C"))
+    ini = ini_of(asked.values.get("C"))
     sender, subject = asked.values.get("r"), asked.values.get("s")
     if ini is None:
         from outmail.unix import mail as unix_mail
 
+        without_ini(asked)
         options = [
             word for flag, value in (("-s", subject), ("-r", sender)) if value for word in (flag, value)
         ]
-        return unix_mail.main([*options, "--", *recipients] if not options else [*options, *recipients])
+        return unix_mail.main([*options, *recipients])
     aliases = Aliases(asked.aliases)
     sender, people = sender_of(sender, ini, aliases), aliases.all(recipients)
     content = _composed(sender, people, subject or "", sys.stdin.buffer.read())
@@ -59,11 +69,11 @@ def _mail(words: list[str]) -> int:
 def _letters(asked: Asked) -> list[str]:
     """The short options of mq-mail; returns the recipients."""
     rest = asked.rest
-    found: list[str] = []
+    people: list[str] = []
     while rest:
         word = rest.pop(0)
         if word == "--":
-            return found + rest
+            return people + rest
         if word in ("-h", "--help"):
             asked.values["help"] = "1"
         elif word in ("-v", "--verbose"):
@@ -77,8 +87,8 @@ def _letters(asked: Asked) -> list[str]:
         elif word.startswith("-") and len(word) > 1:
             raise flags.UsageError(f"{word} is no option of mq-mail")
         else:
-            found.append(word)
-    return found
+            people.append(word)
+    return people
 
 
 def _composed(sender: str, people: Sequence[str], subject: str, text: bytes) -> bytes:

@@ -91,9 +91,10 @@ def _sendmail(words: list[str]) -> int:
     if call.mode == "help":
         print(HELP, end="")
         return 0
-    ini = found(call.config)
+    ini = ini_of(call.config)
     if ini is None or call.mode != "send":
         call.config = None
+        without_ini(asked)
         return unix.sendmail(call)
     message = handed_in.read(sys.stdin.buffer.read())
     names = unix.wanted(call, message)
@@ -107,9 +108,16 @@ def _sendmail(words: list[str]) -> int:
     return keep(ini, sender, recipients, message.content, verbose=call.verbose)
 
 
-def found(named: str | None) -> inis.Ini | None:
+def ini_of(named: str | None) -> inis.Ini | None:
+    """The named ini file, or the one that is found; None where there is none. Raises `ConfigError`."""
     path = inis.find(named)
     return inis.read(path, named=bool(named)) if path else None
+
+
+def without_ini(asked: Asked) -> None:
+    """Say what does not count where there is no ini file."""
+    if asked.aliases or asked.headers:
+        tell("outmail", "without an ini file --aliases and --set-… do not count: see docs/unix.md", 0)
 
 
 # -- words ---------------------------------------------------------------------------------------------------
