@@ -132,14 +132,14 @@ def direct(folder: Path, sink: int) -> Iterator[Standing]:
     yield Standing(sink)
 
 
-def outmail(loop: str) -> Contestant:
+def outmail(loop: str, more: str = "") -> Contestant:
     @contextlib.contextmanager
     def run(folder: Path, sink: int) -> Iterator[Standing]:
         port = free_port()
         config = folder / f"outmail-{loop}-{port}.toml"
         config.write_text(
             f'store = "{folder}/{loop}-{port}.db"\nrelay = "smtp://127.0.0.1:{sink}"\nloop = '
-            f'"{loop}"\n[listen]\nsmtp = ["127.0.0.1:{port}"]\n'
+            f'"{loop}"\n[listen]\nsmtp = ["127.0.0.1:{port}"]\n{more}'
         )
         with open(folder / "outmail.log", "ab") as log:
             process = subprocess.Popen(
@@ -455,6 +455,30 @@ ABOUT = (
 )
 
 
+def copies(folder: Path, *, rounds: int = 5, count: int = 10_000) -> Iterator[str]:
+    """What loopback copies cost on the whole road, as lines of Markdown. No copy comes home here."""
+    sample = '[loopback]\naddress = "loop@example.org"\nsample = {}\n'.format
+    contestants = {
+        "without": outmail("asyncio"),
+        "of one message in a hundred": outmail("asyncio", sample(0.01)),
+        "in every transaction": outmail("asyncio", sample(1)),
+    }
+    results = {name: Seen() for name in contestants}
+    for _ in range(rounds):
+        for name, contestant in contestants.items():
+            one(contestant, LOADS[0], folder, results[name], count)
+    base = results["without"]
+    yield "| loopback copies | messages/s | rate | CPU µs a message | CPU |"
+    yield "|---|---|---|---|---|"
+    for name, seen in results.items():
+        rate = statistics.median(mine / other for mine, other in zip(seen.rates, base.rates))
+        cpu = statistics.median(mine / other for mine, other in zip(seen.cpu, base.cpu))
+        yield (
+            f"| {name} | {statistics.median(seen.rates):,.0f} | {rate:.2f} |"
+            f" {statistics.median(seen.cpu):,.0f} | {cpu:.2f} |"
+        )
+
+
 def everybody() -> dict[str, Contestant]:
     """Those who can run here."""
     contestants: dict[str, Contestant] = {
@@ -502,7 +526,13 @@ def main() -> None:
     arguments.add_argument(
         "--latency", action="store_true", help="p50 and p99 too, at half of the first load's rates"
     )
+    arguments.add_argument("--copies", action="store_true", help="what loopback copies cost, nothing else")
     options = arguments.parse_args()
+    if options.copies:
+        with tempfile.TemporaryDirectory(prefix="outmail-lab-", dir=os.environ.get("BENCH_DIR")) as name:
+            for line in copies(Path(name), rounds=options.rounds, count=2000 if options.quick else 10_000):
+                print(line, flush=True)
+        return
     contestants, loads = everybody(), LOADS
     if options.only:
         contestants = {

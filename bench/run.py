@@ -483,6 +483,10 @@ def main() -> None:
             ):
                 print(line, flush=True)
                 lines.append(line)
+            lines += ["", "## What do loopback copies cost?", ""]
+            for line in lab.copies(folder, rounds=options.lab, count=2000 if options.quick else 10_000):
+                print(line, flush=True)
+                lines.append(line)
     Path(__file__).parents[1].joinpath("docs", "benchmarks.md").write_text("\n".join(lines) + "\n")
 
 
