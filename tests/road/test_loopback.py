@@ -22,7 +22,7 @@ from outmail.outbox.outbox import Outbox
 from outmail.policy.loopback import Token, mint, read
 from outmail.returns.key import signing_key
 from outmail.testing import Sink
-from outmail.testing.sink import Received
+from outmail.testing.sink import Received, Rule
 from outmail.wiring import arrivals_of
 from tests.waiting import until
 
@@ -135,7 +135,7 @@ def test_a_copy_that_is_refused_harms_nobody(relay: Sink, make_box: MakeBox, scr
 @pytest.mark.parametrize("toml", [LOOP, VERIFY], ids=["retry", "verify"])
 @pytest.mark.parametrize(
     "answer",
-    ["550 5.1.1 no", "451 4.2.0 later", "421 4.3.2 closing", "503 5.5.1 what", "drop", "250 2.0.0 ok"],
+    ["550 5.1.1 no", "451 4.2.0 later", "421 4.3.2 closing", "503 5.5.1 what", "half", "250 2.0.0 ok"],
 )
 def test_lmtp_the_copys_answer_to_the_dot_decides_about_nobody(
     make_box: MakeBox, answer: str, toml: str
@@ -173,6 +173,33 @@ def test_a_transaction_that_the_copy_spoils_goes_again_without_it(
     assert status.status == "delivered" and {r.attempts for r in status.recipients} == {1}
     (message,) = sink.messages
     assert message.recipients == ("a@x.test", "b@x.test")
+
+
+class WithCopy(Rule):
+    """A rule that fits transactions with a copy only. ``sink`` is the one it is of."""
+
+    sink: Sink
+
+    def fits(self, step: str, subject: str, chance: Any) -> bool:
+        lasts = [line for line in self.sink.commands if line.startswith("RCPT")][-1:]
+        return super().fits(step, subject, chance) and "loop+" in lasts[0]
+
+
+@pytest.mark.parametrize("answer", ["554 5.7.1 no", "451 4.7.1 later"])
+def test_what_the_copy_spoils_goes_without_it_by_a_later_engine(
+    sink: Sink, make_box: MakeBox, outmail: Run, tmp_path: Path, each_store: str, answer: str
+) -> None:
+    rule = WithCopy("DOT", "*", answer)
+    rule.sink = sink
+    sink.script([rule])
+    (tmp_path / "c.toml").write_text(
+        f'from = "me@x.test"\nstore = "{each_store}"\nrelay = "{sink.url}"\n{LOOP}'.replace("100ms…", "1ms…")
+    )
+    box = make_box(toml=LOOP, store=each_store, deliver="never")
+    id = box.send("a@x.test", "s", "t").id
+    for _ in range(2):  # each is a process of its own, as by cron
+        assert outmail("run", "--once", "--config", "c.toml").returncode == 0
+    assert box.status(id).status == "delivered" and [m.recipients for m in sink.messages] == [("a@x.test",)]
 
 
 def test_what_is_refused_without_a_copy_too_is_refused(sink: Sink, make_box: MakeBox) -> None:

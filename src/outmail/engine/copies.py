@@ -1,7 +1,8 @@
 """Loopback copies: which deliveries have one, and what is learned of next hops that do not take it.
 
-Promises: a message that was refused together with its copy goes without one from then on, in this engine; a
-next hop that refused a copy gets none for a while. With loopback off nothing of this is called.
+Promises: a message that was refused together with its copy goes without one from then on, also by later
+engines of the store (`maintenance` keeps notes); a next hop that refused a copy gets none for a while. With
+loopback off nothing of this is called.
 Does not: send (`smtp.client`), or know what became of a copy (`store.verbs.loopback`).
 """
 
@@ -32,12 +33,12 @@ class CopyMaker:
         self._key = key
         self._clock = clock
         self._always = always
-        #: Messages, by number, that are sent without; the oldest first.
-        self._without: dict[int, None] = {}
+        #: Messages, by id, that are sent without; the oldest first.
+        self._without: dict[str, None] = {}
 
     def of(self, delivery: Delivery, asks_first: Callable[[], bool] = lambda: False) -> Copies | None:
         """What a delivery's copies are made with; None for one that has none."""
-        if delivery.seq in self._without:
+        if delivery.id in self._without:
             return None
         if not self._always and not self.settings.wants(delivery.id, delivery.tag):
             return None
@@ -47,9 +48,9 @@ class CopyMaker:
             return None  # it would not be known again: outmail loopback --assign
         return Copies(lambda part: self.settings.address, by_id=True, asks_first=asks_first)
 
-    def without(self, delivery: Delivery) -> None:
-        """It goes without a copy from now on."""
-        self._without[delivery.seq] = None
+    def without(self, id: str) -> None:
+        """This message goes without a copy from now on."""
+        self._without[id] = None
         if len(self._without) > REMEMBERED:
             del self._without[next(iter(self._without))]
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
-from outmail.clock import Clock, human_span
+from outmail.clock import DAY, Clock, human_span
 from outmail.engine.ages import Ages
 from outmail.engine.copies import ASK_FIRST, pause_after
 from outmail.engine.nexthop import NextHop
@@ -44,6 +44,8 @@ TURN = 0.1
 RETAIN = 1.0
 #: After so many turns in a row retention is behind, and the pauses between turns become a fifth.
 PATIENT_TURNS = 60
+#: For how long (ms) it is noted that a message goes without a loopback copy.
+COPYLESS = 7 * DAY
 #: Seconds within which a note is stored.
 NOTE_DELAY = 0.01
 
@@ -138,6 +140,8 @@ class Maintenance:
         a single run tries it, too.
         """
         await self._first(self.ages.begin, self._ages_begun)
+        if self._settings.copies is not None:
+            await self._first(self._recall, self._recalled)
         await self._first(self._reclaim, self._reclaimed)
 
     async def _first(self, work: Callable[[], Any], then: Callable[[Any], None]) -> None:
@@ -354,8 +358,10 @@ class Maintenance:
             return
         self._note(self._store.verbs.loopback_count("refused"))
         if trouble.kind == "together":
+            id = trouble.delivery.id
             if self._settings.copies is not None:
-                self._settings.copies.without(trouble.delivery)
+                self._settings.copies.without(id)
+            self._note(self._store.verbs.note_put("copyless", id, self._clock.now()))
             return
         reply = trouble.reply
         pause = pause_after(reply)
@@ -366,6 +372,22 @@ class Maintenance:
             reply,
             pause / 60,
         )
+
+    def _recall(self) -> list[str]:
+        """On the writer's thread: the messages that go without a copy, as engines before have noted."""
+        verbs, now = self._store.verbs, self._clock.now()
+        found: dict[str, int] = self._store.read(verbs.note_list("copyless"))
+        for id in [id for id, at in found.items() if not now - COPYLESS <= at <= now]:
+            self._store.run(verbs.note_drop("copyless", id))
+            del found[id]
+        return sorted(found, key=found.__getitem__)
+
+    def _recalled(self, answer: Any) -> None:
+        if isinstance(answer, BaseException):
+            self._engine.complain("a look at which mail goes without a loopback copy", answer)
+        elif self._settings.copies is not None:
+            for id in answer:
+                self._settings.copies.without(id)
 
     def _read_ahead_notes(self, notes: Mapping[str, dict[str, Any]]) -> None:
         """Use what other engines have learned."""
