@@ -338,7 +338,7 @@ def test_upkeep_that_fails_does_not_stop_the_road(
 def test_after_a_doubt_about_the_lease_the_sessions_begin_again(make_box: MakeBox, sink: Sink) -> None:
     """All of them had ended while the lease did not stand, and what was leased lay there for ever."""
     box = make_box(toml=f'relay = "{sink.url}"', deliver="never", clock=Set())
-    box.send_many([{"to": f"u{i}@x.test", "subject": "s", "text": "t"} for i in range(20)])
+    mail = [{"to": f"u{i}@x.test", "subject": "s", "text": "t"} for i in range(20)]
 
     async def scene(engine: Any) -> None:
         await until(lambda: engine.owner is not None)
@@ -351,6 +351,7 @@ def test_after_a_doubt_about_the_lease_the_sessions_begin_again(make_box: MakeBo
             given(deliveries, **words)
 
         engine.distribute = distribute
+        await asyncio.to_thread(box.send_many, mail)
         await until(lambda: engine.completer.out > 0)
         await stays_in_loop(lambda: not sink.messages, 0.2)
         engine.distribute, stands[0] = given, True

@@ -79,7 +79,7 @@ def test_what_is_left_is_told_with_the_command_that_sends_it(
 ) -> None:
     sink.script("RCPT: 451 4.7.1 greylisted x1")
     done = subprocess.run(
-        [sys.executable, "-c", LAST_LINE, str(tmp_path / "q.db"), str(sink.port), "0.5"],
+        [sys.executable, "-c", LAST_LINE, str(tmp_path / "q.db"), str(sink.port), "30"],
         capture_output=True,
         timeout=60,
         check=False,
