@@ -107,7 +107,6 @@ class Serving:
     def __init__(self, box: Outbox, engine: Engine, prepare: Prepare, reread: Callable[[], Config]) -> None:
         self.manager = Manager(os.environ)
         self.listeners: dict[Key, Listener] = {}
-        self.status = ""
         self._box = box
         self._engine = engine
         self._prepare = prepare
@@ -150,8 +149,7 @@ class Serving:
     def ready(self, more: str = "") -> None:
         """Tell the service manager how things are."""
         names = ", ".join(self._names.values())
-        self.status = (f"listening: {names}" if names else "delivering") + more
-        self.manager.ready(self.status)
+        self.manager.ready((f"listening: {names}" if names else "delivering") + more)
 
     @property
     def names(self) -> list[str]:
@@ -214,6 +212,9 @@ class Serving:
             service=self._engine.settings.service,
             observe=self._engine.settings.observe,
         )
+        before = self._now.config
+        if (config.loopback, config.retry.on_uncertain) == (before.loopback, before.retry.on_uncertain):
+            settings.copies = self._engine.settings.copies  # it knows which messages go without one
         return _Next(prepared, routes, settings, _bind(prepared, self.listeners))
 
     async def _install(self, found: _Next) -> None:

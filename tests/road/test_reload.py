@@ -379,3 +379,22 @@ def test_reloads_leave_neither_threads_nor_descriptors_behind(
 
 def _threads_and_files(pid: int) -> tuple[int, int]:
     return len(os.listdir(f"/proc/{pid}/task")), len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def test_connections_of_before_count_among_those_of_afterwards(start: Start, sink: Sink) -> None:
+    service = start(relay(sink) + LISTEN)
+    with smtplib.SMTP("127.0.0.1", service.ports["smtp"], timeout=30) as standing:
+        reload(service, relay(sink) + LISTEN + "connections = 1\n")
+        with pytest.raises(smtplib.SMTPConnectError, match="421"):
+            smtplib.SMTP("127.0.0.1", service.ports["smtp"], timeout=30)
+        assert standing.noop()[0] == 250
+
+    def is_open() -> bool:
+        try:
+            smtplib.SMTP("127.0.0.1", service.ports["smtp"], timeout=30).close()
+        except smtplib.SMTPConnectError:
+            return False
+        return True
+
+    until(is_open)
+    assert service.stop() == 0
