@@ -220,6 +220,7 @@ def test_addresses_as_programs_write_them() -> None:
     assert (letter.sender, list(letter.recipients)) == ("me@x.test", ["j@x.test", "b@x.test"])
     assert letter.content == b"Subject: s\r\n\r\nt\r\n"
     assert letter_of(MAIL.replace(b"me@x.test", b"")).sender == ""
+    assert letter_of(MAIL.replace(b"t\n", b"a\rb\r\nc\n")).content.endswith(b"\r\n\r\na\r\nb\r\nc\r\n")
     with pytest.raises(Strange, match="NUL"):
         letter_of(MAIL + b"\0")
 

@@ -165,7 +165,11 @@ class Claimed:
 
 
 def letter_of(data: bytes) -> Letter:
-    """The bytes of a file → envelope and message. Bcc is cut, as in `Outbox.send`. Raises `Strange`."""
+    """The bytes of a file → envelope and message. Bcc is cut, as in `Outbox.send`; a bare CR is a line end,
+    as for repoze.sendmail, which reads text. Raises `Strange`.
+    """
+    if b"\r" in data:
+        data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     try:
         content = splice.normalised(data)
         splice.check_first(content)
