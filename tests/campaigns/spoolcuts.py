@@ -5,8 +5,8 @@ Run: python tests/campaigns/spoolcuts.py --minutes 1 [--seed N] [--without sync|
 work in this process. Each write, rename and flush of its files goes to a model of a disk that forgets: of
 what was not flushed, any writes and any names may be lost. At random moments a spool is made of what such a
 disk would have. It is opened as after another boot, and must be as it was after the last acknowledged commit,
-or after the next one. ``--without`` leaves flushes out: then losses must be found, else the campaign proves
-nothing. Writes soak-spoolcuts.json after 300 cuts.
+or after the next one; also when the power goes a second time while it is opened. ``--without`` leaves flushes
+out: then losses must be found, else the campaign proves nothing. Writes soak-spoolcuts.json after 300 cuts.
 """
 
 from __future__ import annotations
@@ -370,6 +370,24 @@ def judged(spool: Path, allowed: list[Any]) -> list[str]:
         store.close()
 
 
+def recovered(spool: Path, chance: random.Random) -> Iterator[Path]:
+    """Spools that power cuts leave while another one is opened after a power cut."""
+    disk = Disk(str(spool), chance)
+    made: list[Path] = []
+
+    def moments() -> None:
+        if chance.random() < 0.05:
+            made.append(spool.with_name(f"{spool.name}-{len(made)}"))
+            disk.moments = lambda: None
+            disk.cut(str(made[-1]))
+            disk.moments = moments
+
+    disk.moments = moments
+    with watched(disk):
+        MaildirStore(str(spool)).close()
+    yield from made
+
+
 def _first(found: dict[str, Any], wanted: dict[str, Any]) -> str:
     for table, rows in found.items():
         if rows != wanted[table]:
@@ -394,9 +412,13 @@ def campaign(
                 seed = chance.randrange(1 << 32)
                 records += 1
                 for spool, allowed in record(Path(folder), random.Random(seed), CUTS, without):
-                    count += 1
-                    bad += [f"record {seed}, {spool.name}: {one}" for one in judged(spool, allowed)]
-                    shutil.rmtree(spool)
+                    again = Path(f"{spool}-again")
+                    shutil.copytree(spool, again)
+                    for one in (spool, *recovered(again, chance)):
+                        count += 1
+                        bad += [f"record {seed}, {one.name}: {text}" for text in judged(one, allowed)]
+                        shutil.rmtree(one)
+                    shutil.rmtree(again)
     finally:
         stores.LOG_SIZE = size
         logging.getLogger("outmail").setLevel(logging.NOTSET)

@@ -31,7 +31,7 @@ from outmail.store.sqlite import drivers
 from outmail.store.sqlite.checkpoint import PAGES
 from outmail.store.sqlite.files import file_trouble
 from outmail.store.sqlite.store import SCHEMA, SqliteStore
-from outmail.system.lockfile import boot_id, same_file, sync_folder, try_lock, write_once
+from outmail.system.lockfile import boot_id, can_lock, same_file, sync_folder, try_lock, write_once
 
 log = logging.getLogger("outmail")
 R = TypeVar("R")
@@ -92,6 +92,11 @@ class MaildirStore(SqliteStore):
                     self._let_go()
 
     def _open(self) -> None:
+        if not can_lock():
+            raise StoreError(
+                "other",
+                "a spool of files needs file locks (fcntl), which this system does not have; use SQLite",
+            )
         try:
             _prepare(self._files)
             self._lock = os.open(self._files.format, os.O_RDONLY)
