@@ -132,6 +132,8 @@ class Maintenance:
         self._retention = (
             Retention(self._store, self._settings.retention) if self._settings.retention else None
         )
+        if self._settings.copies is not None:
+            self._commits.call(self._recall, self._recalled)
 
     # -- when ------------------------------------------------------------------------------------------------
 
