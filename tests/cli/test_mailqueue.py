@@ -358,3 +358,13 @@ def test_a_directory_that_cannot_be_used_is_one_line(
         monkeypatch.setenv(name, str(place.folder))
     assert run.main([str(place.ini), str(place.queue)]) == status
     assert os.strerror(number) in capsys.readouterr().err and len(place.waiting()) == 1
+
+
+def test_a_queue_of_repoze_sendmail_comes_in_the_same_way(place: Place) -> None:
+    entry = b"X-Actually-To: a@x.test\nX-Actually-From: me@x.test\nSubject: s\n\ntext\n"
+    (place.queue / "new" / "1.h").write_bytes(entry)
+    done = place.shell("outmail move repoze:queue q.db", OUTMAIL_RELAY="null:")
+    assert done.returncode == 0 and b"1 message moved" in done.stderr and place.waiting() == []
+    with Outbox(place.folder / "q.db", deliver="never") as box:
+        [status] = box.find()
+    assert (status.sender, [r.address for r in status.recipients]) == ("me@x.test", ["a@x.test"])

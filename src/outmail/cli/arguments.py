@@ -344,7 +344,8 @@ def parser() -> _Parser:
     move.add_argument(
         "old",
         metavar="FROM",
-        help="the store that is emptied: a path or a URL; or mailqueue:/path, a queue of mailqueue-runner",
+        help="the store that is emptied: a path or a URL; or mailqueue:/path or repoze:/path, a queue of "
+        "mailqueue-runner or repoze.sendmail",
     )
     move.add_argument("new", metavar="TO", nargs="?", help="the store that gets the mail")
     move.add_argument(

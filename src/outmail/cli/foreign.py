@@ -1,4 +1,4 @@
-"""``outmail move mailqueue:/path TO``: the mail in a queue directory of another program comes into a store.
+"""``outmail move mailqueue:/path TO``: mail in a queue directory of another program comes into a store.
 
 Promises: those of `foreign_queue.take_in`, also while the other program goes on using the directory; the same
 command again takes what has come meanwhile. Routes and limits are those of the configuration.
@@ -16,11 +16,12 @@ from outmail.cli.common import config_of, counted
 from outmail.cli.exits import EX_SOFTWARE
 from outmail.compat.foreign_queue import ForeignQueue, take_in
 from outmail.compat.mailqueue.spool import Mailqueue
+from outmail.compat.repoze.maildir import RepozeQueue
 from outmail.errors import NotFound
 from outmail.outbox.outbox import Outbox
 
 #: The programs whose directories are known, by the scheme of FROM.
-PROGRAMS: dict[str, Callable[[str], ForeignQueue]] = {"mailqueue": Mailqueue}
+PROGRAMS: dict[str, Callable[[str], ForeignQueue]] = {"mailqueue": Mailqueue, "repoze": RepozeQueue}
 
 
 def named(place: str) -> ForeignQueue | None:
