@@ -238,8 +238,9 @@ INPUT: dict[str, tuple[bytes, bytes | str]] = {
     "a long line": (b"Subject: s\n\n" + LONG, LONG + b"\r\n"),
     "ten million bytes": (BIG + LONG * 100, b"x" * 76 + b"\r\n" + LONG * 100 + b"\r\n"),
     "a NUL": (b"Subject: s\n\na\0b\n", "NUL byte"),
-    "a carriage return inside a line": (b"Subject: s\n\na\rb\n", "line 3 of the message contains a car"),
-    "a carriage return at the end": (b"Subject: s\n\na\r", "carriage return"),
+    "a carriage return inside a line": (b"Subject: s\n\na\rb\n", b"a\r\nb\r\n"),
+    "a carriage return at the end": (b"Subject: s\n\na\r", b"a\r\n"),
+    "two carriage returns in a line end": (b"Subject: s\r\r\n\r\r\na\r\r\n", b"a\r\n"),
     "a hundred million bytes": (BIG + LONG * 1000, "the limit is 50000000"),
 }
 

@@ -132,7 +132,6 @@ def test_flags_of_old_do_no_harm_and_two_dashes_protect_addresses(store: Path) -
         (["not an address@@"], MESSAGE, 65, "not an address"),
         (["-t"], b"To: John Doe\n\n", 65, "John Doe"),
         (["a@x.test"], b"a: b\n\nx\0", 65, "NUL"),
-        (["a@x.test"], b"a: b\n\nx\ry\n", 65, "carriage return"),
         (["-f", "a b", "a@x.test"], MESSAGE, 65, "a b"),
         (["-bd"], b"", 64, "outmail run"),
         (["-C", "/nowhere.toml", "a@x.test"], MESSAGE, 78, "/nowhere.toml"),

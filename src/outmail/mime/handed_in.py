@@ -2,12 +2,14 @@
 none.
 
 Promises: the text is kept byte for byte, but for the line of a mailbox file in front (``From ``), what comes
-behind a lone dot where that ends the input, and a missing line end at the end; a first line that is no field
-makes everything text; a header that ends without an empty line gets one. Bcc fields never leave
-(`without_bcc`). Time is linear. Neither `re` nor the email package is loaded: `sendmail` starts in
+behind a lone dot where that ends the input, a missing line end at the end, and carriage returns inside a
+line, which no server may pass on: the output of a cron job's progress bar must arrive. In the text each of
+them ends a line; in the header it becomes a space, because a line end would begin a field there. A first line
+that is no field makes everything text; a header that ends without an empty line gets one. Bcc fields never
+leave (`without_bcc`). Time is linear. Neither `re` nor the email package is loaded: `sendmail` starts in
 milliseconds.
-Fails: `Unreadable`, a ValueError: for a NUL byte, and for a carriage return inside a line: no mail server
-may pass them on. Does not: write fields (`headers` does), or change line ends (acceptance does).
+Fails: `Unreadable`, a ValueError, for a NUL byte. Does not: write fields (`headers` does), or change other
+line ends (acceptance does).
 """
 
 from __future__ import annotations
@@ -76,9 +78,6 @@ def read(raw: bytes, *, dots: bool = False) -> HandedIn:
     """What came on stdin → a message. ``dots``: a lone dot ends it."""
     if b"\0" in raw:
         raise Unreadable("the message contains a NUL byte, which no mail server may pass on")
-    if raw.count(b"\r") != raw.count(b"\r\n"):
-        number = raw[: _bare(raw)].count(b"\n") + 1
-        raise Unreadable(f"line {number} of the message contains a carriage return without a line feed")
     if raw.startswith(b"From "):
         raw = raw[raw.find(b"\n") + 1 :] if b"\n" in raw else b""
     if dots:
@@ -89,7 +88,7 @@ def read(raw: bytes, *, dots: bool = False) -> HandedIn:
     at = 0
     while at < len(raw):
         end = raw.find(b"\n", at) + 1
-        line = raw[at:end]
+        line = _without_returns(raw[at:end], b" ")
         if fields and line[:1] in (b" ", b"\t") and line.strip():
             name, before = fields[-1]
             fields[-1] = (name, before + line)
@@ -99,15 +98,16 @@ def read(raw: bytes, *, dots: bool = False) -> HandedIn:
             at = end if not line.strip(b"\r\n") else at
             break
         at = end
-    return HandedIn(fields, raw[at:])
+    return HandedIn(fields, _without_returns(raw[at:], b"\n"))
 
 
-def _bare(raw: bytes) -> int:
-    """The offset of the first carriage return that no line feed follows."""
-    at = raw.find(b"\r")
-    while raw[at + 1 : at + 2] == b"\n":
-        at = raw.find(b"\r", at + 1)
-    return at
+def _without_returns(raw: bytes, instead: bytes) -> bytes:
+    """The same with ``instead`` for each carriage return inside a line; several of them before a line feed
+    are one line end.
+    """
+    if raw.count(b"\r") == raw.count(b"\r\n"):
+        return raw
+    return b"\n".join([line.rstrip(b"\r").replace(b"\r", instead) for line in raw.split(b"\n")])
 
 
 def _up_to_dot(raw: bytes) -> bytes:

@@ -44,12 +44,17 @@ def test_a_lone_dot_in_the_first_line_leaves_nothing(raw: bytes) -> None:
     assert read(raw, dots=True).content == b"\n"
 
 
-@pytest.mark.parametrize(
-    ("raw", "says"), [(b"a: b\n\n\0", "NUL"), (b"a: b\n\nx\ry\n", "line 3"), (b"\r", "line 1")]
-)
-def test_what_no_server_may_pass_on_is_named(raw: bytes, says: str) -> None:
-    with pytest.raises(Unreadable, match=says):
-        read(raw)
+def test_what_no_server_may_pass_on_is_named() -> None:
+    with pytest.raises(Unreadable, match="NUL"):
+        read(b"a: b\n\n\0")
+
+
+def test_a_carriage_return_ends_a_line_of_the_text_and_begins_no_field() -> None:
+    progress = b"Subject: s\n\n10 %\r20 %\rdone\r\r\nend\r"
+    assert read(progress).content == b"Subject: s\n\n10 %\n20 %\ndone\nend\n"
+    injected = read(b"Subject: hello\rBcc: victim@x.test\r\n more\r\nTo: a@x.test\n\n")
+    assert injected.recipients() == ["a@x.test"]
+    assert injected.content == b"Subject: hello Bcc: victim@x.test\n more\r\nTo: a@x.test\n\n"
 
 
 def test_recipients_are_those_of_to_cc_and_bcc_as_written() -> None:
@@ -90,7 +95,7 @@ def test_any_bytes_are_read_or_named_and_none_are_lost(raw: bytes) -> None:
     try:
         message = read(raw)
     except Unreadable:
-        assert b"\0" in raw or b"\r" in raw
+        assert b"\0" in raw
         return
     assert set(raw.split()) - set(raw[:6].split()) <= set(message.content.split()) or raw.startswith(b"From ")
 
