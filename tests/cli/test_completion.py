@@ -41,6 +41,7 @@ def environment(place: Path) -> dict[str, str]:
         "XDG_CONFIG_HOME": str(place),
         "XDG_DATA_HOME": str(place),
         "ZDOTDIR": str(place),
+        "OUTMAIL_STORE": str(place / "none.db"),
     }
     return {**kept, **home, "PATH": f"{place}/bin:{os.environ['PATH']}", "TERM": "dumb", "LC_ALL": "C.UTF-8"}
 

@@ -18,8 +18,9 @@ from outmail.unix import NAMES
 def nobodys_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME"):
         monkeypatch.setenv(name, str(tmp_path))
-    for name in ("OUTMAIL_CONFIG", "OUTMAIL_STORE", "OUTMAIL_RELAY", "OUTMAIL_TO", "OUTMAIL_FROM"):
+    for name in ("OUTMAIL_CONFIG", "OUTMAIL_RELAY", "OUTMAIL_TO", "OUTMAIL_FROM"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OUTMAIL_STORE", str(tmp_path / "none.db"))  # root's own is the machine's
     monkeypatch.chdir(tmp_path)
 
 
