@@ -176,6 +176,24 @@ def test_an_empty_queue_says_so_exactly(store: Path) -> None:
     assert call("mailq", store=store).stdout == b"Mail queue is empty\n"
 
 
+def test_a_try_runs_nothing_of_the_folder_that_it_is_called_in(store: Path) -> None:
+    """Root types ``sendmail -q`` in a folder of somebody else."""
+    call("sendmail", "a@x.test", store=store, given=MESSAGE)
+    trap = store.with_name("outmail")
+    trap.mkdir()
+    (trap / "__init__.py").write_text("")
+    (trap / "__main__.py").write_text("print('caught')")
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "outmail", "sendmail", "-q"],
+        capture_output=True,
+        cwd=store.parent,
+        env={**os.environ, "OUTMAIL_CONFIG": str(store.with_name("outmail.toml")), "OUTMAIL_DROP": ""},
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert only(store)[0].status == "delivered"
+
+
 def test_what_waits_is_listed_in_the_look_that_monitors_know(store: Path) -> None:
     call("sendmail", "-f", "me@x.test", "a@x.test", "b@x.test", store=store, given=b"x" * 3000)
     call("sendmail", "-f", "", "c@x.test", store=store, given=MESSAGE)

@@ -77,7 +77,7 @@ def _delivered(folder: Path) -> bool:
 
 @pytest.mark.parametrize("python", _pythons())
 def test_a_script_ends_at_once_and_its_mail_goes_out(tmp_path: Path, python: str) -> None:
-    with Sink("DOT: delay 0.3") as sink:
+    with Sink("DOT: delay 2.0") as sink:
         done = _script(tmp_path, sink.url, python)
         assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"") and not sink.messages
         assert len(sink.wait_for(1)) == 1

@@ -168,7 +168,7 @@ def test_a_dialogue_that_has_begun_ends_as_it_began(start: Start, tmp_path: Path
     with Sink("DOT: delay 1.0") as slow, Sink() as other:
         service = start(relay(slow) + LISTEN)
         hand_in(service, "one")
-        until(lambda: "sending" in states(tmp_path))
+        until(lambda: "DATA" in slow.commands)  # what is only leased would be taken back
         reload(service, relay(other) + LISTEN)
         hand_in(service, "two")
         other.wait_for(1, 30)

@@ -65,7 +65,7 @@ def _flush(call: Call) -> int:
         seen = queue.service()
     if seen and Clock().now() - seen["at"] < SILENT:
         return 0
-    words = [sys.executable, "-m", "outmail", "run", "--once"]
+    words = [sys.executable, "-P", "-m", "outmail", "run", "--once"]
     for flag, value in (("--config", call.config), ("--store", call.store), ("--relay", call.relay)):
         words += [flag, value] if value else []
     sys.stdout.flush()
