@@ -258,6 +258,7 @@ def test_a_whole_machine_in_a_root_file_system_of_its_own(
     for folder in ("etc/cron.d", "usr/sbin", "usr/bin"):
         (root / folder).mkdir(parents=True)
     (root / "etc/passwd").write_text(f"outmail:x:{os.getuid()}:{os.getgid()}::/:/bin/false\n")
+    (root / "etc/group").write_text(f"outmail:x:{os.getgid()}:\n")
     (root / "usr/sbin/sendmail").write_text("another MTA")
     (root / "usr/bin/mailq").symlink_to("../sbin/sendmail")
     before = tree(root)

@@ -70,6 +70,9 @@ def init(arguments: argparse.Namespace) -> int:
     except Missing as problem:
         asker.tell(f"outmail init: {problem}")
         return EX_USAGE
+    except setup.Failure as problem:
+        asker.tell(f"outmail init: {problem}")
+        return EX_SOFTWARE
     except KeyboardInterrupt:
         asker.tell()
         asker.tell(f"outmail init: stopped. {setting_up.state()}")

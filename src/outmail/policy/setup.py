@@ -278,7 +278,7 @@ def _folders(wanted: Wanted, machine: Machine) -> list[Step]:
         MakeUser(USER, HOME),
         MakeFolder(folder, 0o755),
         GiveFolder(HOME, USER) if machine.roots_home else MakeFolder(HOME, 0o750, USER),
-        MakeFolder(SPOOL, 0o755, USER),
+        MakeFolder(SPOOL, 0o755, "root", exact=True),  # who owns it could exchange the drop folder
         MakeFolder(DROP, 0o3777, USER, exact=True),
     ]
 

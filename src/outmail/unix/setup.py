@@ -1,8 +1,9 @@
 """Carries out the steps of `policy.setup`, and notes each in the manifest first.
 
 Promises: a step that is done already is not done again; a file of somebody else is kept as a copy; what was
-at a program's path is kept. With ``root`` every path lies below that folder, and nothing outside it is
-touched.
+at a program's path is kept. A folder gets its owner and mode through its descriptor (`held`); a symbolic
+link in its place is refused. With ``root`` every path lies below that folder, and a link that leads out of it
+is refused.
 Fails: `Failure` with a sentence; the steps before it stay done, and are in the manifest. Does not: decide
 what is done, or take anything back (`unix.undo`).
 """
@@ -10,12 +11,13 @@ what is done, or take anything back (`unix.undo`).
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from importlib.util import find_spec
 
@@ -59,7 +61,25 @@ class Place:
         self.owns = os.geteuid() == 0
 
     def at(self, path: str) -> str:
-        return self.root + path
+        """Where a path of the machine lies. Raises `Failure` where the way to it leaves the root."""
+        found = self.root + path
+        self._stay(path, os.path.dirname(found))
+        return found
+
+    def target(self, path: str) -> str:
+        """As `at`, for a file that is read or rewritten through a link: its target is below the root, too."""
+        found = self.at(path)
+        self._stay(path, found)
+        return found
+
+    def _stay(self, path: str, found: str) -> None:
+        root = os.path.realpath(self.root).rstrip("/") if self.root else ""
+        real = os.path.realpath(found)
+        if self.root and real != root and not real.startswith(f"{root}/"):
+            raise Failure(
+                f"{path} below {self.root} leads to {real}, outside of it: a symbolic link is absolute; "
+                f"make it relative, or set up this root file system from inside (chroot)"
+            )
 
     def run(self, words: Sequence[str], given: bytes | None = None) -> bytes:
         """Run a command; its output. Raises `Failure`."""
@@ -96,17 +116,45 @@ class Place:
             except KeyError:
                 return None
             return found.pw_uid, found.pw_gid
-        for line in (read(self.at("/etc/passwd")) or b"").decode("utf-8", "replace").splitlines():
-            parts = line.split(":")
-            if parts[0] == name and len(parts) > 3:
+        for parts in self._entries("/etc/passwd"):
+            if parts[0] == name:
                 return int(parts[2]), int(parts[3])
         return None
+
+    def _entries(self, path: str) -> list[list[str]]:
+        """The lines of the password file or the group file, in fields."""
+        text = (read(self.target(path)) or b"").decode("utf-8", "replace")
+        return [parts for line in text.splitlines() if len(parts := line.split(":")) > 3]
+
+    def shared_group(self, name: str) -> str:
+        """A user's primary group, if it is not private: without the user's name, or with other members. ""
+        for a private one.
+        """
+        found = self.account(name)
+        if found is None:
+            return ""
+        group, members = self._group(found[1])
+        others = [parts[0] for parts in self._entries("/etc/passwd") if parts[3] == str(found[1])]
+        return "" if group == name and {name}.issuperset([*members, *others]) else group
+
+    def _group(self, gid: int) -> tuple[str, list[str]]:
+        """Name and members of a group; its number for a name where it has none."""
+        if not self.root:
+            import grp
+
+            try:
+                entry = grp.getgrgid(gid)
+            except KeyError:
+                return str(gid), []
+            return entry.gr_name, list(entry.gr_mem)
+        found = [parts for parts in self._entries("/etc/group") if parts[2] == str(gid)]
+        return (found[0][0], [one for one in found[0][3].split(",") if one]) if found else (str(gid), [])
 
     def owner(self, name: str) -> tuple[int, int]:
         """(uid, gid) for chown; (-1, -1) where owners are not set. Raises `Failure`."""
         if not name or not self.owns:
             return -1, -1
-        found = self.account(name)
+        found = (0, 0) if name == "root" else self.account(name)
         if found is None:
             raise Failure(f"there is no user {name}")
         return found
@@ -121,10 +169,18 @@ def machine(place: Place) -> Machine:
         crontab=not offline and shutil.which("crontab") is not None,
         cron_d=os.path.isdir(place.at("/etc/cron.d")),
         dpkg=_has(place, "/var/lib/dpkg", "dpkg-divert"),
-        root_alias=b"\nroot:" in b"\n" + (read(place.at(ALIASES)) or b"").lower(),
+        root_alias=b"\nroot:" in b"\n" + _aliases(place).lower(),
         roots_home=_is_roots(place.at(HOME)),
         offline=offline,
     )
+
+
+def _aliases(place: Place) -> bytes:
+    """The aliases of the place; those of another machine, to which a link leads, are none."""
+    try:
+        return read(place.target(ALIASES)) or b""
+    except Failure:
+        return b""
 
 
 def _is_roots(folder: str) -> bool:
@@ -150,7 +206,7 @@ def unit_texts() -> dict[str, str]:
 def command() -> tuple[str, ...]:
     """How a service calls this outmail: the program beside the interpreter, else the module."""
     program = os.path.join(os.path.dirname(sys.executable), "outmail")
-    return (program,) if os.access(program, os.X_OK) else (sys.executable, "-m", "outmail")
+    return (program,) if os.access(program, os.X_OK) else (sys.executable, "-P", "-m", "outmail")
 
 
 def _folders() -> list[str]:
@@ -205,6 +261,7 @@ class Doer:
 
     def begin(self, folder_mode: int) -> None:
         """Make the folder of the manifest, which is the configuration's, and note that."""
+        self.place.at(self.manifest.path.removeprefix(self.place.root))
         folder = os.path.dirname(self.manifest.path)
         made = self._make(folder, folder_mode)
         if made:
@@ -244,6 +301,7 @@ class Doer:
 
     def _user(self, step: MakeUser) -> str:
         if self.place.account(step.name) is not None:
+            self._check_group(step.name)
             return "exists"
         if not self.place.owns:
             return "left out: you are not root"
@@ -251,43 +309,60 @@ class Doer:
         self.place.run(["useradd", *_ACCOUNT, "--home-dir", step.home, step.name])
         return "done"
 
+    def _check_group(self, name: str) -> None:
+        """The group of an existing user gets to read the password: nobody else may be in it."""
+        shared = self.place.shared_group(name) if self.place.owns else ""
+        if shared:
+            raise Failure(
+                f"the user {name} exists, and others may be in its group {shared}, which gets to read the "
+                f"password. Give it a group of its own: groupadd --system {name}; usermod --gid {name} {name}"
+            )
+
     def _folder(self, step: MakeFolder) -> str:
         path, (uid, gid) = self.place.at(step.path), self.place.owner(step.owner)
-        if os.path.isdir(path):
-            self._check(path, step, uid)
+        if not (step.owner or step.exact) and os.path.isdir(path):
+            return "exists"
+        if os.path.lexists(path):
+            with held(path) as fd:
+                self._check(fd, path, step)
             return "exists"
         self.manifest.note("folder", paths=_missing(path))
         self._make(path, 0o755 if step.mode > 0o700 else step.mode)
-        os.chown(path, uid, gid)
-        os.chmod(path, step.mode)
+        with held(path) as fd:
+            os.fchown(fd, uid, gid)
+            os.fchmod(fd, step.mode)
         return "done"
 
     def _give(self, step: GiveFolder) -> str:
+        """The folder is given last: a set-up that is killed before finds it root's, and begins anew."""
         path, (uid, gid) = self.place.at(step.path), self.place.owner(step.owner)
-        names = [".", *sorted(os.listdir(path))]
-        stats = [os.lstat(os.path.join(path, name)) for name in names]
-        was = [(name, found.st_uid, found.st_gid) for name, found in zip(names, stats)]
-        self.manifest.note("given", path=step.path, was=was)
-        for name in names:
-            os.chown(os.path.join(path, name), uid, gid, follow_symlinks=False)
-        return "done"
+        with held(path) as fd:
+            names = sorted(os.listdir(fd))
+            stats = [os.fstat(fd), *(os.stat(name, dir_fd=fd, follow_symlinks=False) for name in names)]
+            was = [(name, found.st_uid, found.st_gid) for name, found in zip([".", *names], stats)]
+            self.manifest.note("given", path=step.path, was=was)
+            kept = [name for name in names if not given(fd, name, uid, gid)]
+            os.fchown(fd, uid, gid)
+        return f"done, but not {', '.join(kept)}: it has a second name elsewhere" if kept else "done"
 
-    def _check(self, path: str, step: MakeFolder, uid: int) -> None:
+    def _check(self, fd: int, path: str, step: MakeFolder) -> None:
         """Others rely on owner and mode of an existing folder. One that we made, and were interrupted at, is
         put right.
         """
-        found = os.stat(path)
+        found, (uid, gid) = os.fstat(fd), self.place.owner(step.owner)
         fits = uid in (-1, found.st_uid)
         if fits and (not step.exact or stat.S_IMODE(found.st_mode) == step.mode):
             return
         if any(path in entry["paths"] for entry in self.manifest.entries if entry["kind"] == "folder"):
-            os.chown(path, *self.place.owner(step.owner))
-            os.chmod(path, step.mode)
+            os.fchown(fd, uid, gid)
+            os.fchmod(fd, step.mode)
             return
-        cure = f"chmod {step.mode:04o} {path}" if fits else f"chown -R {step.owner}:{step.owner} {path}"
+        all_of_it = "" if step.exact else "-R "
+        chown = f"chown {all_of_it}{step.owner}:{step.owner} {path}"
+        cure = f"chmod {step.mode:04o} {path}" if fits else chown
         raise Failure(
             f"{path} exists, and belongs to user {found.st_uid} with mode {stat.S_IMODE(found.st_mode):04o}; "
-            f"the service needs it for itself. If nobody else uses it: {cure}"
+            f"the service needs it otherwise. If nobody else uses it: {cure}"
         )
 
     def _make(self, path: str, mode: int) -> list[str]:
@@ -362,7 +437,7 @@ class Doer:
         return "done"
 
     def _line(self, step: AddLine) -> str:
-        path, line = self.place.at(step.path), step.line.encode()
+        path, line = self.place.target(step.path), step.line.encode()
         found = read(path)
         if found is not None and line in found.splitlines():
             return "is so already"
@@ -416,6 +491,37 @@ def _free(path: str) -> str:
         n += 1
         free = f"{path}-{n}"
     return free
+
+
+@contextlib.contextmanager
+def held(path: str) -> Iterator[int]:
+    """The descriptor of a folder. What is done through it is done to this folder, whatever its name comes to
+    mean. Raises `Failure` for a symbolic link, and for what is no folder.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as problem:
+        if problem.errno not in (errno.ELOOP, errno.ENOTDIR):
+            raise
+        what = "a symbolic link" if os.path.islink(path) else "no folder"
+        raise Failure(
+            f"{path} is {what}, and outmail does not use it: find out who made it, and remove it"
+        ) from None
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def given(folder: int, name: str, uid: int, gid: int) -> bool:
+    """Give what lies in an open folder to a user. False for a file with a second name, which is not given: it
+    may be somebody else's file.
+    """
+    found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    if not stat.S_ISDIR(found.st_mode) and found.st_nlink != 1:
+        return False
+    os.chown(name, uid, gid, dir_fd=folder, follow_symlinks=False)
+    return True
 
 
 def _missing(folder: str) -> list[str]:

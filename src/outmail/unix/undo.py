@@ -3,26 +3,24 @@
 Promises: what was changed since stays, and is named. Mail that is not delivered stays, with its queue and the
 queue's user, until it is told to go (``--delete-mail``). A step that fails is named, stays in the manifest,
 and does not stop the others, so undo can be called again. What is not in the manifest is not touched.
+What others could have put in the place of our files is not followed: folders are held open (`setup.held`),
+and a queue is read as its owner (`unix.look`).
 Fails: never; `Undone` says what stays and why. Does not: ask.
 """
 
 from __future__ import annotations
 
 import os
-from collections import Counter
+import shutil
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from outmail.config import from_toml
-from outmail.errors import Error
-from outmail.outbox.queue import Queue
-from outmail.policy.setup import toml
+from outmail.policy.setup import DROP
 from outmail.system import dropbox
+from outmail.unix.look import look
 from outmail.unix.manifest import Entry, Manifest, digest, read, remove_half
-from outmail.unix.setup import Failure, Place, crontab, quietly_removed, rewrite, write_crontab
-
-#: Recipients in these states need their queue no more.
-_OVER = ("delivered", "cancelled")
+from outmail.unix.setup import Failure, Place, crontab, given, held, quietly_removed, rewrite, write_crontab
 
 
 @dataclass
@@ -45,10 +43,10 @@ class Undoer:
         """Sentences about mail that would stay behind, or be removed with ``delete_mail``."""
         told = []
         for entry in self.manifest.entries:
-            if entry["kind"] == "queue" and os.path.exists(path := self.place.at(entry["path"])):
-                found = _look(path)
+            if entry["kind"] == "queue" and os.path.lexists(path := self.place.at(entry["path"])):
+                found = look(path)
                 if not found.is_over:
-                    told.append(f"{path} holds {found.told}{found.trouble}")
+                    told.append(f"{path}: {found.trouble}" if found.trouble else f"{path} holds {found.told}")
             for path in entry["paths"] if entry["kind"] == "folder" else ():
                 if mails := _dropped(path):
                     told.append(f"{_count(mails)} of this machine's programs in {path}")
@@ -123,7 +121,7 @@ class Undoer:
         return True
 
     def _line(self, entry: Entry) -> bool:
-        path, line = self.place.at(entry["path"]), entry["line"].encode() + b"\n"
+        path, line = self.place.target(entry["path"]), entry["line"].encode() + b"\n"
         lines = (read(path) or b"").splitlines(keepends=True)
         if line not in lines:
             self.result.stays.append(f"{path}: the line of outmail was changed or removed since")
@@ -165,25 +163,31 @@ class Undoer:
 
     def _queue(self, entry: Entry) -> bool:
         path = self.place.at(entry["path"])
-        if os.path.exists(path):
-            found = _look(path)
+        if os.path.lexists(path):
+            found = look(path)
             reason = found.reason(delete_mail=self._delete_mail)
             if reason:
                 self.result.stays.append(f"the queue {path}: {reason}")
                 return False
-            for name in _parts(path):
-                os.unlink(name)
+            _remove_queue(path)
             self.result.done.append(f"removed the queue {path} ({found.told})")
         for folder in reversed(entry["folders"]):
             quietly_removed(folder)
         return True
 
     def _given(self, entry: Entry) -> bool:
-        """Back to whom they belonged; files that have come since go with the folder."""
+        """Back to whom they belonged; files that have come since go with the folder. The folder is first, so
+        that its user can exchange nothing any more.
+        """
         path = self.place.at(entry["path"])
         was = {name: (uid, gid) for name, uid, gid in entry["was"]}
-        for name in [".", *os.listdir(path)] if os.path.isdir(path) else ():
-            os.chown(os.path.join(path, name), *was.get(name, was["."]), follow_symlinks=False)
+        if os.path.lexists(path):
+            with held(path) as fd:
+                os.fchown(fd, *was["."])
+                kept = [n for n in sorted(os.listdir(fd)) if not given(fd, n, *was.get(n, was["."]))]
+            self.result.stays += [
+                f"{path}/{name} belongs to whom it does: it has a second name" for name in kept
+            ]
         self.result.done.append(f"{path} belongs to whom it belonged")
         return True
 
@@ -191,8 +195,11 @@ class Undoer:
         for path in reversed(entry["paths"]):
             if _holds(path, self.manifest.path):
                 return False  # the manifest's own, which goes last
-            for name in _dropped(path) if self._delete_mail else ():
-                os.unlink(os.path.join(path, name))
+            self.place.at(path.removeprefix(self.place.root))
+            if os.path.islink(path):
+                raise Failure(f"{path} is a symbolic link now: find out who made it, and remove it")
+            if self._delete_mail and path == self.place.at(DROP):
+                _empty(path)
             if quietly_removed(path):
                 self.result.done.append(f"removed {path}")
             elif os.path.isdir(path):
@@ -233,9 +240,27 @@ def _holds(folder: str, path: str) -> bool:
 def _dropped(folder: str) -> list[str]:
     """The names of messages in a drop folder."""
     try:
-        return [name for name in os.listdir(folder) if dropbox.is_name(name)]
-    except (FileNotFoundError, NotADirectoryError):
+        with held(folder) as fd:
+            return [name for name in os.listdir(fd) if dropbox.is_name(name)]
+    except (FileNotFoundError, Failure):
         return []
+
+
+def _empty(folder: str) -> None:
+    """Remove all that lies in a drop folder, where every user could put something, and follow nothing."""
+    if not os.path.lexists(folder):
+        return
+    with held(folder) as fd:
+        for name in os.listdir(fd):
+            if not stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
+                os.unlink(name, dir_fd=fd)
+                continue
+            try:
+                shutil.rmtree(name, dir_fd=fd)
+            except RecursionError:
+                raise Failure(
+                    f"too many folders lie in one another in {folder}: remove them by rm -r"
+                ) from None
 
 
 def _count(mails: list[str]) -> str:
@@ -251,62 +276,11 @@ def _full(folder: str) -> str:
     return f"{folder}: it holds {', '.join(names[:3])}{more}"
 
 
-def _parts(path: str) -> list[str]:
-    """The files of a SQLite queue: its own, and those that lie beside it."""
+def _remove_queue(path: str) -> None:
+    """Remove the files of a SQLite queue: its own, and those that lie beside it."""
     folder, name = os.path.split(path)
-    return [
-        os.path.join(folder, one)
-        for one in os.listdir(folder)
-        if (one == name or one.startswith((f"{name}-", f"{name}.")))
-        and os.path.isfile(os.path.join(folder, one))
-    ]
-
-
-@dataclass
-class _Queue:
-    """What is in a queue. ``trouble``: why that is not known; ``works``: an engine uses it."""
-
-    states: Counter[str]
-    works: bool = False
-    trouble: str = ""
-
-    @property
-    def told(self) -> str:
-        """``2 delivered, 1 queued``."""
-        return ", ".join(f"{n} {state}" for state, n in sorted(self.states.items())) or "empty"
-
-    @property
-    def is_over(self) -> bool:
-        """True when all of its mail is delivered, or nobody wants it any more."""
-        return not self.trouble and all(state in _OVER for state in self.states)
-
-    def reason(self, *, delete_mail: bool) -> str:
-        """Why it must stay; "" when it may go."""
-        if self.works:
-            return "an engine works on it: end that outmail run first, then take back again"
-        if delete_mail:
-            return ""
-        if self.trouble:
-            return f"it cannot be read ({self.trouble}); --delete-mail removes it"
-        if self.is_over:
-            return ""
-        return f"it holds mail that is not delivered: {self.told}; --delete-mail removes it"
-
-
-def _look(path: str) -> _Queue:
-    before = os.stat(path)
-    try:
-        with Queue.open(from_toml(f"store = {toml(path)}", "init --undo", {})) as queue:
-            states = {state: int(n) for state, n in queue.stats()["states"].items() if n}
-            return _Queue(Counter(states), bool(queue.living()))
-    except Error as problem:
-        return _Queue(Counter(), trouble=str(problem))
-    finally:
-        _give_back(path, before)
-
-
-def _give_back(path: str, before: os.stat_result) -> None:
-    """Files that root has made beside another user's queue would lock that user out."""
-    for name in _parts(path):
-        if os.lstat(name).st_uid != before.st_uid:
-            os.chown(name, before.st_uid, before.st_gid, follow_symlinks=False)
+    with held(os.path.realpath(folder)) as fd:
+        for one in os.listdir(fd):
+            ours = one == name or one.startswith((f"{name}-", f"{name}."))
+            if ours and not stat.S_ISDIR(os.stat(one, dir_fd=fd, follow_symlinks=False).st_mode):
+                os.unlink(one, dir_fd=fd)

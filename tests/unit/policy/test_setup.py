@@ -75,6 +75,7 @@ def test_a_machine_has_a_user_and_a_drop_folder_and_one_secret_file() -> None:
     steps = plan(system(password="geheim"), Machine())
     assert steps[0] == MakeUser("outmail", "/var/lib/outmail")
     assert MakeFolder("/var/spool/outmail/drop", 0o3777, "outmail", exact=True) in steps
+    assert MakeFolder("/var/spool/outmail", 0o755, "root", exact=True) in steps
     files = [step for step in steps if isinstance(step, WriteFile)]
     assert [(file.path, file.mode, file.group) for file in files] == [
         ("/etc/outmail/password", 0o640, "outmail"),

@@ -265,6 +265,160 @@ def test_a_folder_is_given_away_and_comes_back(place: Scratch, do: Do) -> None:
     assert [path.stat().st_uid for path in [*paths, folder / "new"]] == [0, 0, 0]
 
 
+@programs.as_root("owners are changed by root only")
+def test_a_folder_that_was_given_in_part_is_given_whole_the_next_time(
+    place: Scratch, do: Do, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, give = of_service(place), GiveFolder("/var/lib/outmail", "outmail")
+    folder.mkdir(parents=True)
+    for name in ("a", "b"):
+        (folder / name).write_text("")
+    for n in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr("outmail.unix.setup.os.chown", killed_at(n, os.chown))
+            with pytest.raises(SystemExit):
+                do(give)
+        assert setup.machine(place).roots_home
+    do(give)
+    assert {path.stat().st_uid for path in [folder, *folder.iterdir()]} == {1234}
+    undo(place)
+    assert {path.stat().st_uid for path in [folder, *folder.iterdir()]} == {0}
+
+
+@programs.as_root("owners are changed by root only")
+def test_a_file_with_a_second_name_is_not_given_away_and_not_back(place: Scratch, do: Do) -> None:
+    folder, victim = of_service(place), Path(place.at("/etc/victim"))
+    folder.mkdir(parents=True)
+    victim.write_text("")
+    os.link(victim, folder / "x")
+    assert "second name" in do(GiveFolder("/var/lib/outmail", "outmail"))[0]
+    assert victim.stat().st_uid == 0 and folder.stat().st_uid == 1234
+    os.chown(victim, 4321, 4321)
+    assert "second name" in undo(place).stays[0] and victim.stat().st_uid == 4321
+
+
+def of_service(place: Scratch) -> Path:
+    """Steps set owners, and there is a user outmail; the folder of the service, which is not there yet."""
+    place.owns = True
+    Path(place.at("/etc/passwd")).write_text("outmail:x:1234:1235::/:/bin/false\n")
+    return Path(place.at("/var/lib/outmail"))
+
+
+DROP = "/var/spool/outmail/drop"
+
+
+@pytest.mark.parametrize("made_by_us", [True, False])
+def test_a_link_in_the_place_of_a_folder_is_refused(place: Scratch, do: Do, made_by_us: bool) -> None:
+    root, victim = Path(place.root), Path(place.at("/victim"))
+    victim.mkdir(mode=0o700)
+    if made_by_us:
+        do(MakeFolder(DROP, 0o3777, exact=True))
+        (root / "var/spool/outmail/drop").rename(root / "old")
+    else:
+        (root / "var/spool/outmail").mkdir(parents=True)
+    (root / "var/spool/outmail/drop").symlink_to("../../../victim")
+    with pytest.raises(Failure, match="drop is a symbolic link"):
+        do(MakeFolder(DROP, 0o3777, exact=True))
+    assert stat.S_IMODE(victim.stat().st_mode) == 0o700
+
+
+def test_what_a_link_in_the_place_of_the_drop_folder_leads_to_is_not_removed(place: Scratch, do: Do) -> None:
+    root, deposit = Path(place.root), f"{'0' * 12}-{'a' * 24}"
+    do(MakeFolder(DROP, 0o3777))
+    (root / "victim").mkdir()
+    (root / "victim" / deposit).write_text("")
+    (root / DROP[1:]).rmdir()
+    (root / DROP[1:]).symlink_to("../../../victim")
+    assert Undoer(place, manifest(place)).waits() == []
+    assert "symbolic link" in undo(place, delete_mail=True).failed[0]
+    assert (root / "victim" / deposit).exists()
+
+
+def test_whatever_lies_in_the_drop_folder_goes_with_its_mail(place: Scratch, do: Do) -> None:
+    root, drop = Path(place.root), Path(place.at(DROP))
+    do(MakeFolder(DROP, 0o3777))
+    (root / "victim").write_text("")
+    for name in (f"{'0' * 12}-{'a' * 24}", "other"):
+        (drop / name / "deeper").mkdir(parents=True)
+        (drop / name / "link").symlink_to(root / "victim")
+    (drop / "link").symlink_to(root / "victim")
+    (drop / "x.bad").write_text("")
+    result = undo(place, delete_mail=True)
+    assert (result.failed, result.stays) == ([], []) and not drop.exists() and (root / "victim").exists()
+
+
+def test_a_link_in_the_place_of_the_queue_is_neither_opened_nor_followed(place: Scratch, do: Do) -> None:
+    victim, home = Path(place.at("/victim")), Path(place.at("/var/lib/outmail"))
+    victim.write_bytes(b"")
+    do(MakeFolder("/var/lib/outmail", 0o750), queue="/var/lib/outmail/queue.db")
+    (home / "queue.db").symlink_to(victim)
+    assert "is a link" in Undoer(place, manifest(place)).waits()[0]
+    assert "is a link" in undo(place).stays[0] and victim.read_bytes() == b""
+    assert not undo(place, delete_mail=True).failed and victim.exists() and not home.exists()
+
+
+@programs.as_root("owners are changed by root only")
+@pytest.mark.parametrize(
+    ("users", "groups", "shared"),
+    [
+        ("outmail:x:990:65534::/:\n", "nogroup:x:65534:\n", "nogroup"),
+        ("outmail:x:990:990::/:\n", "outmail:x:990:outmail,eve\n", "outmail"),
+        ("outmail:x:990:990::/:\neve:x:991:990::/:\n", "outmail:x:990:\n", "outmail"),
+        ("outmail:x:990:990::/:\n", "", "990"),
+        ("outmail:x:990:990::/:\n", "outmail:x:990:outmail\n", ""),
+        ("outmail:x:990:990::/:\n", "outmail:x:990:\n", ""),
+    ],
+)
+def test_the_group_that_gets_to_read_the_password_has_no_other_member(
+    place: Scratch, do: Do, users: str, groups: str, shared: str
+) -> None:
+    place.owns = True
+    Path(place.at("/etc/passwd")).write_text(f"root:x:0:0::/root:/bin/sh\n{users}")
+    Path(place.at("/etc/group")).write_text(groups)
+    user = MakeUser("outmail", "/var/lib/outmail")
+    if not shared:
+        assert do(user) == ["exists"]
+        return
+    with pytest.raises(Failure, match=f"its group {shared},.*usermod --gid outmail outmail"):
+        do(user)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        AddLine("/etc/aliases", "root: me@x.test", "why"),
+        WriteFile("/etc/cron.d/outmail", "x\n"),
+        TakeName("/usr/sbin/sendmail", "#!"),
+        MakeFolder("/var/lib/outmail", 0o750),
+    ],
+)
+def test_an_absolute_link_does_not_lead_out_of_the_root(place: Scratch, do: Do, step: Step) -> None:
+    root, host = Path(place.root), Path(place.root).parent / "host"
+    (host / "cron.d").mkdir(parents=True)
+    (host / "sbin").mkdir()
+    (host / "lib").mkdir()
+    (host / "aliases").write_text("root: host\n")
+    (host / "sbin/sendmail").write_text("the host's")
+    before = tree(host)
+    for folder in ("usr", "var"):
+        (root / folder).mkdir()
+    (root / "etc/aliases").symlink_to(host / "aliases")
+    (root / "etc/cron.d").symlink_to(host / "cron.d")
+    (root / "usr/sbin").symlink_to(host / "sbin")
+    assert not setup.machine(place).root_alias
+    (root / "var/lib").symlink_to(host / "lib")
+    with pytest.raises(Failure, match="outside of it"):
+        do(step)
+    assert not undo(place).failed and tree(host) == before
+
+
+def test_a_relative_link_below_the_root_is_followed(place: Scratch, do: Do) -> None:
+    root = Path(place.root)
+    (root / "usr/bin").mkdir(parents=True)
+    (root / "usr/sbin").symlink_to("bin")
+    assert do(SENDMAIL) == ["done"] and (root / "usr/bin/sendmail").exists()
+
+
 def test_a_queue_goes_only_with_delivered_mail(place: Scratch, do: Do) -> None:
     path = "/var/lib/outmail/queue.db"
     do(CONFIG, MakeUser("outmail", "/x"), MakeFolder("/var/lib/outmail", 0o750), queue=path)
