@@ -19,6 +19,7 @@ import pytest
 
 from outmail.compat.mailqueue import ini as inis
 from outmail.compat.mailqueue import run, spool
+from outmail.compat.mailqueue.settings import config_of
 from outmail.outbox.outbox import Outbox
 from outmail.testing import Sink
 from tests.waiting import until
@@ -329,7 +330,8 @@ def test_plugins_hear_of_each_attempt_and_may_discard(
     with Sink("RCPT later@*: 451 4.2.1 busy") as sink:
         place.serve(sink.port)
         place.put("a@x.test", "later@x.test")
-        status = run.run(inis.read(str(place.ini)), str(place.queue))
+        ini = inis.read(str(place.ini))
+        status = run.run(ini, config_of(ini, str(place.queue)), str(place.queue))
     assert sorted(plugins.heard) == [
         ("mq:delivery_failed", ("later@x.test",), 1, False, "1@x.test"),
         ("mq:delivery_successful", ("a@x.test",), 0, True, "1@x.test"),

@@ -18,7 +18,6 @@ from outmail.compat.repoze import maildir, qp
 from outmail.compat.repoze.maildir import REJECTED
 from outmail.outbox.outbox import Outbox
 from outmail.testing import Sink
-from tests import programs
 from tests.unit.compat.test_repoze import fill, left
 from tests.waiting import until
 
@@ -119,17 +118,6 @@ def test_a_directory_that_may_not_be_read(
     for words in (at(sink), ("--import", "--store", f"{folder}/q.db")):
         status, told = call(*words, folder)
         assert status == 77 and told == f"qp: {folder}/new: Permission denied: what waits there stays there\n"
-
-
-@programs.as_root("another user's directory")
-def test_what_root_does_in_somebodys_directory_is_theirs(folder: Path, sink: Sink, call: Call) -> None:
-    fill(folder, "s")
-    (folder / "new/junk").write_bytes(b"")
-    for place in (folder, *folder.rglob("*")):
-        os.chown(place, 65534, 65534)
-    assert call(*at(sink), folder)[0] == 70 and len(sink.messages) == 1
-    made = [folder / "outmail.db", folder / "set-aside", folder / "set-aside/junk"]
-    assert [place.stat().st_uid for place in made] == [65534] * 3
 
 
 INI = """[app:qp]

@@ -8,10 +8,8 @@ import pwd
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,33 +18,8 @@ import pytest
 from outmail.config import from_toml, load
 from outmail.intake.smtp import account
 from outmail.testing import Sink
+from tests.users import PATHS, everybodys_python, needs_root
 from tests.waiting import until
-
-PATHS = os.pathsep.join(
-    [str(Path(__file__).parents[2] / "src"), *(path for path in sys.path if path.endswith("site-packages"))]
-)
-NOBODY: dict[str, Any] = {"user": "nobody", "group": pwd.getpwnam("nobody").pw_gid, "extra_groups": []}
-
-
-@cache
-def _python() -> str:
-    """An interpreter that other users may run, with outmail and what it needs; "" for none."""
-    if os.geteuid() != 0:
-        return ""
-    env = {"PATH": os.environ["PATH"], "PYTHONPATH": PATHS, "PYTHONDONTWRITEBYTECODE": "1"}
-    for python in (sys.executable, "/usr/bin/python3"):
-        try:
-            words = [python, "-c", "import outmail.outbox.outbox, apsw; apsw.Error"]
-            subprocess.run(words, env=env, check=True, timeout=60, cwd="/", capture_output=True, **NOBODY)
-        except (OSError, subprocess.SubprocessError):
-            continue
-        return python
-    return ""
-
-
-needs_root = pytest.mark.skipif(
-    not _python(), reason="needs root, and an interpreter that other users may run, to act as other users"
-)
 
 
 class Machine:
@@ -76,7 +49,7 @@ class Machine:
         """How a user of this machine runs the command."""
         user = pwd.getpwnam(name)
         return {
-            "args": [_python(), "-m", "outmail", *words],
+            "args": [everybodys_python(), "-m", "outmail", *words],
             "env": {
                 "PATH": os.environ["PATH"],
                 "PYTHONPATH": PATHS,

@@ -2,7 +2,8 @@
 
 Promises: those of `foreign_queue.take_in`, also while the other program goes on using the directory; the same
 command again takes what has come meanwhile. Routes and limits are those of the configuration.
-Fails: 66 no such directory, 70 when something was set aside; else as errors of ours. Does not: deliver.
+Fails: 66 no such directory, 70 when something was set aside, 77 when root names another user's directory;
+else as errors of ours. Does not: deliver.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from collections.abc import Callable
 
 from outmail.cli.common import config_of, counted
 from outmail.cli.exits import EX_SOFTWARE
-from outmail.compat.foreign_queue import ForeignQueue, take_in
+from outmail.compat.foreign_queue import INSTEAD, ForeignQueue, take_in
 from outmail.compat.mailqueue.spool import Mailqueue
 from outmail.compat.repoze.maildir import RepozeQueue
 from outmail.errors import NotFound
 from outmail.outbox.outbox import Outbox
+from outmail.system import rights
 
 #: The programs whose directories are known, by the scheme of FROM.
 PROGRAMS: dict[str, Callable[[str], ForeignQueue]] = {"mailqueue": Mailqueue, "repoze": RepozeQueue}
@@ -37,6 +39,7 @@ def named(place: str) -> ForeignQueue | None:
 
 def move(queue: ForeignQueue, arguments: argparse.Namespace) -> int:
     """Take in what waits; returns the exit status."""
+    rights.refuse(queue.folder, INSTEAD)
     config = config_of(arguments)
     with Outbox(arguments.new, config=config, deliver="never") as box:
         taken = take_in(queue, box.door, config.origin)

@@ -11,7 +11,6 @@ settings, or print.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 from collections import Counter
@@ -29,7 +28,6 @@ from outmail.policy.loopback import Loopback
 from outmail.policy.plain import plain_line
 from outmail.policy.route import Relay, Routes
 from outmail.system.exits import EX_SOFTWARE, EX_TEMPFAIL, EX_UNAVAILABLE
-from outmail.system.owned import to_owner
 from outmail.wiring import build_engine
 
 #: The store in a queue directory that holds what was taken out of it.
@@ -43,17 +41,6 @@ Observe = Callable[[Sequence[Settled]], object]
 def store_of(folder: str) -> str:
     """The store that belongs to a queue directory."""
     return os.path.join(os.path.abspath(folder), STORE)
-
-
-def make_store(folder: str) -> None:
-    """An empty file for the store, where there is none, that belongs to the directory's owner: a program of
-    theirs may want to open it after a run of root's.
-    """
-    path = store_of(folder)
-    if not os.path.exists(path) and os.stat(folder).st_uid != os.geteuid():
-        with contextlib.suppress(OSError):  # opening the store tells what is wrong
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-            to_owner(folder, path)
 
 
 def config_for(folder: str, relay: Callable[[], Relay], env: Mapping[str, str], **changed: Any) -> Config:

@@ -3,6 +3,7 @@ on using the directory.
 
 A program's own part (`ForeignQueue`) knows which files are entries, how the program locks them and what is in
 them. `take_in` is the same for all: claim an entry, read it, store it, remove it.
+Whoever calls it has the rights of the directory's owner (`outmail.system.rights`): names in it may be links.
 Promises: an entry is removed only when its message is on disk. Killed at any point, nothing is lost, and
 nothing is doubled while the store keeps the record: the key is made of the entry's name, envelope and
 content, so an entry that is taken in again is known. An entry that somebody else has claimed is left to them.
@@ -24,10 +25,11 @@ from outmail.errors import Refused
 from outmail.model import keyed_id
 from outmail.policy.plain import plain_line
 from outmail.smtp.syntax import AddressError, parse_mailbox, qualified
-from outmail.system.owned import folder_of_owner
 
 #: The folder in a queue directory for what could not be taken in.
 ASIDE = "set-aside"
+#: What root does instead of importing mail from another user's directory.
+INSTEAD = "run this as {user}, with a queue of that user's: su -s /bin/sh {user} -c '…'"
 #: Bytes of an entry beside its message.
 ENVELOPE = 8_000_000
 
@@ -211,7 +213,7 @@ def set_aside(folder: str, path: str) -> str:
     aside = os.path.join(folder, ASIDE)
     target = os.path.join(aside, os.path.basename(path))
     try:
-        folder_of_owner(folder, ASIDE)
+        os.makedirs(aside, mode=0o700, exist_ok=True)
         while os.path.lexists(target):
             target = os.path.join(aside, f"{os.path.basename(path)}.{os.urandom(4).hex()}")
         os.rename(os.path.join(folder, path), target)

@@ -17,9 +17,9 @@ import time
 
 from outmail.compat.mailqueue import ini as inis
 from outmail.compat.mailqueue import spool
-from outmail.errors import ConfigError
+from outmail.errors import ConfigError, NotStored
 from outmail.mime import handed_in
-from outmail.system import circle
+from outmail.system import circle, rights
 from outmail.system.exits import EX_CONFIG, EX_DATAERR, EX_NOPERM, EX_TEMPFAIL, EX_USAGE
 from outmail.system.user import login
 from outmail.unix import flags
@@ -75,6 +75,8 @@ def guarded(name: str, command: object, words: list[str]) -> int:
         return tell(name, str(problem), EX_USAGE)
     except ConfigError as problem:
         return tell(name, f"{problem}" + (f" ({problem.hint})" if problem.hint else ""), EX_CONFIG)
+    except NotStored as problem:
+        return tell(name, f"not stored: {problem} ({problem.hint})", EX_NOPERM)
     except PermissionError as problem:
         return tell(name, f"not stored: {problem.filename}: {problem.strerror}", EX_NOPERM)
     except OSError as problem:
@@ -238,7 +240,8 @@ def keep(ini: inis.Ini, sender: str, recipients: Sequence[str], content: bytes, 
     """Put it into the queue directory, and set an ``mq-run`` going."""
     content = content.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
     folder = ini.place("queue_dir") or spool.own_folder()
-    spool.put(folder, spool.packed(spool.Envelope(sender, recipients, _date()), content))
+    data = spool.packed(spool.Envelope(sender, recipients, _date()), content)
+    rights.as_owner(folder, lambda: spool.put(folder, data))
     words = [sys.executable, "-P", "-m", "outmail.compat.mailqueue.run"]
     words += ["-C", ini.path, "-v" if verbose else "--background", "--", folder]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

@@ -29,6 +29,7 @@ from outmail.compat.mailqueue.message_utils import (
     serialize_message_with_queue_data,
 )
 from outmail.compat.mailqueue.plugins import registry
+from outmail.system import rights
 from outmail.system.lockfile import same_file
 
 STALE_TIMEOUT_s = spool.STALE
@@ -176,9 +177,12 @@ def send_all_queued_messages(
     plugins: Any = None,
     mh: MessageHandler | None = None,
 ) -> None:
-    """Give each file that waits to ``mailer``, or to the handler ``mh``, once."""
+    """Give each file that waits to ``mailer``, or to the handler ``mh``, once. Raises `NotStored` when
+    root would do so in another user's directory.
+    """
     if (mailer is None) == (mh is None):
         raise ValueError("send_all_queued_messages() needs either mailer= or mh=")
+    rights.refuse(os.fspath(queue_dir), "run this program as {user}")
     log = logging.getLogger("mailqueue.sending")
     handler = mh or MessageHandler([mailer], plugins=plugins, app="mq-run")
     unblock_stale_messages(queue_dir, log)

@@ -4,7 +4,7 @@ The files are taken into a store that lies in the directory itself (``QUEUE/outm
 on it once, so each recipient has a state of its own, a schedule and a story: ``outmail queue list --store
 QUEUE/outmail.db``.
 Promises: those of `drain`, also beside programs that write into the directory and beside mailqueue-runner's
-own ``mq-run``.
+own ``mq-run``. Root's run works as the directory's owner, once the configuration is read.
 Fails: as sysexits with a line on stderr: 64 usage, 66 no such directory, 69 a recipient failed for good, 70
 something was set aside, 75 mail still waits, 77 not allowed, 78 configuration. Does not: run on after that.
 """
@@ -21,7 +21,7 @@ from dataclasses import replace
 from typing import Any
 
 from outmail.cli.exits import EX_NOINPUT, EX_NOPERM, EX_TEMPFAIL, EX_USAGE, sentence, status_of
-from outmail.compat.drain import drain, make_store
+from outmail.compat.drain import drain
 from outmail.compat.foreign_queue import Taken
 from outmail.compat.mailqueue import ini as inis
 from outmail.compat.mailqueue import spool
@@ -31,9 +31,10 @@ from outmail.compat.mailqueue.plugins import registry
 from outmail.compat.mailqueue.run_signals import Attempt, attempt_of
 from outmail.compat.mailqueue.run_signals import tell as tell_plugins
 from outmail.compat.mailqueue.settings import advise, config_of, tell
+from outmail.config import Config
 from outmail.errors import ConfigError, Error
 from outmail.outbox.outbox import Outbox
-from outmail.system import circle
+from outmail.system import circle, rights
 from outmail.system.lockfile import try_lock
 
 #: The file that is locked while a run works in the background.
@@ -52,10 +53,13 @@ def main(argv: list[str] | None = None) -> int:
             return EX_NOINPUT
         if not words.verbose:  # what matters of them is told at the end
             logging.getLogger("outmail").setLevel(logging.ERROR)
+        if not words.background:
+            advise(ini)
+        config = config_of(ini, folder)
+        rights.become_owner(folder)
         if words.background:
-            return _in_background(ini, folder)
-        advise(ini)
-        return run(ini, folder, verbose=words.verbose)
+            return _in_background(ini, config, folder)
+        return run(ini, config, folder, verbose=words.verbose)
     except Usage as problem:
         tell(str(problem))
         return EX_USAGE
@@ -113,6 +117,8 @@ def places(config: str | None, words: list[str]) -> tuple[str | None, str | None
     if len(words) == 2:
         return words[0], words[1]
     if words and not config and os.path.isfile(words[0]):
+        if owner := rights.stranger(words[0]):
+            raise Usage(f"{words[0]} is a file of {owner}'s; if it is the ini file, name it with -C")
         return words[0], None
     return config, words[0] if words else None
 
@@ -133,17 +139,15 @@ def _own_folder() -> str:
     return folder if os.path.isdir(folder) else ""
 
 
-def run(ini: inis.Ini, folder: str, *, verbose: bool = False) -> int:
+def run(ini: inis.Ini, config: Config, folder: str, *, verbose: bool = False) -> int:
     """Take in what waits, and try once what is due; returns the exit status."""
     for problem in open_logs(ini):
         tell(problem)
     if verbose:
         _show_dialogue()
-    config = config_of(ini, folder)
     if verbose:
         config = replace(config, transcripts="all")
     observer = Observer(config.routes.relays["default"], verbose=verbose)
-    make_store(folder)
     loader = active_plugins(ini.text("plugins", "*"))
     attempts: list[Attempt] = []
     if loader is not None:
@@ -178,10 +182,10 @@ def _show_dialogue() -> None:
     logger.propagate = False
 
 
-def _in_background(ini: inis.Ini, folder: str) -> int:
+def _in_background(ini: inis.Ini, config: Config, folder: str) -> int:
     """For `mq-sendmail`: one run at a time. A file that arrives while it works is seen by the look after it
     has let go of its lock. Another user's directory is left to its owner's `mq-run`, who could not open a
-    store of ours there.
+    store of ours there; root has become that owner.
     """
     status = 0
     if os.stat(folder).st_uid != os.geteuid():
@@ -192,7 +196,7 @@ def _in_background(ini: inis.Ini, folder: str) -> int:
             if not try_lock(fd):
                 return status
             before = set(spool.Mailqueue(folder).waiting())
-            status = run(ini, folder)
+            status = run(ini, config, folder)
         finally:
             os.close(fd)
         if not set(spool.Mailqueue(folder).waiting()) - before:

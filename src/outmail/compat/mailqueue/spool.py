@@ -148,29 +148,29 @@ def own_folder() -> str:
 
 
 def make(folder: str) -> None:
-    """The directory and its three folders, for their owner alone."""
-    from outmail.system.owned import folder_of_owner
+    """The directory and its three folders, for their owner alone. Raises `NotStored` when root would make
+    them in another user's directory.
+    """
+    from outmail.system import rights
 
+    rights.refuse(folder, "run this as {user}")
     os.makedirs(folder, mode=0o700, exist_ok=True)
+    rights.refuse(folder, "run this as {user}")  # somebody may have made it in between
     for name in FOLDERS:
-        folder_of_owner(folder, name)
+        os.makedirs(os.path.join(folder, name), mode=0o700, exist_ok=True)
 
 
 def put(folder: str, data: bytes, part: str = "new") -> str:
     """Leave a file in ``new`` or ``cur``; returns its name. The directory is made where it is missing. In
-    another user's directory the file is one that its owner can read.
+    another user's directory the file is one that its owner can read. Raises `NotStored` as `make` does.
     """
-    from outmail.system.owned import to_owner
-
     make(folder)
     name = _unique()
     half, whole = os.path.join(folder, "tmp", name), os.path.join(folder, part, name)
-    mine = os.stat(folder).st_uid == os.geteuid()
-    mode = 0o600 if mine or os.geteuid() == 0 else 0o644
+    mode = 0o600 if os.stat(folder).st_uid == os.geteuid() else 0o644
     fd = os.open(half, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         try:
-            to_owner(folder, half)
             view = memoryview(data)
             while view:
                 view = view[os.write(fd, view) :]
@@ -270,15 +270,13 @@ class Mailqueue:
         """Move a locked file where its program does not look. Not one that has just been touched in ``cur``,
         and not while one of that name is there.
         """
-        from outmail.system.owned import folder_of_owner
-
         part, _, name = path.partition("/")
         if part == TAKING:
             return True
         if part == "cur" and not self._is_older(path, STALE):
             return False
         target = os.path.join(self.folder, TAKING, name)
-        folder_of_owner(self.folder, TAKING)
+        os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
         if os.path.lexists(target):
             return False
         os.rename(os.path.join(self.folder, path), target)

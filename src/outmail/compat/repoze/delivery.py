@@ -30,6 +30,7 @@ from outmail.compat.repoze.maildir import make
 from outmail.contrib.transaction import TransactionMail
 from outmail.mime.mailboxes import addresses
 from outmail.outbox.outbox import Outbox
+from outmail.system import rights
 
 _ADDRESSES = (
     "from", "sender", "reply-to", "to", "cc", "bcc",
@@ -115,10 +116,13 @@ class DirectMailDelivery(_Delivery):
 
 
 class QueuedMailDelivery(_Delivery):
-    """Leaves mail for `qp` in a queue directory, which is made where it is missing."""
+    """Leaves mail for `qp` in a queue directory, which is made where it is missing. Raises `NotStored`
+    when root would write into another user's directory.
+    """
 
     def __init__(self, queuePath: str | os.PathLike[str], transaction_manager: Any = None) -> None:
         self.queuePath = os.fspath(queuePath)
+        rights.refuse(self.queuePath, "run this program as {user}")
         make(self.queuePath)
         super().__init__(relays.outbox(None, store_of(self.queuePath)), transaction_manager)
 

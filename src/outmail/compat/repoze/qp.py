@@ -5,7 +5,8 @@ on it once, so each recipient has a state of its own, a schedule and a story: ``
 QUEUE/outmail.db``. With ``--import`` they are taken into outmail's own queue instead, and its engine sends
 them.
 Promises: those of `drain`, also beside programs that write into the directory and beside repoze.sendmail's
-own ``qp``. A configuration that works there works here.
+own ``qp``. A configuration that works there works here. Root's run works as the directory's owner, once the
+configuration is read; root does not import another user's directory.
 Fails: as sysexits with a line on stderr: 64 usage, 66 no such directory, 69 a recipient failed for good, 70
 something was set aside, 75 mail still waits, 77 not allowed, 78 configuration. Does not: run on after that.
 """
@@ -23,8 +24,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from outmail.cli.exits import EX_NOINPUT, EX_USAGE, sentence, status_of
-from outmail.compat.drain import config_for, drain, make_store
-from outmail.compat.foreign_queue import take_in
+from outmail.compat.drain import config_for, drain
+from outmail.compat.foreign_queue import INSTEAD, take_in
 from outmail.compat.relays import Encryption, relay_url
 from outmail.compat.repoze.maildir import REJECTED, RepozeQueue
 from outmail.config import Config
@@ -34,7 +35,7 @@ from outmail.outbox.outbox import Outbox
 from outmail.policy.plain import plain_line
 from outmail.policy.route import Relay, is_loopback, parse_relay
 from outmail.policy.veil import known
-from outmail.system import circle
+from outmail.system import circle, rights
 from outmail.system.exits import EX_NOPERM, EX_SOFTWARE, EX_TEMPFAIL
 
 SECTION = "app:qp"
@@ -226,13 +227,14 @@ def config_of(settings: Settings) -> Config:
 
 def _sent(queue: RepozeQueue, settings: Settings) -> int:
     config = config_of(settings)
-    make_store(queue.folder)
+    rights.become_owner(queue.folder)
     with closing(Outbox(config=config, deliver="never")) as box:
         return drain(queue, box, _tell, _show if settings.debug_smtp else lambda items: None).status
 
 
 def _imported(queue: RepozeQueue, store: str | None) -> int:
     """Take in what waits, into outmail's own queue."""
+    rights.refuse(queue.folder, INSTEAD)
     with closing(Outbox(store, deliver="never")) as box:
         taken = take_in(queue, box.door, box.config.origin)
     for line in taken.sentences(queue.folder):
