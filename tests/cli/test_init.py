@@ -254,6 +254,7 @@ def test_a_whole_machine_in_a_root_file_system_of_its_own(
     relay: Sink, home: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("outmail.unix.setup.closed_to_others", lambda *_: "")  # the tests' own may be so
+    monkeypatch.setattr("outmail.unix.setup.written_by_others", lambda: "")
     root = home / "root"
     for folder in ("etc/cron.d", "usr/sbin", "usr/bin"):
         (root / folder).mkdir(parents=True)
@@ -349,3 +350,36 @@ def test_another_kind_of_server_is_set_up_too(
         assert [envelope.rcpt_tos for envelope in taken] == [["me@x.test"]]
     finally:
         server.stop()
+
+
+def test_a_login_or_password_that_is_not_utf_8_is_a_sentence(
+    home: Path, call: Call, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [
+        "init",
+        "--user",
+        "--yes",
+        "--no-test",
+        "--no-lookup",
+        "--service",
+        "none",
+        "--email",
+        "me@x.test",
+    ]
+    words += ["--relay", "smtps://mx.x.test"]
+    before = tree(home)
+    for done in (
+        call(*words, "--login", "u\udcff", password="p"),
+        call(*words, "--login", "u", password="p\udcff"),
+        command(*words, "--login", "u", "--password-stdin", stdin=b"\xff\xfe\n"),
+    ):
+        assert done.status == 65 and "is not UTF-8" in done.err and "Traceback" not in done.err
+    assert tree(home) == before
+
+
+def test_a_dry_run_asks_for_no_password(home: Path) -> None:
+    words = ["--user", "--dry-run", "--service", "none", "--email", "me@x.test"]
+    with Terminal([*OUTMAIL, "init", *words, "--relay", "smtps://u@mx.x.test"], str(home.parent)) as person:
+        person.expect("password_file")
+        assert person.end() == 0
+    assert "Password" not in person.seen and not tree(home)

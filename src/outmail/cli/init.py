@@ -188,7 +188,7 @@ class _SetUp:
 
     def _user(self, server: Server, address: str) -> Server:
         if self.arguments.login:
-            return server._replace(user=self.arguments.login)
+            return server._replace(user=_utf8(self.arguments.login, "--login"))
         has_password = bool(self.arguments.password_file or self.arguments.password_stdin)
         if server.user or (self.arguments.relay and not has_password and not self.asker.can_ask):
             return server
@@ -204,6 +204,7 @@ class _SetUp:
             return "(not asked for)"
         if password is None:
             password = self.asker.secret(f"Password for {server.user}", _PASSWORD_OPTIONS)
+        _utf8(password, "the password")
         if not password or "\n" in password or "\0" in password:
             raise Stop(EX_DATAERR, "the password is empty, or has more than one line")
         known.add_login(server.user, password, lasting=True)
@@ -211,7 +212,10 @@ class _SetUp:
 
     def _given_password(self) -> str | None:
         if self.arguments.password_stdin:
-            return sys.stdin.readline().rstrip("\r\n")
+            try:
+                return sys.stdin.readline().rstrip("\r\n")
+            except UnicodeDecodeError:
+                raise Stop(EX_DATAERR, _NOT_UTF8.format("the password")) from None
         if self.arguments.password_file:
             try:
                 with open(self.arguments.password_file, encoding="utf-8") as file:
@@ -235,6 +239,7 @@ class _SetUp:
             socket=SOCKET if system and service == "systemd" else "",
             login=login.wanted,
         )
+        _utf8(text + self.config, "--config, --from, --to or --ca")
         self._check_installation(service, sendmail)
         return Wanted(
             self.scope,
@@ -291,6 +296,12 @@ class _SetUp:
         ca = [os.path.abspath(self.arguments.ca)] if self.arguments.ca else []
         if ca and setup.closed_to_others(*ca) and not setup.closed_to_others():
             raise Stop(EX_NOPERM, f"--ca: {setup.closed_to_others(*ca)} is closed to the service's user")
+        if unsafe := setup.written_by_others():
+            raise Stop(
+                EX_NOPERM,
+                f"other users could change what root and all others would run as sendmail or as the service, "
+                f"because {unsafe}",
+            )
         closed = setup.closed_to_others()
         if closed:
             raise Stop(
@@ -391,6 +402,7 @@ class _SetUp:
         return 0
 
 
+_NOT_UTF8 = "{} is not UTF-8, so it cannot be written to a file that is"
 _PASSWORD_OPTIONS = "--password-file, --password-stdin or $OUTMAIL_PASSWORD"
 _NOBODY = "nobody answers at the ports 465 and 587 now: as you named it, with port 465"
 _TLS = {"implicit": "TLS from the first byte", "starttls": "STARTTLS"}
@@ -404,6 +416,15 @@ _NEXT = {
 
 def _config_home() -> str:
     return os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
+
+
+def _utf8(text: str, what: str) -> str:
+    """The text. Bytes of an argument or of a variable that are not UTF-8 end init (PEP 383)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise Stop(EX_DATAERR, _NOT_UTF8.format(what)) from None
+    return text
 
 
 def _checked(text: str) -> str:

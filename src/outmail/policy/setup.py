@@ -36,6 +36,8 @@ NAMES = {"/usr/sbin/sendmail": "sendmail", "/usr/bin/mailq": "mailq", "/usr/bin/
 #: Where what was there before is kept.
 ASIDE = ".before-outmail"
 _MINUTES = 5
+#: What crontab(5) and systemd.unit(5) read as ``%``.
+_CRON, _SYSTEMD = "\\%", "%%"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +83,8 @@ class GiveFolder:
 
 @dataclass(frozen=True, slots=True)
 class WriteFile:
-    """A file. ``owner``: of the group of that user; "" leaves both to whoever runs. One that exists is kept
-    as a copy.
+    """A file. ``group``: of the group of that user; "" leaves owner and group to whoever runs. One that
+    exists is kept as a copy. ``secret``: its content could be guessed from a fast hash.
     """
 
     path: str
@@ -90,6 +92,7 @@ class WriteFile:
     mode: int = 0o644
     group: str = ""
     what: str = ""
+    secret: bool = False
 
     @property
     def told(self) -> str:
@@ -246,9 +249,8 @@ def plan(wanted: Wanted, machine: Machine) -> list[Step]:
     system = wanted.scope == "system"
     if wanted.password:
         mode, group = (0o640, USER) if system else (0o600, "")
-        steps.append(
-            WriteFile(wanted.password_file, wanted.password + "\n", mode, group, "the password, alone")
-        )
+        text, what = wanted.password + "\n", "the password, alone"
+        steps.append(WriteFile(wanted.password_file, text, mode, group, what, secret=True))
     steps.append(WriteFile(wanted.config, wanted.text, 0o644 if system else 0o600, "", "the configuration"))
     steps += _service(wanted, machine)
     if wanted.sendmail:
@@ -285,7 +287,7 @@ def _folders(wanted: Wanted, machine: Machine) -> list[Step]:
 
 def _service(wanted: Wanted, machine: Machine) -> list[Step]:
     if wanted.service == "cron":
-        line = f"*/{_MINUTES} * * * * {{}}{_called(wanted, '%', chr(92) + '%')} run --once{_config(wanted)}"
+        line = f"*/{_MINUTES} * * * * {{}}{_called(wanted, _CRON)} run --once{_config(wanted, _CRON)}"
         if wanted.scope == "user":
             return [AddCronLine(line.format(""))]
         text = f"# Mail that waits is tried again. Written by outmail init.\n{line.format(USER + ' ')}\n"
@@ -314,9 +316,10 @@ def _unit_names(wanted: Wanted) -> dict[str, str]:
 
 
 def _unit(text: str, wanted: Wanted) -> str:
-    call = _called(wanted, "%", "%%")
-    lines = text.replace("@OUTMAIL@", call).splitlines()
-    ending = _config(wanted).replace("%", "%%")
+    """A unit's text with this outmail's command and configuration."""
+    call, ending = _called(wanted, _SYSTEMD), _config(wanted, _SYSTEMD)
+    text = text.replace("@OUTMAIL@ config", f"{call} config{ending}").replace("@OUTMAIL@", call)
+    lines = text.splitlines()
     return "".join(line + (ending if line.startswith("ExecStart=") else "") + "\n" for line in lines)
 
 
@@ -329,13 +332,13 @@ def _enabled(wanted: Wanted, name: str, machine: Machine) -> list[Step]:
     return [Run(reload, reload, late=True), Run(on, off)]
 
 
-def _called(wanted: Wanted, special: str, escaped: str) -> str:
-    return " ".join(_quoted(word).replace(special, escaped) for word in wanted.command)
+def _called(wanted: Wanted, percent: str) -> str:
+    return " ".join(_quoted(word).replace("%", percent) for word in wanted.command)
 
 
-def _config(wanted: Wanted) -> str:
+def _config(wanted: Wanted, percent: str) -> str:
     """The option that names a configuration that would not be found."""
-    return f" --config {_quoted(wanted.config)}" if wanted.given_config else ""
+    return f" --config {_quoted(wanted.config).replace('%', percent)}" if wanted.given_config else ""
 
 
 def _quoted(word: str) -> str:

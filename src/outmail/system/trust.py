@@ -136,6 +136,13 @@ def warn_if_open(path: str, what: str) -> None:
         )
 
 
+def doubt(path: str) -> str:
+    """Why somebody else may write what is at a path, as a clause; "" when only this user and root may. The
+    folders above it are not looked at. Raises OSError.
+    """
+    return _doubt(os.stat(path), "it", path)
+
+
 def _doubt(status: os.stat_result, what: str, path: str) -> str:
     """Why somebody else may write there, as a clause about ``what``."""
     if not _OWNERS:

@@ -2,8 +2,8 @@
 takes back exactly that.
 
 Promises: an entry is on disk before its step begins, so a set-up that is killed anywhere can be taken back. A
-file is on disk, whole, or not there (`write`). Of files there are the hashes only; only the owner reads the
-manifest (0600).
+file is on disk, whole, or not there (`write`). Of files there are the hashes only; that of a secret is salted
+and slow, so that a good password cannot be guessed from it. Only the owner reads the manifest (0600).
 Fails: OSError; `ConfigError` for a manifest that somebody else may have written. Does not: do or undo
 anything.
 """
@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,8 +27,27 @@ _HALF = ".half"
 Entry = dict[str, Any]
 
 
-def digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def note_of(content: bytes, *, secret: bool = False) -> str:
+    """What the manifest notes of a file's content: ``sha256:HEX``, or for a secret ``scrypt:SALT:HEX``."""
+    if not secret:
+        return f"sha256:{hashlib.sha256(content).hexdigest()}"
+    return _scrypt(content, os.urandom(16).hex())
+
+
+def is_noted(content: bytes, notes: Iterable[str]) -> bool:
+    """True if one of the notes is of this content."""
+    return any(note == _as_in(note, content) for note in notes)
+
+
+def _as_in(note: str, content: bytes) -> str:
+    kind, _, rest = note.partition(":")
+    return _scrypt(content, rest.partition(":")[0]) if kind == "scrypt" else note_of(content)
+
+
+def _scrypt(content: bytes, salt: str) -> str:
+    """With 16 MiB and some 50 ms for each guess (RFC 7914: N = 2^14, r = 8, p = 1)."""
+    key = hashlib.scrypt(content, salt=bytes.fromhex(salt), n=1 << 14, r=8, p=1, dklen=32)
+    return f"scrypt:{salt}:{key.hex()}"
 
 
 def read(path: str) -> bytes | None:

@@ -35,7 +35,8 @@ from outmail.policy.setup import (
     TakeName,
     WriteFile,
 )
-from outmail.unix.manifest import Manifest, digest, read, write
+from outmail.system import trust
+from outmail.unix.manifest import Manifest, is_noted, note_of, read, write
 
 #: Seconds for one command.
 PATIENCE = 90
@@ -211,9 +212,13 @@ def command() -> tuple[str, ...]:
 
 def _folders() -> list[str]:
     """The folders from which this outmail and its packages are imported."""
+    return list(dict.fromkeys(os.path.dirname(os.path.dirname(file)) for file in _packages()))
+
+
+def _packages() -> list[str]:
+    """The first files of outmail and of what it needs."""
     found = [find_spec(name) for name in ("outmail", "apsw", "idna")]
-    places = [os.path.dirname(os.path.dirname(spec.origin)) for spec in found if spec and spec.origin]
-    return list(dict.fromkeys(places))
+    return [spec.origin for spec in found if spec and spec.origin]
 
 
 def program() -> str:
@@ -239,6 +244,17 @@ def closed_to_others(*more: str) -> str:
             mode = os.stat(one).st_mode
             if not mode & (stat.S_IXOTH if stat.S_ISDIR(mode) else stat.S_IROTH):
                 return one
+    return ""
+
+
+def written_by_others() -> str:
+    """Why somebody else than this user and root may change what the machine's service and sendmail run, as a
+    sentence; "" when nobody may.
+    """
+    for path in (sys.executable, os.__file__, *_folders(), *_packages(), *command()[:1]):
+        for one in (*_way(os.path.abspath(path)), *_way(os.path.realpath(path))):
+            if why := trust.doubt(one):
+                return f"{one} is not safe: {why}"
     return ""
 
 
@@ -378,12 +394,14 @@ class Doer:
         uid, gid = (0, self.place.owner(step.group)[1]) if step.group and self.place.owns else (-1, -1)
         if found == content and known is None:
             return "is so already"
-        ours = known is not None and (found is None or digest(found) in known["sha256"])
+        ours = known is not None and (found is None or is_noted(found, known["written"]))
         copy = "" if found is None or ours else _free(path + COPY)
         if known is None:
-            known = self.manifest.note("file", path=step.path, sha256=[digest(content)], copy=copy)
+            written = [note_of(content, secret=step.secret)]
+            known = self.manifest.note("file", path=step.path, written=written, copy=copy)
         else:
-            known["sha256"].append(digest(content))
+            if not is_noted(content, known["written"]):
+                known["written"].append(note_of(content, secret=step.secret))
             known["copy"] = known["copy"] or copy
             self.manifest.save()
         if copy and found is not None:
@@ -409,12 +427,13 @@ class Doer:
                     f"{self.place.at(step.aside)} exists already: look what it is, and move it away"
                 )
             known = self.manifest.note(
-                "name", path=step.path, aside=step.aside, diverted=step.diverted, sha256=[], kept=False
+                "name", path=step.path, aside=step.aside, diverted=step.diverted, written=[], kept=False
             )
         if not known["kept"]:
             self._put_aside(step, path)
         known["kept"] = True
-        known["sha256"].append(digest(content))
+        if not is_noted(content, known["written"]):
+            known["written"].append(note_of(content))
         self.manifest.save()
         self._make(os.path.dirname(path), 0o755)
         write(path, content, 0o755)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from outmail.policy.setup import DROP
 from outmail.system import dropbox
 from outmail.unix.look import look
-from outmail.unix.manifest import Entry, Manifest, digest, read, remove_half
+from outmail.unix.manifest import Entry, Manifest, is_noted, read, remove_half
 from outmail.unix.setup import Failure, Place, crontab, given, held, quietly_removed, rewrite, write_crontab
 
 
@@ -94,10 +94,11 @@ class Undoer:
     def _name(self, entry: Entry) -> bool:
         path, aside = self.place.at(entry["path"]), self.place.at(entry["aside"])
         found = read(path)
-        if found is not None and digest(found) not in entry["sha256"] and os.path.lexists(aside):
+        ours = found is not None and is_noted(found, entry["written"])
+        if found is not None and not ours and os.path.lexists(aside):
             self.result.stays.append(f"{path} was changed since; what was there before is {aside}")
             return True
-        if found is not None and digest(found) in entry["sha256"]:
+        if ours:
             os.unlink(path)
         if entry["diverted"]:
             self._undivert(entry)
@@ -149,7 +150,7 @@ class Undoer:
             return True
         if copy and not os.path.lexists(copy):
             return True  # the set-up ended before it had touched the file
-        if found is not None and digest(found) not in entry["sha256"]:
+        if found is not None and not is_noted(found, entry["written"]):
             before = f"; what was there before is {copy}" if copy else ""
             self.result.stays.append(f"{path} was changed since: it is yours now{before}")
             return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tomllib
 from dataclasses import replace
 from typing import Any
@@ -29,7 +30,8 @@ from outmail.policy.setup import (
 
 SERVER = Server("smtp.x.test", 465, "implicit", "me@x.test", "")
 UNITS = {
-    "outmail.service": "[Service]\nExecStart=@OUTMAIL@ run\nUser=outmail\n",
+    "outmail.service": "[Service]\nExecStart=@OUTMAIL@ run\n"
+    "ExecReload=/bin/sh -c '@OUTMAIL@ config >/dev/null && kill -HUP $MAINPID'\nUser=outmail\n",
     "outmail-user.service": "[Service]\nExecStart=@OUTMAIL@ run\n",
     "outmail-once.service": "[Service]\nType=oneshot\nExecStart=@OUTMAIL@ run --once\n",
     "outmail-once.timer": "[Timer]\n",
@@ -175,3 +177,22 @@ def test_the_configuration_is_toml_whatever_is_in_it() -> None:
     text = config_text(SERVER._replace(user=""), sender="me@x.test", to="me@x.test", login=False)
     assert tomllib.loads(text)["relay"] == {"url": "smtps://smtp.x.test:465"}
     assert tomllib.loads(f"x = {toml(chr(10) + chr(0) + chr(9))}") == {"x": "\n\0\t"}
+
+
+def test_a_percent_sign_in_the_configurations_path_is_escaped() -> None:
+    what = replace(
+        system(service="cron", command=("/o%p/outmail",), given_config=True), config="/s%t u/c.toml"
+    )
+    line = texts(plan(what, EVERYTHING))["/etc/cron.d/outmail"].splitlines()[-1]
+    assert line.endswith(r'outmail /o\%p/outmail run --once --config "/s\%t u/c.toml"')
+    text = texts(plan(replace(what, service="systemd"), EVERYTHING))["/etc/systemd/system/outmail.service"]
+    assert 'ExecStart=/o%%p/outmail run --config "/s%%t u/c.toml"\n' in text
+
+
+def test_a_reload_checks_the_configuration_of_the_service() -> None:
+    """The shell gets one argument of systemd's, and reads the words in it as ExecStart has them."""
+    what = system(service="systemd", command=("/o p/outmail",), given_config=True)
+    text = texts(plan(replace(what, config="/s t/c.toml"), EVERYTHING))["/etc/systemd/system/outmail.service"]
+    line = next(line for line in text.splitlines() if line.startswith("ExecReload="))
+    _, _, script = shlex.split(line.removeprefix("ExecReload="))
+    assert shlex.split(script)[:4] == ["/o p/outmail", "config", "--config", "/s t/c.toml"]

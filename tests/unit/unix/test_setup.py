@@ -517,3 +517,40 @@ def test_an_installation_that_is_closed_to_others_is_named(
     monkeypatch.setattr(sys, "executable", str(program))
     found = setup.closed_to_others()
     assert found and os.path.realpath(program).startswith(found)
+
+
+@pytest.mark.parametrize("which", ["others", "group", "owner", "above"])
+def test_an_installation_that_others_may_write_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    site = tmp_path / "site"
+    site.mkdir(mode=0o755)
+    monkeypatch.setattr(setup, "_folders", lambda: [str(site)])
+    monkeypatch.setattr(setup, "_packages", list)
+    monkeypatch.setattr(setup, "command", lambda: ())
+    monkeypatch.setattr(sys, "executable", "/bin/sh")
+    monkeypatch.setattr(os, "__file__", "/bin/sh")
+    assert setup.written_by_others() == ""
+    if which == "owner":
+        if os.geteuid():
+            pytest.skip("owners are changed by root only")
+        os.chown(site, 12345, -1)
+    elif which == "group":
+        if os.geteuid():
+            pytest.skip("owners are changed by root only")
+        os.chown(site, -1, 12345)
+        site.chmod(0o775)
+    else:
+        (site if which == "others" else tmp_path).chmod(0o777)
+    assert str(tmp_path) in setup.written_by_others() and "is not safe" in setup.written_by_others()
+
+
+def test_a_password_cannot_be_looked_up_by_a_hash_in_the_manifest(place: Scratch, do: Do) -> None:
+    password = WriteFile("/etc/outmail/password", "geheim\n", 0o600, secret=True)
+    assert do(password) == do(password) == ["done"]
+    (entry,) = [entry for entry in manifest(place).entries if entry["kind"] == "file"]
+    assert [note.partition(":")[0] for note in entry["written"]] == ["scrypt"]
+    assert not undo(place).stays and not os.path.exists(place.at(password.path))
+    do(password)
+    Path(place.at(password.path)).write_text("mine\n")
+    assert "changed since" in undo(place).stays[0]
