@@ -256,7 +256,7 @@ def test_input_is_sent_faithfully_or_refused_with_a_sentence(
         assert becomes in done.err and done.err.count("\n") == 1 and done.err.endswith("\n")
         return
     assert done.status == 0 and done.kept is not None
-    draft = local.draft(done.kept, local.Here("h.x.test", "x.test"), uid=0, now=1_800_000_000_000)
+    draft = local.draft(done.kept, local.Here("h.x.test", "x.test"), uid=0, now=1_800_000_000_000, most=9)
     with Outbox(tmp_path / "sent.db", config=from_toml("", "test", {}), deliver="never") as box:
         [receipt] = box.door.accept([draft])
         head, _, text = box.content(receipt.id).partition(b"\r\n\r\n")

@@ -102,7 +102,9 @@ def test_what_is_no_deposit_is_put_aside_and_stops_nothing(
     Path(folder, "a\nname").write_bytes(b"junk")
     put(folder)
     DropFolder(folder, box.door, lambda: HERE).turn()
-    assert sorted(os.listdir(folder)) == sorted([f"{link}.bad", f"{pipe}.bad", f"{junk}.bad", "a\nname"])
+    assert sorted(os.listdir(folder)) == sorted(
+        [*(f"{name}.{os.getuid()}.bad" for name in (link, pipe, junk)), "a\nname"]
+    )
     assert len(list(box.find())) == 1
     assert "put aside" in caplog.text and "\na\nname" not in caplog.text
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import resource
 import shutil
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,9 @@ from outmail.intake.deposit import MOST_LINES, Deposit
 from outmail.intake.drop import DropFolder
 from outmail.intake.local import Here
 from outmail.outbox.outbox import Outbox
+from outmail.policy.aliases import Directory
 from outmail.system import dropbox
+from outmail.system.throttle import Throttle
 from tests import programs
 
 HERE = Here("host.x.test", "x.test")
@@ -60,6 +64,11 @@ def put(folder: Path, subject: str, to: str = "a@x.test") -> str:
 def name_of(number: int) -> str:
     """A name as `dropbox.put` gives it; the lowest is the oldest."""
     return f"{number:012x}-{number:024x}"
+
+
+def bad(name: str, uid: int = os.getuid()) -> str:
+    """What a file is called when it was put aside."""
+    return f"{name}.{uid}.bad"
 
 
 def subjects(box: Outbox) -> list[str]:
@@ -102,7 +111,7 @@ def test_no_kind_of_file_but_a_regular_one_is_opened(
     put(folder, "good")
     assert taker(folder, box).turn() == 7
     assert not {name_of(number) for number in range(1, 7)} & set(opened)
-    assert sorted(os.listdir(folder)) == [f"{name_of(number)}.bad" for number in range(1, 7)]
+    assert sorted(os.listdir(folder)) == [bad(name_of(number)) for number in range(1, 7)]
     assert subjects(box) == ["good"] and "it is put aside" in caplog.text
 
 
@@ -114,7 +123,7 @@ def test_a_device_is_not_opened(folder: Path, box: Outbox) -> None:
         pytest.skip("this container makes no devices")
     put(folder, "good")
     taker(folder, box).turn()
-    assert os.listdir(folder) == [f"{name_of(1)}.bad"] and subjects(box) == ["good"]
+    assert os.listdir(folder) == [bad(name_of(1))] and subjects(box) == ["good"]
 
 
 def test_a_second_name_keeps_both_from_being_sent_and_is_named(
@@ -125,7 +134,7 @@ def test_a_second_name_keeps_both_from_being_sent_and_is_named(
     put(folder, "good")
     taker(folder, box).turn()
     assert subjects(box) == ["good"] and "has a second name" in caplog.text
-    assert sorted(os.listdir(folder)) == sorted([f"{name}.bad", f"{name_of(1)}.bad"])
+    assert sorted(os.listdir(folder)) == sorted([bad(name), bad(name_of(1))])
 
 
 @several_users
@@ -137,7 +146,7 @@ def test_a_file_that_was_moved_here_is_not_of_whom_it_belongs_to(folder: Path, b
     os.rename(elsewhere, folder / name_of(1))
     put(folder, "good")
     taker(folder, box).turn()
-    assert subjects(box) == ["good"] and os.listdir(folder) == [f"{name_of(1)}.bad"]
+    assert subjects(box) == ["good"] and os.listdir(folder) == [bad(name_of(1), 12345)]
 
 
 def test_a_file_of_a_terabyte_of_nothing_costs_nothing(folder: Path, box: Outbox) -> None:
@@ -148,7 +157,7 @@ def test_a_file_of_a_terabyte_of_nothing_costs_nothing(folder: Path, box: Outbox
             pytest.skip("this file system has no files of a terabyte")
     put(folder, "good")
     taker(folder, box).turn()
-    assert subjects(box) == ["good"] and os.listdir(folder) == [f"{name_of(1)}.bad"]
+    assert subjects(box) == ["good"] and os.listdir(folder) == [bad(name_of(1))]
 
 
 def test_a_message_that_is_too_large_ends_as_failed_and_its_file_stays(tmp_path: Path, folder: Path) -> None:
@@ -160,8 +169,8 @@ def test_a_message_that_is_too_large_ends_as_failed_and_its_file_stays(tmp_path:
         taker(folder, box).turn()
         [status] = box.find()
         assert status.status == "failed" and status.recipients[0].address == "a@x.test"
-        assert "9000" in status.recipients[0].reason and f"{name}.bad" in status.recipients[0].reason
-    assert (folder / f"{name}.bad").read_bytes() == long
+        assert "9000" in status.recipients[0].reason and bad(name) in status.recipients[0].reason
+    assert (folder / bad(name)).read_bytes() == long
 
 
 def test_an_envelope_without_an_end_is_not_taken_apart(folder: Path, box: Outbox) -> None:
@@ -171,6 +180,112 @@ def test_an_envelope_without_an_end_is_not_taken_apart(folder: Path, box: Outbox
     put(folder, "good")
     taker(folder, box).turn()
     assert subjects(box) == ["good"] and len(os.listdir(folder)) == 2
+
+
+@pytest.mark.parametrize("size", [8_100_000, 7_900_000])
+def test_a_line_without_an_end_gets_neither_into_memory_nor_into_the_log(
+    folder: Path, box: Outbox, caplog: pytest.LogCaptureFixture, size: int
+) -> None:
+    (folder / name_of(1)).write_bytes(b"outmail deposit 1\n" + b"\xff" * size + b"\n\nSubject: no\n\n")
+    put(folder, "good")
+    tracemalloc.start()
+    try:
+        taker(folder, box).turn()
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert subjects(box) == ["good"] and bad(name_of(1)) in os.listdir(folder)
+    assert most < 70_000_000
+    assert "deposit" in caplog.text and len(caplog.text) < 2000
+
+
+def test_what_is_left_out_of_the_log_is_not_formatted(caplog: pytest.LogCaptureFixture) -> None:
+    class Costly:
+        times = 0
+
+        def __str__(self) -> str:
+            Costly.times += 1
+            return "text"
+
+    seldom = Throttle(logging.getLogger("outmail.test"))
+    for _ in range(5):
+        seldom.say(logging.ERROR, "kind", "%s", Costly())
+    caplog.records[0].getMessage()
+    once = Costly.times
+    for _ in range(5):
+        seldom.say(logging.ERROR, "kind", "%s", Costly())
+    assert len(caplog.records) == 1 and Costly.times == once
+
+
+def test_what_cannot_be_sent_is_logged_in_short_and_not_once_for_each_file(
+    folder: Path, box: Outbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(20):
+        put(folder, str(number), to=f"{number} \x1b]0;{'x' * 9000}")
+    taker(folder, box).all()
+    assert len(list(box.find("state:failed"))) == 20
+    assert caplog.text.count("cannot be sent") == 1
+    assert len(caplog.text) < 2000 and "\x1b" not in caplog.text
+
+
+def test_names_that_are_aliased_in_a_circle_make_one_short_line(
+    folder: Path, box: Outbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    circle = Here("h", "x.test", {"a": ("b",), "b": ("a",)})
+    names = [f"a+{number}\x1b]0;evil\r" for number in range(50)] + ["b"]
+    dropbox.put(
+        str(folder),
+        b"outmail deposit 1\n" + b"".join(b"recipient %s\n" % n.encode() for n in names) + b"\n\n",
+    )
+    with caplog.at_level(logging.WARNING, "outmail.sendmail"):
+        taker(folder, box, lambda: circle).turn()
+    [line] = [record.getMessage() for record in caplog.records if "aliases" in record.getMessage()]
+    assert line.endswith("(and 1 more like this)") and line.isprintable() and len(line) < 900
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["all"] * 20_000, [f"all+{number}" for number in range(9000)], ["aLL", "ALL", "all", "All"] * 5000],
+)
+def test_an_alias_is_expanded_once_for_a_message(
+    folder: Path, box: Outbox, monkeypatch: pytest.MonkeyPatch, names: list[str]
+) -> None:
+    expanded: list[str] = []
+    real = Directory.expand
+
+    def noting(self: Directory, local: str) -> list[str] | None:
+        expanded.append(local)
+        return real(self, local)
+
+    monkeypatch.setattr(Directory, "expand", noting)
+    people = [f"u{number}@y.test" for number in range(30)]
+    dropbox.put(str(folder), Deposit(b"Subject: list\n\n", names, sender="me@x.test").packed())
+    taker(folder, box, lambda: Here("h", "x.test", {"all": tuple(people)})).turn()
+    [status] = box.find()
+    assert [r.address for r in status.recipients] == people and expanded == names[:1]
+
+
+@pytest.mark.parametrize("way", ["many", "aliases"])
+def test_too_many_recipients_are_not_looked_up(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    expanded: list[str] = []
+    real = Directory.expand
+
+    def noting(self: Directory, local: str) -> list[str] | None:
+        expanded.append(local)
+        return real(self, local)
+
+    monkeypatch.setattr(Directory, "expand", noting)
+    lists = {f"l{n}": tuple(f"u{n}-{m}@y.test" for m in range(10)) for n in range(50)}
+    names = [f"a{number}" for number in range(51)] if way == "many" else [*lists]
+    dropbox.put(str(folder), Deposit(b"Subject: many\n\n", names, sender="me@x.test").packed())
+    config = from_toml("[limits]\nrecipients = 50\n", "test", {})
+    with Outbox(tmp_path / "q.db", config=config, deliver="never") as box:
+        taker(folder, box, lambda: Here("h", "x.test", lists)).turn()
+        [status] = box.find()
+    assert status.status == "failed" and "more than 50 recipients" in status.recipients[0].reason
+    assert len(expanded) == (0 if way == "many" else 6)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -195,7 +310,7 @@ def test_whatever_stands_in_a_deposit_it_is_sent_or_failed_or_put_aside(
     lines = "".join(f"{word} {value}\n" for word, value in words).encode("utf-8", "surrogatepass")
     name = dropbox.put(str(folder), b"outmail deposit 1\n" + lines + b"\n" + content)
     assert taker(folder, box).turn() == 1
-    aside = os.listdir(folder) == [f"{name}.bad"]
+    aside = os.listdir(folder) == [bad(name)]
     assert aside or os.listdir(folder) == []
     assert len(list(box.find())) - before == (not aside)
 
@@ -225,16 +340,74 @@ def test_strange_names_are_passed_over_and_do_not_get_into_the_log(
 
 
 @several_users
-def test_a_flood_of_one_user_does_not_delay_another(folder: Path, box: Outbox) -> None:
+def test_a_flood_of_one_user_does_not_delay_another(
+    folder: Path, box: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = Deposit(b"Subject: flood\n\n", ["a@x.test"]).packed()
     for number in range(300):
         (folder / name_of(number)).write_bytes(data)
         os.chown(folder / name_of(number), 12345, folder.stat().st_gid)
     put(folder, "mine")
+    monkeypatch.setattr(drop, "TURN", 60.0)
     one = taker(folder, box)
     assert one.turn() == drop.PER_USER + 1 and "mine" in subjects(box)
     one.all()
     assert os.listdir(folder) == [] and len(subjects(box)) == 301
+
+
+class Slow(DropFolder):
+    """Each file of the users in ``slow`` takes so many seconds, by a clock that is not the machine's."""
+
+    def __init__(self, *words: Any, slow: dict[int, float], clock: list[float]) -> None:
+        super().__init__(*words)
+        self.slow = slow
+        self.clock = clock
+        self.order: list[int] = []
+
+    def _take(self, folder: dropbox.Folder, name: str, here: Here) -> bool:
+        uid = os.stat(os.path.join(folder.path, name)).st_uid
+        self.order.append(uid)
+        self.clock[0] += self.slow.get(uid, 1 / 128)
+        folder.remove(name)
+        return True
+
+
+@several_users
+def test_a_file_that_takes_long_is_followed_by_those_of_others_who_came_meanwhile(
+    folder: Path, box: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def leave(uid: int, *numbers: int) -> None:
+        for number in numbers:
+            (folder / name_of(number)).write_bytes(b"")
+            os.chown(folder / name_of(number), uid, folder.stat().st_gid)
+
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    one = Slow(str(folder), box.door, lambda: HERE, slow={12345: 2.0, 12347: 2.0}, clock=clock)
+    leave(12345, *range(10))
+    assert one.turn() == 1
+    leave(12346, *range(10, 15))
+    assert (one.turn(), one.turn()) == (2, 5)
+    assert one.order == [12345, 12346, 12345, *4 * [12346], 12345]
+    one.order.clear()
+    leave(12347, *range(20, 25))
+    for _ in range(4):
+        assert one.turn() == 1
+    assert one.order[:2] == [12347, 12345] and sorted(one.order) == [12345, 12345, 12347, 12347]
+
+
+@pytest.mark.parametrize(
+    ("spent", "waiting", "shares"),
+    [
+        ({}, [1, 2], {1: 0.0, 2: 0.0}),
+        ({1: 9.0, 2: 7.0}, [1, 2, 3], {3: 7.0, 1: 9.0, 2: 7.0}),
+        ({1: 9.0}, [2], {2: 0.0}),
+    ],
+)
+def test_who_comes_later_comes_first_and_has_saved_nothing_up(
+    spent: dict[int, float], waiting: list[int], shares: dict[int, float]
+) -> None:
+    assert list(drop.shares(spent, waiting).items()) == list(shares.items())
 
 
 def test_where_listing_takes_long_more_is_taken_at_once_and_the_pauses_are_longer(
@@ -243,10 +416,10 @@ def test_where_listing_takes_long_more_is_taken_at_once_and_the_pauses_are_longe
     """A million files take seconds to list."""
     asked: list[int] = []
 
-    def slow(self: Any, most: int) -> list[str]:
+    def slow(self: Any, most: int) -> dict[int, list[str]]:
         asked.append(most)
         now[0] += 3.0
-        return ["0" * 12 + "-" + "0" * 24]  # it is gone already
+        return {1: ["0" * 12 + "-" + "0" * 24]}  # it is gone already
 
     now = [100.0]
     monkeypatch.setattr(dropbox.Folder, "waiting", slow)
@@ -258,11 +431,43 @@ def test_where_listing_takes_long_more_is_taken_at_once_and_the_pauses_are_longe
     assert one._listing == 3.0
 
 
-def test_what_cannot_be_put_aside_is_not_tried_again_and_again(folder: Path, box: Outbox) -> None:
+def test_what_cannot_be_put_aside_is_not_tried_again_and_again(
+    folder: Path, box: Outbox, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*words: Any, **named: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
     (folder / name_of(1)).write_bytes(b"junk")
-    (folder / f"{name_of(1)}.bad").mkdir()
+    monkeypatch.setattr(os, "rename", fails)
     one = taker(folder, box)
     assert one.turn() == 1 and one.turn() == 0
+    assert "cannot be put aside (Input/output error)" in caplog.text
+
+
+@pytest.mark.parametrize("there", ["file", "folder"])
+def test_what_was_put_aside_before_is_not_replaced(folder: Path, box: Outbox, there: str) -> None:
+    """Neither a file, nor does a folder of that name keep anything from being put aside."""
+    if there == "file":
+        (folder / bad(name_of(1))).write_bytes(b"the only copy")
+    else:
+        (folder / bad(name_of(1))).mkdir()
+    (folder / name_of(1)).write_bytes(b"junk")
+    taker(folder, box).turn()
+    [other] = set(os.listdir(folder)) - {bad(name_of(1))}
+    assert other.startswith(f"{name_of(1)}.{os.getuid()}.") and other.endswith(".bad")
+    assert (folder / other).read_bytes() == b"junk"
+    assert there == "folder" or (folder / bad(name_of(1))).read_bytes() == b"the only copy"
+
+
+@several_users
+def test_a_user_replaces_no_file_that_was_put_aside_for_another(folder: Path, box: Outbox) -> None:
+    for uid in (12345, 12346):
+        (folder / name_of(1)).write_bytes(b"junk of %d" % uid)
+        os.chown(folder / name_of(1), uid, folder.stat().st_gid)
+        taker(folder, box).turn()
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+        bad(name_of(1), uid): b"junk of %d" % uid for uid in (12345, 12346)
+    }
 
 
 # -- files that change ---------------------------------------------------------------------------------------
@@ -298,7 +503,7 @@ def test_a_file_that_its_owner_changes_afterwards_harms_nobody_else(
 
     put(folder, "good")
     taker(folder, box, after_the_listing).turn()
-    assert "good" in subjects(box) and not set(os.listdir(folder)) - {f"{changed}.bad"}
+    assert "good" in subjects(box) and not set(os.listdir(folder)) - {bad(changed)}
 
 
 def test_what_its_owner_writes_after_it_was_taken_changes_nothing(
@@ -556,7 +761,7 @@ def test_a_file_that_its_owner_has_closed_to_the_service_is_put_aside(shared: Pa
     name = as_user(20001, lambda: dropbox.put(str(shared), b"secret")).strip("'")
     os.chmod(shared / name, 0)
     assert as_user(12345, lambda: dropbox.Folder(str(shared)).take(name, 1000)) == "Strange"
-    assert as_user(12345, lambda: dropbox.Folder(str(shared)).put_aside(name)) == "None"
+    assert as_user(12345, lambda: dropbox.Folder(str(shared)).put_aside(name)) == repr(bad(name, 20001))
 
 
 @pytest.mark.parametrize(("mode", "good"), [(0o3777, True), (0o1777, False), (0o777, False), (0o3733, False)])

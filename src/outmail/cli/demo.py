@@ -106,7 +106,7 @@ def _messages(count: int) -> list[dict[str, Any]]:
 
 def _engine(store: str, settings: str, folder: str) -> subprocess.Popen[bytes]:
     with open(os.path.join(folder, "engine.log"), "ab") as log:
-        command = [sys.executable, "-m", "outmail", "run", "--config", settings, "--store", store]
+        command = [sys.executable, "-P", "-m", "outmail", "run", "--config", settings, "--store", store]
         return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
 
 

@@ -1,13 +1,14 @@
 """The drop folder: what this machine's programs left for the service is taken into the queue.
 
 A thread looks at the folder several times a second (`system.dropbox` says who may put what there,
-`intake.deposit` what is in a file); with files it takes users in turns, so that nobody's flood delays
-others.
+`intake.deposit` what is in a file). The next file is always one of the user whose files have taken the least
+time so far, and after a second of work the folder is listed again: nobody's flood delays others.
 Promises: a file is removed only when its message is on disk; killed anywhere, nothing is lost, and nothing
 doubled while the store keeps the record (the key is made of owner and name); whose message it is says the
-file's owner, whatever the content claims; a file that is no deposit is put aside as ``NAME.bad`` and named
-in the log; a message that cannot be sent ends as failed, with the reason; a store in trouble leaves
-everything where it is. A flood of one user delays others by the time of a listing.
+file's owner, whatever the content claims; a file that is no deposit is put aside as ``NAME.UID.bad`` and
+named in the log; a message that cannot be sent ends as failed, with the reason; a store in trouble leaves
+everything where it is. A flood of one user delays others by the time of a listing and of one file. What is
+logged of a file is short and printable.
 Fails: never into the program; it logs. Does not: deliver, or trust a name.
 """
 
@@ -16,12 +17,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 
 from outmail.accept.acceptance import Door, Draft
 from outmail.errors import NotStored, Refused
 from outmail.intake import deposit, local
-from outmail.smtp.syntax import printable
+from outmail.policy.plain import plain_line
 from outmail.system import dropbox
 from outmail.system.starting import started
 from outmail.system.throttle import Throttle
@@ -39,11 +40,11 @@ FILE_CLOCK = 10**9
 UNCHANGED = 30.0
 #: A pause is at least so many times as long as the listing took.
 REST = 4
+#: Seconds of work after which a turn ends; where the listing takes long, `REST` times as long as that.
+TURN = 1.0
 #: How many files of each user a turn takes: at first, and at most where the listing takes long.
 PER_USER = 100
 MOST_PER_USER = 2000
-#: Bytes of a file beside its message.
-_ENVELOPE = 8_000_000
 
 
 class DropFolder:
@@ -62,6 +63,8 @@ class DropFolder:
         #: Seconds that the last listing took.
         self._listing = 0.0
         self._per_user = PER_USER
+        #: Userid → seconds that its files have taken, as far as they compare with the others that wait.
+        self._spent: dict[int, float] = {}
         #: Names that are in the queue, or no deposits, and could not be removed or put aside.
         self._stuck: set[str] = set()
 
@@ -107,32 +110,49 @@ class DropFolder:
         return TROUBLE_PAUSE
 
     def turn(self) -> int:
-        """Take what waits, the first of each user; returns how many files that were. Raises `NotStored` and
-        OSError; then nothing that was not stored is gone.
+        """Take some of what waits; returns how many files that were. Raises `NotStored` and OSError; then
+        nothing that was not stored is gone.
         """
         with dropbox.Folder(self.folder) as folder:
             changed, began = folder.changed(), time.monotonic()
             if changed == self._clean[0] and began < self._clean[1]:
                 return 0
-            names = [name for name in folder.waiting(self._per_user) if name not in self._stuck]
+            waiting = {
+                uid: [name for name in names if name not in self._stuck]
+                for uid, names in folder.waiting(self._per_user).items()
+            }
             self._listing = (listed := time.monotonic()) - began
-            here = self._here() if names else None
-            taken = 0
-            for name in names:
-                if self._over.is_set():
-                    return 0
-                assert here is not None
-                taken += self._take(folder, name, here)
+            tried, taken = self._share(folder, waiting, listed + max(TURN, REST * self._listing))
         longer = REST * self._listing > time.monotonic() - listed
         self._per_user = min(MOST_PER_USER, 2 * self._per_user) if longer else PER_USER
-        if not names and abs(time.time_ns() - changed) > FILE_CLOCK:
+        if not tried and abs(time.time_ns() - changed) > FILE_CLOCK:
             self._clean = changed, began + UNCHANGED
         return taken
+
+    def _share(self, folder: dropbox.Folder, waiting: dict[int, list[str]], until: float) -> tuple[int, int]:
+        """Take files of users in turns, by time; returns how many were tried, and how many are gone."""
+        users = [uid for uid, names in waiting.items() if names]
+        if not users:
+            return 0, 0
+        self._spent = spent = shares(self._spent, users)
+        left = {uid: waiting[uid][::-1] for uid in spent}
+        here = self._here()
+        tried = taken = 0
+        now = time.monotonic()
+        while left and now < until and not self._over.is_set():
+            uid = min(left, key=spent.__getitem__)
+            taken += self._take(folder, left[uid].pop(), here)
+            tried += 1
+            if not left[uid]:
+                del left[uid]
+            began, now = now, time.monotonic()
+            spent[uid] += now - began
+        return tried, taken
 
     def _take(self, folder: dropbox.Folder, name: str, here: local.Here) -> bool:
         """False when it stays where it is."""
         try:
-            uid, data = folder.take(name, self._door.terms.message_size + _ENVELOPE)
+            uid, data = folder.take(name, self._door.terms.message_size + deposit.ENVELOPE)
             found = deposit.unpacked(data)
         except FileNotFoundError:
             return True
@@ -164,12 +184,16 @@ class DropFolder:
 
     def _keep(self, found: deposit.Deposit, here: local.Here, uid: int, key: str) -> None:
         try:
-            self._door.accept([local.draft(found, here, uid=uid, now=self._door.clock.now(), key=key)])
+            now, most = self._door.clock.now(), self._door.terms.recipients
+            self._door.accept([local.draft(found, here, uid=uid, now=now, most=most, key=key)])
         except Refused as refusal:
             self._fail(found, here, uid, key, refusal)
 
     def _fail(self, found: deposit.Deposit, here: local.Here, uid: int, key: str, refusal: Refused) -> None:
-        log.error("a message of userid %d cannot be sent: %s", uid, refusal)
+        why = plain_line(str(refusal)[:500])
+        self._seldom.say(
+            logging.ERROR, f"refused {uid}", "a message of userid %d cannot be sent: %s", uid, why
+        )
         sender = found.sender or found.user
         draft = Draft(found.content, here.address(sender), found.recipients, key)
         self._door.keep([self._door.unfit(refusal, draft)])
@@ -184,22 +208,33 @@ class DropFolder:
             return
         found.user = login(problem.uid)
         refusal = Refused(
-            f"the file {problem}; here is its beginning, and the whole of it is {self.folder}/{name}.bad",
+            f"the file {problem}; here is its beginning, and the whole of it is "
+            f"{self.folder}/{dropbox.aside(name, problem.uid)}",
             code="too-large",
         )
         self._fail(found, here, problem.uid, dropbox.key_of(problem.uid, name), refusal)
 
     def _put_aside(self, folder: dropbox.Folder, name: str, why: str) -> bool:
-        self._seldom.say(
-            logging.ERROR, "strange", "%s/%s %s: it is put aside", self.folder, printable(name), why
-        )
         try:
-            folder.put_aside(name)
+            what = f"it is put aside as {folder.put_aside(name)}"
         except FileNotFoundError:
-            pass
-        except OSError:
+            return True
+        except OSError as problem:
             self._stuck.add(name)
+            what = (
+                f"it cannot be put aside ({problem.strerror}), and is passed over until the service restarts"
+            )
+        self._seldom.say(logging.ERROR, "strange", "%s/%s %s: %s", self.folder, name, why, what)
         return True
+
+
+def shares(spent: Mapping[int, float], waiting: Collection[int]) -> dict[int, float]:
+    """Userid → seconds that its files have taken, of the users who wait now. A user who was not there begins
+    with the least that one of the others has, and stands before them: who has not waited saves nothing up,
+    and comes first once.
+    """
+    least = min((spent[uid] for uid in waiting if uid in spent), default=0.0)
+    return {uid: spent.get(uid, least) for uid in sorted(waiting, key=lambda uid: uid in spent)}
 
 
 #: 0 where users may link each other's files.

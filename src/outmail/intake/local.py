@@ -4,8 +4,9 @@ ones.
 Promises: bare names are aliased (aliases(5), envelope only) and then get the domain ``origin``, in the
 envelope and in the fields that hold addresses; Bcc never leaves; a missing From is written; a Received field
 says which user of this machine sent it; no other byte changes.
-Fails: `Refused`; an alias file that is in disorder is told in the log, and mail goes on without it. Does
-not: store, or read ``:include:`` files.
+Fails: `Refused`; an alias file that is in disorder is told in the log, in one short line for each message,
+and mail goes on without it. A message with too many recipients is refused before they are looked up, or as
+soon as the aliases have named too many. Does not: store, or read ``:include:`` files.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from outmail.errors import Refused
 from outmail.intake.deposit import Deposit
 from outmail.mime import handed_in, headers, splice
 from outmail.model import Dsn, keyed_id, new_id
-from outmail.policy.aliases import MAX_INCLUDED, AliasError, Directory, parse
-from outmail.smtp.syntax import AddressError, parse_mailbox, qualified
+from outmail.policy.aliases import MAX_INCLUDED, MAX_TARGETS, AliasError, Directory, parse
+from outmail.policy.plain import plain_line
+from outmail.smtp.syntax import AddressError, parse_mailbox, printable, qualified
 
 log = logging.getLogger("outmail.sendmail")
 
@@ -47,18 +49,47 @@ class Here:
         own = domain in (self.origin.lower(), self.hostname.lower(), "localhost")
         return self.masquerade if self.masquerade and own else address
 
-    def targets(self, name: str) -> list[str]:
-        """Who gets mail for a recipient: one, or those that the aliases name."""
-        if "@" in name:
-            return [name]
+    def targets(self, *names: str, most: int = MAX_TARGETS) -> list[str]:
+        """Who gets mail for these recipients, each once: they, or those that the aliases name. Raises
+        `Refused` when they are more than ``most``.
+        """
         everybody = Directory(
             frozenset((self.origin.lower(), "localhost")), self.aliases, lambda user: True, _no_file
         )
+        found: dict[str, None] = {}
+        #: What was looked up → why its aliases are not used, or "".
+        troubles: dict[str, str] = {}
+        for name in _few(dict.fromkeys(names), most):
+            if "@" in name:
+                found[name] = None
+                continue
+            known = everybody.known_as(name)
+            if known not in troubles:
+                people, troubles[known] = self._led_to(everybody, name)
+                found.update(dict.fromkeys(people))
+            if troubles[known]:
+                found[self.address(name)] = None
+            _few(found, most)
+        if told := [trouble for trouble in troubles.values() if trouble]:
+            more = f" (and {len(told) - 1} more like this)" if len(told) > 1 else ""
+            log.warning("%s%s", told[0], more)
+        return list(_few(found, most))
+
+    def _led_to(self, everybody: Directory, name: str) -> tuple[list[str], str]:
+        """Whom the aliases name; or why they are not used, as one short line."""
         try:
-            return [self.address(target) for target in everybody.expand(name) or [name]]
+            return [self.address(target) for target in everybody.expand(name) or [name]], ""
         except (AliasError, OSError) as problem:
-            log.warning("the aliases of %s are not used: %s", name, problem)
-            return [self.address(name)]
+            why = plain_line(str(problem)[:500])
+            return [], f"the aliases of {printable(name)} are not used: {why}"
+
+
+def _few(recipients: dict[str, None], most: int) -> dict[str, None]:
+    if len(recipients) > most:
+        raise Refused(
+            f"the message has more than {most} recipients ([limits] recipients)", code="too-many-recipients"
+        )
+    return recipients
 
 
 def _no_file(path: str) -> str:
@@ -80,11 +111,19 @@ def aliases(path: str) -> dict[str, tuple[str, ...]]:
 
 
 def draft(
-    deposit: Deposit, here: Here, *, uid: int, now: int, key: str | None = None, route: str | None = None
+    deposit: Deposit,
+    here: Here,
+    *,
+    uid: int,
+    now: int,
+    most: int,
+    key: str | None = None,
+    route: str | None = None,
 ) -> Draft:
-    """A deposit → a draft for the door; raises `Refused`. ``route``: the name of one, in the place of the
-    configured ones.
+    """A deposit → a draft for the door; raises `Refused`. ``most``: how many recipients a message may have.
+    ``route``: the name of one, in the place of the configured ones.
     """
+    targets = here.targets(*deposit.recipients, most=most)
     try:
         message = handed_in.read(deposit.content)
     except handed_in.Unreadable as problem:
@@ -99,11 +138,10 @@ def draft(
     if sum(name == "received" for name, _ in message.fields) >= splice.MAX_HOPS:
         raise Refused(f"the message has passed {splice.MAX_HOPS} servers already: a loop", code="loop")
     id = keyed_id(key) if key else new_id(now)
-    targets = [target for name in deposit.recipients for target in here.targets(name)]
     return Draft(
         message.content,
         sender,
-        list(dict.fromkeys(targets)),
+        targets,
         key,
         route=route,
         dsn=Dsn(deposit.notify, deposit.ret, deposit.envid) if _asks(deposit) else None,

@@ -123,6 +123,11 @@ class Directory:
     def is_local(self, domain: str) -> bool:
         return domain.lower() in self.domains
 
+    def known_as(self, local: str) -> str:
+        """The name that `expand` looks up: local parts with the same one lead to the same people."""
+        name = local.lower()
+        return name if name in self.aliases else name.partition("+")[0]
+
     def expand(self, local: str) -> list[str] | None:
         """A local part → users (plain names) and addresses elsewhere (with @), each once; None when nobody
         has this name.

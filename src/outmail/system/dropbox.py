@@ -145,9 +145,9 @@ class Folder:
         """When its list of names was changed last, in ns of the file system's clock."""
         return os.fstat(self._fd).st_mtime_ns
 
-    def waiting(self, most: int) -> list[str]:
-        """Names of files that wait, the oldest of each user first and at most so many of each, users in
-        turns: nobody's flood delays others. What nobody can want any more is removed.
+    def waiting(self, most: int) -> dict[int, list[str]]:
+        """Userid → names of files that wait, the oldest first and at most so many. What nobody can want any
+        more is removed.
         """
         names: dict[int, list[str]] = {}
         with os.scandir(self._fd) as entries:
@@ -162,8 +162,7 @@ class Folder:
                         mine[:] = sorted(mine)[:most]
                 elif entry.name.endswith(_HALF):
                     self._sweep(entry.name)
-        turns = [sorted(mine)[:most] for mine in names.values()]
-        return [mine[i] for i in range(most) for mine in turns if i < len(mine)]
+        return {uid: sorted(mine)[:most] for uid, mine in names.items()}
 
     def _sweep(self, half: str) -> None:
         """Remove what a killed process has left half written a day ago."""
@@ -215,9 +214,29 @@ class Folder:
         except FileNotFoundError:
             pass
 
-    def put_aside(self, name: str) -> None:
-        """Call it ``NAME.bad``, which nobody takes."""
-        os.rename(name, f"{name}.bad", src_dir_fd=self._fd, dst_dir_fd=self._fd)
+    def put_aside(self, name: str) -> str:
+        """Give it the name `aside`, which nobody takes; returns that. Where something has that name already,
+        random letters are added. So no file of another user is replaced: not even by a user who makes one
+        under that name at this moment, because the name has the owner's number.
+        """
+        uid = os.stat(name, dir_fd=self._fd, follow_symlinks=False).st_uid
+        new = aside(name, uid)
+        if self._has(new):
+            new = aside(name, uid, f".{os.urandom(6).hex()}")
+        os.rename(name, new, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+        return new
+
+    def _has(self, name: str) -> bool:
+        try:
+            os.stat(name, dir_fd=self._fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
+
+def aside(name: str, uid: int, more: str = "") -> str:
+    """What a file of this user is called when it is put aside."""
+    return f"{name}.{uid}{more}.bad"
 
 
 def _content(fd: int, most: int) -> tuple[int, bytes]:

@@ -2,8 +2,8 @@
 count.
 
 Promises: the first line of a kind is logged at once. No kind is logged more often than every `EVERY` seconds.
-How many lines were left out is said with the next one, or by `tell`. Does not: suppress a kind completely, or
-remember more than the kinds that the code names.
+How many lines were left out is said with the next one, or by `tell`; they are not even formatted. Does not:
+suppress a kind completely, or remember more than the kinds that the code names.
 """
 
 from __future__ import annotations
@@ -23,19 +23,21 @@ class Throttle:
     def __init__(self, log: logging.Logger, every: float = EVERY) -> None:
         self._log = log
         self._every = every
-        #: kind → (since when, level, how many were left out since, the last one of them)
-        self._said: dict[str, tuple[float, int, int, str]] = {}
+        #: kind → (since when, level, how many were left out since, the last one of them and its values)
+        self._said: dict[str, tuple[float, int, int, str, tuple[Any, ...]]] = {}
 
     def say(self, level: int, kind: str, text: str, *values: Any, exc_info: Any = None) -> None:
         """Log it, or count it."""
         now = monotonic()
-        since, _, count, _ = self._said.get(kind, (now - self._every, 0, 0, ""))
+        since, _, count, _, _ = self._said.get(kind, (now - self._every, 0, 0, "", ()))
         if now - since < self._every:
-            self._said[kind] = (since, level, count + 1, text % values)
+            # an exception would keep alive what its frames hold
+            kept = tuple(str(value) if isinstance(value, BaseException) else value for value in values)
+            self._said[kind] = (since, level, count + 1, text, kept)
             return
         if len(self._said) >= MOST:
             self._said.clear()
-        self._said[kind] = (now, level, 0, "")
+        self._said[kind] = (now, level, 0, "", ())
         self._log.log(
             level, text + (f" (and {count} more like this)" if count else ""), *values, exc_info=exc_info
         )
@@ -43,8 +45,10 @@ class Throttle:
     def tell(self) -> None:
         """Log what was left out, for kinds whose time is over."""
         now = monotonic()
-        for kind, (since, level, count, last) in list(self._said.items()):
+        for kind, (since, level, count, text, values) in list(self._said.items()):
             if now - since >= self._every:
                 del self._said[kind]
                 if count:
-                    self._log.log(level, "%d more like this in the last %.0f s: %s", count, now - since, last)
+                    self._log.log(
+                        level, f"%d more like this in the last %.0f s: {text}", count, now - since, *values
+                    )

@@ -25,7 +25,14 @@ def kept(call: Call, deposit: Deposit) -> str:
     config = configured(call.config, call.store, None)
     with Outbox(config=config, relay=call.relay, deliver="never") as box:
         route = route_of(call.relay, config)[0]
-        draft = local.draft(deposit, here(config), uid=os.getuid(), now=Clock().now(), route=route)
+        draft = local.draft(
+            deposit,
+            here(config),
+            uid=os.getuid(),
+            now=Clock().now(),
+            most=box.door.terms.recipients,
+            route=route,
+        )
         receipt = box.door.accept([draft])[0]
         if config.through:
             from outmail.cli.sending import pass_on

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outmail.intake.deposit import Deposit, unpacked
+from outmail.intake.deposit import ENVELOPE, LONGEST, MOST_LINES, Deposit, unpacked
 
 _WORD = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\r\0"), max_size=30)
 
@@ -39,3 +39,31 @@ def test_a_word_adds_no_line_of_its_own(word: str) -> None:
 def test_what_was_not_packed_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError):
         unpacked(data)
+
+
+@pytest.mark.parametrize("recipients", [[""] * (MOST_LINES - 5), ["x" * 9988] * (ENVELOPE // 9999 - 1)])
+def test_an_envelope_that_is_packed_is_unpacked_and_one_more_is_refused(recipients: list[str]) -> None:
+    """Otherwise its program would be told that the message is safe."""
+    assert unpacked(Deposit(b"", recipients).packed()).recipients == recipients
+    recipients = [*recipients, *recipients[:2]]
+    with pytest.raises(ValueError, match="send it in parts"):
+        Deposit(b"", recipients).packed()
+
+
+@pytest.mark.parametrize("line", [b"\xff" * 100_000, b"\x1b]0;evil\x07 x", "\u202e x".encode()])
+def test_what_is_wrong_is_told_in_short_and_printable(line: bytes) -> None:
+    with pytest.raises(ValueError) as found:
+        unpacked(b"outmail deposit 1\n" + line + b"\n\ntext")
+    assert str(found.value).isprintable() and len(str(found.value)) < 400
+
+
+@pytest.mark.parametrize("word", ["name", "sender", "envid", "recipient"])
+def test_a_word_is_bounded_on_both_ways(word: str) -> None:
+    line = f"{word} {'x' * (LONGEST + 1)}".encode()
+    with pytest.raises(ValueError, match="more than 10000 characters"):
+        unpacked(b"outmail deposit 1\n" + line + b"\n\ntext")
+    unpacked(b"outmail deposit 1\n" + line[:-1] + b"\n\ntext")
+    long = "x" * (LONGEST + 1)
+    made = Deposit(b"", [long]) if word == "recipient" else Deposit(b"", ["a"], **{word: long})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="sendmail takes 10000"):
+        made.packed()
