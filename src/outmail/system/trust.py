@@ -137,10 +137,24 @@ def warn_if_open(path: str, what: str) -> None:
 
 
 def doubt(path: str) -> str:
-    """Why somebody else may write what is at a path, as a clause; "" when only this user and root may. The
-    folders above it are not looked at. Raises OSError.
+    """Why somebody else may write what is at a path, as a clause; "" when only this user and root may. A
+    group without members is nobody: Debian's /usr/local may belong to such a one, staff. The folders above
+    are not looked at. Raises OSError.
     """
-    return _doubt(os.stat(path), "it", path)
+    status = os.stat(path)
+    if _OWNERS and not status.st_mode & stat.S_IWOTH and _has_nobody(status.st_gid):
+        return _doubt_of_owner(status.st_uid, "it", path)
+    return _doubt(status, "it", path)
+
+
+def _has_nobody(gid: int) -> bool:
+    """True for a group without members, which is no user's primary group either."""
+    import grp
+
+    try:
+        return not grp.getgrgid(gid).gr_mem and not _others_with(gid, "")
+    except KeyError:
+        return False
 
 
 def _doubt(status: os.stat_result, what: str, path: str) -> str:

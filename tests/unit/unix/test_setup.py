@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import stat
 import subprocess
@@ -26,6 +27,7 @@ from outmail.policy.setup import (
     TakeName,
     WriteFile,
 )
+from outmail.system import trust
 from outmail.unix import setup
 from outmail.unix.manifest import Manifest, write
 from outmail.unix.setup import Doer, Failure, Place
@@ -554,3 +556,18 @@ def test_a_password_cannot_be_looked_up_by_a_hash_in_the_manifest(place: Scratch
     do(password)
     Path(place.at(password.path)).write_text("mine\n")
     assert "changed since" in undo(place).stays[0]
+
+
+@pytest.mark.parametrize(
+    ("members", "users", "safe"), [([], "", True), (["eve"], "", False), ([], "eve", False)]
+)
+def test_a_group_without_members_is_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, members: list[str], users: str, safe: bool
+) -> None:
+    """Debian's /usr/local may be written by the group staff."""
+    tmp_path.chmod(0o775)
+    gid = tmp_path.stat().st_gid
+    (tmp_path / "passwd").write_text(f"{users}:x:1:{gid}::/:\n" if users else "")
+    monkeypatch.setattr(trust, "PASSWD", str(tmp_path / "passwd"))
+    monkeypatch.setattr(grp, "getgrgid", lambda _: grp.struct_group(("staff", "x", gid, members)))
+    assert (trust.doubt(str(tmp_path)) == "") is safe
