@@ -25,9 +25,10 @@ from outmail.store.maildir import files as spoolfiles
 from outmail.store.maildir import log as logs
 from outmail.store.maildir import state as states
 from outmail.store.maildir import store as stores
-from outmail.store.maildir.lines import TABLES
+from outmail.store.maildir.lines import TABLES, Change
 from outmail.store.maildir.reading import MaildirReading
 from outmail.store.maildir.store import MaildirStore
+from outmail.system.lockfile import write_once
 from outmail.testing import Sink
 from outmail.testing.conformance import NOW, add, lease, message, purged, settle, standing
 from tests.campaigns import spoolcuts
@@ -486,3 +487,124 @@ def test_the_command_works_on_a_spool(
 
 def names_below(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
+
+
+# -- logs that are lost or damaged ---------------------------------------------------------------------------
+
+
+def checkpointed(store: MaildirStore) -> Any:
+    """A message whose commit is in no log any more."""
+    kept = message("kept@x.test")
+    add(store, kept)
+    store._due = 0
+    store.run(store.verbs.note_put("job", "j", {"n": 1}))
+    assert len((root_of(store) / "log.jsonl").read_bytes().splitlines()) == 1
+    return kept
+
+
+def lose_log(root: Path, how: str) -> None:
+    log = root / "log.jsonl"
+    if how == "missing":
+        log.unlink()
+    elif how == "empty":
+        os.truncate(log, 0)
+    else:
+        log.write_bytes(log.read_bytes().replace(b'"after"', b'"aXter"', 1))
+
+
+@pytest.mark.parametrize(
+    ("how", "opened"),
+    [("missing", False), ("empty", False), ("damaged head", False), ("missing", True), ("empty", True)],
+)
+def test_a_log_that_is_lost_takes_no_mail_with_it(
+    store: MaildirStore, how: str, opened: bool, caplog: Any
+) -> None:
+    kept, recent = checkpointed(store), message("recent@x.test")
+    add(store, recent)
+    if not opened:
+        store.close()
+    lose_log(root_of(store), how)
+    used = store if opened else MaildirStore(str(root_of(store)))
+    later = message("later@x.test")
+    add(used, later)
+    owner = used.register(NOW)
+    for delivery in lease(used, owner, 5, NOW + 1000):
+        settle(used, owner, delivery, "deferred", "deferred", due=NOW, now=NOW + 1000)
+    owner.close()
+    assert "log.jsonl" in caplog.text and "begun" in caplog.text
+    anew = again(used)
+    assert [content(anew, one.id) for one in (kept, recent, later)] == [
+        one.content for one in (kept, recent, later)
+    ]
+    assert {standing(anew, one.id, 0).state for one in (kept, recent, later)} == {"queued"}
+    assert [text for text in anew.check() if "broken" not in text] == []
+    anew.close()
+
+
+def test_a_journal_keeps_lines_that_the_log_has_lost() -> None:
+    def line(number: int) -> bytes:
+        return spoolfiles.journal_line(number, Change())
+
+    def missing(have: list[int], after: int, expected: list[int]) -> tuple[int, list[int]]:
+        journal = spoolfiles.Journal(b"".join(map(line, have)))
+        end, lacks = journal.missing(after, [(number, Change()) for number in expected])
+        assert all(len(line(number)) == len(line(have[0])) for number in have)
+        return end // len(line(have[0])), [number for number, _ in lacks]
+
+    assert missing([50], 0, [10]) == (1, [10])  # the numbers began again
+    assert missing([15, 16, 17], 14, [15, 17]) == (3, [])  # the log has lost 16
+    assert missing([15, 16], 14, [15]) == (2, [])  # the log has lost its end
+    assert missing([15, 17], 14, [15, 16, 17]) == (0, [15, 16, 17])  # the journal has lost 16
+
+
+def test_a_line_that_could_not_be_taken_back_keeps_its_content(
+    store: MaildirStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = message(key="k")
+    with monkeypatch.context() as patch:
+        patch.setattr(logs, "sync", fails)
+        patch.setattr(os, "ftruncate", fails)
+        with pytest.raises(StoreError):
+            add(store, sent)
+    answer = store.run(store.verbs.add([message(key="k")]))
+    assert answer[0][3] and content(store, answer[0][0]) == sent.content
+    assert store.check() == []
+
+
+def test_what_another_process_could_not_flush_is_flushed_before_it_is_told(
+    store: MaildirStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = str(root_of(store))
+    sent = message(key="k")
+    pid = os.fork()
+    if pid == 0:
+        exit_at(logs, "sync")
+        MaildirStore(root).run(store.verbs.add([sent]))
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+    flushed: list[int] = []
+
+    def noted(fd: int) -> None:
+        flushed.append(os.fstat(fd).st_ino)
+        spoolfiles.sync(fd)
+
+    monkeypatch.setattr(logs, "sync", noted)
+    assert store.run(store.verbs.add([message(key="k")]))[0][3]
+    assert os.stat(os.path.join(root, "log.jsonl")).st_ino in flushed
+
+
+def test_folders_are_on_disk_before_mail_is_in_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[str] = []
+    monkeypatch.setattr(stores, "sync_folder", lambda path: flushed.append(os.path.realpath(path)))
+    root = tmp_path / "sp"
+
+    def named(path: str, *rest: Any) -> None:
+        assert str(tmp_path) in flushed  # or the name of the spool may go, and its parent is never flushed
+        write_once(path, *rest)
+
+    monkeypatch.setattr(stores, "write_once", named)
+    MaildirStore(str(root)).close()
+    (root / "tmp").rmdir()
+    flushed.clear()
+    MaildirStore(str(root)).close()
+    assert str(root) in flushed

@@ -80,15 +80,19 @@ class Journal:
     ) -> tuple[int, list[tuple[int, Change]]]:
         """What it lacks of the changes that a log has, as (where it must be cut, lines to be written there).
         Lines of commits up to ``after`` are on disk, and such as stand for all before them; what comes
-        behind those may have been lost in any order.
+        behind those may have been lost in any order. A whole line that the log does not have is never cut
+        away: the log may have lost it.
         """
-        sure = 0
+        known = {number for number, _ in expected}
+        sure, least = 0, after
         for i, ((number, _), (_, whole, _)) in enumerate(zip(self.parts, self._ends), 1):
-            if number <= after or whole:
+            if number <= after or whole or number not in known:
                 sure = i
+            if whole:
+                least = max(least, number)
         end, _, damaged = self._ends[sure - 1] if sure else (0, False, 0)
-        least = max(after, self.parts[sure - 1][0] if sure else 0)
-        wanted = [one for one in expected if one[0] > least]
+        there = {number for number, _ in self.parts[:sure]}
+        wanted = [one for one in expected if one[0] > least and one[0] not in there]
         have = [number for number, _ in self.parts[sure:]]
         whole = self.damaged == damaged and have == [number for number, _ in wanted[: len(have)]]
         if not whole:
@@ -388,6 +392,18 @@ class Files:
                 else:
                     foreign.append(entry.name)
         return found, sorted(foreign)
+
+    def last(self) -> int:
+        """The number of the last commit that any journal tells of; 0 when there is none."""
+        return max(
+            (
+                self.journal(name_of(id), (folder,))[0].last
+                for folder in (QUEUE, DONE)
+                for id, suffixes in self.ids(folder)[0].items()
+                if JOURNAL in suffixes
+            ),
+            default=0,
+        )
 
     def sweep(self) -> None:
         """Remove what commits have left in ``tmp`` that never happened. Pieces of long contents stay."""

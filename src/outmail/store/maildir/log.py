@@ -15,6 +15,10 @@ from outmail.store.maildir.lines import Commit, commit_of, line, read
 from outmail.system.lockfile import sync_folder
 
 
+class NotTakenBack(OSError):
+    """A commit could not be flushed, and its line could not be cut away: it may have happened."""
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
     """What a log has from some offset on. ``end``: where its whole lines end. ``damaged``: lines before that
@@ -28,7 +32,8 @@ class Found:
 
 class Log:
     """The log that has the name now. ``name`` tells it from later logs, ``after`` is the number of the last
-    commit before it; both are "" and 0 when the head cannot be read.
+    commit before it. When the head is missing or cannot be read, they are "" and 0, and `read` from ``start``
+    on tells of everything that the file has.
     """
 
     def __init__(self, files: Files, *, reading: bool = False) -> None:
@@ -40,7 +45,7 @@ class Log:
         head, newline, _ = os.pread(self.fd, 4096, 0).partition(b"\n")
         value = read(head + newline) or {}
         self.name, self.after = str(value.get("log", "")), int(value.get("after", 0))
-        self.start = len(head) + len(newline)
+        self.start = len(head) + len(newline) if self.name else 0
 
     def current(self) -> bool:
         """True while this log has the name."""
@@ -54,16 +59,25 @@ class Log:
         return os.fstat(self.fd).st_size
 
     def append(self, commit: Commit) -> int:
-        """Write a commit and wait for the disk. Returns the size of the log."""
+        """Write a commit and wait for the disk. Returns the size of the log. Raises `NotTakenBack` when the
+        line cannot be taken back.
+        """
         before = self.size()
         data = commit.line()
         try:
             write_all(self.fd, data)
             sync(self.fd)
-        except OSError:
-            self.cut(before)
+        except OSError as problem:
+            try:
+                self.cut(before)
+            except OSError:
+                raise NotTakenBack(problem.errno, problem.strerror, self._files.log) from problem
             raise
         return before + len(data)
+
+    def flush(self) -> None:
+        """Wait until what others have written is on disk."""
+        sync(self.fd)
 
     def cut(self, size: int) -> None:
         """Take away what lies behind."""

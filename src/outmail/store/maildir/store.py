@@ -115,22 +115,49 @@ class MaildirStore(SqliteStore):
         self._begin_use()
 
     def _opened_log(self) -> logs.Log:
+        """The log; a new one when it is missing or has lost its head. The caller holds the spool's lock."""
         try:
-            return logs.Log(self._files)
-        except FileNotFoundError:
-            log.error("%s is missing; a new one is begun", self._files.log)
-            logs.begin(self._files, 0)
+            try:
+                found = logs.Log(self._files)
+            except FileNotFoundError:
+                self._replace_log(None)
+                return logs.Log(self._files)
+            if found.name:
+                return found
+            try:
+                self._replace_log(found)
+            finally:
+                found.close()
             return logs.Log(self._files)
         except OSError as problem:
             raise file_trouble(problem, self._files.log) from None
+
+    def _replace_log(self, old: logs.Log | None) -> None:
+        """Begin a new log. What is left of the old one is done first, and the index is made anew. Numbers of
+        commits go on above all that the files tell of, so that journals stay in order.
+        """
+        commits = old.read(old.start).commits if old else []
+        number = max([self._files.last(), *(commit.number for commit in commits)])
+        if old:
+            kept = self._files.keep_aside(self._files.log)
+            log.error("%s has lost its head; it is kept as %s, and a new one is begun", self._files.log, kept)
+        elif number or os.path.exists(self._files.state):
+            log.error("%s is missing; a new one is begun", self._files.log)
+        self._retire(commits, commits[0].number - 1 if commits else number)
+        unlink(self.path)
+        logs.begin(self._files, number)
 
     def _connect(self) -> None:
         """Connections to the index that the spool has now, or to a new one, as the log says."""
         self._connect_to_this()
         try:
-            while self._catch_up() is None:
+            for _ in range(2):
+                if self._catch_up() is not None:
+                    return
                 self._disconnect()
                 self._connect_to_this()
+            if self._catch_up() is None:
+                raise StoreError("io", f"{self._files.log} changes while nobody may change it")
         except BaseException:
             self._disconnect()
             raise
@@ -272,6 +299,8 @@ class MaildirStore(SqliteStore):
             if contents.files or contents.pieces:
                 self._files.sync_tmp()
             return self._log.append(commit) if commit else 0
+        except logs.NotTakenBack:
+            raise  # whoever reads the line needs the contents
         except OSError:
             for name, _ in contents.files:
                 _try(lambda name=name: unlink(self._files.path(TMP, name)))
@@ -312,9 +341,12 @@ class MaildirStore(SqliteStore):
         spool's lock.
         """
         try:
-            if not self._log.current():
+            if not self._log.current() or self._log.size() < self._log.start:
+                fresh = self._opened_log()
                 self._log.close()
-                self._log = self._opened_log()
+                self._log = fresh
+                if not os.path.exists(self.path):
+                    return None
             number, name, size = self._writer.execute("SELECT number, log, size FROM spool")[0]
             have = self._log.size()
             if (name, size) == (self._log.name, have):
@@ -331,8 +363,7 @@ class MaildirStore(SqliteStore):
         """Do what the log says from an offset on."""
         found = self._log.read(start)
         self._name_damage(found)
-        if found.end < have:
-            self._log.cut(found.end)
+        self._make_sure(found)
         self._files.complete(found.commits, number)
         number = max([number, *(commit.number for commit in found.commits)])
         drivers.patient(lambda: self._writer.execute("BEGIN IMMEDIATE"))
@@ -349,6 +380,13 @@ class MaildirStore(SqliteStore):
             raise
         return number
 
+    def _make_sure(self, found: logs.Found) -> None:
+        """The log on disk has these commits, and no more; their writer may have died before the flush."""
+        if found.end < self._log.size():
+            self._log.cut(found.end)
+        elif found.commits:
+            self._log.flush()
+
     def _name_damage(self, found: logs.Found) -> None:
         if found.damaged:
             kept = self._files.keep_aside(self._files.log)
@@ -359,8 +397,7 @@ class MaildirStore(SqliteStore):
         try:
             found = self._log.read(self._log.start)
             self._name_damage(found)
-            if found.end < self._log.size():
-                self._log.cut(found.end)
+            self._make_sure(found)
             self._files.complete(found.commits, self._log.after)
             self._files.sweep()
             state = states.load(self._files)
@@ -383,18 +420,20 @@ class MaildirStore(SqliteStore):
     def _checkpoint(self, number: int) -> None:
         """Flush what the log tells of, and begin a new one. When that fails, it is tried again later."""
         try:
-            found = self._log.read(self._log.start)
-            ids = self._files.complete(found.commits, self._log.after)
-            self._files.flush_journals(ids)
-            state = states.load(self._files)
-            state.follow(found.commits)
-            states.save(self._files, state)
-            sync_folder(self._files.root)
+            self._retire(self._log.read(self._log.start).commits, self._log.after)
             logs.begin(self._files, number)
             self._due = LOG_SIZE
         except OSError as problem:
             self._due = self._log.size() + LOG_SIZE // 4
             log.warning("%s cannot be shortened: %s", self._files.log, problem)
+
+    def _retire(self, commits: list[Commit], after: int) -> None:
+        """Everything that these commits of a log say is in the other files, on disk."""
+        self._files.flush_journals(self._files.complete(commits, after))
+        state = states.load(self._files)
+        state.follow(commits)
+        states.save(self._files, state)
+        sync_folder(self._files.root)
 
     def changed(self) -> bool:
         """True when another process has committed since the last call. Costs microseconds."""
@@ -519,6 +558,7 @@ def _prepare(files: Files) -> None:
             apart = os.stat(path).st_dev != home
         except FileNotFoundError:
             os.mkdir(path, 0o700)
+            sync_folder(files.root)
             continue
         if apart:
             raise StoreError(
@@ -548,7 +588,5 @@ def _make(files: Files) -> None:
         )
     for folder in FOLDERS:
         os.makedirs(files.path(folder, ""), 0o700, exist_ok=True)
-    if not os.path.exists(files.log):
-        logs.begin(files, 0)
-    write_once(files.format, _ABOUT, 0o600)
     sync_folder(os.path.dirname(files.root))
+    write_once(files.format, _ABOUT, 0o600)
