@@ -4,8 +4,10 @@ How: the connection is kept open. The headers of unseen mails are fetched (BODY.
 `trace.MOST` bytes) and recorded; then the mails are flagged ``\\Seen``. `wait` uses IDLE (RFC 2177) where the
 server offers it.
 Promises: TLS with a verified certificate (``imaps://``), or STARTTLS (``imap://``), except on loopback
-addresses; no password is sent in clear. Every step has a time-out. A server that is away, slow or hostile
-costs time on this thread and nothing else; the next look connects again.
+addresses; no password is sent in clear. What a server says to one command comes within `STEP` seconds, and
+`wait` ends in time, however busily it talks; it has at most `ANSWER` bytes, and a literal that announces more
+than `LITERAL` is not read. A server that is away, slow or hostile costs time on this thread and nothing else;
+the next look connects again.
 Fails: `OSError` (imaplib's errors become one). Does not: delete mail, or read bodies.
 """
 
@@ -17,6 +19,7 @@ import socket
 import ssl
 from contextlib import suppress
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -28,6 +31,9 @@ from outmail.returns.watching import MOST
 #: Seconds for each step of the dialogue, and for one IDLE (RFC 2177 says less than 29 minutes).
 STEP = 60.0
 IDLE = 600.0
+#: Bytes of the answers to one command, and of one literal in them.
+ANSWER = 4_000_000
+LITERAL = 1_000_000
 _EXISTS = re.compile(rb"\* \d+ (EXISTS|RECENT)", re.IGNORECASE)
 
 
@@ -67,7 +73,7 @@ class Mailbox:
     def __init__(self, url: ImapUrl, arrivals: Arrivals) -> None:
         self.url = url
         self._arrivals = arrivals
-        self._server: imaplib.IMAP4 | None = None
+        self._server: _Bounded | None = None
 
     def look(self) -> int:
         """Record what is unseen. Returns how many mails were. Raises `OSError`."""
@@ -107,17 +113,17 @@ class Mailbox:
             with suppress(OSError):
                 server.sock.shutdown(socket.SHUT_RDWR)
 
-    def _connected(self) -> imaplib.IMAP4:
+    def _connected(self) -> _Bounded:
         if self._server is not None:
             self._done(self._server.noop())
             return self._server
         url = self.url
         context = ssl.create_default_context(cafile=url.ca or None)
-        server: imaplib.IMAP4
+        server: _Bounded
         if url.tls:
-            server = imaplib.IMAP4_SSL(url.host, url.port, ssl_context=context, timeout=STEP)
+            server = _BoundedTls(url.host, url.port, ssl_context=context, timeout=STEP)
         else:
-            server = imaplib.IMAP4(url.host, url.port, timeout=STEP)
+            server = _Bounded(url.host, url.port, timeout=STEP)
         self._server = server
         if not url.tls and not is_loopback(url.host):
             self._done(server.starttls(context))
@@ -144,13 +150,13 @@ class Mailbox:
             raise imaplib.IMAP4.error(f"the server says {answer[0]} {answer[1]!r:.200}")
         return answer[1]
 
-    def _idle(self, server: imaplib.IMAP4, seconds: float) -> None:
-        """IDLE by hand, because imaplib has it only from Python 3.14 on. A time-out may have cut a line in
-        two; then the next look connects again.
+    def _idle(self, server: _Bounded, seconds: float) -> None:
+        """IDLE by hand, because imaplib has it only from Python 3.14 on. After a time-out the next look
+        connects again.
         """
         tag = server._new_tag()
         server.send(tag + b" IDLE\r\n")
-        server.sock.settimeout(seconds)
+        server.until = monotonic() + seconds
         try:
             while not _EXISTS.match(line := server.readline()):
                 if not line:
@@ -158,13 +164,69 @@ class Mailbox:
         except TimeoutError:
             self.close()
             return
-        finally:
-            if self._server is not None:
-                server.sock.settimeout(STEP)
         server.send(b"DONE\r\n")
         while not (line := server.readline()).startswith(tag):
             if not line:
                 raise OSError("the server hung up")
+
+
+class _Bounded(imaplib.IMAP4):
+    """A dialogue in which the server can neither talk for ever nor fill the memory. ``until``: when the
+    present answer must be there, in monotonic seconds.
+    """
+
+    def __init__(self, *words: Any, **named: Any) -> None:
+        self.until = monotonic() + STEP
+        self._left = ANSWER
+        self._heard = bytearray()
+        self._from: socket.socket | None = None
+        super().__init__(*words, **named)
+
+    def send(self, data: Any) -> None:
+        if self._from not in (None, self.sock):  # STARTTLS: what came before it was not protected
+            self._heard.clear()
+        self._from = self.sock
+        self._left = ANSWER
+        self.until = monotonic() + STEP
+        self.sock.settimeout(STEP)
+        super().send(data)
+
+    def readline(self) -> bytes:
+        looked = 0
+        while (end := self._heard.find(b"\n", looked)) < 0:
+            looked = len(self._heard)
+            if not self._more():
+                return self._cut(looked)
+        return self._cut(end + 1)
+
+    def read(self, size: int) -> bytes:
+        if size > LITERAL:
+            raise self.abort(f"the server announces a literal of {size} bytes; the limit is {LITERAL}")
+        while len(self._heard) < size and self._more():
+            pass
+        return self._cut(size)
+
+    def _more(self) -> bool:
+        """False when the server has hung up."""
+        left = self.until - monotonic()
+        if left <= 0:
+            raise TimeoutError("the server's answer takes too long")
+        self.sock.settimeout(left)
+        data = self.sock.recv(65536)
+        self._left -= len(data)
+        if self._left < 0:
+            raise self.abort(f"the server says more than {ANSWER} bytes to one command")
+        self._heard += data
+        return bool(data)
+
+    def _cut(self, size: int) -> bytes:
+        data = bytes(self._heard[:size])
+        del self._heard[:size]
+        return data
+
+
+class _BoundedTls(_Bounded, imaplib.IMAP4_SSL):
+    """The same, with TLS from the beginning."""
 
 
 def _said(problem: Exception) -> str:
