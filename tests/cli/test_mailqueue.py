@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from outmail.compat.foreign_queue import take_in
 from outmail.compat.mailqueue import ini as inis
 from outmail.compat.mailqueue import run, spool
 from outmail.compat.mailqueue.settings import config_of
@@ -130,6 +131,20 @@ def test_a_server_that_was_down_is_tried_by_the_next_run(place: Place) -> None:
         place.serve(sink.port)  # the server of the ini file counts, whatever it was when the mail came in
         assert place.shell("mq-run config.ini queue").returncode == 0
         assert len(sink.messages) == 1
+
+
+def test_a_held_recipient_waits_and_is_told(place: Place) -> None:
+    with Sink() as sink:
+        place.serve(sink.port)
+        place.put("a@x.test")
+        with Outbox(place.queue / "outmail.db", deliver="never") as box:
+            take_in(spool.Mailqueue(str(place.queue)), box.door, "x.test")
+            assert box.hold("state:queued") == 1
+        done = place.shell("mq-run config.ini queue")
+        assert done.returncode == 75 and b"1 recipient is held" in done.stderr and not sink.messages
+        command = done.stderr.decode().split("why; ")[1].split(" lets them")[0]
+        assert place.shell(command).returncode == 0
+        assert place.shell("mq-run config.ini queue").returncode == 0 and len(sink.messages) == 1
 
 
 def test_a_broken_file_is_named_and_the_others_go_out(place: Place) -> None:
@@ -351,10 +366,10 @@ def test_a_directory_that_cannot_be_used_is_one_line(
     place.serve(9)
     place.put("a@x.test")
 
-    def fails(queue: object, path: str) -> bool:
-        raise OSError(number, os.strerror(number), path)
+    def fails(queue: spool.Mailqueue) -> list[str]:
+        raise OSError(number, os.strerror(number), queue.folder)
 
-    monkeypatch.setattr(spool.Mailqueue, "_takes", fails)
+    monkeypatch.setattr(spool.Mailqueue, "waiting", fails)
     monkeypatch.setattr(logging.getLogger("outmail"), "level", logging.NOTSET)
     for name in ("HOME", "XDG_CONFIG_HOME"):
         monkeypatch.setenv(name, str(place.folder))

@@ -2,8 +2,8 @@
 
 Promises: those of `foreign_queue.take_in`, also while the other program goes on using the directory; the same
 command again takes what has come meanwhile. Routes and limits are those of the configuration.
-Fails: 66 no such directory, 70 when something was set aside, 77 when root names another user's directory;
-else as errors of ours. Does not: deliver.
+Fails: 66 no such directory, 70 when something was set aside, 75 when a file stays, 77 when root names another
+user's directory; else as errors of ours. Does not: deliver.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import sys
 from collections.abc import Callable
 
 from outmail.cli.common import config_of, counted
-from outmail.cli.exits import EX_SOFTWARE
 from outmail.compat.foreign_queue import INSTEAD, ForeignQueue, take_in
 from outmail.compat.mailqueue.spool import Mailqueue
 from outmail.compat.repoze.maildir import RepozeQueue
@@ -48,4 +47,4 @@ def move(queue: ForeignQueue, arguments: argparse.Namespace) -> int:
         print(f"outmail: {line}", file=sys.stderr)
     busy = f"; {counted(len(taken.busy), 'file')} in somebody else's hands" if taken.busy else ""
     print(f"{counted(len(taken.ids), 'message')} moved from {queue.folder} to {store}{busy}", file=sys.stderr)
-    return EX_SOFTWARE if taken.aside else 0
+    return taken.status

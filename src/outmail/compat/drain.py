@@ -69,27 +69,39 @@ def config_for(folder: str, relay: Callable[[], Relay], env: Mapping[str, str], 
 class Drained:
     """``counts``: recipients by what became of them. ``reasons``: why some were not delivered, with their
     number. ``waits``: how long until the next one is due, as text, "" for now; None when nobody waits.
+    ``held``: recipients that wait until somebody releases them, in ``store``.
     """
 
     taken: Taken
     counts: Mapping[str, int]
     reasons: Counter[str]
     waits: str | None
+    held: int
+    store: str
 
     @property
     def status(self) -> int:
-        """The exit status: 70 set aside or quarantined, 69 failed for good, 75 some wait, 0 nobody does."""
-        stays = [one for one in self.taken.aside if not one.path]
-        if len(self.taken.aside) > len(stays) or self.counts["quarantined"]:
+        """The exit status: 70 set aside or quarantined, 69 failed for good, 75 some wait, also held ones and
+        files in somebody else's hands, 0 nobody does.
+        """
+        if self.taken.status == EX_SOFTWARE or self.counts["quarantined"]:
             return EX_SOFTWARE
         if self.counts["refused"] or self.counts["expired"]:
             return EX_UNAVAILABLE
-        return EX_TEMPFAIL if self.waits is not None or self.taken.stuck or stays else 0
+        return EX_TEMPFAIL if self.waits is not None or self.held else self.taken.status
 
     def sentences(self) -> list[str]:
-        """Why some were not delivered, and when they are tried again: one line, or none."""
+        """Why some were not delivered and when they are tried again, and how many are held: a line each."""
         why = "; ".join(f"{count} × {reason}" for reason, count in self.reasons.most_common(3))
-        return [f"not delivered: {why}{self._outlook()}"] if why else []
+        lines = [f"not delivered: {why}{self._outlook()}"] if why else []
+        if self.held:
+            people = "recipient is" if self.held == 1 else "recipients are"
+            lines.append(
+                f"{self.held} {people} held, and no run sends to them: outmail queue list state:held "
+                f"--store {self.store} says why; outmail queue release state:held --store {self.store} lets "
+                "them go on"
+            )
+        return lines
 
     def _outlook(self) -> str:
         if self.waits is None:
@@ -127,7 +139,8 @@ def drain(
     due = box.queue.next_due()
     left = min(due.values()) - box.clock.now() if due else 0
     waits = None if not due else human_span(left) if left > 0 else ""
-    done = Drained(taken, counts, reasons, waits)
+    held = box.queue.stats()["states"].get("held", 0)
+    done = Drained(taken, counts, reasons, waits, held, box.config.store)
     for line in done.sentences():
         tell(line)
     return done

@@ -14,8 +14,10 @@ deliver, write into queues of others, or break a lock.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -25,6 +27,8 @@ from outmail.errors import Refused
 from outmail.model import keyed_id
 from outmail.policy.plain import plain_line
 from outmail.smtp.syntax import AddressError, parse_mailbox, qualified
+from outmail.system.exits import EX_SOFTWARE, EX_TEMPFAIL
+from outmail.system.lockfile import take_lock
 
 #: The folder in a queue directory for what could not be taken in.
 ASIDE = "set-aside"
@@ -36,7 +40,7 @@ ENVELOPE = 8_000_000
 
 class Strange(Exception):
     """This is no entry that the program has made. The text is a clause: "has no recipient". ``stays``: it may
-    be a good one that this user cannot read.
+    be a good one that cannot be read or claimed now.
     """
 
     def __init__(self, why: str, *, stays: bool = False) -> None:
@@ -62,7 +66,7 @@ class Entry(Protocol):
         """Where it is now, below the directory: claiming may have moved it."""
 
     def read(self, most: int) -> Letter:
-        """Raises `Strange`, also for more than ``most`` bytes."""
+        """Raises `Strange`, also for more than ``most`` bytes, and OSError."""
 
     def remove(self) -> None:
         """Its message is safe: remove the file. Raises OSError."""
@@ -88,7 +92,9 @@ class ForeignQueue(Protocol):
         """
 
     def claim(self, path: str) -> Entry | None:
-        """Lock an entry as the program does. None: it is gone, or somebody else's. Raises `Strange`."""
+        """Lock an entry as the program does. None: it is gone, or somebody else's. Raises `Strange`, and
+        OSError for an entry that stays where it is.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +117,13 @@ class Taken:
     busy: list[str] = field(default_factory=list)
     aside: list[Aside] = field(default_factory=list)
     stuck: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def status(self) -> int:
+        """The exit status: 70 set aside, 75 some stay where they are, 0 all are taken in."""
+        if any(one.path for one in self.aside):
+            return EX_SOFTWARE
+        return EX_TEMPFAIL if self.aside or self.busy or self.stuck else 0
 
     def sentences(self, folder: str) -> list[str]:
         """What people must know, a line each."""
@@ -139,9 +152,10 @@ def take_in(
         if stop():
             break
         try:
-            entry = queue.claim(path)
+            entry = _claimed(queue, path)
             if entry is None:
-                taken.busy.append(path)
+                if os.path.lexists(os.path.join(queue.folder, path)):
+                    taken.busy.append(path)
                 continue
             try:
                 _take(path, entry, queue, door, origin, taken)
@@ -153,12 +167,63 @@ def take_in(
     return taken
 
 
+def locked(place: str) -> int | None:
+    """Open an entry's file and lock it by `flock`; None when it is gone, or somebody else holds it. It is
+    opened for writing where that is allowed, as NFS locks no other file. Raises `Strange` and OSError.
+    """
+    try:
+        fd = _opened(place)
+    except FileNotFoundError:
+        return None
+    except OSError as problem:
+        closed = problem.errno in (errno.EACCES, errno.EPERM)
+        raise Strange(f"cannot be opened ({problem.strerror})", stays=closed) from None
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise Strange("is not a regular file")
+        if take_lock(fd):
+            mine, fd = fd, -1
+            return mine
+        return None
+    finally:
+        if fd >= 0:
+            os.close(fd)
+
+
+def _opened(place: str) -> int:
+    flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        return os.open(place, os.O_RDWR | flags)
+    except OSError as problem:
+        if problem.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR):
+            raise
+    return os.open(place, os.O_RDONLY | flags)
+
+
+def _claimed(queue: ForeignQueue, path: str) -> Entry | None:
+    """`ForeignQueue.claim`, where trouble with one file is no trouble with the others."""
+    try:
+        return queue.claim(path)
+    except OSError as problem:
+        raise Strange(f"cannot be claimed ({problem.strerror or problem})", stays=True) from None
+
+
+def _letter(entry: Entry, most: int) -> Letter:
+    """`Entry.read`, where trouble with one file is no trouble with the others."""
+    try:
+        return entry.read(most)
+    except OSError as problem:
+        raise Strange(f"cannot be read ({problem.strerror or problem})", stays=True) from None
+
+
 def _take(path: str, entry: Entry, queue: ForeignQueue, door: Door, origin: str, taken: Taken) -> None:
     """Store an entry, then remove it. One that is not accepted is set aside before it is let go."""
     try:
-        letter = entry.read(door.terms.message_size + ENVELOPE)
+        letter = _letter(entry, door.terms.message_size + ENVELOPE)
         known, id = keep(letter, key_of(queue.program, path, letter), queue.program, door, origin)
     except (Refused, Strange) as problem:
+        if isinstance(problem, Strange) and problem.stays:
+            raise
         why = f"is not accepted: {problem}" if isinstance(problem, Refused) else str(problem)
         taken.aside.append(Aside(path, why, set_aside(queue.folder, entry.path)))
         return

@@ -116,14 +116,24 @@ def can_lock() -> bool:
 
 
 def try_lock(fd: int) -> bool:
-    """Take the lock if nobody holds it."""
+    """As `take_lock`; also False on a file system without locks."""
+    try:
+        return take_lock(fd)
+    except OSError:
+        return False
+
+
+def take_lock(fd: int) -> bool:
+    """Take the lock if nobody holds it. Raises OSError on a file system without locks; NFS locks only what is
+    open for writing (flock(2)).
+    """
     if not can_lock():
         return False
     import fcntl
 
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return False
     return True
 

@@ -4,13 +4,16 @@ writes them.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import stat
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -19,6 +22,7 @@ from hypothesis import strategies as st
 from outmail.compat.foreign_queue import ASIDE, take_in
 from outmail.compat.mailqueue import spool
 from outmail.compat.mailqueue.spool import Mailqueue
+from outmail.compat.repoze.maildir import RepozeQueue
 from outmail.outbox.outbox import Outbox
 
 CONTENT = b"Subject: s\r\nMessage-ID: <1@x.test>\r\nDate: Sat, 28 Nov 2026 10:00:00 +0000\r\n\r\ntext\r\n"
@@ -140,6 +144,99 @@ BROKEN = {
     "headless": (entry(content=b"just text\r\n"), "is not accepted"),
     "retries": (entry().replace(b"Retries: 2", b"Retries: x"), "no number"),
 }
+
+
+#: Values that made more than one line of an error.
+ODD = [
+    rb"=?unicode_escape?q?=5Cud800?=@x.test",
+    rb"=?raw_unicode_escape?q?=5Cud800?=",
+    b"=?utf-7?q?+2AA-?= <a@x.test>",
+    b"=?x\xff?q?a?=",
+]
+
+
+@pytest.mark.parametrize("value", ODD)
+@pytest.mark.parametrize("kind", [Mailqueue, RepozeQueue])
+def test_an_envelope_that_no_store_can_hold_is_set_aside(
+    folder: Path, box: Outbox, kind: type[Mailqueue | RepozeQueue], value: bytes
+) -> None:
+    good = (
+        entry()
+        if kind is Mailqueue
+        else b"X-Actually-From: me@x.test\r\nX-Actually-To: a@x.test\r\n" + CONTENT
+    )
+    (folder / "new/1.h").write_bytes(good.replace(b"me@x.test", value))
+    (folder / "new/2.h").write_bytes(good.replace(b"a@x.test", value))
+    (folder / "new/3.h").write_bytes(good)
+    taken = take_in(kind(str(folder)), box.door, "x.test")
+    assert len(taken.ids) == 1 and [one.name for one in taken.aside] == ["new/1.h", "new/2.h"]
+    assert names(folder, ASIDE) == ["1.h", "2.h"] and names(folder, "new") == []
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EPERM])
+@pytest.mark.parametrize("step", ["claim", "read"])
+def test_a_file_in_trouble_stays_and_the_others_come_in(
+    folder: Path, box: Outbox, monkeypatch: pytest.MonkeyPatch, step: str, number: int
+) -> None:
+    for name in ("1.h", "2.h"):
+        (folder / "new" / name).write_bytes(entry())
+    owner: type = Mailqueue if step == "claim" else spool.Claimed
+    name = "_takes" if step == "claim" else "read"
+    real = getattr(owner, name)
+
+    def fails(self: Any, argument: Any) -> Any:
+        if "1.h" in f"{argument} {getattr(self, 'path', '')}":
+            raise OSError(number, os.strerror(number))
+        return real(self, argument)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, fails)
+        taken = take_in(Mailqueue(str(folder)), box.door, "x.test")
+    [line] = taken.sentences(str(folder))
+    assert len(taken.ids) == 1 and taken.status == 75 and os.strerror(number) in line and "stays" in line
+    assert names(folder, ASIDE) == []
+    assert len(take_in(Mailqueue(str(folder)), box.door, "x.test").ids) == 1
+
+
+@pytest.mark.parametrize("kind", [Mailqueue, RepozeQueue])
+def test_a_file_system_without_locks_is_told(
+    folder: Path, box: Outbox, monkeypatch: pytest.MonkeyPatch, kind: type[Mailqueue | RepozeQueue]
+) -> None:
+    (folder / "new/1.h").write_bytes(entry())
+
+    def fails(fd: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", fails)
+    taken = take_in(kind(str(folder)), box.door, "x.test")
+    [line] = taken.sentences(str(folder))
+    assert taken.status == 75 and "No locks available" in line and names(folder, "new") == ["1.h"]
+
+
+@pytest.mark.parametrize("kind", [Mailqueue, RepozeQueue])
+def test_a_file_is_locked_open_for_writing(
+    folder: Path, box: Outbox, monkeypatch: pytest.MonkeyPatch, kind: type[Mailqueue | RepozeQueue]
+) -> None:
+    """NFS locks no other one."""
+    (folder / "new/1.h").write_bytes(entry())
+    real, modes = fcntl.flock, list[int]()
+
+    def noted(fd: int, how: int) -> None:
+        if stat.S_ISREG(os.fstat(fd).st_mode) and os.path.samestat(os.fstat(fd), there):
+            modes.append(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE)
+        real(fd, how)
+
+    there = os.stat(folder / "new/1.h")
+    monkeypatch.setattr(fcntl, "flock", noted)
+    take_in(kind(str(folder)), box.door, "x.test")
+    assert modes == [os.O_RDWR]
+
+
+def test_what_somebody_else_has_waits(folder: Path, box: Outbox) -> None:
+    (folder / "new/1.h").write_bytes(entry())
+    with open(folder / "new/1.h", "rb+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        assert take_in(Mailqueue(str(folder)), box.door, "x.test").status == 75
 
 
 @pytest.mark.parametrize("what", BROKEN)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import fcntl
 import logging
 import os
 import ssl
@@ -30,9 +32,10 @@ from outmail.compat.mailqueue import (
     lock_file,
     queue_runner,
     send_all_queued_messages,
+    spool,
 )
 from outmail.compat.mailqueue.cli import one_shot_queue_run_main
-from outmail.compat.mailqueue.maildir_utils import find_messages
+from outmail.compat.mailqueue.maildir_utils import find_messages, move_message
 from outmail.smtp.client import Client, ClientSettings, SessionFailed
 from outmail.testing import Sink
 
@@ -90,6 +93,60 @@ def test_a_queued_message_keeps_only_those_who_did_not_get_it(queue: Path) -> No
         send_all_queued_messages(queue, mailer)
         assert [m.recipients for m in sink.messages] == [("a@x.test", "c@x.test"), ("b@x.test",)]
     assert files(queue) == []
+
+
+def test_a_move_that_was_cut_off_is_finished(queue: Path) -> None:
+    path = enqueue_message(CONTENT, queue, "me@x.test", ["a@x.test"])
+    os.link(path, queue / "cur" / os.path.basename(path))
+    with Sink() as sink:
+        send_all_queued_messages(queue, SMTPMailer("127.0.0.1", port=sink.port))
+        assert len(sink.messages) == 1 and files(queue) == []
+
+
+def test_another_file_of_that_name_is_never_replaced(queue: Path) -> None:
+    path = enqueue_message(CONTENT, queue, "me@x.test", ["a@x.test"])
+    (queue / "cur" / os.path.basename(path)).write_bytes(b"other")
+    assert move_message(path, "cur") is None and len(files(queue)) == 2
+
+
+@pytest.mark.parametrize(
+    "date",
+    [
+        "Mon, 01 Jan 99999999999999999999 00:00:00 +0000",
+        "Mon, 01 Jan 2024 99999999999999999999:00:00 +0000",
+        "Mon, 01 Jan 2024 00:00:00 +99999999999999999999",
+        "yesterday",
+    ],
+)
+def test_a_file_with_an_impossible_date_is_set_aside(queue: Path, date: str) -> None:
+    packed = spool.packed(spool.Envelope("me@x.test", ["b@x.test"], date), CONTENT)
+    (queue / "new" / "1.M1P1").write_bytes(packed)
+    enqueue_message(CONTENT, queue, "me@x.test", ["a@x.test"])
+    with Sink() as sink:
+        send_all_queued_messages(queue, SMTPMailer("127.0.0.1", port=sink.port))
+        assert [message.recipients for message in sink.messages] == [("a@x.test",)]
+    assert files(queue) == ["set-aside/1.M1P1"]
+
+
+def test_a_date_without_a_zone_is_utc(queue: Path) -> None:
+    packed = spool.packed(
+        spool.Envelope("me@x.test", ["b@x.test"], "Mon, 01 Jan 2024 00:00:00 -0000"), CONTENT
+    )
+    (queue / "new" / "1.M1P1").write_bytes(packed)
+    with Sink() as sink:
+        send_all_queued_messages(queue, SMTPMailer("127.0.0.1", port=sink.port))
+        assert len(sink.messages) == 1
+
+
+def test_a_file_system_without_locks_is_an_error(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = enqueue_message(CONTENT, queue, "me@x.test", ["a@x.test"])
+
+    def fails(fd: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", fails)
+    with pytest.raises(OSError, match="No locks available"):
+        lock_file(path)
 
 
 def test_a_server_that_is_down_is_a_falsy_result_with_the_reason(caplog: pytest.LogCaptureFixture) -> None:

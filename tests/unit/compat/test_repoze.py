@@ -4,6 +4,7 @@ files and locks them.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -142,6 +143,27 @@ def test_qp_leaves_alone_what_we_have_claimed(folder: Path) -> None:
     assert left(folder) == [name]
     QueueProcessor(mailer, str(folder)).send_messages()
     assert mailer.sent == ["s"]
+
+
+def test_what_is_stored_and_cannot_be_removed_is_not_sent_by_qp(
+    folder: Path, box: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [name] = fill(folder, "s")
+    real = os.unlink
+
+    def fails(path: Any, **words: Any) -> None:
+        if os.path.basename(path) == name:
+            raise PermissionError(errno.EPERM, "Operation not permitted", path)
+        real(path, **words)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "unlink", fails)
+        found = taken(folder, box)
+    assert found.stuck == [(f"new/{name}", "Operation not permitted")] and found.status == 75
+    mailer = Mailer()
+    QueueProcessor(mailer, str(folder)).send_messages()
+    assert mailer.sent == [] and len(found.ids) == 1
+    assert taken(folder, box).known == [f"new/{name}"] and left(folder) == []
 
 
 def test_a_process_of_ours_that_died_holds_nobody_up(folder: Path, box: Outbox) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from outmail.compat.mailqueue import spool
-from outmail.system.lockfile import same_file, try_lock
+from outmail.system.lockfile import same_file, take_lock
 
 _PAUSE = 0.02
 
@@ -61,7 +61,9 @@ def find_messages(
 
 
 def lock_file(path: str | os.PathLike[str], timeout: float | None = None) -> LockedFile | None:
-    """Open and lock a file; None when it is gone, or somebody else holds it for ``timeout`` seconds."""
+    """Open and lock a file; None when it is gone, or somebody else holds it for ``timeout`` seconds. Raises
+    OSError, also on a file system without locks.
+    """
     deadline = time.monotonic() + (timeout or 0.0)
     while True:
         try:
@@ -70,9 +72,13 @@ def lock_file(path: str | os.PathLike[str], timeout: float | None = None) -> Loc
             if problem.errno in (errno.ENOENT, errno.ELOOP, errno.EISDIR):
                 return None
             raise
-        if try_lock(fd) and same_file(os.fspath(path), fd):
-            return LockedFile(open(fd, "rb+"), os.fspath(path))
-        os.close(fd)
+        try:
+            if take_lock(fd) and same_file(os.fspath(path), fd):
+                mine, fd = fd, -1
+                return LockedFile(open(mine, "rb+"), os.fspath(path))
+        finally:
+            if fd >= 0:
+                os.close(fd)
         if time.monotonic() >= deadline:
             return None
         time.sleep(_PAUSE)
@@ -101,10 +107,19 @@ def move_message(file_: Any, target_folder: str, open_file: bool = True) -> Any:
 
 
 def _relinked(path: str, target: str) -> bool:
+    """Also where a program was killed after it had made the new name, and before it removed the old one."""
     try:
         os.link(path, target)
     except OSError:
-        return False
+        if not _is_one_file(path, target):
+            return False
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
     return True
+
+
+def _is_one_file(path: str, other: str) -> bool:
+    try:
+        return os.path.samestat(os.lstat(path), os.lstat(other))
+    except FileNotFoundError:
+        return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from email.message import Message
 from email.parser import BytesHeaderParser
 from email.policy import SMTP
@@ -146,20 +146,23 @@ def parse_message_envelope(fp: BinaryIO) -> MsgInfo:
     """The bytes of a queue file → envelope and message. Raises ValueError."""
     try:
         envelope, content = spool.unpacked(fp.read())
+        queued, last = _moment(envelope.queued), _moment(envelope.last)
     except ValueError as problem:
         raise ValueError(f"the queue file {problem}") from None
-    return MsgInfo(
-        envelope.sender,
-        envelope.recipients,
-        BytesIO(content),
-        _moment(envelope.queued),
-        _moment(envelope.last),
-        envelope.retries,
-    )
+    return MsgInfo(envelope.sender, envelope.recipients, BytesIO(content), queued, last, envelope.retries)
 
 
 def _moment(text: str) -> datetime | None:
-    return parsedate_to_datetime(text) if text else None
+    """A date with its zone; ``-0000`` is UTC (RFC 5322, section 3.3). Raises ValueError with a clause, also
+    for a year, an hour or a zone that no date has.
+    """
+    if not text:
+        return None
+    try:
+        found = parsedate_to_datetime(text)
+    except (ValueError, OverflowError):
+        raise ValueError("has a date that is none") from None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def serialize_message_with_queue_data(

@@ -35,7 +35,7 @@ from outmail.config import Config
 from outmail.errors import ConfigError, Error
 from outmail.outbox.outbox import Outbox
 from outmail.system import circle, rights
-from outmail.system.lockfile import try_lock
+from outmail.system.lockfile import take_lock
 
 #: The file that is locked while a run works in the background.
 _BACKGROUND = "outmail.db.mq-run"
@@ -193,7 +193,7 @@ def _in_background(ini: inis.Ini, config: Config, folder: str) -> int:
     while True:
         fd = os.open(os.path.join(folder, _BACKGROUND), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            if not try_lock(fd):
+            if not take_lock(fd):
                 return status
             before = set(spool.Mailqueue(folder).waiting())
             status = run(ini, config, folder)

@@ -14,9 +14,7 @@ Fails: OSError; `ValueError` from `packed`, and from `unpacked` for what is no s
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 import time
 
 TYPE_CHECKING = False  # as in typing, without the price of importing it
@@ -120,16 +118,9 @@ def _fields(data: bytes) -> tuple[dict[str, bytes], bytes]:
 
 def _words(value: bytes) -> str:
     """The text of a field; encoded words (RFC 2047) are decoded."""
-    text = value.decode("utf-8", "surrogateescape")
-    if "=?" not in text:
-        return text
-    from email.errors import HeaderParseError
-    from email.header import decode_header, make_header
+    from outmail.mime.encoded_words import decoded
 
-    try:
-        return str(make_header(decode_header(text)))
-    except (HeaderParseError, LookupError, ValueError):
-        raise ValueError("has an envelope that cannot be decoded") from None
+    return decoded(value.decode("utf-8", "surrogateescape"))
 
 
 def _listed(text: str) -> list[str]:
@@ -241,24 +232,18 @@ class Mailqueue:
         return abs(time.time() - self._changed(path)) > age
 
     def claim(self, path: str) -> Claimed | None:
-        from outmail.compat.foreign_queue import Strange
-        from outmail.system.lockfile import same_file, try_lock
+        from outmail.compat.foreign_queue import Strange, locked
+        from outmail.system.lockfile import same_file
 
         if path.startswith("tmp/"):
             raise Strange("was left half written by a program that was killed")
         place = os.path.join(self.folder, path)
-        try:
-            fd = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except FileNotFoundError:
+        fd = locked(place)
+        if fd is None:
             return None
-        except OSError as problem:
-            closed = problem.errno in (errno.EACCES, errno.EPERM)
-            raise Strange(f"cannot be opened ({problem.strerror})", stays=closed) from None
         try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise Strange("is not a regular file")
             # Whoever had it may have moved it to cur and back, or removed it, before we got the lock.
-            if not try_lock(fd) or not same_file(place, fd) or not self._takes(path):
+            if not same_file(place, fd) or not self._takes(path):
                 return None
             claimed, fd = Claimed(self.folder, f"{TAKING}/{os.path.basename(path)}", fd), -1
             return claimed

@@ -8,23 +8,24 @@ How ours are locked: `flock` on the file, among our own processes, and a *folder
 every version takes for the lock of somebody else. Theirs is a hard link; version 4.5 also takes each for a
 message to send, and cannot send a folder.
 Promises: what somebody else may be sending is not claimed; a lock whose holder is dead is taken over, of our
-own processes at once, of others after their three hours. What a killed process of ours had in its hands is
-not sent by `qp`, however old it is. Names that begin with a dot are never sent.
+own processes at once, of others after their three hours. What a killed process of ours had in its hands, and
+what we have stored and cannot remove, is not sent by `qp`, however old it is. Names that begin with a dot are
+never sent.
 Fails: OSError. Does not: write messages, or deliver.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 import time
 from collections.abc import Iterable
 
-from outmail.compat.foreign_queue import Letter, Strange
+from outmail.compat.foreign_queue import Letter, Strange, locked
 from outmail.mime import splice
+from outmail.mime.encoded_words import decoded
 from outmail.mime.mailboxes import addresses
-from outmail.system.lockfile import same_file, try_lock
+from outmail.system.lockfile import same_file
 
 PROGRAM = "repoze.sendmail"
 #: Seconds after which the lock of a sender counts for nothing (``MAX_SEND_TIME``).
@@ -65,18 +66,12 @@ class RepozeQueue:
 
     def claim(self, path: str) -> Claimed | None:
         place = self._place(path)
-        try:
-            fd = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except FileNotFoundError:
+        fd = locked(place)
+        if fd is None:
             return None
-        except OSError as problem:
-            closed = problem.errno in (errno.EACCES, errno.EPERM)
-            raise Strange(f"cannot be opened ({problem.strerror})", stays=closed) from None
         try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise Strange("is not a regular file")
             lock = os.path.join(os.path.dirname(place), SENDING + os.path.basename(place))
-            if not try_lock(fd) or not _locked(lock, fd):
+            if not _marked(lock):
                 return None
             claimed, fd = Claimed(path, place, lock, fd), -1
             if same_file(place, claimed.fd):
@@ -113,8 +108,8 @@ def _changed(path: str) -> float:
         return 0.0
 
 
-def _locked(lock: str, fd: int) -> bool:
-    """Make the lock for the message ``fd``, which we hold by `flock`; False when somebody else has it."""
+def _marked(lock: str) -> bool:
+    """Make the lock of a message that we hold by `flock`; False when somebody else has made it."""
     for _ in range(2):
         try:
             os.mkdir(lock, 0o700)
@@ -139,6 +134,7 @@ class Claimed:
     def __init__(self, path: str, place: str, lock: str, fd: int) -> None:
         self.path, self.fd = path, fd
         self._place, self._lock = place, lock
+        self._stored = False
 
     def read(self, most: int) -> Letter:
         size = os.fstat(self.fd).st_size
@@ -148,16 +144,20 @@ class Claimed:
             return letter_of(file.read(most))
 
     def remove(self) -> None:
+        self._stored = True
         try:
             os.unlink(self._place)
         except FileNotFoundError:
             pass
+        self._stored = False
 
     def leave(self) -> None:
+        """The lock stays if the message is stored and its file could not be removed: `qp` would send it."""
         if self.fd < 0:
             return
         try:
-            os.rmdir(self._lock)
+            if not self._stored:
+                os.rmdir(self._lock)
         except OSError:  # the folder of the queue was removed, perhaps; a lock of ours holds nobody up
             pass
         os.close(self.fd)
@@ -193,12 +193,7 @@ def letter_of(data: bytes) -> Letter:
 def _value(field: bytes) -> str:
     """The text of a field; repoze.sendmail writes the addresses as encoded words (RFC 2047)."""
     text = field.partition(b":")[2].decode("utf-8", "surrogateescape").replace("\r\n", "").strip()
-    if "=?" not in text:
-        return text
-    from email.errors import MessageError
-    from email.header import decode_header, make_header
-
     try:
-        return str(make_header(decode_header(text)))
-    except (MessageError, LookupError, ValueError):
-        raise Strange("has an envelope that cannot be decoded") from None
+        return decoded(text)
+    except ValueError as problem:
+        raise Strange(str(problem)) from None

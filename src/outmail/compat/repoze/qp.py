@@ -36,7 +36,7 @@ from outmail.policy.plain import plain_line
 from outmail.policy.route import Relay, is_loopback, parse_relay
 from outmail.policy.veil import known
 from outmail.system import circle, rights
-from outmail.system.exits import EX_NOPERM, EX_SOFTWARE, EX_TEMPFAIL
+from outmail.system.exits import EX_NOPERM, EX_TEMPFAIL
 
 SECTION = "app:qp"
 
@@ -244,7 +244,7 @@ def _imported(queue: RepozeQueue, store: str | None) -> int:
         f"{count} message{'' if count == 1 else 's'} taken in"
         + (f"; {len(taken.busy)} in use" if taken.busy else "")
     )
-    return EX_SOFTWARE if taken.aside else EX_TEMPFAIL if taken.busy or taken.stuck else 0
+    return taken.status
 
 
 def _tell_rejected(queue: RepozeQueue) -> None:
