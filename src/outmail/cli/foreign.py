@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 
 from outmail.cli.common import config_of, counted
+from outmail.compat.drain import known_beside
 from outmail.compat.foreign_queue import INSTEAD, ForeignQueue, take_in
 from outmail.compat.mailqueue.spool import Mailqueue
 from outmail.compat.repoze.maildir import RepozeQueue
@@ -40,8 +41,11 @@ def move(queue: ForeignQueue, arguments: argparse.Namespace) -> int:
     """Take in what waits; returns the exit status."""
     rights.refuse(queue.folder, INSTEAD)
     config = config_of(arguments)
-    with Outbox(arguments.new, config=config, deliver="never") as box:
-        taken = take_in(queue, box.door, config.origin)
+    with (
+        Outbox(arguments.new, config=config, deliver="never") as box,
+        known_beside(queue.folder, box) as elsewhere,
+    ):
+        taken = take_in(queue, box.door, config.origin, elsewhere=elsewhere)
         store = box.store.url
     for line in taken.sentences(queue.folder):
         print(f"outmail: {line}", file=sys.stderr)

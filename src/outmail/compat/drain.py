@@ -11,10 +11,11 @@ settings, or print.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,6 +42,19 @@ Observe = Callable[[Sequence[Settled]], object]
 def store_of(folder: str) -> str:
     """The store that belongs to a queue directory."""
     return os.path.join(os.path.abspath(folder), STORE)
+
+
+@contextlib.contextmanager
+def known_beside(folder: str, box: Outbox) -> Iterator[Callable[[str], bool]]:
+    """For an import into ``box``: whether the store in the directory, if there is one, knows a message. A run
+    that was killed may have stored an entry there, and not removed it.
+    """
+    path = store_of(folder)
+    if not os.path.exists(path) or box.store.url == f"sqlite:{path}":
+        yield lambda id: False
+        return
+    with Outbox(path, config=box.config, deliver="never") as beside:
+        yield beside.queue.is_known
 
 
 def config_for(folder: str, relay: Callable[[], Relay], env: Mapping[str, str], **changed: Any) -> Config:

@@ -143,9 +143,11 @@ def take_in(
     origin: str,
     stop: Callable[[], bool] = lambda: False,
     taken: Taken | None = None,
+    elsewhere: Callable[[str], bool] = lambda id: False,
 ) -> Taken:
     """Take in all entries that wait now. ``origin``: the domain of bare names. ``stop`` is asked before each
-    entry. ``taken`` is filled as it goes, so it also tells what was done before an error.
+    entry. ``taken`` is filled as it goes, so it also tells what was done before an error. What ``elsewhere``
+    knows by its id is in another store already: it is not stored again.
     """
     taken = Taken() if taken is None else taken
     for path in queue.waiting():
@@ -158,7 +160,7 @@ def take_in(
                     taken.busy.append(path)
                 continue
             try:
-                _take(path, entry, queue, door, origin, taken)
+                _take(path, entry, queue, door, origin, taken, elsewhere)
             finally:
                 entry.leave()
         except Strange as problem:
@@ -216,11 +218,22 @@ def _letter(entry: Entry, most: int) -> Letter:
         raise Strange(f"cannot be read ({problem.strerror or problem})", stays=True) from None
 
 
-def _take(path: str, entry: Entry, queue: ForeignQueue, door: Door, origin: str, taken: Taken) -> None:
+def _take(
+    path: str,
+    entry: Entry,
+    queue: ForeignQueue,
+    door: Door,
+    origin: str,
+    taken: Taken,
+    elsewhere: Callable[[str], bool],
+) -> None:
     """Store an entry, then remove it. One that is not accepted is set aside before it is let go."""
     try:
         letter = _letter(entry, door.terms.message_size + ENVELOPE)
-        known, id = keep(letter, key_of(queue.program, path, letter), queue.program, door, origin)
+        key = key_of(queue.program, path, letter)
+        known, id = True, keyed_id(key)
+        if not elsewhere(id):
+            known, id = keep(letter, key, queue.program, door, origin)
     except (Refused, Strange) as problem:
         if isinstance(problem, Strange) and problem.stays:
             raise

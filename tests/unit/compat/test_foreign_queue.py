@@ -4,6 +4,7 @@ writes them.
 
 from __future__ import annotations
 
+import argparse
 import errno
 import fcntl
 import os
@@ -19,6 +20,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from outmail.cli.foreign import move
+from outmail.compat.drain import store_of
 from outmail.compat.foreign_queue import ASIDE, take_in
 from outmail.compat.mailqueue import spool
 from outmail.compat.mailqueue.spool import Mailqueue
@@ -98,6 +101,19 @@ def test_a_kill_at_any_point_loses_and_doubles_nothing(folder: Path, tmp_path: P
     subprocess.run(words, check=True, timeout=60)
     with Outbox(tmp_path / "q.db", deliver="never") as box:
         assert len(list(box.find())) == 3 and names(folder, "new") == names(folder, "taking") == []
+
+
+def test_what_a_killed_run_has_stored_is_not_stored_elsewhere(
+    folder: Path, box: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "new/1.h").write_bytes(entry())
+    with monkeypatch.context() as patched, Outbox(store_of(str(folder)), deliver="never") as first:
+        patched.setattr(spool.Claimed, "remove", lambda self: None)  # killed before it
+        assert len(take_in(Mailqueue(str(folder)), first.door, "x.test").ids) == 1
+    (folder / "new/2.h").write_bytes(entry())
+    arguments = argparse.Namespace(new=str(folder.parent / "q.db"), config=None, store=None, relay="null:")
+    assert move(Mailqueue(str(folder)), arguments) == 0
+    assert len(list(box.find())) == 1 and names(folder, "taking") == names(folder, "new") == []
 
 
 def test_what_somebody_has_locked_is_theirs(folder: Path, box: Outbox) -> None:

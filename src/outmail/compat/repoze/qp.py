@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from outmail.cli.exits import EX_NOINPUT, EX_USAGE, sentence, status_of
-from outmail.compat.drain import config_for, drain
+from outmail.compat.drain import config_for, drain, known_beside
 from outmail.compat.foreign_queue import INSTEAD, take_in
 from outmail.compat.relays import Encryption, relay_url
 from outmail.compat.repoze.maildir import REJECTED, RepozeQueue
@@ -235,8 +235,8 @@ def _sent(queue: RepozeQueue, settings: Settings) -> int:
 def _imported(queue: RepozeQueue, store: str | None) -> int:
     """Take in what waits, into outmail's own queue."""
     rights.refuse(queue.folder, INSTEAD)
-    with closing(Outbox(store, deliver="never")) as box:
-        taken = take_in(queue, box.door, box.config.origin)
+    with closing(Outbox(store, deliver="never")) as box, known_beside(queue.folder, box) as elsewhere:
+        taken = take_in(queue, box.door, box.config.origin, elsewhere=elsewhere)
     for line in taken.sentences(queue.folder):
         _tell(line)
     count = len(taken.ids)
