@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from outmail import Outbox
 from outmail.cli import main
 from outmail.model import Filter
 from outmail.store import StoreError
@@ -608,3 +609,88 @@ def test_folders_are_on_disk_before_mail_is_in_them(tmp_path: Path, monkeypatch:
     flushed.clear()
     MaildirStore(str(root)).close()
     assert str(root) in flushed
+
+
+@pytest.mark.parametrize("kind", ["eml", "journal"])
+@pytest.mark.parametrize("long", [False, True])
+def test_a_file_that_cannot_be_read_stops_its_message_and_no_other(
+    store: MaildirStore, kind: str, long: bool, caplog: Any
+) -> None:
+    bad, good = message("bad@x.test", content=LONG if long else message().content), message("good@x.test")
+    add(store, bad, good)
+    path = root_of(store) / "queue" / f"{bad.id}.{kind}"
+    path.rename(f"{root_of(store)}.elsewhere")
+    path.symlink_to(f"{root_of(store)}.elsewhere")  # as unreadable as a bad sector
+    if kind == "journal":
+        logs.begin(spoolfiles.Files(str(root_of(store))), store._current())
+        store = again(store)
+    owner = store.register(NOW)
+    leased = {delivery.id: delivery for delivery in lease(store, owner, 5, NOW + 1000)}
+    assert leased[good.id].content == good.content
+    if kind == "eml":
+        assert not leased[bad.id].content and f"{bad.id} cannot be read" in caplog.text
+    else:
+        assert bad.id not in leased and bad.id in caplog.text
+    owner.close()
+    store.close()
+
+
+def test_a_journal_on_a_bad_sector_stops_its_message_and_no_other(
+    store: MaildirStore, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    bad, good = message("bad@x.test"), message("good@x.test")
+    add(store, bad, good)
+    inode = (root_of(store) / "queue" / f"{bad.id}.journal").stat().st_ino
+    real = os.read
+
+    def read(fd: int, size: int) -> bytes:
+        if os.fstat(fd).st_ino == inode:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(fd, size)
+
+    monkeypatch.setattr(os, "read", read)
+    anew = again(store)
+    assert content(anew, good.id) == good.content and standing(anew, good.id, 0).state == "queued"
+    assert "journal cannot be read" in caplog.text
+    assert standing(anew, bad.id, 0).state == "queued"  # the log has all of it
+    assert names(anew, "broken") == {f"{bad.id}.journal"} and f"{bad.id}.eml" in names(anew, "queue")
+    anew.close()
+
+
+def test_an_engine_ends_though_one_content_cannot_be_read(store: MaildirStore, tmp_path: Path) -> None:
+    with Outbox(store.url, deliver="never") as box:
+        bad, good = (
+            box.send(f"{name}@x.test", "Hello", "text", sender="me@x.test").id for name in ("bad", "good")
+        )
+    path = root_of(store) / "queue" / f"{bad}.eml"
+    path.unlink()
+    path.symlink_to("/dev/null")
+    subprocess.run(
+        [sys.executable, "-m", "outmail", "run", "--once", "--store", store.url,
+         "--relay", f"file:{tmp_path}/b"],
+        env={**os.environ, "HOME": str(tmp_path)}, timeout=60, capture_output=True,
+    )  # fmt: skip
+    assert standing(store, bad, 0).state == "held"
+    assert standing(store, good, 0).state == "delivered"
+
+
+def test_what_an_engine_had_whose_record_is_lost_is_taken_back(store: MaildirStore) -> None:
+    sent = message()
+    add(store, sent)
+    owner = store.register(NOW)
+    lease(store, owner, 5, NOW + 1000)
+    store._due = 0
+    store.run(store.verbs.note_put("job", "j", {"n": 1}))
+    owner.close()
+    state = root_of(store) / "state.jsonl"
+    state.write_bytes(b"".join(one for one in state.read_bytes().splitlines(True) if b'"owner' not in one))
+    anew = again(store)
+    assert [text for text in anew.check() if "their record is lost: 1" in text]
+    assert [found["uncertain"] for found in anew.reclaim(NOW + 2000, hold=False)] == [1]
+    found = standing(anew, sent.id, 0)
+    assert (found.state, found.uncertain) == ("queued", True)
+    assert anew.register(NOW + 3000).id == owner.id + 1
+    assert anew.check() == []
+    anew = again(anew)
+    assert anew.check() == [] and standing(anew, sent.id, 0) == found
+    anew.close()

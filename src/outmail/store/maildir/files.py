@@ -18,7 +18,9 @@ Fails: `OSError`. Does not: lock (`store`), or know what rows mean.
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -28,6 +30,8 @@ from outmail.store.maildir.lines import Change, Commit, Part, Rows, line, part_o
 from outmail.system.lockfile import sync_folder
 from outmail.system.starting import started
 
+log = logging.getLogger("outmail")
+
 QUEUE, DONE, TMP, BROKEN = "queue", "done", "tmp", "broken"
 FOLDERS = (QUEUE, DONE, TMP, BROKEN)
 LOG, STATE, FORMAT, INDEX = "log.jsonl", "state.jsonl", "spool", "index.sqlite"
@@ -36,6 +40,8 @@ EML, JOURNAL = ".eml", ".journal"
 FLUSHERS, OPEN = 8, 64
 #: A journal longer than this is written anew at a checkpoint, as what is left of it.
 LONG = 32 * 1024
+#: A bad sector, or a symbolic link, a folder or somebody else's file in the place of ours.
+_OF_ONE_FILE = {errno.EIO, errno.ELOOP, errno.EISDIR, errno.EACCES, errno.EPERM}
 #: The beginning of the names of long contents that are written before their message.
 UPLOAD = "upload."
 
@@ -220,17 +226,34 @@ class Files:
         for id in {id for _, id in removed} & changes.keys():
             self._choose(id, changes[id])
         for id, found in changes.items():
-            name = name_of(id)
-            journal, path = self._only_journal(name)
-            live = found[-1][1].live
-            end, missing = journal.missing(after, found)
-            if end < journal.size:
-                os.truncate(path, end)
-            if missing:
-                self._append(name, missing, QUEUE if live else DONE)
-            contents = [change.content for _, change in found if change.content != ""]
-            self._settle(name, live, contents[-1] if contents else "", here=False)
+            self._complete_one(name_of(id), found, after)
         return list(changes)
+
+    def _complete_one(self, name: str, changes: Sequence[tuple[int, Change]], after: int) -> None:
+        try:
+            journal, path = self._only_journal(name)
+        except OSError as problem:
+            if not of_one_file(problem):
+                raise
+            self._set_unreadable_aside(name, problem)
+            journal, path = self._only_journal(name)
+        live = changes[-1][1].live
+        end, missing = journal.missing(after, changes)
+        if end < journal.size:
+            os.truncate(path, end)
+        if missing:
+            self._append(name, missing, QUEUE if live else DONE)
+        contents = [change.content for _, change in changes if change.content != ""]
+        self._settle(name, live, contents[-1] if contents else "", here=False)
+
+    def _set_unreadable_aside(self, name: str, problem: OSError) -> None:
+        """A journal that cannot be read makes room for what the log has; nothing of either is lost."""
+        for folder in (QUEUE, DONE):
+            try:
+                self.journal(name, (folder,))
+            except OSError:
+                kept = self.set_aside(self.path(folder, name + JOURNAL))
+                log.error("a journal cannot be read: %s; it is kept as %s", problem, kept)
 
     def journal(self, name: str, folders: Sequence[str] = (QUEUE, DONE, QUEUE)) -> tuple[Journal, str]:
         """A message's journal and where it is. An empty one when there is none."""
@@ -395,15 +418,17 @@ class Files:
 
     def last(self) -> int:
         """The number of the last commit that any journal tells of; 0 when there is none."""
-        return max(
-            (
-                self.journal(name_of(id), (folder,))[0].last
-                for folder in (QUEUE, DONE)
-                for id, suffixes in self.ids(folder)[0].items()
-                if JOURNAL in suffixes
-            ),
-            default=0,
-        )
+        last = 0
+        for folder in (QUEUE, DONE):
+            for id, suffixes in self.ids(folder)[0].items():
+                try:
+                    last = max(
+                        last, self.journal(name_of(id), (folder,))[0].last if JOURNAL in suffixes else 0
+                    )
+                except OSError as problem:
+                    if not of_one_file(problem):
+                        raise
+        return last
 
     def sweep(self) -> None:
         """Remove what commits have left in ``tmp`` that never happened. Pieces of long contents stay."""
@@ -411,6 +436,11 @@ class Files:
             for entry in entries:
                 if not entry.name.startswith(UPLOAD) and entry.is_file(follow_symlinks=False):
                     unlink(entry.path)
+
+
+def of_one_file(problem: OSError) -> bool:
+    """True when reading failed for a reason that lies in the one file, so that others can be used."""
+    return problem.errno in _OF_ONE_FILE
 
 
 def journal_line(number: int, part: Part) -> bytes:

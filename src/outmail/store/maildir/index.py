@@ -11,17 +11,20 @@ Fails: `StoreError`. Does not: write files.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from outmail.lifecycle import FINAL
 from outmail.store import schemas
-from outmail.store.maildir.files import UPLOAD, Files, name_of
+from outmail.store.maildir.files import UPLOAD, Files, name_of, of_one_file
 from outmail.store.maildir.lines import TABLES, Change, Commit, Part, Row, packed, unpacked
 from outmail.store.sqlite import drivers
 from outmail.store.sqlite.files import file_trouble
 from outmail.store.sqlite.store import SCHEMA
 from outmail.store.verbs.rows import GONE, LISTED, PIECE, json_list
+
+log = logging.getLogger("outmail")
 
 _LIVE = (
     f"EXISTS (SELECT 1 FROM recipient r WHERE r.message = m.seq AND r.state NOT IN {tuple(sorted(FINAL))})"
@@ -55,14 +58,16 @@ class Index(drivers.Apsw):
         try:
             return waiting if waiting is not None else self._files.content(id)
         except OSError as problem:
-            raise file_trouble(problem, f"the content of {id}") from None
+            _lacks(problem, f"the content of {id}")
+            return None
 
     def _piece(self, upload: str, n: int, size: int, id: str | None) -> bytes | None:
         waiting = self._pieces.get((upload, n))
         try:
             return waiting if waiting is not None else self._files.piece(id, upload, n * PIECE, size)
         except OSError as problem:
-            raise file_trouble(problem, f"a piece of {upload}") from None
+            _lacks(problem, f"a piece of {id or upload}")
+            return None
 
     def _write_body(self, seq: int, content: bytes) -> None:
         self._bodies[seq] = content
@@ -282,6 +287,13 @@ class Index(drivers.Apsw):
             found.changed[seq] = UPLOAD + upload if there else None
         if not rows and not there:
             found.dropped.append(upload)
+
+
+def _lacks(problem: OSError, what: str) -> None:
+    """A content that cannot be read counts as missing, so that no other message waits for it."""
+    if not of_one_file(problem):
+        raise file_trouble(problem, what) from None
+    log.error("%s cannot be read: %s", what, problem)
 
 
 class Contents:

@@ -15,7 +15,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from outmail.lifecycle import FINAL
-from outmail.store.maildir.files import DONE, EML, JOURNAL, QUEUE, Files, name_of, unlink
+from outmail.store.maildir.files import (
+    DONE,
+    EML,
+    JOURNAL,
+    QUEUE,
+    Files,
+    Journal,
+    name_of,
+    of_one_file,
+    unlink,
+)
 from outmail.store.maildir.index import Index
 from outmail.store.maildir.lines import Row, Rows
 from outmail.store.maildir.state import State
@@ -37,6 +47,10 @@ class Findings:
     foreign: list[str] = field(default_factory=list)
     alone: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
+    #: Numbers of engines that have leased recipients, and of which no file tells any more.
+    engines: list[str] = field(default_factory=list)
+    #: The number of the last commit that a journal tells of.
+    last: int = 0
 
     def sentences(self) -> list[str]:
         return [
@@ -45,6 +59,7 @@ class Findings:
                 (self.damaged, "journals have lines that cannot be read"),
                 (self.unreadable, "journals tell nothing"),
                 (self.alone, "contents have no journal"),
+                (self.engines, "engines have left mail behind, and their record is lost"),
                 (self.foreign, "files were not written by outmail"),
             )
             if names
@@ -66,7 +81,11 @@ def build(
         index.create()
         index.execute("BEGIN")
         findings = fill(files, index, state, repair=repair)
-        index.execute("INSERT INTO spool (identity, number, log, size) VALUES (?,?,?,?)", stamp)
+        identity, number, name, size = stamp
+        index.execute(
+            "INSERT INTO spool (identity, number, log, size) VALUES (?,?,?,?)",
+            (identity, max(number, findings.last), name, size),
+        )
         index.execute("COMMIT")
     finally:
         index.close()
@@ -96,7 +115,22 @@ class _Builder:
             self._take(folder, found)
         if repair:
             self._repair()
+        self._note_lost_engines()
         return self.findings
+
+    def _note_lost_engines(self) -> None:
+        """Engines that have leased recipients and whose record is lost get one that names no process. So the
+        next engine takes their work back as possibly sent, and no number is used a second time.
+        """
+        for (number,) in self._index.execute(
+            "SELECT DISTINCT owner FROM recipient WHERE state = 'sending' AND owner NOT IN "
+            "(SELECT id FROM owner) ORDER BY owner"
+        ):
+            self.findings.engines.append(str(number))
+            self._index.execute(
+                "INSERT INTO owner (id, uuid, pid, host, boot, started_at) VALUES (?,?,0,'','',0)",
+                (number, f"lost-{number}"),
+            )
 
     def _take(self, folder: str, found: dict[str, set[str]]) -> None:
         """All messages of a folder, a page at a time."""
@@ -105,7 +139,8 @@ class _Builder:
             if JOURNAL not in suffixes:
                 self.findings.alone.append(f"{folder}/{name_of(id)}{EML}")
                 continue
-            journal, _ = self._files.journal(name_of(id), (folder,))
+            journal = self._journal(folder, id)
+            self.findings.last = max(self.findings.last, journal.last)
             rows = journal.rows()
             message = rows.message
             if message is None or message.get("id") != id:
@@ -118,6 +153,16 @@ class _Builder:
                 self._write(page)
                 page = []
         self._write(page)
+
+    def _journal(self, folder: str, id: str) -> Journal:
+        """A journal; an empty one where the disk does not give it."""
+        try:
+            return self._files.journal(name_of(id), (folder,))[0]
+        except OSError as problem:
+            if not of_one_file(problem):
+                raise
+            log.error("the journal of %s cannot be read: %s", id, problem)
+            return Journal()
 
     def _write(self, page: list[tuple[str, Rows, bool]]) -> None:
         tables: dict[str, list[Row]] = {}
