@@ -38,7 +38,15 @@ _WHERE = {command: home for home, commands in _HOMES.items() for command in comm
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The entry point; returns the exit status."""
+    """The entry point; returns the exit status. 141: nobody reads what we print any more (``| head``)."""
+    try:
+        return _run(argv)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _run(argv: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if argv is None and (name := os.path.basename(sys.argv[0])) in NAMES:
         words = [name, *words]
@@ -84,8 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        raise
     except Exception as problem:
         return _unexpected(problem, getattr(arguments, "json", False))
 
