@@ -33,7 +33,7 @@ from outmail.policy.selection import parse_size
 from outmail.policy.veil import known
 from outmail.smtp.syntax import AddressError, parse_mailbox, qualified
 from outmail.store import shown
-from outmail.system import host, trust
+from outmail.system import host, place, trust
 
 DEFAULT_RELAY = "smtp://localhost:25"
 
@@ -46,8 +46,6 @@ _PATHS = {
     "loopback": ("maildir", "mbox", "password_file", "ca"),
 }
 _RELAY_PATHS = ("password_file", "ca")
-#: Kinds of stores that are files.
-_STORE_FILE = re.compile(r"sqlite(\+[a-z]+)?|maildir")
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,21 +225,6 @@ class Config:
         }
 
 
-def default_store(env: Mapping[str, str]) -> str:
-    """``/var/lib/outmail/queue.db`` for root, else a file in the user's data folder."""
-    if hasattr(os, "geteuid") and os.geteuid() == 0:
-        return "/var/lib/outmail/queue.db"
-    return user_store(env)
-
-
-def user_store(env: Mapping[str, str]) -> str:
-    """``queue.db`` in the user's data folder; root has one, too."""
-    data = env.get("XDG_DATA_HOME") or os.path.join(
-        env.get("HOME") or os.path.expanduser("~"), ".local", "share"
-    )
-    return os.path.join(data, "outmail", "queue.db")
-
-
 def load(path: str | None = None, env: Mapping[str, str] | None = None, *, through: bool = True) -> Config:
     """Find and read the configuration. Without a file the defaults hold. ``through`` False: as if the
     configured store were this user's.
@@ -282,7 +265,7 @@ def _through_service(config: Config, env: Mapping[str, str]) -> Config:
         return config
     return replace(
         config,
-        store=user_store(env),
+        store=place.user_store(env),
         routes=Routes({"default": parse_relay(f"lmtp:{path}", "default")}),
         secrets={},
         listen=Listen(),
@@ -294,11 +277,11 @@ def _through_service(config: Config, env: Mapping[str, str]) -> Config:
 
 
 def _is_anothers(store: str) -> bool:
-    """True for a SQLite file that belongs to another user, or that only another user may make."""
-    scheme, _, rest = store.partition(":")
-    if not hasattr(os, "geteuid") or scheme.startswith("postgres"):
+    """True for a file or folder that belongs to another user, or that only another user may make."""
+    found = place.parts(store)
+    if not hasattr(os, "geteuid") or found is None:
         return False
-    path = os.path.abspath(("/" + rest.lstrip("/") if rest.startswith("//") else rest) or store)
+    path = os.path.abspath(found[1])
     me, folder = os.geteuid(), os.path.dirname(path)
     try:
         return os.stat(path).st_uid != me
@@ -368,7 +351,7 @@ def _build(data: dict[str, Any], source: str, env: Mapping[str, str]) -> Config:
     origin, accept = _origin(data), data.get("accept", {})
     to = env["OUTMAIL_TO"].split(",") if env.get("OUTMAIL_TO") else data.get("to", [])
     config = Config(
-        store=env.get("OUTMAIL_STORE") or data.get("store") or default_store(env),
+        store=env.get("OUTMAIL_STORE") or data.get("store") or place.default_store(env),
         routes=Routes(relays, _rules(data.get("route", []), relays)),
         secrets=_secrets(data, env, source),
         sender=_mailbox("from", env.get("OUTMAIL_FROM") or data.get("from", ""), origin),
@@ -508,25 +491,15 @@ def _beside(data: dict[str, Any], source: str) -> dict[str, Any]:
             if isinstance(path := table.get(key), str) and path:
                 table[key] = os.path.join(_folder(source), path)
     if isinstance(store := data.get("store"), str):
-        data["store"] = _store_beside(store, source)
+        data["store"] = place.beside(store, source)
     if isinstance(outboxes := data.get("outbox"), list):
         data["outbox"] = [
-            {**table, "url": _store_beside(table["url"], source)}
+            {**table, "url": place.beside(table["url"], source)}
             if isinstance(table, dict) and isinstance(table.get("url"), str)
             else table
             for table in outboxes
         ]
     return data
-
-
-def _store_beside(url: str, source: str) -> str:
-    """A store's path or URL with its relative path made absolute; "" and URLs of servers stay."""
-    scheme, colon, path = url.partition(":")
-    if not url or (colon and path.startswith("/")):
-        return url
-    if colon and "/" not in scheme:
-        return f"{scheme}:{os.path.join(_folder(source), path)}" if _STORE_FILE.fullmatch(scheme) else url
-    return os.path.join(_folder(source), url)
 
 
 def _folder(source: str) -> str:

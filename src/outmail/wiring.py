@@ -14,13 +14,14 @@ from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from outmail.clock import Clock
-from outmail.config import Config, default_store, relay_in_code, user_store
+from outmail.config import Config, relay_in_code
 from outmail.errors import ConfigError
 from outmail.policy.route import Relay, Routes, allowed
 from outmail.policy.veil import known
 from outmail.store import Store, StoreError
 from outmail.system import failpoints
 from outmail.system.loading import loading
+from outmail.system.place import default_store, parts, user_store
 
 if TYPE_CHECKING:
     from outmail.intake.local import Here
@@ -125,19 +126,17 @@ def _place(url: str) -> str:
 
 def store_path(url: str) -> tuple[str, str]:
     """(path, library) of a SQLite store; (path, "") of a Maildir spool."""
-    scheme, colon, rest = url.partition(":")
-    if not colon or "/" in scheme or scheme not in ("sqlite", "sqlite+apsw", "sqlite+stdlib", "maildir"):
-        if colon and rest.startswith("//"):
-            raise ConfigError(
-                f"{url!r} is not a store: give a path, or a URL: sqlite:…, maildir:… or postgresql://…"
-            )
-        return url, "apsw"
-    if not rest.strip("/"):
-        raise ConfigError(f"{url!r} names no path", hint=f"for example {scheme}:/var/spool/mail-queue")
-    path = "/" + rest.lstrip("/") if rest.startswith("//") else rest
-    if scheme == "maildir":
+    found = parts(url)
+    if found is None:
+        raise ConfigError(
+            f"{url!r} is not a store: give a path, or a URL: sqlite:…, maildir:… or postgresql://…"
+        )
+    kind, path = found
+    if kind and not path.strip("/"):
+        raise ConfigError(f"{url!r} names no path", hint=f"for example {kind}:/var/spool/mail-queue")
+    if kind == "maildir":
         return path.rstrip("/"), ""
-    return path, "stdlib" if scheme.endswith("stdlib") else "apsw"
+    return path, "stdlib" if kind.endswith("stdlib") else "apsw"
 
 
 def absolute(url: str) -> str:

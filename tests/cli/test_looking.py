@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from outmail.cli import main
 from outmail.outbox.outbox import Outbox
 from outmail.testing import Sink
 from tests.cli.conftest import Command
@@ -153,6 +154,9 @@ def test_a_relative_store_is_beside_its_configuration(
         assert command("send", "--config", "../etc/config.toml", "-s", "s", "a@x.test").status == 0
     assert command("queue", "list", "--config", "../etc/config.toml").out.count("a@x.test") == 2
     assert (tmp_path / "etc" / "mail.db").exists() and not (tmp_path / "a" / "mail.db").exists()
+    assert main(["watch", "--config", "../etc/config.toml", "--name", "w", "--", "true"]) == 0
+    assert (tmp_path / "etc" / "mail.db.spool" / "watch.jsonl").exists()
+    assert not (tmp_path / "b" / "mail.db.spool").exists()
 
 
 def test_show_as_its_reader_sees_it(command: Command, make_box: MakeBox) -> None:

@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlsplit
 from outmail.cli import lookup, trial
 from outmail.cli.asking import Asker, Missing
 from outmail.cli.exits import EX_DATAERR, EX_NOPERM, EX_SOFTWARE, EX_USAGE
-from outmail.config import from_toml, user_store
+from outmail.config import from_toml
 from outmail.policy import setup as planning
 from outmail.policy.discovery import Server, of_provider
 from outmail.policy.providers import Tls, by_key
@@ -30,6 +30,7 @@ from outmail.policy.route import parse_relay
 from outmail.policy.setup import HOME, SOCKET, Machine, Service, Wanted
 from outmail.policy.veil import known
 from outmail.smtp.syntax import AddressError, parse_mailbox
+from outmail.system.place import user_store
 from outmail.unix import setup
 from outmail.unix.manifest import SUFFIX, Manifest
 from outmail.unix.undo import Undoer

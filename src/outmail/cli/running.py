@@ -17,7 +17,7 @@ from outmail import prepared, service
 from outmail.cli.common import config_of, tell_stranded
 from outmail.cli.exits import EX_SOFTWARE, EX_TEMPFAIL, EX_UNAVAILABLE
 from outmail.clock import Clock, rfc3339
-from outmail.config import Config, default_store
+from outmail.config import Config
 from outmail.errors import ConfigError, NotFound
 from outmail.model import is_id
 from outmail.ops import delivery_log
@@ -25,6 +25,7 @@ from outmail.outbox.outbox import Outbox
 from outmail.policy.plain import plain
 from outmail.policy.veil import known
 from outmail.store import shown
+from outmail.system.place import default_store
 from outmail.wiring import build_engine
 
 

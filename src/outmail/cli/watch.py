@@ -20,6 +20,7 @@ import sys
 from typing import Any
 
 from outmail.reports import liveness, spoolfiles
+from outmail.system import place
 from outmail.system.exits import EX_TEMPFAIL, EX_USAGE
 from outmail.system.host import hostname
 from outmail.system.lockfile import LockFile
@@ -293,20 +294,10 @@ def _spool(options: Options) -> str:
             file = trust.configuration(options.config, os.environ)
             if file is not None and file.found and file.doubt:
                 return ""
-            store = tomllib.loads(file.content.decode("utf-8")).get("store", "") if file is not None else ""
+            if file is not None:
+                store = tomllib.loads(file.content.decode("utf-8")).get("store", "")
+                store = place.beside(store, file.path) if isinstance(store, str) else ""
         except (OSError, ValueError):
             return ""
-    if not store:
-        if hasattr(os, "geteuid") and os.geteuid() == 0:
-            store = "/var/lib/outmail/queue.db"
-        else:
-            data = os.environ.get("XDG_DATA_HOME") or os.path.join(
-                os.environ.get("HOME") or os.path.expanduser("~"), ".local", "share"
-            )
-            store = os.path.join(data, "outmail", "queue.db")
-    scheme, colon, rest = store.partition(":")
-    if colon and "/" not in scheme:
-        if not scheme.startswith("sqlite"):
-            return ""
-        store = "/" + rest.lstrip("/") if rest.startswith("//") else rest
-    return os.path.realpath(store) + ".spool"
+    found = place.parts(store or place.default_store(os.environ))
+    return os.path.realpath(found[1].rstrip("/")) + ".spool" if found is not None else ""
