@@ -170,20 +170,16 @@ class Files:
 
     def write_contents(self, contents: Iterable[tuple[str, bytes]]) -> None:
         """Write files into ``tmp``; they are on disk when this returns, but for their names."""
-        waiting: list[int] = []
+        flush_each(self._written(name, content) for name, content in contents)
+
+    def _written(self, name: str, content: bytes) -> int:
+        fd = os.open(self.path(TMP, name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         try:
-            for name, content in contents:
-                fd = os.open(
-                    self.path(TMP, name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600
-                )
-                waiting.append(fd)
-                write_all(fd, content)
-                if len(waiting) >= OPEN:
-                    flush(waiting)
-                    _close(waiting)
-            flush(waiting)
-        finally:
-            _close(waiting)
+            write_all(fd, content)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
 
     def write_pieces(self, upload: str, pieces: Iterable[tuple[int, bytes]]) -> None:
         """Write pieces, as (offset, bytes), of a long content whose message comes later."""
@@ -347,18 +343,7 @@ class Files:
         """Journals of these messages are on disk when this returns, and those that are closed or long are as
         short as can be.
         """
-        waiting: list[int] = []
-        try:
-            for id in ids:
-                fd = self._ready(name_of(id))
-                if fd is not None:
-                    waiting.append(fd)
-                if len(waiting) >= OPEN:
-                    flush(waiting)
-                    _close(waiting)
-            flush(waiting)
-        finally:
-            _close(waiting)
+        flush_each(fd for id in ids if (fd := self._ready(name_of(id))) is not None)
         for folder in FOLDERS:
             sync_folder(self.path(folder, ""))
 
@@ -465,6 +450,20 @@ def replace(path: str, temporary: str, lines: Iterable[bytes]) -> None:
     finally:
         os.close(fd)
     os.rename(temporary, path)
+
+
+def flush_each(fds: Iterable[int]) -> None:
+    """The content of these files is on disk when this returns, and they are closed, some at a time."""
+    waiting: list[int] = []
+    try:
+        for fd in fds:
+            waiting.append(fd)
+            if len(waiting) >= OPEN:
+                flush(waiting)
+                _close(waiting)
+        flush(waiting)
+    finally:
+        _close(waiting)
 
 
 def flush(fds: Sequence[int]) -> None:
