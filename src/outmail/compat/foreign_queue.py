@@ -192,6 +192,15 @@ def locked(place: str) -> int | None:
             os.close(fd)
 
 
+def content_of(fd: int, most: int) -> bytes:
+    """All of a file that we hold. Raises `Strange` for more than ``most`` bytes, and OSError."""
+    size = os.fstat(fd).st_size
+    if size > most:
+        raise Strange(f"has {size} bytes, more than {most}")
+    with open(fd, "rb", closefd=False) as file:
+        return file.read(most)
+
+
 def _opened(place: str) -> int:
     flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:

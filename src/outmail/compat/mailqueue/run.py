@@ -12,15 +12,13 @@ something was set aside, 75 mail still waits, 77 not allowed, 78 configuration. 
 from __future__ import annotations
 
 import argparse
-import errno
 import logging
 import os
 import sys
 from contextlib import closing
 from dataclasses import replace
-from typing import Any
 
-from outmail.cli.exits import EX_NOINPUT, EX_NOPERM, EX_TEMPFAIL, EX_USAGE, sentence, status_of
+from outmail.cli.exits import EX_NOINPUT
 from outmail.compat.drain import drain
 from outmail.compat.foreign_queue import Taken
 from outmail.compat.mailqueue import ini as inis
@@ -31,10 +29,11 @@ from outmail.compat.mailqueue.plugins import registry
 from outmail.compat.mailqueue.run_signals import Attempt, attempt_of
 from outmail.compat.mailqueue.run_signals import tell as tell_plugins
 from outmail.compat.mailqueue.settings import advise, config_of, tell
+from outmail.compat.programs import STATUSES, Parser, Usage, ended
 from outmail.config import Config
-from outmail.errors import ConfigError, Error
+from outmail.errors import ConfigError
 from outmail.outbox.outbox import Outbox
-from outmail.system import circle, rights
+from outmail.system import rights
 from outmail.system.lockfile import take_lock
 
 #: The file that is locked while a run works in the background.
@@ -43,45 +42,24 @@ _BACKGROUND = "outmail.db.mq-run"
 
 def main(argv: list[str] | None = None) -> int:
     """The entry point; returns the exit status."""
-    if circle.is_closed():
-        return EX_TEMPFAIL
-    words = parser().parse_args(sys.argv[1:] if argv is None else argv)
-    try:
-        ini, folder = asked(words)
-        if not os.path.isdir(folder):
-            tell(f"there is no queue directory {folder}")
-            return EX_NOINPUT
-        if not words.verbose:  # what matters of them is told at the end
-            logging.getLogger("outmail").setLevel(logging.ERROR)
-        if not words.background:
-            advise(ini)
-        config = config_of(ini, folder)
-        rights.become_owner(folder)
-        if words.background:
-            return _in_background(ini, config, folder)
-        return run(ini, config, folder, verbose=words.verbose)
-    except Usage as problem:
-        tell(str(problem))
-        return EX_USAGE
-    except Error as problem:
-        print(sentence("mq-run", problem), file=sys.stderr)
-        return status_of(problem)
-    except OSError as problem:
-        tell(f"{problem.filename or folder}: {problem.strerror or problem}: what waits there stays there")
-        return EX_NOPERM if problem.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else EX_TEMPFAIL
-    except KeyboardInterrupt:
-        return 130
+    return ended("mq-run", tell, lambda: _run(sys.argv[1:] if argv is None else argv))
 
 
-class Usage(Exception):
-    """The words cannot be meant."""
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong with status 64."""
-
-    def error(self, message: str) -> Any:
-        self.exit(EX_USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
+def _run(argv: list[str]) -> int:
+    words = parser().parse_args(argv)
+    ini, folder = asked(words)
+    if not os.path.isdir(folder):
+        tell(f"there is no queue directory {folder}")
+        return EX_NOINPUT
+    if not words.verbose:  # what matters of them is told at the end
+        logging.getLogger("outmail").setLevel(logging.ERROR)
+    if not words.background:
+        advise(ini)
+    config = config_of(ini, folder)
+    rights.become_owner(folder)
+    if words.background:
+        return _in_background(ini, config, folder)
+    return run(ini, config, folder, verbose=words.verbose)
 
 
 def parser() -> Parser:
@@ -89,8 +67,7 @@ def parser() -> Parser:
     made = Parser(
         prog="mq-run",
         description="Send what waits in a queue directory of mailqueue-runner.",
-        epilog="Exit status: 0 nothing waits any more; 64 usage; 66 no such directory; 69 a recipient "
-        "failed; 70 something was set aside; 75 mail still waits; 77 not allowed; 78 configuration.",
+        epilog=STATUSES,
     )
     made.add_argument("places", nargs="*", metavar="CONFIG QUEUE", help="either may be left out")
     made.add_argument("-C", "--config", metavar="CFG", help="the ini file, instead of the first word")

@@ -285,13 +285,9 @@ class Claimed:
         self._fd = fd
 
     def read(self, most: int) -> Letter:
-        from outmail.compat.foreign_queue import Letter, Strange
+        from outmail.compat.foreign_queue import Letter, Strange, content_of
 
-        size = os.fstat(self._fd).st_size
-        if size > most:
-            raise Strange(f"has {size} bytes, more than {most}")
-        with open(self._fd, "rb", closefd=False) as file:
-            data = file.read(most)
+        data = content_of(self._fd, most)
         try:
             envelope, content = unpacked(data)
         except ValueError as problem:

@@ -12,43 +12,34 @@ import os
 import sys
 
 from outmail.cli import trial
-from outmail.cli.exits import sentence, status_of
-from outmail.compat.mailqueue.run import Parser, Usage, configured, places
+from outmail.compat.mailqueue.run import configured, places
 from outmail.compat.mailqueue.settings import advise, config_of, tell
-from outmail.errors import Error
-from outmail.system import circle, trust
-from outmail.system.exits import EX_TEMPFAIL, EX_USAGE
+from outmail.compat.programs import Parser, ended
+from outmail.system import trust
 
 
 def main(argv: list[str] | None = None) -> int:
     """The entry point; returns the exit status."""
-    if circle.is_closed():
-        return EX_TEMPFAIL
-    words = _parser().parse_args(sys.argv[1:] if argv is None else argv)
-    try:
-        config, folder = places(words.config, words.places)
-        ini = configured(config)
-        advise(ini)
-        if ini.text("smtp_password"):
-            trust.warn_if_open(ini.path, "the configuration, which holds a password,")
-        folder = folder or ini.place("queue_dir")
-        if folder and not os.path.isdir(folder):
-            tell(f"there is no queue directory {folder} yet")
-        with contextlib.ExitStack() as stack:
-            if words.quiet:
-                stack.enter_context(contextlib.redirect_stderr(stack.enter_context(open(os.devnull, "w"))))
-                stack.enter_context(contextlib.redirect_stdout(sys.stderr))
-            found = config_of(ini, folder or os.curdir)
-            sender = words.sender or found.sender or words.to
-            return trial.verdict(*trial.attempted(found, words.to, sender))
-    except Usage as problem:
-        tell(str(problem))
-        return EX_USAGE
-    except Error as problem:
-        print(sentence("mq-send-test", problem), file=sys.stderr)
-        return status_of(problem)
-    except KeyboardInterrupt:
-        return 130
+    return ended("mq-send-test", tell, lambda: _test(sys.argv[1:] if argv is None else argv))
+
+
+def _test(argv: list[str]) -> int:
+    words = _parser().parse_args(argv)
+    config, folder = places(words.config, words.places)
+    ini = configured(config)
+    advise(ini)
+    if ini.text("smtp_password"):
+        trust.warn_if_open(ini.path, "the configuration, which holds a password,")
+    folder = folder or ini.place("queue_dir")
+    if folder and not os.path.isdir(folder):
+        tell(f"there is no queue directory {folder} yet")
+    with contextlib.ExitStack() as stack:
+        if words.quiet:
+            stack.enter_context(contextlib.redirect_stderr(stack.enter_context(open(os.devnull, "w"))))
+            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        found = config_of(ini, folder or os.curdir)
+        sender = words.sender or found.sender or words.to
+        return trial.verdict(*trial.attempted(found, words.to, sender))
 
 
 def _parser() -> Parser:

@@ -21,7 +21,7 @@ import stat
 import time
 from collections.abc import Iterable
 
-from outmail.compat.foreign_queue import Letter, Strange, locked
+from outmail.compat.foreign_queue import Letter, Strange, content_of, locked
 from outmail.mime import splice
 from outmail.mime.encoded_words import decoded
 from outmail.mime.mailboxes import addresses
@@ -137,11 +137,7 @@ class Claimed:
         self._stored = False
 
     def read(self, most: int) -> Letter:
-        size = os.fstat(self.fd).st_size
-        if size > most:
-            raise Strange(f"has {size} bytes, more than {most}")
-        with open(self.fd, "rb", closefd=False) as file:
-            return letter_of(file.read(most))
+        return letter_of(content_of(self.fd, most))
 
     def remove(self) -> None:
         self._stored = True

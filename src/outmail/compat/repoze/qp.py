@@ -14,7 +14,6 @@ something was set aside, 75 mail still waits, 77 not allowed, 78 configuration. 
 from __future__ import annotations
 
 import argparse
-import errno
 import logging
 import os
 import sys
@@ -23,20 +22,20 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
-from outmail.cli.exits import EX_NOINPUT, EX_USAGE, sentence, status_of
+from outmail.cli.exits import EX_NOINPUT
 from outmail.compat.drain import config_for, drain, known_beside
 from outmail.compat.foreign_queue import INSTEAD, take_in
+from outmail.compat.programs import STATUSES, Parser, Usage, ended
 from outmail.compat.relays import Encryption, relay_url
 from outmail.compat.repoze.maildir import REJECTED, RepozeQueue
 from outmail.config import Config
-from outmail.errors import ConfigError, Error
+from outmail.errors import ConfigError
 from outmail.model import Settled
 from outmail.outbox.outbox import Outbox
 from outmail.policy.plain import plain_line
 from outmail.policy.route import Relay, is_loopback, parse_relay
 from outmail.policy.veil import known
-from outmail.system import circle, rights
-from outmail.system.exits import EX_NOPERM, EX_TEMPFAIL
+from outmail.system import rights
 
 SECTION = "app:qp"
 
@@ -58,45 +57,31 @@ class Settings:
 
 def main(argv: list[str] | None = None) -> int:
     """The entry point; returns the exit status."""
-    if circle.is_closed():
-        return EX_TEMPFAIL
-    words = parser().parse_args(sys.argv[1:] if argv is None else argv)
-    try:
-        settings = asked(words)
-        if not settings.queue_path:
-            _tell("no queue directory: name it, or set queue_path in the ini file")
-            return EX_USAGE
-        if not os.path.isdir(settings.queue_path):
-            _tell(f"there is no queue directory {settings.queue_path}")
-            return EX_NOINPUT
-        logging.getLogger("outmail").setLevel(logging.ERROR)  # what matters of it is told at the end
-        queue = RepozeQueue(os.path.abspath(settings.queue_path))
-        status = _imported(queue, words.store) if words.import_ else _sent(queue, settings)
-        _tell_rejected(queue)
-        return status
-    except Error as problem:
-        print(sentence("qp", problem), file=sys.stderr)
-        return status_of(problem)
-    except OSError as problem:
-        _tell(f"{problem.filename}: {problem.strerror}: what waits there stays there")
-        return EX_NOPERM if problem.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else EX_TEMPFAIL
-    except KeyboardInterrupt:
-        return 130
+    return ended("qp", _tell, lambda: _run(sys.argv[1:] if argv is None else argv))
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        self.exit(EX_USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
+def _run(argv: list[str]) -> int:
+    words = parser().parse_args(argv)
+    settings = asked(words)
+    if not settings.queue_path:
+        raise Usage("no queue directory: name it, or set queue_path in the ini file")
+    if not os.path.isdir(settings.queue_path):
+        _tell(f"there is no queue directory {settings.queue_path}")
+        return EX_NOINPUT
+    logging.getLogger("outmail").setLevel(logging.ERROR)  # what matters of it is told at the end
+    queue = RepozeQueue(os.path.abspath(settings.queue_path))
+    status = _imported(queue, words.store) if words.import_ else _sent(queue, settings)
+    _tell_rejected(queue)
+    return status
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The options of qp."""
-    made = _Parser(
+    made = Parser(
         prog="qp",
         allow_abbrev=False,
         description="Send what waits in a queue directory of repoze.sendmail.",
-        epilog="Exit status: 0 nothing waits any more; 64 usage; 66 no such directory; 69 a recipient "
-        "failed; 70 something was set aside; 75 mail still waits; 77 not allowed; 78 configuration.",
+        epilog=STATUSES,
     )
     made.add_argument(
         "queue_path", nargs="?", metavar="QUEUE", help="the Maildir; queue_path in the ini file"

@@ -1,0 +1,52 @@
+"""What the commands share that stand in the place of another program's: how options are refused, and which
+trouble ends with which status.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from outmail.cli.exits import EX_NOPERM, EX_TEMPFAIL, EX_USAGE, sentence, status_of
+from outmail.errors import Error
+from outmail.system import circle
+
+#: The last lines of ``--help`` of a command that drains a queue directory.
+STATUSES = (
+    "Exit status: 0 nothing waits any more; 64 usage; 66 no such directory; 69 a recipient "
+    "failed; 70 something was set aside; 75 mail still waits; 77 not allowed; 78 configuration."
+)
+
+
+class Usage(Exception):
+    """The words cannot be meant."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with status 64."""
+
+    def error(self, message: str) -> Any:
+        self.exit(EX_USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def ended(program: str, tell: Callable[[str], None], work: Callable[[], int]) -> int:
+    """The exit status of ``work``. Errors become a line on stderr, by ``tell`` where they are not ours."""
+    if circle.is_closed():
+        return EX_TEMPFAIL
+    try:
+        return work()
+    except Usage as problem:
+        tell(str(problem))
+        return EX_USAGE
+    except Error as problem:
+        print(sentence(program, problem), file=sys.stderr)
+        return status_of(problem)
+    except OSError as problem:
+        where = f"{problem.filename}: " if problem.filename else ""
+        tell(f"{where}{problem.strerror or problem}: what waits there stays there")
+        return EX_NOPERM if problem.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else EX_TEMPFAIL
+    except KeyboardInterrupt:
+        return 130
