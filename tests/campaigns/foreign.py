@@ -31,6 +31,7 @@ sys.path.insert(0, str(ROOT))
 
 from outmail.outbox.outbox import Outbox  # noqa: E402
 from outmail.testing import Sink  # noqa: E402
+from tests.campaigns.queues import HOLD, Writer, arrived, wrong_addresses, wrong_files  # noqa: E402
 from tests.interop.compare import Unavailable, environment  # noqa: E402
 from tests.interop.peers import PEERS  # noqa: E402
 
@@ -54,34 +55,7 @@ LAST = (
     " sys.exit(run.main(sys.argv[1:]))"
 )
 OURS = [sys.executable, "-m", "outmail.compat.mailqueue.run"]
-HOLD = 60.0
 _TOKEN = re.compile(rb"^Subject: ([0-9a-f]{16})\r?$", re.M)
-
-
-class Writer(threading.Thread):
-    """One process of mailqueue-runner that stores message after message. ``promised``: token → recipients."""
-
-    def __init__(self, python: Path, queue: str, seed: int, over: threading.Event) -> None:
-        super().__init__()
-        self._chance, self._over = random.Random(seed), over
-        self.promised: dict[str, int] = {}
-        self._process = subprocess.Popen(
-            [str(python), "-c", WRITER, queue, str(seed)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-
-    def run(self) -> None:
-        process = self._process
-        assert process.stdin and process.stdout
-        while not self._over.wait(self._chance.random() * 0.1):
-            process.stdin.write(f"{self._chance.getrandbits(64):016x}\n")
-            process.stdin.flush()
-            token, _, count = process.stdout.readline().partition(" ")
-            if not count:
-                return
-            self.promised[token] = int(count)
-        process.stdin.close()
-        process.wait(HOLD)
 
 
 def junk(queue: Path, chance: random.Random, put: set[str]) -> None:
@@ -173,37 +147,14 @@ class Campaign:
             time.sleep(0.5)
 
 
-def arrived(sink: Sink) -> Counter[str]:
-    """Recipient → how often it got its message."""
-    return Counter(address for message in sink.messages for address in message.recipients)
-
-
 def check(campaign: Campaign, promised: dict[str, int], sinks: tuple[Sink, Sink]) -> list[str]:
     """What is wrong."""
-    theirs, ours = map(arrived, sinks)
-    with Outbox(campaign.queue / "outmail.db", deliver="never") as box:
-        uncertain = {r.address for s in box.find("was:uncertain") for r in s.recipients if r.uncertain}
-        problems = box.store.check()
-    wrong = list(map(str, problems))
-    for token, count in promised.items():
-        for address in (f"{token}-{n}@x.test" for n in range(count)):
-            if not ours[address] + theirs[address]:
-                wrong.append(f"{address} is lost")
-            if ours[address] > 1 and address not in uncertain:
-                wrong.append(f"{address} got it {ours[address]} times from outmail, unmarked")
-            if ours[address] and theirs[address] and token not in campaign.in_their_hands:
-                wrong.append(f"{address} got it from both")
-    strangers = {address for address in (*theirs, *ours) if address[:16] not in promised}
-    wrong += [f"{address} is nobody's" for address in strangers]
-    left = {part: os.listdir(campaign.queue / part) for part in ("new", "cur", "taking")}
-    wrong += [f"{part}/{n} was left" for part in left for n in left[part] if not n.startswith(".")]
-    aside = set(os.listdir(campaign.queue / "set-aside")) if campaign.junk else set()
-    wrong += [f"{name} was not set aside" for name in campaign.junk - aside]
-    wrong += [f"{name} was set aside" for name in aside - campaign.junk]
-    log = campaign.log.read_text(errors="replace")
-    if "Traceback" in log:
-        wrong.append(log[log.index("Traceback") :][:2000])
-    return wrong
+    queue = campaign.queue
+    excused = campaign.in_their_hands.__contains__
+    return [
+        *wrong_addresses(queue / "outmail.db", promised, *sinks, may=excused),
+        *wrong_files(queue, ("new", "cur", "taking"), campaign.junk, campaign.log),
+    ]
 
 
 def main() -> int:
@@ -226,8 +177,8 @@ def main() -> int:
     script = "DOT: delay 0.02 1/3\nRCPT: 451 4.2.1 later 1/50"
     with tempfile.TemporaryDirectory(prefix="outmail-foreign-") as place, Sink() as one, Sink(script) as two:
         campaign = Campaign(Path(place), random.Random(options.seed), python, (one, two))
-        queue = str(campaign.queue)
-        writers = [Writer(python, queue, options.seed * 100 + n, over) for n in range(options.writers)]
+        words = [str(python), "-c", WRITER, str(campaign.queue)]
+        writers = [Writer(words, options.seed * 100 + n, over) for n in range(options.writers)]
         for writer in writers:
             writer.start()
         campaign.run(60 * options.minutes)

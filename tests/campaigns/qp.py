@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from outmail.compat.drain import store_of
 from outmail.outbox.outbox import Outbox
 from outmail.testing import Sink
-from tests.campaigns.foreign import HOLD, arrived
+from tests.campaigns.queues import HOLD, Writer, arrived, wrong_addresses, wrong_files
 
 WRITER = """
 import random, sys, transaction
@@ -53,36 +53,6 @@ JUNK = {
     "noise": b"\xff" * 99,
     "twice": b"X-Actually-To: a@x.test\nX-Actually-To: b@x.test\n\nt\n",
 }
-
-
-class Writer(threading.Thread):
-    """One process of repoze.sendmail. ``promised``: token → recipients; ``aborted``: what must not go."""
-
-    def __init__(self, queue: str, seed: int, over: threading.Event) -> None:
-        super().__init__()
-        self._chance, self._over = random.Random(seed), over
-        self.promised: dict[str, int] = {}
-        self.aborted: set[str] = set()
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", WRITER, queue, str(seed)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def run(self) -> None:
-        process = self._process
-        assert process.stdin and process.stdout
-        while not self._over.wait(self._chance.random() * 0.1):
-            process.stdin.write(f"{self._chance.getrandbits(64):016x}\n")
-            process.stdin.flush()
-            token, _, count = process.stdout.readline().partition(" ")
-            if int(count):
-                self.promised[token] = int(count)
-            else:
-                self.aborted.add(token)
-        process.stdin.close()
-        process.wait(HOLD)
 
 
 class Campaign:
@@ -143,29 +113,12 @@ class Campaign:
 
 def check(campaign: Campaign, writers: list[Writer]) -> list[str]:
     """What is wrong."""
-    theirs, ours = arrived(campaign.theirs), arrived(campaign.ours)
-    with Outbox(store_of(str(campaign.queue)), deliver="never") as box:
-        uncertain = {r.address for s in box.find("was:uncertain") for r in s.recipients if r.uncertain}
-        wrong = list(map(str, box.store.check()))
-    promised = {
-        f"{token}-{n}@x.test" for w in writers for token in w.promised for n in range(w.promised[token])
-    }
-    for address in promised:
-        if not ours[address] + theirs[address]:
-            wrong.append(f"{address} is lost")
-        if ours[address] > 1 and address not in uncertain:
-            wrong.append(f"{address} got it {ours[address]} times from outmail, unmarked")
-        if ours[address] and theirs[address]:
-            wrong.append(f"{address} got it from both")
-    wrong += [f"{address} must not get anything" for address in {*ours, *theirs} - promised]
-    wrong += [f"new/{name} was left" for name in os.listdir(campaign.queue / "new") if name[0] != "."]
-    aside = set(os.listdir(campaign.queue / "set-aside"))
-    wrong += [f"{name} was not set aside" for name in JUNK.keys() - aside]
-    wrong += [f"{name} was set aside" for name in aside - JUNK.keys()]
-    log = campaign.log.read_text(errors="replace")
-    if "Traceback" in log:
-        wrong.append(log[log.index("Traceback") :][:2000])
-    return wrong
+    promised = {token: count for writer in writers for token, count in writer.promised.items()}
+    store = Path(store_of(str(campaign.queue)))
+    return [
+        *wrong_addresses(store, promised, campaign.theirs, campaign.ours, may=lambda token: False),
+        *wrong_files(campaign.queue, ("new",), set(JUNK), campaign.log),
+    ]
 
 
 def main() -> int:
@@ -183,7 +136,8 @@ def main() -> int:
         for part in ("tmp", "cur", "new"):
             (queue / part).mkdir(parents=True)
         campaign = Campaign(queue, random.Random(options.seed), theirs, ours)
-        writers = [Writer(str(queue), options.seed * 100 + n, over) for n in range(options.writers)]
+        words = [sys.executable, "-c", WRITER, str(queue)]
+        writers = [Writer(words, options.seed * 100 + n, over) for n in range(options.writers)]
         for writer in writers:
             writer.start()
         campaign.run(60 * options.minutes)
