@@ -243,21 +243,27 @@ def test_names_that_are_aliased_in_a_circle_make_one_short_line(
     assert line.endswith("(and 1 more like this)") and line.isprintable() and len(line) < 900
 
 
+@pytest.fixture
+def expanded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names whose aliases were looked up."""
+    found: list[str] = []
+    real = Directory.expand
+
+    def noting(self: Directory, local: str) -> list[str] | None:
+        found.append(local)
+        return real(self, local)
+
+    monkeypatch.setattr(Directory, "expand", noting)
+    return found
+
+
 @pytest.mark.parametrize(
     "names",
     [["all"] * 20_000, [f"all+{number}" for number in range(9000)], ["aLL", "ALL", "all", "All"] * 5000],
 )
 def test_an_alias_is_expanded_once_for_a_message(
-    folder: Path, box: Outbox, monkeypatch: pytest.MonkeyPatch, names: list[str]
+    folder: Path, box: Outbox, expanded: list[str], names: list[str]
 ) -> None:
-    expanded: list[str] = []
-    real = Directory.expand
-
-    def noting(self: Directory, local: str) -> list[str] | None:
-        expanded.append(local)
-        return real(self, local)
-
-    monkeypatch.setattr(Directory, "expand", noting)
     people = [f"u{number}@y.test" for number in range(30)]
     dropbox.put(str(folder), Deposit(b"Subject: list\n\n", names, sender="me@x.test").packed())
     taker(folder, box, lambda: Here("h", "x.test", {"all": tuple(people)})).turn()
@@ -267,16 +273,8 @@ def test_an_alias_is_expanded_once_for_a_message(
 
 @pytest.mark.parametrize("way", ["many", "aliases"])
 def test_too_many_recipients_are_not_looked_up(
-    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, way: str
+    tmp_path: Path, folder: Path, expanded: list[str], way: str
 ) -> None:
-    expanded: list[str] = []
-    real = Directory.expand
-
-    def noting(self: Directory, local: str) -> list[str] | None:
-        expanded.append(local)
-        return real(self, local)
-
-    monkeypatch.setattr(Directory, "expand", noting)
     lists = {f"l{n}": tuple(f"u{n}-{m}@y.test" for m in range(10)) for n in range(50)}
     names = [f"a{number}" for number in range(51)] if way == "many" else [*lists]
     dropbox.put(str(folder), Deposit(b"Subject: many\n\n", names, sender="me@x.test").packed())
