@@ -18,12 +18,12 @@ from outmail.config import Config
 from outmail.intake import api
 from outmail.model import Delivery, Leased, Message, Outcome, Reply, keyed_id
 from outmail.policy.route import Relay, Routes
-from outmail.smtp.client import CopyTrouble
 from outmail.system import host
 from outmail.system.loading import loading
 from outmail.wiring import spool_of, transports
 
 if TYPE_CHECKING:
+    from outmail.smtp.client import CopyTrouble
     from outmail.transport import Feed
 
 
