@@ -294,16 +294,15 @@ class _SetUp:
         """Other users of the machine must be able to run an outmail that is to serve them."""
         if self.scope == "user" or (service == "none" and not sendmail):
             return
-        ca = [os.path.abspath(self.arguments.ca)] if self.arguments.ca else []
-        if ca and setup.closed_to_others(*ca) and not setup.closed_to_others():
-            raise Stop(EX_NOPERM, f"--ca: {setup.closed_to_others(*ca)} is closed to the service's user")
+        closed, ca = setup.closed_to_others(), self.arguments.ca
+        if ca and not closed and (part := setup.closed_to_others(os.path.abspath(ca))):
+            raise Stop(EX_NOPERM, f"--ca: {part} is closed to the service's user")
         if unsafe := setup.written_by_others():
             raise Stop(
                 EX_NOPERM,
                 f"other users could change what root and all others would run as sendmail or as the service, "
                 f"because {unsafe}",
             )
-        closed = setup.closed_to_others()
         if closed:
             raise Stop(
                 EX_NOPERM,

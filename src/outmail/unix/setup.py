@@ -235,11 +235,11 @@ def program() -> str:
     )
 
 
-def closed_to_others(*more: str) -> str:
-    """A folder or file of this installation, or of ``more``, that other users of the machine cannot use; ""
-    for none.
+def closed_to_others(*paths: str) -> str:
+    """A folder or file of this installation, or on the way to ``paths``, that other users of the machine
+    cannot use; "" for none.
     """
-    for path in (sys.executable, os.__file__, *_folders(), *command()[:1], *more):
+    for path in paths or (sys.executable, os.__file__, *_folders(), *command()[:1]):
         for one in _way(os.path.realpath(path)):
             mode = os.stat(one).st_mode
             if not mode & (stat.S_IXOTH if stat.S_ISDIR(mode) else stat.S_IROTH):
