@@ -15,6 +15,9 @@ INTEROP ?=
 CODE := src tests bench examples hatch_build.py
 FUZZ := server client dialogue_grammar headers addresses filters configuration outbox_rows redaction mime records
 
+# Compiled code is kept, whatever the environment says: hundreds of short programs are started by the tests.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: help demo test check format lint types cover dist campaigns bench soak fuzz interop clean setup
 
 help:

@@ -59,7 +59,7 @@ def test_a_job_in_mails(box: Outbox, mails: Mails) -> None:
             and len(str(mail["subject"])) <= 60
         )
         assert "jobs.outmail.localhost" in mail["list-id"] and "crawl" in str(mail["from"])
-        assert "<table" in page(mail) and "http" not in page(mail)
+        assert "<table" in page(mail) and "://" not in page(mail)
         assert all(len(line) <= 78 for line in text(mail).splitlines())
 
 

@@ -26,7 +26,7 @@ def test_send_qualifies_envelope_and_header(box: Outbox) -> None:
     receipt = box.send(
         ["root", "Ann <ann>", "b@x.test"],
         cc=[("John Smith", "john")],
-        bcc="eve",
+        bcc="eve-hidden",
         reply_to="Help",
         sender="cron",
         headers={"Sender": "root, a@x.test", "X-Other": "root"},
@@ -34,7 +34,7 @@ def test_send_qualifies_envelope_and_header(box: Outbox) -> None:
     status, content = box.status(receipt.id), box.content(receipt.id)
     assert status.sender == "cron@o.test"
     assert [r.address for r in status.recipients] == [
-        "root@o.test", "ann@o.test", "b@x.test", "john@o.test", "eve@o.test",
+        "root@o.test", "ann@o.test", "b@x.test", "john@o.test", "eve-hidden@o.test",
     ]  # fmt: skip
     for line in (
         b"From: cron@o.test\r\n",
@@ -45,7 +45,7 @@ def test_send_qualifies_envelope_and_header(box: Outbox) -> None:
         b"X-Other: root\r\n",
     ):
         assert line in content, (line, content)
-    assert receipt.message_id.endswith("@o.test>") and b"eve" not in content
+    assert receipt.message_id.endswith("@o.test>") and b"hidden" not in content
 
 
 def test_submit_qualifies_the_envelope_and_no_byte_of_the_message(box: Outbox) -> None:
