@@ -162,8 +162,9 @@ def confirm(now: Standing, route: str = "") -> Standing:
 
 
 def expired(now: Standing, reason: str) -> Standing:
-    """It is too old, or its attempts are used up."""
-    return _step(now, "expired", FAILED, reason, wish=None)
+    """It is too old, or its last attempt was deferred; then its engine has lived to say so."""
+    losses = 0 if now.state == SENDING else now.losses
+    return _step(now, "expired", FAILED, reason, wish=None, losses=losses)
 
 
 def due(now: Standing) -> Standing:
