@@ -88,7 +88,7 @@ def test_rollback_sends_nothing_commit_sends_once(
         app.commit()
         began = time.monotonic()
         sink.wait_for(1, timeout=10)
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < 5.0
         assert box.wait(receipt.id, 20).status == "delivered"
         until(lambda: waiting(app) == 0)
     assert [m.content.count(b"Subject: once") for m in sink.messages] == [1]
@@ -864,7 +864,7 @@ def test_postgresql_tables_are_taken_over(database: str, where: str, tmp_path: P
             began = time.monotonic()
             db.commit()
         sink.wait_for(49, timeout=20)
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 10
         assert box.wait(receipts[-1].id, 5).status == "delivered"
         until(lambda: left(database) == 0)
         assert box._takeover is not None and box._takeover._inside[database] == (where == "same")

@@ -91,7 +91,7 @@ def test_rows_being_leased_elsewhere_are_passed_over_not_waited_for(stores: Any,
             "UPDATE"
         )
         began = time.monotonic()
-        assert len(lease(one, owner, 5)) == 1 and time.monotonic() - began < 1.0
+        assert len(lease(one, owner, 5)) == 1 and time.monotonic() - began < 5.0
         foreign.rollback()
 
 
@@ -244,7 +244,7 @@ def test_a_late_commit_is_never_skipped_and_strangers_are_not_waited_for(stores:
         add(one, early)
         began = time.monotonic()
         (first,) = one.read(one.verbs.events_after(0))
-        assert first.id == early.id and time.monotonic() - began < 1.0
+        assert first.id == early.id and time.monotonic() - began < 5.0
         db.execute(
             "INSERT INTO outmail.message VALUES (%s, %s, '', '', '', 1, '', 0, 1, 1, 1)", (number, slow.id)
         )
