@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from outmail import service
 from outmail.engine import maintenance
 from outmail.outbox.outbox import Outbox
 from outmail.policy.loopback import CANARY
+from outmail.service import service
 from outmail.testing import FakeClock, Sink
 from outmail.wiring import arrivals_of, build_engine
 from tests.waiting import until_in_loop as until
@@ -35,7 +35,7 @@ def test_by_each_relay_and_a_missing_one_is_an_alarm_until_it_is_home(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(service, "VIGIL", 0.1)
+    monkeypatch.setattr(service, "LOOK_EVERY", 0.1)
     monkeypatch.setattr(maintenance, "UPKEEP", 0.1)
     clock = FakeClock()
     toml = (

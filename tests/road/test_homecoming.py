@@ -13,10 +13,10 @@ import pytest
 
 from outmail.errors import ConfigError
 from outmail.outbox.outbox import Outbox
-from outmail.prepared import watchers
 from outmail.returns import imap
 from outmail.returns.arrivals import Arrivals
 from outmail.returns.watching import Maildir, Mbox, Watcher, entries
+from outmail.service.prepared import watchers
 from outmail.testing import Sink
 from outmail.wiring import arrivals_of
 from tests.imapserver import ImapServer

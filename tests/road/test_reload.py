@@ -18,7 +18,7 @@ import pytest
 from outmail.config import Config, from_toml, load
 from outmail.intake.deposit import Deposit
 from outmail.outbox.outbox import Outbox
-from outmail.serving import EXCHANGED, FIXED, changes, fixed
+from outmail.service.serving import EXCHANGED, FIXED, changes, fixed
 from outmail.system import dropbox
 from outmail.testing import Sink
 from tests.road.test_listen import BODY, Service

@@ -25,8 +25,8 @@ from outmail import ConfigError, Outbox
 from outmail.config import from_toml, load
 from outmail.intake.certificate import Certificate
 from outmail.intake.logins import hashed
-from outmail.prepared import read_users
 from outmail.reports import mail
+from outmail.service.prepared import read_users
 from outmail.system import trust
 from outmail.testing import Sink
 from tests.road.test_listen import Service
@@ -612,8 +612,8 @@ def test_the_service_looks_at_its_certificate_by_itself(
     import asyncio
     from types import SimpleNamespace
 
-    from outmail import serving
     from outmail.intake.smtp import ListenerSettings
+    from outmail.service import serving
 
     monkeypatch.setattr(serving, "FRESH", 0.01)
     pair(tmp_path, trustme.CA())

@@ -23,7 +23,7 @@ LAYERS = [
     ("store", "transport"),
     ("accept", "engine"),
     ("transactional", "intake", "reports", "returns", "ops"),
-    ("config", "wiring", "outbox", "prepared", "serving", "service"),
+    ("config", "wiring", "outbox", "service"),
     ("cli", "unix", "compat", "contrib", "__main__"),
 ]
 #: The package itself hands out names to programs, `testing` helps their tests: only faces may import these.
@@ -40,7 +40,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "apsw": ("store/sqlite/",),
     "psycopg": ("store/postgres/", "transactional/"),
     "idna": ("smtp/syntax.py",),
-    "uvloop": ("cli/", "service.py"),
+    "uvloop": ("cli/",),
     "cryptography": ("ops/certify.py",),
     "dns": ("cli/lookup.py",),
     "tqdm": ("reports/bar.py",),
@@ -50,6 +50,8 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "hypothesis": ("testing/",),
     "schwarz": ("compat/mailqueue/",),
 }
+#: Public, although they begin with an underscore (the documentation of `collections.namedtuple`).
+OF_TUPLES = {"_make", "_replace", "_asdict", "_fields"}
 #: The classes behind a store's URL and a relay's URL.
 CONCRETE = (
     "SqliteStore",
@@ -59,19 +61,7 @@ CONCRETE = (
     "LocalTransport",
     "MailboxTransport",
 )
-ROOT = {
-    "__init__",
-    "__main__",
-    "model",
-    "lifecycle",
-    "errors",
-    "clock",
-    "config",
-    "wiring",
-    "prepared",
-    "serving",
-    "service",
-}
+ROOT = {"__init__", "__main__", "model", "lifecycle", "errors", "clock", "config", "wiring"}
 
 
 class Import(NamedTuple):
@@ -98,9 +88,14 @@ def tree_of(file: str) -> ast.Module:
 
 
 @cache
+def nodes(file: str) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(tree_of(file)))
+
+
+@cache
 def imports(file: str) -> tuple[Import, ...]:
     """Every import of a file, wherever it stands in it."""
-    return tuple(found for node in ast.walk(tree_of(file)) for found in _imports(node))
+    return tuple(found for node in nodes(file) for found in _imports(node))
 
 
 def _imports(node: ast.AST) -> Iterator[Import]:
@@ -201,6 +196,50 @@ def test_a_circle_is_found() -> None:
     graph = {"a": frozenset("b"), "b": frozenset("ac"), "c": frozenset("d"), "d": frozenset("")}
     assert _circles(graph) == [frozenset("ab")]
     assert _circles({**graph, "d": frozenset("d")}).count(frozenset("d")) == 1
+
+
+def test_no_room_reaches_into_the_private_parts_of_another() -> None:
+    """Neither by an import, nor as an attribute: a name that begins with one underscore is used in the room
+    that defines it.
+    """
+    homes: dict[str, set[str]] = {}
+    for file in files():
+        for name in _private_names_made(file):
+            homes.setdefault(name, set()).add(part_of(file))
+    found = {
+        file: [
+            f"line {line} uses {name}, which belongs to {', '.join(sorted(homes[name]))}"
+            for name, line in _private_names_used(file)
+            if part_of(file) not in homes.get(name, {part_of(file)})
+        ]
+        for file in files()
+    }
+    judge("what begins with an underscore is for its own room", found)
+
+
+def _is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__") and name not in ("_", *OF_TUPLES)
+
+
+def _private_names_made(file: str) -> set[str]:
+    made = set()
+    for node in nodes(file):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            made.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            made.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            made.add(node.attr)
+    return {name for name in made if _is_private(name)}
+
+
+def _private_names_used(file: str) -> Iterator[tuple[str, int]]:
+    for one in imports(file):
+        if one.module.partition(".")[0] == "outmail" and _is_private(one.name):
+            yield one.name, one.line
+    for node in nodes(file):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load) and _is_private(node.attr):
+            yield node.attr, node.lineno
 
 
 def test_store_and_transport_do_not_know_each_other() -> None:

@@ -13,7 +13,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from outmail import prepared, service
 from outmail.cli.common import config_of, tell_stranded
 from outmail.cli.exits import EX_SOFTWARE, EX_TEMPFAIL, EX_UNAVAILABLE
 from outmail.clock import Clock, rfc3339
@@ -24,6 +23,7 @@ from outmail.ops import delivery_log
 from outmail.outbox.outbox import Outbox
 from outmail.policy.plain import plain
 from outmail.policy.veil import known
+from outmail.service import prepared, service
 from outmail.store import shown
 from outmail.system.place import default_store
 from outmail.wiring import build_engine

@@ -100,7 +100,7 @@ def test_expansion_is_bounded_in_depth_steps_and_bytes() -> None:
 def test_an_included_file_is_regular_and_bounded(tmp_path: Path, make: str) -> None:
     import os
 
-    from outmail import prepared
+    from outmail.service import prepared
 
     path = tmp_path / "list"
     if make == "pipe":

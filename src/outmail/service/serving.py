@@ -33,7 +33,7 @@ from outmail.outbox.outbox import Outbox
 from outmail.policy.plain import plain_line
 from outmail.policy.route import Routes
 from outmail.policy.veil import known
-from outmail.prepared import Address, Offer, Prepared
+from outmail.service.prepared import Address, Offer, Prepared
 from outmail.store import StoreError, shown
 from outmail.system.manager import Manager
 from outmail.system.threads import CallThread

@@ -23,14 +23,14 @@ from outmail.config import Config
 from outmail.engine.engine import Engine
 from outmail.intake.drop import DropFolder
 from outmail.outbox.outbox import Outbox
-from outmail.prepared import KINDS, drop_folder, for_receiving, for_serving
 from outmail.reports import failures, post, watch, watchdog
 from outmail.returns import canary
-from outmail.serving import Serving
+from outmail.service.prepared import KINDS, drop_folder, for_receiving, for_serving
+from outmail.service.serving import Serving
 from outmail.wiring import here
 
 #: Seconds between two looks for dead runs and late jobs.
-VIGIL = 20.0
+LOOK_EVERY = 20.0
 
 
 async def once(box: Outbox, engine: Engine) -> None:
@@ -125,8 +125,8 @@ def _look_as_service(box: Outbox) -> None:
 
 async def _keep_looking(box: Outbox) -> None:
     while True:
-        post.poster().later(lambda: _look_as_service(box), "vigil")
-        await asyncio.sleep(VIGIL)
+        post.poster().later(lambda: _look_as_service(box), "looks")
+        await asyncio.sleep(LOOK_EVERY)
 
 
 async def receive(

@@ -1,0 +1,1 @@
+"""The service: its life, what a configuration asks of it, and how a new configuration is taken."""
