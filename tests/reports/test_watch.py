@@ -296,7 +296,7 @@ def test_option_tail_attach_no_output_longer_than_start(watch: Watch, mails: Mai
     watch("--name", "b", "--no-output", *sh("echo geheim; exit 1"))
     watch("--name", "c", "--longer-than", "1ms", "--start", *sh("sleep 0.05"))
     a, b, start, slow = mails.wait(4)
-    assert ["499", "500"] == [word for word in text(a).split() if word in ("498", "499", "500")]
+    assert [word for word in text(a).split() if word in ("498", "499", "500")] == ["499", "500"]
     attached = next(a.iter_attachments())
     assert attached.get_filename() == "output.txt" and attached.get_content().startswith("1\n2\n")
     assert "geheim" not in text(b).replace("echo geheim", "")
