@@ -47,6 +47,12 @@ def test_reroute(command: Command, make_box: MakeBox, sink: Sink) -> None:
     assert box.status(held).status == "held"
 
 
+def test_scheduled_mail_says_when_in_a_pipe_too(command: Command, make_box: MakeBox) -> None:
+    make_box(deliver="never").send("a@x.test", "s", "t", at="2050-12-24T18:00:00Z")
+    listed = command("queue", "list", *S, "--utc").out
+    assert "a@x.test via default: queued; next try 2050-12-24 18:00:00 UTC\n" in listed
+
+
 def test_all_with_words_is_the_words_over_everything(command: Command, make_box: MakeBox, sink: Sink) -> None:
     sink.script("RCPT bad*: 550 5.1.1 nobody here")
     box = make_box(relay=sink.url)

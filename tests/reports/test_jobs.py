@@ -498,7 +498,9 @@ def test_two_runs_at_once_mention_each_other(box: Outbox, mails: Mails) -> None:
 # -- what DEAD mails know ------------------------------------------------------------------------------------
 
 
-def test_a_killed_job_is_told_with_its_last_numbers(sink: Sink, mails: Mails, tmp_path: Path) -> None:
+def test_a_killed_job_is_told_with_its_last_numbers(
+    sink: Sink, mails: Mails, tmp_path: Path, make_box: Callable[..., Outbox]
+) -> None:
     """What a mail had said, and what was done since, is not forgotten."""
     body = (
         "job = outmail.job('victim', total=1000, outbox=box, every=700, min_interval='').start()\n"
@@ -517,3 +519,5 @@ def test_a_killed_job_is_told_with_its_last_numbers(sink: Sink, mails: Mails, tm
     run(tmp_path, sink, "with outmail.job('victim', outbox=box, finish=False): pass").communicate(timeout=30)
     told, dead, _ = mails.wait(3)
     assert "700 of 1,000" in text(told) and "73 %: 733 of 1,000" in text(dead)
+    kept = state.runs(make_box(deliver="never"), "victim")
+    assert ("dead", 733) in [(run["state"], run["done"]) for run in kept.values()]

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ import pytest
 from outmail.errors import ConfigError, NotFound, NotStored, Refused
 from outmail.outbox.aio import AsyncOutbox
 from outmail.outbox.outbox import Outbox
+from outmail.outbox.queue import Queue
 from outmail.reports.door import ReportDoor
 from outmail.testing import Sink
 from tests.waiting import stays, until
@@ -89,6 +91,31 @@ def test_what_is_left_is_told_with_the_command_that_sends_it(
     command = words.strip().rpartition("by: ")[2].split()
     outmail("queue", "retry", "ALL", "--store", str(tmp_path / "q.db"))
     assert outmail(*command[1:]).returncode == 0 and len(sink.messages) == 1
+
+
+def test_what_is_scheduled_is_not_told_as_left(
+    make_box: MakeBox, sink: Sink, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with make_box(sink.url) as box:
+        box.send("a@x.test", "s", "t", at="40h")
+        box.send("b@x.test", "s", "t", at="26h30m")
+    words = capsys.readouterr().err
+    assert (
+        words.startswith("outmail: 2 recipients are scheduled, the first in 1d2h; ") and "queued" not in words
+    )
+
+
+def test_the_end_of_a_program_does_not_read_a_long_queue(
+    make_box: MakeBox, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("outmail.outbox.rest.LOOK", 3)
+    relay, looked = "smtp://127.0.0.1:1", count()
+    known, explained = make_box(relay, deliver="never"), Queue._explained
+    known.send_many({"to": f"u{i}@x.test", "subject": "s", "text": "t"} for i in range(20))
+    monkeypatch.setattr(Queue, "_explained", lambda *of: next(looked) < 0 or explained(*of))
+    with make_box(relay, exit_wait=0):
+        pass
+    assert "more than 3 recipients still queued" in capsys.readouterr().err and next(looked) < 10
 
 
 def test_a_dead_relay_costs_the_program_nothing(make_box: MakeBox) -> None:

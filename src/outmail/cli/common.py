@@ -205,7 +205,7 @@ def in_words(r: RecipientStatus, *, utc: bool = False) -> str:
     parts = [state + (" (uncertain: it may have arrived)" if r.uncertain else "")]
     if r.reason:
         parts.append(r.reason)
-    if r.state == "queued" and r.next_try_at and r.attempts:
+    if r.state == "queued" and r.next_try_at and (r.attempts or r.next_try_at > Clock().now()):
         parts.append(f"next try {when(r.next_try_at, utc=utc)}")
     if r.attempts:
         parts.append(counted(r.attempts, "attempt"))

@@ -72,7 +72,7 @@ def explanation(text: str) -> list[str] | None:
 def unknown(text: str) -> str:
     """The answer when `explanation` knows nothing."""
     near = difflib.get_close_matches(text, CODES, 1)
-    meant = f"; did you mean {near[0]}?" if near else ""
+    meant = f"; did you mean {near[0]}?" if near else "."
     return (
         f"outmail: nothing is known of {text!r}{meant} Known are SMTP's codes ({min(BASIC)} to {max(BASIC)}, "
         f"{len(ENHANCED)} such as 5.1.1), replies of servers as they are, and {', '.join(sorted(CODES))}"

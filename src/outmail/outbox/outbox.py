@@ -30,6 +30,7 @@ from outmail.outbox import ending
 from outmail.outbox.direct import Direct, terms
 from outmail.outbox.listeners import Listener, Listeners
 from outmail.outbox.queue import Queue, opened
+from outmail.outbox.rest import rest  # here: a dataclass made at exit hides an unhandled Ctrl-C
 from outmail.outbox.stranded import stranded
 from outmail.policy.route import Relay, parse_relay
 from outmail.store import forks
@@ -492,29 +493,18 @@ class Outbox:
         return not problem
 
     def _tell_rest(self) -> None:
-        """One line on stderr about what could not be delivered while the program ran."""
+        """Report on stderr what could not be delivered while the program ran."""
         try:
-            left = [
-                r
-                for status in self.find("state:queued")
-                for r in status.recipients
-                if r.state == "queued" and self.routes.resolve(r.route)
-            ]
+            left = rest(self.queue, self.routes)
         except Exception:
             log.exception("outmail could not look what is left in the queue")
             return
         self._tell_stranded()
-        if left:
-            reasons = sorted({r.reason for r in left if r.reason})[:2]
-            why = f" ({'; '.join(reasons)})" if reasons else ""
-            command = f"outmail run --once --store {self.store.url}"
-            if self._route is not None and not self.config.routes.resolve(self._route):
-                command += f" --relay {self._route}"  # no configuration knows it
-            print(
-                f"outmail: {len(left)} recipient{'s' if len(left) > 1 else ''} still queued{why}; to go out "
-                f"with the next run, or by: {command}",
-                file=sys.stderr,
-            )
+        command = f"outmail run --once --store {self.store.url}"
+        if self._route is not None and not self.config.routes.resolve(self._route):
+            command += f" --relay {self._route}"  # no configuration knows it
+        for sentence in left.sentences(command):
+            print(f"outmail: {sentence}", file=sys.stderr)
 
     def _tell_stranded(self) -> None:
         """What waits for relays that only this program knows: no run will deliver it by itself."""

@@ -80,7 +80,7 @@ def _tell_death(door: ReportDoor, id: str, run: dict[str, Any]) -> None:
     def decide(document: state.Document) -> state.Decision:
         if document.get("state", "running") != "running":
             return document, None  # somebody else was faster
-        return {**run, **document, "state": "dead", "at": door.clock.now()}, _mail() if to else None
+        return {**document, **run, "state": "dead", "at": door.clock.now()}, _mail() if to else None
 
     def _mail() -> dict[str, Any]:
         facts = [
