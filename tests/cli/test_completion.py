@@ -62,6 +62,7 @@ TYPED = {
     "outmail queue list state:f": "outmail queue list state:failed ",
     "outmail queue list -sub": "outmail queue list -subject:",
     "outmail send --relay ba": "outmail send --relay backup ",
+    "outmail init --provider ses": "outmail init --provider ses:",
     "outmail send -a with": "outmail send -a with\\ blank.eml ",
 }
 
@@ -98,6 +99,7 @@ def test_fish_offers_what_outmail_knows_and_what_it_means(place: Path) -> None:
     assert offered("outmail send --priority=h") == ["--priority=high"]
     assert [line.partition("\t")[0] for line in offered("outmail send -a with")] == ["with blank.eml"]
     assert offered("outmail send --subject ") == []
+    assert offered("outmail init --provider fast") == ["fastmail\tFastmail"]
 
 
 @pytest.fixture

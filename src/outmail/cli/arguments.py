@@ -120,7 +120,7 @@ def _init(parser: argparse.ArgumentParser) -> None:
     """The options of `outmail init`."""
     for option, metavar, text in (
         ("--email", "A", "your address: the sender of this machine's mail, and who gets its reports"),
-        ("--provider", "NAME", "gmail, fastmail, ses:eu-central-1 …, instead of looking for the server"),
+        ("--provider", "PROVIDER", "gmail, fastmail, ses:eu-central-1 …, instead of looking for the server"),
         ("--relay", "URL", "the server: smtps://HOST or smtp://HOST (STARTTLS), instead of looking for it"),
         ("--login", "USER", "the user name there (default: as the provider wants it)"),
         ("--password-file", "FILE", "read the password from a file"),

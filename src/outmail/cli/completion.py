@@ -277,12 +277,20 @@ def _pages(_: dict[str, str], __: str) -> list[Word]:
     return [(name, "") for name in names()]
 
 
+def _providers(_: dict[str, str], __: str) -> list[Word]:
+    """What `outmail init --provider` takes; behind a colon stands a region."""
+    from outmail.policy.providers import PROVIDERS
+
+    return [(one.key + ":" * ("{region}" in one.host), one.name) for one in PROVIDERS]
+
+
 _KNOWN: dict[str, Callable[[dict[str, str], str], list[Word]]] = {
     "RELAY": _relays,
     "ID": _ids,
     "ID|ADDRESS": _ids,
     "CODE": _codes,
     "PAGE": _pages,
+    "PROVIDER": _providers,
 }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from outmail.cli.exits import EX_NOPERM, EX_TEMPFAIL, EX_USAGE, sentence, status_of
 from outmail.errors import Error
+from outmail.policy.plain import plain_line
 from outmail.system import circle
 
 #: The last lines of ``--help`` of a command that drains a queue directory.
@@ -32,8 +33,18 @@ class Parser(argparse.ArgumentParser):
         self.exit(EX_USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
-def ended(program: str, tell: Callable[[str], None], work: Callable[[], int]) -> int:
-    """The exit status of ``work``. Errors become a line on stderr, by ``tell`` where they are not ours."""
+def teller(program: str) -> Callable[[str], None]:
+    """Prints one line on stderr, which begins with the program's name."""
+
+    def tell(text: str) -> None:
+        print(plain_line(f"{program}: {text}"), file=sys.stderr)
+
+    return tell
+
+
+def ended(program: str, work: Callable[[], int]) -> int:
+    """The exit status of ``work``. An error becomes a line on stderr."""
+    tell = teller(program)
     if circle.is_closed():
         return EX_TEMPFAIL
     try:

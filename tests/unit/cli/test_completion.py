@@ -62,6 +62,8 @@ def test_commands_and_those_of_unix() -> None:
         ("explain bad-c", ["bad-certificate", "bad-content"]),
         ("man out", ["outmail", "outmail.toml"]),
         ("completion ", ["bash", "zsh", "fish"]),
+        ("init --provider post", ["posteo", "postmark"]),
+        ("init --provider=se", ["--provider=seznam", "--provider=ses:", "--provider=sendgrid"]),
         ("watch --on ", ["fail", "always", "change", "never"]),
         ("watch --no", ["--no-recovered", "--no-output"]),
         ("sendmail -b", ["-bm", "-bp", "-bs", "-bv", "-bi", "-bd", "-bl", "-bh", "-bH", "-bt"]),

@@ -55,15 +55,15 @@ def _mail(words: list[str]) -> int:
     if ini is None:
         from outmail.unix import mail as unix_mail
 
-        without_ini(asked)
+        without_ini("mq-mail", asked)
         options = [
             word for flag, value in (("-s", subject), ("-r", sender)) if value for word in (flag, value)
         ]
         return unix_mail.main([*options, *recipients])
-    aliases = Aliases(asked.aliases)
+    aliases = Aliases("mq-mail", asked.aliases)
     sender, people = sender_of(sender, ini, aliases), aliases.all(recipients)
     content = _composed(sender, people, subject or "", sys.stdin.buffer.read())
-    return keep(ini, sender, people, content, verbose=asked.verbose)
+    return keep("mq-mail", ini, sender, people, content, verbose=asked.verbose)
 
 
 def _letters(asked: Asked) -> list[str]:

@@ -96,18 +96,18 @@ def _sendmail(words: list[str]) -> int:
     ini = ini_of(call.config)
     if ini is None or call.mode != "send":
         call.config = None
-        without_ini(asked)
+        without_ini("mq-sendmail", asked)
         return unix.sendmail(call)
     message = handed_in.read(sys.stdin.buffer.read())
     names = unix.wanted(call, message)
     if not names:
         raise flags.UsageError("no recipient address is in the message (To, Cc, Bcc)")
-    aliases = Aliases(asked.aliases)
+    aliases = Aliases("mq-sendmail", asked.aliases)
     sender = sender_of(call.sender, ini, aliases)
     recipients = aliases.all(names)
     message.without_bcc()
     _complete(message, asked.headers, sender, recipients)
-    return keep(ini, sender, recipients, message.content, verbose=call.verbose)
+    return keep("mq-sendmail", ini, sender, recipients, message.content, verbose=call.verbose)
 
 
 def ini_of(named: str | None) -> inis.Ini | None:
@@ -116,10 +116,10 @@ def ini_of(named: str | None) -> inis.Ini | None:
     return inis.read(path, named=bool(named)) if path else None
 
 
-def without_ini(asked: Asked) -> None:
+def without_ini(name: str, asked: Asked) -> None:
     """Say what does not count where there is no ini file."""
     if asked.aliases or asked.headers:
-        tell("outmail", "without an ini file --aliases and --set-… do not count: see docs/unix.md", 0)
+        tell(name, "without an ini file --aliases and --set-… do not count: see docs/unix.md", 0)
 
 
 # -- words ---------------------------------------------------------------------------------------------------
@@ -151,10 +151,12 @@ def own_words(words: Sequence[str], named: dict[str, str], headers: Sequence[str
 
 
 class Aliases:
-    """Bare names → addresses. The file is read when a bare name comes."""
+    """Bare names → addresses. The file is read when a bare name comes. ``program``: whose lines on stderr tell
+    what is wrong with it.
+    """
 
-    def __init__(self, path: str | None) -> None:
-        self._path = path
+    def __init__(self, program: str, path: str | None) -> None:
+        self._program, self._path = program, path
         self._names: dict[str, tuple[str, ...]] | None = None
 
     def all(self, names: Sequence[str]) -> list[str]:
@@ -170,7 +172,7 @@ class Aliases:
         try:
             return everybody.expand(name) or [name]
         except AliasError as problem:
-            tell("aliases", f"{name} stays as it is: {problem}", 0)
+            tell(self._program, f"the alias {name} stays as it is: {problem}", 0)
             return [name]
 
     def _read(self) -> dict[str, tuple[str, ...]]:
@@ -188,7 +190,7 @@ class Aliases:
                 if self._path is not None:
                     raise ConfigError(why) from None
                 if not isinstance(problem, FileNotFoundError):
-                    tell("aliases", why, 0)
+                    tell(self._program, why, 0)
         return self._names
 
 
@@ -236,7 +238,9 @@ def _date() -> str:
     )
 
 
-def keep(ini: inis.Ini, sender: str, recipients: Sequence[str], content: bytes, *, verbose: bool) -> int:
+def keep(
+    program: str, ini: inis.Ini, sender: str, recipients: Sequence[str], content: bytes, *, verbose: bool
+) -> int:
     """Put it into the queue directory, and set an ``mq-run`` going."""
     content = content.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
     folder = ini.place("queue_dir") or spool.own_folder()
@@ -248,7 +252,7 @@ def keep(ini: inis.Ini, sender: str, recipients: Sequence[str], content: bytes, 
     try:
         _start(words, environment, wait=verbose)
     except OSError as problem:
-        tell("mq-sendmail", f"the message is stored; mq-run could not be started: {problem.strerror}", 0)
+        tell(program, f"the message is stored; mq-run could not be started: {problem.strerror}", 0)
     return 0
 
 

@@ -28,13 +28,15 @@ from outmail.compat.mailqueue.plugins import active as active_plugins
 from outmail.compat.mailqueue.plugins import registry
 from outmail.compat.mailqueue.run_signals import Attempt, attempt_of
 from outmail.compat.mailqueue.run_signals import tell as tell_plugins
-from outmail.compat.mailqueue.settings import advise, config_of, tell
-from outmail.compat.programs import STATUSES, Parser, Usage, ended
+from outmail.compat.mailqueue.settings import advise, config_of
+from outmail.compat.programs import STATUSES, Parser, Usage, ended, teller
 from outmail.config import Config
 from outmail.errors import ConfigError
 from outmail.outbox.outbox import Outbox
 from outmail.system import rights
 from outmail.system.lockfile import take_lock
+
+tell = teller("mq-run")
 
 #: The file that is locked while a run works in the background.
 _BACKGROUND = "outmail.db.mq-run"
@@ -42,7 +44,7 @@ _BACKGROUND = "outmail.db.mq-run"
 
 def main(argv: list[str] | None = None) -> int:
     """The entry point; returns the exit status."""
-    return ended("mq-run", tell, lambda: _run(sys.argv[1:] if argv is None else argv))
+    return ended("mq-run", lambda: _run(sys.argv[1:] if argv is None else argv))
 
 
 def _run(argv: list[str]) -> int:
@@ -54,8 +56,8 @@ def _run(argv: list[str]) -> int:
     if not words.verbose:  # what matters of them is told at the end
         logging.getLogger("outmail").setLevel(logging.ERROR)
     if not words.background:
-        advise(ini)
-    config = config_of(ini, folder)
+        advise(ini, tell)
+    config = config_of(ini, folder, tell=tell)
     rights.become_owner(folder)
     if words.background:
         return _in_background(ini, config, folder)

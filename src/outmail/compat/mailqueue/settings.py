@@ -8,31 +8,37 @@ Fails: `ConfigError` with the file, the line and the key. Does not: connect.
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from outmail.compat.drain import config_for
 from outmail.compat.mailqueue.ini import KEYS, Ini
+from outmail.compat.programs import teller
 from outmail.compat.relays import relay_url
 from outmail.config import Config
 from outmail.errors import ConfigError
-from outmail.policy.plain import plain_line
 from outmail.policy.route import Relay, Tls, is_loopback, parse_relay
 from outmail.policy.veil import known
+
+Tell = Callable[[str], None]
+tell_of_library: Tell = teller("outmail")
 
 _SMTPS = 465
 _YES_NO = {"yes": True, "true": True, "no": False, "false": False}
 
 
-def config_of(ini: Ini, folder: str, env: Mapping[str, str] | None = None) -> Config:
-    """The configuration for the mail of a queue directory."""
+def config_of(
+    ini: Ini, folder: str, env: Mapping[str, str] | None = None, tell: Tell = tell_of_library
+) -> Config:
+    """The configuration for the mail of a queue directory. ``tell`` is given what people should know, a line
+    each.
+    """
     env = os.environ if env is None else env
     sender = {"sender": ini.text("from")} if ini.text("from") else {}
-    return config_for(folder, lambda: relay_of(ini), env, source=ini.path, **sender)
+    return config_for(folder, lambda: relay_of(ini, tell), env, source=ini.path, **sender)
 
 
-def relay_of(ini: Ini) -> Relay:
+def relay_of(ini: Ini, tell: Tell = tell_of_library) -> Relay:
     """The server that the ``smtp_`` settings name."""
     host = ini.text("smtp_hostname")
     if not host:
@@ -86,7 +92,7 @@ def _verify(ini: Ini, tls: Tls, host: str) -> bool:
     return _YES_NO[value]
 
 
-def advise(ini: Ini) -> None:
+def advise(ini: Ini, tell: Tell) -> None:
     """Tell what is accepted and hardly meant."""
     import difflib
 
@@ -94,8 +100,3 @@ def advise(ini: Ini) -> None:
         near = difflib.get_close_matches(key, KEYS, 1)
         if near:
             tell(f"{ini.path}, line {line}: {key} means nothing; did you mean {near[0]}?")
-
-
-def tell(text: str) -> None:
-    """One line on stderr."""
-    print(plain_line(f"outmail: {text}"), file=sys.stderr)

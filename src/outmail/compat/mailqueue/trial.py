@@ -13,21 +13,23 @@ import sys
 
 from outmail.cli import trial
 from outmail.compat.mailqueue.run import configured, places
-from outmail.compat.mailqueue.settings import advise, config_of, tell
-from outmail.compat.programs import Parser, ended
+from outmail.compat.mailqueue.settings import advise, config_of
+from outmail.compat.programs import Parser, ended, teller
 from outmail.system import trust
+
+tell = teller("mq-send-test")
 
 
 def main(argv: list[str] | None = None) -> int:
     """The entry point; returns the exit status."""
-    return ended("mq-send-test", tell, lambda: _test(sys.argv[1:] if argv is None else argv))
+    return ended("mq-send-test", lambda: _test(sys.argv[1:] if argv is None else argv))
 
 
 def _test(argv: list[str]) -> int:
     words = _parser().parse_args(argv)
     config, folder = places(words.config, words.places)
     ini = configured(config)
-    advise(ini)
+    advise(ini, tell)
     if ini.text("smtp_password"):
         trust.warn_if_open(ini.path, "the configuration, which holds a password,")
     folder = folder or ini.place("queue_dir")
@@ -37,7 +39,7 @@ def _test(argv: list[str]) -> int:
         if words.quiet:
             stack.enter_context(contextlib.redirect_stderr(stack.enter_context(open(os.devnull, "w"))))
             stack.enter_context(contextlib.redirect_stdout(sys.stderr))
-        found = config_of(ini, folder or os.curdir)
+        found = config_of(ini, folder or os.curdir, tell=tell)
         sender = words.sender or found.sender or words.to
         return trial.verdict(*trial.attempted(found, words.to, sender))
 

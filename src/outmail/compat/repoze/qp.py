@@ -25,7 +25,7 @@ from typing import Any
 from outmail.cli.exits import EX_NOINPUT
 from outmail.compat.drain import config_for, drain, known_beside
 from outmail.compat.foreign_queue import INSTEAD, take_in
-from outmail.compat.programs import STATUSES, Parser, Usage, ended
+from outmail.compat.programs import STATUSES, Parser, Usage, ended, teller
 from outmail.compat.relays import Encryption, relay_url
 from outmail.compat.repoze.maildir import REJECTED, RepozeQueue
 from outmail.config import Config
@@ -38,6 +38,8 @@ from outmail.policy.veil import known
 from outmail.system import rights
 
 SECTION = "app:qp"
+
+_tell = teller("qp")
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Settings:
 
 def main(argv: list[str] | None = None) -> int:
     """The entry point; returns the exit status."""
-    return ended("qp", _tell, lambda: _run(sys.argv[1:] if argv is None else argv))
+    return ended("qp", lambda: _run(sys.argv[1:] if argv is None else argv))
 
 
 def _run(argv: list[str]) -> int:
@@ -247,10 +249,6 @@ def _show(items: Sequence[Settled]) -> None:
         for _, direction, line in item.delivery.transcript:
             for part in line.decode("utf-8", "replace").split("\n"):
                 print(plain_line(f"{'send' if direction == 'C' else 'reply'}: {part}"), file=sys.stderr)
-
-
-def _tell(text: str) -> None:
-    print(plain_line(f"qp: {text}"), file=sys.stderr)
 
 
 if __name__ == "__main__":
