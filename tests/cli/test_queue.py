@@ -133,9 +133,9 @@ def test_a_real_terminal(
         os.close(slave)
     assert ("\x1b[33mheld" in shown) is colour and b"2 messages" in done.stderr
     lines = re.sub(r"\x1b\[\d+m", "", shown).splitlines()
-    assert lines[0].split() == ["ID", "AGE", "TO", "STATE", "RELAY", "NEXT", "SUBJECT"]
+    assert lines[0].split() == ["ID", "AGE", "TO", "STATE", "SUBJECT"]
     assert len(lines) == 3 and lines[2].startswith(failed[:12]) and " held " in lines[2]
-    assert max(map(terminal.cells, lines)) == width
+    assert width - 1 <= max(map(terminal.cells, lines)) <= width  # a wide letter may not fit
 
 
 def _waits_for(reason: str) -> Any:
@@ -221,12 +221,20 @@ def test_a_terminal_gets_a_table_and_a_pipe_does_not(
     assert first in piped and "\x1b" not in piped and "via default" in piped
     monkeypatch.setattr(terminal, "columns", lambda: 80)
     table = command("queue", "list", *S).out.splitlines()
-    assert table[0].split() == ["ID", "AGE", "TO", "STATE", "RELAY", "NEXT", "SUBJECT"]
+    assert (
+        table[0].split() == ["ID", "AGE", "TO", "STATE", "SUBJECT"] and "A subject that is longer" in table[1]
+    )
     assert len(table) == 4 and all(terminal.cells(line) <= 80 for line in table)
     assert table[1].startswith(first[:12]) and "held" in table[2] and "…" in table[1]
     assert command("show", *S, table[3].split()[0]).out.split()[1] == second
+    box.send("somebody-with-a-long-name@department.example.org", "x" * 60, "t", relay="null:", at="3h")
+    table = command("queue", "list", *S).out.splitlines()
+    assert (
+        table[0].split() == ["ID", "AGE", "TO", "STATE", "RELAY", "NEXT", "SUBJECT"] and "x" * 15 in table[4]
+    )
+    assert all(terminal.cells(line) <= 80 for line in table)
     box.queue.store.run(_waits_for("451 4.7.1 later"))
     table = command("queue", "list", *S).out.splitlines()
-    assert [line.strip() for line in table].count("451 4.7.1 later") == 1 and len(table) == 5
+    assert [line.strip() for line in table].count("451 4.7.1 later") == 1 and len(table) == 6
     monkeypatch.setattr(terminal, "coloured", lambda: True)
     assert "\x1b[33mheld\x1b[0m" in command("queue", "list", *S).out

@@ -7,6 +7,8 @@ The rows follow the flags of Sendmail, Postfix, Exim, msmtp, nullmailer, dma and
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -19,6 +21,7 @@ from outmail.config import from_toml
 from outmail.intake import local
 from outmail.intake.deposit import Deposit, unpacked
 from outmail.outbox.outbox import Outbox
+from outmail.testing import Sink
 from outmail.unix import flag_help
 from outmail.unix import main as unix
 
@@ -202,18 +205,70 @@ def test_what_is_no_message_is_answered(sendmail: Call, words: str, status: int,
     assert not status or done.err.count("\n") == 1
 
 
+def test_a_name_that_nobody_here_has(sendmail: Call, tmp_path: Path) -> None:
+    (tmp_path / "aliases").write_text("Ops: root\n")
+    assert sendmail("-bv", "root", "OPS", "ops+tag", "nobody-here@x.test").status == 0
+    done = sendmail("-bv", "nobody-here", "root")
+    assert (
+        done.status == 67
+        and done.err == "sendmail: nobody-here: no user and no alias of this machine has this name\n"
+    )
+    assert (
+        done.out.splitlines()[0] == "nobody-here -> nobody-here@x.test by default"
+        and "\nroot -> " in done.out
+    )
+    assert sendmail("nobody-here").status == 0  # its mail goes to the origin
+
+
 def test_called_by_other_names(sendmail: Call) -> None:
     assert sendmail(name="mailq").out == "Mail queue is empty\n"
     assert "no name is aliased" in sendmail(name="newaliases").out
 
 
 def test_verbose_says_the_id_and_what_changes_nothing(sendmail: Call) -> None:
-    done = sendmail("-v", "-Z", "-odi", "-X", "log", "-t", "a@x.test")
+    done = sendmail("-v", "-Z", "-odi", "-XV+=", "-t", "a@x.test")
     assert done.status == 0 and done.kept is not None
-    ignored, odi, traffic, joined, kept = done.err.splitlines()
-    assert ignored == "sendmail: ignored: -Z" and "not waited for" in odi and "outmail log" in traffic
+    ignored, odi, verp, joined, kept = done.err.splitlines()
+    assert ignored == "sendmail: ignored: -Z" and "not waited for" in odi and "VERP" in verp
     assert "recipients too" in joined and kept.split()[1].isalnum() and len(kept.split()[1]) == 26
-    assert not Path("log").exists()
+    assert list(Path().glob("V*")) == []
+
+
+def test_traffic_is_written_down(sendmail: Call) -> None:
+    log = Path("log")
+    done = sendmail("-X", "log", "-t", given=b"To: h@x.test\r\n\r\ntext")
+    assert (done.status, done.out, done.err) == (0, "", "") and done.kept is not None
+    sendmail("-Xlog", "a@@x.test")
+    *came, fate, second, third, _, last = [line[6:] for line in log.read_text().splitlines()]
+    assert came == ["<<< To: h@x.test", "<<< ", "<<< text"] and " is on disk, in " in fate
+    assert (second, third, last) == ("<<< To: h@x.test", "<<< Subject: s", "<<< text")
+    assert log.stat().st_mode & 0o777 == 0o600
+
+
+def test_traffic_that_cannot_be_written_down_stops_no_mail(sendmail: Call, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for file in ("missing/log", "pipe"):
+        done = sendmail("-X", file, "a@x.test")
+        assert done.status == 0 and done.kept is not None
+        assert done.err.startswith(f"sendmail: -X: {file}: ") and done.err.count("\n") == 1
+
+
+def test_traffic_of_a_session_and_of_a_run(tmp_path: Path) -> None:
+    """Also the dialogues of what was sent."""
+    log, given = tmp_path / "log", b"MAIL FROM:<me@x.test>\r\nRCPT TO:<a@x.test>\r\nDATA\r\n\r\n.\r\nQUIT\r\n"
+    with Sink() as sink:
+        env = {name: value for name, value in os.environ.items() if not name.startswith("OUTMAIL_")}
+        env |= {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path), "OUTMAIL_RELAY": sink.url}
+        for mode in ("-bs", "-q"):
+            words = [sys.executable, "-m", "outmail", "sendmail", mode, "-X", "log", "--store", "q.db"]
+            done = subprocess.run(
+                words, cwd=tmp_path, env=env, input=b"EHLO x\r\n" + given, capture_output=True, timeout=60
+            )
+            assert done.returncode == 0, done.stderr
+        assert len(sink.messages) == 1
+    lines = [line[6:] for line in log.read_text().splitlines()]
+    assert lines.index("<<< EHLO x") < lines.index(">>> 221 2.0.0 Bye") < lines.index("<<< 354 go ahead")
+    assert [line[:23] for line in lines].count(">>> MAIL FROM:<me@x.tes") == 1
 
 
 # -- what comes on stdin -------------------------------------------------------------------------------------

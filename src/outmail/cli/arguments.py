@@ -224,6 +224,7 @@ def parser() -> _Parser:
         help="with --once: status 70 if mail was quarantined, else 69 if some failed, else 75 if some waits",
     )
     run.add_argument("--only", metavar="ID", help="this message now; implies --once")
+    run.add_argument("--transcript", metavar="FILE", help="append the dialogues with the servers to a file")
     run.set_defaults(run="run")
 
     receive = sub.add_parser(

@@ -149,8 +149,9 @@ def _list(queue: Queue, arguments: argparse.Namespace) -> int:
             print(status.id if arguments.ids else as_json(status.as_dict()))
         return EX_NOINPUT if unknown else 0
     if width := terminal.columns():
+        head: Sequence[Column] = ()
         while page := list(islice(found, PAGE)):
-            _print_table(page, width, head=not count)
+            head = _print_table(page, width, head)
             count += len(page)
     else:
         for status in found:
@@ -183,8 +184,10 @@ _HEAD = (
     Column("STATE"),
     Column("RELAY", 7),
     Column("NEXT", right=True),
-    Column("SUBJECT", 10),
+    Column("SUBJECT", 28),
 )
+#: Columns that are left out where all their cells are this.
+_USUAL = {"RELAY": "default", "NEXT": ""}
 _COLOURS = {
     "queued": "blue",
     "deferred": "yellow",
@@ -200,7 +203,10 @@ _COLOURS = {
 PAGE = 500
 
 
-def _print_table(found: list[Status], width: int, *, head: bool) -> None:
+def _print_table(found: list[Status], width: int, before: Sequence[Column]) -> Sequence[Column]:
+    """Print a page. ``before``: the columns of the page before. Returns those of this page; their titles are
+    printed where they are others.
+    """
     now, short = Clock().now(), _short_ids([status.id for status in found])
     rows, styles, reasons = [], [], []
     for status, id in zip(found, short):
@@ -219,17 +225,32 @@ def _print_table(found: list[Status], width: int, *, head: bool) -> None:
             )
             styles.append(["bold", "", "", _COLOURS[state], "", "", ""])
             reasons.append(r.reason if r.reason != "operator" else "")
-    title, *lines = terminal.table(_HEAD, rows, styles, width)
-    if head:
+    head, rows, styles = _telling(rows, styles)
+    title, *lines = terminal.table(head, rows, styles, width)
+    if head != before:
         print(title)
-    before = ""
+    last = ""
     for line, reason in zip(lines, reasons):
         print(line)
-        if reason and reason != before:  # once for all behind each other that wait for the same
+        if reason and reason != last:  # once for all behind each other that wait for the same
             print(painted(terminal.cut(plain_line(f"    {reason}"), width), "dim"))
-        before = reason
+        last = reason
     if any(r.uncertain for status in found for r in status.recipients):
         print(painted("* it may have arrived: a message was sent whole and no answer came back", "dim"))
+    return head
+
+
+def _telling(
+    rows: list[list[str]], styles: list[list[str]]
+) -> tuple[list[Column], list[list[str]], list[list[str]]]:
+    """The columns that say something, and their cells and styles."""
+    kept = [
+        i
+        for i, column in enumerate(_HEAD)
+        if column.title not in _USUAL or any(row[i] != _USUAL[column.title] for row in rows)
+    ]
+    cells, colours = ([[row[i] for i in kept] for row in table] for table in (rows, styles))
+    return [_HEAD[i] for i in kept], cells, colours
 
 
 def _state(r: RecipientStatus) -> str:

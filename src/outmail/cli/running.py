@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from outmail.cli.exits import EX_SOFTWARE, EX_TEMPFAIL, EX_UNAVAILABLE
 from outmail.clock import Clock, rfc3339
 from outmail.config import Config
 from outmail.errors import ConfigError, NotFound
-from outmail.model import is_id
+from outmail.model import Settled, is_id
 from outmail.ops import delivery_log
 from outmail.outbox.outbox import Outbox
 from outmail.policy.plain import plain
@@ -27,6 +27,8 @@ from outmail.service import prepared, service
 from outmail.store import shown
 from outmail.system.place import default_store
 from outmail.wiring import build_engine
+
+Observe = Callable[[Sequence[Settled]], None]
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -42,14 +44,15 @@ def run(arguments: argparse.Namespace) -> int:
             raise NotFound(f"{arguments.only!r} is not a message id")
         box.retry(arguments.only)
         arguments.only = head
+    observe = delivery_log.Batched(sys.stderr)
     engine = build_engine(
         box.store,
-        config,
+        replace(config, transcripts="all") if arguments.transcript else config,
         config.routes,
         Clock(),
         arguments.only,
         service=not once,
-        observe=delivery_log.Batched(sys.stderr),
+        observe=_and_traffic(arguments.transcript, observe) if arguments.transcript else observe,
     )
     before = _due_now(box) if arguments.strict else 0
 
@@ -72,6 +75,19 @@ def run(arguments: argparse.Namespace) -> int:
     if counts["refused"] or counts["expired"]:
         return EX_UNAVAILABLE
     return EX_TEMPFAIL if before > counts["delivered"] else 0
+
+
+def _and_traffic(path: str, observe: Observe) -> Observe:
+    """For ``sendmail -q -X FILE``: the dialogues, too."""
+    from outmail.unix.traffic import Traffic
+
+    traffic = Traffic(path)
+
+    def both(items: Sequence[Settled]) -> None:
+        observe(items)
+        traffic.dialogues(items)
+
+    return both
 
 
 def _due_now(box: Outbox) -> int:

@@ -75,6 +75,12 @@ class Here:
             log.warning("%s%s", told[0], more)
         return list(_few(found, most))
 
+    def is_alias(self, name: str) -> bool:
+        """Whether a bare name is looked up in the aliases, and found."""
+        return (
+            Directory(frozenset(), self.aliases, lambda user: False, _no_file).known_as(name) in self.aliases
+        )
+
     def _led_to(self, everybody: Directory, name: str) -> tuple[list[str], str]:
         """Whom the aliases name; or why they are not used, as one short line."""
         try:

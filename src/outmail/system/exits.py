@@ -8,6 +8,7 @@ EX_CRIT = 2
 EX_USAGE = 64
 EX_DATAERR = 65
 EX_NOINPUT = 66
+EX_NOUSER = 67
 EX_UNAVAILABLE = 69
 EX_SOFTWARE = 70
 EX_IOERR = 74
@@ -22,6 +23,7 @@ MEANINGS = {
     EX_USAGE: "a wrong or missing option or operand",
     EX_DATAERR: "refused: the message, an address or a filter is wrong",
     EX_NOINPUT: "not found",
+    EX_NOUSER: "sendmail -bv: no user and no alias of this machine has this name",
     EX_UNAVAILABLE: "permanently failed",
     EX_SOFTWARE: "a bug of outmail, or mail was quarantined",
     EX_IOERR: "the input cannot be read",

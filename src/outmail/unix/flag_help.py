@@ -16,15 +16,17 @@ SENDMAIL = (
     ("-bm", "a message on stdin (the default)"),
     ("-bp", "print the queue, as `mailq` does"),
     ("-bs", "SMTP on stdin and stdout"),
-    ("-bv A", "where mail for A would go; nothing is sent"),
+    ("-bv A", "where mail for A would go; nothing is sent. 67: no user and no alias has this name"),
     ("-bi, -I", "as `newaliases`: says what is wrong in the alias file"),
     ("-q, -qIID, -qRSITE, -qSSENDER, -q15m", "try now what waits; without a service this process tries once"),
     ("-G", "the message comes from another machine: bare names get no domain"),
     ("-C FILE, -a RELAY, --store S, --relay R", "configuration, relay, queue"),
+    ("-X FILE", "appends to FILE what comes in, and with `-bs` and `-q` the dialogues; what a service sends "
+     "later is shown by `outmail log ID`"),
     ("-v", "says on stderr which id the message has, and which flags change nothing"),
     ("--", "ends the flags; an address after it may begin with `-`"),
     ("-bd, -bl, -bh, -bH, -bt, -P", "exit status 64, and the outmail command to use instead"),
-    ("-A -B -D -E -J -L -O -S -T -U -X -c -d -e -h -m -n -o… -p -s -x",
+    ("-A -B -D -E -J -L -O -S -T -U -XV -c -d -e -h -m -n -o… -p -s -x",
      "are accepted and change nothing, as are unknown letters"),
 )  # fmt: skip
 MAIL = (

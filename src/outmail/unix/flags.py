@@ -53,6 +53,8 @@ class Call:
         #: -q with an id, a site or a sender
         self.only = ""
         self.verbose = False
+        #: -X: the file that gets what comes in and goes out
+        self.traffic = ""
         #: -G: from another machine; nothing is qualified
         self.gateway = False
         self.config: str | None = None
@@ -142,7 +144,7 @@ def _value(call: Call, letter: str, value: str) -> None:
         if value == "di":
             call.notes.append("-odi: the message is stored, and its first attempt is not waited for")
     elif letter == "X":
-        call.notes.append("-X: there is no traffic here; outmail log ID shows the service's")
+        _traffic(call, value)
     elif letter == "q":
         call.mode, call.only = "flush", _only(value)
     elif letter == "N":
@@ -157,6 +159,14 @@ def _value(call: Call, letter: str, value: str) -> None:
         call.relay = value
     elif letter == "P":
         raise UsageError("-P prints msmtp's settings; outmail's are shown by `outmail config`")
+
+
+def _traffic(call: Call, value: str) -> None:
+    """``-X FILE``; but ``-XV``, ``-XV+=`` is Postfix's, with delimiters for VERP."""
+    if value == "V" or (len(value) == 3 and value[0] == "V" and not value[1:].isalnum()):
+        call.notes.append("-XV: a return address for each recipient (VERP) is not made")
+    else:
+        call.traffic = value
 
 
 def _mode(call: Call, mode: str) -> None:

@@ -8,12 +8,12 @@ Fails: as exit statuses with a line on stderr. Does not: check the message.
 from __future__ import annotations
 
 import os
-import sys
 
 from outmail.intake.deposit import Deposit
 from outmail.system import dropbox
 from outmail.system.exits import EX_DATAERR, EX_TEMPFAIL
 from outmail.system.user import login
+from outmail.unix.telling import tell
 
 TYPE_CHECKING = False  # as in typing, without the price of importing it
 
@@ -24,13 +24,6 @@ if TYPE_CHECKING:
 LARGE = 1_000_000
 #: Whoever sets one of these means a queue of their own.
 _OWN = ("OUTMAIL_STORE", "OUTMAIL_CONFIG", "OUTMAIL_RELAY")
-
-
-def tell(name: str, problem: str, status: int) -> int:
-    """One line on stderr, safe for a terminal."""
-    shown = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in problem)
-    print(f"{name}: {shown}", file=sys.stderr)
-    return status
 
 
 def deposit(call: Call, content: bytes, recipients: list[str]) -> int:
@@ -67,11 +60,12 @@ def keep(call: Call, made: Deposit) -> int:
         return tell("sendmail", str(problem), EX_DATAERR)
     except OSError as problem:
         return tell("sendmail", f"{folder} does not take the message: {problem.strerror}", EX_TEMPFAIL)
-    if call.verbose:
+    if call.verbose or call.traffic:
         from outmail.model import keyed_id
+        from outmail.unix.traffic import tell_kept
 
         id = keyed_id(dropbox.key_of(os.getuid(), name))
-        tell("sendmail", f"{id} is on disk, in {folder}; the service takes it from there", 0)
+        tell_kept(call, f"{id} is on disk, in {folder}; the service takes it from there")
     return 0
 
 

@@ -6,7 +6,8 @@ Promises: status 0 only when the message is safe; 75 for whatever may pass by it
 service to run, or rights beyond their own. Up to the drop folder neither a database, nor an event loop, nor
 the email package, nor `re` is loaded.
 Fails: as sysexits with a line on stderr: 64 usage, 65 the message or an address, 75 not stored, 77 not
-allowed, 78 configuration. Does not: deliver, or know this machine's users (67).
+allowed, 78 configuration; 67 only by -bv. Does not: deliver, or refuse names that this machine does not
+know: their mail goes to NAME@ORIGIN.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from outmail.mime.mailboxes import addresses
 from outmail.system import circle
 from outmail.system.exits import EX_DATAERR, EX_IOERR, EX_TEMPFAIL, EX_USAGE
 from outmail.unix import flags
-from outmail.unix.keeping import deposit, tell
+from outmail.unix.keeping import deposit
+from outmail.unix.telling import tell
 
 _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789!#$%&'*+/=?^_`{|}~-")
 _DOMAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-")
@@ -54,7 +56,10 @@ def sendmail(call: flags.Call) -> int:
 
         return modes.run(call)
     try:
-        message = handed_in.read(_stdin(call.dots), dots=call.dots)
+        raw = _stdin(call.dots)
+        if call.traffic:
+            _write_down(call, raw)
+        message = handed_in.read(raw, dots=call.dots)
         recipients = wanted(call, message)
     except (handed_in.Unreadable, ValueError) as problem:
         return tell("sendmail", str(problem), EX_DATAERR)
@@ -66,6 +71,15 @@ def sendmail(call: flags.Call) -> int:
         tell("sendmail", "with -t the addresses of the command line are recipients too", 0)
     message.without_bcc()
     return deposit(call, message.content, recipients)
+
+
+def _write_down(call: flags.Call, raw: bytes) -> None:
+    from outmail.unix.traffic import IN, Traffic
+
+    traffic = Traffic(call.traffic)
+    traffic.say(IN, raw)
+    traffic.end()
+    call.traffic = traffic.path
 
 
 def _stdin(dots: bool) -> bytes:

@@ -18,8 +18,11 @@ from outmail.errors import ConfigError, Error, Refused
 from outmail.outbox.queue import Queue
 from outmail.policy.aliases import AliasError, parse
 from outmail.smtp.syntax import AddressError, parse_mailbox
+from outmail.system.exits import EX_NOUSER
+from outmail.system.user import is_user
 from outmail.unix import flag_help
 from outmail.unix.flags import Call
+from outmail.unix.telling import tell
 from outmail.wiring import here
 
 #: Milliseconds after which a service's last sign of life is old.
@@ -66,6 +69,7 @@ def _flush(call: Call) -> int:
     if seen and Clock().now() - seen["at"] < SILENT:
         return 0
     words = [sys.executable, "-P", "-m", "outmail", "run", "--once"]
+    words += ["--transcript", call.traffic] if call.traffic else []
     for flag, value in (("--config", call.config), ("--store", call.store), ("--relay", call.relay)):
         words += [flag, value] if value else []
     sys.stdout.flush()
@@ -73,20 +77,26 @@ def _flush(call: Call) -> int:
 
 
 def _verify(call: Call) -> int:
-    """Where mail for these addresses would go; nothing is sent."""
+    """Where mail for these addresses would go; nothing is sent. Status 67 when a bare name is neither an
+    alias nor a user here: its mail would go to that name at the origin, and hardly to anybody.
+    """
     config = _config(call)
     place = here(config)
     sender = call.sender or config.sender
     if not call.recipients:
         raise Refused("-bv needs addresses", code="no-recipient")
+    status = 0
     for name in call.recipients:
+        if "@" not in name and not place.is_alias(name) and not is_user(name.lower()):
+            tell("sendmail", f"{name}: no user and no alias of this machine has this name", 0)
+            status = EX_NOUSER
         for target in place.targets(name):
             try:
                 address = str(parse_mailbox(target))
             except AddressError as problem:
                 raise Refused(str(problem), code="bad-address") from None
             print(f"{name} -> {address} by {config.routes.choose(sender, address, None)}")
-    return 0
+    return status
 
 
 def _aliases(call: Call) -> int:

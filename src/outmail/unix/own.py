@@ -17,6 +17,7 @@ from outmail.intake import local
 from outmail.intake.deposit import Deposit
 from outmail.outbox.outbox import Outbox
 from outmail.unix.flags import Call
+from outmail.unix.traffic import tell_kept
 from outmail.wiring import here, route_of
 
 
@@ -50,6 +51,5 @@ def store(call: Call, deposit: Deposit) -> int:
     except Error as problem:
         print(sentence("sendmail", problem), file=sys.stderr)
         return status_of(problem)
-    if call.verbose:
-        print(f"sendmail: {id} is stored", file=sys.stderr)
+    tell_kept(call, f"{id} is stored")
     return 0

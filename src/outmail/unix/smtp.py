@@ -21,6 +21,7 @@ from outmail.system.user import login
 from outmail.unix import own
 from outmail.unix.flags import Call
 from outmail.unix.keeping import drop_folder
+from outmail.unix.traffic import IN, OUT, Traffic
 
 _BLOCK = 65536
 
@@ -42,10 +43,15 @@ def session(call: Call) -> int:
         config.hostname, size=config.message_size, recipients=config.recipients, origin=config.origin
     )
     server = protocol.Server(settings, _Anybody(), normalise=True, local=True)
+    traffic = Traffic(call.traffic)
     while True:
-        _say(server.outgoing())
+        data = server.outgoing()
+        traffic.say(OUT, data)
+        _say(data)
         if server.closed or not (data := os.read(0, _BLOCK)):
+            traffic.end()
             return 0
+        traffic.say(IN, data)
         server.feed(data)
         while server.requests:
             request = server.requests.popleft()

@@ -24,7 +24,7 @@ from outmail.system.exits import EX_CONFIG, EX_DATAERR, EX_NOPERM, EX_TEMPFAIL, 
 from outmail.system.user import login
 from outmail.unix import flags
 from outmail.unix import main as unix
-from outmail.unix.keeping import tell
+from outmail.unix.telling import tell
 
 TYPE_CHECKING = False  # as in typing, without the price of importing it
 
@@ -151,7 +151,7 @@ def own_words(words: Sequence[str], named: dict[str, str], headers: Sequence[str
 
 
 class Aliases:
-    """Bare names → addresses. The file is read when a bare name comes. ``program``: whose lines on stderr tell
+    """Bare names → addresses. The file is read when a bare name comes. ``program``: whose lines on stderr say
     what is wrong with it.
     """
 

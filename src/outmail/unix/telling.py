@@ -1,0 +1,12 @@
+"""A line on stderr of sendmail and mail. Loads nothing."""
+
+from __future__ import annotations
+
+import sys
+
+
+def tell(name: str, problem: str, status: int) -> int:
+    """One line on stderr, safe for a terminal."""
+    shown = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in problem)
+    print(f"{name}: {shown}", file=sys.stderr)
+    return status

@@ -1,0 +1,76 @@
+"""``sendmail -X FILE``: what comes in and goes out, line by line, at the end of a file.
+
+Each line has the process's number, and ``<<<`` for what came in, ``>>>`` for what went out, ``===`` for what
+became of it, as Sendmail writes them. The file can be read by its owner only, because mail is in it.
+Promises: a file that cannot be written is named on stderr, and the mail goes on. Passwords of relays are
+masked, as in every dialogue that is kept. Does not: write what a service sends later (`outmail log ID` does).
+"""
+
+from __future__ import annotations
+
+import os
+
+from outmail.unix.telling import tell
+
+IN, OUT, FATE = "<<<", ">>>", "==="
+
+TYPE_CHECKING = False  # as in typing, without the price of importing it
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from outmail.model import Settled
+    from outmail.unix.flags import Call
+
+
+class Traffic:
+    """``path``: the file; "" when nothing is written, or it cannot be."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        #: By direction: the beginning of a line whose end has not come yet.
+        self._begun: dict[str, bytes] = {}
+
+    def say(self, direction: str, data: bytes) -> None:
+        """The next bytes of a direction."""
+        *lines, self._begun[direction] = (self._begun.get(direction, b"") + data).split(b"\n")
+        self._write(direction, lines)
+
+    def tell(self, text: str) -> None:
+        """What became of it; ends the lines that have begun."""
+        self.end()
+        self.say(FATE, f"{text}\n".encode("utf-8", "surrogateescape"))
+
+    def end(self) -> None:
+        for direction, line in self._begun.items():
+            self._write(direction, [line] if line else [])
+        self._begun.clear()
+
+    def dialogues(self, items: Sequence[Settled]) -> None:
+        """Those of deliveries that an engine has settled."""
+        for item in items:
+            self.tell(f"{item.delivery.id} by {item.delivery.destination} ({item.delivery.host})")
+            for _, side, line in item.delivery.transcript:
+                self.say(OUT if side == "C" else IN, line + b"\n")
+
+    def _write(self, direction: str, lines: Sequence[bytes]) -> None:
+        if not self.path or not lines:
+            return
+        head = f"{os.getpid():05d} {direction} ".encode()
+        try:
+            with open(self.path, "ab", opener=_private) as file:
+                file.writelines(head + line.rstrip(b"\r") + b"\n" for line in lines)
+        except OSError as problem:
+            tell("sendmail", f"-X: {self.path}: {problem.strerror}; the mail goes on", 0)
+            self.path = ""
+
+
+def tell_kept(call: Call, said: str) -> None:
+    """Say where the message is, to those who want to know."""
+    if call.verbose:
+        tell("sendmail", said, 0)
+    Traffic(call.traffic).tell(said)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY, 0o600)
