@@ -37,7 +37,7 @@ def make() -> Callable[[bytes], None]:
     from outmail.transactional import poller
 
     class NoStore:
-        lanes = 1
+        writers = 1
         blocking = False
 
     door = Door(NoStore(), Terms(Routes({"default": parse_relay("smtp://h", "default")})))  # type: ignore[arg-type]

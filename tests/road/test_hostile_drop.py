@@ -207,13 +207,13 @@ def test_what_is_left_out_of_the_log_is_not_formatted(caplog: pytest.LogCaptureF
             Costly.times += 1
             return "text"
 
-    seldom = Throttle(logging.getLogger("outmail.test"))
+    throttle = Throttle(logging.getLogger("outmail.test"))
     for _ in range(5):
-        seldom.say(logging.ERROR, "kind", "%s", Costly())
+        throttle.say(logging.ERROR, "kind", "%s", Costly())
     caplog.records[0].getMessage()
     once = Costly.times
     for _ in range(5):
-        seldom.say(logging.ERROR, "kind", "%s", Costly())
+        throttle.say(logging.ERROR, "kind", "%s", Costly())
     assert len(caplog.records) == 1 and Costly.times == once
 
 

@@ -402,11 +402,11 @@ def test_a_server_that_cannot_be_reached_is_said_in_a_sentence(
 def test_a_read_only_server_refuses_and_keeps_what_it_has(stores: Any, url: str) -> None:
     one = stores("one")
     add(one, message())
-    one._lanes[0].connection.open().execute("SET default_transaction_read_only = on")
+    one._writers[0].connection.open().execute("SET default_transaction_read_only = on")
     with pytest.raises(StoreError) as caught:
         add(one, message())
     assert caught.value.kind == "readonly" and caught.value.passing
-    one._lanes[0].connection.drop()
+    one._writers[0].connection.drop()
     add(one, message())
 
 
@@ -417,7 +417,7 @@ def test_a_statement_that_takes_too_long_is_said_and_leaves_nothing(stores: Any)
         yield from one.verbs.add([message()])
         yield "SELECT pg_sleep(5)", ()
 
-    one._lanes[0].connection.open().execute("SET statement_timeout = '100ms'")
+    one._writers[0].connection.open().execute("SET statement_timeout = '100ms'")
     with pytest.raises(StoreError) as caught:
         one.run(slow())
     assert caught.value.kind == "busy" and one.read(one.verbs.find(Filter(), NOW))[0] == []
@@ -445,9 +445,9 @@ def test_a_table_that_somebody_holds_is_waited_for_and_then_said(
         with psycopg.connect(url) as other:  # who says otherwise for the role is heard
             other.execute("ALTER ROLE outmail SET lock_timeout = '123s'")
         try:
-            other_lane = SharedConnection(url, conninfo_of(url)[0], prepare=True)
-            assert other_lane.connection.open().execute("SHOW lock_timeout").fetchone() == ("123s",)
-            other_lane.close()
+            late = SharedConnection(url, conninfo_of(url)[0], prepare=True)
+            assert late.connection.open().execute("SHOW lock_timeout").fetchone() == ("123s",)
+            late.close()
         finally:
             with psycopg.connect(url) as other:
                 other.execute("ALTER ROLE outmail RESET lock_timeout")
@@ -463,7 +463,7 @@ def test_a_commit_that_takes_long_does_not_hold_up_all_other_threads(stores: Any
         foreign.execute("SELECT pg_advisory_xact_lock(7)")
         thread = threading.Thread(target=lambda: one.run(slow()))
         thread.start()
-        until(lambda: one._lanes[0].waiting)
+        until(lambda: one._writers[0].waiting)
         for _ in range(5):
             add(one, message())
         assert thread.is_alive()
@@ -475,12 +475,12 @@ def test_a_commit_that_takes_long_does_not_hold_up_all_other_threads(stores: Any
 def test_after_close_nobody_gets_a_new_connection(url: str, tmp_path: Path) -> None:
     store = PostgresStore(url, str(tmp_path / "q"))
     add(store, message())
-    lane = store._lanes[0]
+    writer = store._writers[0]
     store.close()
     with pytest.raises(StoreError, match="is closed"):
         add(store, message())
     with pytest.raises(StoreError, match="is closed"):
-        lane.run(store.verbs.add([message()]))  # it was on its way when the store was closed
+        writer.run(store.verbs.add([message()]))  # it was on its way when the store was closed
 
 
 def test_a_connection_lost_during_the_commit_is_no_error_and_no_double(url: str, sink: Sink) -> None:
@@ -499,7 +499,7 @@ def test_a_connection_lost_during_the_commit_is_no_error_and_no_double(url: str,
         )
         store: Any = box.store
         for key in (None, "k"):
-            line = socket.socket(fileno=os.dup(store._lanes[0].connection.open().fileno()))
+            line = socket.socket(fileno=os.dup(store._writers[0].connection.open().fileno()))
             threading.Timer(0.15, lambda line=line: line.shutdown(socket.SHUT_RDWR)).start()
             receipt = box.send("a@x.test", "s", key=key)
             assert receipt.durable and [s.id for s in box.find()].count(receipt.id) == 1
@@ -1158,7 +1158,7 @@ def test_rows_are_found_by_their_keys_whatever_the_planner_knows(
     with pgserver.database(version) as url:
         store = PostgresStore(url, str(tmp_path / "pg"))
         add(store, *[message() for _ in range(few)])
-        db = store._lanes[0].connection.open()
+        db = store._writers[0].connection.open()
         if known:
             db.execute("ANALYZE outmail.recipient_live, outmail.message, outmail.body")
         db.execute("SET plan_cache_mode = force_generic_plan")

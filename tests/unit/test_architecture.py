@@ -62,6 +62,8 @@ CONCRETE = (
     "MailboxTransport",
 )
 ROOT = {"__init__", "__main__", "model", "lifecycle", "errors", "clock", "config", "wiring"}
+#: Unit tests about all modules, or about the tests' own tools.
+OF_ALL = {"architecture", "contract", "growth", "imports", "waiting"}
 
 
 class Import(NamedTuple):
@@ -320,3 +322,18 @@ def test_no_public_name_is_a_submodule() -> None:
 def test_every_module_says_what_it_is() -> None:
     silent = [file for file in files() if not ast.get_docstring(tree_of(file))]
     assert not silent, f"a module begins with a docstring: {', '.join(silent)}"
+
+
+def test_unit_tests_stand_where_their_module_does() -> None:
+    """``tests/unit/store/test_owner.py`` is about ``store/owner.py``, or a package of that name."""
+    unit = Path(__file__).parent
+    places = {
+        path: SRC / path.parent.relative_to(unit) / path.stem.removeprefix("test_")
+        for path in unit.rglob("test_*.py")
+    }
+    lost = {
+        path.relative_to(unit).as_posix()
+        for path, place in places.items()
+        if not place.is_dir() and not place.with_suffix(".py").is_file()
+    }
+    assert lost == {f"test_{of_all}.py" for of_all in OF_ALL}, "tests/unit mirrors src/outmail"

@@ -118,7 +118,7 @@ class Door:
     _batchers: list[Batcher] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._batchers = [Batcher(remote=self.store.blocking) for _ in range(self.store.lanes)]
+        self._batchers = [Batcher(remote=self.store.blocking) for _ in range(self.store.writers)]
 
     def accept(
         self, drafts: Iterable[Draft], *, supersede: str | None = None, when: When | None = None

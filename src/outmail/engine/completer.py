@@ -81,7 +81,7 @@ class Completer:
         clock: Clock,
         settings: EngineSettings,
         ages: Ages,
-        seldom: Throttle,
+        throttle: Throttle,
         counts: dict[str, int],
     ) -> None:
         #: How many recipients and bytes of content are in hand.
@@ -98,7 +98,7 @@ class Completer:
         self._clock = clock
         self._settings = settings
         self._ages = ages
-        self._seldom = seldom
+        self._throttle = throttle
         self._counts = counts
         self._dots: list[Dot] = []
         #: True while final dots wait for a settle batch to be stored.
@@ -115,7 +115,7 @@ class Completer:
 
     # -- in hand ---------------------------------------------------------------------------------------------
 
-    def take_in(self, hop: NextHop, delivery: Delivery) -> None:
+    def add(self, hop: NextHop, delivery: Delivery) -> None:
         """This delivery is in hand from now on, until `_release`."""
         hop.out += len(delivery.recipients)
         self.out += len(delivery.recipients)
@@ -175,7 +175,7 @@ class Completer:
             )
             granted = True
         except (OSError, StoreError) as problem:
-            self._seldom.say(
+            self._throttle.say(
                 logging.ERROR, "dots", "final dots cannot be put on record (%s); nothing is sent", problem
             )
             granted = False

@@ -76,7 +76,7 @@ class Engine:
         #: Its name in the store; "" before it is registered and when it leaves. May be read from any thread.
         self.name = ""
         self.idle = 60.0
-        self.seldom = Throttle(log)
+        self.throttle = Throttle(log)
         #: How many engines share the limits of next hops.
         self.engines = 1
         self.loop: asyncio.AbstractEventLoop = None  # type: ignore[assignment]
@@ -157,7 +157,7 @@ class Engine:
         """Make the parts that need the loop."""
         words = self.store, self.commits, self.loop, self.clock, self.settings
         self.maintenance = Maintenance(self, *words)
-        self.completer = Completer(self, *words, self.maintenance.ages, self.seldom, self.counts)
+        self.completer = Completer(self, *words, self.maintenance.ages, self.throttle, self.counts)
         self.handover = HandOver(self, self.completer, self.clock)
 
     async def _prelude(self, first: Callable[[], object]) -> None:
@@ -522,7 +522,7 @@ class Engine:
             if hop is None or self.stopping:
                 completer.give_back_untaken(delivery)
                 continue
-            completer.take_in(hop, delivery)
+            completer.add(hop, delivery)
             if copies is not None and hop.copies_from <= self.loop.time():
                 delivery.copies = copies.of(delivery, hop.asks_first)
             if ages.too_old(delivery, now) and delivery.life < self.settings.retry.expire:

@@ -87,7 +87,7 @@ class Host(Protocol):
     def maintenance(self) -> Noting: ...
 
     @property
-    def seldom(self) -> Throttle: ...
+    def throttle(self) -> Throttle: ...
 
     @property
     def stopping(self) -> bool:
@@ -340,7 +340,7 @@ class SessionFeed:
     def healthy(self, greeting: Sequence[tuple[int, str, bytes]] = ()) -> None:
         if self.hop.pace.tripped:
             name = self.hop.relay.name
-            self._engine.seldom.say(logging.INFO, f"well {name}", "%s answers again", name)
+            self._engine.throttle.say(logging.INFO, f"well {name}", "%s answers again", name)
         self._engine.maintenance.answers(self.hop)
         self.hop.pace.success()
 
@@ -351,7 +351,7 @@ class SessionFeed:
         fatal = outcome.stage in ("tls", "auth")
         if hop.pace.fault(self._engine.loop.time(), str(outcome.reply), fatal=fatal):
             text = "%s is paused: %s (%s); next probe in %.0f s"
-            self._engine.seldom.say(
+            self._engine.throttle.say(
                 logging.WARNING,
                 f"paused {hop.relay.name}",
                 text,

@@ -56,7 +56,7 @@ class DropFolder:
         self._here = here
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
-        self._seldom = Throttle(log)
+        self._throttle = Throttle(log)
         #: When the folder was changed last, as far as everything in it was taken; and until when that counts
         #: (monotonic seconds).
         self._clean: tuple[int, float] = (-1, 0.0)
@@ -100,9 +100,9 @@ class DropFolder:
                 pass
             return PAUSE
         except NotStored as problem:
-            self._seldom.say(logging.ERROR, "store", "what was dropped waits: %s", problem)
+            self._throttle.say(logging.ERROR, "store", "what was dropped waits: %s", problem)
         except OSError as problem:
-            self._seldom.say(
+            self._throttle.say(
                 logging.ERROR, "folder", "%s cannot be looked at: %s", self.folder, problem.strerror
             )
         except Exception:
@@ -157,7 +157,7 @@ class DropFolder:
         except FileNotFoundError:
             return True
         except dropbox.Later as problem:
-            self._seldom.say(
+            self._throttle.say(
                 logging.ERROR, "later", "%s/%s waits: it cannot be read (%s)", self.folder, name, problem
             )
             return False
@@ -172,7 +172,7 @@ class DropFolder:
             folder.remove(name)
         except OSError as problem:
             self._stuck.add(name)
-            self._seldom.say(
+            self._throttle.say(
                 logging.ERROR,
                 "remove",
                 "%s/%s is in the queue and cannot be removed: %s",
@@ -191,7 +191,7 @@ class DropFolder:
 
     def _fail(self, found: deposit.Deposit, here: local.Here, uid: int, key: str, refusal: Refused) -> None:
         why = plain_line(str(refusal)[:500])
-        self._seldom.say(
+        self._throttle.say(
             logging.ERROR, f"refused {uid}", "a message of userid %d cannot be sent: %s", uid, why
         )
         sender = found.sender or found.user
@@ -224,7 +224,7 @@ class DropFolder:
             what = (
                 f"it cannot be put aside ({problem.strerror}), and is passed over until the service restarts"
             )
-        self._seldom.say(logging.ERROR, "strange", "%s/%s %s: %s", self.folder, name, why, what)
+        self._throttle.say(logging.ERROR, "strange", "%s/%s %s: %s", self.folder, name, why, what)
         return True
 
 

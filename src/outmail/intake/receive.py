@@ -69,7 +69,7 @@ class Receiver:
         try:
             return None if self._directory.expand(local) else UNKNOWN
         except (AliasError, OSError, UnicodeDecodeError) as problem:
-            line.listener.seldom.say(logging.ERROR, "aliases", "%s: %s", address, problem)
+            line.listener.throttle.say(logging.ERROR, "aliases", "%s: %s", address, problem)
             return Reply(451, "The aliases are in disorder: come back later", "4.3.5")
 
     # taking
@@ -108,7 +108,7 @@ class Receiver:
             then([reply_for(refusal)] * times)
             return
         except (AliasError, OSError, UnicodeDecodeError) as problem:
-            listener.seldom.say(logging.ERROR, "aliases", "%s", problem)
+            listener.throttle.say(logging.ERROR, "aliases", "%s", problem)
             then([Reply(451, "The aliases are in disorder: come back later", "4.3.5")] * times)
             return
         if not lmtp:

@@ -207,7 +207,7 @@ class ClientConnection(asyncio.BufferedProtocol):
         """True when this client has more connections than it may."""
         if not self._counted or self.listener.clients[self._counted] <= self.listener.settings.most_of_one:
             return False
-        self.listener.seldom.say(
+        self.listener.throttle.say(
             logging.WARNING,
             "crowded",
             "too many connections from %s at once: further ones are refused",
@@ -284,7 +284,7 @@ class ClientConnection(asyncio.BufferedProtocol):
         if good is False:
             who = self.client or "a unix socket"
             # fail2ban reads this line
-            self.listener.seldom.say(logging.WARNING, f"auth {who}", "authentication failed from %s", who)
+            self.listener.throttle.say(logging.WARNING, f"auth {who}", "authentication failed from %s", who)
         self._session.authenticated(user if good else None, looked=good is not None)
         self.transport.resume_reading()
         self._serve()
@@ -301,7 +301,7 @@ class ClientConnection(asyncio.BufferedProtocol):
                     lambda: self, sock, ssl=self.listener.settings.tls
                 )
         except (OSError, ValueError) as problem:
-            self.listener.seldom.say(
+            self.listener.throttle.say(
                 logging.INFO, "tls", "a TLS handshake with %s failed: %s", self.client, problem
             )
             sock.close()
@@ -320,7 +320,7 @@ class ClientConnection(asyncio.BufferedProtocol):
                     lambda: self, self.transport.detach(), ssl=self.listener.settings.tls
                 )
         except (OSError, ValueError) as problem:
-            self.listener.seldom.say(
+            self.listener.throttle.say(
                 logging.INFO, "tls", "a TLS handshake with %s failed: %s", self.client, problem
             )
             self._session.refuse(Reply(421, "TLS failed", "4.7.0"))
@@ -397,7 +397,7 @@ class Listener:
         #: How many connections each client has that is not trusted.
         self.clients: Counter[str] = Counter() if before is None else before.clients
         self.logins = Logins()
-        self.seldom = Throttle(log)
+        self.throttle = Throttle(log)
         #: True while more bytes are held than allowed.
         self.full = False
         #: Connections whose first TLS handshake is running.
@@ -446,7 +446,7 @@ class Listener:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as problem:  # no descriptors or no memory left: existing connections go on
-                self.seldom.say(
+                self.throttle.say(
                     logging.ERROR, "accept", "no connection can be accepted: %s", problem.strerror
                 )
                 self.loop.remove_reader(listening)
@@ -596,13 +596,13 @@ class Listener:
             store = self.door.door.store
             self.door.call(lambda: store.read(store.verbs.deeper(self.settings.deepest)), self._told_depth)
         self._trouble = None
-        self.seldom.tell()
+        self.throttle.tell()
         lines = [line for listener in self.door.listeners for line in listener.lines]
         held = sum(line.buffered for line in lines) + self.door.in_flight
         self.full = held > IN_FLIGHT
         if self.full:
             self._trouble = FULL
-            self.seldom.say(
+            self.throttle.say(
                 logging.WARNING,
                 "full",
                 "%d bytes are held for clients: the largest sessions are told to come back later",

@@ -473,7 +473,7 @@ class Store(Protocol):
     #: True when a call may wait for a network. Then event loops make all calls on threads.
     blocking: bool
     #: How many commits can run at the same time.
-    lanes: int
+    writers: int
 
     @property
     def verbs(self) -> Verbs: ...

@@ -285,7 +285,7 @@ class TakeOver:
         #: For each source, a claim in the store's own name and since when it has been unchanged.
         self._standing: dict[str, tuple[Claim, float]] = {}
         self._troubles: dict[str, str] = {}
-        self._seldom = Throttle(log)
+        self._throttle = Throttle(log)
         self._rest_until: dict[str, float] = {}
         self._store = ""
         self._guard = threading.Lock()
@@ -497,7 +497,7 @@ class TakeOver:
             check_storable(message)
             return message
         except Refused as refusal:
-            self._seldom.say(
+            self._throttle.say(
                 logging.ERROR,
                 "unfit",
                 "a row of outmail_outbox cannot be sent: %s (%s)",
@@ -506,7 +506,7 @@ class TakeOver:
             )
             return self._unfit(found, draft, refusal)
         except Exception as bug:
-            self._seldom.say(
+            self._throttle.say(
                 logging.ERROR,
                 "bug",
                 "a bug of outmail: a row of outmail_outbox cannot be read (%s)",

@@ -22,7 +22,7 @@ from outmail.system.throttle import Throttle
 
 log = logging.getLogger("outmail")
 #: The throttled log of each loop.
-seldom: WeakKeyDictionary[asyncio.AbstractEventLoop, Throttle] = WeakKeyDictionary()
+throttles: WeakKeyDictionary[asyncio.AbstractEventLoop, Throttle] = WeakKeyDictionary()
 
 #: How many bytes may wait for a peer before its protocol is paused.
 HIGH_WATER = 64 * 1024
@@ -99,7 +99,7 @@ class Wire:
             else:
                 self.close()
         except Exception as bug:
-            seldom.setdefault(self._loop, Throttle(log)).say(
+            throttles.setdefault(self._loop, Throttle(log)).say(
                 logging.ERROR, "bug", "a connection is closed because of a bug of outmail", exc_info=bug
             )
             self._end(bug)

@@ -35,9 +35,9 @@ class Scene:
             ("delivered", "deferred", "refused", "unknown", "expired", "quarantined"), 0
         )
         ages = SimpleNamespace(now=lambda: None, too_old=lambda delivery, now: False)
-        seldom = Throttle(logging.getLogger("outmail.engine"))
+        throttle = Throttle(logging.getLogger("outmail.engine"))
         clock, set_so = FakeClock(NOW), EngineSettings(**settings)
-        words: Any = (self.engine, store, self.commits, self.loop, clock, set_so, ages, seldom, self.counts)
+        words: Any = (self.engine, store, self.commits, self.loop, clock, set_so, ages, throttle, self.counts)
         self.completer = Completer(*words)
 
     def record(self, owner: Any, dots: Any) -> None:
@@ -50,7 +50,7 @@ class Scene:
 
     def taken(self, number: int = 1, **words: Any) -> Delivery:
         made = delivery(number, **words)
-        self.completer.take_in(self.hop, made)
+        self.completer.add(self.hop, made)
         return made
 
     def asks(self, made: Delivery) -> list[bool]:
@@ -178,7 +178,7 @@ def test_a_suspect_is_written_at_once_and_harmless_after_a_while() -> None:
     scene = Scene()
     suspect = delivery()
     suspect.recipients[0].losses = 1
-    scene.completer.take_in(scene.hop, suspect)
+    scene.completer.add(scene.hop, suspect)
     scene.completer.begin(suspect)
     assert scene.completer.suspect is suspect and scene.owner.begun == [suspect]
     scene.loop.advance(module.HARMLESS)

@@ -85,7 +85,7 @@ def test_what_is_leased_goes_to_its_next_hop() -> None:
     scene, one = Scene(), leased()
     hop = scene.hops["default"] = FakeHop()
     scene.engine.distribute([one])
-    assert hop.queue == [one] and hop.served == 1 and scene.completer.heard == ["take_in"]
+    assert hop.queue == [one] and hop.served == 1 and scene.completer.heard == ["add"]
 
 
 def test_content_with_another_hash_is_quarantined_and_what_has_no_next_hop_goes_back() -> None:

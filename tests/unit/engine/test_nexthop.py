@@ -20,7 +20,7 @@ class Scene:
             loop=self.loop,
             completer=self.completer,
             maintenance=self.maintenance,
-            seldom=self.log,
+            throttle=self.log,
             stopping=False,
             idle=60.0,
             engines=1,

@@ -10,8 +10,8 @@ ADDRESS = "me.too@example.org"
 
 
 def document(*servers: str, head: str = "", root: str = "clientConfig") -> bytes:
-    return f'<?xml version="1.0"?>{head}<{root} version="1.1"><emailProvider id="x">{"".join(servers)}' \
-        f"</emailProvider></{root}>".encode()  # fmt: skip
+    provider = f'<emailProvider id="x">{"".join(servers)}</emailProvider>'
+    return f'<?xml version="1.0"?>{head}<{root} version="1.1">{provider}</{root}>'.encode()
 
 
 def server(

@@ -323,8 +323,10 @@ class MaildirStore(SqliteStore):
                 raise problem if isinstance(problem, StoreError) else file_trouble(problem, self._files.root)
             log.warning(
                 "%s: commit %d is stored, but not yet in the journals: %s",
-                self._files.root, commit.number, problem,
-            )  # fmt: skip
+                self._files.root,
+                commit.number,
+                problem,
+            )
 
     def _rollback(self) -> None:
         try:

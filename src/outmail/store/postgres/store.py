@@ -97,7 +97,7 @@ class PostgresStore:
 
     blocking = True
     #: How many connections for writing are made when threads write at the same moment.
-    lanes = 2
+    writers = 2
 
     def __init__(self, url: str, base: str) -> None:
         conninfo, self._prepare = conninfo_of(url)
@@ -122,14 +122,14 @@ class PostgresStore:
         self._pid = os.getpid()
         self._owners: set[LeasedOwner] = set()
         self._read_lock = threading.Lock()
-        self._lanes = [
-            SharedConnection(self.url, self._conninfo, prepare=self._prepare) for _ in range(self.lanes)
+        self._writers = [
+            SharedConnection(self.url, self._conninfo, prepare=self._prepare) for _ in range(self.writers)
         ]
         self._reader = Connection(self._conninfo, prepare=self._prepare, whole=True)
 
     def _begin_anew(self) -> None:
         """In a forked child. Connections are made when they are needed."""
-        self._leaked += [self._lanes, self._reader]  # closing these here would end the parent's sessions
+        self._leaked += [self._writers, self._reader]  # closing these here would end the parent's sessions
         self._connect()
 
     def _check_open(self) -> None:
@@ -141,7 +141,7 @@ class PostgresStore:
         time.
         """
         try:
-            db = self._lanes[0].connection.open()
+            db = self._writers[0].connection.open()
             exists = db.execute("SELECT to_regclass('outmail.version') IS NOT NULL").fetchone()[0]
             found = db.execute("SELECT max(n) FROM outmail.version").fetchone()[0] if exists else -1
             if found > SCHEMA + 1:
@@ -172,25 +172,25 @@ class PostgresStore:
         self._closed = True
         if self._hints is not None:
             self._hints.close()
-        for lane in self._lanes:
-            lane.close()
+        for writer in self._writers:
+            writer.close()
         with self._read_lock:
             self._reader.drop()
 
     # -- writing ---------------------------------------------------------------------------------------------
 
-    def _lane(self) -> SharedConnection:
+    def _writer(self) -> SharedConnection:
         """A free connection, or the one with the fewest waiting threads."""
         self._check_open()
-        return min(self._lanes, key=lambda lane: lane.waiting)
+        return min(self._writers, key=lambda writer: writer.waiting)
 
     def run(self, verb: Verb[R], wait: float = 30.0) -> R:
         """One verb, committed when this returns."""
-        return self._lane().run(verb, wait)
+        return self._writer().run(verb, wait)
 
     def commit(self, verbs: Sequence[Verb[Any]], wait: float = 30.0) -> list[Any]:
         """Several verbs in one transaction."""
-        return self._lane().commit(verbs, wait)
+        return self._writer().commit(verbs, wait)
 
     def begin(self, verbs: Sequence[Verb[Any]]) -> Callable[[], list[Any]]:
         """Everything is done by the returned function."""
@@ -235,7 +235,7 @@ class PostgresStore:
     def announce(self) -> None:
         """Send a hint to engines on other hosts, unless the connection is busy."""
         if self._hints is not None and self._pid == os.getpid():
-            self._lanes[0].if_free(self._hints.tell)
+            self._writers[0].if_free(self._hints.tell)
 
     def follow(self, wake: Callable[[], None]) -> None:
         """Listen to hints from other hosts."""

@@ -55,7 +55,7 @@ class SqliteStore(GroupCommit):
 
     verbs: Verbs = verbs
     blocking = False
-    lanes = 1
+    writers = 1
     #: How a connection waits for the disk.
     _sync: Sequence[str] = _DURABLE
 
