@@ -12,6 +12,7 @@ SOAK_ROWS  ?= 10000000
 SOAK_MINUTES ?= 10
 FUZZ_SECONDS ?= 30
 INTEROP ?=
+RANDOM_EXAMPLES = $(BIN)/python -m pytest -q -n $(TESTERS) --hypothesis-profile random
 CODE := src tests bench examples hatch_build.py
 FUZZ := server client dialogue_grammar headers addresses filters configuration outbox_rows redaction mime records
 
@@ -94,9 +95,11 @@ campaigns: $(READY)
 	$(BIN)/python tests/campaigns/faults.py --minutes 0.5
 	$(BIN)/python tests/campaigns/moods.py --minutes 0.5
 	$(MAKE) fuzz FUZZ_SECONDS=8
+	$(RANDOM_EXAMPLES) tests/store/test_conformance.py -k walks
 
 soak: $(READY)
 	$(MAKE) fuzz FUZZ_SECONDS=120
+	$(RANDOM_EXAMPLES) tests/unit tests/store tests/dialogues tests/reports
 	$(BIN)/python tests/campaigns/kills.py --kills $(SOAK_KILLS)
 	$(BIN)/python tests/campaigns/kills.py --kills $(SOAK_KILLS) --store maildir
 	$(BIN)/python tests/campaigns/spoolcuts.py --minutes $(SOAK_MINUTES)

@@ -21,8 +21,10 @@ from tests import pgserver, programs
 
 pytest.register_assert_rewrite("outmail.testing.conformance")
 
-# A slow machine is no defect: how long one example takes is not looked at.
-hypothesis.settings.register_profile("outmail", deadline=None)
+# A slow machine is no defect: how long one example takes is not looked at. Each run has the same examples;
+# `make campaigns` looks for new ones (--hypothesis-profile random).
+hypothesis.settings.register_profile("random", deadline=None)
+hypothesis.settings.register_profile("outmail", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("outmail")
 
 

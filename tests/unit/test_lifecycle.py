@@ -1,5 +1,6 @@
 """Walks over the table: an illegal event raises and changes nothing, the mark is never cleared."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -87,10 +88,34 @@ def test_the_docs_show_the_table() -> None:
     assert life.diagram() in docs.read_text()
 
 
-@pytest.mark.parametrize("schema", ["sqlite-1.sql", "postgresql-1.sql"])
-def test_the_sql_knows_the_same_states(schema: str) -> None:
-    sql = (Path(life.__file__).parent / "store" / "sql" / schema).read_text()
-    assert "CHECK (state IN (" + ", ".join(f"'{state}'" for state in life.STATES) + "))" in sql
+def _checks(sql: str) -> list[str]:
+    """The expression of each CHECK constraint."""
+    found = []
+    for rest in re.sub(r"--[^\n]*", "", sql).split("CHECK (")[1:]:
+        depth = 1
+        for at, letter in enumerate(rest):
+            depth += {"(": 1, ")": -1}.get(letter, 0)
+            if depth == 0:
+                found.append(rest[:at])
+                break
+    return found
+
+
+SCHEMAS = sorted((Path(life.__file__).parent / "store" / "sql").glob("*.sql"))
+
+
+@pytest.mark.parametrize("schema", SCHEMAS, ids=lambda path: str(path.name))
+def test_the_checks_of_every_schema_say_what_the_lifecycle_says(schema: Path) -> None:
+    """A table of recipients knows these states, and an owner while one is sent; there are no others."""
+    sql = schema.read_text()
+    states = ", ".join(f"'{state}'" for state in life.STATES)
+    wanted = [f"state IN ({states})", f"(state = '{life.SENDING}') = (owner IS NOT NULL)"]
+    assert _checks(sql) == (wanted if re.search(r"CREATE TABLE (outmail\.)?recipient\b", sql) else [])
+
+
+def test_a_schema_with_recipients_is_among_them() -> None:
+    owns = {path.name for path in SCHEMAS if _checks(path.read_text())}
+    assert owns == {"sqlite-1.sql", "postgresql-1.sql"}
 
 
 def test_a_wish_to_cancel_is_not_weakened_to_a_hold() -> None:
