@@ -11,7 +11,6 @@ import logging
 import smtplib
 import ssl
 import threading
-import time
 from base64 import b64encode
 from collections.abc import Callable
 from typing import Any
@@ -59,62 +58,63 @@ async def opened(port: int, *lines: str) -> tuple[asyncio.StreamReader, asyncio.
     return reader, writer
 
 
-#: What `drip` hears of a server that had closed when we wrote.
-RESET = b"reset"
+class Hand:
+    """The listener's clock, moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def move(self, listener: Any, seconds: float) -> None:
+        """So many seconds later the listener looks at its clients."""
+        self.now += seconds
+        for line in list(listener.lines):
+            line.check(self.now)
 
 
-async def drip(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, portion: bytes, most: float = 15.0
-) -> tuple[bytes, float]:
-    """(What was said in the end, after how many seconds of dripping).
-
-    What a server says right before it closes may be lost to a client that goes on writing: it hears a reset.
-    """
-    began = time.monotonic()
-    reading = asyncio.ensure_future(reader.read())
-    while not reading.done() and time.monotonic() - began < most:
-        writer.write(portion)
-        await asyncio.sleep(0.1)  # this is the dripping
-    lasted = time.monotonic() - began
-    reading.done() or reading.cancel()
-    said = (await asyncio.gather(reading, return_exceptions=True))[0]
-    return (said if isinstance(said, bytes) else RESET if isinstance(said, ConnectionError) else b""), lasted
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Hand:
+    hand = Hand()
+    monkeypatch.setattr(intake, "monotonic", lambda: hand.now)
+    return hand
 
 
-def test_a_command_that_drips_is_not_waited_for(listening: Callable[..., None]) -> None:
+def test_a_command_that_drips_is_not_waited_for(listening: Callable[..., None], clock: Hand) -> None:
     async def scene(port: int, listener: Any) -> None:
-        reader, writer = await opened(port)
-        said, lasted = await drip(reader, writer, b"x")
-        assert said in (b"421 4.4.2 Idle too long\r\n", RESET) and lasted < 10
-        writer.close()
-        reader, writer = await opened(port, "EHLO me")
-        assert (await reader.read()) == b"421 4.4.2 Idle too long\r\n"
-        writer.close()
+        clients = [await opened(port), await opened(port, "EHLO me")]  # one drips, one is silent
+        for count in (1, 2, 3):
+            assert all(not reader.at_eof() for reader, _ in clients)
+            clients[0][1].write(b"x")
+            await until_in_loop(lambda count=count: sum(line.buffered for line in listener.lines) >= count)  # type: ignore[misc]
+            clock.move(listener, 0.6)
+        for reader, writer in clients:
+            assert await reader.read() == b"421 4.4.2 Idle too long\r\n"
+            writer.close()
 
     listening(settings(idle=1.5), scene)
 
 
 @pytest.mark.parametrize("within", [False, True])
 def test_a_session_has_a_length(
-    listening: Callable[..., None], monkeypatch: pytest.MonkeyPatch, within: bool
+    listening: Callable[..., None], monkeypatch: pytest.MonkeyPatch, clock: Hand, within: bool
 ) -> None:
     """Whatever keeps it busy; within a message a little longer."""
-    monkeypatch.setattr(intake, "LONGEST", 1.0)
+    monkeypatch.setattr(intake, "LONGEST", 30.0)
 
     async def scene(port: int, listener: Any) -> None:
         reader, writer = await opened(port, "EHLO me", *(["MAIL FROM:<a@x.test>"] if within else []))
-        said, lasted = await drip(reader, writer, b"RCPT TO:<a@x.test>\r\n" if within else b"NOOP\r\n")
-        assert said == RESET or said.endswith(
-            b"421 4.3.2 This session has lasted long enough: connect again\r\n"
-        )
-        assert lasted > (2.5 if within else 0.8)
+        for _ in range(13 if within else 10):
+            writer.write(b"RCPT TO:<a@x.test>\r\n" if within else b"NOOP\r\n")
+            assert (await reader.readline()).startswith(b"250 ")
+            clock.move(listener, 3.0)
+        clock.move(listener, 3.0)
+        assert await reader.read() == b"421 4.3.2 This session has lasted long enough: connect again\r\n"
         writer.close()
 
-    listening(settings(idle=2.0), scene)
+    listening(settings(idle=10.0), scene)
 
 
 def test_a_slow_but_honest_client_is_waited_for(
-    listening: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    listening: Callable[..., None], monkeypatch: pytest.MonkeyPatch, clock: Hand
 ) -> None:
     """A block in its time is enough, however long the whole takes."""
     monkeypatch.setattr(intake, "BLOCK", 500)
@@ -122,14 +122,37 @@ def test_a_slow_but_honest_client_is_waited_for(
 
     async def scene(port: int, listener: Any) -> None:
         reader, writer = await opened(port, "EHLO me", "MAIL FROM:<a@x.test>", "RCPT TO:<b@x.test>", "DATA")
-        for _ in range(30):
+        (line,) = listener.lines
+        for count in range(1, 31):
             writer.write(b"Subject: " + b"x" * 80 + b"\r\n")
-            await asyncio.sleep(0.1)  # this is the slowness: 3 s where 2 are given to each block
+            await until_in_loop(lambda count=count: line._session.received >= 91 * count)  # type: ignore[misc]
+            clock.move(listener, 0.3)
         writer.write(b"\r\n.\r\n")
         assert (await reader.readline()).startswith(b"250 ")
         writer.close()
 
     listening(settings(idle=2.0), scene)
+
+
+def test_clients_that_drip_are_sent_away(
+    listening: Callable[..., None], monkeypatch: pytest.MonkeyPatch, clock: Hand
+) -> None:
+    """A byte now and then keeps a line from being idle; it does not keep a message from being late."""
+    monkeypatch.setattr(intake, "CONTENT", 1.5)
+
+    async def scene(port: int, listener: Any) -> None:
+        reader, writer = await opened(port, "EHLO me", "MAIL FROM:<a@x.test>", "RCPT TO:<b@x.test>", "DATA")
+        (line,) = listener.lines
+        for count in range(1, 5):
+            assert not reader.at_eof()
+            writer.write(b"x")
+            await until_in_loop(lambda count=count: line._session.received >= count)  # type: ignore[misc]
+            clock.move(listener, 0.6)
+        assert await reader.read() == b"421 4.4.2 The message comes too slowly\r\n"
+        writer.close()
+        await until_in_loop(lambda: not listener.lines)
+
+    listening(settings(idle=1.0), scene)
 
 
 def test_envelopes_count_as_memory(listening: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:

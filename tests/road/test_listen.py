@@ -15,7 +15,6 @@ import ssl
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -654,37 +653,6 @@ def listening(tmp_path: Path, sink: Sink, make_box: Callable[..., Outbox]) -> Ca
         asyncio.run(whole())
 
     return run
-
-
-def test_clients_that_drip_are_sent_away(
-    listening: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A byte now and then keeps a line from being idle; it does not keep a message from being late."""
-    from outmail.intake import smtp as intake
-
-    monkeypatch.setattr(intake, "CONTENT", 1.5)
-
-    async def scene(port: int, listener: Any) -> None:
-        silent = await asyncio.open_connection("127.0.0.1", port)
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(b"EHLO me\r\nMAIL FROM:<a@x.test>\r\nRCPT TO:<b@x.test>\r\nDATA\r\nSubject: s\r\n\r\n")
-        await reader.readuntil(b"354")
-        began = time.monotonic()
-        reading = asyncio.ensure_future(reader.read())
-        while not reading.done():
-            writer.write(b"x")
-            await asyncio.sleep(0.1)  # a client that drips
-        said = await reading
-        assert said.endswith(b"421 4.4.2 The message comes too slowly\r\n")
-        assert 1.0 < time.monotonic() - began < 6
-        assert (await silent[0].read()).endswith(b"421 4.4.2 Idle too long\r\n")
-        writer.close()
-        silent[1].close()
-        assert not listener.lines
-
-    listening(
-        __import__("outmail.intake.smtp", fromlist=["ListenerSettings"]).ListenerSettings(idle=2.5), scene
-    )
 
 
 @pytest.mark.parametrize("implicit", [False, True])

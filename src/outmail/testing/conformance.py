@@ -672,6 +672,7 @@ def _walked(store: Store, steps: list[str]) -> set[tuple[str, str, str]]:
     one = message(expires=10**15, destination=new_id(NOW))
     add(store, one)
     seq = store.read(store.verbs.seq_of(one.id))
+    assert seq is not None
     walk = _Walk(store, one.id, one.recipients[0].destination, store.register(NOW), seq)
     model = Standing(route=walk.destination)
     assert walk.standing() == model
@@ -738,6 +739,7 @@ def test_who_must_not_be_contacted_is_stored_as_failed(store: Any) -> None:
     one.recipients[0].suppressed = "safety"
     add(store, one)
     seq = store.read(store.verbs.seq_of(one.id))
+    assert seq is not None
     walk = _Walk(store, one.id, "x", None, seq)
     assert walk.standing() == life.suppress(Standing(route="x"), "safety")
     assert [e.event for e in store.read(store.verbs.events_after(0))] == ["accepted", "suppress"]
