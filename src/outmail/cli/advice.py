@@ -17,6 +17,8 @@ _SENDER = (
     "The relay does not accept the sender: use -f with an address that your account may send as, and set "
     "`from`."
 )
+#: A test message is not in the queue.
+_QUEUED = ("Nothing, the queue tries again", "Mail in the queue is tried again")
 
 
 def advice(outcome: Outcome, relay: Relay, seen: Seen | None) -> str:
@@ -28,8 +30,11 @@ def advice(outcome: Outcome, relay: Relay, seen: Seen | None) -> str:
         return f"Relay {relay.host or relay.path}: {known[0].rstrip('.')}. {known[1]}"
     if outcome.stage == "mail" and reply.code // 100 == 5:
         return _SENDER
-    told = explained(reply)
-    return f"{told.cause} {told.remedy}".strip() if told else "The relay's own words above say why."
+    if not reply.code:
+        return f"No answer came: {reply.text}."
+    if told := explained(reply):
+        return f"{told.cause} {told.remedy.replace(*_QUEUED)}".strip()
+    return "The relay's own words above say why."
 
 
 def _wrong_protocol(relay: Relay, seen: Seen) -> str:
