@@ -30,7 +30,7 @@ from outmail.cli.watch import parse
 from outmail.config import from_toml
 from outmail.outbox.outbox import Outbox
 from outmail.policy.progress import Estimate
-from outmail.reports import job_mails, job_signals, state, watch, watchdog
+from outmail.reports import failures, job_mails, job_signals, state, watch, watchdog
 from outmail.reports.jobs import Job
 
 HERE = Path(__file__).parent / "img" / "mails"
@@ -123,6 +123,8 @@ def samples(box: Outbox, folder: Path) -> dict[str, EmailMessage]:
     for _ in range(3):
         _feeds(box)
     newest("digest-key")
+    _failures(box)
+    newest("notify")
     return made
 
 
@@ -180,6 +182,14 @@ def _feeds(box: Outbox) -> None:
         record.key = "daily-news"
         handler.handle(record)
     handler.close()
+
+
+def _failures(box: Outbox) -> None:
+    why = "550 5.1.1 <bookkeeping@customers.example.com>: Recipient address rejected: User unknown in virtual mailbox table"
+    now = box.clock.now()
+    failed = [{"id": f"06h253ssrk3o1rbluruc31p6r{i}", "at": now - 60_000 * i, "to": "bookkeeping@customers.example.com", "from": "shop@example.org",
+               "subject": f"Invoice 2026-11-{i} for order 48,21{i}", "why": why} for i in (2, 1)]  # fmt: skip
+    state.change(box, "notify", "failed", lambda known: (known, failures._notice(box, {"waiting": failed, "more": 3, "cursor": 1}, box.report_to, now)))
 
 
 def _part(mail: EmailMessage, kind: str) -> str:

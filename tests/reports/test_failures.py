@@ -56,8 +56,13 @@ def test_the_first_at_once_the_others_together_each_once(make_box: MakeBox, sink
     sink.wait_for(1)
     (first,) = _notices(sink)
     assert "✗ mail to bad1@x.test failed: 550 5.1.1" in first["subject"]
+    assert "  bad1@x.test\n  550 5.1.1 nobody of this name\n  to bad1, from me@" in _text(first).replace(
+        "\r", ""
+    )
     assert first["Auto-Submitted"] == "auto-generated" and "bad0@" not in _text(first)
-    assert "to bad1, me@outmail.test" in " ".join(_text(first).split()) and "outmail why " in _text(first)
+    assert "to bad1, from me@outmail.test" in " ".join(_text(first).split()) and "outmail why " in _text(
+        first
+    )
     _failed(box, "bad2", "bad3")
     failures.look(box, TO)
     assert len(_notices(sink)) == 1

@@ -87,6 +87,17 @@ def _entry(event: Event, status: Status) -> dict[str, Any]:
     }
 
 
+def _lines(entry: dict[str, Any]) -> str:
+    """One failure: when and to whom, why, which message. Not a row of a table: a telephone is 375 px wide."""
+    return "\n  ".join(
+        (
+            f"{local_time(entry['at'])}  {one_line(entry['to'], 100)}",
+            one_line(entry["why"], 300),
+            one_line(f"{entry['subject']}, from {entry['from'] or '<>'}", 120),
+        )
+    )
+
+
 def _notice(door: ReportDoor, gathered: state.Document, to: tuple[str, ...], now: int) -> dict[str, Any]:
     entries, more = gathered["waiting"], gathered["more"]
     count = len(entries) + more
@@ -96,16 +107,7 @@ def _notice(door: ReportDoor, gathered: state.Document, to: tuple[str, ...], now
         if count == 1
         else f"{count:,} recipients failed: {first['why']}"
     )
-    rows = [("When", "To", "Subject, from", "Why")] + [
-        (
-            local_time(entry["at"]),
-            one_line(entry["to"], 100),
-            one_line(f"{entry['subject']}, {entry['from'] or '<>'}", 120),
-            one_line(entry["why"], 300),
-        )
-        for entry in entries
-    ]
-    sections = [Section("What failed", table=rows)]
+    sections = [Section("What failed", pre="\n\n".join(map(_lines, entries)))]
     if more:
         sections.append(Section("", text=f"And {more:,} more."))
     commands = "\n".join(f"outmail why {id}" for id in dict.fromkeys(entry["id"] for entry in entries))
