@@ -234,6 +234,13 @@ def test_verbose_says_the_id_and_what_changes_nothing(sendmail: Call) -> None:
     assert list(Path().glob("V*")) == []
 
 
+def test_a_person_is_told_that_recipients_are_joined(sendmail: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exim takes those of the command line away. A program hears nothing: its output may be mailed."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert "are recipients too" in sendmail("-t", "a@x.test").err
+    assert sendmail("-t").err == sendmail("a@x.test").err == ""
+
+
 def test_traffic_is_written_down(sendmail: Call) -> None:
     log = Path("log")
     done = sendmail("-X", "log", "-t", given=b"To: h@x.test\r\n\r\ntext")

@@ -9,10 +9,13 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from outmail.policy import setup as planning
+from outmail.unix import setup
 from tests import programs
 
 UNITS = Path(__file__).parents[2] / "src/outmail/unix/units"
@@ -38,17 +41,26 @@ def test_systemd_understands_each_unit(name: str, tmp_path: Path) -> None:
     assert not said
 
 
+@pytest.mark.parametrize(("service", "name"), [("systemd", "outmail"), ("timer", "outmail-once")])
 @programs.needs("systemd-analyze", "systemd")
-def test_the_service_is_closed_to_all_it_does_not_need(tmp_path: Path) -> None:
-    unit = tmp_path / "outmail.service"
-    unit.write_text((UNITS / "outmail.service").read_text().replace("@OUTMAIL@", sys.executable))
+def test_a_machines_service_is_closed_to_all_it_does_not_need(
+    tmp_path: Path, service: planning.Service, name: str
+) -> None:
+    """As `outmail init` writes it."""
+    wanted = planning.Wanted("system", planning.CONFIG, "", service=service, unit_texts=setup.unit_texts())
+    steps = planning.plan(replace(wanted, command=(sys.executable,)), planning.Machine(systemd=True))
+    [text] = [
+        s.text for s in steps if isinstance(s, planning.WriteFile) and s.path.endswith(f"/{name}.service")
+    ]
+    unit = tmp_path / f"{name}.service"
+    unit.write_text(text)
     done = subprocess.run(
         ["systemd-analyze", "security", "--offline=true", "--no-pager", str(unit)],
         capture_output=True,
         text=True,
         timeout=60,
     )
-    found = re.search(r"exposure level for outmail.service: ([0-9.]+)", done.stdout)
+    found = re.search(r"exposure level for [a-z-]+.service: ([0-9.]+)", done.stdout)
     assert found and float(found[1]) <= 2.0
 
 

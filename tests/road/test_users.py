@@ -113,6 +113,39 @@ def test_root_and_a_web_user_share_the_services_queue(
 
 
 @needs_root
+def test_mailq_shows_the_services_queue_where_sendmail_leaves_mail_for_it(machine: Machine) -> None:
+    """Nobody is told that the queue is empty who cannot look into it."""
+    drop = machine.folder / "drop"
+    drop.mkdir()
+    os.chown(drop, machine.daemon.pw_uid, machine.daemon.pw_gid)
+    drop.chmod(0o3777)
+    etc = machine.folder / "etc" / "outmail"
+    etc.mkdir(parents=True)
+    shutil.copy(machine.folder / "config.toml", etc)
+    hold = machine.outmail("daemon", "send", "waits@x.test", "--at", "9h", stdin=b"x")
+    assert hold.returncode == 0, hold.stderr
+
+    def called(name: str, *words: str) -> subprocess.CompletedProcess[bytes]:
+        how = machine.words(name, "sendmail", *words)
+        del how["env"]["OUTMAIL_CONFIG"]
+        how["env"] |= {"XDG_CONFIG_HOME": str(etc.parent), "OUTMAIL_DROP": str(drop)}
+        return subprocess.run(**how, capture_output=True, timeout=60, check=False)
+
+    for name in ("root", "daemon"):
+        done = called(name, "-bp")
+        assert done.returncode == 0 and not done.stderr, done.stderr
+        assert b"waits@x.test" in done.stdout and done.stdout.endswith(b"in 1 Request.\n")
+    for words in ("-bp", "-q"):
+        done = called("nobody", words)
+        assert (done.returncode, done.stdout) == (77, b"") and b"is closed to you" in done.stderr
+    assert called("root", "-qRnobody@").returncode == 0
+    owners = {path.stat().st_uid for path in (machine.folder / "service").rglob("*")}
+    assert owners == {machine.daemon.pw_uid}
+    told = machine.outmail("nobody", "queue", "list", "--store", f"{machine.folder}/service/queue.db")
+    assert told.returncode == 77 and b"is closed to you" in told.stderr
+
+
+@needs_root
 def test_while_the_service_is_down_mail_waits_in_the_users_own_queue(machine: Machine, sink: Sink) -> None:
     done = machine.outmail("nobody", "send", "you@x.test", stdin=b"hello\n")
     assert done.returncode == 0 and b"waits in your own queue" in done.stderr

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import re
 import sys
@@ -17,7 +18,7 @@ from datetime import datetime
 from outmail.cli.terminal import when
 from outmail.clock import Clock, human_span, instant, parse_span
 from outmail.config import Config, load, relay_in_code
-from outmail.errors import NotFound, Refused
+from outmail.errors import NotFound, NotStored, Refused
 from outmail.model import RecipientStatus, is_id
 from outmail.outbox.queue import Queue
 from outmail.outbox.stranded import stranded
@@ -130,8 +131,23 @@ def named_id(queue: Queue, text: str) -> str:
 
 
 def is_there(url: str) -> bool:
-    """True when the store exists, as far as that can be known without opening it."""
-    return is_postgres(url) or os.path.exists(store_path(url)[0])
+    """True when the store exists, as far as that can be known without opening it. Raises `NotStored` when its
+    folder is closed to this user: it must not be taken for an empty queue.
+    """
+    if is_postgres(url):
+        return True
+    path = store_path(url)[0]
+    try:
+        os.stat(path)
+    except PermissionError:
+        raise NotStored(
+            f"the queue {path} is closed to you",
+            hint="root and its owner may look, for example: sudo -u outmail outmail queue list",
+            errno=errno.EACCES,
+        ) from None
+    except OSError:
+        return False
+    return True
 
 
 def warn_idle(queue: Queue) -> None:

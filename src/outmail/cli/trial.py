@@ -253,9 +253,9 @@ def _steps(greeting: Lines) -> list[tuple[str, str]]:
 
 def _tell_ahead(arguments: argparse.Namespace, config: Config) -> None:
     """Print what the queue's engines have learned about this relay."""
-    if not is_there(config.store):
-        return
     try:
+        if not is_there(config.store):
+            return
         with queue_of(arguments) as queue:
             tell_ahead(queue)
     except (ConfigError, NotStored) as problem:  # the test itself needs no store

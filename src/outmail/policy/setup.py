@@ -311,8 +311,13 @@ def _unit_names(wanted: Wanted) -> dict[str, str]:
         return {"outmail.service": texts[kept]}
     once = texts["outmail-once.service"]
     if wanted.scope == "system":
-        once = once.replace("Type=oneshot\n", f"Type=oneshot\nUser={USER}\nGroup={USER}\n")
+        once = once.replace("Type=oneshot\n", f"Type=oneshot\n{_confinement(texts['outmail.service'])}\n")
     return {"outmail-once.service": once, "outmail-once.timer": texts["outmail-once.timer"]}
+
+
+def _confinement(service: str) -> str:
+    """The lines of the service's unit that say as whom it runs, and what it may do."""
+    return service[service.index("User=") :].partition("\n[Install]")[0].rstrip("\n")
 
 
 def _unit(text: str, wanted: Wanted) -> str:

@@ -67,7 +67,7 @@ def sendmail(call: flags.Call) -> int:
         return tell("sendmail", f"the message cannot be read: {problem.strerror}", EX_IOERR)
     if not recipients:
         return tell("sendmail", "the header names no recipient (To, Cc, Bcc)", EX_USAGE)
-    if call.from_header and call.recipients and call.verbose:
+    if call.from_header and call.recipients and (call.verbose or sys.stderr.isatty()):
         tell("sendmail", "with -t the addresses of the command line are recipients too", 0)
     message.without_bcc()
     return deposit(call, message.content, recipients)

@@ -6,6 +6,7 @@ Fails: as exit statuses, with a line on stderr. Does not: start a service.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -13,17 +14,19 @@ from collections.abc import Callable
 from outmail.cli.common import configured, is_there
 from outmail.cli.exits import sentence, status_of
 from outmail.clock import Clock
-from outmail.config import Config
+from outmail.config import Config, load
 from outmail.errors import ConfigError, Error, Refused
 from outmail.outbox.queue import Queue
 from outmail.policy.aliases import AliasError, parse
 from outmail.smtp.syntax import AddressError, parse_mailbox
+from outmail.system import rights
 from outmail.system.exits import EX_NOUSER
 from outmail.system.user import is_user
 from outmail.unix import flag_help
 from outmail.unix.flags import Call
+from outmail.unix.keeping import drop_folder
 from outmail.unix.telling import tell
-from outmail.wiring import here
+from outmail.wiring import here, is_postgres, store_path
 
 #: Milliseconds after which a service's last sign of life is old.
 SILENT = 60_000
@@ -45,10 +48,37 @@ def _config(call: Call) -> Config:
     return configured(call.config, call.store, call.relay)
 
 
+def _queue_of(call: Call) -> Config:
+    """The configuration with the queue in which the caller's mail is: the service's, where sendmail leaves it
+    in the service's drop folder. There root goes on with the rights of the queue's owner.
+    """
+    config = _config(call)
+    if drop_folder(call):
+        config = load(call.config, through=False)
+        if not is_postgres(config.store):
+            _become_owner(*store_path(config.store))
+    elif config.through:
+        told = f"this is your own queue; {config.through} takes from it, and has a queue of its own"
+        tell("sendmail", told, 0)
+    return config
+
+
+def _become_owner(path: str, library: str) -> None:
+    """``library``: "" when the path is a folder itself."""
+    folder = os.path.dirname(os.path.abspath(path)) if library else path
+    with contextlib.suppress(OSError):  # it is not there, or closed to us, which is told later
+        owner = os.stat(folder).st_uid
+        if os.geteuid() == 0 != owner:
+            rights.become_owner(folder)
+            for name in ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME"):
+                os.environ.pop(name, None)
+            os.environ["HOME"] = folder
+
+
 def _list(call: Call) -> int:
     from outmail.unix.mailq import listed
 
-    config = _config(call)
+    config = _queue_of(call)
     if not is_there(config.store):
         print("Mail queue is empty")
         return 0
@@ -60,7 +90,7 @@ def _list(call: Call) -> int:
 
 def _flush(call: Call) -> int:
     """Everything that waits is due now; where no service works, this process does, once."""
-    config = _config(call)
+    config = _queue_of(call)
     if not is_there(config.store):
         return 0
     with Queue.open(config) as queue:

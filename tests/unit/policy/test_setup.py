@@ -31,7 +31,8 @@ from outmail.policy.setup import (
 SERVER = Server("smtp.x.test", 465, "implicit", "me@x.test", "")
 UNITS = {
     "outmail.service": "[Service]\nExecStart=@OUTMAIL@ run\n"
-    "ExecReload=/bin/sh -c '@OUTMAIL@ config >/dev/null && kill -HUP $MAINPID'\nUser=outmail\n",
+    "ExecReload=/bin/sh -c '@OUTMAIL@ config >/dev/null && kill -HUP $MAINPID'\n"
+    "User=outmail\nNoNewPrivileges=yes\n\n[Install]\nWantedBy=multi-user.target\n",
     "outmail-user.service": "[Service]\nExecStart=@OUTMAIL@ run\n",
     "outmail-once.service": "[Service]\nType=oneshot\nExecStart=@OUTMAIL@ run --once\n",
     "outmail-once.timer": "[Timer]\n",
@@ -128,10 +129,11 @@ def test_services() -> None:
     assert "User=" not in "".join(texts(steps).values())
     steps = plan(system(service="timer"), replace(EVERYTHING, offline=True))
     assert (
-        "Type=oneshot\nUser=outmail\nGroup=outmail\n"
+        "Type=oneshot\nUser=outmail\nNoNewPrivileges=yes\nExecStart="
         in texts(steps)["/etc/systemd/system/outmail-once.service"]
     )
     assert steps[-1].told == "run systemctl enable outmail-once.timer"
+    assert "[Install]" not in texts(steps)["/etc/systemd/system/outmail-once.service"]
 
 
 def test_cron_escapes_what_cron_would_change() -> None:
