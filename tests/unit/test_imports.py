@@ -17,7 +17,7 @@ HEAVY = {
 #: These are loaded with an engine, or with a store.
 LATER = {
     "apsw", "outmail.engine", "outmail.transport", "outmail.transactional", "outmail.service",
-    "outmail.store.sqlite",
+    "outmail.store.sqlite", "outmail.policy.reply_texts",
 }  # fmt: skip
 
 
@@ -68,5 +68,9 @@ def test_a_command_loads_what_it_needs(words: list[str], tmp_path: Path) -> None
     code = f"from outmail.cli import main\nassert main({words!r}) == 0"
     loaded(code, tmp_path)
     found = loaded(code, tmp_path)
-    assert "outmail.cli.common" in found and not found & {*HEAVY, "outmail.smtp.client"}
+    assert "outmail.cli.common" in found and not found & {
+        *HEAVY,
+        "outmail.smtp.client",
+        "outmail.policy.reply_texts",
+    }
     assert ("outmail.outbox.outbox" in found) == (words[0] == "send")

@@ -24,7 +24,6 @@ from outmail.outbox.queue import Queue
 from outmail.outbox.stranded import stranded
 from outmail.policy.pace import may_send_ahead
 from outmail.policy.plain import plain_line
-from outmail.policy.story import relay_told
 from outmail.policy.typed import EXAMPLES, typed
 from outmail.smtp.syntax import printable
 from outmail.store import shown
@@ -183,6 +182,8 @@ def tell_hops(queue: Queue, *, utc: bool = False) -> None:
     paused = queue.paused_hops()
     if not paused:
         return
+    from outmail.policy.story import relay_told  # with all that is known of servers' replies
+
     waiting: Counter[str] = Counter()
     for row in queue.stats()["routes"]:
         if row["state"] in ("queued", "deferred"):

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from outmail.accept.acceptance import not_stored
 from outmail.clock import Clock
@@ -31,12 +31,15 @@ from outmail.model import Attempt, Event, Filter, RecipientStatus, Status, is_id
 from outmail.policy import selection
 from outmail.policy.loopback import statistics
 from outmail.policy.route import Routes
-from outmail.policy.timeline import Copied, Happened, timeline
 from outmail.smtp.syntax import printable
 from outmail.store import Store, StoreError, Verb, shown
 from outmail.store.verbs.export import events_of
+from outmail.system.loading import loading
 from outmail.system.lockfile import boot_id
 from outmail.wiring import open_store
+
+if TYPE_CHECKING:
+    from outmail.policy.timeline import Happened
 
 R = TypeVar("R")
 #: The reason shown for a recipient whose route the engines of this configuration do not know.
@@ -322,6 +325,9 @@ class Queue:
 
     def history(self, id: str) -> list[Happened]:
         """The events of one message, oldest first."""
+        with loading:
+            from outmail.policy.timeline import Happened
+
         rows = self._read(events_of(self.seq(id)))
         return [
             Happened(at, event, n, state, reason, route or "")
@@ -330,6 +336,9 @@ class Queue:
 
     def story(self, id: str, when: Callable[[int], str]) -> list[str]:
         """What happened to a message, in sentences, and what comes next. ``when`` writes a time (ms)."""
+        with loading:
+            from outmail.policy.timeline import Copied, timeline
+
         status = self.status(id)
         copies = [Copied(c.recipients, c.sent_at, c.home_at, c.hops, c.missed) for c in self.copies(id)]
         events, now = self.history(id), self.clock.now()
