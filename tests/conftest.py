@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from outmail.config import from_toml
 from outmail.outbox.outbox import Outbox
 from outmail.policy import veil
 from outmail.testing import Sink
-from tests import pgserver, programs
+from tests import pgserver, programs, starts
 
 pytest.register_assert_rewrite("outmail.testing.conformance")
 
@@ -131,14 +130,8 @@ def outmail(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[bytes]]
     def run(
         *arguments: str, stdin: bytes = b"", timeout: float = 60, **env: str
     ) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(
-            [sys.executable, "-m", "outmail", *arguments],
-            input=stdin,
-            capture_output=True,
-            cwd=tmp_path,
-            timeout=timeout,
-            env={**os.environ, **env},
-            check=False,
+        return starts.outmail(
+            arguments, stdin=stdin, cwd=tmp_path, env={**os.environ, **env}, timeout=timeout
         )
 
     return run

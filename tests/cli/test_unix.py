@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from outmail.outbox.outbox import Outbox
+from tests import starts
 
 MESSAGE = b"To: a@x.test\nSubject: hi\n\ntext\n"
 
@@ -27,13 +28,8 @@ def call(name: str, *words: str, store: Path, given: bytes = b"", **env: str) ->
         config.write_text(
             f'store = "{store}"\nrelay = "null:"\n[accept]\norigin = "x.test"\naliases = "{store}.aliases"\n'
         )
-    return subprocess.run(
-        [sys.executable, "-m", "outmail", name, *words],
-        input=given,
-        capture_output=True,
-        env={**os.environ, "OUTMAIL_CONFIG": str(config), "OUTMAIL_DROP": "", **env},
-        timeout=60,
-    )
+    env = {**os.environ, "OUTMAIL_CONFIG": str(config), "OUTMAIL_DROP": "", **env}
+    return starts.outmail((name, *words), stdin=given, cwd=Path.cwd(), env=env, timeout=60)
 
 
 def only(store: Path) -> tuple[Any, str]:

@@ -17,6 +17,7 @@ from outmail.cli.watch import OPTIONS
 from outmail.reports import watch as watches
 from outmail.reports.post import host
 from outmail.testing import Sink
+from tests import starts
 
 from .conftest import Mails, text
 
@@ -39,14 +40,8 @@ def environment(tmp_path: Path, sink: Sink) -> dict[str, str]:
 @pytest.fixture
 def watch(tmp_path: Path, environment: dict[str, str]) -> Watch:
     def run(*words: str, stdin: bytes = b"", **more: str) -> Done:
-        return subprocess.run(
-            [sys.executable, "-m", "outmail", "watch", *words],
-            input=stdin,
-            capture_output=True,
-            cwd=tmp_path,
-            timeout=60,
-            check=False,
-            env={**environment, **more},
+        return starts.outmail(
+            ("watch", *words), stdin=stdin, cwd=tmp_path, env={**environment, **more}, timeout=60
         )
 
     return run

@@ -63,7 +63,7 @@ CONCRETE = (
 )
 ROOT = {"__init__", "__main__", "model", "lifecycle", "errors", "clock", "config", "wiring"}
 #: Unit tests about all modules, or about the tests' own tools.
-OF_ALL = {"architecture", "contract", "growth", "imports", "waiting"}
+OF_ALL = {"architecture", "contract", "growth", "imports", "starts", "waiting"}
 
 
 class Import(NamedTuple):

@@ -1,0 +1,49 @@
+"""The command forked from the starter does what the command started by Python does."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import starts
+
+QUEUE = ("--store", "q.db")
+CALLS = (
+    (("--version",), b""),
+    (("send",), b""),
+    (("queue", "list", "--store", "none.db"), b""),
+    (("send", *QUEUE, "-f", "me@x.test", "-s", "grüße", "a@x.test", "--key", "k"), "tschüß\n".encode()),
+    (("send", *QUEUE, "-f", "me@x.test", "-s", "grüße", "a@x.test", "--key", "k"), "tschüß\n".encode()),
+    (("run", "--once", *QUEUE, "--relay", "null:"), b""),
+    (("queue", "list", *QUEUE), b""),
+)
+
+
+def told(folder: Path) -> list[Any]:
+    folder.mkdir()
+    found: list[Any] = []
+    for words, stdin in CALLS:
+        done = starts.outmail(words, stdin=stdin, cwd=folder, env=dict(os.environ), timeout=60)
+        lines = len(done.stdout.splitlines()), len(done.stderr.splitlines())
+        found.append((done.args[1:], done.returncode, *lines, done.stderr[:9]))
+    return [*found, sorted((p.name, stat.S_IMODE(p.stat().st_mode)) for p in folder.iterdir())]
+
+
+def test_both_say_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forked = told(tmp_path / "forked")
+    monkeypatch.setattr(starts, "_POSSIBLE", False)
+    assert forked == told(tmp_path / "started")
+    assert [found[1] for found in forked[:-1]] == [0, 64, 66, 0, 0, 0, 0]
+
+
+def test_what_takes_too_long_is_killed(tmp_path: Path) -> None:
+    words = ("run", *QUEUE, "--relay", "null:")
+    with pytest.raises(subprocess.TimeoutExpired):
+        starts.outmail(words, stdin=b"", cwd=tmp_path, env=dict(os.environ), timeout=1)
+    done = starts.outmail(("queue", "list"), stdin=b"", cwd=tmp_path, env=dict(os.environ), timeout=60)
+    assert (done.returncode, done.stdout) == (0, b"")
