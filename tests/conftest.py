@@ -15,6 +15,7 @@ import pytest
 from outmail.config import from_toml
 from outmail.outbox.outbox import Outbox
 from outmail.policy import veil
+from outmail.reports import lastresort
 from outmail.testing import Sink
 from tests import pgserver, programs, starts
 
@@ -61,6 +62,13 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "xdg-data"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "xdg-state"))
     monkeypatch.setenv("HOME", str(tmp_path))
+
+
+@pytest.fixture(autouse=True)
+def no_report_leaves_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What no relay takes goes neither to the machine's own mail system nor to its log."""
+    monkeypatch.setattr(lastresort, "PROGRAMS", ())
+    monkeypatch.setattr(lastresort, "SYSLOG", ())
 
 
 @pytest.fixture(autouse=True)

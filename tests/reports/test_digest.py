@@ -425,10 +425,11 @@ def test_every_kind_of_mail_has_its_pictures() -> None:
     names = {path.stem for path in folder.glob("*.txt")}
     assert set(_TONE) - {"reminder"} <= names and "watch-reminder" in names
     for name in names:
-        assert (folder / f"{name}-light.png").exists() and (folder / f"{name}-dark.png").exists()
+        assert all((folder / f"{name}-{kind}.png").exists() for kind in ("light", "dark", "375"))
         assert all(
             len(line) <= 78
             for line in (folder / f"{name}.txt").read_text().splitlines()
-            if not re.match(r"Subject:|From:|\d\d-\d\d \d\d:", line)  # log records stay whole
+            # Log records, and what a server has said, stay whole.
+            if not re.match(r"Subject:|From:|\d\d-\d\d \d\d:|  \d\d\d \d\.\d", line)
         )
     assert sum(path.stat().st_size for path in folder.iterdir()) < 3_000_000

@@ -29,13 +29,6 @@ MakeBox = Callable[..., Outbox]
 TOML = 'to = ["me@x.test"]\nrelay = "{}"'
 
 
-@pytest.fixture(autouse=True)
-def no_sendmail_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of this goes to the machine's own mail system, nor to its log."""
-    monkeypatch.setattr(lastresort, "PROGRAMS", ())
-    monkeypatch.setattr(lastresort, "SYSLOG", ())
-
-
 @pytest.fixture
 def syslog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
     path = str(tmp_path / "log")
