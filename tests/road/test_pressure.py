@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 
 from outmail import Outbox
 from outmail.clock import Clock
-from outmail.engine import completer
+from outmail.engine import ages, completer, maintenance
 from outmail.store import Kind, StoreError, verbs
 from outmail.store.commit_loop import Committer
 from outmail.store.sqlite.store import SqliteStore
@@ -174,6 +175,31 @@ def test_a_slow_relay_does_not_starve_a_healthy_one(make_box: MakeBox) -> None:
             await running
 
         asyncio.run(scene())
+
+
+def test_upkeep_that_takes_longer_than_its_pause_does_not_stop_deliveries(
+    make_box: MakeBox, sink: Sink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a database behind a slow line."""
+    box = make_box(sink.url, deliver="never")
+    sweep = ages.Ages.sweep
+
+    def slow(itself: ages.Ages) -> None:
+        time.sleep(0.03)
+        sweep(itself)
+
+    monkeypatch.setattr(maintenance, "UPKEEP", 0.01)
+    monkeypatch.setattr(ages.Ages, "sweep", slow)
+    box.send_many({"to": f"u{n}@x.test", "subject": "s"} for n in range(20))
+
+    async def scene() -> None:
+        engine = engine_of(box)
+        running = asyncio.ensure_future(engine.run())
+        await until(lambda: engine.counts["delivered"] == 20)
+        engine.stop()
+        await running
+
+    asyncio.run(scene())
 
 
 def test_one_outcome_that_cannot_be_written_does_not_hold_up_the_others(

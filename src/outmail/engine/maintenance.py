@@ -1,7 +1,7 @@
 """The periodic work of an engine: taking back the work of dead engines, old age, retention, notes.
 
 How: `look` is called in each turn of the engine and starts what is due. The work itself runs on the writer's
-thread (`Committer.call`); its answer comes back into the loop.
+thread (`Committer.call`); its answer comes back into the loop, and the pause until the next time begins.
 Promises: every 2 s it looks for dead engines. Every 30 s it checks ages and dates and leaves a sign of life.
 Only the oldest engine of a store removes finished mail, 0.1 s at a time.
 Fails: problems are logged, and the work is tried again later; deliveries go on meanwhile.
@@ -14,6 +14,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
+from math import inf
 from typing import Any, Protocol
 
 from outmail.clock import DAY, Clock, human_span
@@ -113,6 +114,7 @@ class Maintenance:
         self._retention = Retention(store, settings.retention) if settings.retention else None
         #: How many turns retention has had since it was last finished.
         self._turns_of_retention = 0
+        #: Loop times at which the works are due; infinite while they are under way.
         self._reclaim_at = 0.0
         self._upkeep_at = 0.0
         self._retain_at = 0.0
@@ -154,7 +156,7 @@ class Maintenance:
             if not done.done():  # else the engine was ended meanwhile
                 done.set_result(None)
 
-        self._reclaim_at = self._loop.time() + RECLAIM
+        self._reclaim_at = inf
         self._commits.call(work, answered)
         await done
 
@@ -162,16 +164,21 @@ class Maintenance:
         """Start what is due."""
         time = self._loop.time()
         if time >= self._reclaim_at:
-            self._reclaim_at = time + RECLAIM
+            self._reclaim_at = inf
             self._commits.call(self._reclaim, self._reclaimed)
-        routes = self._engine.routes
-        if time >= self._upkeep_at or (self._published is not None and routes is not self._published):
-            self._published = routes
-            self._upkeep_at = time + UPKEEP
+        if self._routes_are_new and self._upkeep_at < inf:
+            self._upkeep_at = time
+        if time >= self._upkeep_at:
+            self._published = self._engine.routes
+            self._upkeep_at = inf
             self._commits.call(self._sweep, self._swept)
         if self._retention is not None and time >= self._retain_at:
-            self._retain_at = time + UPKEEP
+            self._retain_at = inf
             self._commits.call(partial(self._retain, self._retention), self._retained)
+
+    @property
+    def _routes_are_new(self) -> bool:
+        return self._published is not None and self._published is not self._engine.routes
 
     async def meanwhile(self, over: asyncio.Future[Any]) -> None:
         """Call `look` again and again, until ``over`` is done."""
@@ -209,6 +216,7 @@ class Maintenance:
         return found, self._store.read(verbs.engines()), self._store.read(verbs.note_list("ahead")), paused
 
     def _reclaimed(self, answer: Any) -> None:
+        self._reclaim_at = self._loop.time() + RECLAIM
         if self._engine.owner.lost:
             self._engine.begin_anew()
         if isinstance(answer, BaseException):
@@ -281,9 +289,10 @@ class Maintenance:
         self._missing = missing
 
     def _swept(self, answer: Any) -> None:
-        if isinstance(answer, BaseException):
+        failed = isinstance(answer, BaseException)
+        self._upkeep_at = self._loop.time() + (UPKEEP_AGAIN if failed else UPKEEP)
+        if failed:
             self._engine.complain("upkeep", answer)
-            self._upkeep_at = self._loop.time() + UPKEEP_AGAIN
         for hop in self._engine.hops.values():
             if hop.pace.tripped:  # still: the note says which engine found so last
                 self.paused(hop, hop.pace.trouble)
@@ -305,6 +314,7 @@ class Maintenance:
         took.
         """
         if isinstance(answer, BaseException):
+            self._retain_at = self._loop.time() + UPKEEP
             self._engine.complain("retention", answer)
             return
         self._turns_of_retention += 1

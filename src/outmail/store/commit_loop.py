@@ -3,9 +3,11 @@
 How: `ask` collects verbs; a `contributor` is called right before each commit and may ask for more.
 `Store.begin` does in the loop's thread what need not wait. One writer thread waits for the disk, for another
 program that holds the write lock, or for a network. So a slow disk or a foreign lock delays mail, but never
-stops the loop.
+stops the loop. The thread also makes blocking calls. Calls and commits take turns: however many calls come,
+and however long each takes, verbs that wait are committed after the next one.
 Promises: each verb gets its answer, or an exception in its place, exactly once, in the loop, after the
-commit. Batches keep their order, one at a time. The thread is started with the object and never later.
+commit. Batches keep their order, one at a time; so do calls. The thread is started with the object and never
+later.
 Fails: an answer that is an exception. Does not: know what the verbs mean, or run one again.
 """
 
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -34,8 +37,12 @@ class Committer:
         self.store = store
         self._loop = loop
         self._asks: list[tuple[Verb[Any], Then]] = []
+        self._calls: deque[tuple[Callable[[], Any], Then]] = deque()
         self._contributors: list[Callable[[], None]] = []
+        #: How many commits and calls are running: one, but for the end.
         self._away = 0
+        #: The next commit goes before the next call.
+        self._commit_first = False
         #: Somebody asked for a commit while one was running.
         self._again = False
         self._timer: asyncio.Handle | None = None
@@ -44,8 +51,8 @@ class Committer:
 
     @property
     def idle(self) -> bool:
-        """True when no verb waits and no commit is running."""
-        return not (self._asks or self._away or self._timer)
+        """True when no verb and no call waits, and none is running."""
+        return not (self._asks or self._calls or self._away or self._timer)
 
     def contributor(self, function: Callable[[], None]) -> None:
         """``function`` is called right before each commit and may `ask`."""
@@ -66,16 +73,19 @@ class Committer:
         self._timer = self._loop.call_later(seconds, self.flush)
 
     def flush(self) -> None:
-        """Commit now; if a commit is running, right after it."""
+        """Commit now; if a commit or a call is running, right after it."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._away:
+        if self._away or (self._calls and not self._commit_first):
             self._again = True
+            self._go_on()
             return
         for contribute in self._contributors:
             contribute()
+        self._commit_first = False
         if not self._asks:
+            self._go_on()
             return
         asks, self._asks = self._asks, []
         try:
@@ -88,12 +98,20 @@ class Committer:
 
     def call(self, function: Callable[[], Any], then: Then) -> None:
         """Run a blocking call on the writer thread. ``then`` gets its result or exception, in the loop."""
-        self._away += 1
-        self._writer.call(function, lambda answer: self._called(then, answer))
+        self._calls.append((function, then))
+        self._go_on()
 
     def close(self) -> None:
         """End the thread when it has finished what it was given."""
+        while self._calls:
+            self._next_call()
         self._writer.close()
+
+    def _next_call(self) -> None:
+        function, then = self._calls.popleft()
+        self._away += 1
+        self._commit_first = True
+        self._writer.call(function, lambda answer: self._called(then, answer))
 
     # -- answers ---------------------------------------------------------------------------------------------
 
@@ -112,10 +130,15 @@ class Committer:
         self._go_on()
 
     def _go_on(self) -> None:
-        if self._away or not (self._again or self._asks):
+        """Begin the next commit, or the next call."""
+        if self._away:
             return
-        self.soon((LONG_BREATH if self.store.blocking else BREATH) if self._again else 0.0)
-        self._again = False
+        wanted = self._again or self._asks or self._timer is not None
+        if self._calls and not (wanted and self._commit_first):
+            self._next_call()
+        elif self._again or self._asks:
+            self.soon((LONG_BREATH if self.store.blocking else BREATH) if self._again else 0.0)
+            self._again = False
 
 
 def _tell(then: Then, answer: Any) -> None:

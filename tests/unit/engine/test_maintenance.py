@@ -42,6 +42,12 @@ class Scene:
         )
         self.maintenance = Maintenance(*words)
 
+    def answer(self) -> None:
+        """What is under way has ended, and found nothing to do."""
+        self.maintenance._reclaimed(([], 1, {}, []))
+        self.maintenance._swept(None)
+        self.maintenance._retained(False)
+
 
 AGES = {"bodies": 1, "transcripts": 1, "records": 1}
 
@@ -49,14 +55,31 @@ AGES = {"bodies": 1, "transcripts": 1, "records": 1}
 def test_each_work_has_its_own_pause() -> None:
     scene = Scene(AGES)
     scene.maintenance.look()
-    scene.maintenance.look()
     assert scene.commits.called() == ["_reclaim", "_sweep", "_retain"]
+    scene.answer()
+    scene.maintenance.look()
+    assert scene.commits.called() == []
     scene.loop.advance(module.RECLAIM)
     scene.maintenance.look()
     assert scene.commits.called() == ["_reclaim"]
+    scene.answer()
     scene.loop.advance(module.UPKEEP)
     scene.maintenance.look()
     assert scene.commits.called() == ["_reclaim", "_sweep", "_retain"]
+
+
+def test_a_work_that_takes_longer_than_its_pause_is_not_begun_twice() -> None:
+    """Else works pile up where a database is far away."""
+    scene = Scene(AGES)
+    scene.maintenance.look()
+    scene.commits.called()
+    scene.engine.routes = Routes({"relay": scene.hop.relay})
+    scene.loop.advance(10 * module.UPKEEP)
+    scene.maintenance.look()
+    assert scene.commits.called() == []
+    scene.answer()
+    scene.maintenance.look()
+    assert scene.commits.called() == ["_sweep"]  # the new routes
 
 
 def test_after_a_bug_nothing_is_due_for_a_while() -> None:
@@ -163,6 +186,7 @@ def test_routes_that_were_added_are_published_at_once() -> None:
     scene = Scene()
     scene.maintenance.look()
     scene.commits.called()
+    scene.answer()
     scene.engine.routes = Routes({"relay": scene.hop.relay})
     scene.maintenance.look()
     scene.maintenance.look()

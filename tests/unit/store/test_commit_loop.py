@@ -124,3 +124,38 @@ def test_a_blocking_call_keeps_its_place_between_commits() -> None:
         assert not store.begun
 
     assert play(script) == (["called", "a"], [["a"]])
+
+
+def test_commits_and_calls_take_turns_however_many_come() -> None:
+    """A stream of long calls, each asked for before the last one ended, starved every commit; and a stream of
+    commits starves no call.
+    """
+
+    async def script(commits: Any, store: Store, heard: list[Any]) -> None:
+        def called(answer: str) -> None:
+            heard.append(answer)
+            if len(heard) < 20:
+                commits.call(lambda: "call", called)
+
+        def written(answer: str) -> None:
+            heard.append(answer)
+            if len(heard) < 20:
+                commits.ask("commit", written)
+                commits.flush()
+
+        for _ in range(3):
+            commits.call(lambda: "call", called)
+        commits.ask("commit", written)
+        commits.flush()
+
+    heard, _ = play(script)
+    assert heard[:20] == ["call", "commit"] * 10
+
+
+def test_a_commit_for_which_nobody_asks_anything_keeps_no_call_waiting() -> None:
+    async def script(commits: Any, store: Store, heard: list[Any]) -> None:
+        commits.call(lambda: "one", heard.append)
+        commits.soon(0.05)
+        commits.call(lambda: "two", heard.append)
+
+    assert play(script) == (["one", "two"], [])
