@@ -37,7 +37,10 @@ setup: $(READY)
 demo: $(READY)
 	$(BIN)/outmail demo
 
+# In a fresh copy the tests are compiled once, by two processes, and not by each tester.
 test: $(READY)
+	@find tests -name '*-pytest-*.pyc' | grep -q . || { for some in "road store reports" "unit cli dialogues interop"; do \
+	  (cd tests && ../$(BIN)/python -m pytest -q --collect-only $$some > /dev/null) & done; wait; }
 	$(BIN)/python -m pytest -q -n $(TESTERS) --dist worksteal --durations 10
 
 format: $(READY)

@@ -39,7 +39,7 @@ SRC = Path(outmail.__file__).parent
 BOUNDED = {
     r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)": (100, "clock.parse_span"),
     r"\s*(\d+(?:\.\d+)?)\s*([kKmMgG]?[bB]?)\s*": (100, "selection.parse_size"),
-    r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)": (2000, "options of a command line"),
+    r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)": (500, "options of a command line"),
     r"(password=)[^&\s]*": (4000, "a store's URL, from the configuration"),
     r"(?<=://)([^/@:]*):[^@]*@": (4000, "a store's URL, from the configuration"),
     r"<([^>]*)>\s*(.*)": (4096, "the test server's command lines"),
@@ -232,18 +232,16 @@ def _hostile(pattern: re.Pattern[Any]) -> list[tuple[str, str]]:
     return list(dict.fromkeys(found))
 
 
-PATTERNS = _expressions()
-
-
-def test_the_expressions_are_found() -> None:
-    texts = {pattern.pattern for pattern in PATTERNS}
-    assert len(PATTERNS) > 90
+def test_an_expression_takes_no_more_than_linear_time() -> None:
+    patterns = _expressions()
+    texts = {pattern.pattern for pattern in patterns}
+    assert len(patterns) > 90
     assert {rb"\r(?!\n)", r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)"} <= texts, "one of a module, one of a call"
     assert {*BOUNDED, *NEVER_SO} <= texts, "BOUNDED names an expression that is gone"
+    assert not [problem for pattern in patterns for problem in _slow(pattern)]
 
 
-@pytest.mark.parametrize("pattern", [pytest.param(pattern, id=str(n)) for n, pattern in enumerate(PATTERNS)])
-def test_an_expression_takes_no_more_than_linear_time(pattern: re.Pattern[Any]) -> None:
+def _slow(pattern: re.Pattern[Any]) -> Iterator[str]:
     limit = BOUNDED.get(pattern.pattern, (10**9, ""))[0] if isinstance(pattern.pattern, str) else 10**9
     encode = (lambda text: text.encode("latin-1", "replace")) if isinstance(pattern.pattern, bytes) else str
     put = b"" if isinstance(pattern.pattern, bytes) else ""
@@ -259,10 +257,8 @@ def test_an_expression_takes_no_more_than_linear_time(pattern: re.Pattern[Any]) 
                     pattern.fullmatch(text),
                 )
 
-            problem = superlinear(run)
-            assert not problem, (
-                f"{pattern.pattern!r} on {front[:40]!r} + {part[:80]!r} * n + {end!r}: {problem}"
-            )
+            if problem := superlinear(run):
+                yield f"{pattern.pattern!r} on {front[:40]!r} + {part[:80]!r} * n + {end!r}: {problem}"
 
 
 @pytest.mark.parametrize("text", [r"(a+)+b", r"\b[\w-]*secret\b", r"a+$", r"(?:a|a)*c", r"x[^@]*@"])
@@ -271,7 +267,9 @@ def test_the_test_finds_what_is_worse(text: str) -> None:
 
     def slow(front: str, part: str, end: str) -> str:
         sizes = (16, 20, 24, 6_000)
-        return superlinear(lambda n: lambda: pattern.sub("", front + part * (n // len(part)) + end), sizes)
+        return superlinear(
+            lambda n: lambda: pattern.sub("", front + part * (n // len(part)) + end), sizes, 0.001
+        )
 
     assert any(slow(front, part, end) for front, part in _hostile(pattern) for end in ("", "\0"))
 
@@ -524,7 +522,7 @@ def test_masking_takes_no_more_than_linear_time_on_the_words_of_a_kind(kind: sec
                 text = front + seed * (n // len(seed) + 1) + "\n" + kind.hints[0]
                 return lambda: secrets.masked(text)
 
-            problem = superlinear(run, (12_000,), 0.03)
+            problem = superlinear(run, (6_000,), 0.0075)
             assert not problem, f"{front!r} + {seed!r} * n: {problem}"
 
 
@@ -546,10 +544,11 @@ def test_a_header_block_of_many_fields_is_refused_and_its_fields_come_one_by_one
     with pytest.raises(splice.ContentError, match="header block") as told:
         splice.look(content)
     assert told.value.code == "too-large"
+    content = b"a:\r\n" * 100_000 + b"\r\n"
     tracemalloc.start()
     try:
-        assert sum(1 for _ in splice.fields(content)) == 1_000_000
-        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+        assert sum(1 for _ in splice.fields(content)) == 100_000
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000
     finally:
         tracemalloc.stop()
     with pytest.raises(splice.ContentError):
