@@ -8,10 +8,14 @@ import argparse
 import os
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from outmail.cli.exits import EX_USAGE
 from outmail.cli.queue_help import VERBS, VerbHelp
+
+if TYPE_CHECKING:
+    _Commands = argparse._SubParsersAction["_Parser"]
+    _Common = list["_Parser"]
 
 
 class _Help(argparse.HelpFormatter):
@@ -151,19 +155,7 @@ def _init(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def parser() -> _Parser:
-    """The whole command line."""
-    top = _Parser(
-        prog="outmail",
-        description="Outgoing mail for programs: accept, keep safe, deliver, prove.",
-        epilog="outmail COMMAND --help explains a command, outmail man all of them. Called as "
-        "sendmail, mailq, newaliases or mail (by a link of that name, or as the first "
-        "word: outmail sendmail -t) it is that command of Unix.",
-    )
-    top.add_argument("--version", action="store_true", help="the version, and what it runs on")
-    sub = top.add_subparsers(dest="command", metavar="COMMAND", title="commands", parser_class=_Parser)
-    common = [_common()]
-
+def _add_demo(sub: _Commands) -> None:
     demo = sub.add_parser("demo", help="the whole road on this machine; nothing leaves it")
     demo.add_argument(
         "--messages", type=int, default=240, metavar="N", help="how many messages (at least 200)"
@@ -171,6 +163,8 @@ def parser() -> _Parser:
     demo.add_argument("--keep", metavar="DIR", help="keep the queue and the logs in DIR")
     demo.set_defaults(run="demo")
 
+
+def _add_init(sub: _Commands) -> None:
     init = sub.add_parser(
         "init",
         help="set up outgoing mail: asks for address and password and tests them; --undo takes it back",
@@ -181,6 +175,8 @@ def parser() -> _Parser:
     _init(init)
     init.set_defaults(run="init")
 
+
+def _add_send(sub: _Commands, common: _Common) -> None:
     send = sub.add_parser(
         "send",
         parents=common,
@@ -198,6 +194,8 @@ def parser() -> _Parser:
     _envelope(send)
     send.set_defaults(run="send")
 
+
+def _add_submit(sub: _Commands, common: _Common) -> None:
     submit = sub.add_parser(
         "submit",
         parents=common,
@@ -209,6 +207,8 @@ def parser() -> _Parser:
     _envelope(submit)
     submit.set_defaults(run="send", raw=True)
 
+
+def _add_run(sub: _Commands, common: _Common) -> None:
     run = sub.add_parser(
         "run",
         parents=common,
@@ -227,6 +227,8 @@ def parser() -> _Parser:
     run.add_argument("--transcript", metavar="FILE", help="append the dialogues with the servers to a file")
     run.set_defaults(run="run")
 
+
+def _add_receive(sub: _Commands, common: _Common) -> None:
     receive = sub.add_parser(
         "receive",
         parents=common,
@@ -240,6 +242,8 @@ def parser() -> _Parser:
     )
     receive.set_defaults(run="receive")
 
+
+def _add_queue(sub: _Commands, common: _Common) -> None:
     queue = sub.add_parser(
         "queue",
         parents=common,
@@ -271,6 +275,8 @@ def parser() -> _Parser:
     queue.add_argument("--jsonl", action="store_true", help="as JSON, a message a line")
     queue.set_defaults(run="queue")
 
+
+def _add_show(sub: _Commands, common: _Common) -> None:
     show = sub.add_parser("show", parents=common, help="one message: where every recipient stands")
     show.add_argument("id", metavar="ID", help=_ID)
     form = show.add_mutually_exclusive_group()
@@ -280,6 +286,8 @@ def parser() -> _Parser:
     show.add_argument("--utc", action="store_true", help=_UTC)
     show.set_defaults(run="show")
 
+
+def _add_log(sub: _Commands, common: _Common) -> None:
     log = sub.add_parser(
         "log", parents=common, help="every attempt of a message, and the SMTP dialogue of those that failed"
     )
@@ -288,6 +296,8 @@ def parser() -> _Parser:
     log.add_argument("--utc", action="store_true", help=_UTC)
     log.set_defaults(run="log")
 
+
+def _add_events(sub: _Commands, common: _Common) -> None:
     events = sub.add_parser("events", parents=common, help="what happened, in order")
     events.add_argument(
         "--follow", action="store_true", help="go on with what happens from now on (or --after, --since)"
@@ -300,11 +310,15 @@ def parser() -> _Parser:
     events.add_argument("--jsonl", action="store_true", help="as JSON, an event a line")
     events.set_defaults(run="events")
 
+
+def _add_why(sub: _Commands, common: _Common) -> None:
     why = sub.add_parser("why", parents=common, help="the story of a message or an address, in sentences")
     why.add_argument("what", metavar="ID|ADDRESS", help="a message's id, or a recipient's address")
     why.add_argument("--utc", action="store_true", help=_UTC)
     why.set_defaults(run="why")
 
+
+def _add_explain(sub: _Commands) -> None:
     explain = sub.add_parser(
         "explain", help="what an error code, an SMTP code or a server's reply means, and what to do"
     )
@@ -313,11 +327,15 @@ def parser() -> _Parser:
     )
     explain.set_defaults(run="explain")
 
+
+def _add_test(sub: _Commands, common: _Common) -> None:
     test = sub.add_parser("test", parents=common, help="send a test message now, showing the dialogue")
     test.add_argument("--to", required=True, metavar="ADDRESS", help="who gets the test message")
     test.add_argument("-f", "--from", dest="sender", metavar="ADDRESS", help="the sender")
     test.set_defaults(run="test")
 
+
+def _add_store(sub: _Commands, common: _Common) -> None:
     store = sub.add_parser("store", parents=common, help="look after the store")
     store.add_argument(
         "verb",
@@ -337,6 +355,8 @@ def parser() -> _Parser:
     )
     store.set_defaults(run="store")
 
+
+def _add_move(sub: _Commands, common: _Common) -> None:
     move = sub.add_parser(
         "move",
         parents=common,
@@ -356,8 +376,8 @@ def parser() -> _Parser:
     )
     move.set_defaults(run="move")
 
-    sub.add_parser("watch", add_help=False, help="run a command and mail when it fails")
 
+def _add_loopback(sub: _Commands, common: _Common) -> None:
     loopback = sub.add_parser(
         "loopback",
         parents=common,
@@ -378,6 +398,8 @@ def parser() -> _Parser:
     )
     loopback.set_defaults(run="loopback")
 
+
+def _add_certify(sub: _Commands, common: _Common) -> None:
     certify = sub.add_parser(
         "certify",
         parents=common,
@@ -392,6 +414,8 @@ def parser() -> _Parser:
     )
     certify.set_defaults(run="certify")
 
+
+def _add_jobs(sub: _Commands, common: _Common) -> None:
     jobs = sub.add_parser("jobs", parents=common, help="jobs and watched commands: how they stand")
     jobs.add_argument(
         "verb",
@@ -405,6 +429,8 @@ def parser() -> _Parser:
     jobs.add_argument("--json", action="store_true", help="as JSON")
     jobs.set_defaults(run="jobs")
 
+
+def _add_digest(sub: _Commands, common: _Common) -> None:
     digest = sub.add_parser("digest", parents=common, help="log records that wait for a mail")
     digest.add_argument(
         "verb",
@@ -419,6 +445,8 @@ def parser() -> _Parser:
     digest.add_argument("--json", action="store_true", help="as JSON")
     digest.set_defaults(run="digest")
 
+
+def _add_config(sub: _Commands, common: _Common) -> None:
     config = sub.add_parser("config", parents=common, help="the configuration in force")
     config.add_argument("--json", action="store_true", help="as JSON")
     config.add_argument(
@@ -429,6 +457,8 @@ def parser() -> _Parser:
     )
     config.set_defaults(run="config")
 
+
+def _add_man(sub: _Commands) -> None:
     man = sub.add_parser(
         "man",
         help="show a manual page",
@@ -443,6 +473,8 @@ def parser() -> _Parser:
     )
     man.set_defaults(run="man")
 
+
+def _add_completion(sub: _Commands) -> None:
     completion = sub.add_parser(
         "completion",
         help="print the script by which a shell completes commands, options and values",
@@ -454,6 +486,43 @@ def parser() -> _Parser:
         "shell", choices=("bash", "zsh", "fish"), metavar="SHELL", help="bash, zsh or fish"
     )
     completion.set_defaults(run="completion")
+
+
+def parser() -> _Parser:
+    """The whole command line."""
+    top = _Parser(
+        prog="outmail",
+        description="Outgoing mail for programs: accept, keep safe, deliver, prove.",
+        epilog="outmail COMMAND --help explains a command, outmail man all of them. Called as "
+        "sendmail, mailq, newaliases or mail (by a link of that name, or as the first "
+        "word: outmail sendmail -t) it is that command of Unix.",
+    )
+    top.add_argument("--version", action="store_true", help="the version, and what it runs on")
+    sub = top.add_subparsers(dest="command", metavar="COMMAND", title="commands", parser_class=_Parser)
+    common = [_common()]
+    _add_demo(sub)
+    _add_init(sub)
+    _add_send(sub, common)
+    _add_submit(sub, common)
+    _add_run(sub, common)
+    _add_receive(sub, common)
+    _add_queue(sub, common)
+    _add_show(sub, common)
+    _add_log(sub, common)
+    _add_events(sub, common)
+    _add_why(sub, common)
+    _add_explain(sub)
+    _add_test(sub, common)
+    _add_store(sub, common)
+    _add_move(sub, common)
+    sub.add_parser("watch", add_help=False, help="run a command and mail when it fails")
+    _add_loopback(sub, common)
+    _add_certify(sub, common)
+    _add_jobs(sub, common)
+    _add_digest(sub, common)
+    _add_config(sub, common)
+    _add_man(sub)
+    _add_completion(sub)
 
     lines = summaries(top)
     for name, made in sub.choices.items():

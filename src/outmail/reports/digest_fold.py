@@ -288,6 +288,39 @@ def digest_report(
 ) -> Report:
     """What waits, as a report."""
     said = policy.in_words(gathered)
+    subject, headline = _said(settings, gathered, alerts, incidents)
+    groups = gathered.ranked()
+    badge = "" if alerts else said.partition(" and ")[0].partition(" in ")[0]
+    facts = [("Host", host()), ("Records", f"{gathered.total:,}")]
+    if groups:
+        begin, end = (
+            local_time(int(at * 1000)) for at in (min(g.first for g in groups), max(g.last for g in groups))
+        )
+        facts += [("At", begin)] if begin == end else [("From", begin), ("To", end)]
+    sections = _sections(gathered, groups, alerts, incidents)
+    footer = [f"{settings.name} on {host()}", f"Why: {settings.rules.in_words()}"]
+    if held:
+        footer.append(
+            f"Held back since the last mail: {held} times this mail was due and would have been one too many "
+            f"({settings.rules.at_most} an hour)"
+        )
+    return Report(
+        "failed" if alerts else "digest",
+        one_line(subject),
+        headline,
+        facts,
+        sections,
+        footer,
+        badge=badge,
+        preview=f"{said}: {groups[0].sample}" if groups else said,
+    )
+
+
+def _said(
+    settings: DigestSettings, gathered: policy.Gathered, alerts: list[str], incidents: dict[str, Incident]
+) -> tuple[str, str]:
+    """Subject and headline."""
+    said = policy.in_words(gathered)
     if alerts:
         first = incidents.get(alerts[0], Incident())
         more = f" and {len(alerts) - 1} more" if len(alerts) > 1 else ""
@@ -297,14 +330,12 @@ def digest_report(
     else:
         subject = settings.subject or f"[{host()}] {settings.name}: {said}"
         headline = f"{settings.name} logged {said}."
-    groups = gathered.ranked()
-    badge = "" if alerts else policy.in_words(gathered).partition(" and ")[0].partition(" in ")[0]
-    facts = [("Host", host()), ("Records", f"{gathered.total:,}")]
-    if groups:
-        begin, end = (
-            local_time(int(at * 1000)) for at in (min(g.first for g in groups), max(g.last for g in groups))
-        )
-        facts += [("At", begin)] if begin == end else [("From", begin), ("To", end)]
+    return subject, headline
+
+
+def _sections(
+    gathered: policy.Gathered, groups: list[policy.Group], alerts: list[str], incidents: dict[str, Incident]
+) -> list[Section]:
     sections = []
     if alerts:
         rows = [
@@ -341,22 +372,7 @@ def digest_report(
         )
     sections += [Section(f"Traceback: {one_line(g.sample, 50)}", pre=g.trace) for g in groups[:5] if g.trace]
     sections.append(Section("Lines", pre=_lines(gathered)))
-    footer = [f"{settings.name} on {host()}", f"Why: {settings.rules.in_words()}"]
-    if held:
-        footer.append(
-            f"Held back since the last mail: {held} times this mail was due and would have been one too many "
-            f"({settings.rules.at_most} an hour)"
-        )
-    return Report(
-        "failed" if alerts else "digest",
-        one_line(subject),
-        headline,
-        facts,
-        sections,
-        footer,
-        badge=badge,
-        preview=f"{said}: {groups[0].sample}" if groups else said,
-    )
+    return sections
 
 
 def _when(group: policy.Group) -> str:

@@ -15,7 +15,7 @@ import shlex
 import stat
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from outmail.clock import END, human_span
 from outmail.model import keyed_id
@@ -25,7 +25,7 @@ from outmail.policy.secrets import masked
 from outmail.reports import lastresort, spoolfiles, state, watchdog
 from outmail.reports.door import ReportDoor, Unstored
 from outmail.reports.job_mails import MEMORY
-from outmail.reports.mail import Report, Section, local_time, named, one_line, safe, subject_line
+from outmail.reports.mail import Report, Section, State, local_time, named, one_line, safe, subject_line
 from outmail.reports.post import host, root_id, tell, words
 
 #: How many bytes of output are kept with a run in the store.
@@ -158,6 +158,47 @@ def _word(options: Any, result: Any, say: incident.Say, *, changed: bool) -> str
     return ""
 
 
+class _Told(NamedTuple):
+    """What a mail says. ``rule``: the option that asked for it."""
+
+    state: State
+    subject: str
+    headline: str
+    rule: str
+    #: The Message-ID of an earlier mail that this one answers, or "".
+    answers: str = ""
+
+
+def _told(
+    door: Unstored, options: Any, result: Any, word: str, before: incident.Incident, after: incident.Incident
+) -> _Told:
+    name, host_name = options.name, host()
+    lasted = took(result.duration_ms / 1000)
+    if word in ("alert", "failed"):
+        row = f", {after.failures} in a row" if after.failures > 1 else ""
+        passed = f", after {lasted}" if result.duration_ms >= 1000 else ""
+        subject = subject_line("failed", f"{name} failed{row}: {result.reason}", host_name)
+        return _Told("failed", subject, f"{name}: {result.reason}{row}{passed}.", options_rule(options))
+    if word == "remind":
+        headline = (
+            f"{name} has failed {after.failures} times in a row{_for(door, after)}; last: {result.reason}."
+        )
+        return _Told("reminder", f"Re: {after.subject}", headline, options_rule(options), after.thread)
+    if word == "recovered":
+        row = f" after {before.failures} failures in a row" if before.failures > 1 else ""
+        subject = subject_line("recovered", f"{name} works again", host_name)
+        headline = (
+            f"{name} works again{row or ' after a failure' if before.failures else ''}{_for(door, before)}."
+        )
+        return _Told("recovered", subject, headline, options_rule(options), before.thread)
+    if word == "slow":
+        subject = subject_line("finished", f"{name} took {lasted}", host_name)
+        rule = f"--longer-than {human_span(options['longer-than'])}"
+        return _Told("finished", subject, f"{name} succeeded, but it took {lasted}.", rule)
+    subject = subject_line("finished", f"{name} finished", host_name)
+    return _Told("finished", subject, f"{name} took {lasted}.", f"--on {options.on}")
+
+
 def _mail(
     door: Unstored,
     options: Any,
@@ -171,48 +212,8 @@ def _mail(
     key: str,
 ) -> dict[str, Any]:
     name = options.name
-    row = f", {after.failures} in a row" if after.failures > 1 else ""
-    lasted = took(result.duration_ms / 1000)
-    passed = f", after {lasted}" if result.duration_ms >= 1000 else ""
-    thread: tuple[str, ...] = (root_id("watch", name, str(after.since or before.since or run)),)
-    if word in ("alert", "failed"):
-        made = (
-            "failed",
-            subject_line("failed", f"{name} failed{row}: {result.reason}", host()),
-            f"{name}: {result.reason}{row}{passed}.",
-            options_rule(options),
-        )
-    elif word == "remind":
-        made = (
-            "reminder",
-            f"Re: {after.subject}",
-            f"{name} has failed {after.failures} times in a row{_for(door, after)}; last: {result.reason}.",
-            options_rule(options),
-        )
-        thread = (*thread, after.thread)
-    elif word == "recovered":
-        row = f" after {before.failures} failures in a row" if before.failures > 1 else ""
-        made = (
-            "recovered",
-            subject_line("recovered", f"{name} works again", host()),
-            f"{name} works again{row or ' after a failure' if before.failures else ''}{_for(door, before)}.",
-            options_rule(options),
-        )
-        thread = (*thread, before.thread)
-    elif word == "slow":
-        made = (
-            "finished",
-            subject_line("finished", f"{name} took {lasted}", host()),
-            f"{name} succeeded, but it took {lasted}.",
-            f"--longer-than {human_span(options['longer-than'])}",
-        )
-    else:
-        made = (
-            "finished",
-            subject_line("finished", f"{name} finished", host()),
-            f"{name} took {lasted}.",
-            f"--on {options.on}",
-        )
+    told = _told(door, options, result, word, before, after)
+    first = root_id("watch", name, str(after.since or before.since or run))
     sections = []
     if not options.no_output and options.tail and (shown := _tail(result, options.tail)):
         sections.append(
@@ -224,13 +225,13 @@ def _mail(
             )
         )
     report = Report(
-        made[0],  # type: ignore[arg-type]
-        one_line(made[1]),
-        made[2],
+        told.state,
+        one_line(told.subject),
+        told.headline,
         [*_facts(command, result.began_ms, result, after.failures), *_others(door, name)],
         sections,
-        _footer(options, made[3]),
-        preview=_preview(result, lasted, made[2]),
+        _footer(options, told.rule),
+        preview=_preview(result, took(result.duration_ms / 1000), told.headline),
     )
     more: dict[str, Any] = {}
     if options.attach and not options.no_output and result.output:
@@ -241,7 +242,7 @@ def _mail(
         kind="watch",
         name=name,
         run=run,
-        thread=tuple(filter(None, thread)),
+        thread=tuple(filter(None, (first, told.answers))),
         templates=door.report_templates,
         key=key,
         **more,

@@ -12,7 +12,11 @@ Fails: OSError. Does not: import slow modules (`outmail watch` uses it), or work
 from __future__ import annotations
 
 import os
+import time
 import weakref
+
+#: Seconds for which others may disturb the making of a file.
+PATIENCE = 5.0
 
 _open: weakref.WeakSet[LockFile] = weakref.WeakSet()
 
@@ -171,12 +175,15 @@ def started_at(pid: int) -> str:
 
 
 def _locked(temporary: str, flags: int) -> int:
-    """A new locked file. If somebody who clears up removes it between its making and its locking, try once
-    more.
+    """A new locked file. Who clears up may lock or remove it between its making and its locking; then another
+    one is made, after a moment in which they can go on.
     """
-    for _ in range(1000):
+    deadline = time.monotonic() + PATIENCE
+    while True:
         fd = os.open(temporary, os.O_RDWR | os.O_CREAT | flags, 0o600)
         if not can_lock() or (try_lock(fd) and same_file(temporary, fd)):
             return fd
         os.close(fd)
-    raise OSError(f"others keep locking or removing {temporary}")
+        if time.monotonic() > deadline:
+            raise OSError(f"others keep locking or removing {temporary}, or nothing can be locked there")
+        time.sleep(0.001)

@@ -7,6 +7,7 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,22 @@ def test_an_end_comes_once_also_when_somebody_has_cleared_up(tmp_path: Path) -> 
 def test_who_removes_every_file_before_it_is_locked_is_not_waited_for_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(lockfile, "PATIENCE", 0.05)
     monkeypatch.setattr(lockfile, "same_file", lambda path, fd: False)
     before = descriptors()
     with pytest.raises(OSError, match="keep locking or removing"):
         LockFile(str(tmp_path / "t"), str(tmp_path / "file"))
     assert descriptors() == before
+
+
+def test_who_clears_up_slowly_is_waited_for(tmp_path: Path) -> None:
+    """It may have lost its processor while it held the lock."""
+    import fcntl
+
+    slow = os.open(tmp_path / "t", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(slow, fcntl.LOCK_EX)
+    threading.Timer(0.2, os.close, [slow]).start()
+    LockFile(str(tmp_path / "t"), str(tmp_path / "file")).end()
 
 
 def test_a_system_that_does_not_say_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -54,6 +54,47 @@ _RECIPIENT = (
 )
 
 
+def _message_row(seq: int, message: Message, upload: str | None) -> tuple[Any, ...]:
+    return (
+        seq,
+        message.id,
+        message.sender,
+        message.message_id,
+        message.subject,
+        len(message.content),
+        message.sha256,
+        message.needs,
+        message.priority,
+        message.accepted_at,
+        message.expires_at,
+        message.key,
+        message.tag,
+        json.dumps(asdict(message.dsn)) if message.dsn else None,
+        upload,
+    )
+
+
+def _recipient_rows(seq: int, message: Message, taken: tuple[int, int] | None) -> Iterator[tuple[Any, ...]]:
+    """``taken``: the engine and the number of its lease, if one has the message at once."""
+    at, due, expires_at, priority = message.accepted_at, message.due, message.expires_at, message.priority
+    not_before = due if due > at else 0
+    owner, lease = taken or (None, None)
+    state, leased_at = ("queued", None) if taken is None else ("sending", at)
+    for n, one in enumerate(message.recipients, 1):
+        what = (seq, n, one.address, one.destination, priority)
+        if one.suppressed:
+            yield (*what, "failed", None, expires_at, 0, one.suppressed, at, None, None, None)
+        else:
+            yield (*what, state, due, expires_at, not_before, "", None, owner, lease, leased_at)
+
+
+def _suppressions(seq: int, message: Message) -> Iterator[tuple[Any, ...]]:
+    """The events of recipients that may not be contacted."""
+    for n, one in enumerate(message.recipients, 1):
+        if one.suppressed:
+            yield (message.accepted_at, "suppress", seq, n, "failed", 0, one.suppressed, 0, None)
+
+
 def add(
     messages: Sequence[Message],
     uploads: Uploads = (),
@@ -90,76 +131,14 @@ def add(
             result.append((*known[:3], True, 0))
             continue
         seq = next(numbers)
-        dsn = json.dumps(asdict(message.dsn)) if message.dsn else None
-        rows.append(
-            (
-                seq,
-                message.id,
-                message.sender,
-                message.message_id,
-                message.subject,
-                len(message.content),
-                message.sha256,
-                message.needs,
-                message.priority,
-                message.accepted_at,
-                message.expires_at,
-                message.key,
-                message.tag,
-                dsn,
-                upload,
-            )
-        )
+        rows.append(_message_row(seq, message, upload))
         if upload is None:
             bodies.append((seq, message.content))
         events.append((message.accepted_at, "accepted", seq, None, "queued", 0, "", 0, None))
         if message.replaced:
             events.append(loopback.assigned(seq, message.accepted_at, message.replaced))
-        not_before = message.due if message.due > message.accepted_at else 0
-        owner, lease = taken.get(message.id, (None, None)) if taken else (None, None)
-        state, leased_at = ("queued", None) if owner is None else ("sending", message.accepted_at)
-        for n, recipient in enumerate(message.recipients, 1):
-            if recipient.suppressed:
-                recipients.append(
-                    (
-                        seq,
-                        n,
-                        recipient.address,
-                        recipient.destination,
-                        message.priority,
-                        "failed",
-                        None,
-                        message.expires_at,
-                        0,
-                        recipient.suppressed,
-                        message.accepted_at,
-                        None,
-                        None,
-                        None,
-                    )
-                )
-                events.append(
-                    (message.accepted_at, "suppress", seq, n, "failed", 0, recipient.suppressed, 0, None)
-                )
-            else:
-                recipients.append(
-                    (
-                        seq,
-                        n,
-                        recipient.address,
-                        recipient.destination,
-                        message.priority,
-                        state,
-                        message.due,
-                        message.expires_at,
-                        not_before,
-                        "",
-                        None,
-                        owner,
-                        lease,
-                        leased_at,
-                    )
-                )
+        recipients += _recipient_rows(seq, message, taken.get(message.id) if taken else None)
+        events += _suppressions(seq, message)
         added = (message.id, message.message_id, message.accepted_at, False, seq)
         result.append(added)
         if once:
