@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import stat
 import subprocess
 import sys
@@ -56,9 +55,8 @@ def test_one_changed_byte_makes_it_fail(made: tuple[str, bytes, Path], outmail: 
     _, text, elsewhere = made
     public = (elsewhere / "signer.pem").read_bytes()
     assert certify.check(text, public)
-    chance = random.Random(7)
-    for at in [0, len(text) - 1, *(chance.randrange(len(text)) for _ in range(300))]:
-        for byte in (text[at] ^ 1, 32, 48):
+    for at in range(len(text)):
+        for byte in (text[at] ^ 1, 32) if at % 8 == 0 else (text[at] ^ 1,):
             changed = text[:at] + bytes([byte]) + text[at + 1 :]
             if changed != text:
                 with pytest.raises(Refused, match="does not hold"):

@@ -15,7 +15,8 @@ from typing import Any, BinaryIO
 
 from outmail.cli.common import config_of
 from outmail.cli.exits import EX_CRIT, EX_USAGE
-from outmail.clock import DAY, human_span, rfc3339
+from outmail.cli.terminal import when
+from outmail.clock import DAY, human_span
 from outmail.mime.trace import MOST
 from outmail.outbox.queue import Queue
 from outmail.policy.loopback import Loopback
@@ -90,7 +91,7 @@ def _line(route: dict[str, Any]) -> str:
     if route["slow_hop"]:
         parts.append(f"they wait longest for {route['slow_hop']}")
     if route["missing"]:
-        parts.append(f"{route['missing']} MISSING, the oldest sent {rfc3339(route['missing_since'])}")
+        parts.append(f"{route['missing']} MISSING, the oldest sent {when(route['missing_since'])}")
     return "; ".join(parts)
 
 

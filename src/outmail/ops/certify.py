@@ -41,15 +41,7 @@ def certificate(store: Store, statement: dict[str, Any]) -> str:
     key = _private(*paths(store))
     public = _raw(key.public_key())
     signature = key.sign(_CONTEXT + _written(statement))
-    return _form(
-        {
-            "outmail": "certificate",
-            "v": 1,
-            "statement": statement,
-            "key": fingerprint(public),
-            "signature": base64.b64encode(signature).decode(),
-        }
-    )
+    return _form(statement, public, signature)
 
 
 def check(text: bytes, public_key: bytes) -> dict[str, Any]:
@@ -76,7 +68,7 @@ def check(text: bytes, public_key: bytes) -> dict[str, Any]:
         raise _bad(
             "the signature is wrong: the statement was changed, or is not by the holder of this key"
         ) from None
-    if _form(found).encode("ascii") != text:
+    if _form(statement, _raw(key), signature).encode("ascii") != text:
         raise _bad("it was changed around the statement")
     return dict(statement)
 
@@ -90,7 +82,15 @@ def _written(statement: Any) -> bytes:
     return json.dumps(statement, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("ascii")
 
 
-def _form(found: dict[str, Any]) -> str:
+def _form(statement: Any, public: bytes, signature: bytes) -> str:
+    """The only text that these three have."""
+    found = {
+        "outmail": "certificate",
+        "v": 1,
+        "statement": statement,
+        "key": fingerprint(public),
+        "signature": base64.b64encode(signature).decode(),
+    }
     return json.dumps(found, sort_keys=True, indent=1, ensure_ascii=True) + "\n"
 
 

@@ -21,7 +21,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from outmail.accept.acceptance import Door, Draft, When
-from outmail.clock import Clock, as_datetime, rfc3339
+from outmail.clock import Clock, as_datetime
 from outmail.config import Config, load, relay_in_code
 from outmail.errors import ConfigError, NotStored, Refused
 from outmail.intake import api
@@ -309,16 +309,19 @@ class Outbox:
         return self._direct.hand_over(message, seconds)
 
     def relay_trouble(self) -> str:
+        with loading:
+            from outmail.reports.mail import local_time
+
         route = self._route or "default"
         paused = self.queue.paused_hops()
         relays = self.routes.resolve(route)
         if relays and all(relay.name in paused for relay in relays):
             note = paused[relays[0].name]
-            return f"{relays[0].url} is paused since {rfc3339(int(note['since']))}: {note['trouble']}"
+            return f"{relays[0].url} is paused since {local_time(int(note['since']))}: {note['trouble']}"
         for status in self.find("is:deferred", route=route):
             for r in status.recipients:
                 if r.state == "queued" and r.attempts and r.route == route:
-                    return f"has deferred mail since {rfc3339(status.accepted_at)}: {r.reason}"
+                    return f"has deferred mail since {local_time(status.accepted_at)}: {r.reason}"
         return ""
 
     def report(
