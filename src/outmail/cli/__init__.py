@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from outmail.cli.exits import EX_SOFTWARE, EX_TEMPFAIL, EX_USAGE, sentence, status_of
 from outmail.errors import Error
-from outmail.system import circle
+from outmail.system import circle, streams
 from outmail.unix import NAMES
 
 _HOMES = {
@@ -39,6 +39,7 @@ _WHERE = {command: home for home, commands in _HOMES.items() for command in comm
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The entry point; returns the exit status. 141: nobody reads what we print any more (``| head``)."""
+    streams.complete()
     try:
         return _run(argv)
     except BrokenPipeError:

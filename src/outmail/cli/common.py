@@ -102,6 +102,14 @@ def queue_of(arguments: argparse.Namespace, *, reading: bool = False) -> Queue:
     return queue
 
 
+def stdin_bytes() -> bytes:
+    """All of stdin. Raises `Refused` when it cannot be read: it is closed, or a bad disk's."""
+    try:
+        return sys.stdin.buffer.read()
+    except OSError as problem:
+        raise Refused(f"stdin cannot be read: {problem.strerror}", code="bad-content") from None
+
+
 def known_id(queue: Queue, text: str) -> str:
     """The whole id for an id or the beginning of one (`PREFIX`); "" when there is none. Raises `Refused` when
     more than one message fits.

@@ -22,6 +22,7 @@ from outmail.cli.common import (
     in_words,
     known_id,
     queue_of,
+    stdin_bytes,
     tell_engines,
     tell_stranded,
     warn_idle,
@@ -116,7 +117,7 @@ def _selected(queue: Queue, words: list[str]) -> tuple[Filter | None, list[str]]
     if words == ["ALL"]:
         return Filter(), []
     if words == ["-"]:
-        words = sys.stdin.buffer.read().decode("utf-8", "replace").split()
+        words = stdin_bytes().decode("utf-8", "replace").split()
     now = Clock().now()
     ids: list[tuple[str, int | None]] = []
     unknown: list[str] = []

@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 
-from outmail.cli.common import config_of, in_words, moment, warn_idle
+from outmail.cli.common import config_of, in_words, moment, stdin_bytes, warn_idle
 from outmail.cli.exits import EX_TEMPFAIL, EX_UNAVAILABLE
 from outmail.clock import Clock
 from outmail.config import Config
@@ -25,7 +25,7 @@ def send(arguments: argparse.Namespace) -> int:
     """Store one message; with --wait deliver it here."""
     config = config_of(arguments, replace_default=False)
     box = Outbox(config=config, relay=arguments.relay, deliver="never")
-    body = sys.stdin.buffer.read()
+    body = stdin_bytes()
     common = {
         "key": arguments.key,
         "at": moment("--at", arguments.at),

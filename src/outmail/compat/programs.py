@@ -13,7 +13,7 @@ from typing import Any
 from outmail.cli.exits import EX_NOPERM, EX_TEMPFAIL, EX_USAGE, sentence, status_of
 from outmail.errors import Error
 from outmail.policy.plain import plain_line
-from outmail.system import circle
+from outmail.system import circle, streams
 
 #: The last lines of ``--help`` of a command that drains a queue directory.
 STATUSES = (
@@ -44,6 +44,7 @@ def teller(program: str) -> Callable[[str], None]:
 
 def ended(program: str, work: Callable[[], int]) -> int:
     """The exit status of ``work``. An error becomes a line on stderr."""
+    streams.complete()
     tell = teller(program)
     if circle.is_closed():
         return EX_TEMPFAIL

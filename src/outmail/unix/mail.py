@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import sys
 
-from outmail.cli.common import configured
+from outmail.cli.common import configured, stdin_bytes
 from outmail.cli.exits import sentence, status_of
 from outmail.clock import Clock
 from outmail.errors import Error, Refused
@@ -97,7 +97,7 @@ def _behind(made: Words, rest: list[str]) -> None:
 
 def _text(asked: Words) -> str:
     parts = [_file(path) for path in asked.values["q"]]
-    return b"".join([*parts, sys.stdin.buffer.read()]).decode("utf-8", "replace")
+    return b"".join([*parts, stdin_bytes()]).decode("utf-8", "replace")
 
 
 def _file(path: str) -> bytes:

@@ -16,7 +16,7 @@ import sys
 
 from outmail.mime import handed_in
 from outmail.mime.mailboxes import addresses
-from outmail.system import circle
+from outmail.system import circle, streams
 from outmail.system.exits import EX_DATAERR, EX_IOERR, EX_TEMPFAIL, EX_USAGE
 from outmail.unix import flags
 from outmail.unix.keeping import deposit
@@ -28,6 +28,7 @@ _DOMAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456
 
 def main(name: str, words: list[str]) -> int:
     """``name``: sendmail, mailq, newaliases, mail or mailx; returns the exit status."""
+    streams.complete()
     if circle.is_closed():
         return EX_TEMPFAIL
     try:

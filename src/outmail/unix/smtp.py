@@ -17,10 +17,12 @@ from outmail.intake.smtp import reply_for
 from outmail.model import Reply
 from outmail.smtp import server as protocol
 from outmail.system import dropbox
+from outmail.system.exits import EX_IOERR
 from outmail.system.user import login
 from outmail.unix import own
 from outmail.unix.flags import Call
 from outmail.unix.keeping import drop_folder
+from outmail.unix.telling import tell
 from outmail.unix.traffic import IN, OUT, Traffic
 
 _BLOCK = 65536
@@ -48,7 +50,11 @@ def session(call: Call) -> int:
         data = server.outgoing()
         traffic.say(OUT, data)
         _say(data)
-        if server.closed or not (data := os.read(0, _BLOCK)):
+        try:
+            data = b"" if server.closed else os.read(0, _BLOCK)
+        except OSError as problem:
+            return tell("sendmail", f"stdin cannot be read: {problem.strerror}", EX_IOERR)
+        if not data:
             traffic.end()
             return 0
         traffic.say(IN, data)

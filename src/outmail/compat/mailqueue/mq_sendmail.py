@@ -19,7 +19,7 @@ from outmail.compat.mailqueue import ini as inis
 from outmail.compat.mailqueue import spool
 from outmail.errors import ConfigError, NotStored
 from outmail.mime import handed_in
-from outmail.system import circle, rights
+from outmail.system import circle, rights, streams
 from outmail.system.exits import EX_CONFIG, EX_DATAERR, EX_NOPERM, EX_TEMPFAIL, EX_USAGE
 from outmail.system.user import login
 from outmail.unix import flags
@@ -67,6 +67,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def guarded(name: str, command: object, words: list[str]) -> int:
+    streams.complete()
     if circle.is_closed():
         return EX_TEMPFAIL
     try:
