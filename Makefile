@@ -1,6 +1,7 @@
 # make demo: the main job · make test: all tests · make check: layout, lint, types, tests · make format: lay the code out
 # make cover: what the tests run · make dist: wheel and sdist, each installed into empty environments (pip, uv, pipx; all Pythons here) and tried
 # make bench: ratios against peers in one run · make campaigns: random programs, kills and faults, ten minutes in all · make soak: hours of it · make fuzz: hostile input. Each sets up what it needs.
+# make ci: on a bare Debian, as root: what the tests use is installed, then all tests, a part of make interop, make campaigns
 # make interop: other programs' test suites against outmail, as a table; INTEROP="--short" for three minutes of it, or names of peers
 PYTHON ?= python3
 VENV   ?= .venv
@@ -19,10 +20,10 @@ FUZZ := server client dialogue_grammar headers addresses filters configuration o
 # Compiled code is kept, whatever the environment says: hundreds of short programs are started by the tests.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo test check format lint types cover dist campaigns bench soak fuzz interop clean setup
+.PHONY: help demo test ci check format lint types cover dist campaigns bench soak fuzz interop clean setup
 
 help:
-	@sed -n '1,4s/^# //p' Makefile
+	@sed -n '1,5s/^# //p' Makefile
 
 $(READY): pyproject.toml requirements-dev.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "outmail needs Python 3.11 or later; say which: make PYTHON=python3.12" >&2; exit 69; }
@@ -42,6 +43,9 @@ test: $(READY)
 	@find tests -name '*-pytest-*.pyc' | grep -q . || { for some in "road store reports" "unit cli dialogues interop"; do \
 	  (cd tests && ../$(BIN)/python -m pytest -q --collect-only $$some > /dev/null) & done; wait; }
 	$(BIN)/python -m pytest -q -n $(TESTERS) --dist worksteal --durations 10
+
+ci:
+	.ci/run
 
 format: $(READY)
 	$(BIN)/ruff check --quiet --fix --select I $(CODE)
