@@ -21,19 +21,21 @@ import pkgutil
 import resource
 import runpy
 import select
-import selectors
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 #: What Python and the package read when they are loaded.
 _AT_START = ("PYTHON", "LANG", "LC_", "LD_", "COVERAGE_", "OUTMAIL_FAIL")
+#: Bytes of what the starter tells: a process id, and later an exit status.
+_WORD = 16
 #: Bytes of stdin that a pipe takes before anybody reads.
 _PIPE = 60_000
 _POSSIBLE = (
@@ -46,12 +48,69 @@ def outmail(
 ) -> subprocess.CompletedProcess[bytes]:
     """Run `python -m outmail` with these words and read what it prints."""
     command = [sys.executable, "-m", "outmail", *words]
-    if _POSSIBLE and len(stdin) <= _PIPE and _limits() == _starter().limits and _same_start(env):
+    if len(stdin) <= _PIPE and _can_fork(env):
         with contextlib.suppress(_TooLong):
             return _forked(command, stdin, cwd, env, timeout)
     return subprocess.run(
         command, input=stdin, capture_output=True, cwd=cwd, timeout=timeout, env=env, check=False
     )
+
+
+def service(
+    words: tuple[str, ...], *, stderr: IO[bytes], cwd: Path, env: dict[str, str]
+) -> Forked | subprocess.Popen[bytes]:
+    """Start `python -m outmail` with these words; it goes on until it is told to end."""
+    command = [sys.executable, "-m", "outmail", *words]
+    if _can_fork(env):
+        with contextlib.suppress(_TooLong), open(os.devnull, "r+b") as nothing:
+            return Forked(command, (nothing.fileno(), nothing.fileno(), stderr.fileno()), cwd, env)
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr, cwd=cwd, env=env
+    )
+
+
+class Forked:
+    """A process that the starter has forked, with what tests use of `subprocess.Popen`."""
+
+    def __init__(
+        self, command: list[str], streams: tuple[int, int, int], cwd: Path, env: dict[str, str]
+    ) -> None:
+        self.args = command
+        self.returncode: int | None = None
+        request = {"command": command, "cwd": str(cwd), "env": env, "umask": _umask()}
+        self._told, tells = os.pipe()
+        self._ended = weakref.finalize(self, os.close, self._told)
+        try:
+            socket.send_fds(_starter().socket, [json.dumps(request).encode()], [*streams, tells])
+        except OSError as problem:
+            raise _TooLong from problem
+        finally:
+            os.close(tells)
+        self.pid = int(os.read(self._told, _WORD))
+
+    def poll(self) -> int | None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float) -> int:
+        if self.returncode is None:
+            if not select.select([self._told], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(self.args, timeout)
+            self.returncode = int(os.read(self._told, _WORD))
+            self._ended()
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def _can_fork(env: dict[str, str]) -> bool:
+    return _POSSIBLE and _limits() == _starter().limits and _same_start(env)
 
 
 class _TooLong(Exception):
@@ -109,49 +168,42 @@ def _starter() -> _Starter:
 def _forked(
     command: list[str], stdin: bytes, cwd: Path, env: dict[str, str], timeout: float
 ) -> subprocess.CompletedProcess[bytes]:
-    request = json.dumps({"command": command, "cwd": str(cwd), "env": env, "umask": _umask()}).encode()
-    (given, give), (out, outs), (err, errs), (ended, ends) = pipes = [os.pipe() for _ in range(4)]
-    left = {fd for pipe in pipes for fd in pipe}
-
-    def close(*fds: int) -> None:
-        for fd in fds:
-            left.discard(fd)
-            os.close(fd)
-
-    try:
-        os.write(give, stdin)
-        close(give)
+    with contextlib.ExitStack() as open_files:
+        (given, give), (out, outs), (err, errs) = (
+            (open_files.enter_context(open(r, "rb", 0)), open_files.enter_context(open(w, "wb", 0)))
+            for r, w in (os.pipe() for _ in range(3))
+        )
+        give.write(stdin)
+        give.close()
+        process = Forked(command, (given.fileno(), outs.fileno(), errs.fileno()), cwd, env)
+        for file in (given, outs, errs):
+            file.close()
+        deadline = time.monotonic() + timeout
         try:
-            socket.send_fds(_starter().socket, [request], [given, outs, errs, ends])
-        except OSError as problem:
-            raise _TooLong from problem
-        close(given, outs, errs, ends)
-        read = _until_closed((out, err, ended), command, timeout)
-    finally:
-        close(*left)
-    _, _, status = read[ended].split()
-    return subprocess.CompletedProcess(command, int(status), read[out], read[err])
+            read = _until_closed((out, err), deadline)
+            return subprocess.CompletedProcess(
+                command, process.wait(max(0, deadline - time.monotonic())), *read
+            )
+        except TimeoutError:
+            process.kill()
+            process.wait(30)
+            raise subprocess.TimeoutExpired(command, timeout) from None
 
 
-def _until_closed(fds: tuple[int, int, int], command: list[str], timeout: float) -> dict[int, bytes]:
-    """What comes from each until its end. The last tells the process, which is killed if it is late."""
-    read, deadline = dict.fromkeys(fds, b""), time.monotonic() + timeout
-    with selectors.DefaultSelector() as waiting:
-        for fd in fds:
-            waiting.register(fd, selectors.EVENT_READ)
-        while waiting.get_map():
-            ready = waiting.select(max(0.0, deadline - time.monotonic()))
-            if not ready and time.monotonic() >= deadline:
-                told = read[fds[2]].split()
-                if len(told) == 1:
-                    os.kill(int(told[0]), signal.SIGKILL)
-                raise subprocess.TimeoutExpired(command, timeout, read[fds[0]], read[fds[1]])
-            for key, _ in ready:
-                piece = os.read(key.fd, 65536)
-                read[key.fd] += piece
-                if not piece:
-                    waiting.unregister(key.fd)
-    return read
+def _until_closed(files: tuple[IO[bytes], IO[bytes]], deadline: float) -> list[bytes]:
+    """What comes from each until its end; TimeoutError at the deadline."""
+    read = dict.fromkeys(files, b"")
+    left = set(files)
+    while left:
+        ready = select.select(left, [], [], max(0.0, deadline - time.monotonic()))[0]
+        if not ready:
+            raise TimeoutError
+        for file in ready:
+            piece = file.read(65536)
+            read[file] += piece
+            if not piece:
+                left.discard(file)
+    return list(read.values())
 
 
 # -- in the starter ------------------------------------------------------------------------------------------
@@ -175,7 +227,7 @@ def serve(descriptor: int) -> None:
                     os.close(other)
                 _become(json.loads(request), fds[:3])
                 return
-            os.write(fds[3], f"{pid} ".encode())
+            os.write(fds[3], b"%*d" % (_WORD, pid))
             running[os.pidfd_open(pid)] = pid, fds[3]
             for fd in fds[:3]:
                 os.close(fd)
@@ -183,7 +235,7 @@ def serve(descriptor: int) -> None:
 
 def _tell(watched: int, pid: int, to: int) -> None:
     with contextlib.suppress(BrokenPipeError):  # who asked has given up
-        os.write(to, f"ended {os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}".encode())
+        os.write(to, b"%*d" % (_WORD, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])))
     os.close(to)
     os.close(watched)
 

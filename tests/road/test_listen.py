@@ -26,7 +26,7 @@ from outmail import Outbox
 from outmail.config import from_toml
 from outmail.intake.logins import hashed, verified
 from outmail.testing import Sink
-from tests import programs
+from tests import programs, starts
 from tests.waiting import stays, until, until_in_loop
 
 Start = Callable[..., "Service"]
@@ -40,11 +40,13 @@ class Service:
         self.folder = folder
         (folder / "service.toml").write_text(f'store = "{folder}/q.db"\nhostname = "mx.outmail.test"\n{toml}')
         self.log = folder / "service.log"
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "outmail", "run", "--config", str(folder / "service.toml")],
-            stderr=open(self.log, "ab"),
-            env={**os.environ, **env},
-        )
+        with open(self.log, "ab") as log:
+            self.process = starts.service(
+                ("run", "--config", str(folder / "service.toml")),
+                stderr=log,
+                cwd=Path.cwd(),
+                env={**os.environ, **env},
+            )
         wanted = len(re.findall(r"(?m)^(?:smtp|submission|lmtp) = ", toml))
         until(lambda: self.log.read_text().count("listening: ") >= wanted or self.process.poll() is not None)
         assert self.ports, self.log.read_text()

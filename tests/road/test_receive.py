@@ -9,7 +9,6 @@ import signal
 import smtplib
 import ssl
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from outmail import Outbox
 from outmail.config import from_toml
 from outmail.testing import Sink
 from outmail.transport.mailbox import to_mbox
+from tests import starts
 from tests.waiting import until
 
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
@@ -33,11 +33,13 @@ class Server:
     def __init__(self, folder: Path, *words: str, toml: str = "") -> None:
         (folder / "c.toml").write_text(toml)
         self.log = folder / "receive.log"
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "outmail", "receive", "--config", str(folder / "c.toml"), *words],
-            stderr=open(self.log, "wb"),
-            cwd=folder,
-        )
+        with open(self.log, "wb") as log:
+            self.process = starts.service(
+                ("receive", "--config", str(folder / "c.toml"), *words),
+                stderr=log,
+                cwd=folder,
+                env=dict(os.environ),
+            )
         wanted = len(re.findall(r"(?m)^(?:smtp|lmtp) = ", toml)) or 1
         until(lambda: self.log.read_text().count("listening: ") >= wanted or self.process.poll() is not None)
         assert self.port, self.log.read_text()

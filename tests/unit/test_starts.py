@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import subprocess
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests import starts
+from tests.waiting import until
 
 QUEUE = ("--store", "q.db")
 CALLS = (
@@ -42,8 +44,23 @@ def test_both_say_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_what_takes_too_long_is_killed(tmp_path: Path) -> None:
-    words = ("run", *QUEUE, "--relay", "null:")
+    words: tuple[str, ...] = ("run", *QUEUE, "--relay", "null:")
     with pytest.raises(subprocess.TimeoutExpired):
         starts.outmail(words, stdin=b"", cwd=tmp_path, env=dict(os.environ), timeout=1)
-    done = starts.outmail(("queue", "list"), stdin=b"", cwd=tmp_path, env=dict(os.environ), timeout=60)
-    assert (done.returncode, done.stdout) == (0, b"")
+    words = ("queue", "list", "--store", "none.db")
+    assert starts.outmail(words, stdin=b"", cwd=tmp_path, env=dict(os.environ), timeout=60).returncode == 66
+
+
+def test_a_service_is_told_and_waited_for(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with open(log, "wb") as stderr:
+        one = starts.service(
+            ("run", *QUEUE, "--relay", "null:"), stderr=stderr, cwd=tmp_path, env=dict(os.environ)
+        )
+    until(lambda: (tmp_path / "q.db").exists())
+    assert one.poll() is None
+    with pytest.raises(subprocess.TimeoutExpired):
+        one.wait(0.01)
+    one.kill()
+    assert one.wait(30) == one.poll() == -signal.SIGKILL and b"Traceback" not in log.read_bytes()
+    one.send_signal(signal.SIGTERM)  # to nobody
