@@ -1,5 +1,8 @@
-"""The command line for argparse. `outmail watch` parses its own, in `watch`, because it must start
-quickly.
+"""The command line for argparse: commands, options and arguments, and what the help says of them.
+
+Promises: wrong words end with 64 and a sentence that says what would be right. Does not: run anything
+(`cli.main`), load what only some commands need, or parse the command line of `outmail watch`, which must
+start quickly (`watch`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""``outmail show``, ``log``, ``events``, ``explain`` and ``config``: commands that only read."""
+"""``outmail show``, ``log``, ``events``, ``explain`` and ``config``: commands that only read.
+
+Promises: no control character of a mail or a server's reply reaches the terminal, but with ``show --raw``.
+Fails: `NotFound` (66) for what is not there. Does not: change the store, or make one.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""``outmail jobs`` and ``outmail digest``: show and change what reports remember in the store."""
+"""``outmail jobs`` and ``outmail digest``: show and change what reports remember in the store.
+
+Promises: what runs and handlers have written beside the store is taken in first, so that all is shown.
+Fails: `NotFound` (66) for an unknown name; 64 for a missing one. Does not: deliver mail.
+"""
 
 from __future__ import annotations
 

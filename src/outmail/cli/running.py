@@ -1,4 +1,9 @@
-"""``outmail run`` and ``outmail receive``: the engine and the servers, until a signal, or once."""
+"""``outmail run`` and ``outmail receive``: the engine and the servers, until a signal, or once.
+
+Promises: the exit status of ``run --once --strict`` says what became of the mail: 0 all that was due is
+delivered, 69 some failed, 70 some is damaged, 75 some still waits. Fails: `ConfigError` (78) before anything
+is sent. Does not: know signals or listeners (`service`).
+"""
 
 from __future__ import annotations
 

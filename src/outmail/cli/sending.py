@@ -1,4 +1,9 @@
-"""``outmail send``: store one message; with --wait also deliver it."""
+"""``outmail send`` and ``submit``: store one message; with --wait also deliver it.
+
+Promises: 0 without --wait means stored; with --wait it means delivered, 69 that a recipient has failed, 75
+that one still waits. Where this user's mail goes through a service, it is handed over at once. Fails:
+`Refused` and `NotStored`; then nothing is stored. Does not: check the message (`intake.api`).
+"""
 
 from __future__ import annotations
 

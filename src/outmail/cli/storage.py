@@ -1,4 +1,8 @@
-"""``outmail store`` and ``outmail move``: maintenance of the store itself."""
+"""``outmail store`` and ``outmail move``: maintenance of the store itself.
+
+Promises: ``check`` ends with 65 when it has found damage; ``move`` may be killed and called again. Fails:
+`NotFound` (66) where there is no queue, `StoreError`; 64 for missing words. Does not: repair.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """The delivery log: one logfmt line for each attempt and recipient, on the logger ``outmail.delivery``.
 
-Fields: status, id, to, msgid, from, via, attempts, delay, code, text. Nothing is formatted when nobody
-listens.
+Fields: status, id, to, msgid, from, via, attempts, delay, code, text.
+Promises: a line stays one line, whatever a server or an address says; nothing is formatted when nobody
+listens. Does not: fail a delivery, or log what an engine puts back untried.
 """
 
 from __future__ import annotations

@@ -1,5 +1,8 @@
 """Turns a `model.Filter` into an SQL condition with parameters, on the aliases m (message), r (recipient) and
 a (last attempt).
+
+Promises: pure; what the user wrote is a parameter, never SQL. Fails: never, because
+`policy.selection` has checked the words. Does not: run the statement, or choose its columns.
 """
 
 from __future__ import annotations

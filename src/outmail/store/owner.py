@@ -23,11 +23,10 @@ import stat
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from glob import escape, glob
-from typing import Any
 
 from outmail.errors import ConfigError
 from outmail.model import Delivery, Leased
-from outmail.store import StoreError
+from outmail.store import Store, StoreError
 from outmail.store.verbs.delivery import BEGUN, HARMLESS
 from outmail.store.verbs.loopback import PART, is_part
 from outmail.system.lockfile import LockFile, can_lock, same_file, try_lock
@@ -104,7 +103,7 @@ class Owner:
     #: again.
     lost = False
 
-    def __init__(self, store: Any, id: int, file: OwnerFile) -> None:
+    def __init__(self, store: Store, id: int, file: OwnerFile) -> None:
         self.id = id
         self.uuid = file.path.rpartition(".")[2]
         self.file = file
