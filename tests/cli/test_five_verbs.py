@@ -151,23 +151,25 @@ def test_canaries_go_once_an_interval_by_each_relay(sink: Sink, make_box: MakeBo
     toml = (
         '[loopback]\naddress = "loop@example.org"\nsample = 0\ncanary = "1h"\n'
         f'[relay]\nurl = "{sink.url}"\n[relays.other]\nurl = "{sink.url}"\n[relays.box]\nurl = "file:/x"\n'
+        f'[relays.spare]\nurl = "{sink.url}"\n'
         '[[route]]\nto = "*@x.test"\nrelays = ["other", "box"]\n'
     )
     box = make_box(toml=toml, deliver="thread")
     words: tuple[Any, Any, Any] = (box.store, box.config.loopback, box.routes)
     now = box.clock.now()
-    assert canary.send_due(*words, now, box.send) == ["default", "other"]
+    assert canary.send_due(*words, now, box.send) == ["default", "other", "spare"]
     assert canary.send_due(*words, now + 3_599_999, box.send) == []
     ids = [status.id for status in box.find(f"tag:{CANARY}")]
-    assert [box.wait(id, 10).status for id in ids] == ["delivered"] * 2
+    assert [box.wait(id, 10).status for id in ids] == ["delivered"] * 3
     arrivals = arrivals_of(box.store, box.config)
     for message in sink.messages:
         bare, token = message.recipients
         assert arrivals.takes(bare) and arrivals.take(message.content, [bare]) == "canary"
         assert arrivals.take(message.content, [token]) == "home"
     found = box.queue.loopback_stats(10**9)
-    assert [(route["route"], route["home"]) for route in found["routes"]] == [("default", 1), ("other", 1)]
-    assert canary.send_due(*words, now + 3_600_000, box.send) == ["default", "other"]
+    each = ["default", "other", "spare"]
+    assert [(route["route"], route["home"]) for route in found["routes"]] == [(name, 1) for name in each]
+    assert canary.send_due(*words, now + 3_600_000, box.send) == each
 
 
 def test_canary_settings() -> None:

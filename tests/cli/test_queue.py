@@ -58,6 +58,8 @@ def test_all_with_words_is_the_words_over_everything(command: Command, make_box:
     box = make_box(relay=sink.url)
     for to in ("bad@x.test", "good@x.test"):
         box.wait(box.send(to, "s", "t").id, 10)
+    for verb, many in (("requeue", "1 recipient"), ("retry", "0 recipients"), ("purge", "2 recipients")):
+        assert f"at most {many} would change" in command("queue", verb, *S, "--dry-run", "ALL").err
     listed = command("queue", "list", *S, "ALL", "state:failed")
     assert "bad@x.test" in listed.out and "good@x.test" not in listed.out and "1 message" in listed.err
     assert command("queue", "list", *S, "ALL").out.count(".test via") == 2

@@ -15,6 +15,7 @@ from functools import partial
 from itertools import islice, pairwise
 from typing import Any
 
+from outmail import lifecycle
 from outmail.cli import outboxes, terminal
 from outmail.cli.common import (
     config_of,
@@ -78,8 +79,8 @@ def _change(queue: Queue, arguments: argparse.Namespace) -> int:
             return EX_NOINPUT
     if selected is not None:
         if arguments.dry_run:
-            count = sum(len(status.recipients) for status in queue.matching(selected))
-            print(f"{counted(count, 'recipient')} of matching messages; nothing was changed", file=sys.stderr)
+            count = _would_change(queue, arguments.verb, selected)
+            print(f"at most {counted(count, 'recipient')} would change; nothing was changed", file=sys.stderr)
         elif arguments.verb == "purge":
             print(f"{counted(queue.purge(selected), 'message')} forgotten", file=sys.stderr)
         else:
@@ -89,6 +90,13 @@ def _change(queue: Queue, arguments: argparse.Namespace) -> int:
             if not count:
                 _tell_why_not(queue, arguments.verb, selected)
     return EX_NOINPUT if unknown else 0
+
+
+def _would_change(queue: Queue, verb: str, selected: Filter) -> int:
+    """Recipients of matching messages in a state that the verb changes: at most so many match themselves."""
+    event = "due" if verb == "retry" else verb
+    states = lifecycle.FINAL if verb == "purge" else lifecycle.sources(event)
+    return sum(r.state in states for status in queue.matching(selected) for r in status.recipients)
 
 
 def _tell_why_not(queue: Queue, verb: str, selected: Filter) -> None:

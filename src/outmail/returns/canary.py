@@ -36,9 +36,8 @@ def send_due(
 
 
 def _relays(routes: Routes) -> list[str]:
-    """The relays that mail may use: those of the rules, and the default one."""
-    named = dict.fromkeys(["default", *[name for rule in routes.rules for name in rule.relays]])
-    return [name for name in named if routes.relays[name].scheme in ("smtp", "lmtp")]
+    """Those that are configured: `send(relay=)` may use each of them, also where no rule does."""
+    return [name for name, relay in routes.relays.items() if relay.scheme in ("smtp", "lmtp")]
 
 
 def _claimed(store: Store, name: str, interval: int, now: int) -> bool:
