@@ -1,10 +1,9 @@
 """`python -m outmail …` as a process of its own, at a tenth of what a start of Python costs: it is forked
-from the starter, a process that has loaded the package.
+from a starter, a process that has loaded the package. There is a second starter, which has loaded Django too.
 
 Each call has its own process, folder, environment, umask, streams and exit status, and can be killed. What
 differs from a start of Python: modules are loaded already, and the parent is the starter. That each command
-loads what it needs is shown by the tests that start Python: the walks, the examples, the services and
-`test_imports`.
+loads what it needs is shown by the tests that start Python: the walks, the examples and `test_imports`.
 Fails: as `subprocess.run`. Python itself is started where the environment changes what it or the package does
 when it is loaded, where coverage is measured, and where the system has no process descriptors.
 """
@@ -12,6 +11,7 @@ when it is loaded, where coverage is measured, and where the system has no proce
 from __future__ import annotations
 
 import atexit
+import builtins
 import contextlib
 import gc
 import importlib
@@ -27,13 +27,21 @@ import subprocess
 import sys
 import threading
 import time
+import types
+import warnings
 import weakref
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 #: What Python and the package read when they are loaded.
 _AT_START = ("PYTHON", "LANG", "LC_", "LD_", "COVERAGE_", "OUTMAIL_FAIL")
+DJANGO = (
+    "django.contrib.messages.middleware", "django.contrib.sessions.middleware", "django.core.mail",
+    "django.core.management", "django.db", "django.template.defaultfilters", "django.template.defaulttags",
+    "django.template.loader_tags", "django.test",
+)  # fmt: skip
+Loaded = Literal["outmail", "django"]
 #: Bytes of what the starter tells: a process id, and later an exit status.
 _WORD = 16
 #: Bytes of stdin that a pipe takes before anybody reads.
@@ -47,10 +55,23 @@ def outmail(
     words: tuple[str, ...], *, stdin: bytes, cwd: Path, env: dict[str, str], timeout: float
 ) -> subprocess.CompletedProcess[bytes]:
     """Run `python -m outmail` with these words and read what it prints."""
-    command = [sys.executable, "-m", "outmail", *words]
-    if len(stdin) <= _PIPE and _can_fork(env):
+    return run(("-m", "outmail", *words), stdin=stdin, cwd=cwd, env=env, timeout=timeout)
+
+
+def run(
+    words: tuple[str, ...],
+    *,
+    cwd: Path,
+    env: dict[str, str],
+    timeout: float,
+    stdin: bytes = b"",
+    loaded: Loaded = "outmail",
+) -> subprocess.CompletedProcess[bytes]:
+    """Run Python with these words, `-m MODULE …`, `-c CODE …` or `FILE …`, and read what it prints."""
+    command = [sys.executable, *words]
+    if len(stdin) <= _PIPE and _can_fork(env, loaded):
         with contextlib.suppress(_TooLong):
-            return _forked(command, stdin, cwd, env, timeout)
+            return _forked(command, stdin, cwd, env, timeout, loaded)
     return subprocess.run(
         command, input=stdin, capture_output=True, cwd=cwd, timeout=timeout, env=env, check=False
     )
@@ -73,7 +94,12 @@ class Forked:
     """A process that the starter has forked, with what tests use of `subprocess.Popen`."""
 
     def __init__(
-        self, command: list[str], streams: tuple[int, int, int], cwd: Path, env: dict[str, str]
+        self,
+        command: list[str],
+        streams: tuple[int, int, int],
+        cwd: Path,
+        env: dict[str, str],
+        loaded: Loaded = "outmail",
     ) -> None:
         self.args = command
         self.returncode: int | None = None
@@ -81,7 +107,7 @@ class Forked:
         self._told, tells = os.pipe()
         self._ended = weakref.finalize(self, os.close, self._told)
         try:
-            socket.send_fds(_starter().socket, [json.dumps(request).encode()], [*streams, tells])
+            socket.send_fds(_starter(loaded).socket, [json.dumps(request).encode()], [*streams, tells])
         except OSError as problem:
             raise _TooLong from problem
         finally:
@@ -109,17 +135,14 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
-def _can_fork(env: dict[str, str]) -> bool:
-    return _POSSIBLE and _limits() == _starter().limits and _same_start(env)
+def _can_fork(env: dict[str, str], loaded: Loaded = "outmail") -> bool:
+    if not _POSSIBLE or _limits() != (starter := _starter(loaded)).limits:
+        return False
+    return {k: v for k, v in env.items() if k.startswith(_AT_START)} == starter.environment
 
 
 class _TooLong(Exception):
     """The words or the environment do not fit into one message to the starter."""
-
-
-def _same_start(env: dict[str, str]) -> bool:
-    ours = _starter().environment
-    return {k: v for k, v in env.items() if k.startswith(_AT_START)} == ours
 
 
 def _limits() -> list[tuple[int, int]]:
@@ -135,13 +158,13 @@ def _umask() -> int:
 class _Starter:
     """The process that is forked. It ends when its socket is closed, so with the process that uses it."""
 
-    def __init__(self) -> None:
+    def __init__(self, loaded: Loaded) -> None:
         self.limits = _limits()
         self.environment = {k: v for k, v in os.environ.items() if k.startswith(_AT_START)}
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        root = str(Path(__file__).parents[1])
         code = (
-            f"import sys; sys.path[0] = {root!r}; from tests import starts; starts.serve({theirs.fileno()})"
+            f"import sys; sys.path[0] = {str(Path(__file__).parents[1])!r}\n"
+            f"from tests import starts; starts.serve({theirs.fileno()}, {loaded!r})"
         )
         with theirs:
             self.process = subprocess.Popen(
@@ -159,14 +182,14 @@ class _Starter:
 
 
 @cache
-def _starter() -> _Starter:
-    starter = _Starter()
+def _starter(loaded: Loaded) -> _Starter:
+    starter = _Starter(loaded)
     atexit.register(starter.stop)
     return starter
 
 
 def _forked(
-    command: list[str], stdin: bytes, cwd: Path, env: dict[str, str], timeout: float
+    command: list[str], stdin: bytes, cwd: Path, env: dict[str, str], timeout: float, loaded: Loaded
 ) -> subprocess.CompletedProcess[bytes]:
     with contextlib.ExitStack() as open_files:
         (given, give), (out, outs), (err, errs) = (
@@ -175,7 +198,7 @@ def _forked(
         )
         give.write(stdin)
         give.close()
-        process = Forked(command, (given.fileno(), outs.fileno(), errs.fileno()), cwd, env)
+        process = Forked(command, (given.fileno(), outs.fileno(), errs.fileno()), cwd, env, loaded)
         for file in (given, outs, errs):
             file.close()
         deadline = time.monotonic() + timeout
@@ -209,9 +232,9 @@ def _until_closed(files: tuple[IO[bytes], IO[bytes]], deadline: float) -> list[b
 # -- in the starter ------------------------------------------------------------------------------------------
 
 
-def serve(descriptor: int) -> None:
+def serve(descriptor: int, loaded: Loaded) -> None:
     """Start commands until the socket is closed. Returns in the process of a command, after the command."""
-    _load()
+    _load(loaded)
     asked = socket.socket(fileno=descriptor)
     running: dict[int, tuple[int, int]] = {}
     while True:
@@ -240,8 +263,8 @@ def _tell(watched: int, pid: int, to: int) -> None:
     os.close(watched)
 
 
-def _load() -> None:
-    """The modules of the command and of what it uses."""
+def _load(loaded: Loaded) -> None:
+    """The modules of the command and of what it uses; of Django, those that need no settings."""
     import outmail.cli
 
     for module in pkgutil.walk_packages(outmail.__path__, "outmail."):
@@ -249,7 +272,7 @@ def _load() -> None:
             continue
         with contextlib.suppress(ImportError):
             importlib.import_module(module.name)
-    for name in ("apsw", "asyncio", "psycopg", "ssl"):
+    for name in ("apsw", "asyncio", "psycopg", "ssl", *(DJANGO if loaded == "django" else ())):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     gc.collect()
@@ -267,16 +290,38 @@ def _become(request: dict[str, Any], fds: list[int]) -> None:
     os.environ.update(request["env"])
     time.tzset()
     sys.orig_argv[:] = request["command"]
-    sys.argv[:] = request["command"][2:]
-    sys.path[0] = request["cwd"]
     for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
         del sys.modules[name]
+    words = request["command"][1:]
+    if words[0].startswith("-W"):
+        warnings.filterwarnings(*_filter(words.pop(0)))
     try:
-        runpy.run_module("outmail", run_name="__main__", alter_sys=True)
+        _run_main(words, request["cwd"])
     except SystemExit as end:
         if not isinstance(end.code, int):
             raise
         _end(end.code)
+    _end(0)
+
+
+def _filter(word: str) -> tuple[Any, ...]:
+    """`-Werror::DeprecationWarning` as arguments of `warnings.filterwarnings`."""
+    action, _, category = word.removeprefix("-W").split(":")
+    return action, "", getattr(builtins, category)
+
+
+def _run_main(words: list[str], cwd: str) -> None:
+    if words[0] == "-m":
+        sys.argv[:], sys.path[0] = words[1:], cwd
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    elif words[0] == "-c":
+        sys.argv[:], sys.path[0] = ["-c", *words[2:]], ""
+        main = types.ModuleType("__main__")
+        sys.modules["__main__"] = main
+        exec(compile(words[1], "<string>", "exec"), main.__dict__)
+    else:
+        sys.argv[:], sys.path[0] = words, cwd
+        runpy.run_path(words[0], run_name="__main__")
 
 
 def _end(status: int) -> None:

@@ -8,7 +8,6 @@ import contextlib
 import os
 import shutil
 import subprocess
-import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ import pytest
 
 from outmail import Outbox
 from outmail.testing import Sink
-from tests import pgserver
+from tests import pgserver, starts
 
 MODERN = django.VERSION >= (6, 1)
 MAILER = (
@@ -78,16 +77,14 @@ class Project:
         )
         folder.joinpath("manage.py").write_text(MANAGE)
 
-    def manage(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "manage.py", *words],
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            env=dict(os.environ),
-            check=False,
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        done = starts.run(words, cwd=self.folder, env=dict(os.environ), timeout=60, loaded="django")
+        return subprocess.CompletedProcess(
+            done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
         )
+
+    def manage(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        done = self.run("manage.py", *words)
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done
 
@@ -98,14 +95,7 @@ class Project:
             "django\ndjango.setup()\nfrom django.core import mail\nfrom django.db import transaction, "
             "connection\n"
         )
-        done = subprocess.run(
-            [sys.executable, "-W", "error::DeprecationWarning", "-c", head + textwrap.dedent(code)],
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        done = self.run("-Werror::DeprecationWarning", "-c", head + textwrap.dedent(code))
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

@@ -43,6 +43,20 @@ def test_both_say_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert [found[1] for found in forked[:-1]] == [0, 64, 66, 0, 0, 0, 0]
 
 
+def test_a_program_has_its_words_its_name_and_its_warnings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "program.py").write_text("import sys; print(sys.argv, __name__, sys.path[0]); sys.exit(3)")
+    code = "import sys, warnings; print(sys.argv, __name__, sys.path[0])\nwarnings.warn('too loud')"
+    found = []
+    for possible in (True, False):
+        monkeypatch.setattr(starts, "_POSSIBLE", possible)
+        for words in (("-c", code, "a"), ("-Werror::UserWarning", "-c", code), ("program.py", "b")):
+            done = starts.run(words, cwd=tmp_path, env=dict(os.environ), timeout=60)
+            found.append((done.returncode, done.stdout, b"Traceback" in done.stderr))
+    assert found[:3] == found[3:] and [status for status, _, _ in found[:3]] == [0, 1, 3]
+
+
 def test_what_takes_too_long_is_killed(tmp_path: Path) -> None:
     words: tuple[str, ...] = ("run", *QUEUE, "--relay", "null:")
     with pytest.raises(subprocess.TimeoutExpired):
