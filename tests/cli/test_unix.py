@@ -225,7 +225,18 @@ def test_mail_takes_flags_of_sendmail_behind_the_addresses(store: Path) -> None:
     assert only(store)[0].sender == "me@y.test"
 
 
-@pytest.mark.parametrize("words", [[], ["-f", "mbox"], ["-s"]])
+def test_mail_knows_long_options_too(store: Path) -> None:
+    """Those of every command here, and GNU mailutils'."""
+    other = store.with_name("other.db")
+    words = ["--subject=s", "--cc", "c@x.test", "--store", str(other), "--relay=null:", "a@x.test"]
+    assert call("mail", *words, "--", "-f", "me@y.test", store=store).returncode == 0
+    status, _ = only(other)
+    assert (status.subject, status.sender, people(status)) == ("s", "me@y.test", ["a@x.test", "c@x.test"])
+    assert {r.route for r in status.recipients} == {"null:"}
+    assert b"--subjct is no option" in call("mail", "--subjct=s", "a@x.test", store=store).stderr
+
+
+@pytest.mark.parametrize("words", [[], ["-f", "mbox"], ["-s"], ["--store"], ["--odd", "a@x.test"]])
 def test_mail_without_a_meaning_is_a_usage_error(store: Path, words: list[str]) -> None:
     assert call("mail", *words, store=store).returncode == 64
 

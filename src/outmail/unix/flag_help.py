@@ -36,6 +36,7 @@ MAIL = (
     ("-a FILE, -A FILE", "attaches a file; where there is no such file, `-a 'X-Tag: y'` is a field"),
     ("-q FILE", "a file in front of the text"),
     ("-E", "sends nothing when there is no text"),
+    ("--config FILE, --store S, --relay R", "configuration, queue, relay"),
     ("-f -u -H -I -e", "would read a mailbox: exit status 64"),
     ("--", "addresses follow; where there are some already, flags of sendmail"),
 )  # fmt: skip

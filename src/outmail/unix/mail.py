@@ -26,6 +26,10 @@ from outmail.unix.keeping import deposit
 #: Letters with a value that count; with a value that are ignored; that would read a mailbox. Others are
 #: ignored.
 _COUNT, _IGNORED, _READING = "sabcrqA", "SCMTX", "fuHIe"
+#: GNU mailutils' long options → letters.
+_LONG = {"subject": "s", "append": "a", "attach": "A", "cc": "c", "bcc": "b", "return-address": "r"}
+#: As every command has them.
+_WHERE = ("config", "store", "relay")
 
 
 class Words:
@@ -35,12 +39,13 @@ class Words:
         self.values: dict[str, list[str]] = {letter: [] for letter in _COUNT}
         self.to: list[str] = []
         self.only_with_text = False
+        self.where: dict[str, str] = {}
         self.call = flags.Call()
 
 
 def main(words: list[str]) -> int:
     """Compose the message and keep it; returns the exit status."""
-    if words[:1] == ["--help"]:
+    if "--help" in words[: words.index("--") if "--" in words else None]:
         from outmail.unix import flag_help
 
         print(flag_help.mail(), end="")
@@ -65,13 +70,30 @@ def parsed(words: list[str]) -> Words:
         if word == "--":
             _behind(made, rest)
             break
-        if word.startswith("-") and len(word) > 1:
+        if word.startswith("--"):
+            _long(made, word[2:], rest)
+        elif word.startswith("-") and len(word) > 1:
             _letters(made, word[1:], rest)
         else:
             made.to.append(word)
     if not (made.to or made.values["c"] or made.values["b"]):
         raise flags.UsageError("no recipient: name one behind the flags (mail --help shows them)")
+    for name, value in made.where.items():
+        setattr(made.call, name, value)
     return made
+
+
+def _long(made: Words, word: str, rest: list[str]) -> None:
+    name, equals, value = word.partition("=")
+    if name not in _LONG and name not in _WHERE:
+        raise flags.UsageError(f"--{name} is no option of mail (mail --help shows them)")
+    if not equals and not rest:
+        raise flags.UsageError(f"--{name} needs a value")
+    value = value if equals else rest.pop(0)
+    if name in _WHERE:
+        made.where[name] = value
+    else:
+        made.values[_LONG[name]].append(value)
 
 
 def _letters(made: Words, letters: str, rest: list[str]) -> None:
