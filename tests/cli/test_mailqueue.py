@@ -181,6 +181,7 @@ def test_killed_at_any_point_it_loses_nothing_and_doubles_only_what_it_says(plac
         ("mq-run", 78, "no configuration"),
         ("mq-run none.ini queue", 78, "none.ini cannot be read"),
         ("mq-run config.ini nowhere", 66, "no queue directory"),
+        ("mq-run config.ini bin", 66, "bin is no queue directory: new, cur and tmp are not in it"),
         ("mq-run config.ini queue more", 64, "too many words"),
         ("mq-run config.ini", 64, "set queue_dir"),
         ("mq-run --nonsense", 64, "--nonsense"),
@@ -216,6 +217,7 @@ def test_what_cannot_be_done_is_one_line_and_a_status(
         found = ended.code
     said = capsys.readouterr().err
     assert found == status and told in said and said.count("\n") == 1 and place.waiting() == []
+    assert not (place.folder / "bin" / "outmail.db").exists()
 
 
 def test_a_wrong_setting_is_named_with_its_line(place: Place) -> None:
@@ -317,6 +319,7 @@ def test_a_queue_comes_into_another_store_while_it_is_in_use(place: Place) -> No
     with Outbox(place.folder / "q.db", deliver="never") as box:
         assert [r.address for s in box.find() for r in s.recipients] == ["a@x.test", "b@x.test"]
     assert place.shell("outmail move mailqueue:/nowhere q.db").returncode == 66
+    assert place.shell("outmail move mailqueue:bin q.db").returncode == 66
 
 
 class Plugins:

@@ -155,6 +155,8 @@ def test_the_ini_file_beside_python_is_found(tmp_path: Path, call: Call) -> None
         place.mkdir()
         (place / "qp.ini").write_text(f"[app:qp]\nqueue_path = {place}/none\n")
         assert call() == (66, f"qp: there is no queue directory {place}/none\n")
+    status, told = call(tmp_path)
+    assert status == 66 and "is no queue directory" in told and not (tmp_path / "outmail.db").exists()
 
 
 @pytest.mark.parametrize(

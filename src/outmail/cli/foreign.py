@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from outmail.cli.common import config_of, counted
 from outmail.compat.drain import known_beside
-from outmail.compat.foreign_queue import INSTEAD, ForeignQueue, take_in
+from outmail.compat.foreign_queue import INSTEAD, ForeignQueue, absent, take_in
 from outmail.compat.mailqueue.spool import Mailqueue
 from outmail.compat.repoze.maildir import RepozeQueue
 from outmail.errors import NotFound
@@ -32,8 +32,8 @@ def named(place: str) -> ForeignQueue | None:
     if scheme not in PROGRAMS:
         return None
     folder = os.path.abspath(folder.removeprefix("//"))
-    if not os.path.isdir(folder):
-        raise NotFound(f"there is no queue directory {folder}")
+    if why := absent(folder):
+        raise NotFound(why)
     return PROGRAMS[scheme](folder)
 
 

@@ -38,6 +38,19 @@ INSTEAD = "run this as {user}, with a queue of that user's: su -s /bin/sh {user}
 ENVELOPE = 8_000_000
 
 
+def absent(folder: str) -> str:
+    """Why there is no queue here, as a sentence; "" where there is one, or an empty directory."""
+    if not os.path.isdir(folder):
+        return f"there is no queue directory {folder}"
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return ""  # whoever works there is told so
+    if not names or not {"new", "cur", "tmp"}.isdisjoint(names):
+        return ""
+    return f"{folder} is no queue directory: new, cur and tmp are not in it"
+
+
 class Strange(Exception):
     """This is no entry that the program has made. The text is a clause: "has no recipient". ``stays``: it may
     be a good one that cannot be read or claimed now.

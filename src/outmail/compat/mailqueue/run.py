@@ -20,7 +20,7 @@ from dataclasses import replace
 
 from outmail.cli.exits import EX_NOINPUT
 from outmail.compat.drain import drain
-from outmail.compat.foreign_queue import Taken
+from outmail.compat.foreign_queue import Taken, absent
 from outmail.compat.mailqueue import ini as inis
 from outmail.compat.mailqueue import spool
 from outmail.compat.mailqueue.delivery_log import SMTP, Observer, open_logs
@@ -50,8 +50,8 @@ def main(argv: list[str] | None = None) -> int:
 def _run(argv: list[str]) -> int:
     words = parser().parse_args(argv)
     ini, folder = asked(words)
-    if not os.path.isdir(folder):
-        tell(f"there is no queue directory {folder}")
+    if why := absent(folder):
+        tell(why)
         return EX_NOINPUT
     if not words.verbose:  # what matters of them is told at the end
         logging.getLogger("outmail").setLevel(logging.ERROR)

@@ -24,7 +24,7 @@ from typing import Any
 
 from outmail.cli.exits import EX_NOINPUT
 from outmail.compat.drain import config_for, drain, known_beside
-from outmail.compat.foreign_queue import INSTEAD, take_in
+from outmail.compat.foreign_queue import INSTEAD, absent, take_in
 from outmail.compat.programs import STATUSES, Parser, Usage, ended, teller
 from outmail.compat.relays import Encryption, relay_url
 from outmail.compat.repoze.maildir import REJECTED, RepozeQueue
@@ -67,8 +67,8 @@ def _run(argv: list[str]) -> int:
     settings = asked(words)
     if not settings.queue_path:
         raise Usage("no queue directory: name it, or set queue_path in the ini file")
-    if not os.path.isdir(settings.queue_path):
-        _tell(f"there is no queue directory {settings.queue_path}")
+    if why := absent(settings.queue_path):
+        _tell(why)
         return EX_NOINPUT
     logging.getLogger("outmail").setLevel(logging.ERROR)  # what matters of it is told at the end
     queue = RepozeQueue(os.path.abspath(settings.queue_path))
