@@ -115,7 +115,8 @@ def test_it_ends_when_its_time_is_over(make_box: MakeBox, tmp_path: Path) -> Non
     mark = tmp_path / "mark"
     mark.touch()
     detached.work(str(tmp_path / "q.db"), str(mark), box.config, box.routes, life=1.0)
-    assert time.time() >= mark.stat().st_mtime + 1.0 and next(box.find()).status == "queued"
+    # Earlier than that by less than a wait for the next try, which it does not begin.
+    assert time.time() >= mark.stat().st_mtime + 0.5 and next(box.find()).status == "queued"
 
 
 def test_what_is_not_due_in_its_time_is_not_waited_for(make_box: MakeBox, tmp_path: Path) -> None:
