@@ -185,7 +185,7 @@ def test_upkeep_that_takes_longer_than_its_pause_does_not_stop_deliveries(
     sweep = ages.Ages.sweep
 
     def slow(itself: ages.Ages) -> None:
-        time.sleep(0.03)
+        time.sleep(0.03)  # a database that is far away
         sweep(itself)
 
     monkeypatch.setattr(maintenance, "UPKEEP", 0.01)

@@ -16,8 +16,7 @@ TESTS = Path(__file__).parents[1]
 SLEEPERS = {
     "waiting.py": "here the looks have their pauses",
     "road/test_hostile_relays.py": "relays that drip, sip and let wait",
-    "road/test_bounds.py": "clients that drip",
-    "road/test_listen.py": "a client that drips",
+    "road/test_pressure.py": "upkeep that is slow",
     "road/test_wire.py": "turns of the loop",
     "road/test_writers.py": "children that live until they are killed",
 }
