@@ -166,7 +166,7 @@ def test_a_store_that_does_not_answer_is_passed_by_within_exit_wait(
         thread.start()
         began = time.monotonic()
         job.finish()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     assert "did not answer within 1 s; it went straight to the relay" in capsys.readouterr().err
     gate.set()
     thread.join(10)

@@ -172,7 +172,7 @@ def test_send_waits_for_the_end_of_the_story(make_box: MakeBox) -> None:
         assert box.status(box.send("a@x.test", wait=10).id).status == "delivered"
         began = time.monotonic()
         assert box.status(box.send("later@x.test", wait=0.3).id).status == "queued"
-        assert 0.3 <= time.monotonic() - began < 5
+        assert 0.3 <= time.monotonic() - began < 20
         content = b"Subject: s\r\n\r\nt\r\n"
         receipt = box.submit(content, sender="me@x.test", recipients="a@x.test", wait=10)
         assert box.status(receipt.id).status == "delivered"

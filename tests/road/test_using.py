@@ -87,8 +87,8 @@ def test_rollback_sends_nothing_commit_sends_once(
             box.status(receipt.id)
         app.commit()
         began = time.monotonic()
-        sink.wait_for(1, timeout=10)
-        assert time.monotonic() - began < 5.0
+        sink.wait_for(1, timeout=30)
+        assert time.monotonic() - began < 10
         assert box.wait(receipt.id, 20).status == "delivered"
         until(lambda: waiting(app) == 0)
     assert [m.content.count(b"Subject: once") for m in sink.messages] == [1]
@@ -863,9 +863,9 @@ def test_postgresql_tables_are_taken_over(database: str, where: str, tmp_path: P
             ]
             began = time.monotonic()
             db.commit()
-        sink.wait_for(49, timeout=20)
-        assert time.monotonic() - began < 10
-        assert box.wait(receipts[-1].id, 5).status == "delivered"
+        sink.wait_for(49, timeout=30)
+        assert time.monotonic() - began < 20
+        assert box.wait(receipts[-1].id, 30).status == "delivered"
         until(lambda: left(database) == 0)
         assert box._takeover is not None and box._takeover._inside[database] == (where == "same")
     assert len(sink.messages) == 49
