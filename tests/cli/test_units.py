@@ -64,6 +64,26 @@ def test_a_machines_service_is_closed_to_all_it_does_not_need(
     assert found and float(found[1]) <= 2.0
 
 
+@programs.needs("systemd-sysusers", "systemd")
+def test_the_user_can_be_made(tmp_path: Path) -> None:
+    words = ["systemd-sysusers", "--dry-run", f"--root={tmp_path}", str(UNITS / "sysusers.conf")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0 and "outmail" in done.stdout + done.stderr, done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
+@programs.needs("systemd-tmpfiles", "systemd")
+def test_the_drop_folder_is_made_as_init_makes_it(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/passwd").write_text("outmail:x:12345:12345::/:/bin/false\n")
+    (tmp_path / "etc/group").write_text("outmail:x:12345:\n")
+    words = ["systemd-tmpfiles", "--create", f"--root={tmp_path}", str(UNITS / "tmpfiles.conf")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    drop = tmp_path / "var/spool/outmail/drop"
+    assert drop.stat().st_mode & 0o7777 == 0o3777 and drop.stat().st_uid == 12345, done.stderr
+    assert drop.parent.stat().st_mode & 0o7777 == 0o755 and drop.parent.stat().st_uid == 0
+
+
 def test_every_unit_starts_what_exists() -> None:
     for unit in UNITS.glob("*.service"):
         parsed = configparser.RawConfigParser(strict=False)
