@@ -63,11 +63,15 @@ def open_store(url: str, *, reading: bool = False) -> Store:
     try:
         return SqliteStore(path, library)
     except StoreError as problem:
-        if not reading or problem.kind not in UNWRITABLE or not os.path.isfile(path):
+        if not reading or problem.kind not in UNWRITABLE or not (os.path.isfile(path) and _may_read(path)):
             raise
         from outmail.store.sqlite.reading import SqliteReading
 
         return SqliteReading(path, library, problem)
+
+
+def _may_read(path: str) -> bool:
+    return os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 def _open_spool(path: str, *, reading: bool) -> Store:
@@ -77,7 +81,7 @@ def _open_spool(path: str, *, reading: bool) -> Store:
     try:
         return MaildirStore(path)
     except StoreError as problem:
-        if not reading or problem.kind not in UNWRITABLE or not os.path.isdir(path):
+        if not reading or problem.kind not in UNWRITABLE or not (os.path.isdir(path) and _may_read(path)):
             raise
         from outmail.store.maildir.reading import MaildirReading
 

@@ -46,6 +46,18 @@ def test_what_cannot_be_written_can_be_read(unwritable: Store, tmp_path: Path) -
     assert {path.name for path in tmp_path.iterdir()} <= {"q.db"}, "nothing was made beside it"
 
 
+def test_what_may_not_even_be_read_is_told_as_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from outmail import cli
+
+    path = str(tmp_path / "q.db")
+    open_store(path).close()
+    monkeypatch.setattr("os.access", lambda *_, **__: False)  # root may read whatever the mode says
+    assert cli.main(["queue", "list", "--store", path]) == 77
+    assert "permission denied" in capsys.readouterr().err
+
+
 def test_reading_beside_a_program_that_writes(tmp_path: Path) -> None:
     """The log is read through the shared memory of whoever has the file open."""
     from outmail.store.sqlite.reading import SqliteReading
