@@ -107,11 +107,22 @@ def _copy(copy: Copied, names: dict[int, str]) -> list[tuple[int, int, str]]:
     who = ", ".join(names.get(n, str(n)) for n in copy.recipients) or "somebody"
     if copy.home_at is not None:
         after = "" if copy.sent_at is None else f" after {_span(copy.home_at - copy.sent_at)}"
-        way = " → ".join(name for name, _ in copy.hops if name)
+        way = " → ".join(_hops(copy.hops))
         return [(copy.home_at, 3, f"{who}: the loopback copy came home{after}{way and f', through {way}'}")]
     if copy.missed and copy.sent_at is not None:
         return [(copy.sent_at, 3, f"{who}: a loopback copy was sent along, and has not come home in time")]
     return []
+
+
+def _hops(hops: Sequence[tuple[str, int | None]]) -> list[str]:
+    """The servers on the way; where one took longer than a second, how long. (Their times are in seconds.)"""
+    told, before = [], None
+    for name, at in hops:
+        wait = at - before if at is not None and before is not None else 0
+        if name:
+            told.append(f"{name} ({human_span(wait)} later)" if wait > 1000 else name)
+        before = at
+    return told
 
 
 def _span(ms: int) -> str:

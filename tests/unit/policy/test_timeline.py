@@ -42,7 +42,13 @@ def test_it_is_told_in_the_order_of_time_with_what_comes_next() -> None:
         Happened(AT + 42, "reroute", 2, "queued", "", "backup"),
     ]
     copies = [
-        Copied((1,), AT + 9, AT + 14, (("relay", None), ("home", AT)), False),
+        Copied(
+            (1,),
+            AT + 9,
+            AT + 14,
+            (("relay", None), ("mx", AT), ("mx2", AT + 1000), ("home", AT + 9000)),
+            False,
+        ),
         Copied((2,), AT + 21, None, (), True),
         Copied((3,), AT + 21, None, (), False),
     ]
@@ -51,7 +57,7 @@ def test_it_is_told_in_the_order_of_time_with_what_comes_next() -> None:
     assert told == [
         "accepted from me@x.test, by ESMTP from h, for 5 recipients",
         "a@x.test: no answer to the final dot: it may have been taken or not by mx (r): connection lost",
-        "a@x.test: the loopback copy came home after 5 ms, through relay → home",
+        "a@x.test: the loopback copy came home after 5 ms, through relay → mx → mx2 → home (8s later)",
         "a@x.test is delivered after all: there is evidence that the server had taken it",
         told[4],
         "b@x.test: a loopback copy was sent along, and has not come home in time",
