@@ -20,9 +20,11 @@ import pytest
 from outmail.config import from_toml
 from outmail.intake import local
 from outmail.intake.deposit import Deposit, unpacked
+from outmail.model import keyed_id
 from outmail.outbox.outbox import Outbox
+from outmail.system import dropbox
 from outmail.testing import Sink
-from outmail.unix import flag_help
+from outmail.unix import flag_help, mailq
 from outmail.unix import main as unix
 
 MESSAGE = b"To: h@x.test\nSubject: s\n\ntext\n"
@@ -203,6 +205,20 @@ def test_what_is_no_message_is_answered(sendmail: Call, words: str, status: int,
     assert done.status == status and done.kept is None
     assert says in (done.err if status else done.out) and not (done.out if status else done.err)
     assert not status or done.err.count("\n") == 1
+
+
+def test_mailq_knows_what_the_service_has_not_taken_yet(sendmail: Call, tmp_path: Path) -> None:
+    """Nobody must be told that the queue is empty because the service is down."""
+    name = dropbox.put(str(tmp_path / "drop"), Deposit(MESSAGE, ["a@x.test"], user="me").packed())
+    id = keyed_id(dropbox.key_of(os.geteuid(), name))
+    head, message, why, _, last = sendmail("-bp").out.splitlines()
+    assert head.startswith("-Queue ID-") and message.startswith(f"{id} ")
+    assert "not taken it yet" in why and last == "-- 1 Kbytes in 1 Request."
+    sendmail("--store", "q.db", "a@x.test")
+    with Outbox("q.db", config=from_toml("", "test", {}), deliver="never") as box:
+        [status] = box.find()
+        seen = list(mailq.listed(box.queue, [mailq.Left(status.id, 9, 0, "me")]))  # it is taken meanwhile
+    assert len(seen) == 3 and seen[-1].endswith("in 1 Request.\n")
 
 
 def test_a_name_that_nobody_here_has(sendmail: Call, tmp_path: Path) -> None:

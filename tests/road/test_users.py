@@ -125,16 +125,20 @@ def test_mailq_shows_the_services_queue_where_sendmail_leaves_mail_for_it(machin
     hold = machine.outmail("daemon", "send", "waits@x.test", "--at", "9h", stdin=b"x")
     assert hold.returncode == 0, hold.stderr
 
-    def called(name: str, *words: str) -> subprocess.CompletedProcess[bytes]:
+    def called(name: str, *words: str, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
         how = machine.words(name, "sendmail", *words)
         del how["env"]["OUTMAIL_CONFIG"]
         how["env"] |= {"XDG_CONFIG_HOME": str(etc.parent), "OUTMAIL_DROP": str(drop)}
-        return subprocess.run(**how, capture_output=True, timeout=60, check=False)
+        return subprocess.run(**how, input=given, capture_output=True, timeout=60, check=False)
 
     for name in ("root", "daemon"):
         done = called(name, "-bp")
         assert done.returncode == 0 and not done.stderr, done.stderr
         assert b"waits@x.test" in done.stdout and done.stdout.endswith(b"in 1 Request.\n")
+    id = called("nobody", "-v", "a@x.test", given=b"x").stderr.split()[1]
+    done = called("root", "-bp")  # nobody has taken it yet
+    assert done.stdout.endswith(b"in 2 Requests.\n") and b"has not taken it yet" in done.stdout
+    assert id + b" " in done.stdout and b" nobody\n" in done.stdout
     for words in ("-bp", "-q"):
         done = called("nobody", words)
         assert (done.returncode, done.stdout) == (77, b"") and b"is closed to you" in done.stderr

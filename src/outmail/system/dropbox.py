@@ -106,6 +106,22 @@ def is_name(name: str) -> bool:
     return len(name) == _LENGTH and name[12] == "-" and _NAME.issuperset(name.replace("-", "", 1))
 
 
+def left(folder: str) -> list[tuple[str, int, int, int]]:
+    """(name, userid, bytes, Unix ms) of each file that waits. Nothing is opened. Raises OSError."""
+    import stat
+
+    found = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            try:
+                status = entry.stat(follow_symlinks=False)
+            except OSError:  # it has vanished
+                continue
+            if is_name(entry.name) and stat.S_ISREG(status.st_mode):
+                found.append((entry.name, status.st_uid, status.st_size, status.st_mtime_ns // 1_000_000))
+    return sorted(found)
+
+
 def doubts(folder: str) -> str:
     """What is wrong with the folder's mode, as a sentence; "" for nothing. Raises OSError."""
     import stat

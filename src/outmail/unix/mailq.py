@@ -10,10 +10,11 @@ Fails: `NotStored`. Does not: show finished mail (`outmail queue list` does).
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import groupby
 from operator import attrgetter
+from typing import NamedTuple
 
 from outmail.outbox.queue import Queue, Unfinished
 from outmail.policy.plain import plain_line
@@ -23,20 +24,40 @@ _INDENT = " " * 58
 _MARKS = {"sending": "*", "held": "!"}
 
 
-def listed(queue: Queue) -> Iterator[str]:
-    """Lines, each with its end; those of one message together."""
+class Left(NamedTuple):
+    """A message in the drop folder. ``size``: bytes of its file; ``at``: Unix ms; ``user``: whose it is."""
+
+    id: str
+    size: int
+    at: int
+    user: str
+
+
+def listed(queue: Queue | None, left: Sequence[Left] = ()) -> Iterator[str]:
+    """Lines, each with its end; those of one message together. ``left``: what the service has not taken into
+    the queue yet, looked for before the queue is.
+    """
     count = size = 0
-    for _, group in groupby(queue.unfinished(), key=attrgetter("id")):
+    outside = {one.id: one for one in left}
+    for _, group in groupby(queue.unfinished() if queue else (), key=attrgetter("id")):
         people = list(group)
         if not count:
             yield _HEAD
         count += 1
         size += people[0].size
+        outside.pop(people[0].id, None)
         yield _message(people)
+    for one in outside.values():
+        if not count:
+            yield _HEAD
+        count += 1
+        size += one.size
+        yield f"{one.id:<27} {one.size:>8} {_arrival(one.at // 1000)} {plain_line(one.user)}\n{_NOT_TAKEN}\n"
     yield f"-- {max(1, size // 1024)} Kbytes in {count} Request{'s' * (count != 1)}.\n" if count else _EMPTY
 
 
 _EMPTY = "Mail queue is empty\n"
+_NOT_TAKEN = f"{'(it is in the drop folder: the service has not taken it yet)':>78}\n"
 
 
 def _message(people: list[Unfinished]) -> str:

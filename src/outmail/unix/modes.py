@@ -16,12 +16,13 @@ from outmail.cli.exits import sentence, status_of
 from outmail.clock import Clock
 from outmail.config import Config, load
 from outmail.errors import ConfigError, Error, Refused
+from outmail.model import keyed_id
 from outmail.outbox.queue import Queue
 from outmail.policy.aliases import AliasError, parse
 from outmail.smtp.syntax import AddressError, parse_mailbox
-from outmail.system import rights
+from outmail.system import dropbox, rights
 from outmail.system.exits import EX_NOUSER
-from outmail.system.user import is_user
+from outmail.system.user import is_user, login
 from outmail.unix import flag_help
 from outmail.unix.flags import Call
 from outmail.unix.keeping import drop_folder
@@ -76,14 +77,17 @@ def _become_owner(path: str, library: str) -> None:
 
 
 def _list(call: Call) -> int:
-    from outmail.unix.mailq import listed
+    from outmail.unix.mailq import Left, listed
 
     config = _queue_of(call)
-    if not is_there(config.store):
-        print("Mail queue is empty")
-        return 0
-    with Queue.open(config) as queue:
-        for line in listed(queue):
+    folder = drop_folder(call)
+    left = [
+        Left(keyed_id(dropbox.key_of(uid, name)), size, at, login(uid) or f"userid {uid}")
+        for name, uid, size, at in (dropbox.left(folder) if folder else ())
+    ]
+    with contextlib.ExitStack() as stack:
+        queue = stack.enter_context(Queue.open(config)) if is_there(config.store) else None
+        for line in listed(queue, left):
             sys.stdout.write(line)
     return 0
 
