@@ -343,6 +343,12 @@ def test_an_empty_configuration_and_the_environment(outmail: Run, tmp_path: Path
     )
 
 
+def test_a_development_mailbox_on_postgresql_makes_no_folder(outmail: Run, tmp_path: Path) -> None:
+    given = {"OUTMAIL_STORE": "postgresql://127.0.0.1:1/none"}
+    assert outmail("receive", "--catch", "--listen", "127.0.0.1:0", **given).returncode in (75, 78)
+    assert not (tmp_path / "postgresql:").exists()
+
+
 def test_every_command_has_help(outmail: Run) -> None:
     for command in (
         "demo",

@@ -134,13 +134,10 @@ def receive(arguments: argparse.Namespace) -> int:
 def _receiving(arguments: argparse.Namespace) -> Config:
     """The configuration of `receive`."""
     config = config_of(arguments)
-    if arguments.catch and not arguments.store:
-        config = replace(
-            config,
-            store=os.environ.get("OUTMAIL_STORE")
-            or os.path.join(os.path.dirname(default_store(os.environ)), "catch.db"),
-        )
-        os.makedirs(os.path.dirname(config.store) or ".", mode=0o700, exist_ok=True)
+    if arguments.catch and not arguments.store and not os.environ.get("OUTMAIL_STORE"):
+        folder = os.path.dirname(default_store(os.environ))
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        config = replace(config, store=os.path.join(folder, "catch.db"))
     if arguments.listen:
         config = replace(config, receive=replace(config.receive, smtp=tuple(arguments.listen)))
     return prepared.receiving(config, catch=arguments.catch)
