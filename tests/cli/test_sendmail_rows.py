@@ -10,6 +10,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from email import message_from_bytes
+from email.policy import default
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -234,6 +236,23 @@ def test_a_name_that_nobody_here_has(sendmail: Call, tmp_path: Path) -> None:
         and "\nroot -> " in done.out
     )
     assert sendmail("nobody-here").status == 0  # its mail goes to the origin
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("J\udcf6rg M", "J\xf6rg M"),
+        ("J\xf6rg", "J\xf6rg"),
+        ("a\nBcc: b@x.test", "a Bcc: b@x.test"),
+        ("\x1b", ""),
+    ],
+)
+def test_no_mail_fails_for_the_authors_name(sendmail: Call, name: str, written: str) -> None:
+    done = sendmail("-F", name, "-f", "me@x.test", "a@x.test")
+    assert done.status == 0 and done.kept is not None
+    draft = local.draft(done.kept, local.Here("h.x.test", "x.test"), uid=0, now=1_800_000_000_000, most=9)
+    found = message_from_bytes(draft.content, policy=default)
+    assert found["From"].addresses[0].display_name == written and found["Bcc"] is None
 
 
 def test_called_by_other_names(sendmail: Call) -> None:

@@ -168,9 +168,19 @@ def _rewrite(message: handed_in.HandedIn, here: Here) -> None:
 
 def _author(name: str, address: str) -> bytes:
     try:
-        return headers.addresses("From", [(name, parse_mailbox(address))])
+        return headers.addresses("From", [(_printable(name), parse_mailbox(address))])
     except (AddressError, headers.HeaderError) as problem:
         raise Refused(f"From: {problem}", code="bad-address") from None
+
+
+def _printable(name: str) -> str:
+    """A full name as programs take it from the password file, which may be Latin-1: no mail fails for it."""
+    given = name.encode("utf-8", "surrogateescape")
+    try:
+        text = given.decode("utf-8")
+    except UnicodeDecodeError:
+        text = given.decode("latin-1")
+    return " ".join("".join(one if one.isprintable() else " " for one in text).split())
 
 
 def _received(hostname: str, uid: int, id: str, now: int) -> bytes:

@@ -37,7 +37,7 @@ def made_of(call: Call, content: bytes, recipients: list[str]) -> Deposit:
         recipients,
         user=login(os.getuid()),
         sender=call.sender,
-        name=call.name,
+        name=" ".join(call.name.split()),
         notify=call.notify,
         ret=call.ret,
         envid=call.envid,
