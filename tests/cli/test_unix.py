@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from outmail.outbox.outbox import Outbox
+from outmail.unix.smtp import _LineEnds
 from tests import starts
 
 MESSAGE = b"To: a@x.test\nSubject: hi\n\ntext\n"
@@ -163,6 +164,22 @@ def test_smtp_on_stdin(store: Path) -> None:
     ]
     status, content = only(store)
     assert people(status) == ["a@x.test", "b@x.test"] and content.endswith("\r\n\r\n.dot\r\n")
+
+
+def test_smtp_on_stdin_by_a_script_that_writes_line_feeds_alone(store: Path) -> None:
+    given = b"EHLO x\nMAIL FROM:<me@y.test>\nRCPT TO:<a@x.test>\nDATA\nSubject: s\n\n..dot\n.\nQUIT\n"
+    done = call("sendmail", "-bs", store=store, given=given)
+    assert done.returncode == 0 and done.stdout.endswith(b"\r\n221 2.0.0 Bye\r\n")
+    assert only(store)[1].endswith("\r\n\r\n.dot\r\n")
+
+
+@pytest.mark.parametrize("given", [b"EHLO x\na\r\nb\n\r\n\n", b"EHLO x\r\na\nb\r\n.\n"])
+def test_line_ends_of_a_session_do_not_depend_on_how_it_is_cut(given: bytes) -> None:
+    whole = _LineEnds().complete(given)
+    assert whole == (given if b"x\r\n" in given else given.replace(b"\r", b"").replace(b"\n", b"\r\n"))
+    for cut in range(len(given)):
+        ends = _LineEnds()
+        assert ends.complete(given[:cut]) + ends.complete(given[cut:]) == whole
 
 
 def test_an_empty_queue_says_so_exactly(store: Path) -> None:

@@ -1,7 +1,8 @@
 """``sendmail -bs``: SMTP on stdin and stdout, as Symfony Mailer and others speak it to a sendmail.
 
 Promises: each message that is answered 250 is on disk, as with ``sendmail -t``; bare line feeds are taken
-for line ends, as the listener takes them from this machine's programs; at the end of input the session is
+for line ends, as the listener takes them from this machine's programs, and where the first command ends with
+one, also around the final dot: nobody's mail can be smuggled in on stdin. At the end of input the session is
 over.
 Fails: as replies of the dialogue. Does not: offer TLS or logins, or listen.
 """
@@ -45,7 +46,7 @@ def session(call: Call) -> int:
         config.hostname, size=config.message_size, recipients=config.recipients, origin=config.origin
     )
     server = protocol.Server(settings, _Anybody(), normalise=True, local=True)
-    traffic = Traffic(call.traffic)
+    traffic, ends = Traffic(call.traffic), _LineEnds()
     while True:
         data = server.outgoing()
         traffic.say(OUT, data)
@@ -58,11 +59,30 @@ def session(call: Call) -> int:
             traffic.end()
             return 0
         traffic.say(IN, data)
-        server.feed(data)
+        server.feed(ends.complete(data))
         while server.requests:
             request = server.requests.popleft()
             if isinstance(request, protocol.Deliver):
                 server.answer([_kept(call, request)])
+
+
+class _LineEnds:
+    """A program whose first line ends with a line feed alone ends all of them so: it gets CRLF."""
+
+    def __init__(self) -> None:
+        self._alone: bool | None = None
+        self._last = b""
+
+    def complete(self, data: bytes) -> bytes:
+        if self._alone is None and b"\n" in data:
+            line = self._last + data[: data.index(b"\n")]
+            self._alone = not line.endswith(b"\r")
+        before, self._last = self._last, data[-1:]
+        if not self._alone:
+            return data
+        if before == b"\r" and data[:1] == b"\n":
+            return b"\n" + data[1:].replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+        return data.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
 
 
 def _say(data: bytes) -> None:
