@@ -121,6 +121,8 @@ def receive(arguments: argparse.Namespace) -> int:
         prepared.directory(config)
     _log_to_stderr()
     box = Outbox(config=config, deliver="never")
+    if arguments.catch:
+        _claim(box)
     engine = build_engine(box.store, config, config.routes, Clock(), observe=delivery_log.Batched(sys.stderr))
     if arguments.catch:
         kept = shown(config.store)
@@ -134,13 +136,26 @@ def receive(arguments: argparse.Namespace) -> int:
 def _receiving(arguments: argparse.Namespace) -> Config:
     """The configuration of `receive`."""
     config = config_of(arguments)
-    if arguments.catch and not arguments.store and not os.environ.get("OUTMAIL_STORE"):
+    if arguments.catch and not arguments.store:
         folder = os.path.dirname(default_store(os.environ))
         os.makedirs(folder, mode=0o700, exist_ok=True)
         config = replace(config, store=os.path.join(folder, "catch.db"))
     if arguments.listen:
         config = replace(config, receive=replace(config.receive, smtp=tuple(arguments.listen)))
     return prepared.receiving(config, catch=arguments.catch)
+
+
+def _claim(box: Outbox) -> None:
+    """Make the store one of caught mail, unless it has had other mail: that would go nowhere, as delivered."""
+    verbs = box.store.verbs
+    if box.store.read(verbs.note_get("catch", "all")) is not None:
+        return
+    if box.store.read(verbs.newest()):
+        raise ConfigError(
+            f"{shown(box.store.url)} has mail that is meant to go out; --catch would throw it away",
+            hint="give --catch a store of its own: --store FILE, or leave --store out",
+        )
+    box.store.run(verbs.note_put("catch", "all", box.clock.now()))
 
 
 def _hangups() -> Callable[[], bool]:
