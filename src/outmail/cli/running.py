@@ -146,7 +146,7 @@ def _receiving(arguments: argparse.Namespace) -> Config:
 
 
 def _claim(box: Outbox) -> None:
-    """Make the store one of caught mail, unless it has had other mail: that would go nowhere, as delivered."""
+    """Make the store one of caught mail. One that has had other mail is refused: that would go nowhere."""
     verbs = box.store.verbs
     if box.store.read(verbs.note_get("catch", "all")) is not None:
         return
