@@ -99,6 +99,7 @@ campaigns: $(READY)
 	$(BIN)/python tests/campaigns/powercut.py --minutes 0.5
 	$(BIN)/python tests/campaigns/spoolcuts.py --minutes 0.4
 	$(BIN)/python tests/campaigns/kills.py --kills 8 --store maildir
+	$(BIN)/python tests/campaigns/moves.py --kills 2
 	$(BIN)/python tests/campaigns/faults.py --minutes 0.5
 	$(BIN)/python tests/campaigns/moods.py --minutes 0.5
 	$(MAKE) fuzz FUZZ_SECONDS=8
@@ -110,6 +111,7 @@ soak: $(READY)
 	$(BIN)/python tests/campaigns/kills.py --kills $(SOAK_KILLS)
 	$(BIN)/python tests/campaigns/kills.py --kills $(SOAK_KILLS) --store maildir
 	$(BIN)/python tests/campaigns/spoolcuts.py --minutes $(SOAK_MINUTES)
+	$(BIN)/python tests/campaigns/moves.py --kills 40
 	$(BIN)/python tests/campaigns/reroutes.py --kills $(SOAK_KILLS) --messages 20000
 	$(BIN)/python tests/campaigns/verify.py --kills 40
 	$(BIN)/python tests/campaigns/powercut.py --minutes $(SOAK_MINUTES)
