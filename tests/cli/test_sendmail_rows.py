@@ -295,6 +295,33 @@ def test_traffic_that_cannot_be_written_down_stops_no_mail(sendmail: Call, tmp_p
         assert done.err.startswith(f"sendmail: -X: {file}: ") and done.err.count("\n") == 1
 
 
+def test_traffic_is_no_program_and_goes_into_no_other_file(sendmail: Call, tmp_path: Path) -> None:
+    """A stranger may have got ``-X`` into the arguments (CVE-2016-10033)."""
+    sendmail("-X", "new.php", "a@x.test", given=b"Subject: <?php x(); ?>\n\n<% y %><!--#exec z--><?= <b>\n")
+    text = Path("new.php").read_text()
+    assert "< ?php" in text and "<b>" in text
+    assert not any(word in text for word in ("<?", "<%", "<!"))
+    Path("page").write_text("mine\n")
+    Path("open").write_text("12345 <<< mine\n")
+    Path("link").symlink_to("target")
+    Path("twin").write_text("12345 <<< mine\n")
+    os.chmod("twin", 0o600)
+    os.link("twin", "twin2")
+    for file in ("page", "open", "link", "twin"):
+        done = sendmail("-X", file, "a@x.test")
+        assert done.status == 0 and done.kept is not None
+        assert done.err.startswith(f"sendmail: -X: {file}: ") and done.err.count("\n") == 1
+    assert Path("page").read_text() == "mine\n" and not Path("target").exists()
+    assert Path("open").read_text() == Path("twin").read_text() == "12345 <<< mine\n"
+
+
+def test_a_line_that_nobody_can_be_told_changes_no_status(sendmail: Call, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "outmail", "sendmail", "-v", "-X", "none/x", "--store", "q.db", "a@x.test"]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(words, cwd=tmp_path, stderr=full, input=b"Subject: s\n\n", timeout=60)
+    assert done.returncode == 0
+
+
 def test_traffic_of_a_session_and_of_a_run(tmp_path: Path) -> None:
     """Also the dialogues of what was sent."""
     log, given = tmp_path / "log", b"MAIL FROM:<me@x.test>\r\nRCPT TO:<a@x.test>\r\nDATA\r\n\r\n.\r\nQUIT\r\n"

@@ -147,6 +147,18 @@ def test_mailq_shows_the_services_queue_where_sendmail_leaves_mail_for_it(machin
     assert owners == {machine.daemon.pw_uid}
     told = machine.outmail("nobody", "queue", "list", "--store", f"{machine.folder}/service/queue.db")
     assert told.returncode == 77 and b"is closed to you" in told.stderr
+    # The service's user puts a link to a file of root's in the queue's place.
+    mine, roots = machine.folder / "mine", machine.folder / "roots"
+    shutil.move(machine.folder / "service", mine)
+    roots.touch(0o600)
+    (mine / "queue.db").unlink()
+    (mine / "queue.db").symlink_to(roots)
+    (machine.folder / "service").symlink_to(mine)
+    os.lchown(machine.folder / "service", machine.daemon.pw_uid, machine.daemon.pw_gid)
+    for words in ("-bp", "-q"):
+        done = called("root", words)
+        assert done.returncode and b"is a link" in done.stderr and done.stderr.count(b"\n") == 1, done.stderr
+    assert roots.read_bytes() == b""
 
 
 @needs_root

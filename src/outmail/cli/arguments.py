@@ -227,7 +227,9 @@ def _add_run(sub: _Commands, common: _Common) -> None:
         help="with --once: status 70 if mail was quarantined, else 69 if some failed, else 75 if some waits",
     )
     run.add_argument("--only", metavar="ID", help="this message now; implies --once")
-    run.add_argument("--transcript", metavar="FILE", help="append the dialogues with the servers to a file")
+    run.add_argument(
+        "--transcript", metavar="FILE", help="append the dialogues to a file, unless none may be kept"
+    )
     run.set_defaults(run="run")
 
 

@@ -50,9 +50,10 @@ def run(arguments: argparse.Namespace) -> int:
         box.retry(arguments.only)
         arguments.only = head
     observe = delivery_log.Batched(sys.stderr)
+    allowed = config.transcripts != "none"  # they would be in the store, too
     engine = build_engine(
         box.store,
-        replace(config, transcripts="all") if arguments.transcript else config,
+        replace(config, transcripts="all") if arguments.transcript and allowed else config,
         config.routes,
         Clock(),
         arguments.only,

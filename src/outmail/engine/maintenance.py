@@ -187,8 +187,11 @@ class Maintenance:
             await asyncio.wait([over], timeout=RECLAIM)
 
     def postpone(self, seconds: float) -> None:
-        """Start nothing for so many seconds."""
-        self._reclaim_at = self._upkeep_at = self._retain_at = self._loop.time() + seconds
+        """Start nothing for so many seconds. What is under way stays so."""
+        later = self._loop.time() + seconds
+        self._reclaim_at = max(self._reclaim_at, later)
+        self._upkeep_at = max(self._upkeep_at, later)
+        self._retain_at = max(self._retain_at, later)
 
     # -- age -------------------------------------------------------------------------------------------------
 

@@ -41,9 +41,10 @@ class Rest:
             )
         if self.scheduled:
             verb = "is" if self.scheduled == 1 and not self.more else "are"
+            first = "" if self.more else f", the first in {human_span(self.first_in)}"
             said.append(
-                f"{self._counted(self.scheduled)} {verb} scheduled, the first in "
-                f"{human_span(self.first_in)}; to go out with the first run after that, or then by: {command}"
+                f"{self._counted(self.scheduled)} {verb} scheduled{first}; to go out with the first run "
+                f"after that, or then by: {command}"
             )
         return said
 

@@ -84,6 +84,9 @@ class Committer:
         for contribute in self._contributors:
             contribute()
         self._commit_first = False
+        if self._away:  # a contributor has made a call
+            self._again = True
+            return
         if not self._asks:
             self._go_on()
             return
@@ -102,7 +105,10 @@ class Committer:
         self._go_on()
 
     def close(self) -> None:
-        """End the thread when it has finished what it was given."""
+        """End the thread when it has finished what it was given. Verbs that wait are committed no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         while self._calls:
             self._next_call()
         self._writer.close()

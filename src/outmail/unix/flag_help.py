@@ -21,8 +21,8 @@ SENDMAIL = (
     ("-q, -qIID, -qRSITE, -qSSENDER, -q15m", "try now what waits; without a service this process tries once"),
     ("-G", "the message comes from another machine: bare names get no domain"),
     ("-C FILE, -a RELAY, --store S, --relay R", "configuration, relay, queue"),
-    ("-X FILE", "appends to FILE what comes in, and with `-bs` and `-q` the dialogues; what a service sends "
-     "later is shown by `outmail log ID`"),
+    ("-X FILE", "appends to FILE, which is new or an earlier one of `-X`, what comes in, and with `-bs` and "
+     "`-q` the dialogues; what a service sends later is shown by `outmail log ID`"),
     ("-v", "says on stderr which id the message has, and which flags change nothing"),
     ("--", "ends the flags; an address after it may begin with `-`"),
     ("-bd, -bl, -bh, -bH, -bt, -P", "exit status 64, and the outmail command to use instead"),

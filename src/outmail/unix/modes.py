@@ -67,13 +67,15 @@ def _queue_of(call: Call) -> Config:
 def _become_owner(path: str, library: str) -> None:
     """``library``: "" when the path is a folder itself."""
     folder = os.path.dirname(os.path.abspath(path)) if library else path
-    with contextlib.suppress(OSError):  # it is not there, or closed to us, which is told later
+    try:
         owner = os.stat(folder).st_uid
-        if os.geteuid() == 0 != owner:
-            rights.become_owner(folder)
-            for name in ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME"):
-                os.environ.pop(name, None)
-            os.environ["HOME"] = folder
+    except OSError:
+        return  # it is not there, or closed to us, which is told later
+    if os.geteuid() == 0 != owner:
+        rights.become_owner(folder)
+        for name in ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME"):
+            os.environ.pop(name, None)
+        os.environ["HOME"] = folder
 
 
 def _list(call: Call) -> int:

@@ -3,14 +3,26 @@
 Each line has the process's number, and ``<<<`` for what came in, ``>>>`` for what went out, ``===`` for what
 became of it, as Sendmail writes them. The file can be read by its owner only, because mail is in it.
 Promises: a file that cannot be written is named on stderr, and the mail goes on. Passwords of relays are
-masked, as in every dialogue that is kept. Does not: write what a service sends later (`outmail log ID` does).
+masked, as in every dialogue that is kept. Strangers have got words into the arguments that web programs give
+to sendmail (CVE-2016-10033): so only a new file or an earlier one of ``-X`` is written, no link is followed,
+and no line begins what a web server would run.
+Does not: write what a service sends later (`outmail log ID` does).
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+import stat
 
 from outmail.unix.telling import tell
+
+#: How each of our lines begins.
+_LINE = re.compile(rb"\d{5,10} (<<<|>>>|===) ")
+#: What begins a program in a page of a web server: <?php, <%, <!--#exec.
+_RUNS = re.compile(rb"<(?=[?%!])")
+_STREAMS = ("/dev/stdout", "/dev/stderr")
 
 IN, OUT, FATE = "<<<", ">>>", "==="
 
@@ -58,8 +70,8 @@ class Traffic:
             return
         head = f"{os.getpid():05d} {direction} ".encode()
         try:
-            with open(self.path, "ab", opener=_private) as file:
-                file.writelines(head + line.rstrip(b"\r") + b"\n" for line in lines)
+            with open(self.path, "ab", buffering=0, opener=_private) as file:
+                file.write(b"".join(head + _RUNS.sub(rb"< ", line.rstrip(b"\r")) + b"\n" for line in lines))
         except OSError as problem:
             tell("sendmail", f"-X: {self.path}: {problem.strerror}; the mail goes on", 0)
             self.path = ""
@@ -73,4 +85,22 @@ def tell_kept(call: Call, said: str) -> None:
 
 
 def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY, 0o600)
+    """A descriptor for a new file, an earlier one of ours, a pipe or a device."""
+    links = 0 if path in _STREAMS else os.O_NOFOLLOW
+    try:
+        fd = os.open(path, flags | os.O_EXCL | os.O_NONBLOCK | os.O_NOCTTY | links, 0o600)
+    except FileExistsError:
+        fd = os.open(path, flags & ~os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY | links)
+    found = os.fstat(fd)
+    if stat.S_ISREG(found.st_mode) and found.st_size and not _ours(path, found):
+        os.close(fd)
+        raise FileExistsError(errno.EEXIST, "it is there, and was not written by -X for you alone")
+    return fd
+
+
+def _ours(path: str, found: os.stat_result) -> bool:
+    if found.st_uid != os.geteuid() or found.st_mode & 0o077 or found.st_nlink != 1:
+        return False
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW)) as file:
+        same = os.path.samestat(os.fstat(file.fileno()), found)
+        return same and _LINE.match(file.read(20)) is not None

@@ -93,6 +93,16 @@ def test_after_a_bug_nothing_is_due_for_a_while() -> None:
     assert scene.commits.called() == ["_reclaim", "_sweep", "_retain"]
 
 
+def test_what_is_under_way_is_not_postponed() -> None:
+    scene = Scene(AGES)
+    scene.maintenance.look()
+    scene.commits.called()
+    scene.maintenance.postpone(5.0)
+    scene.loop.advance(5.1)
+    scene.maintenance.look()
+    assert scene.commits.called() == []
+
+
 def test_a_sweep_that_failed_is_tried_again_sooner() -> None:
     scene = Scene()
     scene.maintenance.look()

@@ -159,3 +159,15 @@ def test_a_commit_for_which_nobody_asks_anything_keeps_no_call_waiting() -> None
         commits.call(lambda: "two", heard.append)
 
     assert play(script) == (["one", "two"], [])
+
+
+def test_a_call_of_a_contributor_comes_before_the_commit() -> None:
+    """No transaction is begun while the other thread works with the store."""
+
+    async def script(commits: Any, store: Store, heard: list[Any]) -> None:
+        commits.contributor(lambda: commits.call(lambda: "called", heard.append) if not heard else None)
+        commits.ask("a", heard.append)
+        commits.flush()
+        assert not store.begun
+
+    assert play(script) == (["called", "a"], [["a"]])
