@@ -125,8 +125,8 @@ class Engine:
         ``first`` is called on a thread of its own, after the engine is registered and before it looks for due
         mail.
         """
-        self.loop = asyncio.get_running_loop()
         self._awake = asyncio.Event()
+        self.loop = asyncio.get_running_loop()  # from here on other threads wake it
         self._ready = self._ready or asyncio.Event()
         self.commits = Committer(self.store, self.loop)
         self.commits.contributor(self._contribute)

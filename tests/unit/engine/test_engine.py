@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from types import SimpleNamespace
 from typing import Any
@@ -153,3 +154,23 @@ def test_after_trouble_the_store_is_left_alone_for_a_second() -> None:
     scene.loop.advance(1.0)
     scene.engine._contribute()
     assert scene.completer.heard == ["contribute"]
+
+
+def test_who_sends_while_the_engine_begins_wakes_it_or_nobody() -> None:
+    """The message is on disk by then: an exception would make its program send it again."""
+
+    class Slow(asyncio.Event):
+        def __init__(self) -> None:
+            super().__init__()
+            engine.wake()  # another thread, in the middle of the beginning
+
+    def failing() -> None:
+        raise StoreError("io", "enough seen")
+
+    words: Any = (SimpleNamespace(blocking=False), Routes({}), None, None, FakeClock(NOW))
+    engine: Any = Engine(*words)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(asyncio, "Event", Slow)
+        patch.setattr(engine, "_assemble", failing)
+        with pytest.raises(StoreError, match="enough seen"):
+            asyncio.run(engine.run())

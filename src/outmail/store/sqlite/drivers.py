@@ -13,10 +13,12 @@ from __future__ import annotations
 import errno
 import os
 import random
+import re
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, Protocol
 
 from outmail.errors import ConfigError
@@ -222,6 +224,30 @@ class Apsw:
         return trouble(getattr(problem, "extendedresult", 0) or getattr(problem, "result", 1), str(problem))
 
 
+@lru_cache(512)
+def _with_names(sql: str) -> str:
+    """A statement in which some parameter has a number, with the names p1, p2 … instead, as SQLite counts;
+    else "". For sqlite3 a number is a name, and from Python 3.14 on names need a mapping.
+    """
+    if not re.search(r"\?\d", sql):
+        return ""
+    highest = 0
+
+    def number(found: re.Match[str]) -> str:
+        nonlocal highest
+        if found[0][0] != "?":
+            return found[0]
+        n = int(found[1]) if found[1] else highest + 1
+        highest = max(highest, n)
+        return f":p{n}"
+
+    return re.sub(r"'[^']*'|\?(\d*)", number, sql)
+
+
+def _named(params: Sequence[Any]) -> dict[str, Any]:
+    return {f"p{n}": value for n, value in enumerate(params, 1)}
+
+
 class Stdlib:
     """A connection by the standard library's sqlite3."""
 
@@ -243,18 +269,23 @@ class Stdlib:
 
     def execute(self, sql: str, params: Sequence[Any] = ()) -> list[Any]:
         try:
-            return self._db.execute(sql, params).fetchall()
+            return self._run(sql, params)
         except (self._sqlite3.Error, *_ODD) as problem:
             raise self._trouble(problem) from None
 
     def many(self, sql: str, rows: Sequence[Sequence[Any]]) -> list[Any]:
         try:
             if sql.lstrip()[:6].upper() != "SELECT" and "RETURNING" not in sql:
-                self._db.executemany(sql, rows)
+                other = _with_names(sql)
+                self._db.executemany(other or sql, map(_named, rows) if other else rows)
                 return []
-            return [found for row in rows for found in self._db.execute(sql, row).fetchall()]
+            return [found for row in rows for found in self._run(sql, row)]
         except (self._sqlite3.Error, *_ODD) as problem:
             raise self._trouble(problem) from None
+
+    def _run(self, sql: str, params: Sequence[Any]) -> list[Any]:
+        other = _with_names(sql)
+        return self._db.execute(other or sql, _named(params) if other else params).fetchall()
 
     def in_transaction(self) -> bool:
         try:
