@@ -13,10 +13,14 @@ from types import TracebackType
 
 from tests.waiting import PATIENCE
 
-#: Makes the terminal on stdin the controlling one (getpass opens /dev/tty), then becomes the program.
+#: Makes the terminal on stdin the controlling one (getpass opens /dev/tty), then becomes the program. Without
+#: NOFLSH the kernel, after it has sent the signal of Ctrl-C, throws away what the program has said to it.
 _START = """
 import fcntl, os, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+words = termios.tcgetattr(0)
+words[3] |= termios.NOFLSH
+termios.tcsetattr(0, termios.TCSANOW, words)
 os.execv(sys.argv[1], sys.argv[1:])
 """
 

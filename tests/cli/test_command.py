@@ -343,15 +343,6 @@ def test_an_empty_configuration_and_the_environment(outmail: Run, tmp_path: Path
     )
 
 
-def test_a_development_mailbox_never_takes_mail_that_is_meant_to_go_out(outmail: Run, tmp_path: Path) -> None:
-    """Its engine would deliver that to nowhere."""
-    store = ("--store", str(tmp_path / "q.db"))
-    assert outmail("send", "a@x.test", "--from", "me@x.test", *store).returncode == 0
-    done = outmail("receive", "--catch", "--listen", "127.0.0.1:0", *store)
-    assert done.returncode == 78 and b"store of its own" in done.stderr and b"q.db has mail" in done.stderr
-    assert b"queued" in outmail("queue", "list", "ALL", *store).stdout
-
-
 def test_every_command_has_help(outmail: Run) -> None:
     for command in (
         "demo",

@@ -307,18 +307,22 @@ def test_traffic_is_no_program_and_goes_into_no_other_file(sendmail: Call, tmp_p
     Path("twin").write_text("12345 <<< mine\n")
     os.chmod("twin", 0o600)
     os.link("twin", "twin2")
-    for file in ("page", "open", "link", "twin"):
+    Path("empty").touch(0o666)
+    os.chmod("empty", 0o666)
+    for file in ("page", "open", "link", "twin", "empty", ".bash_profile"):
         done = sendmail("-X", file, "a@x.test")
         assert done.status == 0 and done.kept is not None
         assert done.err.startswith(f"sendmail: -X: {file}: ") and done.err.count("\n") == 1
-    assert Path("page").read_text() == "mine\n" and not Path("target").exists()
+    assert Path("page").read_text() == "mine\n" and Path("empty").read_text() == ""
+    assert not Path("target").exists() and not Path(".bash_profile").exists()
     assert Path("open").read_text() == Path("twin").read_text() == "12345 <<< mine\n"
 
 
 def test_a_line_that_nobody_can_be_told_changes_no_status(sendmail: Call, tmp_path: Path) -> None:
     words = [sys.executable, "-m", "outmail", "sendmail", "-v", "-X", "none/x", "--store", "q.db", "a@x.test"]
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with open("/dev/full", "wb") as full:
-        done = subprocess.run(words, cwd=tmp_path, stderr=full, input=b"Subject: s\n\n", timeout=60)
+        done = subprocess.run(words, cwd=tmp_path, env=env, stderr=full, input=b"Subject: s\n\n", timeout=60)
     assert done.returncode == 0
 
 

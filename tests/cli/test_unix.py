@@ -346,3 +346,19 @@ def test_fifty_at_once_lose_nothing(tmp_path: Path) -> None:
 
 
 SRC = str(Path(__file__).parents[2] / "src")
+
+
+def test_a_subject_may_look_like_an_option(store: Path) -> None:
+    done = call("mail", "-s", "--help", "a@x.test", store=store, given=b"alarm\n")
+    assert (done.returncode, done.stdout) == (0, b"") and "Subject: --help\r\n" in only(store)[1]
+
+
+def test_what_nobody_can_be_told_changes_no_status(store: Path) -> None:
+    """75 is passing trouble; a program that hears 1 gives up."""
+    env = {**os.environ, "OUTMAIL_CALLS": "1", "HOME": str(store.parent), "PYTHONUNBUFFERED": ""}
+    words = [sys.executable, "-m", "outmail", "sendmail", "-t"]
+    with open("/dev/full", "wb") as full:
+        for more, status in (([], 75), (["-C", str(store.parent / "none.toml")], 78)):
+            done = subprocess.run([*words, *more], env=env, input=MESSAGE, stderr=full, timeout=60)
+            assert done.returncode == status
+            env.pop("OUTMAIL_CALLS", None)

@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from outmail.cli.exits import EX_SOFTWARE, EX_TEMPFAIL, EX_USAGE, sentence, status_of
+from outmail.cli.exits import EX_SOFTWARE, EX_TEMPFAIL, EX_USAGE, status_of, told
 from outmail.errors import Error
 from outmail.system import circle, streams
 from outmail.unix import NAMES
@@ -120,9 +120,8 @@ def _told(problem: Error, as_json: bool) -> int:
             json.dumps({"error": {"code": problem.code, "message": str(problem), "hint": problem.hint}}),
             file=sys.stderr,
         )
-    else:
-        print(sentence("outmail", problem), file=sys.stderr)
-    return status_of(problem)
+        return status_of(problem)
+    return told("outmail", problem)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from outmail.errors import ConfigError, Error, NotFound, NotStored, Refused
 from outmail.policy.plain import plain_line
+from outmail.system import streams
 from outmail.system.exits import (
     EX_CONFIG,
     EX_CRIT,
@@ -26,8 +27,8 @@ __all__ = (
     "EX_TEMPFAIL",
     "EX_UNAVAILABLE",
     "EX_USAGE",
-    "sentence",
     "status_of",
+    "told",
 )
 
 
@@ -42,6 +43,7 @@ def status_of(problem: Error) -> int:
     return EX_DATAERR if isinstance(problem, Refused) else EX_SOFTWARE
 
 
-def sentence(program: str, problem: Error) -> str:
-    """What is told on stderr: one line."""
-    return plain_line(f"{program}: {problem}" + (f" ({problem.hint})" if problem.hint else ""))
+def told(program: str, problem: Error) -> int:
+    """The exit status, with one line on stderr."""
+    streams.say(plain_line(f"{program}: {problem}" + (f" ({problem.hint})" if problem.hint else "")))
+    return status_of(problem)

@@ -30,6 +30,7 @@ from outmail.policy.plain import plain
 from outmail.policy.veil import known
 from outmail.service import prepared, service
 from outmail.store import shown
+from outmail.system import streams
 from outmail.system.place import default_store
 from outmail.wiring import build_engine
 
@@ -50,10 +51,12 @@ def run(arguments: argparse.Namespace) -> int:
         box.retry(arguments.only)
         arguments.only = head
     observe = delivery_log.Batched(sys.stderr)
-    allowed = config.transcripts != "none"  # they would be in the store, too
+    if arguments.transcript and config.transcripts == "none":
+        streams.say('outmail: --transcript: nothing is written, because transcripts = "none"')
+        arguments.transcript = ""
     engine = build_engine(
         box.store,
-        replace(config, transcripts="all") if arguments.transcript and allowed else config,
+        replace(config, transcripts="all") if arguments.transcript else config,
         config.routes,
         Clock(),
         arguments.only,
@@ -122,8 +125,6 @@ def receive(arguments: argparse.Namespace) -> int:
         prepared.directory(config)
     _log_to_stderr()
     box = Outbox(config=config, deliver="never")
-    if arguments.catch:
-        _claim(box)
     engine = build_engine(box.store, config, config.routes, Clock(), observe=delivery_log.Batched(sys.stderr))
     if arguments.catch:
         kept = shown(config.store)
@@ -144,19 +145,6 @@ def _receiving(arguments: argparse.Namespace) -> Config:
     if arguments.listen:
         config = replace(config, receive=replace(config.receive, smtp=tuple(arguments.listen)))
     return prepared.receiving(config, catch=arguments.catch)
-
-
-def _claim(box: Outbox) -> None:
-    """Make the store one of caught mail. One that has had other mail is refused: that would go nowhere."""
-    verbs = box.store.verbs
-    if box.store.read(verbs.note_get("catch", "all")) is not None:
-        return
-    if box.store.read(verbs.newest()):
-        raise ConfigError(
-            f"{shown(box.store.url)} has mail that is meant to go out; --catch would throw it away",
-            hint="give --catch a store of its own: --store FILE, or leave --store out",
-        )
-    box.store.run(verbs.note_put("catch", "all", box.clock.now()))
 
 
 def _hangups() -> Callable[[], bool]:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from outmail.cli.exits import EX_NOPERM, EX_TEMPFAIL, EX_USAGE, sentence, status_of
+from outmail.cli.exits import EX_NOPERM, EX_TEMPFAIL, EX_USAGE, told
 from outmail.errors import Error
 from outmail.policy.plain import plain_line
 from outmail.system import circle, streams
@@ -54,8 +54,7 @@ def ended(program: str, work: Callable[[], int]) -> int:
         tell(str(problem))
         return EX_USAGE
     except Error as problem:
-        print(sentence(program, problem), file=sys.stderr)
-        return status_of(problem)
+        return told(program, problem)
     except OSError as problem:
         where = f"{problem.filename}: " if problem.filename else ""
         tell(f"{where}{problem.strerror or problem}: what waits there stays there")

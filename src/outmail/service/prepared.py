@@ -35,6 +35,8 @@ from outmail.transport.mailbox import Mailboxes
 from outmail.wiring import arrivals_of
 
 KINDS = ("smtp", "submission", "lmtp")
+#: The route of what `receive --catch` keeps.
+CAUGHT = "caught"
 #: ``host:port``, ``unix:/path``, or a socket that the service manager has handed over.
 Address = str | socket.socket
 
@@ -278,11 +280,10 @@ def receiving(config: Config, *, catch: bool) -> Config:
     """
     receive = config.receive
     if catch:
-        nothing = parse_relay("null:", "default")
+        # A route of its own: other mail in the store is left alone, and no other engine sends what is caught
+        routes = Routes({CAUGHT: parse_relay("null:", CAUGHT)}, fallback=CAUGHT)
         keep = dict.fromkeys(config.retention, 1 << 60)
-        return replace(
-            config, routes=Routes({"default": nothing}), retention=keep, only_to=(), redirect_to=""
-        )
+        return replace(config, routes=routes, retention=keep, only_to=(), redirect_to="")
     if not receive.mailboxes:
         raise ConfigError(
             "[receive] mailboxes is not set: where local mail goes, such as /home/{user}/Maildir/ or "

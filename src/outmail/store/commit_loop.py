@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from outmail.store import Store, Verb
+from outmail.store import Store, StoreError, Verb
 from outmail.system.threads import CallThread, Then
 
 log = logging.getLogger("outmail.engine")
@@ -45,6 +45,7 @@ class Committer:
         self._commit_first = False
         #: Somebody asked for a commit while one was running.
         self._again = False
+        self._closed = False
         self._timer: asyncio.Handle | None = None
         self._due = 0.0
         self._writer = CallThread("writer")
@@ -61,9 +62,12 @@ class Committer:
     def ask(self, verb: Verb[Any], then: Then) -> None:
         """Add a verb to the next commit. This does not start a commit: `soon` or `flush` do."""
         self._asks.append((verb, then))
+        self._refuse_if_closed()
 
     def soon(self, seconds: float = 0.0) -> None:
         """Commit within ``seconds``, or earlier if somebody else asked for that."""
+        if self._closed:
+            return
         due = self._loop.time() + seconds
         if self._timer is not None:
             if self._due <= due:
@@ -77,6 +81,8 @@ class Committer:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._closed:
+            return
         if self._away or (self._calls and not self._commit_first):
             self._again = True
             self._go_on()
@@ -101,17 +107,30 @@ class Committer:
 
     def call(self, function: Callable[[], Any], then: Then) -> None:
         """Run a blocking call on the writer thread. ``then`` gets its result or exception, in the loop."""
+        if self._closed:
+            _tell(then, StoreError("closed", "this engine has ended its work with the store"))
+            return
         self._calls.append((function, then))
         self._go_on()
 
     def close(self) -> None:
-        """End the thread when it has finished what it was given. Verbs that wait are committed no more."""
+        """End the thread when it has finished what it was given. No commit begins from here on: verbs that
+        wait, or come later, get an exception.
+        """
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         while self._calls:
             self._next_call()
         self._writer.close()
+        self._closed = True
+        self._refuse_if_closed()
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            asks, self._asks = self._asks, []
+            for _, then in asks:
+                _tell(then, StoreError("closed", "this engine has ended its work with the store"))
 
     def _next_call(self) -> None:
         function, then = self._calls.popleft()
@@ -137,7 +156,7 @@ class Committer:
 
     def _go_on(self) -> None:
         """Begin the next commit, or the next call."""
-        if self._away:
+        if self._away or self._closed:
             return
         wanted = self._again or self._asks or self._timer is not None
         if self._calls and not (wanted and self._commit_first):

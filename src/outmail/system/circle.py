@@ -7,7 +7,8 @@ Loads little: `sendmail` starts in milliseconds.
 from __future__ import annotations
 
 import os
-import sys
+
+from outmail.system import streams
 
 MARK = "OUTMAIL_CALLS"
 
@@ -16,9 +17,8 @@ def is_closed() -> bool:
     """True when outmail has called us; then a line on stderr says so."""
     if not os.environ.get(MARK):
         return False
-    print(
+    streams.say(
         "outmail: this sendmail program is outmail, and outmail has called it: the mail would go round in a "
-        "circle, so it is refused; give outmail a relay that is another program",
-        file=sys.stderr,
+        "circle, so it is refused; give outmail a relay that is another program"
     )
     return True

@@ -107,10 +107,13 @@ def is_name(name: str) -> bool:
 
 
 def left(folder: str) -> list[tuple[str, int, int, int]]:
-    """(name, userid, bytes, Unix ms) of each file that waits. Nothing is opened. Raises OSError."""
+    """(name, userid, bytes, Unix ms) of each file that waits. Nothing is opened. Whoever owns a file sets its
+    date: one that lies in the future counts as now. Raises OSError.
+    """
     import stat
+    import time
 
-    found = []
+    found, now = [], time.time_ns() // 1_000_000
     with os.scandir(folder) as entries:
         for entry in entries:
             try:
@@ -118,7 +121,8 @@ def left(folder: str) -> list[tuple[str, int, int, int]]:
             except OSError:  # it has vanished
                 continue
             if is_name(entry.name) and stat.S_ISREG(status.st_mode):
-                found.append((entry.name, status.st_uid, status.st_size, status.st_mtime_ns // 1_000_000))
+                at = max(0, min(status.st_mtime_ns // 1_000_000, now))
+                found.append((entry.name, status.st_uid, status.st_size, at))
     return sorted(found)
 
 

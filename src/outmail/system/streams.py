@@ -1,4 +1,6 @@
-"""Standard streams that the caller has closed. Loads nothing: `sendmail` starts in milliseconds."""
+"""Standard streams that the caller has closed, or that nobody reads. Loads nothing: `sendmail` starts in
+milliseconds.
+"""
 
 from __future__ import annotations
 
@@ -21,3 +23,15 @@ def complete() -> None:
         sys.stdout = open(1, "w", closefd=False)
     if sys.stderr is None:
         sys.stderr = open(2, "w", closefd=False)
+
+
+def say(line: str) -> None:
+    """A line on stderr. Where it cannot be written nobody can be told: what became of the mail is in the exit
+    status, which must not change. So the rest goes nowhere, or Python would fail with it at its end (120).
+    """
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        os.close(nowhere)

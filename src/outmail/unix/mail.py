@@ -11,10 +11,9 @@ Does not: read mail, or ask for anything.
 from __future__ import annotations
 
 import os
-import sys
 
 from outmail.cli.common import configured, stdin_bytes
-from outmail.cli.exits import sentence, status_of
+from outmail.cli.exits import told
 from outmail.clock import Clock
 from outmail.errors import Error, Refused
 from outmail.intake import api
@@ -39,26 +38,26 @@ class Words:
         self.values: dict[str, list[str]] = {letter: [] for letter in _COUNT}
         self.to: list[str] = []
         self.only_with_text = False
+        self.help = False
         self.where: dict[str, str] = {}
         self.call = flags.Call()
 
 
 def main(words: list[str]) -> int:
     """Compose the message and keep it; returns the exit status."""
-    if "--help" in words[: words.index("--") if "--" in words else None]:
+    asked = parsed(words)
+    if asked.help:
         from outmail.unix import flag_help
 
         print(flag_help.mail(), end="")
         return 0
-    asked = parsed(words)
     try:
         text = _text(asked)
         if asked.only_with_text and not text.strip():
             return 0
         return deposit(asked.call, *_composed(asked, text))
     except Error as problem:
-        print(sentence("mail", problem), file=sys.stderr)
-        return status_of(problem)
+        return told("mail", problem)
 
 
 def parsed(words: list[str]) -> Words:
@@ -70,6 +69,9 @@ def parsed(words: list[str]) -> Words:
         if word == "--":
             _behind(made, rest)
             break
+        if word == "--help":
+            made.help = True
+            return made
         if word.startswith("--"):
             _long(made, word[2:], rest)
         elif word.startswith("-") and len(word) > 1:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 
 from outmail.cli.common import configured, is_there
-from outmail.cli.exits import sentence, status_of
+from outmail.cli.exits import told
 from outmail.clock import Clock
 from outmail.config import Config, load
 from outmail.errors import ConfigError, Error, Refused
@@ -26,6 +26,7 @@ from outmail.system.user import is_user, login
 from outmail.unix import flag_help
 from outmail.unix.flags import Call
 from outmail.unix.keeping import drop_folder
+from outmail.unix.mailq import Left, listed
 from outmail.unix.telling import tell
 from outmail.wiring import here, is_postgres, store_path
 
@@ -38,8 +39,7 @@ def run(call: Call) -> int:
     try:
         return _MODES[call.mode](call)
     except Error as problem:
-        print(sentence("sendmail", problem), file=sys.stderr)
-        return status_of(problem)
+        return told("sendmail", problem)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -71,27 +71,37 @@ def _become_owner(path: str, library: str) -> None:
         owner = os.stat(folder).st_uid
     except OSError:
         return  # it is not there, or closed to us, which is told later
-    if os.geteuid() == 0 != owner:
-        rights.become_owner(folder)
+    if os.geteuid() != 0:
+        return
+    rights.become_owner(folder)  # which also refuses a folder of root's in which others may write
+    if owner != 0:
         for name in ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME"):
             os.environ.pop(name, None)
         os.environ["HOME"] = folder
 
 
 def _list(call: Call) -> int:
-    from outmail.unix.mailq import Left, listed
-
     config = _queue_of(call)
     folder = drop_folder(call)
-    left = [
-        Left(keyed_id(dropbox.key_of(uid, name)), size, at, login(uid) or f"userid {uid}")
-        for name, uid, size, at in (dropbox.left(folder) if folder else ())
-    ]
+    left = _left(folder) if folder else []
     with contextlib.ExitStack() as stack:
         queue = stack.enter_context(Queue.open(config)) if is_there(config.store) else None
         for line in listed(queue, left):
             sys.stdout.write(line)
     return 0
+
+
+def _left(folder: str) -> list[Left]:
+    try:
+        found = dropbox.left(folder)
+    except OSError as problem:
+        why = f"{folder}: {problem.strerror}; what the service has not taken from there yet is not listed"
+        tell("sendmail", why, 0)
+        return []
+    return [
+        Left(keyed_id(dropbox.key_of(uid, name)), size, at, login(uid) or f"userid {uid}")
+        for name, uid, size, at in found
+    ]
 
 
 def _flush(call: Call) -> int:

@@ -10,7 +10,7 @@ import os
 import sys
 
 from outmail.cli.common import configured, warn_idle
-from outmail.cli.exits import sentence, status_of
+from outmail.cli.exits import told
 from outmail.clock import Clock
 from outmail.errors import Error
 from outmail.intake import local
@@ -49,7 +49,6 @@ def store(call: Call, deposit: Deposit) -> int:
     try:
         id = kept(call, deposit)
     except Error as problem:
-        print(sentence("sendmail", problem), file=sys.stderr)
-        return status_of(problem)
+        return told("sendmail", problem)
     tell_kept(call, f"{id} is stored")
     return 0

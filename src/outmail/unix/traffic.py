@@ -5,7 +5,7 @@ became of it, as Sendmail writes them. The file can be read by its owner only, b
 Promises: a file that cannot be written is named on stderr, and the mail goes on. Passwords of relays are
 masked, as in every dialogue that is kept. Strangers have got words into the arguments that web programs give
 to sendmail (CVE-2016-10033): so only a new file or an earlier one of ``-X`` is written, no link is followed,
-and no line begins what a web server would run.
+no name begins with a dot, as those of a shell's files do, and no line begins what a web server would run.
 Does not: write what a service sends later (`outmail log ID` does).
 """
 
@@ -22,7 +22,7 @@ from outmail.unix.telling import tell
 _LINE = re.compile(rb"\d{5,10} (<<<|>>>|===) ")
 #: What begins a program in a page of a web server: <?php, <%, <!--#exec.
 _RUNS = re.compile(rb"<(?=[?%!])")
-_STREAMS = ("/dev/stdout", "/dev/stderr")
+_DEVICES = ("/dev/stdout", "/dev/stderr", "/dev/null", "/dev/tty")
 
 IN, OUT, FATE = "<<<", ">>>", "==="
 
@@ -71,7 +71,8 @@ class Traffic:
         head = f"{os.getpid():05d} {direction} ".encode()
         try:
             with open(self.path, "ab", buffering=0, opener=_private) as file:
-                file.write(b"".join(head + _RUNS.sub(rb"< ", line.rstrip(b"\r")) + b"\n" for line in lines))
+                text = b"".join(head + _RUNS.sub(rb"< ", line.rstrip(b"\r")) + b"\n" for line in lines)
+                _write_all(file.fileno(), text)
         except OSError as problem:
             tell("sendmail", f"-X: {self.path}: {problem.strerror}; the mail goes on", 0)
             self.path = ""
@@ -85,14 +86,15 @@ def tell_kept(call: Call, said: str) -> None:
 
 
 def _private(path: str, flags: int) -> int:
-    """A descriptor for a new file, an earlier one of ours, a pipe or a device."""
-    links = 0 if path in _STREAMS else os.O_NOFOLLOW
+    """A descriptor for a new file, an earlier one of ours, our own pipe or a device."""
+    links = 0 if path in _DEVICES else os.O_NOFOLLOW
+    if os.path.basename(path).startswith("."):
+        raise OSError(errno.EPERM, "a file whose name begins with a dot may be run by a shell")
     try:
         fd = os.open(path, flags | os.O_EXCL | os.O_NONBLOCK | os.O_NOCTTY | links, 0o600)
     except FileExistsError:
         fd = os.open(path, flags & ~os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY | links)
-    found = os.fstat(fd)
-    if stat.S_ISREG(found.st_mode) and found.st_size and not _ours(path, found):
+    if path not in _DEVICES and not _ours(path, os.fstat(fd)):
         os.close(fd)
         raise FileExistsError(errno.EEXIST, "it is there, and was not written by -X for you alone")
     return fd
@@ -101,6 +103,12 @@ def _private(path: str, flags: int) -> int:
 def _ours(path: str, found: os.stat_result) -> bool:
     if found.st_uid != os.geteuid() or found.st_mode & 0o077 or found.st_nlink != 1:
         return False
+    if not stat.S_ISREG(found.st_mode) or not found.st_size:
+        return stat.S_ISREG(found.st_mode) or stat.S_ISFIFO(found.st_mode)
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW)) as file:
-        same = os.path.samestat(os.fstat(file.fileno()), found)
-        return same and _LINE.match(file.read(20)) is not None
+        return os.path.samestat(os.fstat(file.fileno()), found) and _LINE.match(file.read(20)) is not None
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(fd, data) :]

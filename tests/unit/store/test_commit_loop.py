@@ -171,3 +171,24 @@ def test_a_call_of_a_contributor_comes_before_the_commit() -> None:
         assert not store.begun
 
     assert play(script) == (["called", "a"], [["a"]])
+
+
+def test_after_the_end_no_commit_begins_and_each_has_its_answer() -> None:
+    """A transaction that an ended thread should finish would lock the store for ever."""
+
+    async def script(commits: Any, store: Store, heard: list[Any]) -> None:
+        store.go.clear()
+        commits.ask("a", heard.append)
+        commits.flush()
+        commits.call(lambda: "called", heard.append)
+        commits.ask("b", lambda answer: heard.append(type(answer)))
+        commits.soon()
+        commits.close()
+        commits.ask("c", lambda answer: heard.append(type(answer)))
+        commits.flush()
+        commits.call(lambda: "d", lambda answer: heard.append(type(answer)))
+        store.go.set()
+        await until_in_loop(lambda: len(heard) == 5)
+
+    heard, begun = play(script)
+    assert heard == [StoreError, StoreError, StoreError, "a", "called"] and begun == [["a"]]

@@ -120,3 +120,14 @@ def test_what_a_killed_process_left_half_written_is_removed_a_day_later(folder: 
         Path(folder, name).touch()
     assert waiting(folder) == []
     assert os.listdir(folder) == [young]
+
+
+def test_a_date_in_the_future_counts_as_now(folder: str) -> None:
+    """The owner of a file sets its date, and mailq prints it."""
+    name = dropbox.put(folder, b"text")
+    before = time.time_ns() // 1_000_000
+    os.utime(os.path.join(folder, name), (2**33, 2**33))
+    ((found, uid, size, at),) = dropbox.left(folder)
+    assert (found, uid, size) == (name, os.geteuid(), 4) and before <= at < 2**33 * 1000
+    os.utime(os.path.join(folder, name), (-5, -5))
+    assert dropbox.left(folder)[0][3] == 0
