@@ -14,9 +14,11 @@ from types import TracebackType
 from tests.waiting import PATIENCE
 
 #: Makes the terminal on stdin the controlling one (getpass opens /dev/tty), then becomes the program. Without
-#: NOFLSH the kernel, after it has sent the signal of Ctrl-C, throws away what the program has said to it.
+#: NOFLSH the kernel, after it has sent the signal of Ctrl-C, throws away what the program has said to it. And
+#: who runs the tests in a shell's background has given them an ignored SIGINT.
 _START = """
-import fcntl, os, sys, termios
+import fcntl, os, signal, sys, termios
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 words = termios.tcgetattr(0)
 words[3] |= termios.NOFLSH
