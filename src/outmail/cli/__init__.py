@@ -116,9 +116,8 @@ def _told(problem: Error, as_json: bool) -> int:
     if as_json:
         import json
 
-        print(
-            json.dumps({"error": {"code": problem.code, "message": str(problem), "hint": problem.hint}}),
-            file=sys.stderr,
+        streams.say(
+            json.dumps({"error": {"code": problem.code, "message": str(problem), "hint": problem.hint}})
         )
         return status_of(problem)
     return told("outmail", problem)

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -37,7 +36,7 @@ def teller(program: str) -> Callable[[str], None]:
     """Prints one line on stderr, which begins with the program's name."""
 
     def tell(text: str) -> None:
-        print(plain_line(f"{program}: {text}"), file=sys.stderr)
+        streams.say(plain_line(f"{program}: {text}"))
 
     return tell
 

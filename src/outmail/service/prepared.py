@@ -31,6 +31,7 @@ from outmail.returns.listening import listens_for_copies
 from outmail.returns.watching import Maildir, Mbox, Watcher
 from outmail.smtp import server as protocol
 from outmail.system import dropbox
+from outmail.system.user import is_user
 from outmail.transport.mailbox import Mailboxes
 from outmail.wiring import arrivals_of
 
@@ -340,16 +341,4 @@ def _text_of(path: str) -> str:
 
 
 def _knows(users: tuple[str, ...]) -> Callable[[str], bool]:
-    if users != ("system",):
-        return frozenset(user.lower() for user in users).__contains__
-
-    def known(name: str) -> bool:
-        import pwd
-
-        try:
-            pwd.getpwnam(name)
-        except (KeyError, ValueError):
-            return False
-        return True
-
-    return known
+    return is_user if users == ("system",) else frozenset(user.lower() for user in users).__contains__

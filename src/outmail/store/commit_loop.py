@@ -108,7 +108,7 @@ class Committer:
     def call(self, function: Callable[[], Any], then: Then) -> None:
         """Run a blocking call on the writer thread. ``then`` gets its result or exception, in the loop."""
         if self._closed:
-            _tell(then, StoreError("closed", "this engine has ended its work with the store"))
+            _tell(then, _ended())
             return
         self._calls.append((function, then))
         self._go_on()
@@ -130,7 +130,7 @@ class Committer:
         if self._closed:
             asks, self._asks = self._asks, []
             for _, then in asks:
-                _tell(then, StoreError("closed", "this engine has ended its work with the store"))
+                _tell(then, _ended())
 
     def _next_call(self) -> None:
         function, then = self._calls.popleft()
@@ -164,6 +164,10 @@ class Committer:
         elif self._again or self._asks:
             self.soon((LONG_BREATH if self.store.blocking else BREATH) if self._again else 0.0)
             self._again = False
+
+
+def _ended() -> StoreError:
+    return StoreError("closed", "this engine has ended its work with the store")
 
 
 def _tell(then: Then, answer: Any) -> None:

@@ -17,6 +17,8 @@ from __future__ import annotations
 import os
 import time
 
+from outmail.system.writing import write_all
+
 #: Where a machine's service has its own.
 FOLDER = "/var/spool/outmail/drop"
 _NAME = frozenset("0123456789abcdef")
@@ -59,7 +61,7 @@ def put(folder: str, data: bytes) -> str:
     try:
         try:
             os.fchmod(fd, 0o640)  # whatever the umask: the service's group must be able to read it
-            _write(fd, data)
+            write_all(fd, data)
             os.fsync(fd)
         finally:
             os.close(fd)
@@ -95,12 +97,6 @@ def _sync(folder: str) -> None:
         os.close(fd)
 
 
-def _write(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
-
-
 def is_name(name: str) -> bool:
     """True for what `put` calls a file."""
     return len(name) == _LENGTH and name[12] == "-" and _NAME.issuperset(name.replace("-", "", 1))
@@ -111,7 +107,6 @@ def left(folder: str) -> list[tuple[str, int, int, int]]:
     date: one that lies in the future counts as now. Raises OSError.
     """
     import stat
-    import time
 
     found, now = [], time.time_ns() // 1_000_000
     with os.scandir(folder) as entries:

@@ -14,11 +14,11 @@ def login(uid: int) -> str:
 
 
 def is_user(name: str) -> bool:
-    """True when the system knows this login name; what follows a + belongs to the address only."""
+    """True when the system knows this login name."""
     import pwd
 
     try:
-        pwd.getpwnam(name.partition("+")[0])
-    except KeyError:
+        pwd.getpwnam(name)
+    except (KeyError, ValueError):  # ValueError: a NUL
         return False
     return True

@@ -23,6 +23,7 @@ import stat
 import threading
 from collections.abc import Iterator
 
+from outmail.system.writing import write_all
 from outmail.transport import dotlock, places
 from outmail.transport.dotlock import Locked
 
@@ -106,7 +107,7 @@ def _append(fd: int, place: int, journal: str, entry: bytes) -> None:
     os.lseek(fd, size, os.SEEK_SET)
     whole = False
     try:
-        places.write_all(fd, entry)
+        write_all(fd, entry)
         whole = True
         os.fsync(fd)
     except OSError as problem:

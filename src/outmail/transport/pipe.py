@@ -25,7 +25,8 @@ from collections.abc import Iterable, Iterator
 from outmail.model import Delivery, Outcome, Reply
 from outmail.policy.route import Relay
 from outmail.system import circle
-from outmail.transport import Awaited, places
+from outmail.system.writing import write_all
+from outmail.transport import Awaited
 
 _LATER = {69: "service unavailable", 70: "internal error", 71: "system error", 72: "system file missing",
           73: "cannot create output", 74: "input/output error", 75: "temporary failure",
@@ -153,7 +154,7 @@ def _whole_file(content: bytes) -> Iterator[int]:
         with tempfile.TemporaryFile() as file:
             fd = os.dup(file.fileno())
     try:
-        places.write_all(fd, content)
+        write_all(fd, content)
         os.lseek(fd, 0, os.SEEK_SET)
         yield fd
     finally:

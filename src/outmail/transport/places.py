@@ -25,6 +25,7 @@ import time
 from dataclasses import dataclass
 
 from outmail.system.host import hostname
+from outmail.system.writing import write_all
 
 log = logging.getLogger("outmail.files")
 
@@ -429,12 +430,6 @@ def _is_leftover(folder: int, name: str, pid: int) -> bool:
     except OSError:
         pass
     return False
-
-
-def write_all(fd: int, content: bytes) -> None:
-    view = memoryview(content)
-    while view:
-        view = view[os.write(fd, view) :]
 
 
 def holds(folder: int, name: str, content: bytes) -> bool:

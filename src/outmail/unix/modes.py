@@ -59,8 +59,8 @@ def _queue_of(call: Call) -> Config:
         if not is_postgres(config.store):
             _become_owner(*store_path(config.store))
     elif config.through:
-        told = f"this is your own queue; {config.through} takes from it, and has a queue of its own"
-        tell("sendmail", told, 0)
+        note = f"this is your own queue; {config.through} takes from it, and has a queue of its own"
+        tell("sendmail", note, 0)
     return config
 
 
@@ -133,7 +133,8 @@ def _verify(call: Call) -> int:
         raise Refused("-bv needs addresses", code="no-recipient")
     status = 0
     for name in call.recipients:
-        if "@" not in name and not place.is_alias(name) and not is_user(name.lower()):
+        user = name.lower().partition("+")[0]  # what follows belongs to the address only
+        if "@" not in name and not place.is_alias(name) and not is_user(user):
             tell("sendmail", f"{name}: no user and no alias of this machine has this name", 0)
             status = EX_NOUSER
         for target in place.targets(name):

@@ -20,6 +20,7 @@ from outmail.smtp import server as protocol
 from outmail.system import dropbox
 from outmail.system.exits import EX_IOERR
 from outmail.system.user import login
+from outmail.system.writing import write_all
 from outmail.unix import own
 from outmail.unix.flags import Call
 from outmail.unix.keeping import drop_folder
@@ -50,7 +51,7 @@ def session(call: Call) -> int:
     while True:
         data = server.outgoing()
         traffic.say(OUT, data)
-        _say(data)
+        write_all(1, data)
         try:
             data = b"" if server.closed else os.read(0, _BLOCK)
         except OSError as problem:
@@ -83,11 +84,6 @@ class _LineEnds:
         if before == b"\r" and data[:1] == b"\n":
             return b"\n" + data[1:].replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
         return data.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
-
-
-def _say(data: bytes) -> None:
-    while data:
-        data = data[os.write(1, data) :]
 
 
 def _kept(call: Call, request: protocol.Deliver) -> Reply:

@@ -16,6 +16,7 @@ import os
 import re
 import stat
 
+from outmail.system.writing import write_all
 from outmail.unix.telling import tell
 
 #: How each of our lines begins.
@@ -72,7 +73,7 @@ class Traffic:
         try:
             with open(self.path, "ab", buffering=0, opener=_private) as file:
                 text = b"".join(head + _RUNS.sub(rb"< ", line.rstrip(b"\r")) + b"\n" for line in lines)
-                _write_all(file.fileno(), text)
+                write_all(file.fileno(), text)
         except OSError as problem:
             tell("sendmail", f"-X: {self.path}: {problem.strerror}; the mail goes on", 0)
             self.path = ""
@@ -107,8 +108,3 @@ def _ours(path: str, found: os.stat_result) -> bool:
         return stat.S_ISREG(found.st_mode) or stat.S_ISFIFO(found.st_mode)
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW)) as file:
         return os.path.samestat(os.fstat(file.fileno()), found) and _LINE.match(file.read(20)) is not None
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(fd, data) :]

@@ -17,6 +17,8 @@ from __future__ import annotations
 import os
 import time
 
+from outmail.system.writing import write_all
+
 TYPE_CHECKING = False  # as in typing, without the price of importing it
 
 if TYPE_CHECKING:
@@ -162,9 +164,7 @@ def put(folder: str, data: bytes, part: str = "new") -> str:
     fd = os.open(half, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(fd, view) :]
+            write_all(fd, data)
             os.fsync(fd)
         finally:
             os.close(fd)

@@ -29,6 +29,7 @@ from urllib.parse import quote, unquote
 from outmail.store.maildir.lines import Change, Commit, Part, Rows, line, part_of, read
 from outmail.system.lockfile import sync_folder
 from outmail.system.starting import started
+from outmail.system.writing import write_all
 
 log = logging.getLogger("outmail")
 
@@ -430,15 +431,6 @@ def of_one_file(problem: OSError) -> bool:
 
 def journal_line(number: int, part: Part) -> bytes:
     return line({"commit": number, **Part.value(part)})
-
-
-def write_all(fd: int, data: bytes, at: int | None = None) -> None:
-    """One write, and more where the system takes less."""
-    left = memoryview(data)
-    while left:
-        count = os.write(fd, left) if at is None else os.pwrite(fd, left, at)
-        left = left[count:]
-        at = None if at is None else at + count
 
 
 def replace(path: str, temporary: str, lines: Iterable[bytes]) -> None:

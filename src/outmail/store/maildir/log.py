@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from outmail.store.maildir.files import TMP, Files, replace, split, sync, write_all
+from outmail.store.maildir.files import TMP, Files, replace, split, sync
 from outmail.store.maildir.lines import Commit, commit_of, line, read
 from outmail.system.lockfile import sync_folder
+from outmail.system.writing import write_all
 
 
 class NotTakenBack(OSError):

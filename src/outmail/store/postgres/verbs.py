@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from functools import cache
 from typing import Any
 
@@ -183,19 +182,7 @@ def _accepting(
         "\\u0000", "\\ufffd"
     )
     return (
-        message.id,
-        message.sender,
-        message.message_id,
-        message.subject,
-        len(message.content),
-        message.sha256,
-        message.needs,
-        message.priority,
-        message.accepted_at,
-        message.expires_at,
-        message.key,
-        message.tag,
-        json.dumps(asdict(message.dsn)) if message.dsn else None,
+        *delivery.columns(message),
         upload,
         None if upload else message.content,
         message.due,

@@ -54,9 +54,9 @@ _RECIPIENT = (
 )
 
 
-def _message_row(seq: int, message: Message, upload: str | None) -> tuple[Any, ...]:
+def columns(message: Message) -> tuple[Any, ...]:
+    """Of the table message: from id to dsn."""
     return (
-        seq,
         message.id,
         message.sender,
         message.message_id,
@@ -70,7 +70,6 @@ def _message_row(seq: int, message: Message, upload: str | None) -> tuple[Any, .
         message.key,
         message.tag,
         json.dumps(asdict(message.dsn)) if message.dsn else None,
-        upload,
     )
 
 
@@ -131,7 +130,7 @@ def add(
             result.append((*known[:3], True, 0))
             continue
         seq = next(numbers)
-        rows.append(_message_row(seq, message, upload))
+        rows.append((seq, *columns(message), upload))
         if upload is None:
             bodies.append((seq, message.content))
         events.append((message.accepted_at, "accepted", seq, None, "queued", 0, "", 0, None))
